@@ -1,0 +1,120 @@
+//! `brink serve`: one node, until it is told to stop.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use crate::node::{Given, Node, Settings, SettingsError, StartError};
+use crate::telemetry::{self, LogFormat, Telemetry};
+
+/// How long the last traces and metrics may take to leave.
+const FLUSH_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Exit code for wrong settings.
+const WRONG_SETTING: u8 = 2;
+
+/// Run one node.
+///
+/// Settings come from flags, BRINK_* variables and the TOML file, in that order. Traces and metrics leave by OTLP as
+/// the standard OTEL_* variables say. Stops cleanly on SIGTERM and Ctrl-C.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A TOML file with settings, named as the flags are
+    #[arg(long, env = "BRINK_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    #[command(flatten)]
+    given: Given,
+}
+
+/// Runs a node until SIGTERM or Ctrl-C.
+///
+/// # Errors
+///
+/// If the node cannot start; the exit code says whether a setting was wrong (2) or something else failed (1).
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let settings = match settings(args) {
+        Ok(settings) => settings,
+        Err(error) => return Ok(report(&StartError::from(error))),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("brink").build()?;
+    Ok(runtime.block_on(serve(settings)))
+}
+
+fn settings(args: Args) -> Result<Settings, SettingsError> {
+    let file = args.config.as_deref().map(Given::from_file).transpose()?.unwrap_or_default();
+    args.given.or(file).check()
+}
+
+async fn serve(settings: Settings) -> ExitCode {
+    let format = settings.log_format.unwrap_or_else(|| {
+        if std::io::stderr().is_terminal() { LogFormat::Text } else { LogFormat::Json }
+    });
+    let config = telemetry::Config {
+        node: settings.advertise_url.clone().unwrap_or_else(|| settings.listen.to_string()),
+        log_format: format,
+        log_filter: settings.log.clone(),
+    };
+    let telemetry = match Telemetry::init(config) {
+        Ok(telemetry) => telemetry,
+        Err(error) => {
+            eprintln!("brink: {error}");
+            return ExitCode::from(WRONG_SETTING);
+        }
+    };
+    // The handlers come before the node, so that a signal during the start is not lost.
+    let stop = match stop_signal() {
+        Ok(stop) => stop,
+        Err(error) => {
+            eprintln!("brink: signals cannot be received: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let node = match Node::start(settings, telemetry.clone()).await {
+        Ok(node) => node,
+        Err(error) => return report(&error),
+    };
+    println!("brink serves {} on {}", node.url(), node.address());
+    let signal = stop.await;
+    tracing::info!(signal, "stopping");
+    node.stop().await;
+    telemetry.shutdown(FLUSH_DEADLINE).await;
+    ExitCode::SUCCESS
+}
+
+/// Resolves with the name of the first signal to stop.
+fn stop_signal() -> std::io::Result<impl Future<Output = &'static str>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        }
+    })
+}
+
+/// Says why the node did not start, on one line with all causes.
+fn report(error: &StartError) -> ExitCode {
+    let mut message = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !message.contains(&text) {
+            message = format!("{message}: {text}");
+        }
+        cause = error.source();
+    }
+    eprintln!("brink: {message}");
+    match error {
+        StartError::Settings(_)
+        | StartError::Listen { .. }
+        | StartError::DataDir { .. }
+        | StartError::Storage { .. } => ExitCode::from(WRONG_SETTING),
+        StartError::Hooks(_) | StartError::Http(_) | StartError::Replication(_) | StartError::Cancelled(_) => {
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! What users say about a hook: which plugin, on which writes, with what configuration and limits.
+
+use std::collections::HashSet;
+
+use serde::{Deserialize, Serialize};
+
+use super::error::Error;
+use crate::limits;
+use crate::storage::command::{Action, Operation, Space};
+
+/// The smallest memory a hook may grant: one page of WebAssembly.
+const MEMORY_BYTES_MIN: usize = 64 * 1024;
+
+/// A hook as users write it: the body of `PUT /hooks/<name>/`, and its stored form.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Binding {
+    /// The plugin's name.
+    pub plugin: String,
+    /// The plugin's version, as its digest. Always present in the stored form; in a request, absent means the newest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    /// Keys that start with it are judged; empty for all keys.
+    #[serde(default)]
+    pub prefix: String,
+    /// What is judged, without repetition.
+    #[serde(default = "default_operations")]
+    pub operations: Vec<Judges>,
+    /// Hooks run by ascending order, then by name; all transformers before all validators.
+    #[serde(default)]
+    pub order: i32,
+    /// The plugin's configuration; `null` if it needs none.
+    #[serde(default)]
+    pub config: serde_json::Value,
+    /// Whether the hook decides.
+    #[serde(default)]
+    pub mode: Mode,
+    /// What a failure of the plugin (not a refusal) means for the write.
+    #[serde(default)]
+    pub on_failure: OnFailure,
+    /// How long a call may run, in milliseconds; `configure` may run as long again before it.
+    #[serde(default = "default_deadline_ms")]
+    pub deadline_ms: u64,
+    /// Linear memory of an instance, in bytes.
+    #[serde(default = "default_memory_bytes")]
+    pub memory_bytes: usize,
+}
+
+/// A kind of operation that a hook judges.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Judges {
+    /// Writes of a value.
+    Put,
+    /// Deletions.
+    Delete,
+}
+
+/// Whether a hook decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Its refusals refuse and its replacements replace.
+    #[default]
+    Enforce,
+    /// Its verdicts are logged and counted, and change nothing.
+    Monitor,
+}
+
+/// What a failure of the plugin means for the write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnFailure {
+    /// The write is refused.
+    #[default]
+    Reject,
+    /// The write goes on as if the hook were not there.
+    Skip,
+}
+
+fn default_operations() -> Vec<Judges> {
+    vec![Judges::Put]
+}
+
+fn default_deadline_ms() -> u64 {
+    limits::PLUGIN_DEADLINE.as_millis() as u64
+}
+
+fn default_memory_bytes() -> usize {
+    limits::PLUGIN_MEMORY_BYTES_MAX
+}
+
+impl Binding {
+    /// Reads a binding from JSON and checks it. The error names the field, what it holds and what is allowed.
+    pub fn parse(json: &[u8]) -> Result<Self, Error> {
+        let binding: Self = serde_json::from_slice(json).map_err(|error| {
+            let allowed = "an object with `plugin` and, if wanted, `digest`, `prefix`, `operations`, `order`, `config`, \
+                           `mode`, `on_failure`, `deadline_ms`, `memory_bytes`";
+            invalid("hook", format!("not a hook ({error})"), allowed)
+        })?;
+        binding.check()?;
+        Ok(binding)
+    }
+
+    /// Checks every field that does not need the plugin.
+    pub fn check(&self) -> Result<(), Error> {
+        check_name("plugin", &self.plugin)?;
+        if let Some(digest) = &self.digest
+            && !(digest.len() == 64 && digest.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
+        {
+            return Err(invalid("digest", format!("`{digest}`"), "64 lower-case hexadecimal digits"));
+        }
+        if self.prefix.len() > limits::KEY_BYTES_MAX {
+            let found = format!("{} bytes long", self.prefix.len());
+            return Err(invalid("prefix", found, format!("at most {} bytes", limits::KEY_BYTES_MAX)));
+        }
+        let distinct: HashSet<_> = self.operations.iter().collect();
+        if self.operations.is_empty() || distinct.len() != self.operations.len() {
+            let found = serde_json::to_string(&self.operations).unwrap_or_default();
+            return Err(invalid("operations", found, "one or both of \"put\" and \"delete\", each once"));
+        }
+        let config_bytes = self.config_text().len();
+        if config_bytes > limits::HOOK_CONFIG_BYTES_MAX {
+            let allowed = format!("at most {} bytes", limits::HOOK_CONFIG_BYTES_MAX);
+            return Err(invalid("config", format!("{config_bytes} bytes of JSON"), allowed));
+        }
+        let deadline_ms_max = limits::PLUGIN_DEADLINE_MAX.as_millis() as u64;
+        if !(1..=deadline_ms_max).contains(&self.deadline_ms) {
+            return Err(invalid("deadline_ms", self.deadline_ms.to_string(), format!("1 to {deadline_ms_max}")));
+        }
+        let memory_bytes_max = limits::PLUGIN_MEMORY_BYTES_MAX;
+        if !(MEMORY_BYTES_MIN..=memory_bytes_max).contains(&self.memory_bytes) {
+            let allowed = format!("{MEMORY_BYTES_MIN} to {memory_bytes_max}");
+            return Err(invalid("memory_bytes", self.memory_bytes.to_string(), allowed));
+        }
+        Ok(())
+    }
+
+    /// Whether an operation is one that the hook judges.
+    pub fn matches(&self, operation: &Operation) -> bool {
+        let judges = match operation.action {
+            Action::Put(_) => Judges::Put,
+            Action::Delete => Judges::Delete,
+        };
+        operation.space == Space::Kv && operation.key.starts_with(&self.prefix) && self.operations.contains(&judges)
+    }
+
+    /// The configuration as the plugin receives it.
+    pub(super) fn config_text(&self) -> String {
+        self.config.to_string()
+    }
+}
+
+/// Checks the name of a plugin or a hook; `field` is what the error calls it.
+pub fn check_name(field: &'static str, name: &str) -> Result<(), Error> {
+    let is_allowed =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_' | b'.');
+    let starts_well = name.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    if starts_well && name.len() <= limits::NAME_BYTES_MAX && name.bytes().all(is_allowed) {
+        return Ok(());
+    }
+    let allowed =
+        format!("1 to {} of a-z, 0-9, `-`, `_` and `.`, the first a letter or a digit", limits::NAME_BYTES_MAX);
+    Err(invalid(field, format!("`{}`", super::text::cut(name, limits::NAME_BYTES_MAX * 2)), allowed))
+}
+
+pub(super) fn invalid(field: &'static str, found: impl Into<String>, allowed: impl Into<String>) -> Error {
+    Error::BindingInvalid { field, found: found.into(), allowed: allowed.into() }
+}

@@ -1,0 +1,238 @@
+//! One call of a plugin: a fresh instance, configured, asked once, thrown away.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use wasmtime::component::{HasSelf, Instance, Linker};
+use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
+
+use super::bindings::brink::hooks::types::{Rejection, Replacement, Write};
+use super::bindings::brink::hooks::{log, store, types};
+use super::bindings::exports::brink::hooks::configuration::Invalid;
+use super::error::Error;
+use super::limiter::{Limiter, Refused};
+use super::lines::{Lines, Speaker};
+use super::plugin::Plugin;
+use super::runtime::Core;
+use super::text::{cut, one_line};
+use super::ticker::{Running, Ticker};
+use super::view::{Reads, Refusal, View};
+use super::wasi::{Exit, Random};
+use crate::limits;
+
+/// What one call may use.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Allowance {
+    /// How long each step (`configure`, the call itself) may take.
+    pub(super) deadline: Duration,
+    /// Linear memory, in bytes.
+    pub(super) memory_bytes: usize,
+    /// Where its random numbers start.
+    pub(super) seed: u64,
+}
+
+/// What the host keeps beside one instance.
+pub(super) struct Call {
+    pub(super) lines: Lines,
+    pub(super) random: Random,
+    limiter: Limiter,
+    reads: Reads,
+}
+
+/// A running instance.
+pub(super) struct Guest<'a> {
+    plugin: &'a Plugin,
+    speaker: Arc<Speaker>,
+    allowance: Allowance,
+    instance: Instance,
+    store: Store<Call>,
+    _running: Running<'a>,
+}
+
+impl<'a> Guest<'a> {
+    /// A fresh instance. Its initialisation runs under the same limits as its calls.
+    pub(super) fn start(
+        core: &'a Core,
+        plugin: &'a Plugin,
+        speaker: &Arc<Speaker>,
+        allowance: Allowance,
+    ) -> Result<Self, Error> {
+        let call = Call {
+            lines: Lines::new(Arc::clone(speaker)),
+            random: Random::new(allowance.seed),
+            limiter: Limiter::new(allowance.memory_bytes),
+            reads: Reads::default(),
+        };
+        let running = core.ticker().run();
+        let mut store = Store::new(core.engine(), call);
+        store.limiter(|call| &mut call.limiter);
+        store.set_hostcall_fuel(limits::PLUGIN_OUTPUT_BYTES_MAX);
+        // IMPORTANT: without a deadline the first check of the epoch traps.
+        store.set_epoch_deadline(Ticker::ticks(allowance.deadline));
+        match plugin.pre().instantiate(&mut store) {
+            Ok(instance) => {
+                let speaker = Arc::clone(speaker);
+                Ok(Self { plugin, speaker, allowance, instance, store, _running: running })
+            }
+            Err(error) => Err(explain(&error, speaker, allowance, &mut store)),
+        }
+    }
+
+    /// Checks that every export of the plugin has the type it should have.
+    pub(super) fn check_types(&mut self) -> wasmtime::Result<()> {
+        let exports = self.plugin.exports();
+        exports.configuration.load(&mut self.store, &self.instance)?;
+        if let Some(validator) = &exports.validator {
+            validator.load(&mut self.store, &self.instance)?;
+        }
+        if let Some(transformer) = &exports.transformer {
+            transformer.load(&mut self.store, &self.instance)?;
+        }
+        Ok(())
+    }
+
+    /// Gives the plugin its configuration, as JSON text.
+    pub(super) fn configure(&mut self, config: &str) -> Result<Result<(), Invalid>, Error> {
+        self.wind_up();
+        let exports = self.plugin.exports();
+        let answer = exports
+            .configuration
+            .load(&mut self.store, &self.instance)
+            .and_then(|guest| guest.call_configure(&mut self.store, config));
+        self.settle(answer)
+    }
+
+    /// Lets the plugin read from `view` from now on.
+    pub(super) fn open(&mut self, view: Arc<dyn View>) {
+        self.store.data_mut().reads.open(view);
+    }
+
+    /// Asks the transformer. A plugin without that role changes nothing.
+    pub(super) fn transform(&mut self, writes: &[Write<'_>]) -> Result<Result<Vec<Replacement>, Rejection>, Error> {
+        self.wind_up();
+        let Some(transformer) = &self.plugin.exports().transformer else { return Ok(Ok(Vec::new())) };
+        let answer = transformer
+            .load(&mut self.store, &self.instance)
+            .and_then(|guest| guest.call_transform(&mut self.store, writes));
+        self.settle(answer)
+    }
+
+    /// Asks the validator. A plugin without that role accepts everything.
+    pub(super) fn validate(&mut self, writes: &[Write<'_>]) -> Result<Result<(), Rejection>, Error> {
+        self.wind_up();
+        let Some(validator) = &self.plugin.exports().validator else { return Ok(Ok(())) };
+        let answer = validator
+            .load(&mut self.store, &self.instance)
+            .and_then(|guest| guest.call_validate(&mut self.store, writes));
+        self.settle(answer)
+    }
+
+    /// The memory the instance has, in bytes.
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.store.data().limiter.memory_bytes()
+    }
+
+    /// Ends the instance and returns what it has read.
+    pub(super) fn finish(mut self) -> Reads {
+        let call = self.store.data_mut();
+        call.lines.finish();
+        std::mem::take(&mut call.reads)
+    }
+
+    /// Each step gets the whole deadline.
+    fn wind_up(&mut self) {
+        self.store.set_epoch_deadline(Ticker::ticks(self.allowance.deadline));
+    }
+
+    fn settle<T>(&mut self, answer: wasmtime::Result<T>) -> Result<T, Error> {
+        answer.map_err(|error| explain(&error, &self.speaker, self.allowance, &mut self.store))
+    }
+}
+
+/// Why an instance stopped.
+fn explain(error: &wasmtime::Error, speaker: &Speaker, allowance: Allowance, store: &mut Store<Call>) -> Error {
+    let (hook, plugin) = (speaker.hook.clone(), speaker.plugin.clone());
+    let call = store.data_mut();
+    let trap = error.downcast_ref::<Trap>();
+    if trap == Some(&Trap::Interrupt) {
+        let deadline_ms = u64::try_from(allowance.deadline.as_millis()).unwrap_or(u64::MAX);
+        return Error::TimedOut { hook, plugin, deadline_ms };
+    }
+    if error.is::<PoolConcurrencyLimitError>() {
+        return Error::Busy { hook: None };
+    }
+    if let Some(Refused { what, asked, limit }) = call.limiter.refused() {
+        return Error::MemoryLimit { hook, plugin, what, asked, limit };
+    }
+    let reason = format!("{:#}", error);
+    if reason.contains(FUEL_EXHAUSTED) {
+        return Error::OutputLimit { hook, plugin, limit_bytes: limits::PLUGIN_OUTPUT_BYTES_MAX };
+    }
+    let reason = match trap {
+        Some(Trap::UnreachableCodeReached) => "it aborted".to_owned(),
+        Some(Trap::StackOverflow) => "its stack is full".to_owned(),
+        Some(trap) => trap.to_string(),
+        None if error.is::<Exit>() => Exit.to_string(),
+        None => match forbidden_import(&reason) {
+            Some(import) => format!("it called `{import}`, which plugins do not have"),
+            None => one_line(cut(&reason, limits::PLUGIN_TEXT_BYTES_MAX)),
+        },
+    };
+    let last_words = call.lines.last_words();
+    let message = if last_words.is_empty() { reason } else { format!("{reason}: {last_words}") };
+    Error::Trapped { hook, plugin, message }
+}
+
+/// What the engine says when a plugin passes too much to the host. The error's type is private to the engine, so its
+/// text has to do; a test fails if it changes.
+const FUEL_EXHAUSTED: &str = "fuel allocated for hostcalls has been exhausted";
+
+/// The import named by the engine's message for an import that traps.
+fn forbidden_import(reason: &str) -> Option<&str> {
+    let (_, rest) = reason.split_once("unknown import: `")?;
+    Some(rest.split_once('`')?.0)
+}
+
+/// Adds the interfaces of `brink:hooks` that plugins import.
+pub(super) fn add_to_linker(linker: &mut Linker<Call>) -> wasmtime::Result<()> {
+    types::add_to_linker::<_, HasSelf<Call>>(linker, |call| call)?;
+    store::add_to_linker::<_, HasSelf<Call>>(linker, |call| call)?;
+    log::add_to_linker::<_, HasSelf<Call>>(linker, |call| call)
+}
+
+impl types::Host for Call {}
+
+impl store::Host for Call {
+    fn get(&mut self, key: String) -> Result<Option<types::Entry>, store::ReadError> {
+        Ok(self.reads.get(&key)?.map(|entry| types::Entry {
+            key: entry.key,
+            content_type: entry.value.content_type,
+            value: entry.value.bytes.to_vec(),
+            version: entry.meta.version,
+            revision: entry.meta.revision,
+        }))
+    }
+
+    fn exists(&mut self, key: String) -> Result<bool, store::ReadError> {
+        Ok(self.reads.exists(&key)?)
+    }
+
+    fn list(&mut self, start: String, end: String, limit: u32) -> Result<Vec<String>, store::ReadError> {
+        Ok(self.reads.list(&start, &end, limit)?)
+    }
+}
+
+impl From<Refusal> for store::ReadError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Limit(why) => Self::Limit(why),
+            Refusal::Unavailable(why) => Self::Unavailable(why),
+        }
+    }
+}
+
+impl log::Host for Call {
+    fn write(&mut self, level: log::Level, message: String) {
+        self.lines.log(level, &message);
+    }
+}

@@ -1,0 +1,179 @@
+//! A hook: a binding and the plugin it names, ready to judge.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use sha2::{Digest, Sha256};
+use tokio::sync::Semaphore;
+
+use super::binding::{Binding, check_name, invalid};
+use super::error::Error;
+use super::guest::{Allowance, Guest};
+use super::lines::Speaker;
+use super::plugin::Plugin;
+use super::runtime::{Core, Runtime};
+use super::text::cut;
+use crate::limits;
+
+/// A hook that is ready to judge. Cheap to clone.
+#[derive(Clone)]
+pub struct Hook(Arc<Inner>);
+
+struct Inner {
+    core: Arc<Core>,
+    binding: Binding,
+    config: String,
+    plugin: Plugin,
+    speaker: Arc<Speaker>,
+    seed: u64,
+    share: Share,
+}
+
+/// How much of a node's room for plugins one hook takes.
+pub(super) struct Share {
+    /// One permit per running call.
+    pub(super) permits: Arc<Semaphore>,
+    /// Writes that wait for one.
+    pub(super) queue: Arc<Semaphore>,
+    /// Set while the last call ran into its deadline: until one ends in time, calls run one at a time.
+    is_slow: AtomicBool,
+}
+
+/// Calls of one hook that may run at once: half of what the node runs, so that one hook cannot have it all.
+pub(super) fn share_max() -> u32 {
+    (super::pipeline::instances_max() as u32 / 2).max(1)
+}
+
+impl Runtime {
+    /// Creates a hook for a client: checks the binding, and has the plugin check its configuration on a fresh instance.
+    ///
+    /// Runs the plugin, for up to [`limits::PLUGIN_CONFIGURE_DEADLINE`]: call it on a blocking thread.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BindingInvalid`], [`Error::PluginMissing`] if the binding names another plugin or digest than the one
+    /// given, [`Error::ConfigRefused`] with the plugin's own words, [`Error::Busy`], or how the plugin failed.
+    pub fn bind(&self, name: &str, binding: Binding, plugin: &Plugin) -> Result<Hook, Error> {
+        let hook = self.load(name, binding, plugin)?;
+        let _room = self.core().side_room()?;
+        let allowance = Allowance { deadline: limits::PLUGIN_CONFIGURE_DEADLINE, ..hook.allowance() };
+        let mut guest = Guest::start(self.core(), plugin, hook.speaker(), allowance)?;
+        let started_at = Instant::now();
+        hook.configure(&mut guest)?;
+        let (took_ms, deadline_ms) = (started_at.elapsed().as_millis(), hook.binding().deadline_ms);
+        if took_ms > u128::from(deadline_ms) {
+            let found = format!("{deadline_ms}, but `configure`, which precedes every call, took {took_ms} ms");
+            return Err(invalid("deadline_ms", found, format!("more than {took_ms}")));
+        }
+        Ok(hook)
+    }
+
+    /// Makes a hook of a binding that was accepted before, on this node or another, without running the plugin.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BindingInvalid`] or [`Error::PluginMissing`], as for [`Runtime::bind`].
+    pub fn load(&self, name: &str, mut binding: Binding, plugin: &Plugin) -> Result<Hook, Error> {
+        check_name("hook", name)?;
+        binding.check()?;
+        let is_same = binding.digest.as_deref().is_none_or(|digest| digest == plugin.digest());
+        if binding.plugin != plugin.name() || !is_same {
+            return Err(Error::PluginMissing { plugin: binding.plugin, digest: binding.digest });
+        }
+        binding.digest = Some(plugin.digest().to_owned());
+        let config = binding.config_text();
+        let inner = Inner {
+            core: Arc::clone(self.core()),
+            seed: seed(name, plugin, &config),
+            config,
+            plugin: plugin.clone(),
+            speaker: Arc::new(Speaker { hook: name.to_owned(), plugin: plugin.name().to_owned() }),
+            share: Share::new(),
+            binding,
+        };
+        Ok(Hook(Arc::new(inner)))
+    }
+}
+
+impl Hook {
+    /// The hook's name.
+    pub fn name(&self) -> &str {
+        &self.0.speaker.hook
+    }
+
+    /// The binding, in its stored form: the digest is always present.
+    pub fn binding(&self) -> &Binding {
+        &self.0.binding
+    }
+
+    /// The plugin that judges.
+    pub fn plugin(&self) -> &Plugin {
+        &self.0.plugin
+    }
+
+    pub(super) fn core(&self) -> &Arc<Core> {
+        &self.0.core
+    }
+
+    pub(super) fn speaker(&self) -> &Arc<Speaker> {
+        &self.0.speaker
+    }
+
+    pub(super) fn share(&self) -> &Share {
+        &self.0.share
+    }
+
+    pub(super) fn allowance(&self) -> Allowance {
+        Allowance {
+            deadline: Duration::from_millis(self.0.binding.deadline_ms),
+            memory_bytes: self.0.binding.memory_bytes,
+            seed: self.0.seed,
+        }
+    }
+
+    /// Has an instance check and keep the hook's configuration.
+    pub(super) fn configure(&self, guest: &mut Guest<'_>) -> Result<(), Error> {
+        guest.configure(&self.0.config)?.map_err(|invalid| Error::ConfigRefused {
+            hook: self.name().to_owned(),
+            path: cut(&invalid.path, limits::PLUGIN_TEXT_BYTES_MAX).to_owned(),
+            message: cut(&invalid.message, limits::PLUGIN_TEXT_BYTES_MAX).to_owned(),
+        })
+    }
+}
+
+impl std::fmt::Debug for Hook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hook").field("name", &self.name()).field("plugin", &self.0.plugin).finish_non_exhaustive()
+    }
+}
+
+impl Share {
+    fn new() -> Self {
+        Self {
+            permits: Arc::new(Semaphore::new(share_max() as usize)),
+            queue: Arc::new(Semaphore::new(limits::PLUGIN_QUEUE_MAX / 2)),
+            is_slow: AtomicBool::new(false),
+        }
+    }
+
+    /// Permits one call needs now: all of them while the hook is slow, so that its calls run one at a time.
+    pub(super) fn permits_needed(&self) -> u32 {
+        if self.is_slow.load(Ordering::Relaxed) { share_max() } else { 1 }
+    }
+
+    /// Notes how a call ended.
+    pub(super) fn note(&self, is_slow: bool) {
+        self.is_slow.store(is_slow, Ordering::Relaxed);
+    }
+}
+
+/// The seed of a hook's random numbers: the same on every node, and not to be guessed without knowing the hook.
+fn seed(name: &str, plugin: &Plugin, config: &str) -> u64 {
+    let mut hash = Sha256::new();
+    for part in [name, plugin.digest(), config] {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    hash.finalize().iter().take(8).fold(0, |seed, byte| seed << 8 | u64::from(*byte))
+}

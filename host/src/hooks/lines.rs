@@ -1,0 +1,89 @@
+//! The log lines of one call of a plugin: what it logs, and what it writes to standard output and standard error.
+//!
+//! Lines go to the node's log as events of target `plugin`. The last ones of standard error are kept, because that is
+//! where a panic says what happened.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::bindings::brink::hooks::log::Level;
+use super::text::{cut, one_line};
+use crate::limits;
+
+/// Lines of standard error kept to explain a trap.
+const LAST_LINES_MAX: usize = 8;
+
+/// Bytes kept of each of them.
+const LAST_LINE_BYTES_MAX: usize = 512;
+
+/// Who speaks: for log lines and errors.
+#[derive(Debug, Default)]
+pub(super) struct Speaker {
+    /// The hook's name; empty while a plugin is only being compiled.
+    pub(super) hook: String,
+    /// The plugin's name.
+    pub(super) plugin: String,
+}
+
+/// The lines of one call.
+pub(super) struct Lines {
+    speaker: Arc<Speaker>,
+    left: usize,
+    unfinished: Vec<u8>,
+    last: VecDeque<String>,
+}
+
+impl Lines {
+    pub(super) fn new(speaker: Arc<Speaker>) -> Self {
+        Self { speaker, left: limits::PLUGIN_LOG_LINES_MAX, unfinished: Vec::new(), last: VecDeque::new() }
+    }
+
+    /// One line of the `log` interface. Beyond the limits it is cut or dropped.
+    pub(super) fn log(&mut self, level: Level, message: &str) {
+        if self.left == 0 {
+            return;
+        }
+        self.left -= 1;
+        let line = one_line(cut(message, limits::PLUGIN_LOG_LINE_BYTES_MAX));
+        let Speaker { hook, plugin } = &*self.speaker;
+        match level {
+            Level::Debug => tracing::debug!(target: "plugin", hook, plugin, "{line}"),
+            Level::Info => tracing::info!(target: "plugin", hook, plugin, "{line}"),
+            Level::Warn => tracing::warn!(target: "plugin", hook, plugin, "{line}"),
+            Level::Error => tracing::error!(target: "plugin", hook, plugin, "{line}"),
+        }
+    }
+
+    /// Bytes written to standard output or standard error, in pieces of any size.
+    pub(super) fn write(&mut self, bytes: &[u8]) {
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            let room = limits::PLUGIN_LOG_LINE_BYTES_MAX.saturating_sub(self.unfinished.len());
+            self.unfinished.extend(piece.iter().take(room));
+            if piece.ends_with(b"\n") {
+                self.finish();
+            }
+        }
+    }
+
+    /// What was written last, as one text; empty if nothing was.
+    pub(super) fn last_words(&mut self) -> String {
+        self.finish();
+        let lines: Vec<&str> = self.last.iter().map(String::as_str).collect();
+        lines.join("; ")
+    }
+
+    /// Ends the line that is being written.
+    pub(super) fn finish(&mut self) {
+        let bytes = std::mem::take(&mut self.unfinished);
+        let text = String::from_utf8_lossy(&bytes);
+        let text = text.trim();
+        if text.is_empty() {
+            return;
+        }
+        self.log(Level::Warn, text);
+        if self.last.len() == LAST_LINES_MAX {
+            self.last.pop_front();
+        }
+        self.last.push_back(one_line(cut(text, LAST_LINE_BYTES_MAX)));
+    }
+}

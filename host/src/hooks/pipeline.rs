@@ -1,0 +1,149 @@
+//! The way of writes through the hooks: off the async threads, in turn, and fair among hooks.
+//!
+//! Plugins are computation, so a node runs a few at once per core and no more. A judgement takes its hooks one by one.
+//! For each it first waits for the hook's own share, then for room on the node, and holds neither while it waits for
+//! the other hook's: a hook whose plugin is slow keeps its own writes waiting and nobody else's. While a hook's plugin
+//! runs into its deadline, the hook is given one thread instead of its whole share.
+
+use std::num::NonZero;
+use std::sync::Arc;
+use std::thread::available_parallelism;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout_at;
+
+use super::binding::{Mode, OnFailure};
+use super::error::Error;
+use super::hook::Hook;
+use super::judge::{Judged, Judgement};
+use super::set::Active;
+use super::view::View;
+use crate::limits;
+use crate::storage::command::Operation;
+
+/// Plugin instances that run at once, per core. More than one, since plugins may wait for reads.
+const INSTANCES_PER_CORE: usize = 4;
+
+/// Runs judgements for a node. Cheap to clone; all clones share the same room.
+#[derive(Clone)]
+pub struct Pipeline {
+    active: Active,
+    room: Arc<Semaphore>,
+    queue: Arc<Semaphore>,
+}
+
+/// Room for calls of one hook, given back when dropped.
+struct Admission {
+    _share: OwnedSemaphorePermit,
+}
+
+/// Plugin instances that run at once on this machine.
+pub(super) fn instances_max() -> usize {
+    let cores = available_parallelism().map_or(1, NonZero::get);
+    cores.saturating_mul(INSTANCES_PER_CORE).min(limits::PLUGIN_INSTANCES_MAX)
+}
+
+impl Pipeline {
+    /// A pipeline for the hooks that are in force at `active`.
+    pub fn new(active: Active) -> Self {
+        let room = Arc::new(Semaphore::new(instances_max()));
+        let queue = Arc::new(Semaphore::new(limits::PLUGIN_QUEUE_MAX));
+        Self { active, room, queue }
+    }
+
+    /// Where the hooks in force are found.
+    pub fn active(&self) -> &Active {
+        &self.active
+    }
+
+    /// Judges the operations of one request under the hooks in force now. If no hook is for them, returns at once.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Set::judge`](super::Set::judge); [`Error::Busy`] also if too many writes are waiting already.
+    pub async fn judge(
+        &self,
+        operations: Vec<Operation>,
+        view: Arc<dyn View>,
+        deadline: Instant,
+    ) -> Result<Judged, Error> {
+        let set = self.active.current();
+        if !set.matches(&operations) {
+            return Ok(Judged { operations, reads: Vec::new(), epoch: set.epoch() });
+        }
+        let _place = Arc::clone(&self.queue).try_acquire_owned().map_err(|_| Error::Busy { hook: None })?;
+        let mut judgement = Judgement::new(set, operations, view, deadline);
+        while let Some(hook) = judgement.next().cloned() {
+            let Some(admission) = admit(&hook, deadline).await? else {
+                tracing::debug!(hook = hook.name(), "no room for the hook; left out");
+                judgement.skip();
+                continue;
+            };
+            let room = timeout_at(deadline.into(), Arc::clone(&self.room).acquire_owned()).await;
+            let Ok(Ok(room)) = room else { return Err(Error::Busy { hook: None }) };
+            judgement = run(judgement, admission, room).await?;
+        }
+        Ok(judgement.finish())
+    }
+}
+
+/// Waits for the hook's share. `None`: the hook is one that can be left out, and there was no room in time.
+async fn admit(hook: &Hook, deadline: Instant) -> Result<Option<Admission>, Error> {
+    let binding = hook.binding();
+    if let Some(admission) = try_admit(hook) {
+        return Ok(Some(admission));
+    }
+    let can_skip = match (binding.mode, binding.on_failure) {
+        // A hook that only watches must not hold writes up.
+        (Mode::Monitor, _) => return Ok(None),
+        (Mode::Enforce, OnFailure::Skip) => true,
+        (Mode::Enforce, OnFailure::Reject) => false,
+    };
+    let patience = if can_skip { Duration::from_millis(binding.deadline_ms) } else { Duration::MAX };
+    let until = Instant::now().checked_add(patience).map_or(deadline, |until| until.min(deadline));
+    match timeout_at(until.into(), wait_for_share(hook)).await {
+        Ok(Ok(admission)) => Ok(Some(admission)),
+        Ok(Err(_)) | Err(_) if can_skip && Instant::now() < deadline => Ok(None),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(Error::Busy { hook: Some(hook.name().to_owned()) }),
+    }
+}
+
+fn try_admit(hook: &Hook) -> Option<Admission> {
+    let share = hook.share();
+    let permits = Arc::clone(&share.permits).try_acquire_many_owned(share.permits_needed()).ok()?;
+    Some(Admission { _share: permits })
+}
+
+async fn wait_for_share(hook: &Hook) -> Result<Admission, Error> {
+    let busy = || Error::Busy { hook: Some(hook.name().to_owned()) };
+    let share = hook.share();
+    let _place = Arc::clone(&share.queue).try_acquire_owned().map_err(|_| busy())?;
+    loop {
+        let needed = share.permits_needed();
+        let permits = Arc::clone(&share.permits).acquire_many_owned(needed).await.map_err(|_| busy())?;
+        // The hook may have become slow while this write waited.
+        if share.permits_needed() <= needed {
+            return Ok(Admission { _share: permits });
+        }
+    }
+}
+
+/// Asks the next hook on a blocking thread, and those after it as long as their shares have room.
+async fn run(mut judgement: Judgement, admission: Admission, room: OwnedSemaphorePermit) -> Result<Judgement, Error> {
+    let span = tracing::Span::current();
+    let task = tokio::task::spawn_blocking(move || {
+        let _entered = span.enter();
+        // Held by this thread, not by the waiting task: a client that goes away must not free room that is in use.
+        let _room = room;
+        let mut admission = Some(admission);
+        while admission.is_some() && judgement.next().is_some() {
+            judgement.step()?;
+            drop(admission.take());
+            admission = judgement.next().and_then(try_admit);
+        }
+        Ok(judgement)
+    });
+    task.await.unwrap_or_else(|error| Err(Error::Interrupted { detail: error.to_string() }))
+}

@@ -1,0 +1,133 @@
+//! The WebAssembly engine of a node: its configuration, its clock, and who is told what plugins cost.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, SemaphorePermit};
+use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
+
+use super::error::Error;
+use super::ticker::Ticker;
+use crate::limits;
+
+/// Virtual address space of one linear memory, so that bounds checks are page faults and growth never moves it.
+const MEMORY_RESERVATION_BYTES: u64 = 4 << 30;
+
+/// Pages of an ended instance that are zeroed and kept instead of returned to the system. Small instances then cost no
+/// page fault; more would only raise the node's resident memory.
+const MEMORY_KEEP_RESIDENT_BYTES: usize = 64 << 10;
+
+/// As above, for tables.
+const TABLE_KEEP_RESIDENT_BYTES: usize = 16 << 10;
+
+/// The engine's own data of one instance (not its memory). The largest language runtimes need about one MiB.
+const INSTANCE_METADATA_BYTES_MAX: usize = 8 << 20;
+
+/// Instances that may exist at once. An ended instance gives its slots back in a moment, hence a few to spare.
+const POOLED_INSTANCES: u32 = (limits::PLUGIN_INSTANCES_MAX + limits::PLUGIN_SIDE_INSTANCES_MAX + 4) as u32;
+
+/// Learns what every call of a plugin came to. Called on the thread that ran it; must not block.
+pub trait Observer: Send + Sync {
+    /// One call ended. `result` is `accepted` or the [`Error::word`] of what it ended in; `memory_bytes` is the linear
+    /// memory the instance had.
+    fn called(&self, hook: &str, plugin: &str, duration: Duration, result: &'static str, memory_bytes: usize);
+}
+
+/// An observer that does nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Unobserved;
+
+impl Observer for Unobserved {
+    fn called(&self, _: &str, _: &str, _: Duration, _: &'static str, _: usize) {}
+}
+
+/// The engine that compiles and runs plugins. Cheap to clone; its clock stops with the last clone, plugin and hook.
+#[derive(Clone)]
+pub struct Runtime {
+    core: Arc<Core>,
+}
+
+/// What plugins and hooks share.
+pub(super) struct Core {
+    engine: Engine,
+    ticker: Ticker,
+    observer: Arc<dyn Observer>,
+    side: Semaphore,
+}
+
+impl Runtime {
+    /// Sets up the engine. Fails with [`Error::Engine`] if the machine cannot run it.
+    ///
+    /// Instances come from a pool that reserves address space (no memory) for all of them up front. Where the system
+    /// denies that much (`ulimit -v`), instances are allocated one by one, which is slower, and a warning says so.
+    pub fn new(observer: Arc<dyn Observer>) -> Result<Self, Error> {
+        let fail = |detail: String| Error::Engine { detail };
+        let engine = match Engine::new(config().allocation_strategy(pool())) {
+            Ok(engine) => engine,
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "plugin instances cannot be pooled; calls will be slower");
+                Engine::new(&config()).map_err(|error| fail(format!("{error:#}")))?
+            }
+        };
+        let ticker = Ticker::start(&engine).map_err(|error| fail(error.to_string()))?;
+        let side = Semaphore::new(limits::PLUGIN_SIDE_INSTANCES_MAX);
+        Ok(Self { core: Arc::new(Core { engine, ticker, observer, side }) })
+    }
+
+    pub(super) fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+}
+
+impl Core {
+    pub(super) fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    pub(super) fn ticker(&self) -> &Ticker {
+        &self.ticker
+    }
+
+    pub(super) fn observer(&self) -> &dyn Observer {
+        &*self.observer
+    }
+
+    /// Room for an instance that is not there for a write.
+    pub(super) fn side_room(&self) -> Result<SemaphorePermit<'_>, Error> {
+        self.side.try_acquire().map_err(|_| Error::Busy { hook: None })
+    }
+}
+
+fn config() -> Config {
+    let mut config = Config::new();
+    config
+        .concurrency_support(false)
+        .epoch_interruption(true)
+        // 32-bit memories only: bounds checks stay free, and no language a plugin is written in needs more.
+        .wasm_memory64(false)
+        // A trap's backtrace names functions that released plugins have no names for.
+        .wasm_backtrace_max_frames(None)
+        .memory_reservation(MEMORY_RESERVATION_BYTES);
+    config
+}
+
+fn pool() -> InstanceAllocationStrategy {
+    let per_instance = |count: usize| POOLED_INSTANCES.saturating_mul(u32::try_from(count).unwrap_or(u32::MAX));
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_component_instances(POOLED_INSTANCES)
+        .total_core_instances(per_instance(limits::PLUGIN_CORE_INSTANCES_MAX))
+        .total_memories(per_instance(limits::PLUGIN_MEMORIES_MAX))
+        .total_tables(per_instance(limits::PLUGIN_TABLES_MAX))
+        .max_memories_per_module(limits::PLUGIN_MEMORIES_MAX as u32)
+        .max_tables_per_module(limits::PLUGIN_TABLES_MAX as u32)
+        .table_elements(limits::PLUGIN_TABLE_ELEMENTS_MAX)
+        .max_component_instance_size(INSTANCE_METADATA_BYTES_MAX)
+        .max_core_instance_size(INSTANCE_METADATA_BYTES_MAX)
+        // The limiter of each instance sets the limit that counts, and can say which one was met. The pool's own is
+        // what fits into a slot.
+        .max_memory_size(MEMORY_RESERVATION_BYTES as usize)
+        .linear_memory_keep_resident(MEMORY_KEEP_RESIDENT_BYTES)
+        .table_keep_resident(TABLE_KEEP_RESIDENT_BYTES)
+        .pagemap_scan(Enabled::Auto);
+    InstanceAllocationStrategy::Pooling(pool)
+}

@@ -1,0 +1,124 @@
+//! The clock of plugin deadlines: one thread that advances the engine's epoch while plugins run.
+//!
+//! Compiled code compares the epoch with its deadline at every loop and function entry. A tick is a millisecond, so a
+//! busy node pays a thousand short wake-ups a second for all plugins together. After a second without a call the thread
+//! sleeps until the next one, so an idle node pays nothing; the call that wakes it pays one system call.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use wasmtime::Engine;
+
+/// The resolution of deadlines.
+const TICK: Duration = Duration::from_millis(1);
+
+/// Ticks without a call after which the thread sleeps.
+const IDLE_TICKS_MAX: u32 = 1_000;
+
+/// Ticks made up for at once when the thread was not scheduled for a while; beyond the longest deadline more make no
+/// difference.
+const CATCH_UP_TICKS_MAX: u128 = 20_000;
+
+/// The ticking thread. Stops when dropped.
+pub(super) struct Ticker {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    running: AtomicUsize,
+    is_asleep: AtomicBool,
+    is_stopped: AtomicBool,
+}
+
+/// Keeps the epoch advancing while it lives.
+pub(super) struct Running<'a>(&'a Ticker);
+
+impl Ticker {
+    /// Starts the thread for an engine.
+    pub(super) fn start(engine: &Engine) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let thread = thread::Builder::new().name("plugin-ticker".to_owned()).spawn({
+            let (shared, engine) = (Arc::clone(&shared), engine.clone());
+            move || tick(&shared, &engine)
+        })?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// Call before a plugin runs; hold the answer until it has returned.
+    pub(super) fn run(&self) -> Running<'_> {
+        // IMPORTANT: both sides write their own flag before they read the other's, in one total order (`SeqCst`), so
+        // that the thread cannot fall asleep unseen by a call that starts at the same time.
+        self.shared.running.fetch_add(1, Ordering::SeqCst);
+        if self.shared.is_asleep.load(Ordering::SeqCst) {
+            self.wake();
+        }
+        Running(self)
+    }
+
+    /// Epoch ticks after which at least `duration` has passed: the first tick may come at once.
+    pub(super) fn ticks(duration: Duration) -> u64 {
+        let ticks = duration.as_nanos().div_ceil(TICK.as_nanos());
+        u64::try_from(ticks).unwrap_or(u64::MAX / 2).saturating_add(1)
+    }
+
+    fn wake(&self) {
+        if let Some(thread) = &self.thread {
+            thread.thread().unpark();
+        }
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.shared.running.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Drop for Ticker {
+    fn drop(&mut self) {
+        self.shared.is_stopped.store(true, Ordering::SeqCst);
+        self.wake();
+        if let Some(thread) = self.thread.take() {
+            // The thread cannot panic, and there would be nobody to tell.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn tick(shared: &Shared, engine: &Engine) {
+    let mut idle_ticks = 0;
+    let mut ticked_at = Instant::now();
+    while !shared.is_stopped.load(Ordering::SeqCst) {
+        if shared.running.load(Ordering::SeqCst) > 0 {
+            idle_ticks = 0;
+        } else {
+            idle_ticks += 1;
+        }
+        if idle_ticks >= IDLE_TICKS_MAX {
+            sleep_until_called(shared);
+            idle_ticks = 0;
+            ticked_at = Instant::now();
+        }
+        thread::sleep(TICK);
+        let due = (ticked_at.elapsed().as_nanos() / TICK.as_nanos()).min(CATCH_UP_TICKS_MAX);
+        for _ in 0..due {
+            engine.increment_epoch();
+            ticked_at += TICK;
+        }
+        if due == CATCH_UP_TICKS_MAX {
+            ticked_at = Instant::now();
+        }
+    }
+}
+
+fn sleep_until_called(shared: &Shared) {
+    shared.is_asleep.store(true, Ordering::SeqCst);
+    while shared.running.load(Ordering::SeqCst) == 0 && !shared.is_stopped.load(Ordering::SeqCst) {
+        thread::park();
+    }
+    shared.is_asleep.store(false, Ordering::SeqCst);
+}

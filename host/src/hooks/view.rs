@@ -1,0 +1,209 @@
+//! What plugins may read of the store, and the record of what they have read.
+//!
+//! Every read becomes a precondition of the write, so that what a plugin relied on is still true when the write
+//! commits. The first answer counts: if a later read of the same key shows something else, the write fails its
+//! precondition and is judged again.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::limits;
+use crate::storage::command::{AskedBy, Entry, Fact, Precondition, RangeDigest, Space};
+
+/// A view of the store's [`Space::Kv`] for the plugins of one judgement. Called on blocking threads; may wait for disk.
+pub trait View: Send + Sync {
+    /// The entry of a key, or `None` if it has none.
+    fn get(&self, key: &str) -> Result<Option<Entry>, ViewError>;
+
+    /// The first `limit` keys from `start` to `end`, both inclusive, in byte order (an empty `end` means no upper
+    /// bound), with the digest of these keys and their revisions, taken in the same instant.
+    fn list(&self, start: &str, end: &str, limit: u32) -> Result<(Vec<String>, RangeDigest), ViewError>;
+}
+
+/// The node's storage could not answer a read.
+#[derive(Debug, thiserror::Error)]
+#[error("the node's storage cannot be read")]
+pub struct ViewError {
+    source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl ViewError {
+    /// Wraps what the storage said.
+    pub fn new(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self { source: source.into() }
+    }
+}
+
+/// Why a read was not answered. Mirrors `read-error` of the interface.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// The call has read as often, or as much, as it may.
+    Limit(String),
+    /// The store cannot be read now.
+    Unavailable(String),
+}
+
+/// The reads of one call of a plugin: counted, bounded and recorded.
+#[derive(Default)]
+pub(super) struct Reads {
+    view: Option<Arc<dyn View>>,
+    count: usize,
+    bytes: usize,
+    facts: Facts,
+    failure: Option<ViewError>,
+}
+
+impl Reads {
+    /// Reads of `view`; before the call of this, every read is answered `unavailable`.
+    pub(super) fn open(&mut self, view: Arc<dyn View>) {
+        self.view = Some(view);
+    }
+
+    pub(super) fn get(&mut self, key: &str) -> Result<Option<Entry>, Refusal> {
+        let view = self.begin()?;
+        if !is_key(key) {
+            return Ok(None);
+        }
+        let entry = view.get(key).map_err(|error| self.fail(error))?;
+        self.facts.see_revision(key, entry.as_ref().map(|entry| entry.meta.revision));
+        let entry_bytes = entry.as_ref().map_or(0, |entry| entry.key.len() + entry.value.bytes.len());
+        self.charge(entry_bytes)?;
+        Ok(entry)
+    }
+
+    pub(super) fn exists(&mut self, key: &str) -> Result<bool, Refusal> {
+        let view = self.begin()?;
+        if !is_key(key) {
+            return Ok(false);
+        }
+        let exists = view.get(key).map_err(|error| self.fail(error))?.is_some();
+        match exists {
+            true => self.facts.see_existence(key),
+            false => self.facts.see_revision(key, None),
+        }
+        Ok(exists)
+    }
+
+    pub(super) fn list(&mut self, start: &str, end: &str, limit: u32) -> Result<Vec<String>, Refusal> {
+        let view = self.begin()?;
+        if limit == 0 || limit as usize > limits::PLUGIN_LIST_MAX {
+            return Err(Refusal::Limit(format!("limit is {limit}; allowed: 1 to {}", limits::PLUGIN_LIST_MAX)));
+        }
+        if start.len() > limits::KEY_BYTES_MAX || end.len() > limits::KEY_BYTES_MAX {
+            return Err(Refusal::Limit(format!("start and end may have {} bytes", limits::KEY_BYTES_MAX)));
+        }
+        let (keys, digest) = view.list(start, end, limit).map_err(|error| self.fail(error))?;
+        self.facts.see_range(start, end, limit, digest);
+        self.charge(keys.iter().map(String::len).sum())?;
+        Ok(keys)
+    }
+
+    /// Whether the call has read anything.
+    pub(super) fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// What was read, or the failure of the storage that kept an answer from the plugin: a judgement made without that
+    /// answer does not count.
+    pub(super) fn close(self) -> Result<Facts, ViewError> {
+        match self.failure {
+            Some(error) => Err(error),
+            None => Ok(self.facts),
+        }
+    }
+
+    fn begin(&mut self) -> Result<Arc<dyn View>, Refusal> {
+        let Some(view) = &self.view else {
+            return Err(Refusal::Unavailable("the store cannot be read during `configure`".to_owned()));
+        };
+        if self.count >= limits::PLUGIN_READS_MAX {
+            return Err(Refusal::Limit(format!("a call may read {} times", limits::PLUGIN_READS_MAX)));
+        }
+        self.count += 1;
+        Ok(Arc::clone(view))
+    }
+
+    fn charge(&mut self, bytes: usize) -> Result<(), Refusal> {
+        self.bytes = self.bytes.saturating_add(bytes);
+        if self.bytes > limits::PLUGIN_READ_BYTES_MAX {
+            return Err(Refusal::Limit(format!("a call may read {} bytes", limits::PLUGIN_READ_BYTES_MAX)));
+        }
+        Ok(())
+    }
+
+    fn fail(&mut self, error: ViewError) -> Refusal {
+        self.failure.get_or_insert(error);
+        Refusal::Unavailable("the node's storage failed".to_owned())
+    }
+}
+
+/// Facts about the store, each recorded once, as first seen.
+#[derive(Debug, Default)]
+pub(super) struct Facts {
+    keys: HashMap<String, Seen>,
+    ranges: HashMap<(String, String, u32), RangeDigest>,
+}
+
+/// What is known of a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    Exists,
+    Revision(Option<u64>),
+}
+
+impl Facts {
+    /// Adds the facts of a later call. What is known already stays.
+    pub(super) fn absorb(&mut self, later: Self) {
+        for (key, seen) in later.keys {
+            match seen {
+                Seen::Exists => self.see_existence(&key),
+                Seen::Revision(revision) => self.see_revision(&key, revision),
+            }
+        }
+        for ((start, end, limit), digest) in later.ranges {
+            self.ranges.entry((start, end, limit)).or_insert(digest);
+        }
+    }
+
+    /// The facts as preconditions of the write, in a stable order.
+    pub(super) fn into_preconditions(self) -> Vec<Precondition> {
+        let mut keys: Vec<_> = self.keys.into_iter().collect();
+        keys.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        let mut ranges: Vec<_> = self.ranges.into_iter().collect();
+        ranges.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        let keys = keys.into_iter().map(|(key, seen)| match seen {
+            Seen::Exists => Fact::Exists { key },
+            Seen::Revision(revision) => Fact::Revision { key, revision },
+        });
+        let ranges = ranges.into_iter().map(|((start, end, limit), digest)| Fact::Range { start, end, limit, digest });
+        keys.chain(ranges).map(|fact| Precondition { asked_by: AskedBy::Plugin, space: Space::Kv, fact }).collect()
+    }
+
+    /// An exact revision says more than existence, so it takes its place.
+    fn see_revision(&mut self, key: &str, revision: Option<u64>) {
+        match self.keys.get_mut(key) {
+            None => {
+                self.keys.insert(key.to_owned(), Seen::Revision(revision));
+            }
+            // Seen before, gone now: keeping `Exists` makes the write fail its precondition, as it should.
+            Some(Seen::Exists) if revision.is_none() => {}
+            Some(seen @ Seen::Exists) => *seen = Seen::Revision(revision),
+            Some(Seen::Revision(_)) => {}
+        }
+    }
+
+    fn see_existence(&mut self, key: &str) {
+        if !self.keys.contains_key(key) {
+            self.keys.insert(key.to_owned(), Seen::Exists);
+        }
+    }
+
+    fn see_range(&mut self, start: &str, end: &str, limit: u32, digest: RangeDigest) {
+        self.ranges.entry((start.to_owned(), end.to_owned(), limit)).or_insert(digest);
+    }
+}
+
+/// Whether a key of this form can have an entry at all. What cannot exist needs no precondition.
+fn is_key(key: &str) -> bool {
+    !key.is_empty() && key.len() <= limits::KEY_BYTES_MAX
+}

@@ -1,0 +1,346 @@
+//! The settings of a node: from flags, `BRINK_*` variables and a TOML file, in that order.
+//!
+//! A wrong setting is one clear line that names the value and what is allowed.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::replication::Timing;
+use crate::telemetry::LogFormat;
+
+/// The path under which every node serves its API.
+pub const BASE_PATH: &str = "/kv-store/v1";
+
+/// Log entries between snapshots, unless set.
+const SNAPSHOT_ENTRIES_DEFAULT: u64 = 10_000;
+
+/// Fewest log entries between snapshots.
+const SNAPSHOT_ENTRIES_MIN: u64 = 10;
+
+/// Settings as they were given, each in at most one place per source.
+#[derive(Debug, Clone, Default, clap::Args, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Given {
+    /// Address and port to listen on [default: 127.0.0.1:8000]
+    ///
+    /// Any address that is not a loopback one needs --allow-anonymous, since there are no tokens yet. Port 0 lets the
+    /// system choose.
+    #[arg(long, env = "BRINK_LISTEN", value_name = "ADDR:PORT")]
+    pub listen: Option<String>,
+
+    /// Where this node keeps its data [default: ./brink-data]
+    #[arg(long, env = "BRINK_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+
+    /// The URL under which the other nodes reach this one [default: http://<hostname>:<port>/kv-store/v1]
+    #[arg(long, env = "BRINK_ADVERTISE_URL", value_name = "URL")]
+    pub advertise_url: Option<String>,
+
+    /// The other nodes, as a JSON list: [{"url": "http://node2:8000/kv-store/v1"}]
+    ///
+    /// Absent or empty: a single node. Every node is started with the URLs of all the others; they find each other.
+    #[arg(long, env = "REPLICA_NODES", value_name = "JSON")]
+    #[serde(default, deserialize_with = "nodes_as_json")]
+    pub replica_nodes: Option<String>,
+
+    /// Accept requests from anyone on an address that is not a loopback one
+    #[arg(long, env = "BRINK_ALLOW_ANONYMOUS", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub allow_anonymous: Option<bool>,
+
+    /// Memory for cached blocks of data, in MiB [default: a sixteenth of the machine's, 32 to 1024]
+    #[arg(long, env = "BRINK_CACHE_MIB", value_name = "MIB")]
+    pub cache_mib: Option<u64>,
+
+    /// Log entries after which a snapshot is taken and the log is cut [default: 10000]
+    #[arg(long, env = "BRINK_SNAPSHOT_ENTRIES", value_name = "N")]
+    pub snapshot_entries: Option<u64>,
+
+    /// Log lines as `text` or `json` [default: text on a terminal, else json]
+    #[arg(long, env = "BRINK_LOG_FORMAT", value_name = "FORMAT")]
+    pub log_format: Option<String>,
+
+    /// What is logged, such as `info` or `brink=debug,warn` [default: info]
+    #[arg(long, env = "BRINK_LOG", value_name = "FILTER")]
+    pub log: Option<String>,
+}
+
+/// A TOML file may name the other nodes as a list of URLs or of tables, like the JSON does.
+fn nodes_as_json<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let nodes: Vec<NodeEntry> = Vec::deserialize(deserializer)?;
+    let urls: Vec<String> = nodes.into_iter().map(NodeEntry::into_url).collect();
+    serde_json::to_string(&urls).map(Some).map_err(serde::de::Error::custom)
+}
+
+/// One of the other nodes: `{"url": "…"}` or the URL alone.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum NodeEntry {
+    Url(String),
+    Table(NodeTable),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NodeTable {
+    url: String,
+}
+
+impl NodeEntry {
+    fn into_url(self) -> String {
+        match self {
+            Self::Url(url) | Self::Table(NodeTable { url }) => url,
+        }
+    }
+}
+
+impl Given {
+    /// Reads settings from a TOML file.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be read, or holds something that is not a setting.
+    pub fn from_file(path: &Path) -> Result<Self, Error> {
+        let wrong = |reason: String| Error { setting: "--config", found: path.display().to_string(), reason };
+        let text = std::fs::read_to_string(path).map_err(|error| wrong(format!("it cannot be read: {error}")))?;
+        toml::from_str(&text).map_err(|error| wrong(error.message().to_owned()))
+    }
+
+    /// These settings, and where they say nothing, those of `other`.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            listen: self.listen.or(other.listen),
+            data_dir: self.data_dir.or(other.data_dir),
+            advertise_url: self.advertise_url.or(other.advertise_url),
+            replica_nodes: self.replica_nodes.or(other.replica_nodes),
+            allow_anonymous: self.allow_anonymous.or(other.allow_anonymous),
+            cache_mib: self.cache_mib.or(other.cache_mib),
+            snapshot_entries: self.snapshot_entries.or(other.snapshot_entries),
+            log_format: self.log_format.or(other.log_format),
+            log: self.log.or(other.log),
+        }
+    }
+
+    /// Checks the settings and fills in the defaults.
+    ///
+    /// # Errors
+    ///
+    /// The first wrong setting.
+    pub fn check(self) -> Result<Settings, Error> {
+        let listen = self.listen.unwrap_or_else(|| "127.0.0.1:8000".to_owned());
+        let listen: SocketAddr = listen.parse().map_err(|_| Error {
+            setting: "--listen",
+            found: listen.clone(),
+            reason: "it must be an IP address and a port, such as 127.0.0.1:8000 or [::]:8000".to_owned(),
+        })?;
+        if !listen.ip().is_loopback() && !self.allow_anonymous.unwrap_or(false) {
+            return Err(Error {
+                setting: "--listen",
+                found: listen.to_string(),
+                reason: "it is reachable from other machines, and anyone there could read and write; \
+                         use a loopback address, or allow it with --allow-anonymous"
+                    .to_owned(),
+            });
+        }
+        let advertise_url = self.advertise_url.map(|url| base_url("--advertise-url", &url)).transpose()?;
+        let peer_urls = parse_nodes(self.replica_nodes.as_deref().unwrap_or_default())?;
+        let snapshot_entries = self.snapshot_entries.unwrap_or(SNAPSHOT_ENTRIES_DEFAULT);
+        if snapshot_entries < SNAPSHOT_ENTRIES_MIN {
+            return Err(Error {
+                setting: "--snapshot-entries",
+                found: snapshot_entries.to_string(),
+                reason: format!("it must be at least {SNAPSHOT_ENTRIES_MIN}"),
+            });
+        }
+        Ok(Settings {
+            listen,
+            data_dir: self.data_dir.unwrap_or_else(|| PathBuf::from("brink-data")),
+            advertise_url,
+            peer_urls,
+            cache_bytes: self.cache_mib.unwrap_or_else(default_cache_mib).saturating_mul(1024 * 1024),
+            snapshot_entries,
+            timing: Timing::LAN,
+            log_format: self.log_format.as_deref().map(parse_log_format).transpose()?,
+            log: self.log.unwrap_or_else(|| "info".to_owned()),
+        })
+    }
+}
+
+/// Checked settings.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// Where the data is kept.
+    pub data_dir: PathBuf,
+    /// Under which URL the others reach this node; the default depends on the port the system gives.
+    pub advertise_url: Option<String>,
+    /// The base URLs of the other nodes.
+    pub peer_urls: Vec<String>,
+    /// Memory for cached blocks, in bytes.
+    pub cache_bytes: u64,
+    /// Log entries between snapshots.
+    pub snapshot_entries: u64,
+    /// Raft's clock.
+    pub timing: Timing,
+    /// How log lines look; `None` decides by whether standard error is a terminal.
+    pub log_format: Option<LogFormat>,
+    /// What is logged.
+    pub log: String,
+}
+
+impl Settings {
+    /// The URL under which the others reach this node, once the port is known.
+    ///
+    /// # Errors
+    ///
+    /// If it is in the list of the other nodes.
+    pub fn self_url(&self, bound: SocketAddr) -> Result<String, Error> {
+        let url = self.advertise_url.clone().unwrap_or_else(|| {
+            format!("http://{}:{}{BASE_PATH}", gethostname::gethostname().to_string_lossy(), bound.port())
+        });
+        if self.peer_urls.contains(&url) {
+            return Err(Error {
+                setting: "REPLICA_NODES",
+                found: url,
+                reason: "that is this node's own URL; the list names the other nodes only".to_owned(),
+            });
+        }
+        Ok(url)
+    }
+}
+
+/// A wrong setting.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{setting}: {found:?}: {reason}")]
+pub struct Error {
+    /// Which setting.
+    pub setting: &'static str,
+    /// The value found.
+    pub found: String,
+    /// What is wrong with it and what is allowed.
+    pub reason: String,
+}
+
+fn parse_nodes(json: &str) -> Result<Vec<String>, Error> {
+    const SETTING: &str = "REPLICA_NODES";
+    if json.trim().is_empty() {
+        return Ok(Vec::new());
+    }
+    let nodes: Vec<NodeEntry> = serde_json::from_str(json).map_err(|error| Error {
+        setting: SETTING,
+        found: json.to_owned(),
+        reason: format!(
+            "it must be a JSON list of the other nodes, such as [{{\"url\": \"http://node2:8000{BASE_PATH}\"}}] ({error})"
+        ),
+    })?;
+    let mut urls = Vec::with_capacity(nodes.len());
+    for node in nodes {
+        let url = base_url(SETTING, &node.into_url())?;
+        if urls.contains(&url) {
+            return Err(Error { setting: SETTING, found: url, reason: "it is in the list twice".to_owned() });
+        }
+        urls.push(url);
+    }
+    Ok(urls)
+}
+
+/// Checks the base URL of a node and writes it in its one normal form, without a trailing slash.
+fn base_url(setting: &'static str, found: &str) -> Result<String, Error> {
+    let wrong = |reason: &str| Error {
+        setting,
+        found: found.to_owned(),
+        reason: format!("{reason}; a node's URL looks like http://node2:8000{BASE_PATH}"),
+    };
+    let url = reqwest::Url::parse(found.trim()).map_err(|error| wrong(&format!("it is not a URL ({error})")))?;
+    if url.scheme() != "http" {
+        return Err(wrong("only http:// is supported between nodes"));
+    }
+    if url.path().trim_end_matches('/') != BASE_PATH || url.query().is_some() || url.fragment().is_some() {
+        return Err(wrong(&format!("its path must be {BASE_PATH}")));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(wrong("it must not contain a user or password"));
+    }
+    Ok(url.as_str().trim_end_matches('/').to_owned())
+}
+
+fn parse_log_format(found: &str) -> Result<LogFormat, Error> {
+    match found {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        _ => Err(Error {
+            setting: "--log-format",
+            found: found.to_owned(),
+            reason: "it must be `text` or `json`".to_owned(),
+        }),
+    }
+}
+
+/// A sixteenth of the machine's memory, in bounds that suit small and large machines.
+fn default_cache_mib() -> u64 {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total_kib: u64 = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))
+        .and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse().ok())
+        .unwrap_or(1024 * 1024);
+    (total_kib / 1024 / 16).clamp(32, 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_nodes(json: &str) -> Result<Settings, Error> {
+        Given { replica_nodes: Some(json.to_owned()), ..Given::default() }.check()
+    }
+
+    #[test]
+    fn nodes_may_be_objects_or_urls_with_or_without_a_trailing_slash() {
+        let settings = with_nodes(r#"[{"url":"http://node2:8000/kv-store/v1"},"http://node3:8000/kv-store/v1/"]"#);
+        let expected = ["http://node2:8000/kv-store/v1", "http://node3:8000/kv-store/v1"];
+        assert_eq!(settings.unwrap().peer_urls, expected);
+        assert!(with_nodes("").unwrap().peer_urls.is_empty());
+        assert!(with_nodes("[]").unwrap().peer_urls.is_empty());
+    }
+
+    #[test]
+    fn a_wrong_list_of_nodes_is_named_with_what_is_allowed() {
+        let wrong = ["{", r#"{"url":"x"}"#, "[1]", r#"["node2:8000"]"#, r#"["http://node2:8000"]"#, r#"["https://n/kv-store/v1"]"#];
+        for json in wrong {
+            let error = with_nodes(json).unwrap_err();
+            assert_eq!(error.setting, "REPLICA_NODES");
+            assert!(error.to_string().contains("http://node2:8000/kv-store/v1"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_node_must_not_be_named_twice_nor_name_itself() {
+        let twice = r#"["http://a:1/kv-store/v1","http://a:1/kv-store/v1/"]"#;
+        assert!(with_nodes(twice).unwrap_err().to_string().contains("twice"));
+
+        let mut settings = with_nodes(r#"["http://a:1/kv-store/v1"]"#).unwrap();
+        settings.advertise_url = Some("http://a:1/kv-store/v1".to_owned());
+        assert!(settings.self_url("127.0.0.1:1".parse().unwrap()).unwrap_err().to_string().contains("own URL"));
+    }
+
+    #[test]
+    fn an_address_others_can_reach_needs_to_be_allowed() {
+        let open = Given { listen: Some("0.0.0.0:8000".to_owned()), ..Given::default() };
+        assert!(open.clone().check().unwrap_err().to_string().contains("--allow-anonymous"));
+        assert!(Given { allow_anonymous: Some(true), ..open }.check().is_ok());
+    }
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let file: Given = toml::from_str("listen = \"127.0.0.1:1\"\nreplica-nodes = [{ url = \"http://b:2/kv-store/v1\" }]").unwrap();
+        let flags = Given { listen: Some("127.0.0.1:9".to_owned()), ..Given::default() };
+        let settings = flags.or(file).check().unwrap();
+        assert_eq!(settings.listen.port(), 9);
+        assert_eq!(settings.peer_urls, ["http://b:2/kv-store/v1"]);
+        assert!(toml::from_str::<Given>("lisen = 1").is_err());
+    }
+}

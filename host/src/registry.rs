@@ -1,0 +1,563 @@
+//! Plugins and hooks as part of the replicated state.
+//!
+//! Three kinds of keys in the system space: `plugins/<name>` names a plugin's current version, `components/<digest>`
+//! holds a version's bytes, `hooks/<name>` says what runs where. They travel through the log like any write, so every
+//! node has the same hooks at the same log index. A change of a hook changes the hook epoch, and no write judged under
+//! an older epoch commits; so a hook is in force everywhere as soon as its creation is acknowledged (P6).
+//!
+//! Every node compiles what it finds in the registry in the background, as soon as it is uploaded, so that the hook
+//! that follows finds the code ready. Until a node has built the set of hooks of the newest epoch, its writes wait.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::hooks::{self, Binding, Pipeline, Plugin, Runtime};
+use crate::limits::{HOOKS_MAX, NAME_BYTES_MAX, PAGE_ENTRIES_MAX, PLUGIN_LIST_MAX, REGISTRY_DEADLINE};
+use crate::replication;
+use crate::storage::{
+    self, Action, AskedBy, Data, Entry, Fact, HOOKS_PREFIX, Operation, PLUGINS_PREFIX, Precondition, RangeQuery, Space,
+    Value,
+};
+use crate::write_path::{self, Request, WritePath};
+
+/// Keys of the system space under this prefix are the bytes of plugin versions: `components/<digest>`.
+const COMPONENTS_PREFIX: &str = "components/";
+
+/// How often a change of the registry is tried again when others change it at the same time.
+const ATTEMPTS_MAX: usize = 4;
+
+/// How long the registry rests between looks for plugins to compile ahead.
+const COMPILE_AHEAD_INTERVAL: Duration = Duration::from_millis(200);
+
+/// How long it waits before it tries again to build a set of hooks that could not be built.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A plugin in the registry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PluginInfo {
+    /// Its name.
+    #[serde(default)]
+    pub name: String,
+    /// SHA-256 of its bytes, in hexadecimal.
+    pub digest: String,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// What it exports: `validator`, `transformer` or both.
+    pub roles: Vec<String>,
+    /// The store's revision at which this version was uploaded.
+    #[serde(default)]
+    pub revision: u64,
+}
+
+/// A hook in force.
+#[derive(Debug, Clone, Serialize)]
+pub struct HookInfo {
+    /// Its name.
+    pub name: String,
+    /// What it runs, and on which writes.
+    #[serde(flatten)]
+    pub binding: Binding,
+    /// The store's revision at which it was set.
+    pub revision: u64,
+}
+
+/// Why the registry was not changed or read.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// A name is not allowed.
+    #[error("{found:?} is not a name: {allowed}")]
+    Name {
+        /// The name.
+        found: String,
+        /// What is allowed.
+        allowed: &'static str,
+    },
+    /// A plugin cannot be removed while hooks run it.
+    #[error("plugin {plugin:?} is run by {}", hooks.join(", "))]
+    PluginInUse {
+        /// The plugin.
+        plugin: String,
+        /// The hooks that run it.
+        hooks: Vec<String>,
+    },
+    /// There are as many hooks as there may be.
+    #[error("there are {HOOKS_MAX} hooks, and no more are allowed")]
+    TooManyHooks,
+    /// The plugin or the binding is refused.
+    #[error(transparent)]
+    Hook(#[from] hooks::Error),
+    /// The change was not committed.
+    #[error(transparent)]
+    Write(#[from] write_path::Error),
+    /// The node's storage failed.
+    #[error("the node's storage failed")]
+    Storage(#[from] storage::Error),
+    /// An entry of the registry cannot be read.
+    #[error("the registry's entry {key:?} cannot be read")]
+    Undecodable {
+        /// The entry's key.
+        key: String,
+        /// What is wrong with it.
+        source: Arc<serde_json::Error>,
+    },
+    /// The node is stopping.
+    #[error("this node is stopping")]
+    Stopping,
+}
+
+/// The registry of this node. Cheap to clone.
+#[derive(Clone)]
+pub struct Registry {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    runtime: Runtime,
+    pipeline: Pipeline,
+    write_path: WritePath,
+    data: Data,
+    /// Compiled versions by digest.
+    compiled: Mutex<HashMap<String, Arc<Plugin>>>,
+    stopped: watch::Sender<bool>,
+}
+
+impl Registry {
+    /// Starts following the registry.
+    pub fn start(
+        runtime: Runtime,
+        pipeline: Pipeline,
+        write_path: WritePath,
+        replication: &replication::Handle,
+        data: Data,
+    ) -> Self {
+        let stopped = watch::Sender::new(false);
+        let inner = Arc::new(Inner { runtime, pipeline, write_path, data, compiled: Mutex::default(), stopped });
+        tokio::spawn(follow(inner.clone(), replication.applied()));
+        Self { inner }
+    }
+
+    /// Stops following.
+    pub fn stop(&self) {
+        self.inner.stopped.send_replace(true);
+    }
+
+    /// Uploads a plugin, or a new version of it. Hooks keep the version they were bound to.
+    ///
+    /// # Errors
+    ///
+    /// If the bytes are not a plugin, or the upload was not committed; nothing is stored then.
+    pub async fn put_plugin(&self, name: &str, bytes: Bytes) -> Result<PluginInfo, Error> {
+        check_name(name)?;
+        let deadline = Instant::now() + REGISTRY_DEADLINE;
+        let plugin = self.inner.compile(name, bytes.clone()).await?;
+        for _ in 0..ATTEMPTS_MAX {
+            let known = self.inner.snapshot().await?;
+            if let Some(info) = known.plugins.get(name).filter(|info| info.digest == plugin.digest()) {
+                return Ok(info.clone());
+            }
+            let info = PluginInfo {
+                name: name.to_owned(),
+                digest: plugin.digest().to_owned(),
+                size_bytes: plugin.size_bytes(),
+                roles: plugin.roles().iter().map(ToString::to_string).collect(),
+                revision: 0,
+            };
+            let component = Value { content_type: "application/wasm".to_owned(), bytes: bytes.clone() };
+            let mut operations = vec![
+                put(format!("{COMPONENTS_PREFIX}{}", info.digest), component),
+                put(format!("{PLUGINS_PREFIX}{name}"), json(&info, name)?),
+            ];
+            operations.extend(known.unused_version_of(name, &info.digest));
+            match self.change(operations, known.unchanged(), deadline).await? {
+                Some(revision) => return Ok(PluginInfo { revision, ..info }),
+                None => continue,
+            }
+        }
+        Err(write_path::Error::Contended { attempts: ATTEMPTS_MAX }.into())
+    }
+
+    /// The plugins, by name.
+    ///
+    /// # Errors
+    ///
+    /// If the registry cannot be read.
+    pub async fn plugins(&self) -> Result<Vec<PluginInfo>, Error> {
+        Ok(self.inner.snapshot().await?.plugins.into_values().collect())
+    }
+
+    /// One plugin.
+    ///
+    /// # Errors
+    ///
+    /// If the registry cannot be read.
+    pub async fn plugin(&self, name: &str) -> Result<Option<PluginInfo>, Error> {
+        Ok(self.inner.snapshot().await?.plugins.remove(name))
+    }
+
+    /// Removes a plugin; false if there is none of that name.
+    ///
+    /// # Errors
+    ///
+    /// If a hook runs it, or the removal was not committed.
+    pub async fn delete_plugin(&self, name: &str) -> Result<bool, Error> {
+        let deadline = Instant::now() + REGISTRY_DEADLINE;
+        for _ in 0..ATTEMPTS_MAX {
+            let known = self.inner.snapshot().await?;
+            if !known.plugins.contains_key(name) {
+                return Ok(false);
+            }
+            let hooks: Vec<String> = known.hooks_of(name).map(str::to_owned).collect();
+            if !hooks.is_empty() {
+                return Err(Error::PluginInUse { plugin: name.to_owned(), hooks });
+            }
+            let mut operations = vec![delete(format!("{PLUGINS_PREFIX}{name}"))];
+            operations.extend(known.unused_version_of(name, ""));
+            if self.change(operations, known.unchanged(), deadline).await?.is_some() {
+                return Ok(true);
+            }
+        }
+        Err(write_path::Error::Contended { attempts: ATTEMPTS_MAX }.into())
+    }
+
+    /// Sets a hook. When this returns, no write commits that the hook did not see.
+    ///
+    /// # Errors
+    ///
+    /// If the plugin is missing, refuses the configuration, or the change was not committed; nothing is changed then.
+    pub async fn put_hook(&self, name: &str, binding: Binding) -> Result<HookInfo, Error> {
+        check_name(name)?;
+        let deadline = Instant::now() + REGISTRY_DEADLINE;
+        for _ in 0..ATTEMPTS_MAX {
+            let known = self.inner.snapshot().await?;
+            if known.hooks.len() >= HOOKS_MAX && !known.hooks.contains_key(name) {
+                return Err(Error::TooManyHooks);
+            }
+            let binding = known.pinned(binding.clone())?;
+            let digest = binding.digest.clone().unwrap_or_default();
+            let plugin = self.inner.plugin_of(&binding.plugin, &digest).await?;
+            self.inner.check_bind(name, binding.clone(), plugin).await?;
+            let operations = vec![put(format!("{HOOKS_PREFIX}{name}"), json(&binding, name)?)];
+            if let Some(revision) = self.change(operations, known.unchanged(), deadline).await? {
+                self.inner.pipeline.active().wait_for(revision, deadline).await?;
+                return Ok(HookInfo { name: name.to_owned(), binding, revision });
+            }
+        }
+        Err(write_path::Error::Contended { attempts: ATTEMPTS_MAX }.into())
+    }
+
+    /// The hooks, by name.
+    ///
+    /// # Errors
+    ///
+    /// If the registry cannot be read.
+    pub async fn hooks(&self) -> Result<Vec<HookInfo>, Error> {
+        Ok(self.inner.snapshot().await?.hooks.into_values().collect())
+    }
+
+    /// One hook.
+    ///
+    /// # Errors
+    ///
+    /// If the registry cannot be read.
+    pub async fn hook(&self, name: &str) -> Result<Option<HookInfo>, Error> {
+        Ok(self.inner.snapshot().await?.hooks.remove(name))
+    }
+
+    /// Removes a hook; false if there is none of that name.
+    ///
+    /// # Errors
+    ///
+    /// If the removal was not committed.
+    pub async fn delete_hook(&self, name: &str) -> Result<bool, Error> {
+        let deadline = Instant::now() + REGISTRY_DEADLINE;
+        for _ in 0..ATTEMPTS_MAX {
+            let known = self.inner.snapshot().await?;
+            if !known.hooks.contains_key(name) {
+                return Ok(false);
+            }
+            let operations = vec![delete(format!("{HOOKS_PREFIX}{name}"))];
+            if self.change(operations, known.unchanged(), deadline).await?.is_some() {
+                return Ok(true);
+            }
+        }
+        Err(write_path::Error::Contended { attempts: ATTEMPTS_MAX }.into())
+    }
+
+    /// Commits a change of the registry; none if somebody else changed it first.
+    async fn change(
+        &self,
+        operations: Vec<Operation>,
+        preconditions: Vec<Precondition>,
+        deadline: Instant,
+    ) -> Result<Option<u64>, Error> {
+        let request = Request { operations, preconditions };
+        match self.inner.write_path.write_unjudged(request, deadline).await {
+            Ok(written) => Ok(Some(written.revision)),
+            Err(write_path::Error::PreconditionFailed { .. }) => {
+                self.inner.write_path.catch_up(deadline).await?;
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl Inner {
+    /// Reads the whole registry, without the bytes of plugins.
+    async fn snapshot(self: &Arc<Self>) -> Result<Known, Error> {
+        let data = self.data.clone();
+        tokio::task::spawn_blocking(move || Known::read(&data)).await.map_err(|_| Error::Stopping)?
+    }
+
+    async fn compile(self: &Arc<Self>, name: &str, bytes: Bytes) -> Result<Arc<Plugin>, Error> {
+        let (inner, name) = (self.clone(), name.to_owned());
+        tokio::task::spawn_blocking(move || inner.compile_blocking(&name, &bytes))
+            .await
+            .map_err(|_| Error::Stopping)?
+    }
+
+    fn compile_blocking(&self, name: &str, bytes: &[u8]) -> Result<Arc<Plugin>, Error> {
+        let digest = hooks::digest(bytes);
+        if let Some(plugin) = self.lock_compiled().get(&digest) {
+            return Ok(plugin.clone());
+        }
+        let plugin = Arc::new(self.runtime.compile(name, bytes)?);
+        self.lock_compiled().insert(digest, plugin.clone());
+        Ok(plugin)
+    }
+
+    /// The compiled version of a plugin, from memory or from the registry.
+    async fn plugin_of(self: &Arc<Self>, name: &str, digest: &str) -> Result<Arc<Plugin>, Error> {
+        let (inner, name, digest) = (self.clone(), name.to_owned(), digest.to_owned());
+        tokio::task::spawn_blocking(move || inner.plugin_of_blocking(&name, &digest))
+            .await
+            .map_err(|_| Error::Stopping)?
+    }
+
+    fn plugin_of_blocking(&self, name: &str, digest: &str) -> Result<Arc<Plugin>, Error> {
+        if let Some(plugin) = self.lock_compiled().get(digest) {
+            return Ok(plugin.clone());
+        }
+        let component = self.data.get(Space::System, &format!("{COMPONENTS_PREFIX}{digest}"))?;
+        let component = component.ok_or_else(|| hooks::Error::PluginMissing {
+            plugin: name.to_owned(),
+            digest: Some(digest.to_owned()),
+        })?;
+        self.compile_blocking(name, &component.value.bytes)
+    }
+
+    async fn check_bind(self: &Arc<Self>, name: &str, binding: Binding, plugin: Arc<Plugin>) -> Result<(), Error> {
+        let (inner, name) = (self.clone(), name.to_owned());
+        tokio::task::spawn_blocking(move || inner.runtime.bind(&name, binding, &plugin).map(drop))
+            .await
+            .map_err(|_| Error::Stopping)?
+            .map_err(Error::from)
+    }
+
+    fn lock_compiled(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Plugin>>> {
+        self.compiled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Builds the set of hooks of the newest epoch, unless it is in force already.
+    fn refresh(&self) -> Result<(), Error> {
+        loop {
+            let epoch = self.data.hook_epoch();
+            if self.pipeline.active().current().epoch() == epoch {
+                return Ok(());
+            }
+            let known = Known::read(&self.data)?;
+            // What was read must be what the epoch stands for.
+            if self.data.hook_epoch() != epoch {
+                continue;
+            }
+            let mut set = Vec::with_capacity(known.hooks.len());
+            for hook in known.hooks.into_values() {
+                let digest = hook.binding.digest.clone().unwrap_or_default();
+                let plugin = self.plugin_of_blocking(&hook.binding.plugin, &digest)?;
+                set.push(self.runtime.bind(&hook.name, hook.binding, &plugin)?);
+            }
+            tracing::info!(epoch, hooks = set.len(), "hooks in force");
+            self.pipeline.active().replace(hooks::Set::new(epoch, set));
+        }
+    }
+
+    /// Compiles what was uploaded and is not compiled yet, and forgets what is gone.
+    fn compile_ahead(&self) -> Result<(), Error> {
+        let known = Known::read(&self.data)?;
+        let needed = known.digests();
+        self.lock_compiled().retain(|digest, _| needed.contains_key(digest.as_str()));
+        for (digest, plugin) in needed {
+            self.plugin_of_blocking(plugin, digest)?;
+        }
+        Ok(())
+    }
+}
+
+/// Follows the registry as the log is applied.
+async fn follow(inner: Arc<Inner>, mut applied: watch::Receiver<u64>) {
+    let mut stopped = inner.stopped.subscribe();
+    let mut looked_ahead: Option<Instant> = None;
+    loop {
+        let mut rest = None;
+        if inner.data.hook_epoch() != inner.pipeline.active().current().epoch() {
+            rest = run(&inner, Inner::refresh, "the hooks could not be put in force; writes wait").await;
+        }
+        if looked_ahead.is_none_or(|looked| looked.elapsed() >= COMPILE_AHEAD_INTERVAL) {
+            let failed = run(&inner, Inner::compile_ahead, "a plugin could not be compiled ahead").await;
+            rest = rest.or(failed);
+            looked_ahead = Some(Instant::now());
+        } else {
+            rest = rest.or(Some(COMPILE_AHEAD_INTERVAL));
+        }
+        tokio::select! {
+            _ = stopped.wait_for(|stopped| *stopped) => return,
+            changed = applied.changed() => if changed.is_err() { return },
+            () = sleep(rest) => {}
+        }
+    }
+}
+
+/// Runs a step on a blocking thread. If it fails, says so and returns how long to rest before the next try.
+async fn run(inner: &Arc<Inner>, step: fn(&Inner) -> Result<(), Error>, failure: &str) -> Option<Duration> {
+    let inner = inner.clone();
+    match tokio::task::spawn_blocking(move || step(&inner)).await {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => {
+            tracing::error!(%error, "{failure}");
+            Some(RETRY_INTERVAL)
+        }
+        Err(error) => {
+            tracing::error!(%error, "{failure}");
+            Some(RETRY_INTERVAL)
+        }
+    }
+}
+
+async fn sleep(rest: Option<Duration>) {
+    match rest {
+        Some(rest) => tokio::time::sleep(rest).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The registry as of one look.
+struct Known {
+    plugins: BTreeMap<String, PluginInfo>,
+    hooks: BTreeMap<String, HookInfo>,
+    /// What must not have changed for a decision made on this look to be right.
+    unchanged: Vec<Precondition>,
+}
+
+impl Known {
+    fn read(data: &Data) -> Result<Self, Error> {
+        let mut plugins = BTreeMap::new();
+        let (entries, plugins_unchanged) = read_prefix(data, PLUGINS_PREFIX)?;
+        for entry in entries {
+            let name = name_of(&entry, PLUGINS_PREFIX);
+            let info: PluginInfo = decode(&entry)?;
+            plugins.insert(name.clone(), PluginInfo { name, revision: entry.meta.revision, ..info });
+        }
+        let mut hooks = BTreeMap::new();
+        let (entries, hooks_unchanged) = read_prefix(data, HOOKS_PREFIX)?;
+        for entry in entries {
+            let name = name_of(&entry, HOOKS_PREFIX);
+            let binding: Binding = decode(&entry)?;
+            hooks.insert(name.clone(), HookInfo { name, binding, revision: entry.meta.revision });
+        }
+        Ok(Self { plugins, hooks, unchanged: vec![plugins_unchanged, hooks_unchanged] })
+    }
+
+    fn unchanged(&self) -> Vec<Precondition> {
+        self.unchanged.clone()
+    }
+
+    /// The hooks that run a plugin.
+    fn hooks_of<'a>(&'a self, plugin: &'a str) -> impl Iterator<Item = &'a str> {
+        self.hooks.values().filter(move |hook| hook.binding.plugin == plugin).map(|hook| hook.name.as_str())
+    }
+
+    /// The versions that plugins name or hooks run, with the plugin's name.
+    fn digests(&self) -> HashMap<&str, &str> {
+        let named = self.plugins.values().map(|info| (info.digest.as_str(), info.name.as_str()));
+        let run = self.hooks.values().filter_map(|hook| Some((hook.binding.digest.as_deref()?, hook.binding.plugin.as_str())));
+        named.chain(run).collect()
+    }
+
+    /// The removal of the bytes of a plugin's current version, if nothing else needs them once it is replaced.
+    fn unused_version_of(&self, name: &str, replaced_by: &str) -> Option<Operation> {
+        let current = self.plugins.get(name)?;
+        let others = self.plugins.values().filter(|info| info.name != name).map(|info| info.digest.as_str());
+        let run = self.hooks.values().filter_map(|hook| hook.binding.digest.as_deref());
+        let needed: BTreeSet<&str> = others.chain(run).chain(std::iter::once(replaced_by)).collect();
+        let unused = !needed.contains(current.digest.as_str());
+        unused.then(|| delete(format!("{COMPONENTS_PREFIX}{}", current.digest)))
+    }
+
+    /// The binding with the version it runs written out.
+    fn pinned(&self, binding: Binding) -> Result<Binding, Error> {
+        let missing = || hooks::Error::PluginMissing { plugin: binding.plugin.clone(), digest: binding.digest.clone() };
+        let info = self.plugins.get(&binding.plugin).ok_or_else(missing)?;
+        let digest = match &binding.digest {
+            Some(digest) if !self.digests().contains_key(digest.as_str()) => return Err(missing().into()),
+            Some(digest) => digest.clone(),
+            None => info.digest.clone(),
+        };
+        Ok(Binding { digest: Some(digest), ..binding })
+    }
+}
+
+/// All entries under a prefix, and the precondition that they are still these.
+fn read_prefix(data: &Data, prefix: &str) -> Result<(Vec<Entry>, Precondition), Error> {
+    let end = format!("{prefix}{}", char::MAX);
+    let limit = u32::try_from(PLUGIN_LIST_MAX).unwrap_or(u32::MAX);
+    let query = RangeQuery {
+        space: Space::System,
+        prefix: Some(prefix.to_owned()),
+        limit: PAGE_ENTRIES_MAX,
+        ..RangeQuery::default()
+    };
+    let entries = data.scan(&query)?.entries;
+    let seen = entries.iter().take(PLUGIN_LIST_MAX).map(|entry| (entry.key.as_str(), entry.meta.revision));
+    let fact = Fact::Range { start: prefix.to_owned(), end, limit, digest: storage::RangeDigest::of(seen) };
+    Ok((entries, Precondition { asked_by: AskedBy::Client, space: Space::System, fact }))
+}
+
+fn name_of(entry: &Entry, prefix: &str) -> String {
+    entry.key.strip_prefix(prefix).unwrap_or(&entry.key).to_owned()
+}
+
+fn decode<T: serde::de::DeserializeOwned>(entry: &Entry) -> Result<T, Error> {
+    serde_json::from_slice(&entry.value.bytes)
+        .map_err(|source| Error::Undecodable { key: entry.key.clone(), source: Arc::new(source) })
+}
+
+fn json<T: Serialize>(value: &T, name: &str) -> Result<Value, Error> {
+    let text = serde_json::to_vec(value)
+        .map_err(|source| Error::Undecodable { key: name.to_owned(), source: Arc::new(source) })?;
+    Ok(Value::json(text))
+}
+
+fn put(key: String, value: Value) -> Operation {
+    Operation { space: Space::System, key, action: Action::Put(value) }
+}
+
+fn delete(key: String) -> Operation {
+    Operation { space: Space::System, key, action: Action::Delete }
+}
+
+/// Checks the name of a plugin or a hook.
+fn check_name(name: &str) -> Result<(), Error> {
+    let allowed = "1 to 64 of a-z, 0-9, '-', '_' and '.', beginning with a letter or digit";
+    let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    let rest = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_.".contains(&byte));
+    if first && rest && name.len() <= NAME_BYTES_MAX {
+        return Ok(());
+    }
+    Err(Error::Name { found: name.chars().take(NAME_BYTES_MAX).collect(), allowed })
+}

@@ -1,0 +1,283 @@
+//! How a write becomes durable on a majority, and how a read knows that it is fresh.
+//!
+//! # Problem
+//!
+//! Every node holds the whole store. A write may arrive at any of them, and once it is acknowledged it must survive
+//! the loss of any minority, power loss of all nodes included (P1). Reads from any node must be able to be
+//! linearizable (P2), and a node cut off from the others must still answer from what it has and say so (P5).
+//!
+//! # Approach
+//!
+//! Raft (Ongaro and Ousterhout 2014), with openraft as its engine. This module gives openraft what it needs and keeps
+//! the rest of the node away from it:
+//!
+//! - `types`: a log entry is a [`Round`]: the finished commands of all writes that shared a proposal.
+//! - `proposer`: gathers writes into rounds and takes them to the leader, wherever it is.
+//! - `log_store`, `state_machine`: openraft's storage on the two databases of [`crate::storage`].
+//! - `transport`: the one door to other nodes, as a trait; HTTP in production.
+//! - `server`: what this node answers to others.
+//! - `reads`: the gate of strong reads: leader lease or read index, shared by all reads that wait.
+//! - `peers`: who is there: discovery, forming the cluster, health.
+//! - `snapshot`: a whole state on its way to a node that is too far behind.
+//!
+//! # Guarantees
+//!
+//! - An acknowledged write is fsynced in the logs of a majority of the voters.
+//! - A write that is refused says whether it may yet appear ([`WriteOutcome`]).
+//! - A restarted voter neither votes nor stands for one lease, since it has forgotten whom it promised not to depose.
+//!
+//! # Cost of one write on an idle cluster
+//!
+//! One fsync on the leader, in parallel with one round trip and one fsync on the fastest majority of followers; one
+//! more round trip if the write came to a follower. Concurrent writes share rounds, and appends share fsyncs.
+//! `data/` is not fsynced per write. A command is encoded once, on the node that received it; its bytes are copied into
+//! the log entry, and once per follower into the request.
+//!
+//! # Failure model
+//!
+//! Nodes stop and come back, networks lose and delay messages, disks keep what was fsynced. Clocks may differ but run
+//! at about the same rate (leader leases rely on it). Nodes do not lie.
+
+mod error;
+mod log_store;
+mod peers;
+mod proposer;
+mod reads;
+mod server;
+mod shared;
+mod snapshot;
+mod state_machine;
+#[cfg(test)]
+mod tests;
+mod transport;
+mod types;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+pub use self::error::{Error, WriteOutcome};
+use self::proposer::Pending;
+use self::shared::Shared;
+pub use self::shared::{PeerStatus, Status};
+pub use self::transport::{Call, CallError, HttpTransport, TO_HEADER, Transport};
+use self::types::{LogId, Raft, decode};
+pub use self::types::{Round, RoundWrite, TypeConfig, node_id};
+use crate::limits::PROPOSE_QUEUE_MAX;
+use crate::storage::{Data, GuardedWrite, Log, Outcome};
+use crate::telemetry::{Telemetry, TraceContext};
+
+/// How a node takes part in its cluster.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The base URL under which the other nodes reach this one.
+    pub self_url: String,
+    /// The base URLs of the other nodes; empty for a single node.
+    pub peer_urls: Vec<String>,
+    /// Where snapshots from other nodes are spooled.
+    pub spool_dir: PathBuf,
+    /// Raft's clock.
+    pub timing: Timing,
+    /// After how many log entries a snapshot is taken, so that the log can be cut. As many are kept behind it.
+    pub snapshot_entries: u64,
+}
+
+/// Raft's clock. Failover takes about a lease plus a random time between `election_min` and `election_max`.
+#[derive(Debug, Clone, Copy)]
+pub struct Timing {
+    /// How often the leader says that it is there.
+    pub heartbeat: Duration,
+    /// Least time of silence, beyond the lease, after which a follower stands for election.
+    pub election_min: Duration,
+    /// Most time of silence, and the length of the leader's lease.
+    pub election_max: Duration,
+}
+
+impl Timing {
+    /// For nodes within a millisecond or two of each other.
+    pub const LAN: Self = Self {
+        heartbeat: Duration::from_millis(50),
+        election_min: Duration::from_millis(200),
+        election_max: Duration::from_millis(300),
+    };
+}
+
+/// How long a snapshot may be under way to another node.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(3_600);
+
+/// Entries of the log removed in one go once a snapshot covers them.
+const PURGE_ENTRIES: u64 = 1_024;
+
+/// Added to the lease after a restart, for clocks that run at slightly different rates.
+const RESTART_MARGIN: Duration = Duration::from_millis(100);
+
+/// This node's part in the cluster. Cheap to clone.
+#[derive(Clone)]
+pub struct Handle {
+    shared: Arc<Shared>,
+    proposals: mpsc::Sender<Pending>,
+    gate: reads::Gate,
+}
+
+impl Handle {
+    /// Starts taking part: opens the engine on the databases, looks for the other nodes, forms the cluster with them
+    /// if there is none yet.
+    ///
+    /// # Errors
+    ///
+    /// If the stored state cannot be read, or the options contradict each other.
+    pub async fn start(
+        options: Options,
+        log: Log,
+        data: Data,
+        transport: Arc<dyn Transport>,
+        telemetry: Telemetry,
+    ) -> Result<Self, StartError> {
+        let id = node_id(&options.self_url);
+        let applied = watch::Sender::new(applied_index(&data)?);
+        let log_store = log_store::LogStore::new(log, telemetry.clone());
+        let state_machine = state_machine::StateMachine::new(data, applied.clone(), telemetry.clone());
+        let network = transport::Network::new(transport.clone(), telemetry.clone());
+        let config = Arc::new(engine_config(&options).validate()?);
+        let raft = Raft::new(id, config, network, log_store, state_machine).await?;
+
+        let members: BTreeMap<u64, String> = std::iter::once(&options.self_url)
+            .chain(&options.peer_urls)
+            .map(|url| (node_id(url), url.clone()))
+            .collect();
+        if members.len() != options.peer_urls.len() + 1 {
+            return Err(StartError::Ambiguous);
+        }
+        let shared =
+            Arc::new(Shared::new(id, options, members, raft, transport, telemetry, applied.subscribe()));
+        peers::start(&shared).await?;
+        Ok(Self { proposals: proposer::start(shared.clone()), gate: reads::Gate::start(shared.clone()), shared })
+    }
+
+    /// Proposes a write and waits until it is committed and applied by the leader.
+    ///
+    /// # Errors
+    ///
+    /// Each error knows whether the write may yet appear: [`Error::outcome`].
+    pub async fn propose(
+        &self,
+        write: &GuardedWrite,
+        trace: Option<TraceContext>,
+        deadline: Instant,
+    ) -> Result<Outcome, Error> {
+        let (reply, answer) = oneshot::channel();
+        let pending = Pending {
+            write: RoundWrite::new(write, trace)?,
+            deadline,
+            queued: std::time::Instant::now(),
+            reply,
+        };
+        self.proposals.try_send(pending).map_err(|refused| match refused {
+            mpsc::error::TrySendError::Full(_) => Error::Busy { limit: PROPOSE_QUEUE_MAX },
+            mpsc::error::TrySendError::Closed(_) => Error::Stopped { outcome: WriteOutcome::NotWritten },
+        })?;
+        answer.await.unwrap_or(Err(Error::Stopped { outcome: WriteOutcome::Unknown }))
+    }
+
+    /// Returns once this node's state holds every write that was acknowledged, by any node, before the call.
+    ///
+    /// # Errors
+    ///
+    /// If that cannot be established by the deadline.
+    pub async fn read_barrier(&self, deadline: Instant) -> Result<(), Error> {
+        self.gate.pass(deadline).await
+    }
+
+    /// How long ago this node last knew itself to be up to date.
+    pub fn staleness(&self) -> Duration {
+        self.shared.staleness()
+    }
+
+    /// The cluster as this node sees it.
+    pub fn status(&self) -> Status {
+        self.shared.status()
+    }
+
+    /// The index of the last log entry this node has applied, as it changes.
+    pub fn applied(&self) -> watch::Receiver<u64> {
+        self.shared.applied.clone()
+    }
+
+    /// Answers a call from another node. `to` is the node the call is meant for.
+    ///
+    /// # Errors
+    ///
+    /// If the call is not meant for this node, is malformed, or cannot be answered now.
+    pub async fn serve(&self, call: Call, to: u64, body: bytes::Bytes) -> Result<bytes::Bytes, Error> {
+        server::serve(&self.shared, call, to, body).await
+    }
+
+    /// Receives a snapshot from the leader. `to` is the node it is meant for.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Handle::serve`]; a snapshot that is not whole changes nothing.
+    pub async fn serve_snapshot<S, E>(&self, to: u64, body: S) -> Result<bytes::Bytes, Error>
+    where
+        S: futures::Stream<Item = Result<bytes::Bytes, E>> + Unpin + Send,
+        E: std::error::Error + Send + Sync + 'static,
+    {
+        server::serve_snapshot(&self.shared, to, body).await
+    }
+
+    /// Stops taking part. What was acknowledged stays on disk; calls that follow are refused.
+    pub async fn shutdown(&self) {
+        self.shared.stop();
+        if let Err(error) = self.shared.raft.shutdown().await {
+            tracing::error!(%error, "the consensus engine did not stop cleanly");
+        }
+    }
+}
+
+/// Why a node could not start taking part.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// openraft refuses the timing.
+    #[error("the timing of elections is contradictory")]
+    Timing(#[from] openraft::ConfigError),
+    /// Two nodes have the same URL, or this node is in its own list.
+    #[error("the list of other nodes names a node twice, or this node itself")]
+    Ambiguous,
+    /// The engine could not read its state.
+    #[error("the stored state of this node cannot be read")]
+    Engine(#[from] openraft::error::Fatal<TypeConfig>),
+    /// The stored state cannot be read.
+    #[error(transparent)]
+    State(#[from] Error),
+}
+
+fn applied_index(data: &Data) -> Result<u64, Error> {
+    match data.meta(state_machine::APPLIED)? {
+        Some(bytes) => Ok(decode::<LogId>(&bytes)?.index()),
+        None => Ok(0),
+    }
+}
+
+fn engine_config(options: &Options) -> openraft::Config {
+    let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    openraft::Config {
+        cluster_name: "brink".to_owned(),
+        heartbeat_interval: ms(options.timing.heartbeat),
+        election_timeout_min: ms(options.timing.election_min),
+        election_timeout_max: ms(options.timing.election_max),
+        install_snapshot_timeout: ms(SNAPSHOT_TIMEOUT),
+        snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(options.snapshot_entries),
+        max_in_snapshot_log_to_keep: options.snapshot_entries,
+        replication_lag_threshold: options.snapshot_entries.saturating_mul(2),
+        purge_batch_size: PURGE_ENTRIES.min(options.snapshot_entries),
+        enable_pre_vote: Some(true),
+        // A restarted leader must win an election again: its lease is gone with its memory.
+        enable_leader_restore: Some(false),
+        removed_leader_step_down: openraft::StepDownPolicy::Never,
+        ..openraft::Config::default()
+    }
+}

@@ -1,0 +1,81 @@
+//! What this node answers to the others.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::Stream;
+use openraft::alias::SnapshotOf;
+use tokio::time::Instant;
+
+use super::error::Error;
+use super::shared::{Shared, lock};
+use super::snapshot::Spool;
+use super::transport::Call;
+use super::types::{TypeConfig, decode, encode};
+use super::{peers, proposer, reads};
+
+/// Answers one call.
+pub(super) async fn serve(shared: &Arc<Shared>, call: Call, to: u64, body: Bytes) -> Result<Bytes, Error> {
+    check_address(shared, to)?;
+    match call {
+        Call::Append => append(shared, &body).await,
+        Call::Vote => {
+            check_silence(shared)?;
+            encode(&shared.raft.vote(decode(&body)?).await.map_err(refused)?)
+        }
+        Call::PreVote => {
+            check_silence(shared)?;
+            encode(&shared.raft.pre_vote(decode(&body)?).await.map_err(refused)?)
+        }
+        Call::TransferLeader => encode(&shared.raft.handle_transfer_leader(decode(&body)?).await.map_err(refused)?),
+        Call::Propose => encode(&proposer::serve(shared, &body).await?),
+        Call::ReadIndex => {
+            let deadline = Instant::now() + decode::<std::time::Duration>(&body)?;
+            encode(&reads::read_index(shared, deadline).await?)
+        }
+        Call::Hello => peers::hello(shared).await,
+        Call::Snapshot => Err(Error::Refused("a snapshot is a stream".to_owned())),
+    }
+}
+
+/// Receives a whole snapshot, then installs it.
+pub(super) async fn serve_snapshot<S, E>(shared: &Arc<Shared>, to: u64, body: S) -> Result<Bytes, Error>
+where
+    S: Stream<Item = Result<Bytes, E>> + Unpin + Send,
+    E: std::error::Error + Send + Sync + 'static,
+{
+    check_address(shared, to)?;
+    let spool = Spool::receive(&shared.options.spool_dir, body).await.map_err(refused)?;
+    let (vote, meta, source) = spool.open().map_err(refused)?;
+    let snapshot = SnapshotOf::<TypeConfig, _> { meta, snapshot: source };
+    encode(&shared.raft.install_full_snapshot(vote, snapshot).await.map_err(refused)?)
+}
+
+async fn append(shared: &Arc<Shared>, body: &[u8]) -> Result<Bytes, Error> {
+    let request: openraft::raft::AppendEntriesRequest<TypeConfig> = decode(body)?;
+    let committed = request.leader_commit.map(|log_id| log_id.index());
+    let answer = shared.raft.append_entries(request).await.map_err(refused)?;
+    if answer.is_success() && committed.is_none_or(|committed| *shared.applied.borrow() >= committed) {
+        shared.note_fresh();
+    }
+    encode(&answer)
+}
+
+fn check_address(shared: &Shared, to: u64) -> Result<(), Error> {
+    if to == shared.id {
+        return Ok(());
+    }
+    Err(Error::Refused(format!("this is node {:016x}, not {to:016x}", shared.id)))
+}
+
+fn check_silence(shared: &Shared) -> Result<(), Error> {
+    if lock(&shared.silent_until).is_some_and(|until| Instant::now() < until) {
+        return Err(Error::Refused("this node has just restarted and does not vote yet".to_owned()));
+    }
+    Ok(())
+}
+
+fn refused(error: impl std::error::Error) -> Error {
+    tracing::debug!(%error, "a call from another node was not served");
+    Error::Refused(error.to_string())
+}

@@ -1,0 +1,132 @@
+//! Applying guarded writes, deterministically: no clock, no randomness, nothing but the state and the write.
+
+use std::collections::{BTreeMap, HashMap};
+
+use fjall::OwnedWriteBatch;
+
+use super::Error;
+use super::command::{
+    Action, Effect, EntryMeta, Fact, GuardedWrite, HOOKS_PREFIX, Operation, Outcome, Precondition, RangeDigest, Space,
+    Value,
+};
+use super::data::Inner;
+use super::{record, scan};
+
+/// What a batch has changed so far, over the state below it. Later writes of a batch see earlier ones.
+pub(super) struct Overlay<'a> {
+    state: &'a Inner,
+    revision: u64,
+    hook_epoch: u64,
+    changed: HashMap<Space, BTreeMap<String, Change>>,
+}
+
+enum Change {
+    Put(EntryMeta, Value),
+    Deleted,
+}
+
+impl<'a> Overlay<'a> {
+    pub(super) fn new(state: &'a Inner, revision: u64, hook_epoch: u64) -> Self {
+        Self { state, revision, hook_epoch, changed: HashMap::new() }
+    }
+
+    /// Applies one write, whole or not at all.
+    pub(super) fn apply(&mut self, write: &GuardedWrite) -> Result<Outcome, Error> {
+        if write.hook_epoch.is_some_and(|epoch| epoch != self.hook_epoch) {
+            return Ok(Outcome::HooksChanged { epoch: self.hook_epoch });
+        }
+        for (index, precondition) in (0..).zip(&write.preconditions) {
+            if let Some(current) = self.violated(precondition)? {
+                return Ok(Outcome::PreconditionFailed { index, current });
+            }
+        }
+        let revision = self.revision + 1;
+        let mut effects = Vec::with_capacity(write.operations.len());
+        for operation in &write.operations {
+            effects.push(self.change(operation, revision, write.proposed_at_ms)?);
+        }
+        if effects.iter().any(|effect| !matches!(effect, Effect::Deleted { existed: false })) {
+            self.revision = revision;
+            if write.operations.iter().any(changes_hooks) {
+                self.hook_epoch = revision;
+            }
+        }
+        Ok(Outcome::Applied { revision: self.revision, effects })
+    }
+
+    /// Writes the changes into a batch; returns the new revision and hook epoch.
+    pub(super) fn stage(self, batch: &mut OwnedWriteBatch) -> Result<(u64, u64), Error> {
+        for (space, changes) in self.changed {
+            let keyspace = self.state.keyspace(space);
+            for (key, change) in changes {
+                match change {
+                    Change::Put(meta, value) => batch.insert(keyspace, key.as_str(), record::encode(meta, &value)?),
+                    Change::Deleted => batch.remove(keyspace, key.as_str()),
+                }
+            }
+        }
+        Ok((self.revision, self.hook_epoch))
+    }
+
+    fn change(&mut self, operation: &Operation, revision: u64, now_ms: u64) -> Result<Effect, Error> {
+        let before = self.current(operation.space, &operation.key)?;
+        let (effect, change) = match &operation.action {
+            Action::Put(value) => {
+                let meta = EntryMeta {
+                    version: before.map_or(1, |before| before.version + 1),
+                    revision,
+                    created_at_ms: before.map_or(now_ms, |before| before.created_at_ms),
+                    updated_at_ms: now_ms,
+                };
+                (Effect::Put(meta), Change::Put(meta, value.clone()))
+            }
+            Action::Delete if before.is_none() => return Ok(Effect::Deleted { existed: false }),
+            Action::Delete => (Effect::Deleted { existed: true }, Change::Deleted),
+        };
+        self.changed.entry(operation.space).or_default().insert(operation.key.clone(), change);
+        Ok(effect)
+    }
+
+    fn current(&self, space: Space, key: &str) -> Result<Option<EntryMeta>, Error> {
+        match self.changed.get(&space).and_then(|changed| changed.get(key)) {
+            Some(Change::Put(meta, _)) => Ok(Some(*meta)),
+            Some(Change::Deleted) => Ok(None),
+            None => self.state.keyspace(space).get(key)?.map(|found| record::decode_meta(&found)).transpose(),
+        }
+    }
+
+    /// If a precondition does not hold: the current revision of its key.
+    fn violated(&self, precondition: &Precondition) -> Result<Option<Option<u64>>, Error> {
+        let revision_of = |key: &str| Ok::<_, Error>(self.current(precondition.space, key)?.map(|meta| meta.revision));
+        Ok(match &precondition.fact {
+            Fact::Revision { key, revision } => Some(revision_of(key)?).filter(|current| current != revision),
+            Fact::Exists { key } => Some(revision_of(key)?).filter(Option::is_none),
+            Fact::Range { start, end, limit, digest } => {
+                let now = self.digest(precondition.space, start, end, *limit)?;
+                (now != *digest).then_some(None)
+            }
+        })
+    }
+
+    fn digest(&self, space: Space, start: &str, end: &str, limit: u32) -> Result<RangeDigest, Error> {
+        let limit = usize::try_from(limit).unwrap_or(0);
+        let changed = self.changed.get(&space);
+        let in_range = |key: &str| key >= start && (end.is_empty() || key <= end);
+        let changes = changed.into_iter().flatten().filter(|(key, _)| in_range(key));
+        // Each deletion of the batch may hide one entry of the state, so that many more are read.
+        let spare = changes.clone().count();
+        let found = scan::revisions(self.state.keyspace(space), start, end, limit.saturating_add(spare))?;
+        let mut merged: BTreeMap<String, u64> = found.into_iter().collect();
+        for (key, change) in changes {
+            match change {
+                Change::Put(meta, _) => merged.insert(key.clone(), meta.revision),
+                Change::Deleted => merged.remove(key),
+            };
+        }
+        Ok(RangeDigest::of(merged.iter().take(limit).map(|(key, revision)| (key.as_str(), *revision))))
+    }
+}
+
+fn changes_hooks(operation: &Operation) -> bool {
+    operation.space == Space::System && operation.key.starts_with(HOOKS_PREFIX)
+}

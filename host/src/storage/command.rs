@@ -1,0 +1,208 @@
+//! The guarded write: the one primitive that carries everything which changes the store.
+//!
+//! A guarded write is a list of operations, applied whole or not at all, with the conditions under which it may be
+//! applied: what the client demanded, what a plugin read to decide, and the hook epoch it was judged under. It also
+//! carries the time given to it when it was proposed, so that applying it needs no clock.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+/// Operations and the conditions under which they may be applied, as the log carries them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuardedWrite {
+    /// Applied in order, all or none. No key occurs twice.
+    pub operations: Vec<Operation>,
+    /// All must hold when the write is applied.
+    pub preconditions: Vec<Precondition>,
+    /// The hook epoch the write was judged under; `None` for writes that no hook judges (the registry's own).
+    pub hook_epoch: Option<u64>,
+    /// Unix time in milliseconds at which the write was proposed.
+    pub proposed_at_ms: u64,
+}
+
+/// Which of the two key spaces of a node an operation is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Space {
+    /// What clients read and write.
+    Kv,
+    /// The replicated registry: plugins and hooks. A write here that touches a key under [`HOOKS_PREFIX`] sets the
+    /// hook epoch to its own revision.
+    System,
+}
+
+/// Keys of [`Space::System`] under this prefix are hooks: changing one changes the hook epoch.
+pub const HOOKS_PREFIX: &str = "hooks/";
+
+/// Keys of [`Space::System`] under this prefix are plugins: `plugins/<name>`.
+pub const PLUGINS_PREFIX: &str = "plugins/";
+
+/// One change of one key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Operation {
+    /// The space the key is in.
+    pub space: Space,
+    /// The key; for [`Space::Kv`], 1 to [`crate::limits::KEY_BYTES_MAX`] bytes.
+    pub key: String,
+    /// What happens to it.
+    pub action: Action,
+}
+
+/// What an [`Operation`] does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Action {
+    /// Sets the value of the key, creating it if needed.
+    Put(Value),
+    /// Removes the key; nothing happens if it has no entry.
+    Delete,
+}
+
+/// A value with its media type.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Value {
+    /// The media type; [`Value::JSON`] for values that arrived as JSON.
+    pub content_type: String,
+    /// The bytes; compact JSON text if the media type is JSON.
+    pub bytes: Bytes,
+}
+
+impl Value {
+    /// The media type of JSON values.
+    pub const JSON: &'static str = "application/json";
+
+    /// A JSON value; `text` must be valid JSON.
+    pub fn json(text: impl Into<Bytes>) -> Self {
+        Self { content_type: Self::JSON.to_owned(), bytes: text.into() }
+    }
+
+    /// Whether the value is JSON text.
+    pub fn is_json(&self) -> bool {
+        self.content_type == Self::JSON
+    }
+}
+
+/// A fact about the store that must hold when a write is applied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Precondition {
+    /// Who relies on it, which decides what a failure means.
+    pub asked_by: AskedBy,
+    /// The space of the keys.
+    pub space: Space,
+    /// The fact.
+    pub fact: Fact,
+}
+
+/// Who relies on a [`Precondition`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AskedBy {
+    /// The client demanded it: a failure is the answer to the client.
+    Client,
+    /// A plugin read it to decide: on failure the write goes back through the hooks.
+    Plugin,
+}
+
+/// The content of a [`Precondition`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Fact {
+    /// The entry of `key` has exactly this revision; `None`: the key has no entry.
+    Revision {
+        /// The key.
+        key: String,
+        /// Its revision, or `None` for no entry.
+        revision: Option<u64>,
+    },
+    /// `key` has an entry, of any revision.
+    Exists {
+        /// The key.
+        key: String,
+    },
+    /// The first `limit` entries from `start` to `end` are the same ones at the same revisions: their
+    /// [`RangeDigest`] has not changed. Covers phantoms.
+    Range {
+        /// First key, inclusive.
+        start: String,
+        /// Last key, inclusive; empty for no upper bound.
+        end: String,
+        /// How many entries the digest covers, at most [`crate::limits::PLUGIN_LIST_MAX`].
+        limit: u32,
+        /// What they were.
+        digest: RangeDigest,
+    },
+}
+
+/// A SHA-256 over the keys and revisions of a range, in order (see [`RangeDigest::of`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RangeDigest(pub [u8; 32]);
+
+impl RangeDigest {
+    /// The digest of keys with their revisions, in key order.
+    pub fn of<'a>(entries: impl IntoIterator<Item = (&'a str, u64)>) -> Self {
+        use sha2::{Digest, Sha256};
+        let mut hash = Sha256::new();
+        for (key, revision) in entries {
+            hash.update((key.len() as u64).to_be_bytes());
+            hash.update(key.as_bytes());
+            hash.update(revision.to_be_bytes());
+        }
+        Self(hash.finalize().into())
+    }
+}
+
+/// What applying a guarded write came to. The same on every node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// Every operation was applied, in one revision.
+    Applied {
+        /// The store's revision after the write. A write that changed nothing leaves the revision as it was.
+        revision: u64,
+        /// One effect per operation, in order.
+        effects: Vec<Effect>,
+    },
+    /// A precondition did not hold; nothing was applied.
+    PreconditionFailed {
+        /// Position of the precondition in [`GuardedWrite::preconditions`].
+        index: u32,
+        /// The current revision of the key it names; `None` for no entry, and for ranges.
+        current: Option<u64>,
+    },
+    /// The hooks have changed since the write was judged; nothing was applied.
+    HooksChanged {
+        /// The hook epoch now in force.
+        epoch: u64,
+    },
+}
+
+/// What one operation did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Effect {
+    /// The key now has this entry.
+    Put(EntryMeta),
+    /// The key is gone.
+    Deleted {
+        /// Whether it had an entry before.
+        existed: bool,
+    },
+}
+
+/// What the store keeps about an entry beside its value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EntryMeta {
+    /// How often the key was written since it was created, from 1.
+    pub version: u64,
+    /// The store's revision at which it was last written.
+    pub revision: u64,
+    /// Unix time in milliseconds of its creation.
+    pub created_at_ms: u64,
+    /// Unix time in milliseconds of its last write.
+    pub updated_at_ms: u64,
+}
+
+/// An entry of the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// The key.
+    pub key: String,
+    /// Version, revision and times.
+    pub meta: EntryMeta,
+    /// The value.
+    pub value: Value,
+}

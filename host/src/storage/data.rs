@@ -1,0 +1,263 @@
+//! The store's state on disk: what clients wrote, the registry, and how far the log is applied.
+//!
+//! Applying is one batch: entries, revision, hook epoch and the caller's own values together, so that a crash leaves
+//! all of it or none (P3). It is not synced: the log holds what a crash takes, and applying it again gives the same
+//! state. [`Data::sync`] makes everything applied so far durable, before a snapshot lets the log be cut.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+
+use bytes::Bytes;
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, PersistMode};
+
+use super::apply::Overlay;
+use super::command::{Entry, GuardedWrite, Outcome, RangeDigest, Space};
+use super::scan::{self, Page, RangeQuery};
+use super::snapshot::{self, SnapshotReader};
+use super::{Error, format, record};
+
+/// Journal bytes kept before the engine flushes its tables; bounds recovery time.
+const JOURNAL_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
+/// Values larger than this are kept apart from their keys, so that compaction does not copy them.
+const SEPARATE_BYTES_MIN: u32 = 4 * 1024;
+
+const REVISION: &str = "revision";
+const HOOK_EPOCH: &str = "hook-epoch";
+const INSTALLING: &str = "installing";
+
+/// The state of a node. Cheap to clone; all clones are the same state.
+#[derive(Clone)]
+pub struct Data {
+    inner: Arc<Inner>,
+}
+
+pub(super) struct Inner {
+    pub(super) db: Database,
+    pub(super) kv: Keyspace,
+    pub(super) system: Keyspace,
+    pub(super) meta: Keyspace,
+    revision: AtomicU64,
+    hook_epoch: AtomicU64,
+    /// One at a time applies.
+    applying: Mutex<()>,
+    /// Held for writing while a snapshot replaces everything; readers wait then, and never see half of it.
+    replacing: RwLock<()>,
+}
+
+impl Data {
+    /// Opens the state in `dir`, creating it if there is none. If a snapshot was being installed when the node
+    /// stopped, what there is of it is discarded and the state is empty.
+    ///
+    /// # Errors
+    ///
+    /// If the directory cannot be used, is locked, or has another format.
+    pub fn open(dir: &Path, cache_bytes: u64) -> Result<Self, Error> {
+        let builder = Database::builder(dir).cache_size(cache_bytes).max_journaling_size(JOURNAL_BYTES_MAX);
+        let db = format::open(builder.worker_threads(2), dir)?;
+        let separated = || {
+            let separation = KvSeparationOptions::default().separation_threshold(SEPARATE_BYTES_MIN);
+            KeyspaceCreateOptions::default().with_kv_separation(Some(separation))
+        };
+        let kv = db.keyspace("kv", separated)?;
+        let system = db.keyspace("system", separated)?;
+        let meta = db.keyspace("meta", KeyspaceCreateOptions::default)?;
+        format::check(&db, &meta, dir)?;
+        let inner = Inner {
+            db,
+            kv,
+            system,
+            meta,
+            revision: AtomicU64::new(0),
+            hook_epoch: AtomicU64::new(0),
+            applying: Mutex::new(()),
+            replacing: RwLock::new(()),
+        };
+        if inner.meta.contains_key(INSTALLING)? {
+            tracing::warn!("a snapshot was not installed to its end; this node starts from an empty state");
+            inner.clear()?;
+        }
+        inner.load_counters()?;
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Applies writes in order, in one batch, with values of the caller's own; one outcome per write. The same input
+    /// gives the same outcome on every node.
+    ///
+    /// # Errors
+    ///
+    /// If the state cannot be read or written; nothing is applied then.
+    pub fn apply(&self, writes: &[GuardedWrite], meta: &[(&'static str, Bytes)]) -> Result<Vec<Outcome>, Error> {
+        let inner = &self.inner;
+        let _one_at_a_time = inner.applying.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut overlay = Overlay::new(inner, self.revision(), self.hook_epoch());
+        let outcomes = writes.iter().map(|write| overlay.apply(write)).collect::<Result<Vec<_>, _>>()?;
+
+        let mut batch = inner.db.batch();
+        let (revision, hook_epoch) = overlay.stage(&mut batch)?;
+        if !writes.is_empty() {
+            batch.insert(&inner.meta, REVISION, revision.to_be_bytes());
+            batch.insert(&inner.meta, HOOK_EPOCH, hook_epoch.to_be_bytes());
+        }
+        for (key, value) in meta {
+            batch.insert(&inner.meta, *key, &value[..]);
+        }
+        batch.commit()?;
+        inner.revision.store(revision, Ordering::Release);
+        inner.hook_epoch.store(hook_epoch, Ordering::Release);
+        Ok(outcomes)
+    }
+
+    /// A value that was given to [`Data::apply`].
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read.
+    pub fn meta(&self, key: &str) -> Result<Option<Bytes>, Error> {
+        let _whole = self.whole();
+        Ok(self.inner.meta.get(key)?.map(|value| Bytes::copy_from_slice(&value)))
+    }
+
+    /// The entry of a key.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read or is damaged.
+    pub fn get(&self, space: Space, key: &str) -> Result<Option<Entry>, Error> {
+        let _whole = self.whole();
+        let found = self.inner.keyspace(space).get(key)?;
+        found.map(|found| record::decode(key.to_owned(), &found, true)).transpose()
+    }
+
+    /// A page of a range, as of one moment.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read or is damaged.
+    pub fn scan(&self, query: &RangeQuery) -> Result<Page, Error> {
+        let _whole = self.whole();
+        let revision = self.revision();
+        scan::page(&self.inner.db.snapshot(), self.inner.keyspace(query.space), query, revision)
+    }
+
+    /// The first `limit` keys from `start` to `end` (inclusive; empty: no upper bound), with their digest.
+    ///
+    /// # Errors
+    ///
+    /// If they cannot be read or are damaged.
+    pub fn digest_range(
+        &self,
+        space: Space,
+        start: &str,
+        end: &str,
+        limit: u32,
+    ) -> Result<(Vec<String>, RangeDigest), Error> {
+        let _whole = self.whole();
+        let found = scan::revisions(self.inner.keyspace(space), start, end, usize::try_from(limit).unwrap_or(0))?;
+        let digest = RangeDigest::of(found.iter().map(|(key, revision)| (key.as_str(), *revision)));
+        Ok((found.into_iter().map(|(key, _)| key).collect(), digest))
+    }
+
+    /// The store's revision: one more for each write that changed something.
+    pub fn revision(&self) -> u64 {
+        self.inner.revision.load(Ordering::Acquire)
+    }
+
+    /// The revision of the last change of a hook.
+    pub fn hook_epoch(&self) -> u64 {
+        self.inner.hook_epoch.load(Ordering::Acquire)
+    }
+
+    /// Makes everything applied so far durable.
+    ///
+    /// # Errors
+    ///
+    /// If the disk refuses. What was applied is still in the log then.
+    pub fn sync(&self) -> Result<(), Error> {
+        Ok(self.inner.db.persist(PersistMode::SyncAll)?)
+    }
+
+    /// The state as of now, to be read while the state goes on changing.
+    pub fn snapshot(&self) -> SnapshotReader {
+        let _one_at_a_time = self.inner.applying.lock().unwrap_or_else(PoisonError::into_inner);
+        SnapshotReader::new(&self.inner)
+    }
+
+    /// Replaces everything by a snapshot, and syncs. Readers wait meanwhile. The snapshot should have been
+    /// [verified](snapshot::verify) before: from the first chunk on the old state is gone.
+    ///
+    /// # Errors
+    ///
+    /// If a chunk is damaged, the end is missing, or the disk refuses. The state is empty then, also after a restart.
+    pub fn install(&self, chunks: impl Iterator<Item = Result<Bytes, Error>>) -> Result<(), Error> {
+        let inner = &self.inner;
+        let _one_at_a_time = inner.applying.lock().unwrap_or_else(PoisonError::into_inner);
+        let _nobody_reads = inner.replacing.write().unwrap_or_else(PoisonError::into_inner);
+        inner.clear()?;
+        inner.set_installing()?;
+        snapshot::read(chunks, |space, entries| {
+            let keyspace = inner.keyspace_of(space);
+            let mut batch = inner.db.batch();
+            for (key, value) in entries {
+                batch.insert(keyspace, key, value);
+            }
+            Ok(batch.commit()?)
+        })?;
+        let mut batch = inner.db.batch().durability(Some(PersistMode::SyncAll));
+        batch.remove(&inner.meta, INSTALLING);
+        batch.commit()?;
+        inner.load_counters()
+    }
+
+    fn whole(&self) -> RwLockReadGuard<'_, ()> {
+        self.inner.replacing.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    pub(super) fn keyspace(&self, space: Space) -> &Keyspace {
+        match space {
+            Space::Kv => &self.kv,
+            Space::System => &self.system,
+        }
+    }
+
+    fn keyspace_of(&self, part: snapshot::Part) -> &Keyspace {
+        match part {
+            snapshot::Part::Kv => &self.kv,
+            snapshot::Part::System => &self.system,
+            snapshot::Part::Meta => &self.meta,
+        }
+    }
+
+    fn load_counters(&self) -> Result<(), Error> {
+        for (key, counter) in [(REVISION, &self.revision), (HOOK_EPOCH, &self.hook_epoch)] {
+            let value = self.meta.get(key)?;
+            let value = value.map(|value| value.as_ref().try_into().map(u64::from_be_bytes)).transpose();
+            counter.store(value.map_err(|_| record::corrupt(key))?.unwrap_or(0), Ordering::Release);
+        }
+        Ok(())
+    }
+
+    fn set_installing(&self) -> Result<(), Error> {
+        let mut batch = self.db.batch().durability(Some(PersistMode::SyncAll));
+        batch.insert(&self.meta, INSTALLING, []);
+        Ok(batch.commit()?)
+    }
+
+    /// Empties the state, all but its format.
+    fn clear(&self) -> Result<(), Error> {
+        self.set_installing()?;
+        self.kv.clear()?;
+        self.system.clear()?;
+        let mut batch = self.db.batch().durability(Some(PersistMode::SyncAll));
+        for item in self.meta.iter() {
+            let key = item.key()?;
+            if !format::is_marker(&key) {
+                batch.remove(&self.meta, key);
+            }
+        }
+        Ok(batch.commit()?)
+    }
+}

@@ -1,0 +1,440 @@
+//! The Raft log on disk: indexed entries and a few named values, with one fsync for all that wait.
+//!
+//! One writer thread owns the disk. Whoever appends puts entries into memory, where they can be read at once, and into
+//! the thread's queue; the thread drains its whole queue, writes it as one batch, syncs once, and then tells everyone
+//! who waited. There is no timer: when the thread is idle a single append is written at once, and under load batches
+//! grow by themselves.
+//!
+//! After a failed write or sync nothing is tried again: what the disk holds is unknown then (Rebello et al., "Can
+//! Applications Recover from fsync Failures?", ATC 2020). Every later call gets the error.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::path::Path;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+
+use super::Error;
+use super::format;
+
+/// Called once an operation is durable, or has failed.
+pub type Done = Box<dyn FnOnce(Result<(), Error>) + Send>;
+
+/// Told how long each sync took and how many entries it made durable.
+pub type OnFsync = Box<dyn Fn(Duration, usize) + Send + Sync>;
+
+/// Bytes of recent entries kept in memory for replication and apply. Entries not yet synced are kept beyond it.
+const TAIL_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// Entries removed in one batch, so that a long purge does not hold up appends.
+const REMOVE_ENTRIES_MAX: u64 = 4_096;
+
+/// Bytes gathered for one batch; a longer queue is written in several.
+const BATCH_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// Journal bytes kept before the engine flushes its tables; bounds recovery time.
+const JOURNAL_BYTES_MAX: u64 = 128 * 1024 * 1024;
+
+/// Memory of one table before it is written out.
+const MEMTABLE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+const PURGED: &str = "purged";
+
+/// A Raft log. Cheap to clone; all clones are the same log.
+#[derive(Clone)]
+pub struct Log {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    entries: Keyspace,
+    meta: Keyspace,
+    /// What readers see: ahead of the disk by what is queued.
+    view: Mutex<View>,
+    /// `None` once the log is closed.
+    queue: Mutex<Option<Sender<Operation>>>,
+    writer: Mutex<Option<JoinHandle<()>>>,
+    poisoned: Arc<OnceLock<Error>>,
+}
+
+/// The log as its readers see it.
+struct View {
+    /// First index, and the index after the last; equal if the log is empty.
+    range: Range<u64>,
+    /// The newest entries, those not yet synced included.
+    tail: BTreeMap<u64, Bytes>,
+    tail_bytes: usize,
+    /// Entries below this index are synced.
+    synced: u64,
+    /// Named values, as of the last call that set them.
+    meta: HashMap<String, Option<Bytes>>,
+}
+
+struct Operation {
+    change: Change,
+    done: Done,
+}
+
+enum Change {
+    Append(Vec<(u64, Bytes)>),
+    Remove(Range<u64>),
+    Purge { range: Range<u64>, marker: Bytes },
+    Meta { key: &'static str, value: Option<Bytes>, sync: bool },
+}
+
+impl Log {
+    /// Opens the log in `dir`, creating it if there is none, and starts its writer thread.
+    ///
+    /// # Errors
+    ///
+    /// If the directory cannot be used, is locked, or has another format.
+    pub fn open(dir: &Path, on_fsync: OnFsync) -> Result<Self, Error> {
+        let db = format::open(Database::builder(dir).max_journaling_size(JOURNAL_BYTES_MAX).worker_threads(1), dir)?;
+        let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES_MAX);
+        let entries = db.keyspace("entries", options)?;
+        let meta = db.keyspace("meta", options)?;
+        format::check(&db, &meta, dir)?;
+
+        let range = match (entries.first_key_value(), entries.last_key_value()) {
+            (Some(first), Some(last)) => index_of(&first.key()?)?..index_of(&last.key()?)? + 1,
+            _ => 0..0,
+        };
+        let view = View { synced: range.end, range, tail: BTreeMap::new(), tail_bytes: 0, meta: HashMap::new() };
+        let (queue, operations) = channel();
+        let poisoned = Arc::new(OnceLock::new());
+        let inner = Arc::new(Inner {
+            entries: entries.clone(),
+            meta: meta.clone(),
+            view: Mutex::new(view),
+            queue: Mutex::new(Some(queue)),
+            writer: Mutex::new(None),
+            poisoned: poisoned.clone(),
+        });
+        let writer = Writer { db, entries, meta, on_fsync, poisoned, log: Arc::downgrade(&inner) };
+        let thread = std::thread::Builder::new().name("brink-log".to_owned()).spawn(move || writer.run(&operations))?;
+        *lock(&inner.writer) = Some(thread);
+        Ok(Self { inner })
+    }
+
+    /// Appends entries, which can be read when this returns; `done` is called from the writer thread once they are
+    /// synced. Entries must follow the last one; into an empty log, any index may come first.
+    pub fn append(&self, entries: Vec<(u64, Bytes)>, done: Done) {
+        let mut view = self.view();
+        for (index, entry) in &entries {
+            if view.range.is_empty() {
+                view.range = *index..*index;
+                view.synced = *index;
+            }
+            view.range.end = index + 1;
+            view.tail_bytes += entry.len();
+            view.tail.insert(*index, entry.clone());
+        }
+        // Queued under the lock, so that the queue has the order that readers saw.
+        self.queue(Change::Append(entries), done);
+    }
+
+    /// Removes all entries after `index`; all of them, if there is no index.
+    pub fn truncate_after(&self, index: Option<u64>, done: Done) {
+        let mut view = self.view();
+        let keep = index.map_or(view.range.start, |index| index + 1).clamp(view.range.start, view.range.end);
+        let removed = keep..view.range.end;
+        for (_, entry) in view.tail.split_off(&keep) {
+            view.tail_bytes = view.tail_bytes.saturating_sub(entry.len());
+        }
+        view.range.end = keep;
+        view.synced = view.synced.min(keep);
+        self.queue(Change::Remove(removed), done);
+    }
+
+    /// Removes all entries up to `index`, inclusive, and remembers `marker` in their place.
+    pub fn purge_upto(&self, index: u64, marker: Bytes, done: Done) {
+        let mut view = self.view();
+        let next = index + 1;
+        let removed = view.range.start..next.min(view.range.end);
+        let kept = view.tail.split_off(&next);
+        view.tail = kept;
+        view.tail_bytes = view.tail.values().map(Bytes::len).sum();
+        view.range = next.max(view.range.start)..next.max(view.range.end);
+        view.synced = view.synced.max(next).min(view.range.end);
+        view.meta.insert(PURGED.to_owned(), Some(marker.clone()));
+        self.queue(Change::Purge { range: removed, marker }, done);
+    }
+
+    /// Sets or removes a named value, in order with appends. With `sync`, it is durable when `done` is called.
+    pub fn save_meta(&self, key: &'static str, value: Option<Bytes>, sync: bool, done: Done) {
+        let mut view = self.view();
+        view.meta.insert(key.to_owned(), value.clone());
+        self.queue(Change::Meta { key, value, sync }, done);
+    }
+
+    /// A named value, as last set.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read.
+    pub fn meta(&self, key: &str) -> Result<Option<Bytes>, Error> {
+        if let Some(value) = self.view().meta.get(key) {
+            return Ok(value.clone());
+        }
+        Ok(self.inner.meta.get(key)?.map(|value| Bytes::copy_from_slice(&value)))
+    }
+
+    /// The marker of the last purge.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read.
+    pub fn purged_marker(&self) -> Result<Option<Bytes>, Error> {
+        self.meta(PURGED)
+    }
+
+    /// First and last index; none if the log is empty.
+    ///
+    /// # Errors
+    ///
+    /// None at present; the signature leaves room.
+    pub fn first_last(&self) -> Result<Option<(u64, u64)>, Error> {
+        let range = self.view().range.clone();
+        Ok((!range.is_empty()).then(|| (range.start, range.end - 1)))
+    }
+
+    /// One entry.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read or is damaged.
+    pub fn get(&self, index: u64) -> Result<Option<Bytes>, Error> {
+        Ok(self.read(index..index.saturating_add(1))?.into_iter().next())
+    }
+
+    /// Every entry the log holds in a range, in order.
+    ///
+    /// # Errors
+    ///
+    /// If one cannot be read or is damaged.
+    pub fn read(&self, range: Range<u64>) -> Result<Vec<Bytes>, Error> {
+        self.read_bounded(range, usize::MAX)
+    }
+
+    /// The first entries of a range: at least one, and no more once they reach `bytes_max`.
+    ///
+    /// # Errors
+    ///
+    /// If one cannot be read or is damaged.
+    pub fn read_bounded(&self, range: Range<u64>, bytes_max: usize) -> Result<Vec<Bytes>, Error> {
+        let (range, tail) = {
+            let view = self.view();
+            let range = range.start.max(view.range.start)..range.end.min(view.range.end);
+            if range.is_empty() {
+                return Ok(Vec::new());
+            }
+            let tail: Vec<(u64, Bytes)> =
+                view.tail.range(range.clone()).map(|(index, entry)| (*index, entry.clone())).collect();
+            (range, tail)
+        };
+        let on_disk = range.start..tail.first().map_or(range.end, |(index, _)| *index);
+        let mut entries = Vec::new();
+        let mut bytes = 0;
+        for index in on_disk {
+            let entry = self.read_from_disk(index)?;
+            bytes += entry.len();
+            entries.push(entry);
+            if bytes >= bytes_max {
+                return Ok(entries);
+            }
+        }
+        for (_, entry) in tail {
+            bytes += entry.len();
+            entries.push(entry);
+            if bytes >= bytes_max {
+                break;
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Writes what is queued and ends the writer thread. Later changes fail with [`Error::Closed`].
+    pub fn close(&self) {
+        lock(&self.inner.queue).take();
+        let writer = lock(&self.inner.writer).take();
+        if writer.is_some_and(|writer| writer.join().is_err()) {
+            tracing::error!("the log's writer thread panicked");
+        }
+    }
+
+    fn read_from_disk(&self, index: u64) -> Result<Bytes, Error> {
+        let corrupt = || Error::Corrupt { what: format!("log entry {index}") };
+        let record = self.inner.entries.get(index.to_be_bytes())?.ok_or_else(corrupt)?;
+        let (checksum, entry) = record.split_at_checked(4).ok_or_else(corrupt)?;
+        if checksum != checksum_of(index, entry).to_be_bytes() {
+            return Err(corrupt());
+        }
+        Ok(Bytes::copy_from_slice(entry))
+    }
+
+    fn queue(&self, change: Change, done: Done) {
+        if let Some(error) = self.inner.poisoned.get() {
+            return done(Err(Error::Poisoned(Arc::new(error.clone()))));
+        }
+        let refused = match lock(&self.inner.queue).as_ref() {
+            Some(queue) => queue.send(Operation { change, done }).err().map(|refused| refused.0),
+            None => Some(Operation { change, done }),
+        };
+        if let Some(operation) = refused {
+            (operation.done)(Err(Error::Closed));
+        }
+    }
+
+    fn view(&self) -> MutexGuard<'_, View> {
+        lock(&self.inner.view)
+    }
+}
+
+/// The thread that owns the disk.
+struct Writer {
+    db: Database,
+    entries: Keyspace,
+    meta: Keyspace,
+    on_fsync: OnFsync,
+    poisoned: Arc<OnceLock<Error>>,
+    log: std::sync::Weak<Inner>,
+}
+
+/// What one batch will write. Each key once: the engine gives all items of a batch the same age.
+#[derive(Default)]
+struct Staged {
+    entries: BTreeMap<u64, Option<Bytes>>,
+    meta: HashMap<&'static str, Option<Bytes>>,
+    bytes: usize,
+    appended: usize,
+    sync: bool,
+    done: Vec<Done>,
+}
+
+impl Writer {
+    fn run(self, operations: &Receiver<Operation>) {
+        while let Ok(first) = operations.recv() {
+            let mut staged = Staged::default();
+            self.stage(first, &mut staged);
+            while staged.bytes < BATCH_BYTES_MAX {
+                let Ok(next) = operations.try_recv() else { break };
+                self.stage(next, &mut staged);
+            }
+            self.write(staged);
+        }
+    }
+
+    fn stage(&self, operation: Operation, staged: &mut Staged) {
+        match operation.change {
+            Change::Append(entries) => {
+                staged.appended += entries.len();
+                staged.sync = true;
+                for (index, entry) in entries {
+                    staged.bytes += entry.len();
+                    staged.entries.insert(index, Some(entry));
+                }
+            }
+            Change::Remove(range) => {
+                staged.sync = true;
+                staged.entries.extend(range.map(|index| (index, None)));
+            }
+            Change::Purge { range, marker } => {
+                staged.meta.insert(PURGED, Some(marker));
+                let mut next = range.start;
+                while next < range.end {
+                    let end = range.end.min(next + REMOVE_ENTRIES_MAX);
+                    staged.entries.extend((next..end).map(|index| (index, None)));
+                    next = end;
+                    if next < range.end {
+                        self.write(std::mem::take(staged));
+                    }
+                }
+            }
+            Change::Meta { key, value, sync } => {
+                staged.sync |= sync;
+                staged.meta.insert(key, value);
+            }
+        }
+        staged.done.push(operation.done);
+    }
+
+    /// Writes a batch, syncs it if anything in it must be durable, and tells those who wait.
+    fn write(&self, staged: Staged) {
+        let end = staged.entries.iter().rev().find(|(_, entry)| entry.is_some()).map(|(index, _)| index + 1);
+        let result = match self.poisoned.get() {
+            Some(error) => Err(Error::Poisoned(Arc::new(error.clone()))),
+            None => self.commit(&staged).inspect_err(|error| {
+                tracing::error!(%error, "the log cannot be written; this node stops taking part");
+                // Only the first failure is kept, and there is no second, since nothing is tried after it.
+                let _ = self.poisoned.set(error.clone());
+            }),
+        };
+        if let (Ok(()), Some(end), Some(log)) = (&result, end, self.log.upgrade()) {
+            lock(&log.view).forget_synced(end);
+        }
+        for done in staged.done {
+            done(result.clone());
+        }
+    }
+
+    fn commit(&self, staged: &Staged) -> Result<(), Error> {
+        let mut batch = self.db.batch().durability(staged.sync.then_some(PersistMode::SyncData));
+        for (index, entry) in &staged.entries {
+            match entry {
+                Some(entry) => {
+                    let mut record = BytesMut::with_capacity(4 + entry.len());
+                    record.put_u32(checksum_of(*index, entry));
+                    record.put_slice(entry);
+                    batch.insert(&self.entries, index.to_be_bytes(), &record[..]);
+                }
+                None => batch.remove(&self.entries, index.to_be_bytes()),
+            }
+        }
+        for (key, value) in &staged.meta {
+            match value {
+                Some(value) => batch.insert(&self.meta, *key, &value[..]),
+                None => batch.remove(&self.meta, *key),
+            }
+        }
+        let began = Instant::now();
+        batch.commit()?;
+        if staged.sync {
+            (self.on_fsync)(began.elapsed(), staged.appended);
+        }
+        Ok(())
+    }
+}
+
+impl View {
+    /// Notes that entries below `end` are synced, and forgets the oldest of them beyond the memory allowed.
+    fn forget_synced(&mut self, end: u64) {
+        self.synced = self.synced.max(end).min(self.range.end);
+        while self.tail_bytes > TAIL_BYTES_MAX {
+            let Some(oldest) = self.tail.first_entry().filter(|oldest| *oldest.key() < self.synced) else { break };
+            let entry = oldest.remove();
+            self.tail_bytes = self.tail_bytes.saturating_sub(entry.len());
+        }
+    }
+}
+
+fn checksum_of(index: u64, entry: &[u8]) -> u32 {
+    let mut checksum = crc32fast::Hasher::new();
+    checksum.update(&index.to_be_bytes());
+    checksum.update(entry);
+    checksum.finalize()
+}
+
+fn index_of(key: &[u8]) -> Result<u64, Error> {
+    let bytes = key.try_into().map_err(|_| Error::Corrupt { what: "the key of a log entry".to_owned() })?;
+    Ok(u64::from_be_bytes(bytes))
+}
+
+/// Locks a mutex whose data is consistent between any two statements, so that a panic elsewhere does not matter.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

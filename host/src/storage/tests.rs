@@ -1,0 +1,324 @@
+//! The storage layer by itself: what is applied, what is read, what survives.
+
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tempfile::TempDir;
+
+use super::*;
+
+fn data() -> (TempDir, Data) {
+    let dir = tempfile::tempdir().unwrap();
+    let data = Data::open(dir.path(), 8 << 20).unwrap();
+    (dir, data)
+}
+
+fn put(key: &str, value: &str) -> Operation {
+    Operation { space: Space::Kv, key: key.into(), action: Action::Put(Value::json(value.to_owned())) }
+}
+
+fn delete(key: &str) -> Operation {
+    Operation { space: Space::Kv, key: key.into(), action: Action::Delete }
+}
+
+fn write(operations: Vec<Operation>, facts: Vec<Fact>) -> GuardedWrite {
+    let precondition = |fact| Precondition { asked_by: AskedBy::Client, space: Space::Kv, fact };
+    GuardedWrite {
+        operations,
+        preconditions: facts.into_iter().map(precondition).collect(),
+        hook_epoch: Some(0),
+        proposed_at_ms: 7,
+    }
+}
+
+fn revision_is(key: &str, revision: Option<u64>) -> Fact {
+    Fact::Revision { key: key.into(), revision }
+}
+
+fn apply(data: &Data, writes: &[GuardedWrite]) -> Vec<Outcome> {
+    data.apply(writes, &[]).unwrap()
+}
+
+fn keys(page: &Page) -> Vec<&str> {
+    page.entries.iter().map(|entry| entry.key.as_str()).collect()
+}
+
+#[test]
+fn versions_count_the_writes_of_a_key_and_start_again_after_a_deletion() {
+    let (_dir, data) = data();
+    let outcomes = apply(
+        &data,
+        &[
+            write(vec![put("a", "1")], vec![]),
+            write(vec![put("a", "2"), put("b", "1")], vec![]),
+            write(vec![delete("a")], vec![]),
+            write(vec![put("a", "3")], vec![]),
+        ],
+    );
+    let Outcome::Applied { revision: 4, effects } = &outcomes[3] else { panic!("{outcomes:?}") };
+    let Effect::Put(meta) = &effects[0] else { panic!("{effects:?}") };
+    assert_eq!((meta.version, meta.revision, meta.created_at_ms), (1, 4, 7));
+    assert_eq!(data.get(Space::Kv, "b").unwrap().unwrap().meta.revision, 2);
+    assert_eq!(data.revision(), 4);
+}
+
+#[test]
+fn a_write_that_changes_nothing_takes_no_revision() {
+    let (_dir, data) = data();
+    let outcomes = apply(&data, &[write(vec![delete("a")], vec![])]);
+    assert_eq!(outcomes, [Outcome::Applied { revision: 0, effects: vec![Effect::Deleted { existed: false }] }]);
+}
+
+#[test]
+fn a_failed_precondition_applies_nothing_and_says_the_current_revision() {
+    let (_dir, data) = data();
+    apply(&data, &[write(vec![put("a", "1")], vec![])]);
+    let refused = |facts| write(vec![put("a", "9"), put("c", "9")], facts);
+    let outcomes = apply(
+        &data,
+        &[
+            refused(vec![revision_is("a", Some(1)), revision_is("a", None)]),
+            refused(vec![revision_is("a", Some(2))]),
+            refused(vec![Fact::Exists { key: "c".into() }]),
+        ],
+    );
+    let failed = |index, current| Outcome::PreconditionFailed { index, current };
+    assert_eq!(outcomes, [failed(1, Some(1)), failed(0, Some(1)), failed(0, None)]);
+    assert_eq!(&data.get(Space::Kv, "a").unwrap().unwrap().value.bytes[..], b"1");
+    assert!(data.get(Space::Kv, "c").unwrap().is_none());
+}
+
+#[test]
+fn later_writes_of_a_batch_see_earlier_ones() {
+    let (_dir, data) = data();
+    let outcomes = apply(
+        &data,
+        &[
+            write(vec![put("a", "1")], vec![revision_is("a", None)]),
+            write(vec![put("a", "2")], vec![revision_is("a", None)]),
+            write(vec![put("a", "3")], vec![revision_is("a", Some(1))]),
+        ],
+    );
+    assert!(matches!(outcomes[0], Outcome::Applied { revision: 1, .. }));
+    assert_eq!(outcomes[1], Outcome::PreconditionFailed { index: 0, current: Some(1) });
+    assert!(matches!(outcomes[2], Outcome::Applied { revision: 2, .. }));
+}
+
+#[test]
+fn a_range_precondition_notices_changed_removed_and_new_keys() {
+    for change in [put("p/2", "1"), put("p/1", "2"), delete("p/3")] {
+        let (_dir, data) = data();
+        apply(&data, &[write(vec![put("p/1", "1"), put("p/3", "1"), put("q", "1")], vec![])]);
+        let (keys, digest) = data.digest_range(Space::Kv, "p/", "p/z", 100).unwrap();
+        assert_eq!(keys, ["p/1", "p/3"]);
+        let guarded = || {
+            let fact = Fact::Range { start: "p/".into(), end: "p/z".into(), limit: 100, digest };
+            write(vec![put("ok", "1")], vec![fact])
+        };
+        // The change is seen in the same batch, and later.
+        let outcomes = apply(&data, &[guarded(), write(vec![change], vec![]), guarded()]);
+        assert!(matches!(outcomes[0], Outcome::Applied { .. }), "{outcomes:?}");
+        assert!(matches!(outcomes[2], Outcome::PreconditionFailed { index: 0, current: None }), "{outcomes:?}");
+        assert!(matches!(apply(&data, &[guarded()])[0], Outcome::PreconditionFailed { .. }));
+    }
+}
+
+#[test]
+fn a_write_judged_under_older_hooks_is_not_applied() {
+    let (_dir, data) = data();
+    let hook = Operation { space: Space::System, key: "hooks/h".into(), action: Action::Put(Value::json("{}")) };
+    let unjudged = GuardedWrite { hook_epoch: None, ..write(vec![hook], vec![]) };
+    let outcomes = apply(&data, &[write(vec![put("a", "1")], vec![]), unjudged, write(vec![put("a", "2")], vec![])]);
+    assert_eq!(outcomes[2], Outcome::HooksChanged { epoch: 2 });
+    assert_eq!(data.hook_epoch(), 2);
+    assert_eq!(&data.get(Space::Kv, "a").unwrap().unwrap().value.bytes[..], b"1");
+}
+
+#[test]
+fn pages_cover_a_range_without_gaps_in_both_directions() {
+    let (_dir, data) = data();
+    let names = ["a", "a/b", "aé", "b", "bz", "c", "🦀"];
+    apply(&data, &[write(names.iter().map(|name| put(name, "1")).collect(), vec![])]);
+    let mut sorted = names.to_vec();
+    sorted.sort_unstable();
+    for reverse in [false, true] {
+        let mut found: Vec<String> = Vec::new();
+        loop {
+            let query = RangeQuery { after: found.last().cloned(), reverse, limit: 2, ..RangeQuery::default() };
+            let page = data.scan(&query).unwrap();
+            found.extend(page.entries.iter().map(|entry| entry.key.clone()));
+            if !page.has_more {
+                break;
+            }
+        }
+        if reverse {
+            found.reverse();
+        }
+        assert_eq!(found, sorted);
+    }
+    let query = |start: &str, end: &str| RangeQuery {
+        start: Some(start.into()),
+        end: Some(end.into()),
+        ..RangeQuery::default()
+    };
+    assert_eq!(keys(&data.scan(&query("a/b", "b")).unwrap()), ["a/b", "aé", "b"]);
+    assert!(data.scan(&query("z", "a")).unwrap().entries.is_empty());
+    let prefix = RangeQuery { prefix: Some("a".into()), ..RangeQuery::default() };
+    assert_eq!(keys(&data.scan(&prefix).unwrap()), ["a", "a/b", "aé"]);
+}
+
+#[test]
+fn the_state_survives_closing_and_a_second_process_is_refused() {
+    let (dir, data) = data();
+    data.apply(&[write(vec![put("a", "1")], vec![])], &[("applied", Bytes::from_static(b"x"))]).unwrap();
+    assert!(matches!(Data::open(dir.path(), 8 << 20), Err(Error::Locked { .. })));
+    drop(data);
+    let data = Data::open(dir.path(), 8 << 20).unwrap();
+    assert_eq!(data.revision(), 1);
+    assert_eq!(data.meta("applied").unwrap().unwrap(), "x");
+}
+
+#[test]
+fn an_unknown_format_is_refused_and_named() {
+    let (dir, data) = data();
+    drop(data);
+    {
+        let db = fjall::Database::builder(dir.path()).open().unwrap();
+        let meta = db.keyspace("meta", fjall::KeyspaceCreateOptions::default).unwrap();
+        meta.insert("format", 99_u32.to_be_bytes()).unwrap();
+    }
+    let error = Data::open(dir.path(), 8 << 20).err().unwrap();
+    assert!(matches!(error, Error::Format { found: 99, supported: 1, .. }), "{error}");
+}
+
+fn filled() -> (TempDir, Data) {
+    let (dir, data) = data();
+    let big = format!("\"{}\"", "x".repeat(10_000));
+    let operations = (0..200).map(|i| put(&format!("k/{i:03}"), &big)).collect();
+    data.apply(&[write(operations, vec![])], &[("applied", Bytes::from_static(b"42"))]).unwrap();
+    (dir, data)
+}
+
+#[test]
+fn a_snapshot_installs_as_the_same_state_of_its_moment() {
+    let (_dir, source) = filled();
+    let reader = source.snapshot();
+    apply(&source, &[write(vec![put("later", "1")], vec![])]);
+    let chunks: Vec<_> = reader.into_chunks().collect();
+    assert!(chunks.len() > 3);
+
+    let (dir, target) = data();
+    apply(&target, &[write(vec![put("old", "1")], vec![])]);
+    target.install(chunks.into_iter()).unwrap();
+    assert!(target.get(Space::Kv, "old").unwrap().is_none());
+    assert!(target.get(Space::Kv, "later").unwrap().is_none());
+    assert_eq!(target.get(Space::Kv, "k/007").unwrap(), source.get(Space::Kv, "k/007").unwrap());
+    assert_eq!((target.revision(), target.meta("applied").unwrap().unwrap()), (1, Bytes::from_static(b"42")));
+    drop(target);
+    assert_eq!(Data::open(dir.path(), 8 << 20).unwrap().scan(&RangeQuery::default()).unwrap().entries.len(), 200);
+}
+
+#[test]
+fn a_snapshot_cut_short_or_changed_is_noticed_and_leaves_no_half_state() {
+    let (_dir, source) = filled();
+    let chunks: Vec<Bytes> = source.snapshot().into_chunks().map(Result::unwrap).collect();
+    let mut flipped = chunks.clone();
+    let mut bytes = flipped[2].to_vec();
+    bytes[1_000] ^= 1;
+    flipped[2] = bytes.into();
+    for damaged in [chunks[..chunks.len() - 1].to_vec(), flipped, Vec::new()] {
+        assert!(verify_snapshot(damaged.iter().cloned().map(Ok)).is_err());
+        let (dir, target) = data();
+        apply(&target, &[write(vec![put("old", "1")], vec![])]);
+        assert!(target.install(damaged.into_iter().map(Ok)).is_err());
+        drop(target);
+        let target = Data::open(dir.path(), 8 << 20).unwrap();
+        assert!(target.scan(&RangeQuery::default()).unwrap().entries.is_empty());
+        assert_eq!((target.revision(), target.meta("applied").unwrap()), (0, None));
+    }
+    verify_snapshot(chunks.into_iter().map(Ok)).unwrap();
+}
+
+fn log(dir: &TempDir) -> (Log, Arc<Mutex<Vec<usize>>>) {
+    let syncs = Arc::new(Mutex::new(Vec::new()));
+    let seen = syncs.clone();
+    let log = Log::open(dir.path(), Box::new(move |_, entries| seen.lock().unwrap().push(entries))).unwrap();
+    (log, syncs)
+}
+
+fn entries(range: std::ops::Range<u64>) -> Vec<(u64, Bytes)> {
+    range.map(|index| (index, format!("entry {index}").into())).collect()
+}
+
+fn wait(operation: impl FnOnce(Done)) -> Result<(), Error> {
+    let (sender, receiver) = mpsc::channel();
+    operation(Box::new(move |result| sender.send(result).unwrap()));
+    receiver.recv_timeout(Duration::from_secs(10)).unwrap()
+}
+
+#[test]
+fn entries_can_be_read_at_once_and_are_reported_after_a_sync() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, syncs) = log(&dir);
+    let (sender, receiver) = mpsc::channel();
+    let syncs_seen = syncs.clone();
+    log.append(entries(1..4), Box::new(move |result| {
+        result.unwrap();
+        sender.send(syncs_seen.lock().unwrap().iter().sum::<usize>()).unwrap();
+    }));
+    assert_eq!(log.read(0..10).unwrap(), ["entry 1", "entry 2", "entry 3"]);
+    assert_eq!(receiver.recv_timeout(Duration::from_secs(10)).unwrap(), 3);
+}
+
+#[test]
+fn the_log_survives_closing_with_its_truncations_and_purges() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = log(&dir);
+    log.append(entries(0..100), Box::new(|_| {}));
+    log.truncate_after(Some(79), Box::new(|_| {}));
+    log.append(vec![(80, "again".into())], Box::new(|_| {}));
+    wait(|done| log.purge_upto(9, "nine".into(), done)).unwrap();
+    log.save_meta("vote", Some("mine".into()), true, Box::new(|_| {}));
+    log.close();
+    drop(log);
+
+    let (log, _) = self::log(&dir);
+    assert_eq!(log.first_last().unwrap(), Some((10, 80)));
+    assert_eq!(log.read(0..12).unwrap(), ["entry 10", "entry 11"]);
+    assert_eq!(log.read(79..200).unwrap(), ["entry 79", "again"]);
+    assert_eq!(log.read_bounded(10..50, 1).unwrap(), ["entry 10"]);
+    assert_eq!((log.purged_marker().unwrap(), log.meta("vote").unwrap()), (Some("nine".into()), Some("mine".into())));
+    wait(|done| log.purge_upto(500, "all".into(), done)).unwrap();
+    assert_eq!(log.first_last().unwrap(), None);
+    wait(|done| log.append(entries(501..502), done)).unwrap();
+    assert_eq!(log.first_last().unwrap(), Some((501, 501)));
+}
+
+#[test]
+fn a_damaged_entry_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = log(&dir);
+    wait(|done| log.append(entries(1..3), done)).unwrap();
+    log.close();
+    drop(log);
+    {
+        let db = fjall::Database::builder(dir.path()).open().unwrap();
+        let entries = db.keyspace("entries", fjall::KeyspaceCreateOptions::default).unwrap();
+        let mut record = entries.get(2_u64.to_be_bytes()).unwrap().unwrap().to_vec();
+        record[6] ^= 1;
+        entries.insert(2_u64.to_be_bytes(), record).unwrap();
+    }
+    let (log, _) = self::log(&dir);
+    assert_eq!(log.get(1).unwrap().unwrap(), "entry 1");
+    assert!(matches!(log.get(2), Err(Error::Corrupt { .. })));
+}
+
+#[test]
+fn a_closed_log_refuses_changes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = log(&dir);
+    log.close();
+    assert!(matches!(wait(|done| log.append(entries(1..2), done)), Err(Error::Closed)));
+}

@@ -1,0 +1,121 @@
+//! A plain HTTP client of one node, that shows answers as they are.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+/// One answer of a node.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// The HTTP status.
+    pub status: u16,
+    /// The headers, names in lower case.
+    pub headers: Vec<(String, String)>,
+    /// The body as JSON; `null` if it is not JSON.
+    pub json: Value,
+    /// The body as it came.
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    /// A header's value.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The answer, which must have this status.
+    #[track_caller]
+    pub fn expect(self, status: u16) -> Self {
+        assert_eq!(self.status, status, "{}", String::from_utf8_lossy(&self.body));
+        self
+    }
+}
+
+/// A client of one node.
+#[derive(Debug, Clone)]
+pub struct Client {
+    http: reqwest::Client,
+    /// The node's base URL.
+    pub url: String,
+}
+
+impl Client {
+    /// A client of the node at a base URL. Requests time out after 10 seconds.
+    pub fn new(url: &str) -> Self {
+        let http = reqwest::Client::builder().timeout(Duration::from_secs(10)).no_proxy().build().unwrap();
+        Self { http, url: url.to_owned() }
+    }
+
+    /// Sends any request; `path` follows the base URL. An error is a connection that broke or a time-out.
+    pub async fn try_send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<reqwest::Body>,
+    ) -> Result<Answer, reqwest::Error> {
+        let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
+        let mut request = self.http.request(method, format!("{}{path}", self.url)).body(body);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let response = request.send().await?;
+        let status = response.status().as_u16();
+        let headers = response
+            .headers()
+            .iter()
+            .map(|(name, value)| (name.as_str().to_owned(), value.to_str().unwrap_or_default().to_owned()))
+            .collect();
+        let body = response.bytes().await?.to_vec();
+        let json = serde_json::from_slice(&body).unwrap_or(Value::Null);
+        Ok(Answer { status, headers, json, body })
+    }
+
+    /// Sends any request, which must be answered.
+    #[track_caller]
+    pub fn send<'a>(
+        &'a self,
+        method: &'a str,
+        path: &'a str,
+        headers: &'a [(&'a str, &'a str)],
+        body: impl Into<reqwest::Body> + 'a,
+    ) -> impl Future<Output = Answer> + 'a {
+        let caller = std::panic::Location::caller();
+        async move {
+            match self.try_send(method, path, headers, body).await {
+                Ok(answer) => answer,
+                Err(error) => panic!("{method} {path} at {caller}: {error:?}"),
+            }
+        }
+    }
+
+    /// `GET`.
+    pub async fn get(&self, path: &str) -> Answer {
+        self.send("GET", path, &[], "").await
+    }
+
+    /// `PUT` of a JSON value under a key.
+    pub async fn put(&self, key: &str, value: &Value) -> Answer {
+        self.put_json(&format!("/kv/{key}/"), &json!({ "value": value })).await
+    }
+
+    /// `PUT` of a JSON body.
+    pub async fn put_json(&self, path: &str, body: &Value) -> Answer {
+        self.send("PUT", path, &[("content-type", "application/json")], body.to_string()).await
+    }
+
+    /// `POST` of a JSON body.
+    pub async fn post_json(&self, path: &str, body: &Value) -> Answer {
+        self.send("POST", path, &[("content-type", "application/json")], body.to_string()).await
+    }
+
+    /// `DELETE`.
+    pub async fn delete(&self, path: &str) -> Answer {
+        self.send("DELETE", path, &[], "").await
+    }
+
+    /// Uploads a plugin.
+    pub async fn put_plugin(&self, name: &str, wasm: Vec<u8>) -> Answer {
+        self.send("PUT", &format!("/plugins/{name}/"), &[("content-type", "application/wasm")], wasm).await
+    }
+}
