@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::hooks::{self, Binding, Pipeline, Plugin, Runtime};
-use crate::limits::{HOOKS_MAX, NAME_BYTES_MAX, PAGE_ENTRIES_MAX, PLUGIN_LIST_MAX, REGISTRY_DEADLINE};
+use crate::limits::{HOOKS_MAX, PAGE_ENTRIES_MAX, PLUGIN_LIST_MAX, REGISTRY_DEADLINE};
 use crate::replication;
 use crate::storage::{
     self, Action, AskedBy, Data, Entry, Fact, HOOKS_PREFIX, Operation, PLUGINS_PREFIX, Precondition, RangeQuery, Space,
@@ -68,16 +68,8 @@ pub struct HookInfo {
 }
 
 /// Why the registry was not changed or read.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A name is not allowed.
-    #[error("{found:?} is not a name: {allowed}")]
-    Name {
-        /// The name.
-        found: String,
-        /// What is allowed.
-        allowed: &'static str,
-    },
     /// A plugin cannot be removed while hooks run it.
     #[error("plugin {plugin:?} is run by {}", hooks.join(", "))]
     PluginInUse {
@@ -117,13 +109,15 @@ pub struct Registry {
     inner: Arc<Inner>,
 }
 
+type Compiled = HashMap<(String, String), Arc<Plugin>>;
+
 struct Inner {
     runtime: Runtime,
     pipeline: Pipeline,
     write_path: WritePath,
     data: Data,
-    /// Compiled versions by digest.
-    compiled: Mutex<HashMap<String, Arc<Plugin>>>,
+    /// Compiled versions by name and digest.
+    compiled: Mutex<Compiled>,
     stopped: watch::Sender<bool>,
 }
 
@@ -153,7 +147,7 @@ impl Registry {
     ///
     /// If the bytes are not a plugin, or the upload was not committed; nothing is stored then.
     pub async fn put_plugin(&self, name: &str, bytes: Bytes) -> Result<PluginInfo, Error> {
-        check_name(name)?;
+        hooks::check_name("name", name)?;
         let deadline = Instant::now() + REGISTRY_DEADLINE;
         let plugin = self.inner.compile(name, bytes.clone()).await?;
         for _ in 0..ATTEMPTS_MAX {
@@ -164,8 +158,8 @@ impl Registry {
             let info = PluginInfo {
                 name: name.to_owned(),
                 digest: plugin.digest().to_owned(),
-                size_bytes: plugin.size_bytes(),
-                roles: plugin.roles().iter().map(ToString::to_string).collect(),
+                size_bytes: u64::try_from(plugin.size_bytes()).unwrap_or(u64::MAX),
+                roles: roles_of(&plugin),
                 revision: 0,
             };
             let component = Value { content_type: "application/wasm".to_owned(), bytes: bytes.clone() };
@@ -231,7 +225,7 @@ impl Registry {
     ///
     /// If the plugin is missing, refuses the configuration, or the change was not committed; nothing is changed then.
     pub async fn put_hook(&self, name: &str, binding: Binding) -> Result<HookInfo, Error> {
-        check_name(name)?;
+        hooks::check_name("name", name)?;
         let deadline = Instant::now() + REGISTRY_DEADLINE;
         for _ in 0..ATTEMPTS_MAX {
             let known = self.inner.snapshot().await?;
@@ -244,7 +238,7 @@ impl Registry {
             self.inner.check_bind(name, binding.clone(), plugin).await?;
             let operations = vec![put(format!("{HOOKS_PREFIX}{name}"), json(&binding, name)?)];
             if let Some(revision) = self.change(operations, known.unchanged(), deadline).await? {
-                self.inner.pipeline.active().wait_for(revision, deadline).await?;
+                self.inner.pipeline.active().wait_for(revision, deadline.into_std()).await?;
                 return Ok(HookInfo { name: name.to_owned(), binding, revision });
             }
         }
@@ -323,12 +317,12 @@ impl Inner {
     }
 
     fn compile_blocking(&self, name: &str, bytes: &[u8]) -> Result<Arc<Plugin>, Error> {
-        let digest = hooks::digest(bytes);
-        if let Some(plugin) = self.lock_compiled().get(&digest) {
+        let version = (name.to_owned(), hooks::digest(bytes));
+        if let Some(plugin) = self.lock_compiled().get(&version) {
             return Ok(plugin.clone());
         }
         let plugin = Arc::new(self.runtime.compile(name, bytes)?);
-        self.lock_compiled().insert(digest, plugin.clone());
+        self.lock_compiled().insert(version, plugin.clone());
         Ok(plugin)
     }
 
@@ -341,7 +335,7 @@ impl Inner {
     }
 
     fn plugin_of_blocking(&self, name: &str, digest: &str) -> Result<Arc<Plugin>, Error> {
-        if let Some(plugin) = self.lock_compiled().get(digest) {
+        if let Some(plugin) = self.lock_compiled().get(&(name.to_owned(), digest.to_owned())) {
             return Ok(plugin.clone());
         }
         let component = self.data.get(Space::System, &format!("{COMPONENTS_PREFIX}{digest}"))?;
@@ -360,7 +354,7 @@ impl Inner {
             .map_err(Error::from)
     }
 
-    fn lock_compiled(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Plugin>>> {
+    fn lock_compiled(&self) -> std::sync::MutexGuard<'_, Compiled> {
         self.compiled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -380,7 +374,7 @@ impl Inner {
             for hook in known.hooks.into_values() {
                 let digest = hook.binding.digest.clone().unwrap_or_default();
                 let plugin = self.plugin_of_blocking(&hook.binding.plugin, &digest)?;
-                set.push(self.runtime.bind(&hook.name, hook.binding, &plugin)?);
+                set.push(self.runtime.load(&hook.name, hook.binding, &plugin)?);
             }
             tracing::info!(epoch, hooks = set.len(), "hooks in force");
             self.pipeline.active().replace(hooks::Set::new(epoch, set));
@@ -390,10 +384,10 @@ impl Inner {
     /// Compiles what was uploaded and is not compiled yet, and forgets what is gone.
     fn compile_ahead(&self) -> Result<(), Error> {
         let known = Known::read(&self.data)?;
-        let needed = known.digests();
-        self.lock_compiled().retain(|digest, _| needed.contains_key(digest.as_str()));
-        for (digest, plugin) in needed {
-            self.plugin_of_blocking(plugin, digest)?;
+        let needed = known.versions();
+        self.lock_compiled().retain(|version, _| needed.contains(version));
+        for (name, digest) in needed {
+            self.plugin_of_blocking(&name, &digest)?;
         }
         Ok(())
     }
@@ -482,10 +476,11 @@ impl Known {
         self.hooks.values().filter(move |hook| hook.binding.plugin == plugin).map(|hook| hook.name.as_str())
     }
 
-    /// The versions that plugins name or hooks run, with the plugin's name.
-    fn digests(&self) -> HashMap<&str, &str> {
-        let named = self.plugins.values().map(|info| (info.digest.as_str(), info.name.as_str()));
-        let run = self.hooks.values().filter_map(|hook| Some((hook.binding.digest.as_deref()?, hook.binding.plugin.as_str())));
+    /// The versions that plugins name or hooks run, by name and digest.
+    fn versions(&self) -> BTreeSet<(String, String)> {
+        let named = self.plugins.values().map(|info| (info.name.clone(), info.digest.clone()));
+        let run = self.hooks.values().map(|hook| &hook.binding);
+        let run = run.filter_map(|binding| Some((binding.plugin.clone(), binding.digest.clone()?)));
         named.chain(run).collect()
     }
 
@@ -504,12 +499,20 @@ impl Known {
         let missing = || hooks::Error::PluginMissing { plugin: binding.plugin.clone(), digest: binding.digest.clone() };
         let info = self.plugins.get(&binding.plugin).ok_or_else(missing)?;
         let digest = match &binding.digest {
-            Some(digest) if !self.digests().contains_key(digest.as_str()) => return Err(missing().into()),
+            Some(digest) if !self.versions().contains(&(binding.plugin.clone(), digest.clone())) => {
+                return Err(missing().into());
+            }
             Some(digest) => digest.clone(),
             None => info.digest.clone(),
         };
         Ok(Binding { digest: Some(digest), ..binding })
     }
+}
+
+/// What a plugin exports.
+fn roles_of(plugin: &Plugin) -> Vec<String> {
+    let roles = [(plugin.is_transformer(), "transformer"), (plugin.is_validator(), "validator")];
+    roles.into_iter().filter(|(has, _)| *has).map(|(_, role)| role.to_owned()).collect()
 }
 
 /// All entries under a prefix, and the precondition that they are still these.
@@ -549,15 +552,4 @@ fn put(key: String, value: Value) -> Operation {
 
 fn delete(key: String) -> Operation {
     Operation { space: Space::System, key, action: Action::Delete }
-}
-
-/// Checks the name of a plugin or a hook.
-fn check_name(name: &str) -> Result<(), Error> {
-    let allowed = "1 to 64 of a-z, 0-9, '-', '_' and '.', beginning with a letter or digit";
-    let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
-    let rest = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_.".contains(&byte));
-    if first && rest && name.len() <= NAME_BYTES_MAX {
-        return Ok(());
-    }
-    Err(Error::Name { found: name.chars().take(NAME_BYTES_MAX).collect(), allowed })
 }

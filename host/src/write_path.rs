@@ -37,7 +37,7 @@ pub struct Written {
 }
 
 /// Why a write was not acknowledged.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// What the client demanded does not hold.
     #[error("the precondition on key {key:?} does not hold")]
@@ -84,8 +84,17 @@ impl WritePath {
     pub async fn write(&self, request: Request, deadline: Instant) -> Result<Written, Error> {
         let began = std::time::Instant::now();
         let demanded = request.preconditions.len();
+        let mut caught_up = false;
         for _ in 0..REJUDGE_MAX {
-            let judged = self.judge(request.operations.clone(), deadline).await?;
+            let judged = match self.judge(request.operations.clone(), deadline).await {
+                // A refusal that rests on reads is final only if what was read is up to date.
+                Err(hooks::Error::Rejected(rejection)) if rejection.has_read && !caught_up => {
+                    self.replication.read_barrier(deadline).await?;
+                    caught_up = true;
+                    continue;
+                }
+                judged => judged?,
+            };
             let write = GuardedWrite {
                 operations: judged.operations,
                 preconditions: request.preconditions.iter().cloned().chain(judged.reads).collect(),
@@ -106,7 +115,7 @@ impl WritePath {
                         None => self.replication.read_barrier(deadline).await?,
                     }
                 }
-                Outcome::HooksChanged { epoch } => self.pipeline.active().wait_for(epoch, deadline).await?,
+                Outcome::HooksChanged { epoch } => self.pipeline.active().wait_for(epoch, deadline.into_std()).await.map(drop)?,
             }
         }
         Err(Error::Contended { attempts: REJUDGE_MAX })
@@ -145,7 +154,7 @@ impl WritePath {
 
     async fn judge(&self, operations: Vec<Operation>, deadline: Instant) -> Result<hooks::Judged, hooks::Error> {
         let began = std::time::Instant::now();
-        let judged = self.pipeline.judge(operations, self.view.clone(), deadline).await;
+        let judged = self.pipeline.judge(operations, self.view.clone(), deadline.into_std()).instrument(names::hooks_span()).await;
         self.telemetry.metrics().write_stage(Stage::Hook, began.elapsed());
         judged
     }
@@ -182,10 +191,10 @@ struct LocalView(Data);
 
 impl View for LocalView {
     fn get(&self, key: &str) -> Result<Option<Entry>, ViewError> {
-        self.0.get(Space::Kv, key).map_err(|error| ViewError::new(&error))
+        self.0.get(Space::Kv, key).map_err(ViewError::new)
     }
 
     fn list(&self, start: &str, end: &str, limit: u32) -> Result<(Vec<String>, RangeDigest), ViewError> {
-        self.0.digest_range(Space::Kv, start, end, limit).map_err(|error| ViewError::new(&error))
+        self.0.digest_range(Space::Kv, start, end, limit).map_err(ViewError::new)
     }
 }

@@ -56,7 +56,7 @@ async fn serve(settings: Settings) -> ExitCode {
         log_format: format,
         log_filter: settings.log.clone(),
     };
-    let telemetry = match Telemetry::init(config) {
+    let telemetry = match Telemetry::init(&config) {
         Ok(telemetry) => telemetry,
         Err(error) => {
             eprintln!("brink: {error}");

@@ -94,8 +94,8 @@ impl Binding {
     /// Reads a binding from JSON and checks it. The error names the field, what it holds and what is allowed.
     pub fn parse(json: &[u8]) -> Result<Self, Error> {
         let binding: Self = serde_json::from_slice(json).map_err(|error| {
-            let allowed = "an object with `plugin` and, if wanted, `digest`, `prefix`, `operations`, `order`, `config`, \
-                           `mode`, `on_failure`, `deadline_ms`, `memory_bytes`";
+            let allowed = "an object with `plugin` and, if wanted, `digest`, `prefix`, `operations`, `order`, \
+                           `config`, `mode`, `on_failure`, `deadline_ms`, `memory_bytes`";
             invalid("hook", format!("not a hook ({error})"), allowed)
         })?;
         binding.check()?;

@@ -34,7 +34,7 @@ pub enum Error {
         limit_bytes: usize,
     },
     /// A hook names a plugin, or a version of it, that this node does not have.
-    #[error("there is no plugin `{plugin}`{}", .digest.as_ref().map(|d| format!(" with digest {d}")).unwrap_or_default())]
+    #[error("there is no plugin `{plugin}`{}", named(" with digest ", .digest))]
     PluginMissing {
         /// The plugin's name.
         plugin: String,
@@ -65,7 +65,7 @@ pub enum Error {
     #[error("refused by hook `{}`: {}", .0.hook, .0.message)]
     Rejected(Box<Rejection>),
     /// A plugin did not answer in time.
-    #[error("hook `{hook}`: plugin `{plugin}` did not answer within {deadline_ms} ms")]
+    #[error("{} did not answer within {deadline_ms} ms", who(.hook, .plugin))]
     TimedOut {
         /// The hook's name.
         hook: String,
@@ -75,7 +75,7 @@ pub enum Error {
         deadline_ms: u64,
     },
     /// A plugin stopped with a trap: a panic, an exit, a forbidden call, a full stack.
-    #[error("hook `{hook}`: plugin `{plugin}` failed: {message}")]
+    #[error("{} failed: {message}", who(.hook, .plugin))]
     Trapped {
         /// The hook's name.
         hook: String,
@@ -85,7 +85,7 @@ pub enum Error {
         message: String,
     },
     /// A plugin needed more memory or table elements than it may have.
-    #[error("hook `{hook}`: plugin `{plugin}` asked for {asked} {what}; it may have {limit}")]
+    #[error("{} asked for {asked} {what}; it may have {limit}", who(.hook, .plugin))]
     MemoryLimit {
         /// The hook's name.
         hook: String,
@@ -99,7 +99,7 @@ pub enum Error {
         limit: usize,
     },
     /// A plugin returned, or passed to the host, more than it may.
-    #[error("hook `{hook}`: plugin `{plugin}` passed more than {limit_bytes} bytes to the host in one call")]
+    #[error("{} passed more than {limit_bytes} bytes to the host in one call", who(.hook, .plugin))]
     OutputLimit {
         /// The hook's name.
         hook: String,
@@ -109,7 +109,7 @@ pub enum Error {
         limit_bytes: usize,
     },
     /// A plugin's answer is not one it may give.
-    #[error("hook `{hook}`: plugin `{plugin}` gave an answer that cannot be used: {what}")]
+    #[error("{} gave an answer that cannot be used: {what}", who(.hook, .plugin))]
     BadOutput {
         /// The hook's name.
         hook: String,
@@ -119,7 +119,7 @@ pub enum Error {
         what: String,
     },
     /// Too many writes wait for plugins, or this one has waited until its deadline.
-    #[error("too many writes are waiting for plugins{}", .hook.as_ref().map(|h| format!(" (hook `{h}`)")).unwrap_or_default())]
+    #[error("too many writes are waiting for plugins{}", named(" of hook ", .hook))]
     Busy {
         /// The hook that was waited for; `None` if it was the node's common queue.
         hook: Option<String>,
@@ -193,9 +193,7 @@ pub enum Mismatch {
     #[error("it does not export `configuration`, which every plugin must")]
     NoConfiguration,
     /// It needs something that plugins do not have.
-    #[error(
-        "it imports `{import}`; plugins may import only `store` and `log` of brink:hooks (and WASI, mostly unanswered)"
-    )]
+    #[error("it imports `{import}`; plugins may import only `store` and `log` of brink:hooks, and WASI")]
     Import {
         /// The import.
         import: String,
@@ -279,4 +277,14 @@ impl Error {
 /// " at `path`", or nothing for the whole.
 fn at(path: &str) -> String {
     if path.is_empty() { String::new() } else { format!(" at `{path}`") }
+}
+
+/// A name with what introduces it, if there is one.
+fn named(introduction: &str, name: &Option<String>) -> String {
+    name.as_ref().map(|name| format!("{introduction}`{name}`")).unwrap_or_default()
+}
+
+/// Whose failure it is. There is no hook while a plugin is being compiled.
+fn who(hook: &str, plugin: &str) -> String {
+    if hook.is_empty() { format!("plugin `{plugin}`") } else { format!("hook `{hook}`: plugin `{plugin}`") }
 }

@@ -16,6 +16,9 @@ const LAST_LINES_MAX: usize = 8;
 /// Bytes kept of each of them.
 const LAST_LINE_BYTES_MAX: usize = 512;
 
+/// What Rust adds to a panic's message. A plugin has no environment, so it is no advice.
+const RUST_ADVICE: &str = "note: run with `RUST_BACKTRACE=1`";
+
 /// Who speaks: for log lines and errors.
 #[derive(Debug, Default)]
 pub(super) struct Speaker {
@@ -81,6 +84,9 @@ impl Lines {
             return;
         }
         self.log(Level::Warn, text);
+        if text.starts_with(RUST_ADVICE) {
+            return;
+        }
         if self.last.len() == LAST_LINES_MAX {
             self.last.pop_front();
         }

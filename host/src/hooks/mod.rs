@@ -1,4 +1,69 @@
-//! Hooks: the plugins that see every write before the cluster commits it.
+//! Hooks: the plugins of users, asked about every write before the cluster commits it.
+//!
+//! # Problem
+//!
+//! Users say in code what a valid value is, or rewrite it, once for every client and node. That code is not ours: it
+//! may loop, allocate without end, crash, answer nonsense, or be slow for honest reasons. It runs in the middle of a
+//! write, on nodes that serve everybody else. And its verdict must still be true when the write commits, although the
+//! store, and the hooks themselves, change meanwhile.
+//!
+//! # Approach
+//!
+//! A [`Plugin`] is a WebAssembly component for one of the worlds of `wit/hooks.wit`, compiled once per node. A
+//! [`Binding`] says what it is for; the two make a [`Hook`]. The hooks in force at one epoch are a [`Set`], immutable;
+//! [`Active`] holds the current one. The [`Pipeline`] takes the writes of a request through it:
+//!
+//! ```text
+//! judge ── no hook matches ──────────────────────────────────────────────> Judged (no thread hop)
+//!   │
+//!   ├─ transformers in order ─┐   for each: share of the hook → room on the node → blocking thread:
+//!   └─ validators in order  ──┤     fresh instance → configure → one call with all matching writes → check the answer
+//!                             └──> Judged { operations, reads as preconditions, epoch }
+//! ```
+//!
+//! Every call gets a fresh instance from a pool, configured anew, and thrown away after it. (Configuring could be done
+//! once and its result kept as a memory image; until then a plugin with an expensive `configure` pays for it on every
+//! call, within its own deadline.) Guests are called synchronously on blocking threads: the async threads of the node
+//! never run guest code.
+//!
+//! # Guarantees
+//!
+//! - A write that no hook refused was seen, in its final form, by every enforcing validator that matches it. It carries
+//!   the epoch of the set: applied under another epoch, it is sent back and judged again.
+//! - What a plugin read is a precondition of the write, recorded as first seen; a list covers its range, phantoms
+//!   included. Reads of hooks that only monitor do not count, nor do those of failed calls that were skipped.
+//! - A call is bounded in time (wall clock, epoch interruption at 1 ms), linear memory and table elements (over all
+//!   memories and tables of the instance), instances, stack, bytes passed to the host, reads, log lines and log bytes.
+//! - A plugin has no clock, network, files, environment or entropy. Of WASI it gets what reveals nothing (see `wasi`).
+//!   No call sees another's leftovers.
+//! - One hook gets at most half of the room for plugins and half of the queue; while it runs into its deadline, one
+//!   thread. Hooks in [`Mode::Monitor`] never hold a write up for want of room.
+//!
+//! # Failure model
+//!
+//! | what happens | what the write sees |
+//! |---|---|
+//! | the plugin refuses | [`Error::Rejected`] |
+//! | it loops, waits, or is starved of CPU | [`Error::TimedOut`] |
+//! | it panics, exits, overflows its stack, calls what it does not have | [`Error::Trapped`], with its last words |
+//! | it outgrows its memory or tables and stops over it | [`Error::MemoryLimit`] |
+//! | it passes too much to the host | [`Error::OutputLimit`]; the host has not copied it |
+//! | its answer makes no sense | [`Error::BadOutput`] |
+//! | the node's storage fails under its read | [`Error::Store`], whatever the plugin made of it |
+//! | there is no room in time | [`Error::Busy`] |
+//!
+//! With `on_failure: skip` a failure of the plugin lets the write pass as it was; a refusal still refuses. In monitor
+//! mode nothing it does changes the write. Every error here means *not written*.
+//!
+//! A refusal that rests on reads was made on this node's copy, which may lag: see [`Rejection::has_read`].
+//!
+//! # Cost
+//!
+//! Measured on two cores with a Rust guest of 128 kB that only keeps its configuration, and values of 256 bytes: a call
+//! costs 11 µs in all (instance, `configure`, call, teardown), 8 to 10 µs with several threads at it. A judgement that
+//! is handed to a blocking thread and back costs 30 to 70 µs more when the node is idle. A write that no hook matches
+//! costs a comparison with each prefix. Compiling that guest takes 0.1 s.
+
 mod binding;
 mod bindings;
 mod error;
@@ -11,6 +76,8 @@ mod pipeline;
 mod plugin;
 mod runtime;
 mod set;
+#[cfg(test)]
+mod tests;
 mod text;
 mod ticker;
 mod view;

@@ -20,6 +20,9 @@ pub const HOOKS_VERSION: &str = "0.1.0";
 
 const HOOKS_PREFIX: &str = "brink:hooks/";
 
+/// A page of linear memory.
+const PAGE_BYTES: u64 = 64 * 1024;
+
 /// How every component begins: the magic of WebAssembly, then version 13 of layer 1.
 const COMPONENT_PREAMBLE: &[u8] = b"\0asm\x0d\0\x01\0";
 
@@ -163,7 +166,7 @@ fn check_resources(component: &Component) -> Result<(), Mismatch> {
     let Some(required) = component.resources_required() else {
         return Err(Mismatch::Signature { detail: "it imports core modules, which plugins cannot".to_owned() });
     };
-    let memory_bytes = required.max_initial_memory_size.unwrap_or(0);
+    let memory_bytes = required.max_initial_memory_size.unwrap_or(0).saturating_mul(PAGE_BYTES);
     let elements = required.max_initial_table_size.unwrap_or(0);
     let checks: [(&'static str, u64, usize); 4] = [
         ("linear memories", required.num_memories.into(), limits::PLUGIN_MEMORIES_MAX),

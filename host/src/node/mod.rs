@@ -5,12 +5,13 @@ mod settings;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-pub use self::settings::{BASE_PATH, Error as SettingsError, Given, Settings};
+pub use self::settings::{Error as SettingsError, Given, Settings};
 use crate::api;
 use crate::hooks;
 use crate::limits::DRAIN_DEADLINE;
@@ -102,8 +103,8 @@ impl Node {
         let transport = Arc::new(HttpTransport::new()?);
         let replication =
             replication::Handle::start(options, log.clone(), data.clone(), transport, telemetry.clone()).await?;
-        let runtime = hooks::Runtime::new(telemetry.hook_observer())?;
-        let pipeline = hooks::Pipeline::new(runtime.clone());
+        let runtime = hooks::Runtime::new(Arc::new(HookMetrics(telemetry.clone())))?;
+        let pipeline = hooks::Pipeline::new(hooks::Active::default());
         let write_path = WritePath::new(pipeline.clone(), replication.clone(), data.clone(), telemetry.clone());
         let registry = Registry::start(runtime, pipeline, write_path.clone(), &replication, data.clone());
 
@@ -142,6 +143,15 @@ impl Node {
         if tokio::task::spawn_blocking(move || log.close()).await.is_err() {
             tracing::error!("the log was not closed cleanly");
         }
+    }
+}
+
+/// Counts what plugins do.
+struct HookMetrics(Telemetry);
+
+impl hooks::Observer for HookMetrics {
+    fn called(&self, hook: &str, plugin: &str, took: Duration, result: &'static str, memory_bytes: usize) {
+        self.0.metrics().hook_called(hook, plugin, took, result, memory_bytes);
     }
 }
 

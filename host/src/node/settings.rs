@@ -7,11 +7,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::api::BASE_PATH;
 use crate::replication::Timing;
 use crate::telemetry::LogFormat;
-
-/// The path under which every node serves its API.
-pub const BASE_PATH: &str = "/kv-store/v1";
 
 /// Log entries between snapshots, unless set.
 const SNAPSHOT_ENTRIES_DEFAULT: u64 = 10_000;

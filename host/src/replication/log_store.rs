@@ -54,7 +54,7 @@ impl LogStore {
             let ended = SystemTime::now();
             telemetry.metrics().write_stage(Stage::Append, ended.duration_since(began).unwrap_or_default());
             for trace in traces.iter() {
-                telemetry.tracer().record_span(names::SPAN_LOG_APPEND, *trace, began, ended, &[], &[]);
+                telemetry.tracer().record_span(names::SPAN_LOG_APPEND, *trace, began, ended, &[]);
             }
             flushed.io_completed(result.map_err(io::Error::other));
         })

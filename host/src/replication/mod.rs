@@ -180,7 +180,10 @@ impl Handle {
             mpsc::error::TrySendError::Full(_) => Error::Busy { limit: PROPOSE_QUEUE_MAX },
             mpsc::error::TrySendError::Closed(_) => Error::Stopped { outcome: WriteOutcome::NotWritten },
         })?;
-        answer.await.unwrap_or(Err(Error::Stopped { outcome: WriteOutcome::Unknown }))
+        self.shared.telemetry.metrics().pending(1);
+        let answer = answer.await.unwrap_or(Err(Error::Stopped { outcome: WriteOutcome::Unknown }));
+        self.shared.telemetry.metrics().pending(-1);
+        answer
     }
 
     /// Returns once this node's state holds every write that was acknowledged, by any node, before the call.

@@ -147,8 +147,7 @@ async fn ask(shared: &Shared, peer: u64, url: &str) -> Result<(Hello, Duration),
 fn publish(shared: &Shared, peer: u64, url: &str) {
     let status = shared.status();
     let metrics = shared.telemetry.metrics();
-    metrics.set_quorum_healthy(status.has_quorum);
-    metrics.set_raft_term(status.term);
+    metrics.set_cluster(status.term, shared.leader().map(|(leader, _)| leader), status.has_quorum);
     if let Some(lag) = status.nodes.iter().find(|node| node.url == url).and_then(|node| node.lag_entries) {
         metrics.set_replication_lag(url, lag);
     }

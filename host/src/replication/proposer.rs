@@ -141,7 +141,7 @@ async fn propose_here(shared: &Arc<Shared>, round: Round, deadline: Instant) -> 
             shared.telemetry.metrics().write_stage(Stage::Commit, began.0.elapsed());
             for trace in &traces {
                 let position = [names::log_index(log_id.index())];
-                shared.telemetry.tracer().record_span(names::SPAN_COMMIT, *trace, began.1, ended, &position, &[]);
+                shared.telemetry.tracer().record_span(names::SPAN_COMMIT, *trace, began.1, ended, &position);
             }
         }
         completed.await
@@ -169,7 +169,7 @@ async fn forward(
     let answer = shared.transport.call(leader, url, Call::Propose, encode(&(round, remaining))?, remaining).await;
     let ended = SystemTime::now();
     for trace in round.writes.iter().filter_map(|write| write.trace) {
-        shared.telemetry.tracer().record_span(names::SPAN_FORWARD, trace, began, ended, &[], &[]);
+        shared.telemetry.tracer().record_span(names::SPAN_FORWARD, trace, began, ended, &[]);
     }
     match answer {
         Ok(body) => match decode(&body)? {

@@ -1,0 +1,135 @@
+//! The HTTP API: paths, and what surrounds every request.
+//!
+//! Handlers decode and check, hand over to [`crate::write_path`], [`crate::replication`] and [`crate::storage`], and
+//! write the answer. Statuses and problem types are chosen in `problem`, nowhere else. A trailing slash is accepted
+//! everywhere and means nothing.
+
+mod batch;
+mod health;
+mod kv;
+mod peer;
+mod problem;
+mod range;
+mod registry;
+mod request;
+mod value;
+
+use std::time::Instant;
+
+use axum::Router;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderName, HeaderValue};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, get, post};
+use tower_http::catch_panic::CatchPanicLayer;
+use tracing::Instrument;
+
+use self::problem::{Kind, Problem};
+use crate::registry::Registry;
+use crate::replication;
+use crate::storage::Data;
+use crate::telemetry::{Telemetry, TraceContext, new_trace_id};
+use crate::write_path::WritePath;
+
+/// The path under which every node serves its API.
+pub const BASE_PATH: &str = "/kv-store/v1";
+
+const TRACE_ID: HeaderName = HeaderName::from_static("brink-trace-id");
+
+/// What handlers work with. Cheap to clone.
+#[derive(Clone)]
+pub struct App {
+    /// The way of writes.
+    pub write_path: WritePath,
+    /// The node's part in the cluster.
+    pub replication: replication::Handle,
+    /// Plugins and hooks.
+    pub registry: Registry,
+    /// The node's own state.
+    pub data: Data,
+    /// Metrics and traces.
+    pub telemetry: Telemetry,
+}
+
+/// The whole API of a node, its door for other nodes included.
+pub fn router(app: App) -> Router {
+    let key = || MethodRouter::new().get(kv::get).put(kv::put).delete(kv::delete);
+    let mut clients = Router::new().route("/kv/{*key}", key());
+    let paths = [
+        ("/kv", get(range::list)),
+        // Only POST is the batch: `batch` is a key like any other.
+        ("/kv/batch", key().merge(post(batch::post))),
+        ("/health", get(health::health)),
+        ("/livez", get(health::livez)),
+        ("/readyz", get(health::readyz)),
+        ("/metrics", get(health::metrics)),
+        ("/plugins", get(registry::plugins)),
+        (
+            "/plugins/{name}",
+            get(registry::plugin).put(registry::put_plugin).delete(registry::delete_plugin),
+        ),
+        ("/hooks", get(registry::hooks)),
+        ("/hooks/{name}", get(registry::hook).put(registry::put_hook).delete(registry::delete_hook)),
+    ];
+    for (path, methods) in paths {
+        clients = clients.route(path, methods.clone()).route(&format!("{path}/"), methods);
+    }
+    let root = Router::new()
+        .route("/livez", get(health::livez))
+        .route("/readyz", get(health::readyz))
+        .route("/metrics", get(health::metrics));
+    Router::new()
+        .nest(BASE_PATH, clients)
+        .merge(root)
+        .fallback(|| async { Problem::new(Kind::NOT_FOUND, format!("there is no such path; the API is under {BASE_PATH}/")) })
+        .method_not_allowed_fallback(|| async {
+            Problem::new(Kind::METHOD_NOT_ALLOWED, "the method is not allowed here; Allow names those that are")
+        })
+        .layer(CatchPanicLayer::custom(|_| Problem::new(Kind::INTERNAL, "the node failed; its log says why").into_response()))
+        .layer(from_fn_with_state(app.telemetry.clone(), observe))
+        .with_state(app.clone())
+        .merge(Router::new().nest(BASE_PATH, peer::router(app.replication)))
+}
+
+/// Around every request of a client: its trace, its metrics, and the rendering of problems.
+async fn observe(State(telemetry): State<Telemetry>, request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    let method = request.method().clone();
+    let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().trim_end_matches('/').to_owned());
+    let route = route.unwrap_or_else(|| "unmatched".to_owned());
+
+    let parent = TraceContext::extract(request.headers());
+    let span = tracing::info_span!(target: "brink::request", "http.request", %method, route, trace_id = tracing::field::Empty);
+    if let Some(parent) = parent {
+        parent.set_parent(&span);
+    }
+    let trace = TraceContext::of_span(&span).or(parent);
+    let trace_id = trace.map_or_else(new_trace_id, |trace| trace.trace_id_hex());
+    span.record("trace_id", trace_id.as_str());
+
+    let mut response = async {
+        let mut response = next.run(request).await;
+        match response.extensions_mut().remove::<Problem>() {
+            Some(problem) => with_headers_of(response, problem.render(&trace_id)),
+            None => response,
+        }
+    }
+    .instrument(span)
+    .await;
+    if let Ok(value) = HeaderValue::from_str(&trace_id) {
+        response.headers_mut().insert(TRACE_ID, value);
+    }
+    telemetry.metrics().http(method.as_str(), &route, response.status().as_u16(), began.elapsed());
+    response
+}
+
+/// The rendered problem, with the headers that the handler or the router had set.
+fn with_headers_of(bare: Response, mut rendered: Response) -> Response {
+    for (name, value) in bare.headers() {
+        if !rendered.headers().contains_key(name) && name != axum::http::header::CONTENT_LENGTH {
+            rendered.headers_mut().insert(name, value.clone());
+        }
+    }
+    rendered
+}

@@ -1,0 +1,248 @@
+//! Errors as clients see them: the one place where HTTP status and problem type are chosen (RFC 9457).
+//!
+//! Every problem has a `type` that `docs/problems.md` explains, a `detail` for people and the `trace_id` of the request;
+//! those of writes also say what is known of the write, as `outcome`. What the node's storage or its peers said goes to
+//! the log and never to a client.
+
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Map, Value, json};
+
+use crate::hooks;
+use crate::registry;
+use crate::replication::{self, WriteOutcome};
+use crate::storage;
+use crate::write_path;
+
+/// The media type of problems.
+const PROBLEM_JSON: &str = "application/problem+json";
+
+/// How long a client that met a full queue should wait, in seconds.
+const RETRY_AFTER_SECONDS: &str = "1";
+
+/// The kinds of problems: the last part of their `type`, their status, and their title.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Kind {
+    pub(super) slug: &'static str,
+    status: StatusCode,
+    title: &'static str,
+}
+
+macro_rules! kinds {
+    ($($name:ident = $slug:literal $status:ident $title:literal;)*) => {
+        impl Kind {
+            $(pub(super) const $name: Self = Self { slug: $slug, status: StatusCode::$status, title: $title };)*
+            #[cfg(test)]
+            const ALL: &'static [Self] = &[$(Self::$name),*];
+        }
+    };
+}
+
+kinds! {
+    BAD_KEY = "bad-key" BAD_REQUEST "The key is not allowed";
+    BAD_PARAMETER = "bad-parameter" BAD_REQUEST "A query parameter is not allowed";
+    BAD_HEADER = "bad-header" BAD_REQUEST "A header has a value that is not allowed";
+    BAD_BODY = "bad-body" BAD_REQUEST "The body is malformed";
+    DUPLICATE_KEY = "duplicate-key" BAD_REQUEST "A key occurs twice";
+    NOT_FOUND = "not-found" NOT_FOUND "There is nothing here";
+    METHOD_NOT_ALLOWED = "method-not-allowed" METHOD_NOT_ALLOWED "The method is not allowed here";
+    TOO_LARGE = "too-large" PAYLOAD_TOO_LARGE "The request is too large";
+    UNSUPPORTED_MEDIA_TYPE = "unsupported-media-type" UNSUPPORTED_MEDIA_TYPE "The content type is not supported";
+    PRECONDITION_FAILED = "precondition-failed" PRECONDITION_FAILED "A precondition does not hold";
+    CONTENDED = "contended" CONFLICT "Others kept changing what the write depends on";
+    REJECTED = "rejected" UNPROCESSABLE_ENTITY "A plugin refused the write";
+    PLUGIN_TIMED_OUT = "plugin-timed-out" INTERNAL_SERVER_ERROR "A plugin did not answer in time";
+    PLUGIN_TRAPPED = "plugin-trapped" INTERNAL_SERVER_ERROR "A plugin failed";
+    PLUGIN_MEMORY_LIMIT = "plugin-memory-limit" INTERNAL_SERVER_ERROR "A plugin wanted too much memory";
+    PLUGIN_OUTPUT_LIMIT = "plugin-output-limit" INTERNAL_SERVER_ERROR "A plugin returned too much";
+    PLUGIN_BAD_OUTPUT = "plugin-bad-output" INTERNAL_SERVER_ERROR "A plugin gave an answer that cannot be used";
+    NOT_A_PLUGIN = "not-a-plugin" UNPROCESSABLE_ENTITY "The upload is not a plugin";
+    PLUGIN_MISSING = "plugin-missing" UNPROCESSABLE_ENTITY "The plugin does not exist";
+    PLUGIN_IN_USE = "plugin-in-use" CONFLICT "The plugin is in use";
+    CONFIG_REFUSED = "config-refused" UNPROCESSABLE_ENTITY "The plugin refuses the configuration";
+    BAD_HOOK = "bad-hook" BAD_REQUEST "The hook is malformed";
+    TOO_MANY_HOOKS = "too-many-hooks" CONFLICT "There are too many hooks";
+    BUSY = "busy" SERVICE_UNAVAILABLE "The node has too much to do";
+    HOOKS_NOT_READY = "hooks-not-ready" SERVICE_UNAVAILABLE "The node is still preparing its hooks";
+    QUORUM_UNAVAILABLE = "quorum-unavailable" INTERNAL_SERVER_ERROR "No majority of the nodes can be reached";
+    READ_UNAVAILABLE = "strong-read-unavailable" SERVICE_UNAVAILABLE "A linearizable read is not possible now";
+    LEADER_LOST = "leader-lost" SERVICE_UNAVAILABLE "The leader was lost while the write was in flight";
+    STOPPING = "stopping" SERVICE_UNAVAILABLE "The node is stopping";
+    STORAGE_FAILED = "storage-failed" INTERNAL_SERVER_ERROR "The node's storage failed";
+    INTERNAL = "internal" INTERNAL_SERVER_ERROR "The node failed";
+}
+
+/// A problem on its way to a client.
+#[derive(Debug, Clone)]
+pub(super) struct Problem {
+    kind: Kind,
+    detail: String,
+    /// What is known of the write, if it was one.
+    outcome: Option<WriteOutcome>,
+    extra: Map<String, Value>,
+    header: Option<(HeaderName, HeaderValue)>,
+}
+
+impl Problem {
+    pub(super) fn new(kind: Kind, detail: impl Into<String>) -> Self {
+        Self { kind, detail: detail.into(), outcome: None, extra: Map::new(), header: None }
+    }
+
+    /// The problem of a request that wrote nothing, if it was one that writes.
+    pub(super) fn not_written(self) -> Self {
+        Self { outcome: Some(self.outcome.unwrap_or(WriteOutcome::NotWritten)), ..self }
+    }
+
+    fn with_outcome(self, outcome: WriteOutcome) -> Self {
+        Self { outcome: Some(outcome), ..self }
+    }
+
+    pub(super) fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.extra.insert(name.to_owned(), value.into());
+        self
+    }
+
+    fn with_header(self, name: HeaderName, value: &'static str) -> Self {
+        Self { header: Some((name, HeaderValue::from_static(value))), ..self }
+    }
+
+    /// The whole answer.
+    pub(super) fn render(self, trace_id: &str) -> Response {
+        let mut body = Map::new();
+        body.insert("type".to_owned(), json!(format!("urn:brink:problem:{}", self.kind.slug)));
+        body.insert("title".to_owned(), json!(self.kind.title));
+        body.insert("status".to_owned(), json!(self.kind.status.as_u16()));
+        body.insert("detail".to_owned(), json!(self.detail));
+        if let Some(outcome) = self.outcome {
+            body.insert("outcome".to_owned(), json!(outcome));
+        }
+        body.extend(self.extra);
+        body.insert("trace_id".to_owned(), json!(trace_id));
+        let mut response = (self.kind.status, Value::Object(body).to_string()).into_response();
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
+        if let Some((name, value)) = self.header {
+            response.headers_mut().insert(name, value);
+        }
+        response
+    }
+}
+
+/// The response carries the problem until the middleware that knows the trace id renders it.
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut response = self.kind.status.into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+impl From<write_path::Error> for Problem {
+    fn from(error: write_path::Error) -> Self {
+        let detail = error.to_string();
+        match error {
+            write_path::Error::PreconditionFailed { key, current } => {
+                Self::new(Kind::PRECONDITION_FAILED, detail).with("key", key).with("current_revision", current)
+            }
+            write_path::Error::Contended { .. } => Self::new(Kind::CONTENDED, detail),
+            write_path::Error::Hook(error) => Self::from(error),
+            write_path::Error::Replication(error) => Self::from(error),
+        }
+        .not_written()
+    }
+}
+
+impl From<replication::Error> for Problem {
+    fn from(error: replication::Error) -> Self {
+        let outcome = error.outcome();
+        let detail = error.to_string();
+        let problem = match error {
+            replication::Error::NoQuorum { .. } => Self::new(Kind::QUORUM_UNAVAILABLE, detail),
+            replication::Error::LeaderLost => Self::new(Kind::LEADER_LOST, detail),
+            replication::Error::Busy { .. } => {
+                Self::new(Kind::BUSY, detail).with_header(header::RETRY_AFTER, RETRY_AFTER_SECONDS)
+            }
+            replication::Error::Stopped { .. } => Self::new(Kind::STOPPING, detail),
+            replication::Error::Storage(error) => Self::from(error),
+            error @ (replication::Error::Codec(_) | replication::Error::Refused(_)) => {
+                tracing::error!(%error, "replication failed");
+                Self::new(Kind::INTERNAL, "the node failed; its log says why")
+            }
+        };
+        problem.with_outcome(outcome)
+    }
+}
+
+impl From<storage::Error> for Problem {
+    fn from(error: storage::Error) -> Self {
+        tracing::error!(%error, "storage failed");
+        Self::new(Kind::STORAGE_FAILED, "the node's storage failed; its log says why")
+    }
+}
+
+impl From<hooks::Error> for Problem {
+    fn from(error: hooks::Error) -> Self {
+        use hooks::Error;
+        let detail = error.to_string();
+        let about = |problem: Self, hook: String, plugin: String| problem.with("hook", hook).with("plugin", plugin);
+        match error {
+            Error::Rejected(rejection) => Self::new(Kind::REJECTED, detail)
+                .with("plugin", rejection.plugin)
+                .with("hook", rejection.hook)
+                .with("code", rejection.code)
+                .with("message", rejection.message)
+                .with("violations", json!(rejection.violations)),
+            Error::TimedOut { hook, plugin, .. } => about(Self::new(Kind::PLUGIN_TIMED_OUT, detail), hook, plugin),
+            Error::Trapped { hook, plugin, .. } => about(Self::new(Kind::PLUGIN_TRAPPED, detail), hook, plugin),
+            Error::MemoryLimit { hook, plugin, .. } => about(Self::new(Kind::PLUGIN_MEMORY_LIMIT, detail), hook, plugin),
+            Error::OutputLimit { hook, plugin, .. } => about(Self::new(Kind::PLUGIN_OUTPUT_LIMIT, detail), hook, plugin),
+            Error::BadOutput { hook, plugin, .. } => about(Self::new(Kind::PLUGIN_BAD_OUTPUT, detail), hook, plugin),
+            Error::NotAComponent { .. } | Error::WorldMismatch { .. } => Self::new(Kind::NOT_A_PLUGIN, detail),
+            Error::TooLarge { .. } => Self::new(Kind::TOO_LARGE, detail),
+            Error::PluginMissing { .. } => Self::new(Kind::PLUGIN_MISSING, detail),
+            Error::ConfigRefused { path, .. } => Self::new(Kind::CONFIG_REFUSED, detail).with("path", path),
+            Error::BindingInvalid { .. } => Self::new(Kind::BAD_HOOK, detail),
+            Error::Busy { .. } => Self::new(Kind::BUSY, detail).with_header(header::RETRY_AFTER, RETRY_AFTER_SECONDS),
+            Error::EpochWait { .. } => Self::new(Kind::HOOKS_NOT_READY, detail),
+            error @ (Error::Store(_) | Error::Engine { .. }) => {
+                tracing::error!(%error, "plugins cannot run");
+                Self::new(Kind::INTERNAL, "the node failed; its log says why")
+            }
+            Error::Interrupted { .. } => Self::new(Kind::STOPPING, detail),
+        }
+        .not_written()
+    }
+}
+
+impl From<registry::Error> for Problem {
+    fn from(error: registry::Error) -> Self {
+        let detail = error.to_string();
+        match error {
+            registry::Error::PluginInUse { hooks, .. } => {
+                Self::new(Kind::PLUGIN_IN_USE, detail).with("hooks", hooks).not_written()
+            }
+            registry::Error::TooManyHooks => Self::new(Kind::TOO_MANY_HOOKS, detail).not_written(),
+            registry::Error::Hook(error) => Self::from(error),
+            registry::Error::Write(error) => Self::from(error),
+            registry::Error::Storage(error) => Self::from(error).not_written(),
+            registry::Error::Undecodable { .. } => {
+                tracing::error!(%error, "the registry is damaged");
+                Self::new(Kind::INTERNAL, "the node failed; its log says why").not_written()
+            }
+            registry::Error::Stopping => Self::new(Kind::STOPPING, detail).not_written(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_problem_is_documented() {
+        let page = include_str!("../../../docs/problems.md");
+        for kind in Kind::ALL {
+            let row = format!("| `{}` | {} |", kind.slug, kind.status.as_u16());
+            assert!(page.contains(&row), "docs/problems.md lacks {row}");
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! Plugins that loop, allocate, trap or lie harm their own write alone (P7).
+
+use super::*;
+
+const LOOP: &str = "(loop $l (br $l)) (unreachable)";
+
+fn outcome(wat: &Wat, json: &str) -> Error {
+    judge(vec![hook(&runtime(), "h", wat, json)], vec![put("k", "1")]).unwrap_err()
+}
+
+#[test]
+fn a_loop_ends_at_the_deadline() {
+    let started_at = Instant::now();
+    let error = outcome(&Wat::validator(LOOP), r#"{"deadline_ms":50}"#);
+    assert!(matches!(&error, Error::TimedOut { deadline_ms: 50, .. }), "{error:?}");
+    assert!(error.is_retryable() && started_at.elapsed() < Duration::from_secs(3));
+}
+
+#[test]
+fn a_deadline_holds_after_the_ticker_has_slept() {
+    let runtime = runtime();
+    let hook = hook(&runtime, "h", &Wat::validator(LOOP), r#"{"deadline_ms":20}"#);
+    std::thread::sleep(Duration::from_millis(1_500));
+    let error = judge(vec![hook], vec![put("k", "1")]).unwrap_err();
+    assert!(matches!(error, Error::TimedOut { .. }));
+}
+
+#[test]
+fn a_loop_in_configure_is_refused_when_the_hook_is_created() {
+    let wat = Wat::validator(OK).with_configure(LOOP);
+    let runtime = runtime();
+    let plugin = runtime.compile("p", &wat.bytes()).unwrap();
+    assert!(matches!(runtime.bind("h", binding("{}"), &plugin), Err(Error::TimedOut { deadline_ms: 5_000, .. })));
+}
+
+#[test]
+fn a_trap_says_what_happened() {
+    let error = outcome(&Wat::validator("(unreachable)"), "{}");
+    let Error::Trapped { message, .. } = error else { panic!("{error:?}") };
+    assert_eq!(message, "it aborted");
+    let division = "(i32.div_u (i32.const 1) (i32.const 0))";
+    let Error::Trapped { message, .. } = outcome(&Wat::validator(division), "{}") else { panic!() };
+    assert!(message.contains("divide by zero"), "{message}");
+}
+
+#[test]
+fn endless_recursion_fills_only_its_own_stack() {
+    let mut wat = Wat::validator("(call $deep (local.get 0))");
+    wat.data = "(func $deep (param i32) (result i32) (i32.add (call $deep (local.get 0)) (i32.const 1)))".to_owned();
+    let Error::Trapped { message, .. } = outcome(&wat, "{}") else { panic!() };
+    assert_eq!(message, "its stack is full");
+}
+
+#[test]
+fn a_refused_growth_is_the_reason_and_not_the_abort_after_it() {
+    let grow = "(if (i32.eq (memory.grow (i32.const 100)) (i32.const -1)) (then (unreachable))) (i32.const 1024)";
+    let error = outcome(&Wat::validator(grow), r#"{"memory_bytes":1048576}"#);
+    let Error::MemoryLimit { asked, limit, .. } = error else { panic!("{error:?}") };
+    assert_eq!((asked, limit), (101 * 65536, 1048576));
+    // The same guest with room for it is fine.
+    judge(vec![hook(&runtime(), "h", &Wat::validator(grow), "{}")], vec![put("k", "1")]).unwrap();
+}
+
+#[test]
+fn an_answer_that_is_too_large_costs_an_error_and_no_memory() {
+    // A list of 600 replacements, all of the same 32 MiB.
+    let body = "(local $i i32) (i32.store (i32.const 2052) (i32.const 65536)) \
+                (i32.store (i32.const 2056) (i32.const 600)) \
+                (loop $l (i32.store (i32.add (i32.const 65540) (i32.mul (local.get $i) (i32.const 12))) (i32.const 0)) \
+                (i32.store (i32.add (i32.const 65544) (i32.mul (local.get $i) (i32.const 12))) (i32.const 33554432)) \
+                (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 600)))) \
+                (i32.const 2048)";
+    let error = outcome(&Wat::transformer(body).with_memory("600"), "{}");
+    assert!(matches!(&error, Error::OutputLimit { .. }), "{error:?}");
+}
+
+#[test]
+fn pointers_out_of_bounds_are_traps() {
+    let error = outcome(&Wat::transformer("(i32.const -8)"), "{}");
+    assert!(matches!(&error, Error::Trapped { .. }), "{error:?}");
+}
+
+#[test]
+fn no_call_sees_what_another_left() {
+    let body = "(if (i32.load (i32.const 3000)) (then (unreachable))) (i32.store (i32.const 3000) (i32.const 1)) \
+                (i32.const 1024)";
+    let hook = hook(&runtime(), "h", &Wat::validator(body), "{}");
+    for _ in 0..100 {
+        judge(vec![hook.clone()], vec![put("k", "1")]).unwrap();
+    }
+}
+
+#[test]
+fn a_failure_is_skipped_or_refuses_and_a_monitor_changes_nothing() {
+    let (runtime, seen) = observed();
+    let trap = Wat::validator("(unreachable)");
+    let skip = hook(&runtime, "skip", &trap, r#"{"on_failure":"skip"}"#);
+    let monitor = hook(&runtime, "monitor", &Wat::rejecting(0), r#"{"mode":"monitor"}"#);
+    let rewrite = hook(&runtime, "rewrite", &Wat::replacing(0, "2"), r#"{"mode":"monitor"}"#);
+    let judged = judge(vec![skip, monitor, rewrite], vec![put("k", "1")]).unwrap();
+    assert_eq!(judged.operations, [put("k", "1")]);
+    let mut results = seen.0.lock().unwrap().clone();
+    results.sort();
+    let expected = [("monitor", "rejected"), ("rewrite", "accepted"), ("skip", "trapped")];
+    assert_eq!(results, expected.map(|(hook, result)| (hook.to_owned(), result)));
+    // A refusal is not a failure.
+    let refusing = hook(&runtime, "h", &Wat::rejecting(0), r#"{"on_failure":"skip"}"#);
+    assert!(matches!(judge(vec![refusing], vec![put("k", "1")]), Err(Error::Rejected(_))));
+}

@@ -1,0 +1,232 @@
+//! A node's metrics: pushed by OTLP and pulled from `/metrics`, from the same instruments.
+//!
+//! Times are seconds, in histograms whose buckets begin at 50 µs. No label is ever a key.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::{Counter, Gauge, Histogram, Meter, MeterProvider as _, UpDownCounter};
+use opentelemetry_sdk::metrics::SdkMeterProvider;
+use prometheus::{Encoder, Registry, TextEncoder};
+
+use super::names;
+
+/// Upper bounds of the buckets of every time histogram, in seconds.
+const SECONDS: [f64; 20] = [
+    0.000_05, 0.000_1, 0.000_2, 0.000_3, 0.000_5, 0.000_75, 0.001, 0.001_5, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1,
+    0.25, 0.5, 1.0, 2.5, 10.0,
+];
+
+/// Upper bounds of the buckets for entries in a sync.
+const ENTRIES: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 256.0, 1024.0];
+
+/// Upper bounds of the buckets for the memory of plugins, in bytes.
+const MEMORY: [f64; 7] = [65_536.0, 1_048_576.0, 2_097_152.0, 4_194_304.0, 8_388_608.0, 33_554_432.0, 67_108_864.0];
+
+/// A stage of a write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Judged by its hooks.
+    Hook,
+    /// Waiting for a proposal round.
+    Queue,
+    /// Appended to this node's log and synced.
+    Append,
+    /// From being handed to replication to its outcome.
+    Replicate,
+    /// On the leader: from its proposal to its commit.
+    Commit,
+    /// Applied to this node's state.
+    Apply,
+    /// From its arrival to its answer.
+    Total,
+}
+
+impl Stage {
+    const ALL: [(Self, &'static str); 7] = [
+        (Self::Hook, "hook"),
+        (Self::Queue, "queue"),
+        (Self::Append, "append"),
+        (Self::Replicate, "replicate"),
+        (Self::Commit, "commit"),
+        (Self::Apply, "apply"),
+        (Self::Total, "total"),
+    ];
+}
+
+/// The instruments of one node. Cheap to clone.
+#[derive(Clone)]
+pub struct Metrics {
+    inner: Arc<Instruments>,
+}
+
+struct Instruments {
+    registry: Registry,
+    /// Keeps the pipeline alive.
+    _provider: SdkMeterProvider,
+    write: Histogram<f64>,
+    /// The labels of each stage, made once.
+    stages: Vec<(Stage, [KeyValue; 1])>,
+    rtt: Histogram<f64>,
+    lag: Gauge<u64>,
+    fsync: Histogram<f64>,
+    fsync_entries: Histogram<f64>,
+    read: Histogram<f64>,
+    term: Gauge<u64>,
+    /// The last term shown, to notice changes of the leader.
+    last_leader: AtomicU64,
+    leader_changes: Counter<u64>,
+    pending: UpDownCounter<i64>,
+    quorum: Gauge<u64>,
+    hook: Histogram<f64>,
+    hook_rejections: Counter<u64>,
+    hook_traps: Counter<u64>,
+    hook_memory: Histogram<f64>,
+    http: Histogram<f64>,
+}
+
+impl Metrics {
+    /// The instruments of a provider that also feeds `registry`.
+    pub(super) fn new(provider: SdkMeterProvider, registry: Registry) -> Self {
+        let meter = provider.meter("brink");
+        let stages =
+            Stage::ALL.into_iter().map(|(stage, name)| (stage, [KeyValue::new("stage", name)])).collect();
+        let inner = Instruments {
+            write: seconds(&meter, names::WRITE_DURATION),
+            stages,
+            rtt: seconds(&meter, names::REPLICATION_RTT),
+            lag: meter.u64_gauge(names::REPLICATION_LAG).build(),
+            fsync: seconds(&meter, names::LOG_FSYNC_DURATION),
+            fsync_entries: meter.f64_histogram(names::LOG_FSYNC_ENTRIES).with_boundaries(ENTRIES.to_vec()).build(),
+            read: seconds(&meter, names::READ_DURATION),
+            term: meter.u64_gauge(names::RAFT_TERM).build(),
+            last_leader: AtomicU64::new(0),
+            leader_changes: meter.u64_counter(names::RAFT_LEADER_CHANGES).build(),
+            pending: meter.i64_up_down_counter(names::RAFT_PENDING).build(),
+            quorum: meter.u64_gauge(names::QUORUM_HEALTHY).build(),
+            hook: seconds(&meter, names::HOOK_DURATION),
+            hook_rejections: meter.u64_counter(names::HOOK_REJECTIONS).build(),
+            hook_traps: meter.u64_counter(names::HOOK_TRAPS).build(),
+            hook_memory: meter
+                .f64_histogram(names::HOOK_MEMORY)
+                .with_unit("By")
+                .with_boundaries(MEMORY.to_vec())
+                .build(),
+            http: seconds(&meter, names::HTTP_DURATION),
+            registry,
+            _provider: provider,
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// A stage of a write ended.
+    pub fn write_stage(&self, stage: Stage, took: Duration) {
+        if let Some((_, labels)) = self.inner.stages.iter().find(|(found, _)| *found == stage) {
+            self.inner.write.record(took.as_secs_f64(), labels);
+        }
+    }
+
+    /// A follower answered an append.
+    pub fn replication_rtt(&self, peer: &str, took: Duration) {
+        self.inner.rtt.record(took.as_secs_f64(), &[KeyValue::new("peer", peer.to_owned())]);
+    }
+
+    /// How many entries a node lacks.
+    pub fn set_replication_lag(&self, peer: &str, entries: u64) {
+        self.inner.lag.record(entries, &[KeyValue::new("peer", peer.to_owned())]);
+    }
+
+    /// The log was synced.
+    pub fn fsync(&self, took: Duration, entries: usize) {
+        self.inner.fsync.record(took.as_secs_f64(), &[]);
+        self.inner.fsync_entries.record(f64::from(u32::try_from(entries).unwrap_or(u32::MAX)), &[]);
+    }
+
+    /// A read was answered: `linearizable` or `local`.
+    pub fn read(&self, consistency: &'static str, took: Duration) {
+        self.inner.read.record(took.as_secs_f64(), &[KeyValue::new("consistency", consistency)]);
+    }
+
+    /// Raft's term, and whether this node reaches a leader and a majority.
+    pub fn set_cluster(&self, term: u64, leader: Option<u64>, healthy: bool) {
+        self.inner.term.record(term, &[]);
+        self.inner.quorum.record(u64::from(healthy), &[]);
+        if let Some(leader) = leader {
+            let before = self.inner.last_leader.swap(leader, Ordering::Relaxed);
+            self.inner.leader_changes.add(u64::from(before != leader), &[]);
+        }
+    }
+
+    /// A write began (+1) or ended (-1) to wait.
+    pub fn pending(&self, change: i64) {
+        self.inner.pending.add(change, &[]);
+    }
+
+    /// A call of a plugin ended.
+    pub fn hook_called(&self, hook: &str, plugin: &str, took: Duration, result: &'static str, memory_bytes: usize) {
+        let hook = KeyValue::new("hook", hook.to_owned());
+        let plugin = KeyValue::new("plugin", plugin.to_owned());
+        let labels = [hook.clone(), plugin.clone(), KeyValue::new("result", result)];
+        self.inner.hook.record(took.as_secs_f64(), &labels);
+        let memory = f64::from(u32::try_from(memory_bytes).unwrap_or(u32::MAX));
+        self.inner.hook_memory.record(memory, &[hook.clone(), plugin.clone()]);
+        match result {
+            "accepted" => {}
+            "rejected" => self.inner.hook_rejections.add(1, &[hook, plugin]),
+            reason => self.inner.hook_traps.add(1, &[hook, plugin, KeyValue::new("reason", reason)]),
+        }
+    }
+
+    /// A request was answered.
+    pub fn http(&self, method: &str, route: &str, status: u16, took: Duration) {
+        let labels = [
+            KeyValue::new("http.request.method", method.to_owned()),
+            KeyValue::new("http.route", route.to_owned()),
+            KeyValue::new("http.response.status_code", i64::from(status)),
+        ];
+        self.inner.http.record(took.as_secs_f64(), &labels);
+    }
+
+    /// All metrics as Prometheus reads them (text format 0.0.4).
+    pub fn render_prometheus(&self) -> String {
+        let mut text = Vec::new();
+        if let Err(error) = TextEncoder::new().encode(&self.inner.registry.gather(), &mut text) {
+            tracing::error!(%error, "metrics cannot be rendered");
+        }
+        String::from_utf8_lossy(&text).into_owned()
+    }
+}
+
+fn seconds(meter: &Meter, name: &'static str) -> Histogram<f64> {
+    meter.f64_histogram(name).with_unit("s").with_boundaries(SECONDS.to_vec()).build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Telemetry;
+    use super::*;
+
+    #[test]
+    fn every_metric_is_rendered_in_seconds_with_fine_buckets() {
+        let (one, other) = (Telemetry::disabled(), Telemetry::disabled());
+        let metrics = one.metrics();
+        metrics.write_stage(Stage::Append, Duration::from_micros(70));
+        metrics.replication_rtt("http://b", Duration::from_millis(1));
+        metrics.set_replication_lag("http://b", 3);
+        metrics.fsync(Duration::from_millis(1), 4);
+        metrics.read("local", Duration::from_millis(1));
+        metrics.set_cluster(2, Some(7), true);
+        metrics.pending(1);
+        metrics.hook_called("h", "p", Duration::from_micros(20), "rejected", 65_536);
+        metrics.hook_called("h", "p", Duration::from_micros(20), "trapped", 65_536);
+        metrics.http("GET", "/kv", 200, Duration::from_millis(1));
+        let text = metrics.render_prometheus();
+        for name in names::METRICS {
+            assert!(text.contains(&name.replace('.', "_")), "{name} is missing:\n{text}");
+        }
+        assert!(text.contains(r#"le="0.0001""#) && text.contains(r#"stage="append""#), "{text}");
+        assert!(!other.metrics().render_prometheus().contains(r#"stage="append""#));
+    }
+}

@@ -1,0 +1,109 @@
+//! A validator whose verdict depends on another key, to test that it still holds when a write commits.
+//!
+//! One field of every value must name a key that exists.
+
+use brink_guest::{Invalid, Rejection, Validator, Write, store};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+/// Which field names another key, and how that key is looked up.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The field of the value whose text is the key.
+    pub reference: String,
+    /// How the key is looked up.
+    #[serde(default)]
+    pub by: Lookup,
+}
+
+/// How a key is looked up.
+#[derive(Debug, Default, Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Lookup {
+    /// Its entry is read: the write is judged again whenever the entry changes meanwhile.
+    #[default]
+    Get,
+    /// Only its existence is asked for.
+    Exists,
+}
+
+/// The plugin.
+#[derive(Debug)]
+pub struct Reference(Config);
+
+impl Validator for Reference {
+    type Config = Config;
+
+    fn configure(config: Config) -> Result<Self, Invalid> {
+        Ok(Self(config))
+    }
+
+    fn validate(&self, writes: &[Write]) -> Result<(), Rejection> {
+        writes.iter().try_for_each(|write| self.check(write))
+    }
+}
+
+impl Reference {
+    fn check(&self, write: &Write) -> Result<(), Rejection> {
+        let Some(value) = write.json::<Map<String, Value>>()? else { return Ok(()) };
+        let field = &self.0.reference;
+        let refuse = |code: &str, message: &str| {
+            let path = format!("/{}", field.replace('~', "~0").replace('/', "~1"));
+            Rejection::new(code, message).with(write.violation(path, code, message))
+        };
+        let Some(key) = value.get(field).and_then(Value::as_str) else {
+            return Err(refuse("no-reference", "the field must be there and name a key"));
+        };
+        let exists = match self.0.by {
+            Lookup::Get => store::get(key)?.is_some(),
+            Lookup::Exists => store::exists(key)?,
+        };
+        if exists { Ok(()) } else { Err(refuse("dangling-reference", "the key that the field names does not exist")) }
+    }
+}
+
+brink_guest::export_validator!(Reference);
+
+#[cfg(test)]
+mod tests {
+    use brink_guest::{config, mock};
+    use serde_json::json;
+
+    use super::*;
+
+    fn validate(config: &str, write: Write) -> Result<(), (String, String)> {
+        let plugin = Reference::configure(config::parse(config).unwrap()).unwrap();
+        let place = |r: Rejection| (r.code, r.violations.first().map_or_else(String::new, |v| v.path.clone()));
+        plugin.validate(&[write]).map_err(place)
+    }
+
+    #[test]
+    fn the_key_must_exist() {
+        for config in [r#"{"reference": "of"}"#, r#"{"reference": "of", "by": "exists"}"#] {
+            let _open = mock::Store::new().json("users/ann", &1).open();
+            assert_eq!(validate(config, Write::json_value(0, "k", &json!({"of": "users/ann"}))), Ok(()));
+            let refused = Err(("dangling-reference".to_owned(), "/of".to_owned()));
+            assert_eq!(validate(config, Write::json_value(0, "k", &json!({"of": "users/bob"}))), refused);
+        }
+    }
+
+    #[test]
+    fn the_field_must_be_a_text() {
+        for value in [json!({}), json!({"a/b": 1})] {
+            let refused = Err(("no-reference".to_owned(), "/a~1b".to_owned()));
+            assert_eq!(validate(r#"{"reference": "a/b"}"#, Write::json_value(0, "k", &value)), refused);
+        }
+    }
+
+    #[test]
+    fn a_deletion_needs_no_reference() {
+        assert_eq!(validate(r#"{"reference": "of"}"#, Write::deletion(0, "k")), Ok(()));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_refused() {
+        let refused = Err(("store-unavailable".to_owned(), String::new()));
+        assert_eq!(validate(r#"{"reference": "of"}"#, Write::json_value(0, "k", &json!({"of": "x"}))), refused);
+    }
+}
