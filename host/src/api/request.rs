@@ -6,16 +6,15 @@ use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, Uri, header};
 use percent_encoding::percent_decode_str;
 
-use super::BASE_PATH;
 use super::problem::{Kind, Problem};
 use crate::limits::KEY_BYTES_MAX;
 use crate::storage::{AskedBy, Fact, Precondition, Space};
 
-/// The key in the path of a request, `<base>/kv/<key>/`: percent-decoded, one trailing slash meaning nothing. A key
+/// The key in the path of a request below the base path, `/kv/<key>/`: percent-decoded, one trailing slash meaning nothing. A key
 /// that ends in a slash is written with `%2F`.
 pub(super) fn key_of(uri: &Uri) -> Result<String, Problem> {
     let path = uri.path();
-    let raw = path.strip_prefix(BASE_PATH).and_then(|path| path.strip_prefix("/kv/")).unwrap_or_default();
+    let raw = path.strip_prefix("/kv/").unwrap_or_default();
     let raw = raw.strip_suffix('/').unwrap_or(raw);
     let decoded = percent_decode_str(raw).decode_utf8();
     let key = decoded.map_err(|_| Problem::new(Kind::BAD_KEY, "the key is not UTF-8"))?.into_owned();
@@ -163,7 +162,7 @@ mod tests {
     use super::*;
 
     fn key(path: &str) -> Result<String, Problem> {
-        key_of(&format!("{BASE_PATH}/kv/{path}").parse().unwrap())
+        key_of(&format!("/kv/{path}").parse().unwrap())
     }
 
     #[test]

@@ -1,0 +1,166 @@
+//! A transformer that brings fields of JSON values into one form: it trims texts, makes them lower-case, and drops what
+//! must not be stored. `README.md` describes its configuration.
+//!
+//! What no rule names is passed on byte for byte: the order of fields, numbers of any precision, and escapes.
+
+mod rewrite;
+mod rules;
+
+use brink_guest::{Invalid, Rejection, Replacement, Transformer, Write};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use rules::{Action, Rules};
+
+/// What is done to which fields: JSON pointers (RFC 6901), in which `*` stands for every element or member.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Texts that lose white space at both ends.
+    pub trim: Vec<String>,
+    /// Texts that become lower-case.
+    pub lowercase: Vec<String>,
+    /// Fields and elements that are removed.
+    pub drop: Vec<String>,
+}
+
+/// The plugin.
+#[derive(Debug)]
+pub struct Normalize {
+    rules: Rules,
+}
+
+impl Transformer for Normalize {
+    type Config = Config;
+
+    fn configure(config: Config) -> Result<Self, Invalid> {
+        let mut rules = Rules::default();
+        for (field, pointers, action) in [
+            ("trim", &config.trim, Action::Trim),
+            ("lowercase", &config.lowercase, Action::Lowercase),
+            ("drop", &config.drop, Action::Drop),
+        ] {
+            for (index, pointer) in pointers.iter().enumerate() {
+                rules.add(pointer, action).map_err(|message| Invalid::new(format!("/{field}/{index}"), message))?;
+            }
+        }
+        match rules.is_empty() {
+            true => Err(Invalid::new("", "name at least one field in `trim`, `lowercase` or `drop`")),
+            false => Ok(Self { rules }),
+        }
+    }
+
+    fn transform(&self, writes: &[Write]) -> Result<Vec<Replacement>, Rejection> {
+        let changed = |write: &Write| {
+            let value = write.is_json().then(|| serde_json::from_slice::<&RawValue>(write.bytes()).ok()).flatten()?;
+            Some(write.replace(rewrite::rewrite(value.get(), &self.rules)?))
+        };
+        Ok(writes.iter().filter_map(changed).collect())
+    }
+}
+
+brink_guest::export_transformer!(Normalize);
+
+#[cfg(test)]
+mod tests {
+    use brink_guest::config;
+    use serde_json::json;
+
+    use super::*;
+
+    fn normalize(config: &serde_json::Value) -> Result<Normalize, Invalid> {
+        Normalize::configure(config::parse(&config.to_string())?)
+    }
+
+    /// The new value, or `None` if it stays.
+    fn transform(config: &serde_json::Value, value: &str) -> Option<String> {
+        let write = Write::raw(0, "k", "application/json", value);
+        let replacements = normalize(config).unwrap().transform(&[write]).unwrap();
+        assert!(replacements.len() <= 1);
+        replacements.into_iter().next().map(|replacement| String::from_utf8(replacement.value).unwrap())
+    }
+
+    #[test]
+    fn texts_are_trimmed_and_lower_cased() {
+        let config = json!({"trim": ["/name", "/mail"], "lowercase": ["/mail"]});
+        let value = r#"{"name":" Ann Ö ","age":7,"mail":"\tANN@Example.ORG\n"}"#;
+        let expected = r#"{"name":"Ann Ö","age":7,"mail":"ann@example.org"}"#;
+        assert_eq!(transform(&config, value).unwrap(), expected);
+    }
+
+    #[test]
+    fn fields_and_elements_are_dropped() {
+        let config = json!({"drop": ["/password", "/list/1", "/user/token"]});
+        let value = r#"{"password":"x","list":[1,2,3],"user":{"id":1,"token":"t"}}"#;
+        assert_eq!(transform(&config, value).unwrap(), r#"{"list":[1,3],"user":{"id":1}}"#);
+        assert_eq!(transform(&json!({"drop": ["/*"]}), r#"{"a":1,"b":2}"#).unwrap(), "{}");
+        assert_eq!(transform(&json!({"drop": ["/*"]}), "[1,2]").unwrap(), "[]");
+    }
+
+    #[test]
+    fn a_star_stands_for_every_element_and_member() {
+        let config = json!({"trim": ["/tags/*", "/people/*/name"], "lowercase": ["/people/0/name"]});
+        let value = r#"{"tags":[" a","b ",3],"people":[{"name":" Ann"},{"name":"Bob "}]}"#;
+        let expected = r#"{"tags":["a","b",3],"people":[{"name":"ann"},{"name":"Bob"}]}"#;
+        assert_eq!(transform(&config, value).unwrap(), expected);
+        let members = r#"{"people":{"x":{"name":"X "},"0":{"name":"Y "}}}"#;
+        assert_eq!(transform(&config, members).unwrap(), r#"{"people":{"x":{"name":"X"},"0":{"name":"y"}}}"#);
+    }
+
+    #[test]
+    fn the_whole_value_can_be_a_text() {
+        assert_eq!(transform(&json!({"trim": [""]}), r#"" a ""#).unwrap(), r#""a""#);
+    }
+
+    #[test]
+    fn what_no_rule_names_stays_byte_for_byte() {
+        let config = json!({"trim": ["/z"]});
+        let value = r#"{"z":" 1 ","b":1.00000000000000000001,"a":18446744073709551616,"\u0061\/":"\u00e9","a":{"z":" 1 "}}"#;
+        let expected = r#"{"z":"1","b":1.00000000000000000001,"a":18446744073709551616,"\u0061\/":"\u00e9","a":{"z":" 1 "}}"#;
+        assert_eq!(transform(&config, value).unwrap(), expected);
+    }
+
+    #[test]
+    fn escaped_names_are_recognised() {
+        let config = json!({"drop": ["/a~1b~0c", "/é"]});
+        assert_eq!(transform(&config, r#"{"a/b~c":1,"\u00e9":2,"x":3}"#).unwrap(), r#"{"x":3}"#);
+    }
+
+    #[test]
+    fn a_value_that_does_not_change_is_not_replaced() {
+        let config = json!({"trim": ["/a/b", "/c/*"], "lowercase": ["/a"], "drop": ["/d", "/e/0"]});
+        for value in [
+            r#"{"a":{"b":"x"}}"#, r#"{"a":"é\n"}"#, r#"{"a":null,"c":"x ","e":[]}"#, "[1]", "\"X \"", "null", "7", "{}",
+        ] {
+            assert_eq!(transform(&config, value), None, "{value}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_json_passes() {
+        let plugin = normalize(&json!({"trim": [""]})).unwrap();
+        let writes = [Write::raw(0, "k", "text/plain", "\" a \""), Write::deletion(1, "k")];
+        assert_eq!(plugin.transform(&writes), Ok(Vec::new()));
+    }
+
+    #[test]
+    fn each_write_of_a_batch_is_rewritten_in_its_place() {
+        let plugin = normalize(&json!({"trim": ["/a"]})).unwrap();
+        let writes = [json!({"a": "x"}), json!({"a": " y"}), json!({"a": "z "})];
+        let writes: Vec<_> = (0..).zip(&writes).map(|(item, value)| Write::json_value(item, "k", value)).collect();
+        let items: Vec<_> = plugin.transform(&writes).unwrap().into_iter().map(|replacement| replacement.item).collect();
+        assert_eq!(items, [1, 2]);
+    }
+
+    #[test]
+    fn a_wrong_configuration_is_refused_where_it_is_wrong() {
+        let path = |config| normalize(&config).unwrap_err().path;
+        assert_eq!(path(json!(null)), "");
+        assert_eq!(path(json!({"trim": []})), "");
+        assert_eq!(path(json!({"trims": []})), "/trims");
+        assert_eq!(path(json!({"trim": ["/a", 1]})), "/trim/1");
+        assert_eq!(path(json!({"trim": ["/a", "b"]})), "/trim/1");
+        assert_eq!(path(json!({"lowercase": ["/a~2"]})), "/lowercase/0");
+        assert_eq!(path(json!({"drop": [""]})), "/drop/0");
+    }
+}
