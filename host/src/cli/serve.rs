@@ -14,12 +14,12 @@ const FLUSH_DEADLINE: Duration = Duration::from_secs(5);
 /// Exit code for wrong settings.
 const WRONG_SETTING: u8 = 2;
 
-/// Run one node.
+/// Run one node
 ///
 /// Settings come from flags, BRINK_* variables and the TOML file, in that order. Traces and metrics leave by OTLP as
 /// the standard OTEL_* variables say. Stops cleanly on SIGTERM and Ctrl-C.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// A TOML file with settings, named as the flags are
     #[arg(long, env = "BRINK_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
@@ -28,18 +28,19 @@ pub struct Args {
     given: Given,
 }
 
-/// Runs a node until SIGTERM or Ctrl-C.
-///
-/// # Errors
-///
-/// If the node cannot start; the exit code says whether a setting was wrong (2) or something else failed (1).
-pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+/// Runs a node until SIGTERM or Ctrl-C. The exit code says whether a setting was wrong (2) or something else failed (1).
+pub(super) fn run(args: Args) -> ExitCode {
     let settings = match settings(args) {
         Ok(settings) => settings,
-        Err(error) => return Ok(report(&StartError::from(error))),
+        Err(error) => return report(&StartError::from(error)),
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("brink").build()?;
-    Ok(runtime.block_on(serve(settings)))
+    match tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("brink").build() {
+        Ok(runtime) => runtime.block_on(serve(settings)),
+        Err(error) => {
+            eprintln!("brink: the runtime cannot start: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn settings(args: Args) -> Result<Settings, SettingsError> {

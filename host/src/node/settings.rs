@@ -17,6 +17,9 @@ const SNAPSHOT_ENTRIES_DEFAULT: u64 = 10_000;
 /// Fewest log entries between snapshots.
 const SNAPSHOT_ENTRIES_MIN: u64 = 10;
 
+/// What is logged, unless set. The Raft engine tells every step of itself at `info`.
+const LOG_DEFAULT: &str = "info,openraft=warn";
+
 /// Settings as they were given, each in at most one place per source.
 #[derive(Debug, Clone, Default, clap::Args, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -59,7 +62,7 @@ pub struct Given {
     #[arg(long, env = "BRINK_LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<String>,
 
-    /// What is logged, such as `info` or `brink=debug,warn` [default: info]
+    /// What is logged, such as `info` or `brink=debug,warn` [default: info,openraft=warn]
     #[arg(long, env = "BRINK_LOG", value_name = "FILTER")]
     pub log: Option<String>,
 }
@@ -161,7 +164,7 @@ impl Given {
             snapshot_entries,
             timing: Timing::LAN,
             log_format: self.log_format.as_deref().map(parse_log_format).transpose()?,
-            log: self.log.unwrap_or_else(|| "info".to_owned()),
+            log: self.log.unwrap_or_else(|| LOG_DEFAULT.to_owned()),
         })
     }
 }

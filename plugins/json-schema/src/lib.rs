@@ -1,25 +1,192 @@
-use brink_guest as _;
+//! A validator that holds JSON values against a JSON Schema. `README.md` describes its configuration.
+
+use brink_guest::{Invalid, Rejection, Validator, Violation, Write};
+use jsonschema::{Draft, PatternOptions};
+use serde::Deserialize;
+use serde_json::Value;
+
+/// Violations that a rejection names; the node keeps no more.
+const VIOLATIONS_MAX: usize = 100;
+
+/// The schema, and the draft of the standard that it is written in.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// A JSON Schema.
+    pub schema: Value,
+    /// The draft; what the schema's `$schema` says if absent, else 2020-12.
+    pub draft: Option<DraftName>,
+}
+
+/// The drafts of JSON Schema.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub enum DraftName {
+    /// <https://json-schema.org/draft-04>
+    #[serde(rename = "draft-04")]
+    Draft4,
+    /// <https://json-schema.org/draft-06>
+    #[serde(rename = "draft-06")]
+    Draft6,
+    /// <https://json-schema.org/draft-07>
+    #[serde(rename = "draft-07")]
+    Draft7,
+    /// <https://json-schema.org/draft/2019-09>
+    #[serde(rename = "2019-09")]
+    Draft201909,
+    /// <https://json-schema.org/draft/2020-12>
+    #[serde(rename = "2020-12")]
+    Draft202012,
+}
+
+impl From<DraftName> for Draft {
+    fn from(name: DraftName) -> Self {
+        match name {
+            DraftName::Draft4 => Self::Draft4,
+            DraftName::Draft6 => Self::Draft6,
+            DraftName::Draft7 => Self::Draft7,
+            DraftName::Draft201909 => Self::Draft201909,
+            DraftName::Draft202012 => Self::Draft202012,
+        }
+    }
+}
+
+/// The plugin.
+#[derive(Debug)]
+pub struct JsonSchema {
+    validator: jsonschema::Validator,
+}
+
+impl Validator for JsonSchema {
+    type Config = Config;
+
+    fn configure(config: Config) -> Result<Self, Invalid> {
+        // Patterns come from users: this engine's time is linear in the length of what it matches.
+        let mut options = jsonschema::options().offline().with_pattern_options(PatternOptions::regex());
+        if let Some(draft) = config.draft {
+            options = options.with_draft(draft.into());
+        }
+        let validator = options
+            .build(&config.schema)
+            .map_err(|error| Invalid::new(format!("/schema{}", error.instance_path()), error.to_string()))?;
+        Ok(Self { validator })
+    }
+
+    fn validate(&self, writes: &[Write]) -> Result<(), Rejection> {
+        let mut violations = Vec::new();
+        for write in writes {
+            let Some(value) = write.json::<Value>()? else { continue };
+            let room = VIOLATIONS_MAX - violations.len();
+            violations.extend(self.violations(write, &value).take(room));
+        }
+        if violations.is_empty() {
+            return Ok(());
+        }
+        let message = "the value does not match the schema of its prefix";
+        Err(violations.into_iter().fold(Rejection::new("schema", message), Rejection::with))
+    }
+}
+
+impl JsonSchema {
+    fn violations<'a>(&'a self, write: &'a Write, value: &'a Value) -> impl Iterator<Item = Violation> + 'a {
+        self.validator.iter_errors(value).map(|error| {
+            // Values may be secret: the pointer says where to look.
+            let message = error.masked_with("the value").to_string();
+            write.violation(error.instance_path().to_string(), error.kind().keyword(), message)
+        })
+    }
+}
+
+brink_guest::export_validator!(JsonSchema);
+
 #[cfg(test)]
 mod tests {
-    use jsonschema::{Draft, PatternOptions};
+    use brink_guest::config;
     use serde_json::json;
+
+    use super::*;
+
+    fn plugin(config: &Value) -> Result<JsonSchema, Invalid> {
+        JsonSchema::configure(config::parse(&config.to_string())?)
+    }
+
+    fn person() -> JsonSchema {
+        plugin(&json!({"schema": {
+            "type": "object",
+            "required": ["name"],
+            "properties": {"name": {"type": "string", "pattern": "^[A-Z]"}, "age": {"type": "integer", "minimum": 0}},
+            "additionalProperties": false,
+        }}))
+        .unwrap()
+    }
+
+    /// Where, and by which keyword.
+    fn violations(plugin: &JsonSchema, writes: &[Write]) -> Vec<(u32, String, String)> {
+        let rejection = plugin.validate(writes).unwrap_err();
+        assert_eq!(rejection.code, "schema");
+        rejection.violations.into_iter().map(|v| (v.item, v.path, v.code)).collect()
+    }
+
     #[test]
-    fn explore() {
-        for schema in [
-            json!({"type": "strin"}), json!({"$ref": "https://example.com/x.json"}), json!({"properties": {"a": {"$ref": "#/$defs/missing"}}}),
-            json!({"properties": {"a": {"$ref": "other.json#/x"}}}), json!({"$schema": "https://example.com/mine"}), json!({"$schema": "http://json-schema.org/draft-04/schema#"}),
-            json!({"properties": {"p": {"pattern": "(?=a)b"}}}), json!({"patternProperties": {"[": {}}}), json!(7), json!({"pattern": "a{1000}{1000}"}), json!({"minimum": "x"}),
-            json!({"$schema": 7}), json!({"properties": {"a": {"$dynamicRef": "#nope"}}}), json!({"allOf": [{"$id": "http://a/b", "$ref": "c"}]}), json!({"$ref": "http://json-schema.org/draft-07/schema#"}),
-            json!({"$ref":"#"}), json!({"format": "nonsense"}),
-        ] {
-            match jsonschema::options().with_pattern_options(PatternOptions::regex()).offline().build(&schema) {
-                Ok(v) => println!("{schema}: ok {:?}", v.draft()),
-                Err(e) => println!("{schema}: {e} | inst {} schema {} kind {:?}", e.instance_path(), e.schema_path(), e.kind()),
-            }
-        }
-        let s = json!({"type": "object", "required": ["name", "x"], "properties": {"name": {"type": "string", "maxLength": 3}, "n": {"minimum": 3, "multipleOf": 2}, "e": {"enum": ["a", {"b": 1}]}, "o": {"oneOf": [{"type": "string"}, {"type": "number"}]}, "l": {"uniqueItems": true, "items": {"type": "integer"}}, "f": {"format": "email"}, "p": {"pattern": "^a"}, "not": {"not": {"type": "string"}}, "no": false}, "additionalProperties": false, "propertyNames": {"maxLength": 5}});
-        let v = jsonschema::options().with_draft(Draft::Draft7).with_pattern_options(PatternOptions::regex()).offline().build(&s).unwrap();
-        let i = json!({"name": "abcd", "n": 1, "e": "z", "o": true, "l": [1, 1, "x"], "f": "q", "p": "b", "not": "a", "no": 1, "toolong": 1, "a/b": 2});
-        for e in v.iter_errors(&i) { println!("{} | {} | {} | {}", e.instance_path(), e.kind().keyword(), e.masked_with("the value"), e.schema_path()); }
+    fn a_value_that_matches_is_accepted() {
+        assert_eq!(person().validate(&[Write::json_value(0, "k", &json!({"name": "Ann", "age": 7}))]), Ok(()));
+        assert_eq!(person().validate(&[Write::deletion(0, "k")]), Ok(()));
+    }
+
+    #[test]
+    fn every_violation_is_named_with_pointer_and_keyword() {
+        let writes = [
+            Write::json_value(0, "a", &json!({"name": "Ann"})),
+            Write::json_value(1, "b", &json!({"name": "bob", "age": -1})),
+            Write::json_value(2, "c", &json!({"age": 1.5})),
+        ];
+        let mut found = violations(&person(), &writes);
+        found.sort();
+        let expected = [(1, "/age", "minimum"), (1, "/name", "pattern"), (2, "", "required"), (2, "/age", "type")];
+        let expected = expected.map(|(item, path, code)| (item, path.to_owned(), code.to_owned()));
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_value_is_not_echoed() {
+        let write = Write::json_value(0, "k", &json!({"name": "secret"}));
+        let rejection = person().validate(&[write]).unwrap_err();
+        assert!(!format!("{rejection:?}").contains("secret"), "{rejection:?}");
+    }
+
+    #[test]
+    fn what_is_not_json_is_rejected() {
+        let rejection = person().validate(&[Write::raw(0, "k", "text/plain", "x")]).unwrap_err();
+        assert_eq!(rejection.code, "not-json");
+    }
+
+    #[test]
+    fn violations_are_bounded() {
+        let all = plugin(&json!({"schema": {"items": {"type": "string"}}})).unwrap();
+        let writes = [Write::json_value(0, "k", &vec![1; 90]), Write::json_value(1, "l", &vec![1; 90])];
+        assert_eq!(violations(&all, &writes).len(), 100);
+    }
+
+    #[test]
+    fn the_draft_is_that_of_the_schema_unless_it_is_named() {
+        // In draft-04 `exclusiveMinimum` is a boolean beside `minimum`, later it is the bound.
+        let schema = json!({"minimum": 3, "exclusiveMinimum": true});
+        let three = [Write::json_value(0, "k", &3)];
+        let named = plugin(&json!({"schema": schema, "draft": "draft-04"})).unwrap();
+        assert!(named.validate(&three).is_err());
+        let mut own = schema.clone();
+        own["$schema"] = json!("http://json-schema.org/draft-04/schema#");
+        assert!(plugin(&json!({ "schema": own })).unwrap().validate(&three).is_err());
+        assert_eq!(plugin(&json!({ "schema": schema })).unwrap_err().path, "/schema/exclusiveMinimum");
+    }
+
+    #[test]
+    fn a_wrong_configuration_is_refused_where_it_is_wrong() {
+        let refusal = |config: Value| plugin(&config).unwrap_err();
+        assert_eq!(refusal(json!(null)).message, "missing field `schema`");
+        assert_eq!(refusal(json!({"schema": {}, "draft": "draft-05"})).path, "/draft");
+        assert_eq!(refusal(json!({"schema": {"properties": {"a": {"type": "text"}}}})).path, "/schema/properties/a/type");
+        assert!(refusal(json!({"schema": {"properties": {"a": {"pattern": "("}}}})).path.starts_with("/schema"));
+        // What is elsewhere cannot be fetched.
+        assert!(refusal(json!({"schema": {"$ref": "https://example.com/a.json"}})).path.starts_with("/schema"));
     }
 }
