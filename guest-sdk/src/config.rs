@@ -117,7 +117,10 @@ mod tests {
 
     #[test]
     fn a_refusal_says_where() {
-        assert_eq!(refusal::<Config>(r#"{"rules": [{"max": 300}]}"#), "/rules/0/max: invalid value: integer `300`, expected u8");
+        assert_eq!(
+            refusal::<Config>(r#"{"rules": [{"max": 300}]}"#),
+            "/rules/0/max: invalid value: integer `300`, expected u8"
+        );
         assert_eq!(refusal::<Config>(r#"{"rules": [{}]}"#), "/rules/0: missing field `max`");
         assert_eq!(refusal::<Config>(r#"{"rules": [], "x": 1}"#), "/x: unknown field `x`, expected `rules`");
     }

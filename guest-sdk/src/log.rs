@@ -11,9 +11,9 @@
 //! A line may have 4 KiB and a call 64 lines; the rest is dropped. Compiled natively, lines are kept for
 //! `mock::take_lines`.
 
-pub use crate::bindings::validating::brink::hooks::log::Level;
 #[cfg(target_arch = "wasm32")]
 use crate::bindings::validating::brink::hooks::log as node;
+pub use crate::bindings::validating::brink::hooks::log::Level;
 #[cfg(not(target_arch = "wasm32"))]
 use crate::mock as node;
 #[doc(inline)]

@@ -135,9 +135,7 @@ pub(crate) fn write(level: Level, message: &str) {
 fn read<T>(answer: impl FnOnce(&Store) -> T) -> Result<T, ReadError> {
     OPEN.with_borrow_mut(|open| match open {
         None => Err(ReadError::Unavailable("no `mock::Store` is open on this thread".to_owned())),
-        Some(reads) if reads.count == READS_MAX => {
-            Err(ReadError::Limit(format!("a call may read {READS_MAX} times")))
-        }
+        Some(reads) if reads.count == READS_MAX => Err(ReadError::Limit(format!("a call may read {READS_MAX} times"))),
         Some(reads) => {
             reads.count += 1;
             Ok(answer(&reads.store))

@@ -17,9 +17,9 @@
 //! ```
 
 use crate::Entry;
-pub use crate::bindings::validating::brink::hooks::store::ReadError;
 #[cfg(target_arch = "wasm32")]
 use crate::bindings::validating::brink::hooks::store as node;
+pub use crate::bindings::validating::brink::hooks::store::ReadError;
 #[cfg(not(target_arch = "wasm32"))]
 use crate::mock as node;
 

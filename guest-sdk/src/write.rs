@@ -39,12 +39,7 @@ impl Write {
 
     /// A write of raw bytes, for tests. `item` is its position in the request, from 0.
     #[cfg(not(target_arch = "wasm32"))]
-    pub fn raw(
-        item: u32,
-        key: impl Into<String>,
-        content_type: impl Into<String>,
-        value: impl Into<Vec<u8>>,
-    ) -> Self {
+    pub fn raw(item: u32, key: impl Into<String>, content_type: impl Into<String>, value: impl Into<Vec<u8>>) -> Self {
         Self { item, key: key.into(), content_type: content_type.into(), value: Some(value.into()) }
     }
 
@@ -136,12 +131,7 @@ impl Write {
     }
 
     /// A rule that this write breaks. `path` is a JSON pointer into the value, empty for the whole.
-    pub fn violation(
-        &self,
-        path: impl Into<String>,
-        code: impl Into<String>,
-        message: impl Into<String>,
-    ) -> Violation {
+    pub fn violation(&self, path: impl Into<String>, code: impl Into<String>, message: impl Into<String>) -> Violation {
         Violation { item: self.item, path: path.into(), code: code.into(), message: message.into() }
     }
 
@@ -185,7 +175,8 @@ mod tests {
     #[test]
     fn json_is_known_by_its_media_type() {
         let is_json = |content_type: &str| Write::raw(0, "k", content_type, "1").is_json();
-        for content_type in ["application/json", "Application/JSON; charset=utf-8", "application/ld+json", "a/b+c+json"] {
+        for content_type in ["application/json", "Application/JSON; charset=utf-8", "application/ld+json", "a/b+c+json"]
+        {
             assert!(is_json(content_type), "{content_type}");
         }
         for content_type in ["", "text/plain", "application/jsonl", "application/octet-stream"] {
@@ -207,7 +198,10 @@ mod tests {
     #[test]
     fn a_replacement_names_its_write() {
         let write = Write::json_value(2, "k", &json!(1));
-        assert_eq!(write.replace_json(&json!({"a": 1})).unwrap(), Replacement { item: 2, value: b"{\"a\":1}".to_vec() });
+        assert_eq!(
+            write.replace_json(&json!({"a": 1})).unwrap(),
+            Replacement { item: 2, value: b"{\"a\":1}".to_vec() }
+        );
         let no_json = std::collections::BTreeMap::from([((1, 2), 3)]);
         assert_eq!(write.replace_json(&no_json).unwrap_err().code, "no-json");
     }

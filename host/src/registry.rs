@@ -18,7 +18,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::hooks::{self, Binding, Pipeline, Plugin, Runtime};
-use crate::limits::{HOOKS_MAX, PAGE_ENTRIES_MAX, PLUGIN_LIST_MAX, REGISTRY_DEADLINE};
+use crate::limits::{
+    HOOKS_MAX, PAGE_ENTRIES_MAX, PLUGIN_LIST_MAX, PROMPT_READ_DEADLINE, REGISTRY_DEADLINE, WRITE_DEADLINE,
+};
 use crate::replication;
 use crate::storage::{
     self, Action, AskedBy, Data, Entry, Fact, HOOKS_PREFIX, Operation, PLUGINS_PREFIX, Precondition, RangeQuery, Space,
@@ -151,7 +153,7 @@ impl Registry {
         let deadline = Instant::now() + REGISTRY_DEADLINE;
         let plugin = self.inner.compile(name, bytes.clone()).await?;
         for _ in 0..ATTEMPTS_MAX {
-            let known = self.inner.snapshot().await?;
+            let known = self.inner.current(deadline).await?;
             if let Some(info) = known.plugins.get(name).filter(|info| info.digest == plugin.digest()) {
                 return Ok(info.clone());
             }
@@ -182,7 +184,7 @@ impl Registry {
     ///
     /// If the registry cannot be read.
     pub async fn plugins(&self) -> Result<Vec<PluginInfo>, Error> {
-        Ok(self.inner.snapshot().await?.plugins.into_values().collect())
+        Ok(self.inner.fresh_if_prompt().await?.plugins.into_values().collect())
     }
 
     /// One plugin.
@@ -191,7 +193,7 @@ impl Registry {
     ///
     /// If the registry cannot be read.
     pub async fn plugin(&self, name: &str) -> Result<Option<PluginInfo>, Error> {
-        Ok(self.inner.snapshot().await?.plugins.remove(name))
+        Ok(self.inner.fresh_if_prompt().await?.plugins.remove(name))
     }
 
     /// Removes a plugin; false if there is none of that name.
@@ -202,7 +204,7 @@ impl Registry {
     pub async fn delete_plugin(&self, name: &str) -> Result<bool, Error> {
         let deadline = Instant::now() + REGISTRY_DEADLINE;
         for _ in 0..ATTEMPTS_MAX {
-            let known = self.inner.snapshot().await?;
+            let known = self.inner.current(deadline).await?;
             if !known.plugins.contains_key(name) {
                 return Ok(false);
             }
@@ -228,7 +230,7 @@ impl Registry {
         hooks::check_name("name", name)?;
         let deadline = Instant::now() + REGISTRY_DEADLINE;
         for _ in 0..ATTEMPTS_MAX {
-            let known = self.inner.snapshot().await?;
+            let known = self.inner.current(deadline).await?;
             if known.hooks.len() >= HOOKS_MAX && !known.hooks.contains_key(name) {
                 return Err(Error::TooManyHooks);
             }
@@ -251,7 +253,7 @@ impl Registry {
     ///
     /// If the registry cannot be read.
     pub async fn hooks(&self) -> Result<Vec<HookInfo>, Error> {
-        Ok(self.inner.snapshot().await?.hooks.into_values().collect())
+        Ok(self.inner.fresh_if_prompt().await?.hooks.into_values().collect())
     }
 
     /// One hook.
@@ -260,7 +262,7 @@ impl Registry {
     ///
     /// If the registry cannot be read.
     pub async fn hook(&self, name: &str) -> Result<Option<HookInfo>, Error> {
-        Ok(self.inner.snapshot().await?.hooks.remove(name))
+        Ok(self.inner.fresh_if_prompt().await?.hooks.remove(name))
     }
 
     /// Removes a hook; false if there is none of that name.
@@ -271,7 +273,7 @@ impl Registry {
     pub async fn delete_hook(&self, name: &str) -> Result<bool, Error> {
         let deadline = Instant::now() + REGISTRY_DEADLINE;
         for _ in 0..ATTEMPTS_MAX {
-            let known = self.inner.snapshot().await?;
+            let known = self.inner.current(deadline).await?;
             if !known.hooks.contains_key(name) {
                 return Ok(false);
             }
@@ -293,16 +295,27 @@ impl Registry {
         let request = Request { operations, preconditions };
         match self.inner.write_path.write_unjudged(request, deadline).await {
             Ok(written) => Ok(Some(written.revision)),
-            Err(write_path::Error::PreconditionFailed { .. }) => {
-                self.inner.write_path.catch_up(deadline).await?;
-                Ok(None)
-            }
+            Err(write_path::Error::PreconditionFailed { .. }) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
 }
 
 impl Inner {
+    /// The registry with every change acknowledged so far, by any node.
+    async fn current(self: &Arc<Self>, deadline: Instant) -> Result<Known, Error> {
+        self.write_path.catch_up(deadline.min(Instant::now() + WRITE_DEADLINE)).await?;
+        self.snapshot().await
+    }
+
+    /// The registry with every change acknowledged so far if that can be had promptly, else as this node has it.
+    async fn fresh_if_prompt(self: &Arc<Self>) -> Result<Known, Error> {
+        if let Err(error) = self.write_path.catch_up(Instant::now() + PROMPT_READ_DEADLINE).await {
+            tracing::debug!(%error, "the registry is read as it is here");
+        }
+        self.snapshot().await
+    }
+
     /// Reads the whole registry, without the bytes of plugins.
     async fn snapshot(self: &Arc<Self>) -> Result<Known, Error> {
         let data = self.data.clone();
@@ -311,9 +324,7 @@ impl Inner {
 
     async fn compile(self: &Arc<Self>, name: &str, bytes: Bytes) -> Result<Arc<Plugin>, Error> {
         let (inner, name) = (self.clone(), name.to_owned());
-        tokio::task::spawn_blocking(move || inner.compile_blocking(&name, &bytes))
-            .await
-            .map_err(|_| Error::Stopping)?
+        tokio::task::spawn_blocking(move || inner.compile_blocking(&name, &bytes)).await.map_err(|_| Error::Stopping)?
     }
 
     fn compile_blocking(&self, name: &str, bytes: &[u8]) -> Result<Arc<Plugin>, Error> {
@@ -339,10 +350,8 @@ impl Inner {
             return Ok(plugin.clone());
         }
         let component = self.data.get(Space::System, &format!("{COMPONENTS_PREFIX}{digest}"))?;
-        let component = component.ok_or_else(|| hooks::Error::PluginMissing {
-            plugin: name.to_owned(),
-            digest: Some(digest.to_owned()),
-        })?;
+        let component = component
+            .ok_or_else(|| hooks::Error::PluginMissing { plugin: name.to_owned(), digest: Some(digest.to_owned()) })?;
         self.compile_blocking(name, &component.value.bytes)
     }
 

@@ -115,7 +115,9 @@ impl WritePath {
                         None => self.replication.read_barrier(deadline).await?,
                     }
                 }
-                Outcome::HooksChanged { epoch } => self.pipeline.active().wait_for(epoch, deadline.into_std()).await.map(drop)?,
+                Outcome::HooksChanged { epoch } => {
+                    self.pipeline.active().wait_for(epoch, deadline.into_std()).await.map(drop)?
+                }
             }
         }
         Err(Error::Contended { attempts: REJUDGE_MAX })
@@ -154,7 +156,11 @@ impl WritePath {
 
     async fn judge(&self, operations: Vec<Operation>, deadline: Instant) -> Result<hooks::Judged, hooks::Error> {
         let began = std::time::Instant::now();
-        let judged = self.pipeline.judge(operations, self.view.clone(), deadline.into_std()).instrument(names::hooks_span()).await;
+        let judged = self
+            .pipeline
+            .judge(operations, self.view.clone(), deadline.into_std())
+            .instrument(names::hooks_span())
+            .await;
         self.telemetry.metrics().write_stage(Stage::Hook, began.elapsed());
         judged
     }

@@ -220,14 +220,11 @@ pub fn brink_bin() -> PathBuf {
 
 /// The bytes of a compiled plugin: from `BRINK_PLUGINS_DIR`, or from this build's target directory.
 pub fn plugin_wasm(package: &str) -> Vec<u8> {
-    let dir = std::env::var_os("BRINK_PLUGINS_DIR").map_or_else(
-        || build_dir().parent().unwrap().join("wasm32-wasip2").join("plugin"),
-        PathBuf::from,
-    );
+    let dir = std::env::var_os("BRINK_PLUGINS_DIR")
+        .map_or_else(|| build_dir().parent().unwrap().join("wasm32-wasip2").join("plugin"), PathBuf::from);
     let path = dir.join(format!("{}.wasm", package.replace('-', "_")));
-    std::fs::read(&path).unwrap_or_else(|error| {
-        panic!("{}: {error}; build the plugins, or run `cargo xtask test`", path.display())
-    })
+    std::fs::read(&path)
+        .unwrap_or_else(|error| panic!("{}: {error}; build the plugins, or run `cargo xtask test`", path.display()))
 }
 
 /// The directory of this build's binaries: test executables are in its `deps`.

@@ -6,12 +6,16 @@
 // Helpers of tests: a failure here is a failed test, and a panic says where.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, reason = "test helpers")]
 
+mod cli;
 mod client;
 mod cluster;
+mod load;
 mod otlp;
 
+pub use cli::{Run, brink};
 pub use client::{Answer, Client};
 pub use cluster::{Cluster, Node, Options, brink_bin, plugin_wasm};
+pub use load::{Load, entries};
 pub use otlp::{Collector, Span};
 
 use std::time::{Duration, Instant};

@@ -52,7 +52,12 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawV
 }
 
 /// `POST`: applies all items or none.
-pub(super) async fn post(State(app): State<App>, uri: Uri, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
+pub(super) async fn post(
+    State(app): State<App>,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
     post_inner(&app, &uri, &headers, body).await.map_err(Problem::not_written)
 }
 
@@ -115,8 +120,7 @@ fn action_of(item: Item) -> Result<Action, Problem> {
 }
 
 fn written_json(written: &Written) -> String {
-    let mut text =
-        format!("{{\"count\":{},\"revision\":{},\"results\":[", written.operations.len(), written.revision);
+    let mut text = format!("{{\"count\":{},\"revision\":{},\"results\":[", written.operations.len(), written.revision);
     for (position, (operation, effect)) in written.operations.iter().zip(&written.effects).enumerate() {
         if position > 0 {
             text.push(',');

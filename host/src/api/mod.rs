@@ -65,10 +65,7 @@ pub fn router(app: App) -> Router {
         ("/readyz", get(health::readyz)),
         ("/metrics", get(health::metrics)),
         ("/plugins", get(registry::plugins)),
-        (
-            "/plugins/{name}",
-            get(registry::plugin).put(registry::put_plugin).delete(registry::delete_plugin),
-        ),
+        ("/plugins/{name}", get(registry::plugin).put(registry::put_plugin).delete(registry::delete_plugin)),
         ("/hooks", get(registry::hooks)),
         ("/hooks/{name}", get(registry::hook).put(registry::put_hook).delete(registry::delete_hook)),
     ];
@@ -82,11 +79,15 @@ pub fn router(app: App) -> Router {
     Router::new()
         .nest(BASE_PATH, clients)
         .merge(root)
-        .fallback(|| async { Problem::new(Kind::NOT_FOUND, format!("there is no such path; the API is under {BASE_PATH}/")) })
+        .fallback(|| async {
+            Problem::new(Kind::NOT_FOUND, format!("there is no such path; the API is under {BASE_PATH}/"))
+        })
         .method_not_allowed_fallback(|| async {
             Problem::new(Kind::METHOD_NOT_ALLOWED, "the method is not allowed here; Allow names those that are")
         })
-        .layer(CatchPanicLayer::custom(|_| Problem::new(Kind::INTERNAL, "the node failed; its log says why").into_response()))
+        .layer(CatchPanicLayer::custom(|_| {
+            Problem::new(Kind::INTERNAL, "the node failed; its log says why").into_response()
+        }))
         .layer(from_fn_with_state(app.telemetry.clone(), observe))
         .with_state(app.clone())
         .merge(Router::new().nest(BASE_PATH, peer::router(app.replication)))
@@ -100,7 +101,8 @@ async fn observe(State(telemetry): State<Telemetry>, request: Request, next: Nex
     let route = route.unwrap_or_else(|| "unmatched".to_owned());
 
     let parent = TraceContext::extract(request.headers());
-    let span = tracing::info_span!(target: "brink::request", "http.request", %method, route, trace_id = tracing::field::Empty);
+    let span =
+        tracing::info_span!(target: "brink::request", "http.request", %method, route, trace_id = tracing::field::Empty);
     if let Some(parent) = parent {
         parent.set_parent(&span);
     }

@@ -24,7 +24,7 @@ pub(super) fn router(replication: Handle) -> Router {
                 post(move |State(replication): State<Handle>, headers: HeaderMap, body: Bytes| async move {
                     match addressee(&headers) {
                         Ok(to) => answer(replication.serve(call, to, body).await),
-                        Err(response) => response,
+                        Err(refusal) => refusal.into_response(),
                     }
                 }),
             ),
@@ -37,13 +37,14 @@ pub(super) fn router(replication: Handle) -> Router {
 async fn snapshot(State(replication): State<Handle>, headers: HeaderMap, body: Body) -> Response {
     match addressee(&headers) {
         Ok(to) => answer(replication.serve_snapshot(to, body.into_data_stream()).await),
-        Err(response) => response,
+        Err(refusal) => refusal.into_response(),
     }
 }
 
-fn addressee(headers: &HeaderMap) -> Result<u64, Response> {
+/// Which node the call is meant for.
+fn addressee(headers: &HeaderMap) -> Result<u64, (StatusCode, String)> {
     let to = headers.get(TO_HEADER).and_then(|value| value.to_str().ok()).and_then(|value| value.parse().ok());
-    to.ok_or_else(|| (StatusCode::BAD_REQUEST, format!("the header {TO_HEADER} is missing")).into_response())
+    to.ok_or_else(|| (StatusCode::BAD_REQUEST, format!("the header {TO_HEADER} is missing")))
 }
 
 /// Other nodes are told why in plain words; they are not clients, so there is no problem object.

@@ -4,7 +4,7 @@
 //! those of writes also say what is known of the write, as `outcome`. What the node's storage or its peers said goes to
 //! the log and never to a client.
 
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 
@@ -79,13 +79,15 @@ pub(super) struct Problem {
     detail: String,
     /// What is known of the write, if it was one.
     outcome: Option<WriteOutcome>,
-    extra: Map<String, Value>,
-    header: Option<(HeaderName, HeaderValue)>,
+    /// Further members, in their order.
+    extra: Vec<(String, Value)>,
+    /// Whether `Retry-After` invites the client to come back.
+    invites_retry: bool,
 }
 
 impl Problem {
     pub(super) fn new(kind: Kind, detail: impl Into<String>) -> Self {
-        Self { kind, detail: detail.into(), outcome: None, extra: Map::new(), header: None }
+        Self { kind, detail: detail.into(), outcome: None, extra: Vec::new(), invites_retry: false }
     }
 
     /// The problem of a request that wrote nothing, if it was one that writes.
@@ -98,12 +100,12 @@ impl Problem {
     }
 
     pub(super) fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
-        self.extra.insert(name.to_owned(), value.into());
+        self.extra.push((name.to_owned(), value.into()));
         self
     }
 
-    fn with_header(self, name: HeaderName, value: &'static str) -> Self {
-        Self { header: Some((name, HeaderValue::from_static(value))), ..self }
+    fn inviting_retry(self) -> Self {
+        Self { invites_retry: true, ..self }
     }
 
     /// The whole answer.
@@ -120,8 +122,8 @@ impl Problem {
         body.insert("trace_id".to_owned(), json!(trace_id));
         let mut response = (self.kind.status, Value::Object(body).to_string()).into_response();
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
-        if let Some((name, value)) = self.header {
-            response.headers_mut().insert(name, value);
+        if self.invites_retry {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
         }
         response
     }
@@ -158,9 +160,7 @@ impl From<replication::Error> for Problem {
         let problem = match error {
             replication::Error::NoQuorum { .. } => Self::new(Kind::QUORUM_UNAVAILABLE, detail),
             replication::Error::LeaderLost => Self::new(Kind::LEADER_LOST, detail),
-            replication::Error::Busy { .. } => {
-                Self::new(Kind::BUSY, detail).with_header(header::RETRY_AFTER, RETRY_AFTER_SECONDS)
-            }
+            replication::Error::Busy { .. } => Self::new(Kind::BUSY, detail).inviting_retry(),
             replication::Error::Stopped { .. } => Self::new(Kind::STOPPING, detail),
             replication::Error::Storage(error) => Self::from(error),
             error @ (replication::Error::Codec(_) | replication::Error::Refused(_)) => {
@@ -193,15 +193,19 @@ impl From<hooks::Error> for Problem {
                 .with("violations", json!(rejection.violations)),
             Error::TimedOut { hook, plugin, .. } => about(Self::new(Kind::PLUGIN_TIMED_OUT, detail), hook, plugin),
             Error::Trapped { hook, plugin, .. } => about(Self::new(Kind::PLUGIN_TRAPPED, detail), hook, plugin),
-            Error::MemoryLimit { hook, plugin, .. } => about(Self::new(Kind::PLUGIN_MEMORY_LIMIT, detail), hook, plugin),
-            Error::OutputLimit { hook, plugin, .. } => about(Self::new(Kind::PLUGIN_OUTPUT_LIMIT, detail), hook, plugin),
+            Error::MemoryLimit { hook, plugin, .. } => {
+                about(Self::new(Kind::PLUGIN_MEMORY_LIMIT, detail), hook, plugin)
+            }
+            Error::OutputLimit { hook, plugin, .. } => {
+                about(Self::new(Kind::PLUGIN_OUTPUT_LIMIT, detail), hook, plugin)
+            }
             Error::BadOutput { hook, plugin, .. } => about(Self::new(Kind::PLUGIN_BAD_OUTPUT, detail), hook, plugin),
             Error::NotAComponent { .. } | Error::WorldMismatch { .. } => Self::new(Kind::NOT_A_PLUGIN, detail),
             Error::TooLarge { .. } => Self::new(Kind::TOO_LARGE, detail),
             Error::PluginMissing { .. } => Self::new(Kind::PLUGIN_MISSING, detail),
             Error::ConfigRefused { path, .. } => Self::new(Kind::CONFIG_REFUSED, detail).with("path", path),
             Error::BindingInvalid { .. } => Self::new(Kind::BAD_HOOK, detail),
-            Error::Busy { .. } => Self::new(Kind::BUSY, detail).with_header(header::RETRY_AFTER, RETRY_AFTER_SECONDS),
+            Error::Busy { .. } => Self::new(Kind::BUSY, detail).inviting_retry(),
             Error::EpochWait { .. } => Self::new(Kind::HOOKS_NOT_READY, detail),
             error @ (Error::Store(_) | Error::Engine { .. }) => {
                 tracing::error!(%error, "plugins cannot run");

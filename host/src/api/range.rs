@@ -13,8 +13,7 @@ use super::{App, value};
 use crate::limits::{PAGE_BYTES_MAX, PAGE_ENTRIES_DEFAULT, PAGE_ENTRIES_MAX};
 use crate::storage::{Page, RangeQuery, Space};
 
-const PARAMETERS: [&str; 8] =
-    ["start", "end", "prefix", "limit", "cursor", "reverse", "keys_only", "consistency"];
+const PARAMETERS: [&str; 8] = ["start", "end", "prefix", "limit", "cursor", "reverse", "keys_only", "consistency"];
 
 /// The format of cursors, their first byte.
 const CURSOR_FORMAT: u8 = 1;

@@ -7,10 +7,10 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::json;
 
+use super::App;
 use super::kv::json as json_answer;
 use super::problem::{Kind, Problem};
 use super::request::{self, Parameters};
-use super::App;
 use crate::hooks::Binding;
 use crate::limits::{HOOK_CONFIG_BYTES_MAX, PLUGIN_BYTES_MAX};
 

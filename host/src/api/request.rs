@@ -105,7 +105,8 @@ pub(super) async fn body(headers: &HeaderMap, body: Body, limit: usize) -> Resul
         return Err(too_large());
     }
     axum::body::to_bytes(body, limit).await.map_err(|error| {
-        let is_limit = std::error::Error::source(&error).is_some_and(|source| source.to_string().contains("length limit"));
+        let is_limit =
+            std::error::Error::source(&error).is_some_and(|source| source.to_string().contains("length limit"));
         if is_limit { too_large() } else { Problem::new(Kind::BAD_BODY, "the body ended early") }
     })
 }
@@ -133,7 +134,8 @@ pub(super) fn preconditions(headers: &HeaderMap, key: &str) -> Result<Vec<Precon
 /// Whether `If-None-Match` says that the client has this revision already (RFC 9110, section 13.1.2).
 pub(super) fn has_already(headers: &HeaderMap, revision: u64) -> bool {
     let etag = etag(revision);
-    let listed = |value: &str| value.split(',').map(str::trim).any(|one| one == "*" || one.trim_start_matches("W/") == etag);
+    let listed =
+        |value: &str| value.split(',').map(str::trim).any(|one| one == "*" || one.trim_start_matches("W/") == etag);
     headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok()).is_some_and(listed)
 }
 
@@ -189,10 +191,9 @@ mod tests {
 
     #[test]
     fn entity_tags_are_revisions() {
-        let headers = |name: &'static str, value: &'static str| HeaderMap::from_iter([(
-            header::HeaderName::from_static(name),
-            header::HeaderValue::from_static(value),
-        )]);
+        let headers = |name: &'static str, value: &'static str| {
+            HeaderMap::from_iter([(header::HeaderName::from_static(name), header::HeaderValue::from_static(value))])
+        };
         let facts = preconditions(&headers("if-match", "\"7\""), "k").unwrap();
         assert_eq!(facts[0].fact, Fact::Revision { key: "k".into(), revision: Some(7) });
         assert!(preconditions(&headers("if-match", "7"), "k").is_err());

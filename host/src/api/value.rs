@@ -81,7 +81,8 @@ mod tests {
 
     #[test]
     fn compact_json_keeps_every_token_as_it_was() {
-        let json = "{ \"a b\" : [ 1.50 , 1e400,\n 123456789012345678901234567890 ], \"q\\\" x\":\"\\\\\" , \"é\" : null }";
+        let json =
+            "{ \"a b\" : [ 1.50 , 1e400,\n 123456789012345678901234567890 ], \"q\\\" x\":\"\\\\\" , \"é\" : null }";
         let expected = r#"{"a b":[1.50,1e400,123456789012345678901234567890],"q\" x":"\\","é":null}"#;
         assert_eq!(compact(json), expected);
     }

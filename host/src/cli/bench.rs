@@ -8,6 +8,7 @@
 //! that a stall kept from being sent are added as HdrHistogram's correction does, at the pace of the mean.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -17,10 +18,10 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use super::Common;
 use super::client::{Client, Failure, Request, key_path};
 use super::kv::Consistency;
 use super::output::{self, Format};
-use super::Common;
 use crate::limits::{BATCH_ITEMS_MAX, VALUE_BYTES_MAX};
 
 /// Latencies above this count as this, in microseconds.
@@ -252,10 +253,10 @@ impl Measured {
     }
 
     fn histogram(&mut self, kind: Kind) -> Option<&mut Histogram<u64>> {
-        if !self.latencies.contains_key(&kind) {
-            self.latencies.insert(kind, Histogram::new_with_bounds(1, LATENCY_US_MAX, DIGITS).ok()?);
+        match self.latencies.entry(kind) {
+            Entry::Occupied(entry) => Some(entry.into_mut()),
+            Entry::Vacant(entry) => Some(entry.insert(Histogram::new_with_bounds(1, LATENCY_US_MAX, DIGITS).ok()?)),
         }
-        self.latencies.get_mut(&kind)
     }
 
     fn add(&mut self, other: Self) {

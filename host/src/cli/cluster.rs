@@ -3,9 +3,9 @@
 use reqwest::Method;
 use serde_json::Value;
 
+use super::Common;
 use super::client::{Client, Failure, Request};
 use super::output::{self, Format};
-use super::Common;
 
 /// What can be asked about the cluster.
 #[derive(Debug, clap::Subcommand)]
@@ -43,7 +43,10 @@ fn print(url: &str, health: &Value) -> Result<(), Failure> {
     let others = cluster["nodes"].as_array().into_iter().flatten().map(|node| {
         let healthy = if node["healthy"] == true { "yes" } else { "no" };
         let fields = [output::text(&node["lag_entries"]), output::text(&node["rtt_ms"])];
-        [output::text(&node["url"]), healthy.to_owned(), mark(node["url"] == *leader)].into_iter().chain(fields).collect()
+        [output::text(&node["url"]), healthy.to_owned(), mark(node["url"] == *leader)]
+            .into_iter()
+            .chain(fields)
+            .collect()
     });
     let rows: Vec<Vec<String>> = std::iter::once(own).chain(others).collect();
     output::table(&["NODE", "HEALTHY", "LEADER", "LAG", "RTT MS"], &rows)

@@ -88,8 +88,8 @@ fn records_of_lines(text: &str) -> Result<Vec<Record>, String> {
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     lines
         .map(|(number, line)| {
-            let fields: HashMap<String, &RawValue> =
-                serde_json::from_str(line).map_err(|error| format!("line {}: not a JSON object: {error}", number + 1))?;
+            let fields: HashMap<String, &RawValue> = serde_json::from_str(line)
+                .map_err(|error| format!("line {}: not a JSON object: {error}", number + 1))?;
             let key = fields.get("key").and_then(|key| serde_json::from_str(key.get()).ok());
             Ok(Record { item: line.to_owned(), key })
         })
@@ -205,9 +205,8 @@ mod tests {
 
     #[test]
     fn a_batch_is_bounded_in_records_and_bytes() {
-        let records = |bytes: usize| -> Vec<Record> {
-            (0..5).map(|_| Record { item: "x".repeat(bytes), key: None }).collect()
-        };
+        let records =
+            |bytes: usize| -> Vec<Record> { (0..5).map(|_| Record { item: "x".repeat(bytes), key: None }).collect() };
         assert_eq!(next_batch(&records(10), 3).len(), 3);
         assert_eq!(next_batch(&records(BATCH_BYTES / 2), 5).len(), 2);
         assert_eq!(next_batch(&records(BATCH_BYTES + 1), 5).len(), 1);

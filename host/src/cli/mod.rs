@@ -10,6 +10,8 @@
 //! | 3 | not found |
 //! | 4 | refused: by a plugin, a precondition, a limit |
 
+#![allow(clippy::indexing_slicing, reason = "what is indexed here is JSON, where a missing member is null")]
+
 mod bench;
 mod client;
 mod cluster;

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use reqwest::Method;
 use serde_json::{Map, Value, json};
 
+use super::Common;
 use super::client::{Client, Failure, Request, name_path};
 use super::kv::read_file;
 use super::output::{self, Format};
-use super::Common;
 
 /// Characters of a digest shown in a table.
 const DIGEST_CHARS: usize = 12;
@@ -154,8 +154,9 @@ fn config(given: &str) -> Result<Value, Failure> {
         Some(file) => read_file(file.as_ref())?,
         None => given.as_bytes().to_vec(),
     };
-    serde_json::from_slice(&text)
-        .map_err(|error| Failure::Usage(format!("--config: {given}: it must be JSON, or @ and a file of JSON ({error})")))
+    serde_json::from_slice(&text).map_err(|error| {
+        Failure::Usage(format!("--config: {given}: it must be JSON, or @ and a file of JSON ({error})"))
+    })
 }
 
 async fn list(common: &Common) -> Result<(), Failure> {
@@ -169,7 +170,12 @@ async fn list(common: &Common) -> Result<(), Failure> {
         list.as_array().into_iter().flatten().map(row).collect()
     };
     let plugin_rows = rows(&plugins["plugins"], &|plugin| {
-        vec![output::text(&plugin["name"]), words(&plugin["roles"]), output::text(&plugin["size_bytes"]), digest(plugin)]
+        vec![
+            output::text(&plugin["name"]),
+            words(&plugin["roles"]),
+            output::text(&plugin["size_bytes"]),
+            digest(plugin),
+        ]
     });
     output::table(&["PLUGIN", "ROLES", "BYTES", "DIGEST"], &plugin_rows)?;
     output::line("")?;

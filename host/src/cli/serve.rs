@@ -49,9 +49,9 @@ fn settings(args: Args) -> Result<Settings, SettingsError> {
 }
 
 async fn serve(settings: Settings) -> ExitCode {
-    let format = settings.log_format.unwrap_or_else(|| {
-        if std::io::stderr().is_terminal() { LogFormat::Text } else { LogFormat::Json }
-    });
+    let format = settings
+        .log_format
+        .unwrap_or_else(|| if std::io::stderr().is_terminal() { LogFormat::Text } else { LogFormat::Json });
     let config = telemetry::Config {
         node: settings.advertise_url.clone().unwrap_or_else(|| settings.listen.to_string()),
         log_format: format,

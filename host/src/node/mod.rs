@@ -109,13 +109,8 @@ impl Node {
         let registry = Registry::start(runtime, pipeline, write_path.clone(), &replication, data.clone());
 
         let draining = watch::Sender::new(false);
-        let app = api::App {
-            write_path,
-            replication: replication.clone(),
-            registry: registry.clone(),
-            data,
-            telemetry,
-        };
+        let app =
+            api::App { write_path, replication: replication.clone(), registry: registry.clone(), data, telemetry };
         let server = tokio::spawn(serve(listener, app, draining.subscribe()));
         tracing::info!(%url, %address, peers = settings.peer_urls.len(), data_dir = %settings.data_dir.display(), "started");
         Ok(Self { url, address, log, replication, registry, draining, server })

@@ -310,7 +310,14 @@ mod tests {
 
     #[test]
     fn a_wrong_list_of_nodes_is_named_with_what_is_allowed() {
-        let wrong = ["{", r#"{"url":"x"}"#, "[1]", r#"["node2:8000"]"#, r#"["http://node2:8000"]"#, r#"["https://n/kv-store/v1"]"#];
+        let wrong = [
+            "{",
+            r#"{"url":"x"}"#,
+            "[1]",
+            r#"["node2:8000"]"#,
+            r#"["http://node2:8000"]"#,
+            r#"["https://n/kv-store/v1"]"#,
+        ];
         for json in wrong {
             let error = with_nodes(json).unwrap_err();
             assert_eq!(error.setting, "REPLICA_NODES");
@@ -337,7 +344,8 @@ mod tests {
 
     #[test]
     fn flags_win_over_the_file() {
-        let file: Given = toml::from_str("listen = \"127.0.0.1:1\"\nreplica-nodes = [{ url = \"http://b:2/kv-store/v1\" }]").unwrap();
+        let file: Given =
+            toml::from_str("listen = \"127.0.0.1:1\"\nreplica-nodes = [{ url = \"http://b:2/kv-store/v1\" }]").unwrap();
         let flags = Given { listen: Some("127.0.0.1:9".to_owned()), ..Given::default() };
         let settings = flags.or(file).check().unwrap();
         assert_eq!(settings.listen.port(), 9);

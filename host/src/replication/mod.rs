@@ -152,8 +152,7 @@ impl Handle {
         if members.len() != options.peer_urls.len() + 1 {
             return Err(StartError::Ambiguous);
         }
-        let shared =
-            Arc::new(Shared::new(id, options, members, raft, transport, telemetry, applied.subscribe()));
+        let shared = Arc::new(Shared::new(id, options, members, raft, transport, telemetry, applied.subscribe()));
         peers::start(&shared).await?;
         Ok(Self { proposals: proposer::start(shared.clone()), gate: reads::Gate::start(shared.clone()), shared })
     }
@@ -170,12 +169,8 @@ impl Handle {
         deadline: Instant,
     ) -> Result<Outcome, Error> {
         let (reply, answer) = oneshot::channel();
-        let pending = Pending {
-            write: RoundWrite::new(write, trace)?,
-            deadline,
-            queued: std::time::Instant::now(),
-            reply,
-        };
+        let pending =
+            Pending { write: RoundWrite::new(write, trace)?, deadline, queued: std::time::Instant::now(), reply };
         self.proposals.try_send(pending).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => Error::Busy { limit: PROPOSE_QUEUE_MAX },
             mpsc::error::TrySendError::Closed(_) => Error::Stopped { outcome: WriteOutcome::NotWritten },

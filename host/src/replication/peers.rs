@@ -111,7 +111,8 @@ async fn watch_peer(shared: Arc<Shared>, peer: u64, url: String) {
     loop {
         match ask(&shared, peer, &url).await {
             Ok((hello, rtt)) => {
-                if hello.members != shared.members.keys().copied().collect::<Vec<_>>() && !warned && !hello.initialized {
+                if hello.members != shared.members.keys().copied().collect::<Vec<_>>() && !warned && !hello.initialized
+                {
                     tracing::warn!(%url, "this node was started with another list of nodes");
                     warned = true;
                 }

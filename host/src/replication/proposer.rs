@@ -10,10 +10,10 @@ use std::time::SystemTime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
+use super::Shared;
 use super::error::{Error, WriteOutcome};
 use super::transport::{Call, CallError};
 use super::types::{Round, RoundWrite, TypeConfig, decode, encode};
-use super::Shared;
 use crate::limits::{PROPOSE_QUEUE_MAX, ROUND_BYTES_MAX, ROUND_WRITES_MAX, ROUNDS_IN_FLIGHT_MAX};
 use crate::storage::Outcome;
 use crate::telemetry::{Stage, names};
@@ -157,13 +157,7 @@ async fn propose_here(shared: &Arc<Shared>, round: Round, deadline: Instant) -> 
 }
 
 /// Sends the round to the leader. Only a round that was surely not appended may be tried again.
-async fn forward(
-    shared: &Shared,
-    leader: u64,
-    url: &str,
-    round: &Round,
-    deadline: Instant,
-) -> Result<Attempt, Error> {
+async fn forward(shared: &Shared, leader: u64, url: &str, round: &Round, deadline: Instant) -> Result<Attempt, Error> {
     let began = SystemTime::now();
     let remaining = deadline.saturating_duration_since(Instant::now());
     let answer = shared.transport.call(leader, url, Call::Propose, encode(&(round, remaining))?, remaining).await;

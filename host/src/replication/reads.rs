@@ -13,10 +13,10 @@ use openraft::raft::ReadPolicy;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use super::Shared;
 use super::error::{Error, WriteOutcome};
 use super::transport::Call;
 use super::types::{decode, encode};
-use super::Shared;
 use crate::limits::STRONG_READ_DEADLINE;
 
 /// Reads waiting at the gate; over it a read is told that the node is busy.
@@ -67,6 +67,9 @@ async fn serve_reads(shared: Arc<Shared>, mut queue: mpsc::Receiver<Waiting>) {
 /// One exchange: learns how far a read must see and waits until this node's state is there.
 async fn exchange(shared: &Shared, deadline: Instant) -> Result<(), Error> {
     let unreachable = || Error::NoQuorum { successful: shared.reachable(), outcome: WriteOutcome::NotWritten };
+    if shared.quorum_is_out_of_reach() {
+        return Err(unreachable());
+    }
     let index = match shared.leader() {
         Some((leader, _)) if leader == shared.id => read_index(shared, deadline).await?.ok_or_else(unreachable)?,
         Some((leader, url)) => {

@@ -46,7 +46,8 @@ where
 {
     check_address(shared, to)?;
     let spool = Spool::receive(&shared.options.spool_dir, body).await.map_err(refused)?;
-    let (vote, meta, source) = spool.open().map_err(refused)?;
+    let opened = tokio::task::spawn_blocking(move || spool.open()).await.map_err(refused)?;
+    let (vote, meta, source) = opened.map_err(refused)?;
     let snapshot = SnapshotOf::<TypeConfig, _> { meta, snapshot: source };
     encode(&shared.raft.install_full_snapshot(vote, snapshot).await.map_err(refused)?)
 }

@@ -181,9 +181,12 @@ impl Shared {
     pub(super) fn status(&self) -> Status {
         let metrics = self.raft.metrics().borrow_watched().clone();
         let voters = self.voters(&metrics);
-        let urls: BTreeMap<u64, String> = self.members.clone().into_iter().chain(
-            metrics.membership_config.nodes().map(|(id, node)| (*id, node.addr.clone())),
-        ).collect();
+        let urls: BTreeMap<u64, String> = self
+            .members
+            .clone()
+            .into_iter()
+            .chain(metrics.membership_config.nodes().map(|(id, node)| (*id, node.addr.clone())))
+            .collect();
         let newest = self.newest_log_index(&metrics);
         let peers = lock(&self.peers).clone();
         let nodes: Vec<PeerStatus> = urls

@@ -49,7 +49,11 @@ impl SnapshotSource {
     }
 
     /// The whole snapshot as a body: the header, then the chunks.
-    pub(super) fn into_body(self, vote: Vote, meta: &SnapshotMeta) -> io::Result<BoxStream<'static, io::Result<Bytes>>> {
+    pub(super) fn into_body(
+        self,
+        vote: Vote,
+        meta: &SnapshotMeta,
+    ) -> io::Result<BoxStream<'static, io::Result<Bytes>>> {
         let header = encode(&(vote, meta)).map_err(io::Error::other)?;
         let (sender, receiver) = tokio::sync::mpsc::channel(READ_AHEAD);
         tokio::task::spawn_blocking(move || {
@@ -95,7 +99,8 @@ impl Spool {
         E: std::error::Error + Send + Sync + 'static,
     {
         let dir = dir.to_path_buf();
-        let file = tokio::task::spawn_blocking(move || tempfile::tempfile_in(dir)).await.map_err(io::Error::other)??;
+        let file =
+            tokio::task::spawn_blocking(move || tempfile::tempfile_in(dir)).await.map_err(io::Error::other)??;
         let mut file = tokio::fs::File::from_std(file);
         while let Some(bytes) = body.next().await {
             file.write_all(&bytes.map_err(io::Error::other)?).await?;
@@ -104,11 +109,14 @@ impl Spool {
         Ok(Self { file: file.into_std().await })
     }
 
-    /// The leader that sent the snapshot and what it covers, and the snapshot.
+    /// The leader that sent the snapshot and what it covers, and the snapshot. It was read once, so that it is known to
+    /// be whole: what is installed takes the place of the state that is there. For a blocking thread.
     pub(super) fn open(self) -> io::Result<(Vote, SnapshotMeta, SnapshotSource)> {
-        let header = Frames::of(&self.file)?.next().transpose()?;
+        let mut frames = Frames::of(&self.file)?;
+        let header = frames.next().transpose()?;
         let header = header.ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "the snapshot is empty"))?;
         let (vote, meta) = decode(&header).map_err(io::Error::other)?;
+        storage::verify_snapshot(frames.map(|frame| frame.map_err(storage::Error::from))).map_err(io::Error::other)?;
         Ok((vote, meta, SnapshotSource::Received(self)))
     }
 }

@@ -152,7 +152,9 @@ impl HttpTransport {
     }
 
     async fn send(request: reqwest::RequestBuilder, url: String) -> Result<Bytes, CallError> {
-        let reason = |error: reqwest::Error| std::error::Error::source(&error).map_or_else(|| error.to_string(), |e| e.to_string());
+        let reason = |error: reqwest::Error| {
+            std::error::Error::source(&error).map_or_else(|| error.to_string(), |e| e.to_string())
+        };
         let response = match request.send().await {
             Ok(response) => response,
             Err(error) if error.is_connect() => return Err(CallError::NotSent { url, reason: reason(error) }),
@@ -163,7 +165,8 @@ impl HttpTransport {
         match body {
             Ok(body) if status.is_success() => Ok(body),
             Ok(body) => {
-                let reason = format!("{status}: {}", String::from_utf8_lossy(&body).chars().take(200).collect::<String>());
+                let reason =
+                    format!("{status}: {}", String::from_utf8_lossy(&body).chars().take(200).collect::<String>());
                 Err(CallError::Refused { url, reason })
             }
             Err(error) => Err(CallError::NoAnswer { url, reason: reason(error) }),

@@ -121,12 +121,7 @@ fn lower(one: Bound<Vec<u8>>, other: Bound<Vec<u8>>) -> Bound<Vec<u8>> {
 }
 
 /// Reads one page.
-pub(super) fn page(
-    snapshot: &Snapshot,
-    keyspace: &Keyspace,
-    query: &RangeQuery,
-    revision: u64,
-) -> Result<Page, Error> {
+pub(super) fn page(snapshot: &Snapshot, keyspace: &Keyspace, query: &RangeQuery, revision: u64) -> Result<Page, Error> {
     let mut page = Page { entries: Vec::new(), has_more: false, revision };
     let Some(bounds) = query.bounds() else { return Ok(page) };
     let iter: Iter = snapshot.range(keyspace, bounds);

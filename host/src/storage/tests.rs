@@ -264,10 +264,13 @@ fn entries_can_be_read_at_once_and_are_reported_after_a_sync() {
     let (log, syncs) = log(&dir);
     let (sender, receiver) = mpsc::channel();
     let syncs_seen = syncs.clone();
-    log.append(entries(1..4), Box::new(move |result| {
-        result.unwrap();
-        sender.send(syncs_seen.lock().unwrap().iter().sum::<usize>()).unwrap();
-    }));
+    log.append(
+        entries(1..4),
+        Box::new(move |result| {
+            result.unwrap();
+            sender.send(syncs_seen.lock().unwrap().iter().sum::<usize>()).unwrap();
+        }),
+    );
     assert_eq!(log.read(0..10).unwrap(), ["entry 1", "entry 2", "entry 3"]);
     assert_eq!(receiver.recv_timeout(Duration::from_secs(10)).unwrap(), 3);
 }

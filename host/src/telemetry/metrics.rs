@@ -91,8 +91,7 @@ impl Metrics {
     /// The instruments of a provider that also feeds `registry`.
     pub(super) fn new(provider: SdkMeterProvider, registry: Registry) -> Self {
         let meter = provider.meter("brink");
-        let stages =
-            Stage::ALL.into_iter().map(|(stage, name)| (stage, [KeyValue::new("stage", name)])).collect();
+        let stages = Stage::ALL.into_iter().map(|(stage, name)| (stage, [KeyValue::new("stage", name)])).collect();
         let inner = Instruments {
             write: seconds(&meter, names::WRITE_DURATION),
             stages,

@@ -101,8 +101,8 @@ impl Telemetry {
     pub fn init(config: &Config) -> Result<Self, Error> {
         // Requests give log lines their trace id, so their span is always there.
         let filter = format!("{},{}=off,{}=info", config.log_filter, names::TRACE_TARGET, names::REQUEST_TARGET);
-        let filter = EnvFilter::try_new(filter)
-            .map_err(|source| Error::Filter { found: config.log_filter.clone(), source })?;
+        let filter =
+            EnvFilter::try_new(filter).map_err(|source| Error::Filter { found: config.log_filter.clone(), source })?;
         let telemetry = Self::build(config)?;
         let layer = telemetry.providers.traces.as_ref().map(|provider| {
             tracing_opentelemetry::layer()

@@ -184,7 +184,10 @@ mod tests {
         let refusal = |config: Value| plugin(&config).unwrap_err();
         assert_eq!(refusal(json!(null)).message, "missing field `schema`");
         assert_eq!(refusal(json!({"schema": {}, "draft": "draft-05"})).path, "/draft");
-        assert_eq!(refusal(json!({"schema": {"properties": {"a": {"type": "text"}}}})).path, "/schema/properties/a/type");
+        assert_eq!(
+            refusal(json!({"schema": {"properties": {"a": {"type": "text"}}}})).path,
+            "/schema/properties/a/type"
+        );
         assert!(refusal(json!({"schema": {"properties": {"a": {"pattern": "("}}}})).path.starts_with("/schema"));
         // What is elsewhere cannot be fetched.
         assert!(refusal(json!({"schema": {"$ref": "https://example.com/a.json"}})).path.starts_with("/schema"));

@@ -115,8 +115,10 @@ mod tests {
     #[test]
     fn what_no_rule_names_stays_byte_for_byte() {
         let config = json!({"trim": ["/z"]});
-        let value = r#"{"z":" 1 ","b":1.00000000000000000001,"a":18446744073709551616,"\u0061\/":"\u00e9","a":{"z":" 1 "}}"#;
-        let expected = r#"{"z":"1","b":1.00000000000000000001,"a":18446744073709551616,"\u0061\/":"\u00e9","a":{"z":" 1 "}}"#;
+        let value =
+            r#"{"z":" 1 ","b":1.00000000000000000001,"a":18446744073709551616,"\u0061\/":"\u00e9","a":{"z":" 1 "}}"#;
+        let expected =
+            r#"{"z":"1","b":1.00000000000000000001,"a":18446744073709551616,"\u0061\/":"\u00e9","a":{"z":" 1 "}}"#;
         assert_eq!(transform(&config, value).unwrap(), expected);
     }
 
@@ -130,7 +132,14 @@ mod tests {
     fn a_value_that_does_not_change_is_not_replaced() {
         let config = json!({"trim": ["/a/b", "/c/*"], "lowercase": ["/a"], "drop": ["/d", "/e/0"]});
         for value in [
-            r#"{"a":{"b":"x"}}"#, r#"{"a":"é\n"}"#, r#"{"a":null,"c":"x ","e":[]}"#, "[1]", "\"X \"", "null", "7", "{}",
+            r#"{"a":{"b":"x"}}"#,
+            r#"{"a":"é\n"}"#,
+            r#"{"a":null,"c":"x ","e":[]}"#,
+            "[1]",
+            "\"X \"",
+            "null",
+            "7",
+            "{}",
         ] {
             assert_eq!(transform(&config, value), None, "{value}");
         }
@@ -148,7 +157,8 @@ mod tests {
         let plugin = normalize(&json!({"trim": ["/a"]})).unwrap();
         let writes = [json!({"a": "x"}), json!({"a": " y"}), json!({"a": "z "})];
         let writes: Vec<_> = (0..).zip(&writes).map(|(item, value)| Write::json_value(item, "k", value)).collect();
-        let items: Vec<_> = plugin.transform(&writes).unwrap().into_iter().map(|replacement| replacement.item).collect();
+        let items: Vec<_> =
+            plugin.transform(&writes).unwrap().into_iter().map(|replacement| replacement.item).collect();
         assert_eq!(items, [1, 2]);
     }
 

@@ -24,7 +24,7 @@ impl Rules {
     /// Adds what is done at a JSON pointer. Says what is wrong with the pointer, if it cannot be used.
     pub(crate) fn add(&mut self, pointer: &str, action: Action) -> Result<(), String> {
         let place = match pointer.strip_prefix('/') {
-            Some(path) => path.split('/').try_fold(self, |rules, token| Ok::<_, String>(rules.child(token)?))?,
+            Some(path) => path.split('/').try_fold(self, Self::child)?,
             None if pointer.is_empty() && action != Action::Drop => self,
             None if pointer.is_empty() => return Err("the whole value cannot be dropped".to_owned()),
             None => return Err("must be a JSON pointer such as `/name` or `/items/*/name`".to_owned()),

@@ -117,7 +117,9 @@ impl Plugin for Hostile {
         }
         match self.0.deed {
             Deed::HugeOutput => Err(Rejection::new("huge", "x".repeat(self.huge_bytes()))),
-            Deed::BadIndex => Err(Rejection::new("index", "a write that was not given").violation(BAD_INDEX, "", "", "")),
+            Deed::BadIndex => {
+                Err(Rejection::new("index", "a write that was not given").violation(BAD_INDEX, "", "", ""))
+            }
             deed => act(deed),
         }
     }

@@ -1,0 +1,33 @@
+//! The command line, run as users run it.
+
+use std::process::{Command, Stdio};
+
+use crate::brink_bin;
+
+/// What a command printed, and how it ended.
+#[derive(Debug)]
+pub struct Run {
+    /// The exit code; -1 if a signal ended it.
+    pub code: i32,
+    /// Standard output.
+    pub out: String,
+    /// Standard error.
+    pub err: String,
+}
+
+impl Run {
+    /// The run, which must have ended with this code.
+    #[track_caller]
+    pub fn expect(self, code: i32) -> Self {
+        assert_eq!(self.code, code, "{self:?}");
+        self
+    }
+}
+
+/// Runs `brink` with arguments, against the node at `url`.
+pub fn brink(url: &str, args: &[&str]) -> Run {
+    let output =
+        Command::new(brink_bin()).args(args).env("BRINK_URL", url).stdin(Stdio::null()).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    Run { code: output.status.code().unwrap_or(-1), out: text(output.stdout), err: text(output.stderr) }
+}

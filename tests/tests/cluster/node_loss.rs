@@ -1,0 +1,79 @@
+//! What works while how many nodes are dead: the failure table of the README.
+
+use std::time::{Duration, Instant};
+
+use brink_tests::{Cluster, eventually};
+use serde_json::json;
+
+/// Within which every refusal must come.
+const REFUSAL_LIMIT: Duration = Duration::from_secs(3);
+
+#[tokio::test]
+async fn three_nodes_live_through_the_loss_of_one() {
+    check_table(3).await;
+}
+
+#[tokio::test]
+async fn five_nodes_live_through_the_loss_of_two() {
+    check_table(5).await;
+}
+
+/// Kills one node after the other and checks writes and reads on all that live.
+async fn check_table(size: usize) {
+    let mut cluster = Cluster::start(size).await;
+    cluster.client(0).put("first", &json!("kept")).await.expect(201);
+    // Every node has the write, so that a local read finds it whatever happens.
+    for node in &cluster.nodes {
+        node.client.get("/kv/first/?consistency=strong").await.expect(200);
+    }
+    for dead in 0..size {
+        let has_majority = size - dead > size / 2;
+        for node in cluster.nodes.iter().filter(|node| node.is_running()) {
+            let client = &node.client;
+            if has_majority {
+                eventually(Duration::from_secs(10), "a majority takes writes", || async {
+                    (client.put(&format!("k/{dead}"), &json!(dead)).await.status < 300).then_some(())
+                })
+                .await;
+                let read = client.get("/kv/first/?consistency=strong").await.expect(200);
+                assert_eq!(read.header("brink-consistency"), Some("linearizable"));
+            } else {
+                check_refusals(client).await;
+            }
+            let read = client.get("/kv/first/?consistency=local").await.expect(200);
+            assert_eq!(read.json["value"], "kept");
+            let health = client.get("/health/").await.expect(200).json;
+            assert_eq!(health["cluster"]["total_nodes"], size);
+        }
+        // The leader dies first, so that every loss of it is survived too.
+        let next = if has_majority { cluster.leader().await } else { first_running(&cluster) };
+        cluster.nodes[next].kill();
+    }
+}
+
+async fn check_refusals(client: &brink_tests::Client) {
+    let began = Instant::now();
+    let refused = client.put("lost", &json!(1)).await.expect(500);
+    assert!(began.elapsed() < REFUSAL_LIMIT, "{:?}", began.elapsed());
+    let detail = refused.json["detail"].as_str().unwrap();
+    let counted = detail.strip_prefix("Failed to replicate to quorum of nodes. Successful: ");
+    assert!(counted.is_some_and(|rest| rest.ends_with(" nodes")), "{detail}");
+    assert!(["not_written", "unknown"].contains(&refused.json["outcome"].as_str().unwrap()));
+    assert!(!refused.json["trace_id"].as_str().unwrap().is_empty());
+
+    let read = client.get("/kv/first/").await.expect(200);
+    assert_eq!(read.header("brink-consistency"), Some("local"));
+    assert!(read.header("brink-staleness-ms").unwrap().parse::<u64>().is_ok());
+    let began = Instant::now();
+    let refused = client.get("/kv/first/?consistency=strong").await.expect(503);
+    assert!(began.elapsed() < REFUSAL_LIMIT, "{:?}", began.elapsed());
+    assert_eq!(refused.json["type"], "urn:brink:problem:strong-read-unavailable");
+    eventually(Duration::from_secs(5), "health says so", || async {
+        (client.get("/health/").await.expect(200).json["status"] == "no_quorum").then_some(())
+    })
+    .await;
+}
+
+fn first_running(cluster: &Cluster) -> usize {
+    cluster.nodes.iter().position(brink_tests::Node::is_running).unwrap()
+}
