@@ -19,6 +19,12 @@ pub const BATCH_ITEMS_MAX: usize = 10_000;
 /// Largest body of a batch, in bytes.
 pub const BATCH_BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
 
+/// What is read and forgotten of a body that is too large, in bytes, so that its sender sees the refusal.
+pub const REFUSED_BODY_BYTES_MAX: usize = 128 * 1024 * 1024;
+
+/// How long that may take.
+pub const REFUSED_BODY_DEADLINE: Duration = Duration::from_secs(5);
+
 /// Most entries on a page of a range.
 pub const PAGE_ENTRIES_MAX: usize = 10_000;
 
@@ -105,6 +111,9 @@ pub const PEER_BODY_BYTES_MAX: usize = PLUGIN_BYTES_MAX + 8 * 1024 * 1024;
 
 /// How long a change of the registry may take: it carries plugins, and waits until hooks are in force.
 pub const REGISTRY_DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long a change of the registry waits for other nodes to compile what it brings.
+pub const PREPARE_DEADLINE: Duration = Duration::from_secs(30);
 
 /// How long a node that stops waits for the requests it is answering.
 pub const DRAIN_DEADLINE: Duration = Duration::from_secs(5);

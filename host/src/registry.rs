@@ -5,8 +5,10 @@
 //! node has the same hooks at the same log index. A change of a hook changes the hook epoch, and no write judged under
 //! an older epoch commits; so a hook is in force everywhere as soon as its creation is acknowledged (P6).
 //!
-//! Every node compiles what it finds in the registry in the background, as soon as it is uploaded, so that the hook
-//! that follows finds the code ready. Until a node has built the set of hooks of the newest epoch, its writes wait.
+//! Every node compiles what it finds in the registry in the background, as soon as it is uploaded, and tells the others
+//! how far it is. A change is acknowledged once every node that can be reached is ready for it, so that no write has to
+//! wait for a compiler. Where one does (a node was cut off meanwhile), it waits until that node has built the set of
+//! hooks of the newest epoch.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,7 +21,8 @@ use tokio::time::Instant;
 
 use crate::hooks::{self, Binding, Pipeline, Plugin, Runtime};
 use crate::limits::{
-    HOOKS_MAX, PAGE_ENTRIES_MAX, PLUGIN_LIST_MAX, PROMPT_READ_DEADLINE, REGISTRY_DEADLINE, WRITE_DEADLINE,
+    HOOKS_MAX, PAGE_ENTRIES_MAX, PLUGIN_LIST_MAX, PREPARE_DEADLINE, PROMPT_READ_DEADLINE, REGISTRY_DEADLINE,
+    WRITE_DEADLINE,
 };
 use crate::replication;
 use crate::storage::{
@@ -117,6 +120,7 @@ struct Inner {
     runtime: Runtime,
     pipeline: Pipeline,
     write_path: WritePath,
+    replication: replication::Handle,
     data: Data,
     /// Compiled versions by name and digest.
     compiled: Mutex<Compiled>,
@@ -129,12 +133,14 @@ impl Registry {
         runtime: Runtime,
         pipeline: Pipeline,
         write_path: WritePath,
-        replication: &replication::Handle,
+        replication: replication::Handle,
         data: Data,
     ) -> Self {
         let stopped = watch::Sender::new(false);
-        let inner = Arc::new(Inner { runtime, pipeline, write_path, data, compiled: Mutex::default(), stopped });
-        tokio::spawn(follow(inner.clone(), replication.applied()));
+        let applied = replication.applied();
+        let inner =
+            Arc::new(Inner { runtime, pipeline, write_path, replication, data, compiled: Mutex::default(), stopped });
+        tokio::spawn(follow(inner.clone(), applied));
         Self { inner }
     }
 
@@ -171,7 +177,10 @@ impl Registry {
             ];
             operations.extend(known.unused_version_of(name, &info.digest));
             match self.change(operations, known.unchanged(), deadline).await? {
-                Some(revision) => return Ok(PluginInfo { revision, ..info }),
+                Some(revision) => {
+                    self.wait_everywhere(revision).await;
+                    return Ok(PluginInfo { revision, ..info });
+                }
                 None => continue,
             }
         }
@@ -241,6 +250,7 @@ impl Registry {
             let operations = vec![put(format!("{HOOKS_PREFIX}{name}"), json(&binding, name)?)];
             if let Some(revision) = self.change(operations, known.unchanged(), deadline).await? {
                 self.inner.pipeline.active().wait_for(revision, deadline.into_std()).await?;
+                self.wait_everywhere(revision).await;
                 return Ok(HookInfo { name: name.to_owned(), binding, revision });
             }
         }
@@ -283,6 +293,14 @@ impl Registry {
             }
         }
         Err(write_path::Error::Contended { attempts: ATTEMPTS_MAX }.into())
+    }
+
+    /// Waits until every node that can be reached is ready for a change; one that is slow is not waited for for ever.
+    async fn wait_everywhere(&self, revision: u64) {
+        let late = self.inner.replication.wait_prepared(revision, Instant::now() + PREPARE_DEADLINE).await;
+        if !late.is_empty() {
+            tracing::warn!(nodes = late.join(", "), revision, "not ready for the change of the registry yet");
+        }
     }
 
     /// Commits a change of the registry; none if somebody else changed it first.
@@ -392,11 +410,16 @@ impl Inner {
 
     /// Compiles what was uploaded and is not compiled yet, and forgets what is gone.
     fn compile_ahead(&self) -> Result<(), Error> {
+        let revision = self.data.revision();
         let known = Known::read(&self.data)?;
         let needed = known.versions();
         self.lock_compiled().retain(|version, _| needed.contains(version));
         for (name, digest) in needed {
             self.plugin_of_blocking(&name, &digest)?;
+        }
+        // Hooks that came with a later epoch are for the next look.
+        if self.pipeline.active().current().epoch() >= self.data.hook_epoch() {
+            self.replication.set_prepared(revision);
         }
         Ok(())
     }

@@ -24,10 +24,19 @@ impl Run {
     }
 }
 
+/// Seconds that a command may take; `timeout` ends it with code 124 then.
+const SECONDS_MAX: &str = "120";
+
 /// Runs `brink` with arguments, against the node at `url`.
 pub fn brink(url: &str, args: &[&str]) -> Run {
-    let output =
-        Command::new(brink_bin()).args(args).env("BRINK_URL", url).stdin(Stdio::null()).output().unwrap();
+    brink_with(&[("BRINK_URL", url)], args)
+}
+
+/// Runs `brink` with arguments and environment variables.
+pub fn brink_with(env: &[(&str, &str)], args: &[&str]) -> Run {
+    let mut command = Command::new("timeout");
+    command.arg(SECONDS_MAX).arg(brink_bin()).args(args).envs(env.iter().copied()).stdin(Stdio::null());
+    let output = command.output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     Run { code: output.status.code().unwrap_or(-1), out: text(output.stdout), err: text(output.stderr) }
 }

@@ -40,9 +40,9 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client of the node at a base URL. Requests time out after 10 seconds.
+    /// A client of the node at a base URL. Requests time out after 60 seconds: plugins are compiled on deployment.
     pub fn new(url: &str) -> Self {
-        let http = reqwest::Client::builder().timeout(Duration::from_secs(10)).no_proxy().build().unwrap();
+        let http = reqwest::Client::builder().timeout(Duration::from_secs(60)).no_proxy().build().unwrap();
         Self { http, url: url.to_owned() }
     }
 

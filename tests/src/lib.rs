@@ -12,7 +12,7 @@ mod cluster;
 mod load;
 mod otlp;
 
-pub use cli::{Run, brink};
+pub use cli::{Run, brink, brink_with};
 pub use client::{Answer, Client};
 pub use cluster::{Cluster, Node, Options, brink_bin, plugin_wasm};
 pub use load::{Load, entries};

@@ -25,9 +25,9 @@ impl Load {
     pub fn start(cluster: &Cluster, name: &str, writers: usize) -> Self {
         let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::default());
         let clients = cluster.nodes.iter().map(|node| node.client.clone());
-        let writers = clients.enumerate().flat_map(|(node, client)| {
-            (0..writers).map(move |writer| (client.clone(), format!("{node}-{writer}")))
-        });
+        let writers = clients
+            .enumerate()
+            .flat_map(|(node, client)| (0..writers).map(move |writer| (client.clone(), format!("{node}-{writer}"))));
         let writers = writers
             .map(|(client, id)| {
                 tokio::spawn(write(client, format!("{name}/{id}"), stop.clone(), Arc::clone(&acknowledged)))

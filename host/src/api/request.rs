@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, Uri, header};
+use futures::StreamExt as _;
 use percent_encoding::percent_decode_str;
 
 use super::problem::{Kind, Problem};
-use crate::limits::KEY_BYTES_MAX;
+use crate::limits::{KEY_BYTES_MAX, REFUSED_BODY_BYTES_MAX, REFUSED_BODY_DEADLINE};
 use crate::storage::{AskedBy, Fact, Precondition, Space};
 
 /// The key in the path of a request below the base path, `/kv/<key>/`: percent-decoded, one trailing slash meaning nothing. A key
@@ -102,6 +103,10 @@ pub(super) async fn body(headers: &HeaderMap, body: Body, limit: usize) -> Resul
     let too_large = || Problem::new(Kind::TOO_LARGE, format!("the body has more than {limit} bytes"));
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
     if announced.is_some_and(|length| length > limit) {
+        // A client that asks before it sends (RFC 9110, section 10.1.1) has sent nothing yet.
+        if !headers.contains_key(header::EXPECT) {
+            discard(body).await;
+        }
         return Err(too_large());
     }
     axum::body::to_bytes(body, limit).await.map_err(|error| {
@@ -109,6 +114,22 @@ pub(super) async fn body(headers: &HeaderMap, body: Body, limit: usize) -> Resul
             std::error::Error::source(&error).is_some_and(|source| source.to_string().contains("length limit"));
         if is_limit { too_large() } else { Problem::new(Kind::BAD_BODY, "the body ended early") }
     })
+}
+
+/// Reads a body and forgets it, within limits: a client that is cut off while it sends does not see the answer.
+async fn discard(body: Body) {
+    let mut body = body.into_data_stream();
+    let mut left = REFUSED_BODY_BYTES_MAX;
+    let all = async {
+        while let Some(Ok(bytes)) = body.next().await {
+            left = left.saturating_sub(bytes.len());
+            if left == 0 {
+                return;
+            }
+        }
+    };
+    // A slow client has had its chance.
+    let _ = tokio::time::timeout(REFUSED_BODY_DEADLINE, all).await;
 }
 
 /// What `If-Match` and `If-None-Match` demand of a write to `key`.

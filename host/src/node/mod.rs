@@ -106,7 +106,7 @@ impl Node {
         let runtime = hooks::Runtime::new(Arc::new(HookMetrics(telemetry.clone())))?;
         let pipeline = hooks::Pipeline::new(hooks::Active::default());
         let write_path = WritePath::new(pipeline.clone(), replication.clone(), data.clone(), telemetry.clone());
-        let registry = Registry::start(runtime, pipeline, write_path.clone(), &replication, data.clone());
+        let registry = Registry::start(runtime, pipeline, write_path.clone(), replication.clone(), data.clone());
 
         let draining = watch::Sender::new(false);
         let app =

@@ -55,6 +55,7 @@ mod types;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -111,6 +112,9 @@ const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(3_600);
 
 /// Entries of the log removed in one go once a snapshot covers them.
 const PURGE_ENTRIES: u64 = 1_024;
+
+/// How often it is looked whether the other nodes have prepared something. They tell with every hello.
+const PREPARED_POLL: Duration = Duration::from_millis(25);
 
 /// Added to the lease after a restart, for clocks that run at slightly different rates.
 const RESTART_MARGIN: Duration = Duration::from_millis(100);
@@ -198,6 +202,23 @@ impl Handle {
     /// The cluster as this node sees it.
     pub fn status(&self) -> Status {
         self.shared.status()
+    }
+
+    /// Tells the other nodes up to which revision of the store this one has prepared what it holds.
+    pub fn set_prepared(&self, revision: u64) {
+        self.shared.prepared_revision.store(revision, Ordering::Relaxed);
+    }
+
+    /// Waits until every node that can be reached has prepared what the store held at `revision`. Returns the URLs of
+    /// those that had not by the deadline.
+    pub async fn wait_prepared(&self, revision: u64, deadline: Instant) -> Vec<String> {
+        loop {
+            let unprepared = self.shared.unprepared(revision);
+            if unprepared.is_empty() || Instant::now() >= deadline {
+                return unprepared;
+            }
+            tokio::time::sleep(PREPARED_POLL).await;
+        }
     }
 
     /// The index of the last log entry this node has applied, as it changes.

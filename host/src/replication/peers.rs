@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
@@ -35,6 +36,8 @@ pub(super) struct Hello {
     /// The ids of the nodes it was started with.
     members: Vec<u64>,
     last_log_index: Option<u64>,
+    /// The store's revision up to which it has compiled plugins and put hooks in force.
+    prepared_revision: u64,
 }
 
 /// Starts the tasks that watch the peers, and forms the cluster or rejoins it.
@@ -121,6 +124,7 @@ async fn watch_peer(shared: Arc<Shared>, peer: u64, url: String) {
                     state.rtt = Some(rtt);
                     state.last_log_index = hello.last_log_index;
                     state.initialized = hello.initialized;
+                    state.prepared_revision = hello.prepared_revision;
                 });
             }
             Err(error) => {
@@ -163,5 +167,6 @@ pub(super) async fn hello(shared: &Shared) -> Result<bytes::Bytes, Error> {
         initialized: shared.raft.is_initialized().await.map_err(stopped)?,
         members: shared.members.keys().copied().collect(),
         last_log_index,
+        prepared_revision: shared.prepared_revision.load(Ordering::Relaxed),
     })
 }

@@ -1,6 +1,7 @@
 //! What the tasks of replication know in common, and the cluster as this node sees it.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ pub(super) struct PeerState {
     pub(super) rtt: Option<Duration>,
     pub(super) last_log_index: Option<u64>,
     pub(super) initialized: bool,
+    pub(super) prepared_revision: u64,
     /// How often the peer was tried.
     pub(super) attempts: u64,
 }
@@ -51,6 +53,8 @@ pub(super) struct Shared {
     /// What is known of each peer.
     peers: Mutex<BTreeMap<u64, PeerState>>,
     stopped: watch::Sender<bool>,
+    /// The store's revision up to which this node has prepared what it holds: plugins compiled, hooks in force.
+    pub(super) prepared_revision: AtomicU64,
     /// Until when this node, just restarted, neither votes nor stands.
     pub(super) silent_until: Mutex<Option<Instant>>,
 }
@@ -77,6 +81,7 @@ impl Shared {
             fresh: Mutex::new(None),
             peers: Mutex::new(peers),
             stopped: watch::Sender::new(false),
+            prepared_revision: AtomicU64::new(0),
             silent_until: Mutex::new(None),
         }
     }
@@ -161,6 +166,13 @@ impl Shared {
         let peers = lock(&self.peers);
         let reachable = || peers.values().filter(|peer| peer.is_healthy());
         (reachable().filter(|peer| !peer.initialized).count(), reachable().any(|peer| peer.initialized))
+    }
+
+    /// The peers that can be reached and have not yet prepared what the store held at a revision.
+    pub(super) fn unprepared(&self, revision: u64) -> Vec<String> {
+        let peers = lock(&self.peers);
+        let lags = |id: &u64| peers.get(id).is_some_and(|peer| peer.is_healthy() && peer.prepared_revision < revision);
+        self.members.iter().filter(|(id, _)| lags(id)).map(|(_, url)| url.clone()).collect()
     }
 
     /// Ends the tasks of replication.

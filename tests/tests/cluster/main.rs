@@ -1,7 +1,13 @@
 //! Clusters of real processes: forming, losing nodes, coming back.
 
 #![allow(missing_docs, reason = "tests are named as facts")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, reason = "a failure here is a failed test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a failure here is a failed test"
+)]
 
 mod bootstrap;
 mod durability;

@@ -1,7 +1,13 @@
 //! P8: how long writes pause when the leader dies. Alone in its process, since it measures time.
 
 #![allow(missing_docs, reason = "tests are named as facts")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, reason = "a failure here is a failed test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a failure here is a failed test"
+)]
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

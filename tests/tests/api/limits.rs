@@ -1,0 +1,60 @@
+//! P9: what is over a limit is refused at once, with the limit named.
+
+use brink_tests::Cluster;
+use serde_json::json;
+
+#[tokio::test]
+async fn a_key_may_have_1024_bytes_and_no_more() {
+    let cluster = Cluster::start(1).await;
+    let client = cluster.client(0);
+    client.put(&"k".repeat(1_024), &json!(1)).await.expect(201);
+    let refused = client.put(&"k".repeat(1_025), &json!(1)).await.expect(400);
+    assert_eq!(refused.json["type"], "urn:brink:problem:bad-key");
+    // Bytes count, not characters.
+    client.put(&"%C3%A9".repeat(512), &json!(1)).await.expect(201);
+    client.put(&"%C3%A9".repeat(513), &json!(1)).await.expect(400);
+}
+
+#[tokio::test]
+async fn a_value_may_have_4_mib_and_no_more() {
+    let cluster = Cluster::start(3).await;
+    let bytes = |count: usize| vec![b'x'; count];
+    let raw = [("content-type", "application/octet-stream")];
+    let client = cluster.client(1);
+    client.send("PUT", "/kv/large/", &raw, bytes(4 << 20)).await.expect(201);
+    let read = cluster.client(2).send("GET", "/kv/large/", &[("accept", "application/octet-stream")], "").await;
+    assert_eq!(read.expect(200).body.len(), 4 << 20);
+    let refused = client.send("PUT", "/kv/large/", &raw, bytes((4 << 20) + 1)).await.expect(413);
+    assert_eq!(refused.json["outcome"], "not_written");
+    client.send("PUT", "/kv/large/", &raw, bytes(20 << 20)).await.expect(413);
+}
+
+#[tokio::test]
+async fn a_batch_may_have_10000_items_and_no_more() {
+    let cluster = Cluster::start(1).await;
+    let client = cluster.client(0);
+    let items =
+        |count: usize| -> Vec<_> { (0..count).map(|n| json!({"key": format!("k{n:05}"), "value": n})).collect() };
+    let written = client.post_json("/kv/batch/", &json!({ "items": items(10_000) })).await.expect(200);
+    assert_eq!(written.json["count"], 10_000);
+    client.post_json("/kv/batch/", &json!({ "items": items(10_001) })).await.expect(413);
+
+    // Pages neither skip nor repeat a key, in both directions.
+    for reverse in [false, true] {
+        let (mut keys, mut cursor) = (Vec::new(), String::new());
+        loop {
+            let path = format!("/kv/?limit=999&keys_only=true&reverse={reverse}{cursor}");
+            let page = client.get(&path).await.expect(200).json;
+            keys.extend(
+                page["results"].as_array().unwrap().iter().map(|entry| entry["key"].as_str().unwrap().to_owned()),
+            );
+            let Some(next) = page["next_cursor"].as_str() else { break };
+            cursor = format!("&cursor={next}");
+        }
+        if reverse {
+            keys.reverse();
+        }
+        let expected: Vec<_> = (0..10_000).map(|n| format!("k{n:05}")).collect();
+        assert_eq!(keys, expected);
+    }
+}

@@ -1,0 +1,95 @@
+//! The nginx configuration of `deploy/`, with Debian's nginx in front of three nodes.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use brink_tests::{Client, Cluster, eventually};
+use serde_json::json;
+
+/// Writes and reads before and after the loss of a node.
+const REQUESTS: usize = 150;
+
+/// A running nginx; it ends when this is dropped.
+struct Nginx {
+    child: Child,
+    client: Client,
+    dir: tempfile::TempDir,
+}
+
+impl Nginx {
+    /// Starts nginx with the configuration as it is, but for the names and ports of nodes and its own port.
+    fn start(cluster: &Cluster) -> Self {
+        let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/nginx/brink.conf");
+        let mut config = std::fs::read_to_string(config).unwrap();
+        for (number, node) in cluster.nodes.iter().enumerate() {
+            let name = format!("node{}:8000", number + 1);
+            assert!(config.contains(&name), "{name} is not in the configuration");
+            config = config.replace(&name, &format!("127.0.0.1:{}", node.port));
+        }
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        assert!(config.contains("listen 80;"));
+        let config = config.replace("listen 80;", &format!("listen 127.0.0.1:{port};"));
+
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().display().to_string();
+        std::fs::write(dir.path().join("brink.conf"), config).unwrap();
+        let temp = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
+        let temp: String = temp.iter().map(|what| format!("{what}_temp_path {path}/{what};\n")).collect();
+        let main = format!(
+            "daemon off;\nuser root;\npid {path}/pid;\nerror_log {path}/error.log info;\nevents {{}}\n\
+             http {{\naccess_log off;\n{temp}include {path}/brink.conf;\n}}\n"
+        );
+        std::fs::write(dir.path().join("nginx.conf"), main).unwrap();
+        let mut command = Command::new("nginx");
+        command.args(["-p", &path, "-c", &format!("{path}/nginx.conf"), "-e", &format!("{path}/error.log")]);
+        let child = command.stdin(Stdio::null()).spawn().expect("nginx is installed, or run `cargo xtask test`");
+        Self { child, client: Client::new(&format!("http://127.0.0.1:{port}/kv-store/v1")), dir }
+    }
+
+    fn error_log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("error.log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        // The master ends its workers on SIGTERM, not on SIGKILL.
+        let pid = rustix::process::Pid::from_child(&self.child);
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test]
+async fn clients_behind_nginx_do_not_notice_the_loss_of_a_node() {
+    let mut cluster = Cluster::start(3).await;
+    let nginx = Nginx::start(&cluster);
+    let client = nginx.client.clone();
+    eventually(Duration::from_secs(10), "nginx answers", || async {
+        client.try_send("GET", "/readyz", &[], "").await.ok().filter(|answer| answer.status == 200)
+    })
+    .await;
+    // One round without a loss, one that loses a follower, and one, after its return, that loses the leader.
+    for round in 0..3 {
+        if round > 0 {
+            let leader = cluster.leader().await;
+            let lost = if round == 1 { (leader + 1) % 3 } else { leader };
+            cluster.nodes[lost].kill();
+        }
+        for number in 0..REQUESTS {
+            let key = format!("r{round}/{number}");
+            let written = client.put(&key, &json!(number)).await;
+            assert!(written.status < 300, "{key}: {written:?}\n{}", nginx.error_log());
+            let read = client.get(&format!("/kv/{key}/")).await;
+            assert_eq!((read.status, &read.json["value"]), (200, &json!(number)), "{}", nginx.error_log());
+        }
+        for node in cluster.nodes.iter_mut().filter(|node| !node.is_running()) {
+            node.start();
+        }
+        cluster.ready().await;
+    }
+    let refused = client.send("POST", "/peer/hello", &[], "").await;
+    assert_eq!(refused.status, 404, "the door between nodes is not for clients");
+}

@@ -1,0 +1,58 @@
+//! P6: once a hook is acknowledged, no write commits that it did not judge.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use brink_tests::{Cluster, plugin_wasm};
+use serde_json::json;
+
+#[tokio::test]
+async fn no_write_that_breaks_a_rule_commits_after_the_rule_is_acknowledged() {
+    let cluster = Cluster::start(3).await;
+    cluster.client(0).put_plugin("json-schema", plugin_wasm("json-schema")).await.expect(200);
+    let stop = Arc::new(AtomicBool::new(false));
+    // Writers on all nodes keep writing what the rule will forbid.
+    let writers: Vec<_> = (0..6)
+        .map(|writer| {
+            let (client, stop) = (cluster.client(writer % 3).clone(), stop.clone());
+            tokio::spawn(async move {
+                let mut accepted = Vec::new();
+                for number in 0..100_000 {
+                    if stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let answer = client.put(&format!("numbers/{writer}/{number}"), &json!("no number")).await;
+                    match answer.status {
+                        201 => accepted.push(answer.json["revision"].as_u64().unwrap()),
+                        422 => assert_eq!(answer.json["plugin"], "json-schema"),
+                        _ => panic!("{answer:?}"),
+                    }
+                }
+                accepted
+            })
+        })
+        .collect();
+
+    let rule = json!({"plugin": "json-schema", "prefix": "numbers/", "config": {"schema": {"type": "integer"}}});
+    // While a rule is in force: from the revision of its hook to that of its removal.
+    let mut in_force = Vec::new();
+    for round in 0..10 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let hook = cluster.client(round % 3).put_json("/hooks/numbers/", &rule).await.expect(200);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        // A plain write just before the removal: whatever commits up to its revision is under the rule.
+        let marker = cluster.client((round + 1) % 3).put("marker", &json!(round)).await;
+        in_force.push(hook.json["revision"].as_u64().unwrap()..=marker.json["revision"].as_u64().unwrap());
+        cluster.client((round + 2) % 3).delete("/hooks/numbers/").await.expect(204);
+    }
+    stop.store(true, Ordering::Relaxed);
+    let mut accepted = 0;
+    for writer in writers {
+        for revision in writer.await.unwrap() {
+            accepted += 1;
+            assert!(!in_force.iter().any(|rule| rule.contains(&revision)), "{revision} in {in_force:?}");
+        }
+    }
+    assert!(accepted > 100, "{accepted} accepted writes prove nothing");
+}

@@ -1,0 +1,60 @@
+//! The plugins that come with brink, in a cluster.
+
+use brink_tests::{Cluster, plugin_wasm};
+use serde_json::json;
+
+#[tokio::test]
+async fn a_transformer_runs_before_a_validator_and_a_batch_is_judged_as_one() {
+    let cluster = Cluster::start(3).await;
+    let client = cluster.client(0);
+    client.put_plugin("normalize", plugin_wasm("normalize")).await.expect(200);
+    client.put_plugin("json-schema", plugin_wasm("json-schema")).await.expect(200);
+    let normal = json!({"trim": ["/name"], "lowercase": ["/mail"], "drop": ["/password"]});
+    let hook = json!({"plugin": "normalize", "prefix": "users/", "config": normal});
+    client.put_json("/hooks/normal/", &hook).await.expect(200);
+    let schema = json!({"required": ["name"], "properties": {"name": {"pattern": "^[^ ]"}, "password": false}});
+    let hook = json!({"plugin": "json-schema", "prefix": "users/", "order": -1, "config": {"schema": schema}});
+    client.put_json("/hooks/schema/", &hook).await.expect(200);
+
+    let ann = json!({"name": "  Ann ", "mail": "ANN@example.org", "password": "secret"});
+    let written = cluster.client(1).put("users/ann", &ann).await.expect(201);
+    assert_eq!(written.json["value"], json!({"name": "Ann", "mail": "ann@example.org"}));
+    assert_eq!(cluster.client(2).get("/kv/users/ann/").await.json["value"], written.json["value"]);
+
+    let items = json!({"items": [
+        {"key": "users/bob", "value": {"name": " Bob"}},
+        {"key": "other", "value": {"name": " as it is"}},
+        {"key": "users/eve", "value": {}},
+    ]});
+    let refused = cluster.client(1).post_json("/kv/batch/", &items).await.expect(422);
+    assert_eq!(refused.json["violations"][0]["item"], 2, "{}", refused.json);
+    assert_eq!(refused.json["violations"][0]["code"], "required");
+    cluster.client(1).get("/kv/users/bob/").await.expect(404);
+    cluster.client(1).get("/kv/other/").await.expect(404);
+
+    let items =
+        json!({"items": [{"key": "users/bob", "value": {"name": " Bob"}}, {"op": "delete", "key": "users/ann"}]});
+    let written = cluster.client(1).post_json("/kv/batch/", &items).await.expect(200);
+    assert_eq!(written.json["results"][0]["value"], json!({"name": "Bob"}));
+    cluster.client(2).get("/kv/users/ann/").await.expect(404);
+}
+
+#[tokio::test]
+async fn a_hook_that_monitors_refuses_nothing_and_one_that_skips_lets_failures_pass() {
+    let cluster = Cluster::start(1).await;
+    let client = cluster.client(0);
+    client.put_plugin("json-schema", plugin_wasm("json-schema")).await.expect(200);
+    client.put_plugin("hostile", plugin_wasm("test-hostile")).await.expect(200);
+    let monitor = json!({"plugin": "json-schema", "prefix": "m/", "mode": "monitor", "config": {"schema": false}});
+    client.put_json("/hooks/monitor/", &monitor).await.expect(200);
+    let skip = json!({"plugin": "hostile", "prefix": "s/", "on_failure": "skip", "config": {"do": "panic"}});
+    client.put_json("/hooks/skip/", &skip).await.expect(200);
+    client.put("m/a", &json!(1)).await.expect(201);
+    client.put("s/a", &json!(1)).await.expect(201);
+    let metrics = String::from_utf8(client.get("/metrics").await.expect(200).body).unwrap();
+    let counted = |name: &str, label: &str| {
+        metrics.lines().any(|line| line.starts_with(name) && line.contains(label) && line.ends_with(" 1"))
+    };
+    assert!(counted("brink_hook_rejections", "hook=\"monitor\""), "{metrics}");
+    assert!(counted("brink_hook_traps", "hook=\"skip\""), "{metrics}");
+}

@@ -1,0 +1,152 @@
+//! P7: a plugin that misbehaves harms the writes it judges, and nothing else.
+
+use std::time::{Duration, Instant};
+
+use brink_tests::{Client, Cluster, Options, plugin_wasm};
+use serde_json::{Value, json};
+
+/// Writes of others that must succeed while a plugin misbehaves.
+const OTHER_WRITES: usize = 1_000;
+
+/// How many of them are in flight at once.
+const OTHER_WRITERS: usize = 8;
+
+/// The deadline of a plugin that is to meet it.
+const SHORT_MS: u64 = 200;
+
+/// The deadline of a plugin that is to meet another limit first, on a busy machine too.
+const LONG_MS: u64 = 3_000;
+
+/// What a refusal may take beyond the deadline: `configure` has a deadline of its own, and the machine is busy.
+const SLACK: Duration = Duration::from_millis(1_500);
+
+async fn bind(client: &Client, deadline_ms: u64, config: Value) {
+    let hook = json!({"plugin": "hostile", "prefix": "hostile/", "deadline_ms": deadline_ms, "config": config});
+    client.put_json("/hooks/hostile/", &hook).await.expect(200);
+}
+
+/// Lets the plugin misbehave while others write, and returns how its writers were answered.
+async fn misbehave(cluster: &Cluster, deadline_ms: u64, config: Value) -> Vec<Value> {
+    bind(cluster.client(0), deadline_ms, config.clone()).await;
+    let others: Vec<_> = (0..OTHER_WRITERS)
+        .map(|writer| {
+            let client = cluster.client(writer % cluster.nodes.len()).clone();
+            tokio::spawn(async move {
+                for number in 0..OTHER_WRITES / OTHER_WRITERS {
+                    let answer = client.put(&format!("others/{writer}/{number}"), &json!(number)).await;
+                    assert!(answer.status < 300, "{}", String::from_utf8_lossy(&answer.body));
+                }
+            })
+        })
+        .collect();
+    let mut refusals = Vec::new();
+    while refusals.is_empty() || others.iter().any(|other| !other.is_finished()) {
+        for node in &cluster.nodes {
+            let began = Instant::now();
+            let answer = node.client.put("hostile/a", &json!({"a": 1})).await;
+            assert!(began.elapsed() < Duration::from_millis(2 * deadline_ms) + SLACK, "{:?}", began.elapsed());
+            assert!(answer.status >= 400, "{config}: {answer:?}");
+            assert_eq!(answer.json["outcome"], "not_written", "{config}");
+            assert_eq!(answer.json["hook"], "hostile", "{config}: {}", answer.json);
+            refusals.push(answer.json);
+        }
+    }
+    for other in others {
+        other.await.unwrap();
+    }
+    cluster.client(1).get("/kv/hostile/a/?consistency=strong").await.expect(404);
+    refusals
+}
+
+async fn start() -> Cluster {
+    let cluster = Cluster::start(3).await;
+    cluster.client(1).put_plugin("hostile", plugin_wasm("test-hostile")).await.expect(200);
+    cluster
+}
+
+async fn check(deadline_ms: u64, config: Value, kind: &str, said: &str) {
+    let cluster = start().await;
+    for refusal in misbehave(&cluster, deadline_ms, config.clone()).await {
+        assert_eq!(refusal["type"], format!("urn:brink:problem:{kind}"), "{config}: {refusal}");
+        assert!(refusal["detail"].as_str().unwrap().contains(said), "{config}: {refusal}");
+    }
+}
+
+#[tokio::test]
+async fn a_plugin_that_loops_forever_times_out() {
+    check(SHORT_MS, json!({"do": "loop"}), "plugin-timed-out", "200").await;
+}
+
+#[tokio::test]
+async fn a_plugin_that_allocates_without_end_meets_its_memory_limit() {
+    check(LONG_MS, json!({"do": "allocate"}), "plugin-memory-limit", "").await;
+}
+
+#[tokio::test]
+async fn a_plugin_that_panics_is_quoted() {
+    check(LONG_MS, json!({"do": "panic"}), "plugin-trapped", "this panic is intended").await;
+}
+
+#[tokio::test]
+async fn a_plugin_that_returns_a_hundred_megabytes_meets_a_limit() {
+    check(LONG_MS, json!({"do": "huge-output"}), "plugin-memory-limit", "").await;
+}
+
+#[tokio::test]
+async fn a_plugin_that_returns_more_than_the_output_limit_is_told_so() {
+    check(LONG_MS, json!({"do": "huge-output", "bytes": 20_000_000}), "plugin-output-limit", "").await;
+}
+
+#[tokio::test]
+async fn a_plugin_whose_stack_overflows_is_stopped() {
+    check(LONG_MS, json!({"do": "deep-recursion"}), "plugin-trapped", "").await;
+}
+
+#[tokio::test]
+async fn a_plugin_that_returns_what_is_not_json_is_refused() {
+    check(LONG_MS, json!({"do": "invalid-json"}), "plugin-bad-output", "").await;
+}
+
+#[tokio::test]
+async fn answers_beyond_the_limits_are_cut_and_nothing_of_the_machine_can_be_had() {
+    let cluster = start().await;
+    let client = cluster.client(0);
+    bind(client, LONG_MS, json!({"do": "many-violations"})).await;
+    let refused = client.put("hostile/a", &json!(1)).await.expect(422);
+    assert_eq!(refused.json["violations"].as_array().unwrap().len(), 100);
+
+    bind(client, LONG_MS, json!({"do": "read-flood"})).await;
+    assert_eq!(client.put("hostile/a", &json!(1)).await.expect(422).json["code"], "read-limit");
+
+    for deed in ["clock", "file", "network", "exit"] {
+        bind(client, LONG_MS, json!({ "do": deed })).await;
+        let answer = client.put(&format!("hostile/{deed}"), &json!(1)).await;
+        assert_ne!(answer.json["code"], "escaped", "{deed}: {}", answer.json);
+        assert!(answer.status < 300 || answer.json["type"] == "urn:brink:problem:plugin-trapped", "{}", answer.json);
+    }
+}
+
+#[tokio::test]
+async fn a_flood_of_log_lines_is_cut_and_carries_the_trace() {
+    let options = Options { args: vec!["--log-format".to_owned(), "json".to_owned()], ..Options::default() };
+    let cluster = Cluster::start_with(1, options).await;
+    let client = cluster.client(0);
+    client.put_plugin("hostile", plugin_wasm("test-hostile")).await.expect(200);
+    bind(client, LONG_MS, json!({"do": "log-flood", "role": "validator"})).await;
+    let written = client.put("hostile/a", &json!(1)).await.expect(201);
+    let trace_id = written.header("brink-trace-id").unwrap().to_owned();
+    let log = cluster.nodes[0].log();
+    let lines: Vec<Value> = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let of_trace: Vec<_> = lines.iter().filter(|line| line.to_string().contains(&trace_id)).collect();
+    assert!((64..=66).contains(&of_trace.len()), "{} lines carry the trace id", of_trace.len());
+}
+
+#[tokio::test]
+async fn a_plugin_that_never_configures_makes_no_hook() {
+    let cluster = start().await;
+    let hook = json!({"plugin": "hostile", "prefix": "hostile/", "config": {"do": "loop-in-configure"}});
+    let refused = cluster.client(0).put_json("/hooks/hostile/", &hook).await.expect(500);
+    assert_eq!(refused.json["type"], "urn:brink:problem:plugin-timed-out");
+    assert_eq!(cluster.client(0).get("/hooks/").await.json["hooks"], json!([]));
+    cluster.client(0).put("hostile/a", &json!(1)).await.expect(201);
+}

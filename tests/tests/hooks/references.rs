@@ -1,0 +1,94 @@
+//! P6: what a plugin read to decide is still so when the write commits.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use brink_tests::{Client, Cluster, plugin_wasm};
+use serde_json::{Value, json};
+
+async fn start(by: &str) -> Cluster {
+    let cluster = Cluster::start(3).await;
+    cluster.client(0).put_plugin("reference", plugin_wasm("test-reference")).await.expect(200);
+    let hook = json!({"plugin": "reference", "prefix": "orders/", "config": {"reference": "customer", "by": by}});
+    cluster.client(1).put_json("/hooks/orders/", &hook).await.expect(200);
+    cluster
+}
+
+/// One operation as a batch, whose answer has the revision for deletions too.
+async fn batch(client: &Client, item: Value) -> u64 {
+    client.post_json("/kv/batch/", &json!({ "items": [item] })).await.expect(200).json["revision"].as_u64().unwrap()
+}
+
+#[tokio::test]
+async fn an_order_of_a_customer_that_was_just_created_on_another_node_is_accepted() {
+    let cluster = start("get").await;
+    for round in 0..50 {
+        let customer = format!("customers/{round}");
+        cluster.client(round % 3).put(&customer, &json!({})).await.expect(201);
+        let order = json!({ "customer": customer });
+        cluster.client((round + 1) % 3).put(&format!("orders/{round}"), &order).await.expect(201);
+    }
+    let refused = cluster.client(2).put("orders/x", &json!({"customer": "customers/nobody"})).await.expect(422);
+    assert_eq!(refused.json["violations"][0]["path"], "/customer");
+}
+
+#[tokio::test]
+async fn no_order_commits_while_its_customer_does_not_exist_read_whole() {
+    race("get").await;
+}
+
+#[tokio::test]
+async fn no_order_commits_while_its_customer_does_not_exist_asked_for_existence() {
+    race("exists").await;
+}
+
+/// A customer comes and goes on one node while orders for it are written on all.
+async fn race(by: &str) {
+    let cluster = start(by).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let writers: Vec<_> = (0..6)
+        .map(|writer| {
+            let (client, stop) = (cluster.client(writer % 3).clone(), stop.clone());
+            tokio::spawn(async move {
+                let (mut accepted, mut refused) = (Vec::new(), 0);
+                for number in 0..100_000 {
+                    if stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let key = format!("orders/{writer}/{number}");
+                    let answer = client.put(&key, &json!({"customer": "customers/ann"})).await;
+                    match answer.status {
+                        201 => accepted.push(answer.json["revision"].as_u64().unwrap()),
+                        422 => refused += 1,
+                        // Contention is an honest answer; it has written nothing.
+                        409 => assert_eq!(answer.json["outcome"], "not_written"),
+                        _ => panic!("{answer:?}"),
+                    }
+                }
+                (accepted, refused)
+            })
+        })
+        .collect();
+
+    let mut exists = Vec::new();
+    for _ in 0..150 {
+        let from = batch(cluster.client(0), json!({"key": "customers/ann", "value": {}})).await;
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        let until = batch(cluster.client(0), json!({"op": "delete", "key": "customers/ann"})).await;
+        exists.push(from..until);
+    }
+    stop.store(true, Ordering::Relaxed);
+    let (mut accepted, mut refused) = (0, 0);
+    for writer in writers {
+        let (revisions, refusals) = writer.await.unwrap();
+        refused += refusals;
+        accepted += revisions.len();
+        for revision in revisions {
+            assert!(
+                exists.iter().any(|times| times.contains(&revision)),
+                "order at {revision}, customer at {exists:?}"
+            );
+        }
+    }
+    assert!(accepted > 20 && refused > 20, "{accepted} accepted and {refused} refused orders prove nothing");
+}

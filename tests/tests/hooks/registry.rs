@@ -1,0 +1,115 @@
+//! Plugins and hooks are replicated, and what is refused leaves nothing behind.
+
+use brink_tests::{Client, Cluster, plugin_wasm};
+use serde_json::{Value, json};
+
+/// A component that exports nothing.
+const EMPTY_COMPONENT: &[u8] = b"\0asm\x0d\0\x01\0";
+
+/// A core module.
+const CORE_MODULE: &[u8] = b"\0asm\x01\0\0\0";
+
+async fn assert_empty(client: &Client) {
+    assert_eq!(client.get("/plugins/").await.expect(200).json["plugins"], json!([]));
+    assert_eq!(client.get("/hooks/").await.expect(200).json["hooks"], json!([]));
+}
+
+#[tokio::test]
+async fn what_is_not_a_plugin_is_refused_and_leaves_nothing() {
+    let cluster = Cluster::start(1).await;
+    let client = cluster.client(0);
+    for (bytes, said) in [(&b"hello"[..], "component"), (CORE_MODULE, "component"), (EMPTY_COMPONENT, "brink:hooks")] {
+        let refused = client.put_plugin("p", bytes.to_vec()).await.expect(422);
+        assert_eq!(refused.json["type"], "urn:brink:problem:not-a-plugin");
+        assert!(refused.json["detail"].as_str().unwrap().contains(said), "{}", refused.json);
+    }
+    let refused = client.put_plugin("no name", plugin_wasm("normalize")).await.expect(400);
+    assert!(refused.json["detail"].as_str().unwrap().contains("no name"), "{}", refused.json);
+    assert_empty(client).await;
+}
+
+#[tokio::test]
+async fn a_hook_that_cannot_run_is_refused_and_leaves_nothing() {
+    let cluster = Cluster::start(1).await;
+    let client = cluster.client(0);
+    let refused = |answer: brink_tests::Answer, kind: &str| {
+        assert_eq!(answer.json["type"], format!("urn:brink:problem:{kind}"), "{}", answer.json);
+        assert_eq!(answer.json["outcome"], "not_written");
+        answer.json
+    };
+    let missing = client.put_json("/hooks/h/", &json!({"plugin": "normalize"})).await.expect(422);
+    assert!(refused(missing, "plugin-missing")["detail"].as_str().unwrap().contains("normalize"));
+
+    client.put_plugin("normalize", plugin_wasm("normalize")).await.expect(200);
+    let wrong = json!({"plugin": "normalize", "config": {"trim": ["no pointer"]}});
+    let wrong = refused(client.put_json("/hooks/h/", &wrong).await.expect(422), "config-refused");
+    assert_eq!(wrong["path"], "/trim/0");
+
+    let malformed: [(Value, &str); 5] = [
+        (json!({"plugin": "normalize", "prefx": "a"}), "prefx"),
+        (json!({"plugin": "normalize", "operations": []}), "operations"),
+        (json!({"plugin": "normalize", "digest": "abc"}), "digest"),
+        (json!({"plugin": "normalize", "deadline_ms": 0}), "deadline_ms"),
+        (json!({"plugin": "normalize", "mode": "strict"}), "mode"),
+    ];
+    for (body, said) in malformed {
+        let answer = refused(client.put_json("/hooks/h/", &body).await.expect(400), "bad-hook");
+        let detail = answer["detail"].as_str().unwrap();
+        assert!(detail.contains(said) || detail.contains("strict"), "{detail}");
+    }
+    assert_eq!(client.get("/hooks/").await.json["hooks"], json!([]));
+}
+
+#[tokio::test]
+async fn a_hook_set_on_one_node_is_in_force_on_all_and_survives_a_restart() {
+    let mut cluster = Cluster::start(3).await;
+    let deployed = cluster.client(0).put_plugin("json-schema", plugin_wasm("json-schema")).await.expect(200);
+    assert_eq!(deployed.json["roles"], json!(["validator"]));
+    let hook = json!({"plugin": "json-schema", "prefix": "n/", "config": {"schema": {"type": "number"}}});
+    cluster.client(1).put_json("/hooks/numbers/", &hook).await.expect(200);
+    for restarted in [false, true] {
+        for node in &cluster.nodes {
+            node.client.put("n/a", &json!("x")).await.expect(422);
+            assert!(node.client.put("n/a", &json!(1)).await.status < 300);
+            let hooks = node.client.get("/hooks/").await.json;
+            assert_eq!(hooks["hooks"][0]["name"], "numbers");
+            assert_eq!(hooks["hooks"][0]["digest"], deployed.json["digest"]);
+        }
+        if !restarted {
+            for node in &mut cluster.nodes {
+                node.kill();
+                node.start();
+            }
+            cluster.ready().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_plugin_in_use_stays_and_an_unused_one_goes() {
+    let cluster = Cluster::start(1).await;
+    let client = cluster.client(0);
+    client.put_plugin("normalize", plugin_wasm("normalize")).await.expect(200);
+    client.put_json("/hooks/h/", &json!({"plugin": "normalize", "config": {"trim": ["/a"]}})).await.expect(200);
+    let refused = client.delete("/plugins/normalize/").await.expect(409);
+    assert_eq!(refused.json["hooks"], json!(["h"]));
+    client.delete("/hooks/h/").await.expect(204);
+    client.delete("/hooks/h/").await.expect(404);
+    client.delete("/plugins/normalize/").await.expect(204);
+    client.delete("/plugins/normalize/").await.expect(404);
+    assert_empty(client).await;
+}
+
+#[tokio::test]
+async fn a_hook_keeps_its_version_when_the_plugin_gets_a_new_one() {
+    let cluster = Cluster::start(1).await;
+    let client = cluster.client(0);
+    let first = client.put_plugin("p", plugin_wasm("json-schema")).await.expect(200).json;
+    client.put_json("/hooks/h/", &json!({"plugin": "p", "config": {"schema": false}})).await.expect(200);
+    let second = client.put_plugin("p", plugin_wasm("normalize")).await.expect(200).json;
+    assert_ne!(first["digest"], second["digest"]);
+    assert_eq!(client.get("/hooks/h/").await.json["digest"], first["digest"]);
+    client.put("a", &json!(1)).await.expect(422);
+    client.put_json("/hooks/h/", &json!({"plugin": "p", "config": {"trim": [""]}})).await.expect(200);
+    assert_eq!(client.put("a", &json!(" x ")).await.expect(201).json["value"], "x");
+}
