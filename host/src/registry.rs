@@ -144,6 +144,11 @@ impl Registry {
         Self { inner }
     }
 
+    /// Whether the hooks of the newest epoch this node knows are in force here; until then its writes wait.
+    pub fn is_ready(&self) -> bool {
+        self.inner.pipeline.active().current().epoch() >= self.inner.data.hook_epoch()
+    }
+
     /// Stops following.
     pub fn stop(&self) {
         self.inner.stopped.send_replace(true);
@@ -418,7 +423,7 @@ impl Inner {
             self.plugin_of_blocking(&name, &digest)?;
         }
         // Hooks that came with a later epoch are for the next look.
-        if self.pipeline.active().current().epoch() >= self.data.hook_epoch() {
+        if self.pipeline.active().current().epoch() == self.data.hook_epoch() {
             self.replication.set_prepared(revision);
         }
         Ok(())

@@ -1,1 +1,39 @@
-fn main() {}
+//! brink's own chores, as `cargo xtask <chore>`: a cluster to try, all tests, verify, fix.
+
+mod build;
+mod dev;
+mod readme;
+mod test;
+#[cfg(test)]
+mod tidy;
+
+use clap::{Parser, Subcommand};
+
+/// brink's own chores
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Build everything and run three nodes on this machine, with example hooks, until Ctrl-C
+    Dev(dev::Options),
+    /// Install what the tests need, then run every check and every test
+    Test,
+    /// Check format, lints and documentation; changes nothing
+    Verify,
+    /// Mend format and what lints can mend by themselves
+    Fix,
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().chore {
+        Chore::Dev(options) => dev::run(&options),
+        Chore::Test => test::run(),
+        Chore::Verify => test::verify(),
+        Chore::Fix => test::fix(),
+    }
+}

@@ -56,12 +56,14 @@ pub(super) async fn livez() -> &'static str {
     "ok\n"
 }
 
-/// `GET /readyz`: the node knows its cluster's leader.
+/// `GET /readyz`: the node knows its cluster's leader, and its hooks are in force.
 pub(super) async fn readyz(State(app): State<App>) -> Response {
+    let refuse = |why: &'static str| (StatusCode::SERVICE_UNAVAILABLE, why).into_response();
     match app.replication.status() {
-        Status { ready: true, .. } => "ok\n".into_response(),
-        Status { leader: None, .. } => (StatusCode::SERVICE_UNAVAILABLE, "no leader is known yet\n").into_response(),
-        Status { .. } => (StatusCode::SERVICE_UNAVAILABLE, "the consensus engine has stopped\n").into_response(),
+        Status { ready: true, .. } if app.registry.is_ready() => "ok\n".into_response(),
+        Status { ready: true, .. } => refuse("the node is compiling plugins\n"),
+        Status { leader: None, .. } => refuse("no leader is known yet\n"),
+        Status { .. } => refuse("the consensus engine has stopped\n"),
     }
 }
 

@@ -47,7 +47,7 @@ async fn a_hook_that_monitors_refuses_nothing_and_one_that_skips_lets_failures_p
     client.put_plugin("hostile", plugin_wasm("test-hostile")).await.expect(200);
     let monitor = json!({"plugin": "json-schema", "prefix": "m/", "mode": "monitor", "config": {"schema": false}});
     client.put_json("/hooks/monitor/", &monitor).await.expect(200);
-    let skip = json!({"plugin": "hostile", "prefix": "s/", "on_failure": "skip", "config": {"do": "panic"}});
+    let skip = json!({"plugin": "hostile", "prefix": "s/", "on_failure": "skip", "config": {"do": "panic", "role": "validator"}});
     client.put_json("/hooks/skip/", &skip).await.expect(200);
     client.put("m/a", &json!(1)).await.expect(201);
     client.put("s/a", &json!(1)).await.expect(201);

@@ -1,0 +1,122 @@
+//! The examples of the README, run as they are written.
+//!
+//! Every block of shell that speaks to a node is run by bash against the cluster of `cargo xtask dev`. If a block of
+//! text follows it, that is what it must print, where `…` stands for anything.
+
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, bail};
+
+use crate::build;
+use crate::dev::Cluster;
+
+/// The port of the README's first node.
+const PORT: u16 = 8001;
+
+/// A block of shell, and what it must print.
+#[derive(Debug, PartialEq)]
+struct Example {
+    shell: String,
+    prints: Option<String>,
+}
+
+/// Starts the cluster of `dev` and runs the examples against it.
+pub(crate) fn run() -> anyhow::Result<()> {
+    let text = std::fs::read_to_string(build::root().join("README.md")).context("README.md")?;
+    let examples = examples(&text);
+    if examples.is_empty() {
+        bail!("the README has no examples");
+    }
+    let mut cluster = Cluster::start(PORT)?;
+    cluster.prepare()?;
+    for example in &examples {
+        check(example)?;
+    }
+    eprintln!("--- {} examples of the README work as written", examples.len());
+    cluster.stop()
+}
+
+/// The blocks that speak to a node.
+fn examples(text: &str) -> Vec<Example> {
+    let blocks = blocks(text);
+    let mut examples = Vec::new();
+    let mut blocks = blocks.into_iter().peekable();
+    while let Some((language, shell)) = blocks.next() {
+        if language != "sh" || !(shell.contains("127.0.0.1:8001") || shell.contains("brink ")) {
+            continue;
+        }
+        let prints = blocks.next_if(|(language, _)| language == "text").map(|(_, text)| text);
+        examples.push(Example { shell, prints });
+    }
+    examples
+}
+
+/// Fenced blocks: their language and what is in them.
+fn blocks(text: &str) -> Vec<(String, String)> {
+    let mut blocks = Vec::new();
+    let mut open: Option<(String, String)> = None;
+    for line in text.lines() {
+        match (line.strip_prefix("```"), &mut open) {
+            (Some(language), None) => open = Some((language.to_owned(), String::new())),
+            (Some(_), Some(_)) => blocks.extend(open.take()),
+            (None, Some((_, block))) => {
+                block.push_str(line);
+                block.push('\n');
+            }
+            (None, None) => {}
+        }
+    }
+    blocks
+}
+
+fn check(example: &Example) -> anyhow::Result<()> {
+    let bin = build::brink_bin()?;
+    let dir = bin.parent().context("the binary is in no directory")?;
+    let path = format!("{}:{}", dir.display(), std::env::var("PATH").unwrap_or_default());
+    let mut command = Command::new("bash");
+    command.args(["-euo", "pipefail", "-c", &example.shell]).env("PATH", path);
+    let output = command.current_dir(build::root()).stdin(Stdio::null()).output()?;
+    let printed = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    // What a command refuses shows in what it prints.
+    let printed = format!("{printed}{errors}");
+    if let Some(expected) = &example.prints {
+        if !matches(expected, &printed) {
+            bail!("an example of the README\n\n{}\nmust print\n\n{expected}\nand printed\n\n{printed}", example.shell);
+        }
+    } else if !output.status.success() {
+        bail!("an example of the README\n\n{}\nfailed ({}):\n{printed}", example.shell, output.status);
+    }
+    Ok(())
+}
+
+/// Whether every part of `expected` between `…` is in `text`, in order.
+fn matches(expected: &str, text: &str) -> bool {
+    let mut rest = text;
+    expected.split('…').map(str::trim).filter(|part| !part.is_empty()).all(|part| match rest.split_once(part) {
+        Some((_, after)) => {
+            rest = after;
+            true
+        }
+        None => false,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn examples_are_found_with_what_they_print() {
+        let text = "a\n```sh\ncurl 127.0.0.1:8001/a\n```\nprints\n```text\nx\n```\n```sh\ncargo build\n```\n```sh\nbrink kv list\n```\n";
+        let first = Example { shell: "curl 127.0.0.1:8001/a\n".to_owned(), prints: Some("x\n".to_owned()) };
+        let second = Example { shell: "brink kv list\n".to_owned(), prints: None };
+        assert_eq!(examples(text), [first, second]);
+    }
+
+    #[test]
+    fn an_ellipsis_stands_for_anything() {
+        assert!(matches("{\"a\":1,…}\n", "{\"a\":1,\"b\":2}"));
+        assert!(!matches("{\"a\":1,…\"c\"", "{\"a\":1,\"b\":2}"));
+    }
+}
