@@ -23,6 +23,8 @@ enum Chore {
     Dev(dev::Options),
     /// Install what the tests need, then run every check and every test
     Test,
+    /// Run the examples of the README as they are written; builds nothing
+    Readme,
     /// Check format, lints and documentation; changes nothing
     Verify,
     /// Mend format and what lints can mend by themselves
@@ -33,6 +35,7 @@ fn main() -> anyhow::Result<()> {
     match Cli::parse().chore {
         Chore::Dev(options) => dev::run(&options),
         Chore::Test => test::run(),
+        Chore::Readme => readme::run(),
         Chore::Verify => test::verify(),
         Chore::Fix => test::fix(),
     }

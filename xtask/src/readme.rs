@@ -1,7 +1,7 @@
 //! The examples of the README, run as they are written.
 //!
-//! Every block of shell that speaks to a node is run by bash against the cluster of `cargo xtask dev`. If a block of
-//! text follows it, that is what it must print, where `…` stands for anything.
+//! Every block of shell that speaks to a node is run by bash against the cluster of `cargo xtask dev`, after the
+//! `export` lines before it. If a block of text follows it, that is what it must print, where `…` stands for anything.
 
 use std::process::{Command, Stdio};
 
@@ -38,13 +38,18 @@ pub(crate) fn run() -> anyhow::Result<()> {
 
 /// The blocks that speak to a node.
 fn examples(text: &str) -> Vec<Example> {
-    let blocks = blocks(text);
+    let mut exports = String::new();
     let mut examples = Vec::new();
-    let mut blocks = blocks.into_iter().peekable();
+    let mut blocks = blocks(text).into_iter().peekable();
     while let Some((language, shell)) = blocks.next() {
-        if language != "sh" || !(shell.contains("127.0.0.1:8001") || shell.contains("brink ")) {
+        if language == "sh" && shell.starts_with("export ") {
+            exports.push_str(&shell);
             continue;
         }
+        if language != "sh" || !(shell.contains("http://127.0.0.1:") || shell.contains("brink ")) {
+            continue;
+        }
+        let shell = format!("{exports}{shell}");
         let prints = blocks.next_if(|(language, _)| language == "text").map(|(_, text)| text);
         examples.push(Example { shell, prints });
     }
@@ -74,7 +79,7 @@ fn check(example: &Example) -> anyhow::Result<()> {
     let dir = bin.parent().context("the binary is in no directory")?;
     let path = format!("{}:{}", dir.display(), std::env::var("PATH").unwrap_or_default());
     let mut command = Command::new("bash");
-    command.args(["-euo", "pipefail", "-c", &example.shell]).env("PATH", path);
+    command.args(["-uo", "pipefail", "-c", &example.shell]).env("PATH", path);
     let output = command.current_dir(build::root()).stdin(Stdio::null()).output()?;
     let printed = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -108,9 +113,9 @@ mod tests {
 
     #[test]
     fn examples_are_found_with_what_they_print() {
-        let text = "a\n```sh\ncurl 127.0.0.1:8001/a\n```\nprints\n```text\nx\n```\n```sh\ncargo build\n```\n```sh\nbrink kv list\n```\n";
-        let first = Example { shell: "curl 127.0.0.1:8001/a\n".to_owned(), prints: Some("x\n".to_owned()) };
-        let second = Example { shell: "brink kv list\n".to_owned(), prints: None };
+        let text = "a\n```sh\nexport A=1\n```\n```sh\ncurl http://127.0.0.1:8001/a\n```\nprints\n```text\nx\n```\n```sh\ncargo build\n```\n```sh\nbrink kv list\n```\n";
+        let first = Example { shell: "export A=1\ncurl http://127.0.0.1:8001/a\n".to_owned(), prints: Some("x\n".to_owned()) };
+        let second = Example { shell: "export A=1\nbrink kv list\n".to_owned(), prints: None };
         assert_eq!(examples(text), [first, second]);
     }
 
