@@ -84,7 +84,7 @@ fn check(example: &Example) -> anyhow::Result<()> {
     let printed = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
     // What a command refuses shows in what it prints.
-    let printed = format!("{printed}{errors}");
+    let printed = format!("{printed}{errors}").replace('\r', "");
     if let Some(expected) = &example.prints {
         if !matches(expected, &printed) {
             bail!("an example of the README\n\n{}\nmust print\n\n{expected}\nand printed\n\n{printed}", example.shell);
@@ -114,7 +114,8 @@ mod tests {
     #[test]
     fn examples_are_found_with_what_they_print() {
         let text = "a\n```sh\nexport A=1\n```\n```sh\ncurl http://127.0.0.1:8001/a\n```\nprints\n```text\nx\n```\n```sh\ncargo build\n```\n```sh\nbrink kv list\n```\n";
-        let first = Example { shell: "export A=1\ncurl http://127.0.0.1:8001/a\n".to_owned(), prints: Some("x\n".to_owned()) };
+        let first =
+            Example { shell: "export A=1\ncurl http://127.0.0.1:8001/a\n".to_owned(), prints: Some("x\n".to_owned()) };
         let second = Example { shell: "export A=1\nbrink kv list\n".to_owned(), prints: None };
         assert_eq!(examples(text), [first, second]);
     }
