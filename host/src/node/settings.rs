@@ -35,7 +35,7 @@ pub struct Given {
     #[arg(long, env = "BRINK_DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
 
-    /// The URL under which the other nodes reach this one [default: http://<hostname>:<port>/kv-store/v1]
+    /// The URL under which the other nodes reach this one [default: http://HOSTNAME:PORT/kv-store/v1]
     #[arg(long, env = "BRINK_ADVERTISE_URL", value_name = "URL")]
     pub advertise_url: Option<String>,
 
