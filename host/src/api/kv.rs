@@ -211,7 +211,7 @@ impl Freshness {
                 Ok(()) => return Ok(Self::Linearizable { began }),
                 Err(error) if consistency == Consistency::Strong => {
                     let detail = format!("a linearizable read is not possible now: {error}; consistency=local is");
-                    return Err(Problem::new(Kind::READ_UNAVAILABLE, detail));
+                    return Err(Problem::new(Kind::QUORUM_UNAVAILABLE, detail));
                 }
                 Err(error) => tracing::debug!(%error, "the read falls back to local"),
             }

@@ -64,8 +64,8 @@ kinds! {
     TOO_MANY_HOOKS = "too-many-hooks" CONFLICT "There are too many hooks";
     BUSY = "busy" SERVICE_UNAVAILABLE "The node has too much to do";
     HOOKS_NOT_READY = "hooks-not-ready" SERVICE_UNAVAILABLE "The node is still preparing its hooks";
-    QUORUM_UNAVAILABLE = "quorum-unavailable" INTERNAL_SERVER_ERROR "No majority of the nodes can be reached";
-    READ_UNAVAILABLE = "strong-read-unavailable" SERVICE_UNAVAILABLE "A linearizable read is not possible now";
+    REPLICATION_FAILED = "replication-failed" INTERNAL_SERVER_ERROR "No majority of the nodes took the write";
+    QUORUM_UNAVAILABLE = "quorum-unavailable" SERVICE_UNAVAILABLE "A linearizable read is not possible now";
     LEADER_LOST = "leader-lost" SERVICE_UNAVAILABLE "The leader was lost while the write was in flight";
     STOPPING = "stopping" SERVICE_UNAVAILABLE "The node is stopping";
     STORAGE_FAILED = "storage-failed" INTERNAL_SERVER_ERROR "The node's storage failed";
@@ -158,7 +158,7 @@ impl From<replication::Error> for Problem {
         let outcome = error.outcome();
         let detail = error.to_string();
         let problem = match error {
-            replication::Error::NoQuorum { .. } => Self::new(Kind::QUORUM_UNAVAILABLE, detail),
+            replication::Error::NoQuorum { .. } => Self::new(Kind::REPLICATION_FAILED, detail),
             replication::Error::LeaderLost => Self::new(Kind::LEADER_LOST, detail),
             replication::Error::Busy { .. } => Self::new(Kind::BUSY, detail).inviting_retry(),
             replication::Error::Stopped { .. } => Self::new(Kind::STOPPING, detail),

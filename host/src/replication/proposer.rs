@@ -19,7 +19,7 @@ use crate::storage::Outcome;
 use crate::telemetry::{Stage, names};
 
 /// How long a node waits before it looks for the leader again, if nothing tells it sooner.
-const LEADER_POLL: std::time::Duration = std::time::Duration::from_millis(20);
+pub(super) const LEADER_POLL: std::time::Duration = std::time::Duration::from_millis(20);
 
 /// A write that waits for its outcome.
 pub(super) struct Pending {

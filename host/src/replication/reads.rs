@@ -5,9 +5,10 @@
 //! Ongaro's thesis); a follower asks the leader and waits until it has applied what the leader had committed.
 //!
 //! A read may share only an exchange that begins after it came, so those that come during an exchange wait for the
-//! next one.
+//! next one. While a leader is being elected the reads wait for it, as long as their own deadlines allow.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use openraft::raft::ReadPolicy;
 use tokio::sync::{mpsc, oneshot};
@@ -15,6 +16,7 @@ use tokio::time::Instant;
 
 use super::Shared;
 use super::error::{Error, WriteOutcome};
+use super::proposer::LEADER_POLL;
 use super::transport::Call;
 use super::types::{decode, encode};
 use crate::limits::STRONG_READ_DEADLINE;
@@ -22,20 +24,24 @@ use crate::limits::STRONG_READ_DEADLINE;
 /// Reads waiting at the gate; over it a read is told that the node is busy.
 const WAITING_READS_MAX: usize = 65_536;
 
+/// How long one exchange may take: a leader that does not answer for so long is about to be succeeded.
+const EXCHANGE_TIMEOUT: Duration = Duration::from_millis(500);
+
 type Waiting = oneshot::Sender<Result<(), Error>>;
 
 /// The gate. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Gate {
     queue: mpsc::Sender<Waiting>,
+    shared: Arc<Shared>,
 }
 
 impl Gate {
     /// Starts the gate's task; it ends when every gate is dropped.
     pub(super) fn start(shared: Arc<Shared>) -> Self {
         let (queue, receiver) = mpsc::channel(WAITING_READS_MAX);
-        tokio::spawn(serve_reads(shared, receiver));
-        Self { queue }
+        tokio::spawn(serve_reads(shared.clone(), receiver));
+        Self { queue, shared }
     }
 
     /// Returns once this node's state holds every write acknowledged before the call.
@@ -45,41 +51,69 @@ impl Gate {
         match tokio::time::timeout_at(deadline, answer).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(Error::Stopped { outcome: WriteOutcome::NotWritten }),
-            Err(_) => Err(Error::NoQuorum { successful: 1, outcome: WriteOutcome::NotWritten }),
+            Err(_) => Err(unreachable(&self.shared)),
         }
     }
 }
 
 async fn serve_reads(shared: Arc<Shared>, mut queue: mpsc::Receiver<Waiting>) {
-    while let Some(first) = queue.recv().await {
-        let mut waiting = vec![first];
-        while let Ok(next) = queue.try_recv() {
+    let mut waiting = Vec::new();
+    loop {
+        if waiting.is_empty() {
+            let Some(first) = queue.recv().await else { return };
+            waiting.push(first);
+        }
+        while waiting.len() < WAITING_READS_MAX
+            && let Ok(next) = queue.try_recv()
+        {
             waiting.push(next);
         }
-        let answer = exchange(&shared, Instant::now() + STRONG_READ_DEADLINE).await;
-        for reply in waiting {
-            // A reader that gave up no longer listens.
-            let _ = reply.send(answer.clone());
+        match exchange(&shared, Instant::now() + EXCHANGE_TIMEOUT).await {
+            Ok(index) if *shared.applied.borrow() >= index => answer_all(waiting.drain(..), &Ok(())),
+            // A node that lags must not hold up the reads that come after these.
+            Ok(index) => drop(tokio::spawn(release(shared.clone(), index, std::mem::take(&mut waiting)))),
+            Err(error) if shared.quorum_is_out_of_reach() => answer_all(waiting.drain(..), &Err(error)),
+            // The next leader will be there before most readers lose patience.
+            Err(_) => {
+                tokio::time::sleep(LEADER_POLL).await;
+                waiting.retain(|reader| !reader.is_closed());
+            }
         }
     }
 }
 
-/// One exchange: learns how far a read must see and waits until this node's state is there.
-async fn exchange(shared: &Shared, deadline: Instant) -> Result<(), Error> {
-    let unreachable = || Error::NoQuorum { successful: shared.reachable(), outcome: WriteOutcome::NotWritten };
+fn answer_all(waiting: impl IntoIterator<Item = Waiting>, answer: &Result<(), Error>) {
+    for reader in waiting {
+        // A reader that gave up no longer listens.
+        let _ = reader.send(answer.clone());
+    }
+}
+
+/// Lets reads pass once this node's state has come to `index`.
+async fn release(shared: Arc<Shared>, index: u64, waiting: Vec<Waiting>) {
+    let caught_up = shared.wait_applied(index, Instant::now() + STRONG_READ_DEADLINE).await;
+    answer_all(waiting, &if caught_up { Ok(()) } else { Err(unreachable(&shared)) });
+}
+
+/// One exchange: learns up to which log index this node's state must have come.
+async fn exchange(shared: &Shared, deadline: Instant) -> Result<u64, Error> {
     if shared.quorum_is_out_of_reach() {
-        return Err(unreachable());
+        return Err(unreachable(shared));
     }
     let index = match shared.leader() {
-        Some((leader, _)) if leader == shared.id => read_index(shared, deadline).await?.ok_or_else(unreachable)?,
+        Some((leader, _)) if leader == shared.id => read_index(shared, deadline).await?,
         Some((leader, url)) => {
             let remaining = deadline.saturating_duration_since(Instant::now());
             let answer = shared.transport.call(leader, &url, Call::ReadIndex, encode(&remaining)?, remaining).await;
-            decode::<Option<u64>>(&answer.map_err(|_| unreachable())?)?.ok_or_else(unreachable)?
+            decode::<Option<u64>>(&answer.map_err(|_| unreachable(shared))?)?
         }
-        None => return Err(unreachable()),
+        None => None,
     };
-    shared.wait_applied(index, deadline).await.then_some(()).ok_or_else(unreachable)
+    index.ok_or_else(|| unreachable(shared))
+}
+
+fn unreachable(shared: &Shared) -> Error {
+    Error::NoQuorum { successful: shared.reachable(), outcome: WriteOutcome::NotWritten }
 }
 
 /// On the leader: the log index that a linearizable read must see, or none if this node cannot vouch for one.

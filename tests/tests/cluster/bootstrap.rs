@@ -83,7 +83,7 @@ async fn a_node_alone_waits_for_a_majority_and_says_so() {
 
 async fn assert_refused_without_quorum(client: &Client) {
     let refused = client.put("a", &json!(0)).await.expect(500);
-    assert_eq!(refused.json["type"], "urn:brink:problem:quorum-unavailable");
+    assert_eq!(refused.json["type"], "urn:brink:problem:replication-failed");
     assert_eq!(refused.json["detail"], "Failed to replicate to quorum of nodes. Successful: 1 nodes");
     assert_eq!(refused.json["outcome"], "not_written");
 }

@@ -67,7 +67,7 @@ async fn check_refusals(client: &brink_tests::Client) {
     let began = Instant::now();
     let refused = client.get("/kv/first/?consistency=strong").await.expect(503);
     assert!(began.elapsed() < REFUSAL_LIMIT, "{:?}", began.elapsed());
-    assert_eq!(refused.json["type"], "urn:brink:problem:strong-read-unavailable");
+    assert_eq!(refused.json["type"], "urn:brink:problem:quorum-unavailable");
     eventually(Duration::from_secs(5), "health says so", || async {
         (client.get("/health/").await.expect(200).json["status"] == "no_quorum").then_some(())
     })
