@@ -85,6 +85,18 @@ pub const PLUGIN_LOG_LINE_BYTES_MAX: usize = 4 * 1024;
 /// How often a write goes back through the hooks because what they read, or they themselves, changed meanwhile.
 pub const REJUDGE_MAX: usize = 8;
 
+/// Longest `Idempotency-Key`, in bytes.
+pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
+
+/// Writes remembered by their `Idempotency-Key`; beyond it the oldest are forgotten.
+pub const IDEMPOTENCY_KEYS_MAX: u64 = 1_000_000;
+
+/// Bytes of what is remembered by `Idempotency-Key`; beyond it the oldest are forgotten.
+pub const IDEMPOTENCY_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
+/// How long a write is remembered by its `Idempotency-Key`, unless more recent ones fill the memory before.
+pub const IDEMPOTENCY_AGE_MAX: Duration = Duration::from_secs(24 * 3_600);
+
 /// Writes waiting to be proposed on a node; over it a write is refused with 503.
 pub const PROPOSE_QUEUE_MAX: usize = 16_384;
 

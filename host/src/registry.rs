@@ -315,7 +315,7 @@ impl Registry {
         preconditions: Vec<Precondition>,
         deadline: Instant,
     ) -> Result<Option<u64>, Error> {
-        let request = Request { operations, preconditions };
+        let request = Request { operations, preconditions, idempotency_key: None };
         match self.inner.write_path.write_unjudged(request, deadline).await {
             Ok(written) => Ok(Some(written.revision)),
             Err(write_path::Error::PreconditionFailed { .. }) => Ok(None),

@@ -9,7 +9,7 @@ use axum::response::Response;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use super::kv::{checked, deadline, json};
+use super::kv::{checked, deadline, json, telling_repetition};
 use super::problem::{Kind, Problem};
 use super::request::{self, Parameters};
 use super::{App, value};
@@ -58,19 +58,16 @@ pub(super) async fn post(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    post_inner(&app, &uri, &headers, body).await.map_err(Problem::not_written)
-}
-
-async fn post_inner(app: &App, uri: &Uri, headers: &HeaderMap, body: Body) -> Result<Response, Problem> {
-    Parameters::of(uri, &[])?;
-    let body = request::body(headers, body, BATCH_BODY_BYTES_MAX).await?;
+    Parameters::of(&uri, &[])?;
+    let body = request::body(&headers, body, BATCH_BODY_BYTES_MAX).await?;
     let body: BatchBody = serde_json::from_slice(&body).map_err(|error| {
         let shape = "{\"items\": [{\"key\", \"value\"} or {\"op\": \"delete\", \"key\"}, …]}";
         Problem::new(Kind::BAD_BODY, format!("the body must be {shape}: {error}"))
     })?;
-    let request = request_of(body.items)?;
+    let idempotency_key = request::idempotency_key(&headers)?;
+    let request = Request { idempotency_key, ..request_of(body.items)? };
     let written = app.write_path.write(request, deadline(WRITE_DEADLINE)).await?;
-    Ok(json(StatusCode::OK, written_json(&written)))
+    Ok(telling_repetition(&written, json(StatusCode::OK, written_json(&written))))
 }
 
 fn request_of(items: Vec<Item>) -> Result<Request, Problem> {
@@ -97,7 +94,7 @@ fn request_of(items: Vec<Item>) -> Result<Request, Problem> {
         let action = action_of(item).map_err(at)?;
         operations.push(Operation { space: Space::Kv, key, action });
     }
-    Ok(Request { operations, preconditions })
+    Ok(Request { operations, preconditions, idempotency_key: None })
 }
 
 fn action_of(item: Item) -> Result<Action, Problem> {

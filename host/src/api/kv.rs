@@ -14,11 +14,12 @@ use super::request::{self, Consistency, Parameters};
 use super::{App, value};
 use crate::limits::{BODY_BYTES_MAX, PROMPT_READ_DEADLINE, STRONG_READ_DEADLINE, VALUE_BYTES_MAX, WRITE_DEADLINE};
 use crate::storage::{Action, Data, Effect, Entry, Operation, Space, Value};
-use crate::write_path::Request;
+use crate::write_path::{Request, Written};
 
 const CONSISTENCY: HeaderName = HeaderName::from_static("brink-consistency");
 const REVISION: HeaderName = HeaderName::from_static("brink-revision");
 const STALENESS: HeaderName = HeaderName::from_static("brink-staleness-ms");
+const REPEATED: HeaderName = HeaderName::from_static("brink-repeated");
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 
 /// Longest content type kept with a value, in bytes.
@@ -26,24 +27,21 @@ const CONTENT_TYPE_BYTES_MAX: usize = 255;
 
 /// `PUT`: sets the value of a key.
 pub(super) async fn put(State(app): State<App>, uri: Uri, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
-    put_inner(&app, &uri, &headers, body).await.map_err(Problem::not_written)
-}
-
-async fn put_inner(app: &App, uri: &Uri, headers: &HeaderMap, body: Body) -> Result<Response, Problem> {
-    let key = request::key_of(uri)?;
-    Parameters::of(uri, &[])?;
-    let preconditions = request::preconditions(headers, &key)?;
-    let body = request::body(headers, body, BODY_BYTES_MAX).await?;
-    let value = value_of(headers, body)?;
+    let key = request::key_of(&uri)?;
+    Parameters::of(&uri, &[])?;
+    let preconditions = request::preconditions(&headers, &key)?;
+    let body = request::body(&headers, body, BODY_BYTES_MAX).await?;
+    let value = value_of(&headers, body)?;
 
     let operation = Operation { space: Space::Kv, key, action: Action::Put(value) };
-    let request = Request { operations: vec![operation], preconditions };
+    let idempotency_key = request::idempotency_key(&headers)?;
+    let request = Request { operations: vec![operation], preconditions, idempotency_key };
     let written = app.write_path.write(request, deadline(WRITE_DEADLINE)).await?;
     let (Some(Effect::Put(meta)), Some(operation)) = (written.effects.first(), written.operations.first()) else {
         return Err(Problem::new(Kind::INTERNAL, "the write had an unexpected effect"));
     };
     let status = if meta.version == 1 { StatusCode::CREATED } else { StatusCode::OK };
-    let mut response = if wants_minimal(headers) {
+    let mut response = if wants_minimal(&headers) {
         let status = if meta.version == 1 { StatusCode::CREATED } else { StatusCode::NO_CONTENT };
         status.into_response()
     } else {
@@ -56,25 +54,32 @@ async fn put_inner(app: &App, uri: &Uri, headers: &HeaderMap, body: Body) -> Res
         json(status, text)
     };
     response.headers_mut().insert(header::ETAG, header_value(&request::etag(meta.revision)));
-    Ok(response)
+    Ok(telling_repetition(&written, response))
 }
 
 /// `DELETE`: removes a key.
 pub(super) async fn delete(State(app): State<App>, uri: Uri, headers: HeaderMap) -> Result<Response, Problem> {
-    delete_inner(&app, &uri, &headers).await.map_err(Problem::not_written)
-}
-
-async fn delete_inner(app: &App, uri: &Uri, headers: &HeaderMap) -> Result<Response, Problem> {
-    let key = request::key_of(uri)?;
-    Parameters::of(uri, &[])?;
-    let preconditions = request::preconditions(headers, &key)?;
+    let key = request::key_of(&uri)?;
+    Parameters::of(&uri, &[])?;
+    let preconditions = request::preconditions(&headers, &key)?;
     let operation = Operation { space: Space::Kv, key: key.clone(), action: Action::Delete };
-    let request = Request { operations: vec![operation], preconditions };
+    let idempotency_key = request::idempotency_key(&headers)?;
+    let request = Request { operations: vec![operation], preconditions, idempotency_key };
     let written = app.write_path.write(request, deadline(WRITE_DEADLINE)).await?;
     match written.effects.first() {
-        Some(Effect::Deleted { existed: true }) => Ok(StatusCode::NO_CONTENT.into_response()),
+        Some(Effect::Deleted { existed: true }) => {
+            Ok(telling_repetition(&written, StatusCode::NO_CONTENT.into_response()))
+        }
         _ => Err(absent(&key)),
     }
+}
+
+/// Says in the answer whether an earlier request did what this one asked for.
+pub(super) fn telling_repetition(written: &Written, mut response: Response) -> Response {
+    if written.repeated {
+        response.headers_mut().insert(REPEATED, HeaderValue::from_static("true"));
+    }
+    response
 }
 
 /// `GET`: the entry of a key, as JSON or as its raw bytes.

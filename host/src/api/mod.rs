@@ -97,6 +97,7 @@ pub fn router(app: App) -> Router {
 async fn observe(State(telemetry): State<Telemetry>, request: Request, next: Next) -> Response {
     let began = Instant::now();
     let method = request.method().clone();
+    let is_read = method.is_safe();
     let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().trim_end_matches('/').to_owned());
     let route = route.unwrap_or_else(|| "unmatched".to_owned());
 
@@ -113,6 +114,8 @@ async fn observe(State(telemetry): State<Telemetry>, request: Request, next: Nex
     let mut response = async {
         let mut response = next.run(request).await;
         match response.extensions_mut().remove::<Problem>() {
+            // What a call that writes does not say otherwise of, it has not written.
+            Some(problem) if !is_read => with_headers_of(response, problem.not_written().render(&trace_id)),
             Some(problem) => with_headers_of(response, problem.render(&trace_id)),
             None => response,
         }

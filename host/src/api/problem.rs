@@ -49,6 +49,7 @@ kinds! {
     TOO_LARGE = "too-large" PAYLOAD_TOO_LARGE "The request is too large";
     UNSUPPORTED_MEDIA_TYPE = "unsupported-media-type" UNSUPPORTED_MEDIA_TYPE "The content type is not supported";
     PRECONDITION_FAILED = "precondition-failed" PRECONDITION_FAILED "A precondition does not hold";
+    IDEMPOTENCY_KEY_REUSED = "idempotency-key-reused" UNPROCESSABLE_ENTITY "The idempotency key belongs to another request";
     CONTENDED = "contended" CONFLICT "Others kept changing what the write depends on";
     REJECTED = "rejected" UNPROCESSABLE_ENTITY "A plugin refused the write";
     PLUGIN_TIMED_OUT = "plugin-timed-out" INTERNAL_SERVER_ERROR "A plugin did not answer in time";
@@ -145,9 +146,11 @@ impl From<write_path::Error> for Problem {
             write_path::Error::PreconditionFailed { key, current } => {
                 Self::new(Kind::PRECONDITION_FAILED, detail).with("key", key).with("current_revision", current)
             }
+            write_path::Error::IdempotencyKeyReused => Self::new(Kind::IDEMPOTENCY_KEY_REUSED, detail),
             write_path::Error::Contended { .. } => Self::new(Kind::CONTENDED, detail),
             write_path::Error::Hook(error) => Self::from(error),
             write_path::Error::Replication(error) => Self::from(error),
+            write_path::Error::Storage(error) => Self::from(error),
         }
         .not_written()
     }

@@ -25,12 +25,9 @@ pub(super) async fn put_plugin(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let put = async {
-        Parameters::of(&uri, &[])?;
-        let bytes = request::body(&headers, body, PLUGIN_BYTES_MAX).await?;
-        answer(StatusCode::OK, &app.registry.put_plugin(&name, bytes).await?)
-    };
-    put.await.map_err(Problem::not_written)
+    Parameters::of(&uri, &[])?;
+    let bytes = request::body(&headers, body, PLUGIN_BYTES_MAX).await?;
+    answer(StatusCode::OK, &app.registry.put_plugin(&name, bytes).await?)
 }
 
 /// `GET /plugins/`.
@@ -48,7 +45,7 @@ pub(super) async fn plugin(State(app): State<App>, Path(name): Path<String>) -> 
 pub(super) async fn delete_plugin(State(app): State<App>, Path(name): Path<String>) -> Result<Response, Problem> {
     match app.registry.delete_plugin(&name).await? {
         true => Ok(StatusCode::NO_CONTENT.into_response()),
-        false => Err(absent("plugin", &name).not_written()),
+        false => Err(absent("plugin", &name)),
     }
 }
 
@@ -60,13 +57,10 @@ pub(super) async fn put_hook(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let put = async {
-        Parameters::of(&uri, &[])?;
-        let body = request::body(&headers, body, HOOK_CONFIG_BYTES_MAX + HOOK_BODY_SPARE_BYTES).await?;
-        let binding = Binding::parse(&body)?;
-        answer(StatusCode::OK, &app.registry.put_hook(&name, binding).await?)
-    };
-    put.await.map_err(Problem::not_written)
+    Parameters::of(&uri, &[])?;
+    let body = request::body(&headers, body, HOOK_CONFIG_BYTES_MAX + HOOK_BODY_SPARE_BYTES).await?;
+    let binding = Binding::parse(&body)?;
+    answer(StatusCode::OK, &app.registry.put_hook(&name, binding).await?)
 }
 
 /// `GET /hooks/`.
@@ -84,7 +78,7 @@ pub(super) async fn hook(State(app): State<App>, Path(name): Path<String>) -> Re
 pub(super) async fn delete_hook(State(app): State<App>, Path(name): Path<String>) -> Result<Response, Problem> {
     match app.registry.delete_hook(&name).await? {
         true => Ok(StatusCode::NO_CONTENT.into_response()),
-        false => Err(absent("hook", &name).not_written()),
+        false => Err(absent("hook", &name)),
     }
 }
 

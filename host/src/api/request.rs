@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 
 use axum::body::{Body, Bytes};
-use axum::http::{HeaderMap, Uri, header};
+use axum::http::{HeaderMap, HeaderName, Uri, header};
 use futures::StreamExt as _;
 use percent_encoding::percent_decode_str;
 
 use super::problem::{Kind, Problem};
-use crate::limits::{KEY_BYTES_MAX, REFUSED_BODY_BYTES_MAX, REFUSED_BODY_DEADLINE};
+use crate::limits::{IDEMPOTENCY_KEY_BYTES_MAX, KEY_BYTES_MAX, REFUSED_BODY_BYTES_MAX, REFUSED_BODY_DEADLINE};
 use crate::storage::{AskedBy, Fact, Precondition, Space};
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// The key in the path of a request below the base path, `/kv/<key>/`: percent-decoded, one trailing slash meaning nothing. A key
 /// that ends in a slash is written with `%2F`.
@@ -145,11 +147,27 @@ pub(super) fn preconditions(headers: &HeaderMap, key: &str) -> Result<Vec<Precon
         None => {}
         Some("*") => facts.push(Fact::Revision { key: key.to_owned(), revision: None }),
         Some(found) => {
-            let detail = format!("If-None-Match is {found:?}; on a write it may only be *");
+            let detail = format!("If-None-Match is {found}; on a write it may only be *");
             return Err(Problem::new(Kind::BAD_HEADER, detail));
         }
     }
     Ok(facts.into_iter().map(|fact| Precondition { asked_by: AskedBy::Client, space: Space::Kv, fact }).collect())
+}
+
+/// The client's name for a write: `Idempotency-Key`, taken as it is.
+pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+    let bad = |found: &str| {
+        let allowed = format!("one of 1 to {IDEMPOTENCY_KEY_BYTES_MAX} visible ASCII characters");
+        Problem::new(Kind::BAD_HEADER, format!("Idempotency-Key is {found:?}; it must be {allowed}"))
+    };
+    let mut values = headers.get_all(IDEMPOTENCY_KEY).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    let key = value.to_str().map_err(|_| bad("not ASCII"))?;
+    let is_allowed = (1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_graphic());
+    if values.next().is_some() || !is_allowed {
+        return Err(bad(key));
+    }
+    Ok(Some(key.to_owned()))
 }
 
 /// Whether `If-None-Match` says that the client has this revision already (RFC 9110, section 13.1.2).

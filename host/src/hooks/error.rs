@@ -250,6 +250,11 @@ impl Error {
         }
     }
 
+    /// Whether this is a refusal that rests on what the plugin read (see [`Rejection::has_read`]).
+    pub fn has_read(&self) -> bool {
+        matches!(self, Self::Rejected(rejection) if rejection.has_read)
+    }
+
     /// One word for metrics and spans.
     pub fn word(&self) -> &'static str {
         match self {

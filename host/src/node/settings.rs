@@ -17,8 +17,9 @@ const SNAPSHOT_ENTRIES_DEFAULT: u64 = 10_000;
 /// Fewest log entries between snapshots.
 const SNAPSHOT_ENTRIES_MIN: u64 = 10;
 
-/// What is logged, unless set. The Raft engine tells every step of itself at `info`.
-const LOG_DEFAULT: &str = "info,openraft=warn";
+/// What is logged, unless set. The Raft engine tells every step of itself at `info`, and at `warn` of each call
+/// that a dead peer does not answer; brink says once that the peer is gone.
+const LOG_DEFAULT: &str = "info,openraft=error";
 
 /// Settings as they were given, each in at most one place per source.
 #[derive(Debug, Clone, Default, clap::Args, Deserialize)]
@@ -62,7 +63,7 @@ pub struct Given {
     #[arg(long, env = "BRINK_LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<String>,
 
-    /// What is logged, such as `info` or `brink=debug,warn` [default: info,openraft=warn]
+    /// What is logged, such as `info` or `brink=debug,warn` [default: info,openraft=error]
     #[arg(long, env = "BRINK_LOG", value_name = "FILTER")]
     pub log: Option<String>,
 }

@@ -59,6 +59,17 @@ impl Error {
         }
     }
 
+    /// The error of a later attempt at a write of which an earlier attempt may yet appear.
+    #[must_use]
+    pub fn in_doubt(self) -> Self {
+        match self {
+            Self::NoQuorum { successful, .. } => Self::NoQuorum { successful, outcome: WriteOutcome::Unknown },
+            Self::Stopped { .. } => Self::Stopped { outcome: WriteOutcome::Unknown },
+            error @ (Self::LeaderLost | Self::Storage(_)) => error,
+            Self::Busy { .. } | Self::Codec(_) | Self::Refused(_) => Self::LeaderLost,
+        }
+    }
+
     /// Whether the same request may succeed a moment later.
     pub fn is_retryable(&self) -> bool {
         match self {

@@ -42,6 +42,7 @@ pub(super) struct Hello {
 
 /// Starts the tasks that watch the peers, and forms the cluster or rejoins it.
 pub(super) async fn start(shared: &Arc<Shared>) -> Result<(), StartError> {
+    tokio::spawn(publish(shared.clone()));
     for (peer, url) in shared.members.clone() {
         if peer != shared.id {
             tokio::spawn(watch_peer(shared.clone(), peer, url));
@@ -119,20 +120,15 @@ async fn watch_peer(shared: Arc<Shared>, peer: u64, url: String) {
                     tracing::warn!(%url, "this node was started with another list of nodes");
                     warned = true;
                 }
-                shared.note_peer(peer, |state| {
-                    state.seen = Some(Instant::now());
+                shared.note_heard(peer, |state| {
                     state.rtt = Some(rtt);
                     state.last_log_index = hello.last_log_index;
                     state.initialized = hello.initialized;
                     state.prepared_revision = hello.prepared_revision;
                 });
             }
-            Err(error) => {
-                tracing::debug!(%url, %error, "peer does not answer");
-                shared.note_peer(peer, |state| state.seen = None);
-            }
+            Err(error) => shared.note_silent(peer, &error),
         }
-        publish(&shared, peer, &url);
         let formed = shared.leader().is_some();
         tokio::select! {
             () = &mut stopped => return,
@@ -143,24 +139,35 @@ async fn watch_peer(shared: Arc<Shared>, peer: u64, url: String) {
 
 async fn ask(shared: &Shared, peer: u64, url: &str) -> Result<(Hello, Duration), Error> {
     let began = std::time::Instant::now();
-    let answer = shared.transport.call(peer, url, Call::Hello, bytes::Bytes::new(), HELLO_TIMEOUT).await;
+    let answer = shared.transport.call(peer, url, Call::Hello, encode(&shared.id)?, HELLO_TIMEOUT).await;
     let rtt = began.elapsed();
     Ok((decode(&answer.map_err(|error| Error::Refused(error.to_string()))?)?, rtt))
 }
 
-/// Shows the cluster's state in the metrics.
-fn publish(shared: &Shared, peer: u64, url: &str) {
-    let status = shared.status();
-    let metrics = shared.telemetry.metrics();
-    metrics.set_cluster(status.term, shared.leader().map(|(leader, _)| leader), status.has_quorum);
-    if let Some(lag) = status.nodes.iter().find(|node| node.url == url).and_then(|node| node.lag_entries) {
-        metrics.set_replication_lag(url, lag);
+/// Shows the cluster's state in the metrics, again and again.
+async fn publish(shared: Arc<Shared>) {
+    let stopped = shared.stopped();
+    tokio::pin!(stopped);
+    loop {
+        let status = shared.status();
+        let metrics = shared.telemetry.metrics();
+        metrics.set_log_entries(shared.log_entries());
+        metrics.set_cluster(status.term, shared.leader().map(|(leader, _)| leader), status.has_quorum);
+        for node in &status.nodes {
+            if let Some(lag) = node.lag_entries {
+                metrics.set_replication_lag(&node.url, lag);
+            }
+        }
+        tokio::select! {
+            () = &mut stopped => return,
+            () = tokio::time::sleep(HELLO_INTERVAL) => {}
+        }
     }
-    tracing::trace!(peer, "peer state published");
 }
 
-/// What this node says of itself.
-pub(super) async fn hello(shared: &Shared) -> Result<bytes::Bytes, Error> {
+/// What this node says of itself to a peer, which shows by asking that it is there.
+pub(super) async fn hello(shared: &Shared, peer: u64) -> Result<bytes::Bytes, Error> {
+    shared.note_heard(peer, |_| ());
     let stopped = |_| Error::Stopped { outcome: super::WriteOutcome::NotWritten };
     let last_log_index = shared.raft.metrics().borrow_watched().last_log_index;
     encode(&Hello {

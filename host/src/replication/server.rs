@@ -33,7 +33,7 @@ pub(super) async fn serve(shared: &Arc<Shared>, call: Call, to: u64, body: Bytes
             let deadline = Instant::now() + decode::<std::time::Duration>(&body)?;
             encode(&reads::read_index(shared, deadline).await?)
         }
-        Call::Hello => peers::hello(shared).await,
+        Call::Hello => peers::hello(shared, decode(&body)?).await,
         Call::Snapshot => Err(Error::Refused("a snapshot is a stream".to_owned())),
     }
 }

@@ -28,13 +28,20 @@ pub(super) struct PeerState {
     pub(super) last_log_index: Option<u64>,
     pub(super) initialized: bool,
     pub(super) prepared_revision: u64,
-    /// How often the peer was tried.
-    pub(super) attempts: u64,
+    /// How often in a row the peer was tried in vain.
+    pub(super) failures: u32,
 }
+
+/// So many failures in a row make it certain enough that a peer is gone: a single one may have met it as it started.
+const FAILURES_MIN: u32 = 2;
 
 impl PeerState {
     fn is_healthy(&self) -> bool {
         self.seen.is_some_and(|seen| seen.elapsed() < PEER_SILENCE_MAX)
+    }
+
+    fn is_gone(&self) -> bool {
+        self.failures >= FAILURES_MIN
     }
 }
 
@@ -117,8 +124,16 @@ impl Shared {
     pub(super) fn quorum_is_out_of_reach(&self) -> bool {
         let metrics = self.raft.metrics().borrow_watched().clone();
         let voters = self.voters(&metrics);
-        let all_tried = lock(&self.peers).values().all(|peer| peer.attempts > 0);
-        all_tried && self.reachable_of(&voters) <= voters.len() / 2
+        let peers = lock(&self.peers);
+        let gone = voters.iter().filter(|voter| peers.get(voter).is_some_and(PeerState::is_gone)).count();
+        voters.len() - gone <= voters.len() / 2
+    }
+
+    /// How many entries this node's log holds.
+    pub(super) fn log_entries(&self) -> u64 {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.last_log_index.unwrap_or(0).saturating_sub(metrics.purged.map_or(0, |purged| purged.index()))
     }
 
     /// On the leader: how many nodes hold its last entry, itself included.
@@ -153,12 +168,27 @@ impl Shared {
         lock(&self.fresh).map_or_else(|| Duration::from_secs(u64::from(u32::MAX)), |fresh| fresh.elapsed())
     }
 
-    /// Notes what came of trying to reach a peer.
-    pub(super) fn note_peer(&self, peer: u64, update: impl FnOnce(&mut PeerState)) {
+    /// Notes that a peer was heard, and what it told.
+    pub(super) fn note_heard(&self, peer: u64, update: impl FnOnce(&mut PeerState)) {
         let mut peers = lock(&self.peers);
-        let state = peers.entry(peer).or_default();
-        state.attempts += 1;
+        let Some(state) = peers.get_mut(&peer) else { return };
+        if state.is_gone() {
+            tracing::info!(url = self.members.get(&peer), "a node can be reached again");
+        }
+        state.failures = 0;
+        state.seen = Some(Instant::now());
         update(state);
+    }
+
+    /// Notes that a peer was tried in vain.
+    pub(super) fn note_silent(&self, peer: u64, reason: &dyn std::fmt::Display) {
+        let mut peers = lock(&self.peers);
+        let Some(state) = peers.get_mut(&peer) else { return };
+        state.failures = state.failures.saturating_add(1);
+        state.seen = None;
+        if state.failures == FAILURES_MIN {
+            tracing::warn!(url = self.members.get(&peer), %reason, "a node cannot be reached");
+        }
     }
 
     /// How many peers can be reached and belong to no cluster yet, and whether one that can be reached does.

@@ -6,10 +6,11 @@ use fjall::OwnedWriteBatch;
 
 use super::Error;
 use super::command::{
-    Action, Effect, EntryMeta, Fact, GuardedWrite, HOOKS_PREFIX, Operation, Outcome, Precondition, RangeDigest, Space,
-    Value,
+    Action, AskedBy, Effect, EntryMeta, Fact, GuardedWrite, HOOKS_PREFIX, Operation, Outcome, Precondition,
+    RangeDigest, Space, Value,
 };
 use super::data::Inner;
+use super::idempotency::Memory;
 use super::{record, scan};
 
 /// What a batch has changed so far, over the state below it. Later writes of a batch see earlier ones.
@@ -18,6 +19,7 @@ pub(super) struct Overlay<'a> {
     revision: u64,
     hook_epoch: u64,
     changed: HashMap<Space, BTreeMap<String, Change>>,
+    memory: Memory<'a>,
 }
 
 enum Change {
@@ -27,11 +29,24 @@ enum Change {
 
 impl<'a> Overlay<'a> {
     pub(super) fn new(state: &'a Inner, revision: u64, hook_epoch: u64) -> Self {
-        Self { state, revision, hook_epoch, changed: HashMap::new() }
+        let memory = Memory::new(&state.idempotency);
+        Self { state, revision, hook_epoch, changed: HashMap::new(), memory }
     }
 
-    /// Applies one write, whole or not at all.
+    /// Applies one write, whole or not at all; one that was applied before under the same name, not again.
     pub(super) fn apply(&mut self, write: &GuardedWrite) -> Result<Outcome, Error> {
+        let Some(idempotency) = &write.idempotency else { return self.apply_new(write) };
+        if let Some(outcome) = self.memory.recall(idempotency, write.proposed_at_ms)? {
+            return Ok(outcome);
+        }
+        let outcome = self.apply_new(write)?;
+        if is_final(&outcome, write) {
+            self.memory.remember(idempotency, &write.operations, &outcome, write.proposed_at_ms)?;
+        }
+        Ok(outcome)
+    }
+
+    fn apply_new(&mut self, write: &GuardedWrite) -> Result<Outcome, Error> {
         if write.hook_epoch.is_some_and(|epoch| epoch != self.hook_epoch) {
             return Ok(Outcome::HooksChanged { epoch: self.hook_epoch });
         }
@@ -65,6 +80,7 @@ impl<'a> Overlay<'a> {
                 }
             }
         }
+        self.memory.stage(batch);
         Ok((self.revision, self.hook_epoch))
     }
 
@@ -124,6 +140,18 @@ impl<'a> Overlay<'a> {
             };
         }
         Ok(RangeDigest::of(merged.iter().take(limit).map(|(key, revision)| (key.as_str(), *revision))))
+    }
+}
+
+/// Whether an outcome is the client's answer, and not a reason to judge the write again.
+fn is_final(outcome: &Outcome, write: &GuardedWrite) -> bool {
+    match outcome {
+        Outcome::Applied { .. } => true,
+        Outcome::PreconditionFailed { index, .. } => {
+            let failed = usize::try_from(*index).ok().and_then(|index| write.preconditions.get(index));
+            failed.is_some_and(|precondition| precondition.asked_by == AskedBy::Client)
+        }
+        Outcome::HooksChanged { .. } | Outcome::Repeated { .. } | Outcome::IdempotencyKeyReused => false,
     }
 }
 

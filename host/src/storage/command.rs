@@ -18,6 +18,37 @@ pub struct GuardedWrite {
     pub hook_epoch: Option<u64>,
     /// Unix time in milliseconds at which the write was proposed.
     pub proposed_at_ms: u64,
+    /// Present if the client gave the write a name, so that repeating it does nothing twice (P4).
+    pub idempotency: Option<Idempotency>,
+}
+
+/// The client's name for a write. A write whose name is remembered is not applied; it gets the outcome of the first
+/// one of that name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Idempotency {
+    /// The name: 1 to [`crate::limits::IDEMPOTENCY_KEY_BYTES_MAX`] bytes.
+    pub key: String,
+    /// What the client asked for, before any hook: another request must not go by the same name.
+    pub fingerprint: Fingerprint,
+    /// Whether hooks changed the operations. They are remembered then, since the request alone no longer tells what
+    /// was written.
+    pub rewritten: bool,
+}
+
+/// A SHA-256 over what a client asked for: the operations and its preconditions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fingerprint(pub [u8; 32]);
+
+impl Fingerprint {
+    /// The fingerprint of a request.
+    ///
+    /// # Errors
+    ///
+    /// If the request cannot be encoded.
+    pub fn of(operations: &[Operation], preconditions: &[Precondition]) -> Result<Self, postcard::Error> {
+        use sha2::{Digest, Sha256};
+        Ok(Self(Sha256::digest(postcard::to_stdvec(&(operations, preconditions))?).into()))
+    }
 }
 
 /// Which of the two key spaces of a node an operation is for.
@@ -169,6 +200,15 @@ pub enum Outcome {
         /// The hook epoch now in force.
         epoch: u64,
     },
+    /// A write of this name came before; nothing was applied.
+    Repeated {
+        /// What the first one came to: applied, or a client's precondition failed.
+        first: Box<Outcome>,
+        /// The operations as they were written, if hooks had changed them.
+        rewritten: Option<Vec<Operation>>,
+    },
+    /// A write of this name came before, and asked for something else; nothing was applied.
+    IdempotencyKeyReused,
 }
 
 /// What one operation did.

@@ -12,7 +12,8 @@ use bytes::Bytes;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, PersistMode};
 
 use super::apply::Overlay;
-use super::command::{Entry, GuardedWrite, Outcome, RangeDigest, Space};
+use super::command::{Entry, GuardedWrite, Idempotency, Outcome, RangeDigest, Space};
+use super::idempotency::Memory;
 use super::scan::{self, Page, RangeQuery};
 use super::snapshot::{self, SnapshotReader};
 use super::{Error, format, record};
@@ -38,6 +39,7 @@ pub(super) struct Inner {
     pub(super) kv: Keyspace,
     pub(super) system: Keyspace,
     pub(super) meta: Keyspace,
+    pub(super) idempotency: Keyspace,
     revision: AtomicU64,
     hook_epoch: AtomicU64,
     /// One at a time applies.
@@ -63,12 +65,14 @@ impl Data {
         let kv = db.keyspace("kv", separated)?;
         let system = db.keyspace("system", separated)?;
         let meta = db.keyspace("meta", KeyspaceCreateOptions::default)?;
+        let idempotency = db.keyspace("idempotency", KeyspaceCreateOptions::default)?;
         format::check(&db, &meta, dir)?;
         let inner = Inner {
             db,
             kv,
             system,
             meta,
+            idempotency,
             revision: AtomicU64::new(0),
             hook_epoch: AtomicU64::new(0),
             applying: Mutex::new(()),
@@ -128,6 +132,16 @@ impl Data {
         let _whole = self.whole();
         let found = self.inner.keyspace(space).get(key)?;
         found.map(|found| record::decode(key.to_owned(), &found, true)).transpose()
+    }
+
+    /// The outcome of an earlier write of the same name, if this node has applied one and still remembers it.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read.
+    pub fn recall(&self, idempotency: &Idempotency, now_ms: u64) -> Result<Option<Outcome>, Error> {
+        let _whole = self.whole();
+        Memory::new(&self.inner.idempotency).recall(idempotency, now_ms)
     }
 
     /// A page of a range, as of one moment.
@@ -228,6 +242,7 @@ impl Inner {
             snapshot::Part::Kv => &self.kv,
             snapshot::Part::System => &self.system,
             snapshot::Part::Meta => &self.meta,
+            snapshot::Part::Idempotency => &self.idempotency,
         }
     }
 
@@ -251,6 +266,7 @@ impl Inner {
         self.set_installing()?;
         self.kv.clear()?;
         self.system.clear()?;
+        self.idempotency.clear()?;
         let mut batch = self.db.batch().durability(Some(PersistMode::SyncAll));
         for item in self.meta.iter() {
             let key = item.key()?;

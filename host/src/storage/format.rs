@@ -7,7 +7,7 @@ use fjall::{Database, DatabaseBuilder, Keyspace, PersistMode};
 use super::Error;
 
 /// The format this version reads and writes. Any change of a stored layout raises it.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 const KEY: &str = "format";
 

@@ -10,8 +10,9 @@
 //! Two databases (fjall, a log-structured merge tree), since the engine holds one lock on its journal while it syncs:
 //!
 //! - [`Log`], in `log/`: entries by index. One writer thread turns all that is queued into one batch and one fsync.
-//! - [`Data`], in `data/`: entries by key, the registry, the revision, the hook epoch, and how far the log is applied.
-//!   Many log entries are applied as one batch, without an fsync: the log holds what a crash takes from it.
+//! - [`Data`], in `data/`: entries by key, the registry, the revision, the hook epoch, what became of the writes that
+//!   clients gave a name (`idempotency`), and how far the log is applied. Many log entries are applied as one batch,
+//!   without an fsync: the log holds what a crash takes from it.
 //!
 //! Everything that changes the store is a [`GuardedWrite`] (see [`command`]); [`Data::apply`] is the only way in, and
 //! what it does depends on nothing but the state and the write. This module knows neither how writes are agreed on nor
@@ -37,6 +38,7 @@ pub mod command;
 mod data;
 mod error;
 mod format;
+mod idempotency;
 mod log;
 mod record;
 mod scan;
@@ -45,8 +47,8 @@ mod snapshot;
 mod tests;
 
 pub use self::command::{
-    Action, AskedBy, Effect, Entry, EntryMeta, Fact, GuardedWrite, HOOKS_PREFIX, Operation, Outcome, PLUGINS_PREFIX,
-    Precondition, RangeDigest, Space, Value,
+    Action, AskedBy, Effect, Entry, EntryMeta, Fact, Fingerprint, GuardedWrite, HOOKS_PREFIX, Idempotency, Operation,
+    Outcome, PLUGINS_PREFIX, Precondition, RangeDigest, Space, Value,
 };
 pub use self::data::Data;
 pub use self::error::Error;

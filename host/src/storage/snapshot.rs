@@ -30,16 +30,19 @@ pub enum Part {
     System,
     /// Revision, hook epoch and the caller's own values.
     Meta,
+    /// What became of the writes that clients gave a name.
+    Idempotency,
 }
 
 impl Part {
-    const ALL: [Self; 3] = [Self::Kv, Self::System, Self::Meta];
+    const ALL: [Self; 4] = [Self::Kv, Self::System, Self::Meta, Self::Idempotency];
 
     const fn tag(self) -> u8 {
         match self {
             Self::Kv => 1,
             Self::System => 2,
             Self::Meta => 3,
+            Self::Idempotency => 4,
         }
     }
 
@@ -48,6 +51,7 @@ impl Part {
             Self::Kv => &inner.kv,
             Self::System => &inner.system,
             Self::Meta => &inner.meta,
+            Self::Idempotency => &inner.idempotency,
         }
     }
 }
@@ -84,7 +88,7 @@ impl SnapshotReader {
 
 struct Chunks {
     reader: SnapshotReader,
-    parts: std::array::IntoIter<Part, 3>,
+    parts: std::array::IntoIter<Part, 4>,
     current: Option<(Part, Iter)>,
     entries: u64,
     ended: bool,

@@ -71,6 +71,7 @@ struct Instruments {
     stages: Vec<(Stage, [KeyValue; 1])>,
     rtt: Histogram<f64>,
     lag: Gauge<u64>,
+    log_entries: Gauge<u64>,
     fsync: Histogram<f64>,
     fsync_entries: Histogram<f64>,
     read: Histogram<f64>,
@@ -97,6 +98,7 @@ impl Metrics {
             stages,
             rtt: seconds(&meter, names::REPLICATION_RTT),
             lag: meter.u64_gauge(names::REPLICATION_LAG).build(),
+            log_entries: meter.u64_gauge(names::LOG_ENTRIES).build(),
             fsync: seconds(&meter, names::LOG_FSYNC_DURATION),
             fsync_entries: meter.f64_histogram(names::LOG_FSYNC_ENTRIES).with_boundaries(ENTRIES.to_vec()).build(),
             read: seconds(&meter, names::READ_DURATION),
@@ -132,7 +134,12 @@ impl Metrics {
         self.inner.rtt.record(took.as_secs_f64(), &[KeyValue::new("peer", peer.to_owned())]);
     }
 
-    /// How many entries a node lacks.
+    /// How many entries this node's log holds.
+    pub fn set_log_entries(&self, entries: u64) {
+        self.inner.log_entries.record(entries, &[]);
+    }
+
+    /// Log entries that a peer lacks.
     pub fn set_replication_lag(&self, peer: &str, entries: u64) {
         self.inner.lag.record(entries, &[KeyValue::new("peer", peer.to_owned())]);
     }
@@ -214,6 +221,7 @@ mod tests {
         metrics.write_stage(Stage::Append, Duration::from_micros(70));
         metrics.replication_rtt("http://b", Duration::from_millis(1));
         metrics.set_replication_lag("http://b", 3);
+        metrics.set_log_entries(5);
         metrics.fsync(Duration::from_millis(1), 4);
         metrics.read("local", Duration::from_millis(1));
         metrics.set_cluster(2, Some(7), true);

@@ -100,7 +100,8 @@ impl Telemetry {
     /// See [`Error`].
     pub fn init(config: &Config) -> Result<Self, Error> {
         // Requests give log lines their trace id, so their span is always there.
-        let filter = format!("{},{}=off,{}=info", config.log_filter, names::TRACE_TARGET, names::REQUEST_TARGET);
+        let (traces, requests) = (names::TRACE_TARGET, names::REQUEST_TARGET);
+        let filter = format!("{},{traces}=off,{requests}=info", config.log_filter);
         let filter =
             EnvFilter::try_new(filter).map_err(|source| Error::Filter { found: config.log_filter.clone(), source })?;
         let telemetry = Self::build(config)?;

@@ -8,6 +8,8 @@ pub const WRITE_DURATION: &str = "brink.write.duration";
 pub const REPLICATION_RTT: &str = "brink.replication.rtt";
 /// Log entries a node lacks, by `peer`.
 pub const REPLICATION_LAG: &str = "brink.replication.lag";
+/// Entries in this node's log.
+pub const LOG_ENTRIES: &str = "brink.log.entries";
 /// Seconds a sync of the log takes.
 pub const LOG_FSYNC_DURATION: &str = "brink.log.fsync.duration";
 /// Log entries that shared a sync.
@@ -34,10 +36,11 @@ pub const HOOK_MEMORY: &str = "brink.hook.memory";
 pub const HTTP_DURATION: &str = "http.server.request.duration";
 
 /// All metrics.
-pub const METRICS: [&str; 15] = [
+pub const METRICS: [&str; 16] = [
     WRITE_DURATION,
     REPLICATION_RTT,
     REPLICATION_LAG,
+    LOG_ENTRIES,
     LOG_FSYNC_DURATION,
     LOG_FSYNC_ENTRIES,
     READ_DURATION,

@@ -7,14 +7,18 @@ use brink_tests::{Answer, Cluster};
 use goldenfile::Mint;
 
 /// Headers that a script shows.
-const HEADERS: [&str; 6] = ["etag", "content-type", "allow", "retry-after", "brink-consistency", "brink-revision"];
+const HEADERS: [&str; 7] =
+    ["etag", "content-type", "allow", "retry-after", "brink-consistency", "brink-revision", "brink-repeated"];
 
 async fn run(name: &str) {
     let cluster = Cluster::start(1).await;
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/api/scripts");
     let script = std::fs::read_to_string(dir.join(name)).unwrap();
-    let mut golden = Mint::new(&dir).new_goldenfile(name).unwrap();
+    // IMPORTANT: the files are compared when the mint is dropped, so it must outlive what is written.
+    let mut mint = Mint::new(&dir);
+    let mut golden = mint.new_goldenfile(name).unwrap();
     let mut lines = script.lines().peekable();
+    let mut requests = 0;
     while let Some(line) = lines.next() {
         let Some(request) = line.strip_prefix("> ") else {
             // Comments and blank lines stay; answers are written anew.
@@ -35,7 +39,9 @@ async fn run(name: &str) {
         }
         let answer = cluster.client(0).send(method, path, &headers, body.join("\n")).await;
         write!(golden, "{}", show(&answer, &cluster.nodes[0].url)).unwrap();
+        requests += 1;
     }
+    assert!(requests > 0, "{name} asks for nothing");
 }
 
 fn show(answer: &Answer, url: &str) -> String {
@@ -75,6 +81,11 @@ async fn one_key() {
 #[tokio::test]
 async fn preconditions() {
     run("preconditions.txt").await;
+}
+
+#[tokio::test]
+async fn idempotency() {
+    run("idempotency.txt").await;
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@
 
 mod bootstrap;
 mod durability;
+mod idempotency;
 mod node_loss;
 mod snapshot;
 mod trace;

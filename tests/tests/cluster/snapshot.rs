@@ -21,6 +21,20 @@ async fn fill(client: &Client, name: &str) {
     }
 }
 
+/// Waits until the running nodes have cut their logs. They do so behind later writes, and not while they are busy.
+async fn wait_for_cut_logs(cluster: &Cluster) {
+    for node in cluster.nodes.iter().filter(|node| node.is_running()) {
+        eventually(Duration::from_secs(20), "the log is cut", || async {
+            assert!(cluster.client(0).put("more", &json!(1)).await.status < 300);
+            let metrics = String::from_utf8(node.client.get("/metrics").await.body).unwrap();
+            let gauge = metrics.lines().find(|line| line.starts_with("brink_log_entries{"))?;
+            let entries: usize = gauge.rsplit_once(' ')?.1.parse().ok()?;
+            (entries < 4 * SNAPSHOT_ENTRIES).then_some(())
+        })
+        .await;
+    }
+}
+
 async fn wait_for_all(cluster: &Cluster, late: usize, name: &str) {
     let expected = entries(cluster.client(0), &format!("{name}/"), "strong").await;
     assert_eq!(expected.len(), WRITES);
@@ -38,6 +52,7 @@ async fn a_node_that_starts_late_gets_a_snapshot_and_then_the_log() {
     cluster.nodes[1].start();
     cluster.ready().await;
     fill(cluster.client(0), "early").await;
+    wait_for_cut_logs(&cluster).await;
 
     cluster.nodes[2].start();
     cluster.ready().await;
@@ -63,6 +78,7 @@ async fn a_node_that_was_away_for_long_gets_a_snapshot_and_then_the_log() {
     })
     .await;
     fill(cluster.client(0), "meanwhile").await;
+    wait_for_cut_logs(&cluster).await;
 
     cluster.nodes[2].start();
     cluster.ready().await;

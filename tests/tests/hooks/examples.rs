@@ -58,3 +58,25 @@ async fn a_hook_that_monitors_refuses_nothing_and_one_that_skips_lets_failures_p
     assert!(counted("brink_hook_rejections", "hook=\"monitor\""), "{metrics}");
     assert!(counted("brink_hook_traps", "hook=\"skip\""), "{metrics}");
 }
+
+#[tokio::test]
+async fn a_repeated_write_keeps_its_first_outcome_when_the_hooks_have_changed() {
+    let cluster = Cluster::start(3).await;
+    let client = cluster.client(0);
+    client.put_plugin("normalize", plugin_wasm("normalize")).await.expect(200);
+    client.put_plugin("json-schema", plugin_wasm("json-schema")).await.expect(200);
+    let hook = json!({"plugin": "normalize", "prefix": "users/", "config": {"trim": ["/name"]}});
+    client.put_json("/hooks/normal/", &hook).await.expect(200);
+    let headers = [("content-type", "application/json"), ("idempotency-key", "ann")];
+    let body = r#"{"value": {"name": " Ann "}}"#;
+    let first = client.send("PUT", "/kv/users/ann/", &headers, body).await.expect(201);
+    assert_eq!(first.json["value"], json!({"name": "Ann"}));
+
+    let nothing = json!({"plugin": "json-schema", "prefix": "users/", "config": {"schema": false}});
+    client.put_json("/hooks/nothing/", &nothing).await.expect(200);
+    client.put("users/bob", &json!({"name": "Bob"})).await.expect(422);
+    for node in &cluster.nodes {
+        let again = node.client.send("PUT", "/kv/users/ann/", &headers, body).await.expect(201);
+        assert_eq!((&again.body, again.header("brink-repeated")), (&first.body, Some("true")));
+    }
+}
