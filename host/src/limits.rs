@@ -97,6 +97,12 @@ pub const IDEMPOTENCY_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// How long a write is remembered by its `Idempotency-Key`, unless more recent ones fill the memory before.
 pub const IDEMPOTENCY_AGE_MAX: Duration = Duration::from_secs(24 * 3_600);
 
+/// How long a call that changes the cluster waits until the change is in force.
+pub const MEMBERSHIP_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Largest body of a call that changes the cluster, in bytes.
+pub const MEMBERSHIP_BODY_BYTES_MAX: usize = 4 * 1024;
+
 /// Writes waiting to be proposed on a node; over it a write is refused with 503.
 pub const PROPOSE_QUEUE_MAX: usize = 16_384;
 

@@ -101,6 +101,18 @@ impl Cluster {
     }
 }
 
+impl Cluster {
+    /// Ends every process in the same moment, as a loss of power does.
+    pub fn kill_all(&mut self) {
+        for node in self.nodes.iter().filter(|node| node.is_running()) {
+            node.signal(Signal::KILL);
+        }
+        for node in &mut self.nodes {
+            node.kill();
+        }
+    }
+}
+
 /// One node of a [`Cluster`].
 pub struct Node {
     /// A client of this node.
@@ -140,12 +152,26 @@ impl Node {
         self.child = Some(command.spawn().unwrap());
     }
 
+    /// Has the node, when it is started next, know these other nodes instead of all.
+    pub fn knows(&mut self, others: &[String]) {
+        let list: Vec<_> = others.iter().map(|url| serde_json::json!({ "url": url })).collect();
+        self.replica_nodes = if list.is_empty() { None } else { Some(serde_json::json!(list).to_string()) };
+    }
+
     /// Waits until the node knows its leader.
     pub async fn ready(&self) {
         let base = self.url.clone();
         eventually(FORM_LIMIT, &format!("{base} is ready; its log:\n{}", self.log_tail()), || async {
             let answer = self.client.try_send("GET", "/readyz", &[], "").await.ok()?;
             (answer.status == 200).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until the node answers at all.
+    pub async fn answers(&self) {
+        eventually(FORM_LIMIT, "the node answers", || async {
+            self.client.try_send("GET", "/livez", &[], "").await.ok()
         })
         .await;
     }

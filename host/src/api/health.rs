@@ -63,7 +63,8 @@ pub(super) async fn readyz(State(app): State<App>) -> Response {
         Status { ready: true, .. } if app.registry.is_ready() => "ok\n".into_response(),
         Status { ready: true, .. } => refuse("the node is compiling plugins\n"),
         Status { leader: None, .. } => refuse("no leader is known yet\n"),
-        Status { .. } => refuse("the consensus engine has stopped\n"),
+        Status { state: "stopped", .. } => refuse("the consensus engine has stopped\n"),
+        Status { .. } => refuse("the node has not caught up yet\n"),
     }
 }
 

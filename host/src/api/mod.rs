@@ -5,6 +5,7 @@
 //! everywhere and means nothing.
 
 mod batch;
+mod cluster;
 mod health;
 mod kv;
 mod peer;
@@ -21,7 +22,7 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, get, post};
+use axum::routing::{MethodRouter, delete, get, post};
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::Instrument;
 
@@ -64,6 +65,9 @@ pub fn router(app: App) -> Router {
         ("/livez", get(health::livez)),
         ("/readyz", get(health::readyz)),
         ("/metrics", get(health::metrics)),
+        ("/cluster/members", get(cluster::members).post(cluster::add)),
+        ("/cluster/members/{url}", delete(cluster::remove)),
+        ("/cluster/leader", get(cluster::leader).put(cluster::transfer)),
         ("/plugins", get(registry::plugins)),
         ("/plugins/{name}", get(registry::plugin).put(registry::put_plugin).delete(registry::delete_plugin)),
         ("/hooks", get(registry::hooks)),

@@ -63,6 +63,8 @@ kinds! {
     CONFIG_REFUSED = "config-refused" UNPROCESSABLE_ENTITY "The plugin refuses the configuration";
     BAD_HOOK = "bad-hook" BAD_REQUEST "The hook is malformed";
     TOO_MANY_HOOKS = "too-many-hooks" CONFLICT "There are too many hooks";
+    MEMBERSHIP_REFUSED = "membership-refused" CONFLICT "The cluster cannot be changed like that";
+    MEMBERSHIP_PENDING = "membership-pending" SERVICE_UNAVAILABLE "The cluster is still changing";
     BUSY = "busy" SERVICE_UNAVAILABLE "The node has too much to do";
     HOOKS_NOT_READY = "hooks-not-ready" SERVICE_UNAVAILABLE "The node is still preparing its hooks";
     REPLICATION_FAILED = "replication-failed" INTERNAL_SERVER_ERROR "No majority of the nodes took the write";
@@ -162,6 +164,8 @@ impl From<replication::Error> for Problem {
         let detail = error.to_string();
         let problem = match error {
             replication::Error::NoQuorum { .. } => Self::new(Kind::REPLICATION_FAILED, detail),
+            replication::Error::MembershipRefused(_) => Self::new(Kind::MEMBERSHIP_REFUSED, detail),
+            replication::Error::MembershipPending => Self::new(Kind::MEMBERSHIP_PENDING, detail).inviting_retry(),
             replication::Error::LeaderLost => Self::new(Kind::LEADER_LOST, detail),
             replication::Error::Busy { .. } => Self::new(Kind::BUSY, detail).inviting_retry(),
             replication::Error::Stopped { .. } => Self::new(Kind::STOPPING, detail),

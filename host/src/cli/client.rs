@@ -195,7 +195,7 @@ pub(super) struct Client {
 impl Client {
     /// A client of the nodes that the command names.
     pub(super) fn new(common: &Common) -> Result<Self, Failure> {
-        let urls = common.url.iter().map(|url| base_url(url)).collect::<Result<Vec<_>, _>>()?;
+        let urls = common.url.iter().map(|url| base_url("--url", url)).collect::<Result<Vec<_>, _>>()?;
         let http = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(TIMEOUT)
@@ -271,10 +271,12 @@ pub(super) fn query(parameters: &[(&str, Option<String>)]) -> String {
     query.finish()
 }
 
-/// Checks a base URL; one without a path gets the API's.
-fn base_url(found: &str) -> Result<String, Failure> {
+/// Checks a base URL; one without a path gets the API's. `given_as` is the flag or argument it was given as.
+pub(super) fn base_url(given_as: &str, found: &str) -> Result<String, Failure> {
     let wrong = |reason: &str| {
-        Failure::Usage(format!("--url: {found:?}: {reason}; a node's URL looks like http://127.0.0.1:8000{BASE_PATH}"))
+        Failure::Usage(format!(
+            "{given_as}: {found:?}: {reason}; a node's URL looks like http://127.0.0.1:8000{BASE_PATH}"
+        ))
     };
     let url = reqwest::Url::parse(found.trim()).map_err(|error| wrong(&format!("it is not a URL ({error})")))?;
     if url.scheme() != "http" {
@@ -314,10 +316,10 @@ mod tests {
 
     #[test]
     fn a_base_url_may_leave_out_the_path() {
-        assert_eq!(base_url("http://h:1").unwrap(), "http://h:1/kv-store/v1");
-        assert_eq!(base_url("http://h:1/kv-store/v1/").unwrap(), "http://h:1/kv-store/v1");
+        assert_eq!(base_url("--url", "http://h:1").unwrap(), "http://h:1/kv-store/v1");
+        assert_eq!(base_url("--url", "http://h:1/kv-store/v1/").unwrap(), "http://h:1/kv-store/v1");
         for wrong in ["h:1", "https://h:1", "http://h:1/v2", ""] {
-            assert!(base_url(wrong).unwrap_err().to_string().contains("looks like http://"), "{wrong}");
+            assert!(base_url("--url", wrong).unwrap_err().to_string().contains("looks like http://"), "{wrong}");
         }
     }
 }

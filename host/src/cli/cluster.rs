@@ -1,13 +1,13 @@
-//! `brink cluster`: the state of the cluster.
+//! `brink cluster`: the state of the cluster, and who belongs to it.
 
 use reqwest::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::Common;
-use super::client::{Client, Failure, Request};
+use super::client::{Client, Failure, Request, base_url, name_path};
 use super::output::{self, Format};
 
-/// What can be asked about the cluster.
+/// What can be asked about the cluster, and changed.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
     /// Show the nodes, the leader, and whether there is a quorum
@@ -15,17 +15,89 @@ pub(super) enum Command {
         #[command(flatten)]
         common: Common,
     },
+    /// List the members with their ids and roles
+    Members {
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Add a node that runs with an empty data directory and knows a node of this cluster, or change a member's role
+    Add {
+        /// The node's base URL, such as http://node4:8000/kv-store/v1
+        #[arg(value_name = "NODE")]
+        node: String,
+        /// Add it as a learner: it gets every write and serves reads, but does not count for the quorum
+        #[arg(long)]
+        learner: bool,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Remove a node, whether it runs or not
+    Remove {
+        /// The node's base URL
+        #[arg(value_name = "NODE")]
+        node: String,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Make a voter the leader
+    Transfer {
+        /// The node's base URL
+        #[arg(value_name = "NODE")]
+        node: String,
+        #[command(flatten)]
+        common: Common,
+    },
 }
 
 /// Runs a command.
 pub(super) async fn run(command: Command) -> Result<(), Failure> {
-    let Command::Status { common } = command;
-    let answer = Client::new(&common)?.send(&Request::new(Method::GET, "/health/")).await?;
+    match command {
+        Command::Status { common } => status(&common).await,
+        Command::Members { common } => {
+            let answer = Client::new(&common)?.send(&Request::new(Method::GET, "/cluster/members/")).await?;
+            print_members(common.output, &answer.json()?)
+        }
+        Command::Add { node, learner, common } => {
+            let member = json!({ "url": base_url("NODE", &node)?, "role": if learner { "learner" } else { "voter" } });
+            let request = Request::new(Method::POST, "/cluster/members/").json(&member);
+            print_members(common.output, &Client::new(&common)?.send(&request).await?.json()?)
+        }
+        Command::Remove { node, common } => {
+            let url = base_url("NODE", &node)?;
+            let request = Request::new(Method::DELETE, name_path("cluster/members", &url));
+            Client::new(&common)?.send(&request).await?;
+            output::line(&format!("{url} is removed"))
+        }
+        Command::Transfer { node, common } => {
+            let url = base_url("NODE", &node)?;
+            let request = Request::new(Method::PUT, "/cluster/leader/").json(&json!({ "url": url }));
+            Client::new(&common)?.send(&request).await?;
+            output::line(&format!("{url} leads"))
+        }
+    }
+}
+
+async fn status(common: &Common) -> Result<(), Failure> {
+    let answer = Client::new(common)?.send(&Request::new(Method::GET, "/health/")).await?;
     let health = answer.json()?;
     match common.output {
         Format::Json => output::line(&health.to_string()),
         Format::Table => print(&answer.url, &health),
     }
+}
+
+fn print_members(format: Format, answer: &Value) -> Result<(), Failure> {
+    if format == Format::Json {
+        return output::line(&answer.to_string());
+    }
+    let row = |member: &Value| -> Vec<String> {
+        let healthy = if member["healthy"] == true { "yes" } else { "no" };
+        let texts = [&member["url"], &member["id"], &member["role"]].map(output::text);
+        let rest = [healthy.to_owned(), mark(member["leader"] == true), output::text(&member["lag_entries"])];
+        texts.into_iter().chain(rest).collect()
+    };
+    let rows: Vec<_> = answer["members"].as_array().into_iter().flatten().map(row).collect();
+    output::table(&["NODE", "ID", "ROLE", "HEALTHY", "LEADER", "LAG"], &rows)
 }
 
 fn print(url: &str, health: &Value) -> Result<(), Failure> {

@@ -126,8 +126,10 @@ impl Node {
         self.address
     }
 
-    /// Takes no more requests, answers those it has for a bounded time, and stops. What was acknowledged is on disk.
+    /// Hands the leadership over if this node has it, takes no more requests, answers those it has for a bounded time, and stops. What was acknowledged is on disk.
     pub async fn stop(self) {
+        // First, so that writes go on elsewhere while the requests of this node are answered.
+        self.replication.hand_over().await;
         self.draining.send_replace(true);
         if tokio::time::timeout(DRAIN_DEADLINE, self.server).await.is_err() {
             tracing::warn!(deadline = ?DRAIN_DEADLINE, "some requests were cut off");

@@ -32,6 +32,12 @@ pub enum Error {
         /// [`crate::limits::PROPOSE_QUEUE_MAX`].
         limit: usize,
     },
+    /// The cluster cannot be changed like that.
+    #[error("{0}")]
+    MembershipRefused(String),
+    /// A change of the cluster goes on, and was not done in time.
+    #[error("the change of the cluster is not done yet; it goes on, and asking for it again waits for it")]
+    MembershipPending,
     /// The node is shutting down, or its consensus engine has stopped after a storage failure.
     #[error("this node has stopped taking part in the cluster")]
     Stopped {
@@ -54,8 +60,10 @@ impl Error {
     pub fn outcome(&self) -> WriteOutcome {
         match self {
             Self::NoQuorum { outcome, .. } | Self::Stopped { outcome } => *outcome,
-            Self::LeaderLost | Self::Storage(_) => WriteOutcome::Unknown,
-            Self::Busy { .. } | Self::Codec(_) | Self::Refused(_) => WriteOutcome::NotWritten,
+            Self::LeaderLost | Self::Storage(_) | Self::MembershipPending => WriteOutcome::Unknown,
+            Self::Busy { .. } | Self::Codec(_) | Self::Refused(_) | Self::MembershipRefused(_) => {
+                WriteOutcome::NotWritten
+            }
         }
     }
 
@@ -65,8 +73,8 @@ impl Error {
         match self {
             Self::NoQuorum { successful, .. } => Self::NoQuorum { successful, outcome: WriteOutcome::Unknown },
             Self::Stopped { .. } => Self::Stopped { outcome: WriteOutcome::Unknown },
-            error @ (Self::LeaderLost | Self::Storage(_)) => error,
-            Self::Busy { .. } | Self::Codec(_) | Self::Refused(_) => Self::LeaderLost,
+            error @ (Self::LeaderLost | Self::Storage(_) | Self::MembershipPending) => error,
+            Self::Busy { .. } | Self::Codec(_) | Self::Refused(_) | Self::MembershipRefused(_) => Self::LeaderLost,
         }
     }
 
@@ -74,7 +82,8 @@ impl Error {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::NoQuorum { .. } | Self::LeaderLost | Self::Busy { .. } | Self::Stopped { .. } => true,
-            Self::Codec(_) | Self::Storage(_) | Self::Refused(_) => false,
+            Self::MembershipPending => true,
+            Self::Codec(_) | Self::Storage(_) | Self::Refused(_) | Self::MembershipRefused(_) => false,
         }
     }
 }

@@ -17,7 +17,10 @@
 //! - `transport`: the one door to other nodes, as a trait; HTTP in production.
 //! - `server`: what this node answers to others.
 //! - `reads`: the gate of strong reads: leader lease or read index, shared by all reads that wait.
-//! - `peers`: who is there: discovery, forming the cluster, health.
+//! - `peers`: the other nodes and how they are.
+//! - `identity`: who this node is: it forms the cluster with others, or joins it under an id of its own.
+//! - `membership`: who belongs to the cluster, and who leads it.
+//! - `engine`: openraft under this node's id.
 //! - `snapshot`: a whole state on its way to a node that is too far behind.
 //!
 //! # Guarantees
@@ -38,8 +41,11 @@
 //! Nodes stop and come back, networks lose and delay messages, disks keep what was fsynced. Clocks may differ but run
 //! at about the same rate (leader leases rely on it). Nodes do not lie.
 
+mod engine;
 mod error;
+mod identity;
 mod log_store;
+mod membership;
 mod peers;
 mod proposer;
 mod reads;
@@ -61,12 +67,15 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use self::engine::EngineParts;
 pub use self::error::{Error, WriteOutcome};
+use self::membership::Change;
+pub use self::membership::Role;
 use self::proposer::Pending;
 use self::shared::Shared;
 pub use self::shared::{PeerStatus, Status};
 pub use self::transport::{Call, CallError, HttpTransport, TO_HEADER, Transport};
-use self::types::{LogId, Raft, decode};
+use self::types::{LogId, decode};
 pub use self::types::{Round, RoundWrite, TypeConfig, node_id};
 use crate::limits::PROPOSE_QUEUE_MAX;
 use crate::storage::{Data, GuardedWrite, Log, Outcome};
@@ -116,6 +125,9 @@ const PURGE_ENTRIES: u64 = 1_024;
 /// How often it is looked whether the other nodes have prepared something. They tell with every hello.
 const PREPARED_POLL: Duration = Duration::from_millis(25);
 
+/// How long a leader that stops tries to hand over.
+const HAND_OVER_DEADLINE: Duration = Duration::from_secs(1);
+
 /// Added to the lease after a restart, for clocks that run at slightly different rates.
 const RESTART_MARGIN: Duration = Duration::from_millis(100);
 
@@ -141,22 +153,25 @@ impl Handle {
         transport: Arc<dyn Transport>,
         telemetry: Telemetry,
     ) -> Result<Self, StartError> {
-        let id = node_id(&options.self_url);
-        let applied = watch::Sender::new(applied_index(&data)?);
-        let log_store = log_store::LogStore::new(log, telemetry.clone());
-        let state_machine = state_machine::StateMachine::new(data, applied.clone(), telemetry.clone());
-        let network = transport::Network::new(transport.clone(), telemetry.clone());
-        let config = Arc::new(engine_config(&options).validate()?);
-        let raft = Raft::new(id, config, network, log_store, state_machine).await?;
-
-        let members: BTreeMap<u64, String> = std::iter::once(&options.self_url)
+        let founders: BTreeMap<u64, String> = std::iter::once(&options.self_url)
             .chain(&options.peer_urls)
             .map(|url| (node_id(url), url.clone()))
             .collect();
-        if members.len() != options.peer_urls.len() + 1 {
+        if founders.len() != options.peer_urls.len() + 1 {
             return Err(StartError::Ambiguous);
         }
-        let shared = Arc::new(Shared::new(id, options, members, raft, transport, telemetry, applied.subscribe()));
+        let own = identity::stored(&log)?;
+        let engine_parts = EngineParts {
+            config: Arc::new(engine_config(&options).validate()?),
+            applied: watch::Sender::new(applied_index(&data)?),
+            log,
+            data,
+            transport: transport.clone(),
+            telemetry: telemetry.clone(),
+        };
+        let engine = engine_parts.build(own.unwrap_or_else(|| node_id(&options.self_url)), own.is_some()).await?;
+        let applied = engine_parts.applied.subscribe();
+        let shared = Arc::new(Shared::new(options, founders, engine, engine_parts, transport, telemetry, applied));
         peers::start(&shared).await?;
         Ok(Self { proposals: proposer::start(shared.clone()), gate: reads::Gate::start(shared.clone()), shared })
     }
@@ -202,6 +217,38 @@ impl Handle {
     /// The cluster as this node sees it.
     pub fn status(&self) -> Status {
         self.shared.status()
+    }
+
+    /// Adds a node to the cluster, or gives it another role. Returns once that is in force: a voter has caught up then.
+    ///
+    /// # Errors
+    ///
+    /// If the node cannot be added, or that was not done by the deadline; it may be asked for again.
+    pub async fn add_member(&self, url: &str, role: Role, deadline: Instant) -> Result<(), Error> {
+        membership::change(&self.shared, &Change::Add { url: url.to_owned(), role }, deadline).await
+    }
+
+    /// Removes a node from the cluster; it takes no part any more, whether it runs or not.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Handle::add_member`].
+    pub async fn remove_member(&self, url: &str, deadline: Instant) -> Result<(), Error> {
+        membership::change(&self.shared, &Change::Remove { url: url.to_owned() }, deadline).await
+    }
+
+    /// Makes a voter the leader.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Handle::add_member`].
+    pub async fn transfer_leader(&self, url: &str, deadline: Instant) -> Result<(), Error> {
+        membership::change(&self.shared, &Change::Transfer { url: url.to_owned() }, deadline).await
+    }
+
+    /// If this node leads: hands the leadership to another, so that its end costs writes no election.
+    pub async fn hand_over(&self) {
+        membership::hand_over(&self.shared, Instant::now() + HAND_OVER_DEADLINE).await;
     }
 
     /// Tells the other nodes up to which revision of the store this one has prepared what it holds.
@@ -251,7 +298,7 @@ impl Handle {
     /// Stops taking part. What was acknowledged stays on disk; calls that follow are refused.
     pub async fn shutdown(&self) {
         self.shared.stop();
-        if let Err(error) = self.shared.raft.shutdown().await {
+        if let Err(error) = self.shared.raft().shutdown().await {
             tracing::error!(%error, "the consensus engine did not stop cleanly");
         }
     }

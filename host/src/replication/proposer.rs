@@ -106,7 +106,7 @@ enum Attempt {
 async fn propose(shared: &Arc<Shared>, round: Round, deadline: Instant) -> Result<Vec<Outcome>, Error> {
     loop {
         let attempt = match shared.leader() {
-            Some((leader, _)) if leader == shared.id => propose_here(shared, round.clone(), deadline).await?,
+            Some((leader, _)) if leader == shared.id() => propose_here(shared, round.clone(), deadline).await?,
             Some((leader, url)) => forward(shared, leader, &url, &round, deadline).await?,
             None => Attempt::NotAppended,
         };
@@ -133,7 +133,7 @@ async fn propose_here(shared: &Arc<Shared>, round: Round, deadline: Instant) -> 
     let traces: Vec<_> = round.writes.iter().filter_map(|write| write.trace).collect();
     let (responder, committed, completed) = ProgressResponder::<TypeConfig, _>::new();
     let stopped = |outcome| move |_| Error::Stopped { outcome };
-    shared.raft.client_write_ff(round, Some(responder)).await.map_err(stopped(WriteOutcome::NotWritten))?;
+    shared.raft().client_write_ff(round, Some(responder)).await.map_err(stopped(WriteOutcome::NotWritten))?;
 
     let in_flight = async {
         if let Ok(log_id) = committed.await {
@@ -184,7 +184,7 @@ async fn forward(shared: &Shared, leader: u64, url: &str, round: &Round, deadlin
 /// Serves a round that another node forwarded.
 pub(super) async fn serve(shared: &Arc<Shared>, body: &[u8]) -> Result<Forwarded, Error> {
     let (round, remaining): (Round, std::time::Duration) = decode(body)?;
-    if shared.leader().is_none_or(|(leader, _)| leader != shared.id) {
+    if shared.leader().is_none_or(|(leader, _)| leader != shared.id()) {
         return Ok(Forwarded::NotLeader);
     }
     // A little less than the other side waits, so that its answer is ours and not a broken connection.

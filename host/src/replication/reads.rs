@@ -101,7 +101,7 @@ async fn exchange(shared: &Shared, deadline: Instant) -> Result<u64, Error> {
         return Err(unreachable(shared));
     }
     let index = match shared.leader() {
-        Some((leader, _)) if leader == shared.id => read_index(shared, deadline).await?,
+        Some((leader, _)) if leader == shared.id() => read_index(shared, deadline).await?,
         Some((leader, url)) => {
             let remaining = deadline.saturating_duration_since(Instant::now());
             let answer = shared.transport.call(leader, &url, Call::ReadIndex, encode(&remaining)?, remaining).await;
@@ -118,10 +118,11 @@ fn unreachable(shared: &Shared) -> Error {
 
 /// On the leader: the log index that a linearizable read must see, or none if this node cannot vouch for one.
 pub(super) async fn read_index(shared: &Shared, deadline: Instant) -> Result<Option<u64>, Error> {
-    if let Ok((read_log_id, _)) = shared.raft.get_read_log_id(ReadPolicy::LeaseRead).await {
+    let raft = shared.raft();
+    if let Ok((read_log_id, _)) = raft.get_read_log_id(ReadPolicy::LeaseRead).await {
         return Ok(Some(read_log_id.index()));
     }
-    let confirmed = shared.raft.get_read_log_id(ReadPolicy::ReadIndex);
+    let confirmed = raft.get_read_log_id(ReadPolicy::ReadIndex);
     match tokio::time::timeout_at(deadline, confirmed).await {
         Ok(Ok((read_log_id, _))) => Ok(Some(read_log_id.index())),
         Ok(Err(_)) | Err(_) => Ok(None),

@@ -1,8 +1,8 @@
 //! What the tasks of replication know in common, and the cluster as this node sees it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use openraft::ServerState;
@@ -11,6 +11,8 @@ use openraft::async_runtime::watch::WatchReceiver;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::engine::{Engine, EngineParts};
+use super::membership::Progress;
 use super::types::{Raft, TypeConfig};
 use super::{Options, Transport};
 use crate::telemetry::Telemetry;
@@ -23,6 +25,8 @@ pub(super) const PEER_SILENCE_MAX: Duration = Duration::from_millis(1_500);
 /// What the last exchange with a peer told.
 #[derive(Debug, Clone, Default)]
 pub(super) struct PeerState {
+    /// The node that was last heard under the peer's URL.
+    pub(super) id: Option<u64>,
     pub(super) seen: Option<Instant>,
     pub(super) rtt: Option<Duration>,
     pub(super) last_log_index: Option<u64>,
@@ -36,8 +40,13 @@ pub(super) struct PeerState {
 const FAILURES_MIN: u32 = 2;
 
 impl PeerState {
-    fn is_healthy(&self) -> bool {
+    pub(super) fn is_healthy(&self) -> bool {
         self.seen.is_some_and(|seen| seen.elapsed() < PEER_SILENCE_MAX)
+    }
+
+    /// A node that lost its disk comes back under its URL, but it is not the one that it was.
+    fn is_healthy_as(&self, id: u64) -> bool {
+        self.is_healthy() && self.id == Some(id)
     }
 
     fn is_gone(&self) -> bool {
@@ -47,19 +56,24 @@ impl PeerState {
 
 /// The state shared by the tasks of replication.
 pub(super) struct Shared {
-    pub(super) id: u64,
     pub(super) options: Options,
-    /// The nodes this node was started with, itself included.
-    pub(super) members: BTreeMap<u64, String>,
-    pub(super) raft: Raft,
+    /// The nodes this node was started with, itself included, by the ids they have if they form the cluster together.
+    pub(super) founders: BTreeMap<u64, String>,
+    /// The engine, under this node's id. Replaced if the node takes another id.
+    engine: RwLock<Engine>,
+    pub(super) engine_parts: EngineParts,
+    /// Held while the node decides who it is, so that it does so once.
+    pub(super) deciding: tokio::sync::Mutex<()>,
     pub(super) transport: Arc<dyn Transport>,
     pub(super) telemetry: Telemetry,
     pub(super) applied: watch::Receiver<u64>,
     /// When this node last knew itself up to date.
     fresh: Mutex<Option<Instant>>,
-    /// What is known of each peer.
-    peers: Mutex<BTreeMap<u64, PeerState>>,
+    /// What is known of each peer, by its URL.
+    peers: Mutex<BTreeMap<String, PeerState>>,
     stopped: watch::Sender<bool>,
+    /// What was last heard about this node's wish to be let in.
+    joining: Mutex<Option<Progress>>,
     /// The store's revision up to which this node has prepared what it holds: plugins compiled, hooks in force.
     pub(super) prepared_revision: AtomicU64,
     /// Until when this node, just restarted, neither votes nor stands.
@@ -68,79 +82,142 @@ pub(super) struct Shared {
 
 impl Shared {
     pub(super) fn new(
-        id: u64,
         options: Options,
-        members: BTreeMap<u64, String>,
-        raft: Raft,
+        founders: BTreeMap<u64, String>,
+        engine: Engine,
+        engine_parts: EngineParts,
         transport: Arc<dyn Transport>,
         telemetry: Telemetry,
         applied: watch::Receiver<u64>,
     ) -> Self {
-        let peers = members.keys().filter(|member| **member != id).map(|peer| (*peer, PeerState::default())).collect();
         Self {
-            id,
             options,
-            members,
-            raft,
+            founders,
+            engine: RwLock::new(engine),
+            engine_parts,
+            deciding: tokio::sync::Mutex::new(()),
             transport,
             telemetry,
             applied,
             fresh: Mutex::new(None),
-            peers: Mutex::new(peers),
+            peers: Mutex::new(BTreeMap::new()),
             stopped: watch::Sender::new(false),
+            joining: Mutex::new(None),
             prepared_revision: AtomicU64::new(0),
             silent_until: Mutex::new(None),
         }
     }
 
-    /// The leader and its URL, if this node knows one.
-    pub(super) fn leader(&self) -> Option<(u64, String)> {
-        let metrics = self.raft.metrics();
-        let metrics = metrics.borrow_watched();
-        let leader = metrics.current_leader?;
-        let url = metrics.membership_config.membership().get_node(&leader).map(|node| node.addr.clone());
-        Some((leader, url.or_else(|| self.members.get(&leader).cloned())?))
+    /// The engine.
+    pub(super) fn raft(&self) -> Raft {
+        self.read_engine().raft.clone()
     }
 
-    /// The voters: of the cluster once it is formed, until then those it will be formed of.
-    fn voters(&self, metrics: &Metrics) -> Vec<u64> {
-        let voters: Vec<u64> = metrics.membership_config.voter_ids().collect();
-        if voters.is_empty() { self.members.keys().copied().collect() } else { voters }
+    /// This node's id.
+    pub(super) fn id(&self) -> u64 {
+        self.read_engine().id
+    }
+
+    /// Whether the id is this node's for good, so that it may take part under it.
+    pub(super) fn is_decided(&self) -> bool {
+        self.read_engine().decided
+    }
+
+    fn read_engine(&self) -> std::sync::RwLockReadGuard<'_, Engine> {
+        self.engine.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The id of this node is on disk.
+    pub(super) fn decide(&self) {
+        self.engine.write().unwrap_or_else(PoisonError::into_inner).decided = true;
+    }
+
+    pub(super) fn set_engine(&self, engine: Engine) {
+        *self.engine.write().unwrap_or_else(PoisonError::into_inner) = engine;
+    }
+
+    pub(super) fn metrics(&self) -> Metrics {
+        self.raft().metrics().borrow_watched().clone()
+    }
+
+    /// The leader and its URL, if this node knows one.
+    pub(super) fn leader(&self) -> Option<(u64, String)> {
+        let metrics = self.raft().metrics();
+        let metrics = metrics.borrow_watched();
+        let leader = metrics.current_leader?;
+        let node = metrics.membership_config.membership().get_node(&leader)?;
+        Some((leader, node.addr.clone()))
+    }
+
+    /// The nodes of the cluster by their ids once it is formed; until then, those it will be formed of.
+    fn nodes(&self, metrics: &Metrics) -> BTreeMap<u64, String> {
+        let nodes: BTreeMap<u64, String> =
+            metrics.membership_config.nodes().map(|(id, node)| (*id, node.addr.clone())).collect();
+        if nodes.is_empty() { self.founders.clone() } else { nodes }
+    }
+
+    /// The voters, like [`Shared::nodes`].
+    fn voters(&self, metrics: &Metrics) -> BTreeMap<u64, String> {
+        let voters: BTreeSet<u64> = metrics.membership_config.voter_ids().collect();
+        self.nodes(metrics).into_iter().filter(|(id, _)| voters.is_empty() || voters.contains(id)).collect()
+    }
+
+    /// Whether this node belongs to a cluster: it knows of a membership, though not necessarily its own.
+    pub(super) fn is_initialized(&self) -> bool {
+        let metrics = self.raft().metrics();
+        metrics.borrow_watched().membership_config.voter_ids().next().is_some()
+    }
+
+    /// Whether this node has its place in the cluster. One that comes in the place of another has it once it has caught
+    /// up.
+    pub(super) fn has_its_place(&self) -> bool {
+        has_its_place(&self.metrics(), &self.options.self_url)
+    }
+
+    /// The URLs of the nodes this one should know how they are.
+    pub(super) fn peer_urls(&self) -> BTreeSet<String> {
+        let mut urls: BTreeSet<String> = self.nodes(&self.metrics()).into_values().collect();
+        // One that waits to be let in goes by those it was told of.
+        if !urls.contains(&self.options.self_url) {
+            urls.extend(self.options.peer_urls.iter().cloned());
+        }
+        urls.remove(&self.options.self_url);
+        urls
     }
 
     /// How many voters can be reached, this node included.
     pub(super) fn reachable(&self) -> usize {
-        let metrics = self.raft.metrics().borrow_watched().clone();
-        self.reachable_of(&self.voters(&metrics))
+        self.reachable_of(&self.voters(&self.metrics()))
     }
 
-    fn reachable_of(&self, voters: &[u64]) -> usize {
+    /// How many of these nodes can be reached, this one included.
+    fn reachable_of(&self, nodes: &BTreeMap<u64, String>) -> usize {
+        let own = self.id();
         let peers = lock(&self.peers);
-        let healthy = |voter: &&u64| **voter == self.id || peers.get(voter).is_some_and(PeerState::is_healthy);
-        voters.iter().filter(healthy).count()
+        let is_there = |id, url| id == own || peers.get(url).is_some_and(|peer| peer.is_healthy_as(id));
+        nodes.iter().filter(|(id, url)| is_there(**id, *url)).count()
     }
 
     /// Whether it is certain enough that no majority can be reached, so that waiting is in vain.
     pub(super) fn quorum_is_out_of_reach(&self) -> bool {
-        let metrics = self.raft.metrics().borrow_watched().clone();
-        let voters = self.voters(&metrics);
+        let voters = self.voters(&self.metrics());
         let peers = lock(&self.peers);
-        let gone = voters.iter().filter(|voter| peers.get(voter).is_some_and(PeerState::is_gone)).count();
+        let gone = voters.values().filter(|url| peers.get(*url).is_some_and(PeerState::is_gone)).count();
         voters.len() - gone <= voters.len() / 2
     }
 
     /// How many entries this node's log holds.
     pub(super) fn log_entries(&self) -> u64 {
-        let metrics = self.raft.metrics();
-        let metrics = metrics.borrow_watched();
+        let metrics = self.metrics();
         metrics.last_log_index.unwrap_or(0).saturating_sub(metrics.purged.map_or(0, |purged| purged.index()))
     }
 
     /// On the leader: how many nodes hold its last entry, itself included.
     pub(super) fn holders_of_last_entry(&self) -> usize {
-        let metrics = self.raft.metrics().borrow_watched().clone();
+        let metrics = self.metrics();
+        let own = self.id();
         let holds = |matched: &Option<super::LogId>| matched.map(|log_id| log_id.index()) >= metrics.last_log_index;
-        let peers = metrics.replication.iter().flatten().filter(|(id, _)| **id != self.id);
+        let peers = metrics.replication.iter().flatten().filter(|(id, _)| **id != own);
         1 + peers.filter(|(_, matched)| holds(matched)).count()
     }
 
@@ -158,7 +235,7 @@ impl Shared {
 
     /// How long ago this node last knew itself up to date; since its start, if it never did.
     pub(super) fn staleness(&self) -> Duration {
-        let metrics = self.raft.metrics();
+        let metrics = self.raft().metrics();
         let metrics = metrics.borrow_watched();
         if metrics.state == ServerState::Leader
             && let Some(acked) = metrics.last_quorum_acked
@@ -169,40 +246,79 @@ impl Shared {
     }
 
     /// Notes that a peer was heard, and what it told.
-    pub(super) fn note_heard(&self, peer: u64, update: impl FnOnce(&mut PeerState)) {
+    pub(super) fn note_heard(&self, url: &str, id: u64, update: impl FnOnce(&mut PeerState)) {
         let mut peers = lock(&self.peers);
-        let Some(state) = peers.get_mut(&peer) else { return };
+        let Some(state) = peers.get_mut(url) else { return };
         if state.is_gone() {
-            tracing::info!(url = self.members.get(&peer), "a node can be reached again");
+            tracing::info!(url, "a node can be reached again");
         }
+        state.id = Some(id);
         state.failures = 0;
         state.seen = Some(Instant::now());
         update(state);
     }
 
     /// Notes that a peer was tried in vain.
-    pub(super) fn note_silent(&self, peer: u64, reason: &dyn std::fmt::Display) {
+    pub(super) fn note_silent(&self, url: &str, reason: &dyn std::fmt::Display) {
         let mut peers = lock(&self.peers);
-        let Some(state) = peers.get_mut(&peer) else { return };
+        let Some(state) = peers.get_mut(url) else { return };
         state.failures = state.failures.saturating_add(1);
         state.seen = None;
         if state.failures == FAILURES_MIN {
-            tracing::warn!(url = self.members.get(&peer), %reason, "a node cannot be reached");
+            tracing::warn!(url, %reason, "a node cannot be reached");
         }
     }
 
-    /// How many peers can be reached and belong to no cluster yet, and whether one that can be reached does.
-    pub(super) fn survey(&self) -> (usize, bool) {
+    /// Begins to keep what is known of a peer; false if that is done already.
+    pub(super) fn attend_to(&self, url: &str) -> bool {
+        use std::collections::btree_map::Entry;
+        match lock(&self.peers).entry(url.to_owned()) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(PeerState::default());
+                true
+            }
+            Entry::Occupied(_) => false,
+        }
+    }
+
+    /// Forgets a peer.
+    pub(super) fn forget(&self, url: &str) {
+        lock(&self.peers).remove(url);
+    }
+
+    /// What is known of a peer.
+    pub(super) fn peer(&self, url: &str) -> Option<PeerState> {
+        lock(&self.peers).get(url).cloned()
+    }
+
+    /// The peers that can be reached and belong to no cluster yet, and those that belong to one.
+    pub(super) fn survey(&self) -> (Vec<String>, Vec<String>) {
         let peers = lock(&self.peers);
-        let reachable = || peers.values().filter(|peer| peer.is_healthy());
-        (reachable().filter(|peer| !peer.initialized).count(), reachable().any(|peer| peer.initialized))
+        let reachable = peers.iter().filter(|(_, peer)| peer.is_healthy());
+        let (members, without): (Vec<_>, Vec<_>) = reachable.partition(|(_, peer)| peer.initialized);
+        let urls = |peers: Vec<(&String, &PeerState)>| peers.into_iter().map(|(url, _)| url.clone()).collect();
+        (urls(without), urls(members))
     }
 
     /// The peers that can be reached and have not yet prepared what the store held at a revision.
     pub(super) fn unprepared(&self, revision: u64) -> Vec<String> {
         let peers = lock(&self.peers);
-        let lags = |id: &u64| peers.get(id).is_some_and(|peer| peer.is_healthy() && peer.prepared_revision < revision);
-        self.members.iter().filter(|(id, _)| lags(id)).map(|(_, url)| url.clone()).collect()
+        let lags = |peer: &PeerState| peer.is_healthy() && peer.prepared_revision < revision;
+        peers.iter().filter(|(_, peer)| lags(peer)).map(|(url, _)| url.clone()).collect()
+    }
+
+    /// Notes what came of asking to be let in, and says so if it is news.
+    pub(super) fn note_join(&self, progress: &Progress) {
+        if lock(&self.joining).replace(progress.clone()).as_ref() == Some(progress) {
+            return;
+        }
+        match progress {
+            Progress::Unknown => tracing::warn!(
+                url = self.options.self_url,
+                "the cluster does not know this node; `brink cluster add` on one of its nodes lets it in"
+            ),
+            progress => tracing::info!(?progress, "this node has asked to be let in"),
+        }
     }
 
     /// Ends the tasks of replication.
@@ -221,47 +337,45 @@ impl Shared {
 
     /// The cluster as this node sees it.
     pub(super) fn status(&self) -> Status {
-        let metrics = self.raft.metrics().borrow_watched().clone();
-        let voters = self.voters(&metrics);
-        let urls: BTreeMap<u64, String> = self
-            .members
-            .clone()
-            .into_iter()
-            .chain(metrics.membership_config.nodes().map(|(id, node)| (*id, node.addr.clone())))
-            .collect();
+        let metrics = self.metrics();
+        let (nodes, voters) = (self.nodes(&metrics), self.voters(&metrics));
         let newest = self.newest_log_index(&metrics);
         let peers = lock(&self.peers).clone();
-        let nodes: Vec<PeerStatus> = urls
+        let others: Vec<PeerStatus> = nodes
             .iter()
-            .filter(|(id, _)| **id != self.id)
+            .filter(|(_, url)| **url != self.options.self_url)
             .map(|(id, url)| {
-                let peer = peers.get(id).cloned().unwrap_or_default();
+                let peer = peers.get(url).cloned().unwrap_or_default();
                 PeerStatus {
+                    id: *id,
                     url: url.clone(),
-                    healthy: peer.is_healthy(),
-                    role: if voters.contains(id) { "voter" } else { "learner" },
+                    healthy: peer.is_healthy_as(*id),
+                    role: role_of(voters.contains_key(id)),
                     lag_entries: peer.last_log_index.map(|index| newest.saturating_sub(index)),
                     rtt: peer.rtt.filter(|_| peer.is_healthy()),
                 }
             })
             .collect();
         let required = voters.len() / 2 + 1;
-        let leader = metrics.current_leader.and_then(|leader| urls.get(&leader).cloned());
+        let leader = metrics.current_leader.and_then(|leader| nodes.get(&leader).cloned());
         let lease = self.options.timing.election_max * 2;
         let leads = metrics.state == ServerState::Leader;
         let acked = !leads || metrics.last_quorum_acked.is_some_and(|acked| acked.elapsed() < lease);
         Status {
-            replication_enabled: urls.len() > 1,
+            replication_enabled: nodes.len() > 1,
+            self_id: metrics.id,
             self_url: self.options.self_url.clone(),
-            role: role(&metrics),
+            state: state(&metrics),
+            role: role_of(voters.contains_key(&metrics.id)),
+            is_member: nodes.contains_key(&metrics.id),
             term: metrics.current_term,
             has_quorum: leader.is_some() && acked && self.reachable_of(&voters) >= required,
-            ready: metrics.running_state.is_ok() && leader.is_some(),
+            ready: metrics.running_state.is_ok() && leader.is_some() && has_its_place(&metrics, &self.options.self_url),
             leader,
-            total_nodes: urls.len(),
-            healthy_nodes: 1 + nodes.iter().filter(|node| node.healthy).count(),
+            total_nodes: 1 + others.len(),
+            healthy_nodes: 1 + others.iter().filter(|node| node.healthy).count(),
             required_for_quorum: required,
-            nodes,
+            nodes: others,
         }
     }
 
@@ -273,7 +387,16 @@ impl Shared {
     }
 }
 
-fn role(metrics: &Metrics) -> &'static str {
+fn has_its_place(metrics: &Metrics, url: &str) -> bool {
+    let mut with_url = metrics.membership_config.nodes().filter(|(_, node)| node.addr == url);
+    with_url.next().is_some_and(|(id, _)| *id == metrics.id) && with_url.next().is_none()
+}
+
+fn role_of(is_voter: bool) -> &'static str {
+    if is_voter { "voter" } else { "learner" }
+}
+
+fn state(metrics: &Metrics) -> &'static str {
     match metrics.state {
         ServerState::Leader => "leader",
         ServerState::Candidate => "candidate",
@@ -293,10 +416,16 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 pub struct Status {
     /// Whether there are other nodes.
     pub replication_enabled: bool,
+    /// This node's id.
+    pub self_id: u64,
     /// This node's base URL.
     pub self_url: String,
     /// `leader`, `follower`, `candidate`, `learner` or `stopped`.
+    pub state: &'static str,
+    /// `voter` or `learner`.
     pub role: &'static str,
+    /// Whether the cluster counts this node as one of its own: not one that waits to be let in, nor one removed.
+    pub is_member: bool,
     /// Raft's term.
     pub term: u64,
     /// The leader's base URL, if one is known.
@@ -309,7 +438,7 @@ pub struct Status {
     pub required_for_quorum: usize,
     /// Whether a leader and a majority can be reached.
     pub has_quorum: bool,
-    /// Whether this node has found its cluster and can serve.
+    /// Whether this node has found its cluster, has its place there, and can serve.
     pub ready: bool,
     /// The other nodes.
     pub nodes: Vec<PeerStatus>,
@@ -318,6 +447,8 @@ pub struct Status {
 /// Another node, as this one sees it.
 #[derive(Debug, Clone)]
 pub struct PeerStatus {
+    /// Its id.
+    pub id: u64,
     /// Its base URL.
     pub url: String,
     /// Whether it answered lately.

@@ -45,11 +45,15 @@ pub enum Call {
     ReadIndex,
     /// Who are you, and how are you?
     Hello,
+    /// Will you form a cluster with us?
+    Form,
+    /// Take a change of the membership one step further.
+    Members,
 }
 
 impl Call {
     /// Every call.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Append,
         Self::Vote,
         Self::PreVote,
@@ -58,6 +62,8 @@ impl Call {
         Self::Propose,
         Self::ReadIndex,
         Self::Hello,
+        Self::Form,
+        Self::Members,
     ];
 
     /// The name in the path.
@@ -71,6 +77,8 @@ impl Call {
             Self::Propose => "propose",
             Self::ReadIndex => "read-index",
             Self::Hello => "hello",
+            Self::Form => "form",
+            Self::Members => "members",
         }
     }
 }
@@ -130,6 +138,9 @@ pub trait Transport: Send + Sync + 'static {
 /// The header that names the node a call is meant for, so that a node that took over an address does not answer for
 /// the one that had it.
 pub const TO_HEADER: &str = "brink-peer-to";
+
+/// Whoever is at the URL: for calls to nodes whose id is not known.
+pub(super) const ANYONE: u64 = 0;
 
 /// Calls over HTTP.
 pub struct HttpTransport {

@@ -10,9 +10,7 @@ async fn nothing_acknowledged_is_lost_when_all_nodes_are_killed_at_once() {
     for round in 0..3 {
         let load = Load::start(&cluster, &format!("round{round}"), 4);
         tokio::time::sleep(Duration::from_secs(1)).await;
-        for node in &mut cluster.nodes {
-            node.kill();
-        }
+        cluster.kill_all();
         let acknowledged = load.stop().await;
         assert!(acknowledged.len() > 50, "{} writes are no load", acknowledged.len());
 

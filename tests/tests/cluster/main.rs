@@ -12,6 +12,7 @@
 mod bootstrap;
 mod durability;
 mod idempotency;
+mod membership;
 mod node_loss;
 mod snapshot;
 mod trace;

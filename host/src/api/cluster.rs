@@ -1,0 +1,114 @@
+//! Who belongs to the cluster: `<base>/cluster/members/` and `<base>/cluster/leader/`.
+//!
+//! Any node takes these calls; the leader makes the changes. Each may be repeated until it succeeds.
+
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::App;
+use super::kv::{deadline, json as json_answer};
+use super::problem::{Kind, Problem};
+use super::request::{self, Parameters};
+use crate::limits::{MEMBERSHIP_BODY_BYTES_MAX, MEMBERSHIP_DEADLINE};
+use crate::replication::{Role, Status};
+
+/// The body of `POST /cluster/members/`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Member {
+    url: String,
+    #[serde(default = "voter")]
+    role: Role,
+}
+
+fn voter() -> Role {
+    Role::Voter
+}
+
+/// The body of `PUT /cluster/leader/`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Leader {
+    url: String,
+}
+
+/// `GET /cluster/members/`: every node with its id and role, this one included.
+pub(super) async fn members(State(app): State<App>, uri: Uri) -> Result<Response, Problem> {
+    Parameters::of(&uri, &[])?;
+    Ok(json_answer(StatusCode::OK, json!({ "members": list(&app.replication.status()) }).to_string()))
+}
+
+/// `POST /cluster/members/`: adds a node, or gives it another role; 200 once that is in force.
+pub(super) async fn add(State(app): State<App>, uri: Uri, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
+    Parameters::of(&uri, &[])?;
+    let body = request::body(&headers, body, MEMBERSHIP_BODY_BYTES_MAX).await?;
+    let shape = "{\"url\": \"<base URL>\", \"role\": \"voter\" or \"learner\"}";
+    let member: Member = serde_json::from_slice(&body).map_err(|error| malformed(shape, &error))?;
+    app.replication.add_member(base_url(&member.url)?, member.role, deadline(MEMBERSHIP_DEADLINE)).await?;
+    Ok(json_answer(StatusCode::OK, json!({ "members": list(&app.replication.status()) }).to_string()))
+}
+
+/// `DELETE /cluster/members/<url>/`: removes a node; the URL is percent-encoded.
+pub(super) async fn remove(State(app): State<App>, Path(url): Path<String>, uri: Uri) -> Result<Response, Problem> {
+    Parameters::of(&uri, &[])?;
+    app.replication.remove_member(base_url(&url)?, deadline(MEMBERSHIP_DEADLINE)).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// `GET /cluster/leader/`: the leader's URL, `null` if none is known.
+pub(super) async fn leader(State(app): State<App>, uri: Uri) -> Result<Response, Problem> {
+    Parameters::of(&uri, &[])?;
+    let status = app.replication.status();
+    Ok(json_answer(StatusCode::OK, json!({ "url": status.leader, "term": status.term }).to_string()))
+}
+
+/// `PUT /cluster/leader/`: hands the leadership to a voter.
+pub(super) async fn transfer(
+    State(app): State<App>,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    Parameters::of(&uri, &[])?;
+    let body = request::body(&headers, body, MEMBERSHIP_BODY_BYTES_MAX).await?;
+    let leader: Leader =
+        serde_json::from_slice(&body).map_err(|error| malformed("{\"url\": \"<base URL>\"}", &error))?;
+    let url = base_url(&leader.url)?;
+    app.replication.transfer_leader(url, deadline(MEMBERSHIP_DEADLINE)).await?;
+    Ok(json_answer(StatusCode::OK, json!({ "url": url }).to_string()))
+}
+
+fn list(status: &Status) -> Vec<Value> {
+    let is_leader = |url: &str| status.leader.as_deref() == Some(url);
+    let member = |id: u64, url: &str, role: &str, healthy: bool, lag: Option<u64>| {
+        json!({
+            "url": url, "id": format!("{id:016x}"), "role": role, "leader": is_leader(url), "healthy": healthy,
+            "lag_entries": lag,
+        })
+    };
+    let own = member(status.self_id, &status.self_url, status.role, true, None);
+    let others = status.nodes.iter().map(|node| member(node.id, &node.url, node.role, node.healthy, node.lag_entries));
+    let mut members: Vec<Value> = Some(own).filter(|_| status.is_member).into_iter().chain(others).collect();
+    members.sort_by(|a, b| a["url"].as_str().cmp(&b["url"].as_str()));
+    members
+}
+
+/// A node's base URL, as the nodes know it: without a slash at its end.
+fn base_url(url: &str) -> Result<&str, Problem> {
+    let base = url.trim_end_matches('/');
+    match base.split_once("://") {
+        Some(("http" | "https", rest)) if !rest.is_empty() => Ok(base),
+        _ => Err(Problem::new(
+            Kind::BAD_BODY,
+            format!("url is {url:?}; it must be a node's base URL, as /health/ shows"),
+        )),
+    }
+}
+
+fn malformed(shape: &str, error: &serde_json::Error) -> Problem {
+    Problem::new(Kind::BAD_BODY, format!("the body must be {shape}: {error}"))
+}

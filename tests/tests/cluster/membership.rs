@@ -1,0 +1,235 @@
+//! P8: nodes that lose their disk, are added, removed, or hand over, while the cluster serves.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use brink_tests::{Answer, Client, Cluster, Load, Options, entries, eventually};
+use serde_json::{Value, json};
+
+/// How long a node may take to become a member.
+const JOIN_LIMIT: Duration = Duration::from_secs(20);
+
+/// The members as a node sees them, by URL.
+async fn members(client: &Client) -> BTreeMap<String, Value> {
+    let list = client.get("/cluster/members/").await.expect(200).json;
+    let list = list["members"].as_array().unwrap().iter();
+    list.map(|member| (member["url"].as_str().unwrap().to_owned(), member.clone())).collect()
+}
+
+async fn add(client: &Client, url: &str, role: &str) {
+    client.post_json("/cluster/members/", &json!({ "url": url, "role": role })).await.expect(200);
+}
+
+async fn remove(client: &Client, url: &str) -> Answer {
+    let url = url.replace('/', "%2F");
+    client.delete(&format!("/cluster/members/{url}/")).await
+}
+
+#[tokio::test]
+async fn a_node_that_lost_its_disk_rejoins_by_itself_as_a_new_member() {
+    let mut cluster = Cluster::start(3).await;
+    for number in 0..50 {
+        cluster.client(0).put(&format!("before/{number}"), &json!(number)).await.expect(201);
+    }
+    let leader = cluster.leader().await;
+    let (lost, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    let before = members(cluster.client(leader)).await;
+    cluster.nodes[lost].kill();
+    std::fs::remove_dir_all(cluster.nodes[lost].data_dir()).unwrap();
+    cluster.nodes[lost].start();
+    cluster.ready().await;
+
+    let url = cluster.nodes[lost].url.clone();
+    let after = eventually(JOIN_LIMIT, "the new member is a voter", || async {
+        let after = members(cluster.client(leader)).await;
+        let id = &after[&url]["id"];
+        (after.len() == 3 && *id != before[&url]["id"] && after[&url]["role"] == "voter").then_some(after)
+    })
+    .await;
+    assert_eq!(after[&cluster.nodes[other].url]["id"], before[&cluster.nodes[other].url]["id"]);
+    let found = entries(cluster.client(lost), "before/", "strong").await;
+    assert_eq!(found.len(), 50);
+
+    // It counts: with it, and without another, there is a quorum.
+    cluster.nodes[leader].kill();
+    eventually(JOIN_LIMIT, "the other two go on", || async {
+        (cluster.client(lost).put("after", &json!(1)).await.status < 300).then_some(())
+    })
+    .await;
+    // And it keeps its new id.
+    cluster.nodes[lost].kill();
+    cluster.nodes[lost].start();
+    cluster.nodes[leader].start();
+    cluster.ready().await;
+    assert_eq!(members(cluster.client(lost)).await[&url]["id"], after[&url]["id"]);
+}
+
+/// If an empty disk could vote, these two would elect a leader that lacks what they had acknowledged.
+#[tokio::test]
+async fn an_empty_disk_does_not_vote() {
+    let mut cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    let (behind, wiped) = ((leader + 1) % 3, (leader + 2) % 3);
+    cluster.nodes[behind].kill();
+    cluster.client(leader).put("acknowledged", &json!(1)).await.expect(201);
+    cluster.nodes[leader].kill();
+    cluster.nodes[wiped].kill();
+    std::fs::remove_dir_all(cluster.nodes[wiped].data_dir()).unwrap();
+    cluster.nodes[behind].start();
+    cluster.nodes[wiped].start();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    for node in [behind, wiped] {
+        let health = cluster.client(node).get("/health/").await.json;
+        assert_eq!(health["cluster"]["has_quorum"], false, "{health}");
+        cluster.client(node).put("lost", &json!(1)).await.expect(500);
+    }
+    // The one that holds the write makes the majority, and lets the empty one in.
+    cluster.nodes[leader].start();
+    cluster.ready().await;
+    for node in &cluster.nodes {
+        node.client.get("/kv/acknowledged/?consistency=strong").await.expect(200);
+    }
+}
+
+#[tokio::test]
+async fn a_single_node_grows_to_three_and_shrinks_without_its_first() {
+    let mut cluster = Cluster::prepare(3, Options::default());
+    let urls: Vec<String> = cluster.nodes.iter().map(|node| node.url.clone()).collect();
+    cluster.nodes[0].knows(&[]);
+    cluster.nodes[1].knows(&urls[..1]);
+    cluster.nodes[2].knows(&urls[..1]);
+    cluster.nodes[0].start();
+    cluster.nodes[0].ready().await;
+    cluster.client(0).put("first", &json!(1)).await.expect(201);
+
+    // One that nobody added waits, and says so.
+    cluster.nodes[1].start();
+    eventually(JOIN_LIMIT, "the node says that it waits", || async {
+        cluster.nodes[1].log().contains("brink cluster add").then_some(())
+    })
+    .await;
+    assert_eq!(members(cluster.client(0)).await.len(), 1);
+    add(cluster.client(0), &urls[1], "voter").await;
+    cluster.nodes[1].ready().await;
+    cluster.nodes[2].start();
+    cluster.nodes[2].answers().await;
+    // Any node takes the call.
+    add(cluster.client(1), &urls[2], "voter").await;
+    cluster.ready().await;
+    let health = cluster.client(2).get("/health/").await.json;
+    assert_eq!((&health["cluster"]["total_nodes"], &health["status"]), (&json!(3), &json!("healthy")), "{health}");
+    cluster.client(2).get("/kv/first/?consistency=strong").await.expect(200);
+    // Asking again changes nothing.
+    add(cluster.client(2), &urls[2], "voter").await;
+
+    let leader = cluster.leader().await;
+    remove(cluster.client((leader + 1) % 3), &urls[leader]).await.expect(204);
+    let left = cluster.client((leader + 1) % 3).clone();
+    let left = &left;
+    assert_eq!(members(left).await.len(), 2);
+    left.put("second", &json!(2)).await.expect(201);
+    remove(left, &urls[leader]).await.expect(409);
+    cluster.nodes[leader].kill();
+    left.put("third", &json!(3)).await.expect(201);
+}
+
+#[tokio::test]
+async fn a_learner_serves_reads_and_does_not_count_for_the_quorum() {
+    let mut cluster = Cluster::prepare(4, Options::default());
+    let urls: Vec<String> = cluster.nodes.iter().map(|node| node.url.clone()).collect();
+    for index in 0..3 {
+        let others: Vec<String> = (0..3).filter(|other| *other != index).map(|other| urls[other].clone()).collect();
+        cluster.nodes[index].knows(&others);
+        cluster.nodes[index].start();
+    }
+    cluster.nodes[3].knows(&urls[..3]);
+    cluster.ready().await;
+    cluster.nodes[3].start();
+    cluster.nodes[3].answers().await;
+    add(cluster.client(0), &urls[3], "learner").await;
+    cluster.nodes[3].ready().await;
+    assert_eq!(members(cluster.client(0)).await[&urls[3]]["role"], "learner");
+    let health = cluster.client(0).get("/health/").await.json;
+    assert_eq!(health["cluster"]["required_for_quorum"], 2, "{health}");
+
+    // It takes writes like any node, and has them at once if it is asked to be sure.
+    cluster.client(3).put("a", &json!(1)).await.expect(201);
+    cluster.client(3).get("/kv/a/?consistency=strong").await.expect(200);
+    let lag = eventually(JOIN_LIMIT, "its lag is shown", || async {
+        members(cluster.client(0)).await[&urls[3]]["lag_entries"].as_u64()
+    })
+    .await;
+    assert!(lag < 10, "{lag}");
+
+    // With it and one voter alone there is no quorum.
+    cluster.nodes[0].kill();
+    cluster.nodes[1].kill();
+    eventually(JOIN_LIMIT, "the loss is noticed", || async {
+        (cluster.client(3).put("b", &json!(1)).await.status == 500).then_some(())
+    })
+    .await;
+    cluster.client(3).get("/kv/a/").await.expect(200);
+    cluster.nodes[0].start();
+    cluster.ready().await;
+    add(cluster.client(2), &urls[3], "voter").await;
+    assert_eq!(members(cluster.client(2)).await[&urls[3]]["role"], "voter");
+}
+
+#[tokio::test]
+async fn a_change_that_would_cost_the_quorum_is_refused() {
+    let mut cluster = Cluster::start(3).await;
+    let urls: Vec<String> = cluster.nodes.iter().map(|node| node.url.clone()).collect();
+    let leader = cluster.leader().await;
+    let (lost, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    cluster.nodes[lost].kill();
+    eventually(JOIN_LIMIT, "the loss is noticed", || async {
+        let health = cluster.client(leader).get("/health/").await.json;
+        (health["cluster"]["healthy_nodes"] == 2).then_some(())
+    })
+    .await;
+    let client = cluster.client(leader);
+    remove(client, &urls[other]).await.expect(409);
+    // Nothing runs there.
+    let nobody = "http://127.0.0.1:1/kv-store/v1";
+    let refused = client.post_json("/cluster/members/", &json!({ "url": nobody })).await.expect(409);
+    assert_eq!(refused.json["type"], "urn:brink:problem:membership-refused");
+    client.post_json("/cluster/members/", &json!({ "url": "node4" })).await.expect(400);
+    client.post_json("/cluster/members/", &json!({ "url": urls[0], "role": "king" })).await.expect(400);
+    client.put_json("/cluster/leader/", &json!({ "url": nobody })).await.expect(409);
+    // The dead one may go.
+    remove(client, &urls[lost]).await.expect(204);
+    assert_eq!(members(client).await.len(), 2);
+    client.put("a", &json!(1)).await.expect(201);
+}
+
+#[tokio::test]
+async fn the_leadership_goes_to_whom_the_operator_names() {
+    let cluster = Cluster::start(3).await;
+    for _ in 0..5 {
+        let leader = cluster.leader().await;
+        let heir = (leader + 1) % 3;
+        let body = json!({ "url": cluster.nodes[heir].url });
+        cluster.client(leader).put_json("/cluster/leader/", &body).await.expect(200);
+        assert_eq!(cluster.leader().await, heir);
+        cluster.client(leader).put("a", &json!(1)).await;
+    }
+}
+
+/// Every node is stopped with SIGTERM and started again, one after the other, while clients write.
+#[tokio::test]
+async fn a_rolling_restart_loses_nothing() {
+    let mut cluster = Cluster::start(3).await;
+    let load = Load::start(&cluster, "rolling", 2);
+    for node in 0..3 {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(cluster.nodes[node].stop(), "the node stops cleanly");
+        cluster.nodes[node].start();
+        cluster.ready().await;
+    }
+    let acknowledged = load.stop().await;
+    assert!(acknowledged.len() > 200, "{} writes are no load", acknowledged.len());
+    let found = entries(cluster.client(0), "rolling/", "strong").await;
+    for (key, number) in &acknowledged {
+        assert_eq!(found.get(key).and_then(Value::as_u64), Some(*number), "{key}");
+    }
+}
