@@ -112,6 +112,9 @@ pub const ROUND_WRITES_MAX: usize = 1_024;
 /// Bytes of commands that share one proposal round (a single larger write goes alone).
 pub const ROUND_BYTES_MAX: usize = 4 * 1024 * 1024;
 
+/// How long the writes of the next proposal round wait for the one in flight.
+pub const ROUND_PATIENCE: Duration = Duration::from_millis(20);
+
 /// Proposal rounds in flight at once on a node.
 pub const ROUNDS_IN_FLIGHT_MAX: usize = 8;
 

@@ -87,9 +87,15 @@ pub(super) async fn get(State(app): State<App>, uri: Uri, headers: HeaderMap) ->
     let key = request::key_of(&uri)?;
     let mut parameters = Parameters::of(&uri, &["consistency"])?;
     let freshness = Freshness::establish(&app, parameters.consistency()?).await?;
-    let lookup = key.clone();
     // The revision first: what the answer shows is at least as new as what it claims.
-    let (revision, found) = read(&app, move |data| Ok((data.revision(), data.get(Space::Kv, &lookup)?))).await?;
+    let revision = app.data.revision();
+    let found = match app.data.cached(&key) {
+        Some(entry) => Some(entry),
+        None => {
+            let lookup = key.clone();
+            read(&app, move |data| data.get_and_keep(&lookup)).await?
+        }
+    };
     freshness.count(&app);
     let Some(entry) = found else {
         let mut response = absent(&key).into_response();

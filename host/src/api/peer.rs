@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 
 use crate::limits::PEER_BODY_BYTES_MAX;
-use crate::replication::{Call, Error, Handle, TO_HEADER};
+use crate::replication::{Call, Error, Handle, REFUSAL_HEADER, TO_HEADER};
 
 /// The routes, relative to the base path.
 pub(super) fn router(replication: Handle) -> Router {
@@ -49,9 +49,10 @@ fn addressee(headers: &HeaderMap) -> Result<u64, (StatusCode, String)> {
 
 /// Other nodes are told why in plain words; they are not clients, so there is no problem object.
 fn answer(result: Result<Bytes, Error>) -> Response {
+    let refuse = |status, error: Error| (status, [(REFUSAL_HEADER, "true")], error.to_string()).into_response();
     match result {
         Ok(body) => body.into_response(),
-        Err(error @ Error::Refused(_)) => (StatusCode::CONFLICT, error.to_string()).into_response(),
-        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, error.to_string()).into_response(),
+        Err(error @ Error::Refused(_)) => refuse(StatusCode::CONFLICT, error),
+        Err(error) => refuse(StatusCode::SERVICE_UNAVAILABLE, error),
     }
 }

@@ -22,6 +22,8 @@ use super::Common;
 use super::client::{Client, Failure, Request, key_path};
 use super::kv::Consistency;
 use super::output::{self, Format};
+use super::wire::Wire;
+use crate::api::BASE_PATH;
 use crate::limits::{BATCH_ITEMS_MAX, VALUE_BYTES_MAX};
 
 /// Latencies above this count as this, in microseconds.
@@ -36,8 +38,8 @@ const CLIENTS_MAX: usize = 4_096;
 /// The rest of a client whose request failed, so that a dead node is not hammered.
 const ERROR_PAUSE: Duration = Duration::from_millis(10);
 
-/// Keys written at once to prepare reads.
-const PREPARE_ITEMS: usize = 500;
+/// Keys written at once to prepare reads; etcd takes no more than 128.
+const PREPARE_ITEMS: usize = 128;
 
 /// Drive a running cluster and report its throughput and latency
 ///
@@ -68,11 +70,86 @@ pub(super) struct Args {
     /// Requests per second of all clients together; as fast as they are answered if absent
     #[arg(long, value_name = "N")]
     rate: Option<u64>,
+    /// The API of the nodes: their own, or etcd's JSON gateway, to compare
+    #[arg(long, default_value = "brink")]
+    api: Api,
     /// Put before every key
     #[arg(long, default_value = "bench/")]
     prefix: String,
     #[command(flatten)]
     common: Common,
+}
+
+/// What the nodes speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Api {
+    /// brink
+    Brink,
+    /// The v3 gateway of etcd
+    Etcd,
+}
+
+impl Api {
+    /// A path that every node answers.
+    fn hello(self) -> &'static str {
+        match self {
+            Self::Brink => "/health/",
+            Self::Etcd => "/version",
+        }
+    }
+
+    /// The base URL of a node, given as one of brink.
+    fn base_url(self, url: &str) -> &str {
+        match self {
+            Self::Brink => url,
+            Self::Etcd => url.strip_suffix(BASE_PATH).unwrap_or(url),
+        }
+    }
+
+    fn write(self, key: &str, value: &str) -> Request {
+        match self {
+            Self::Brink => {
+                Request::new(Method::PUT, key_path(key)).body("application/json", format!("{{\"value\":\"{value}\"}}"))
+            }
+            Self::Etcd => etcd("put", format!("{{\"key\":\"{}\",\"value\":\"{}\"}}", base64(key), base64(value))),
+        }
+    }
+
+    fn read(self, key: &str, consistency: Option<Consistency>) -> Request {
+        match self {
+            Self::Brink => {
+                let query = consistency.map_or(String::new(), |word| format!("?consistency={}", word.word()));
+                Request::new(Method::GET, format!("{}{query}", key_path(key)))
+            }
+            Self::Etcd => {
+                let local = matches!(consistency, Some(Consistency::Local));
+                etcd("range", format!("{{\"key\":\"{}\",\"serializable\":{local}}}", base64(key)))
+            }
+        }
+    }
+
+    /// Writes many keys at once.
+    fn write_all(self, keys: impl Iterator<Item = String>, value: &str) -> Request {
+        match self {
+            Self::Brink => {
+                let items: Vec<Value> = keys.map(|key| json!({"key": key, "value": value})).collect();
+                Request::new(Method::POST, "/kv/batch/").json(&json!({ "items": items }))
+            }
+            Self::Etcd => {
+                let put = |key: String| json!({"requestPut": {"key": base64(&key), "value": base64(value)}});
+                etcd("txn", json!({"success": keys.map(put).collect::<Vec<_>>()}).to_string())
+            }
+        }
+    }
+}
+
+fn etcd(call: &str, body: String) -> Request {
+    Request::new(Method::POST, format!("/v3/kv/{call}")).body("application/json", body)
+}
+
+fn base64(text: &str) -> String {
+    use base64::Engine as _;
+    base64::engine::general_purpose::STANDARD.encode(text)
 }
 
 /// Reads or writes.
@@ -91,7 +168,7 @@ struct Measured {
 
 /// What all clients share.
 struct Load {
-    client: Client,
+    urls: Vec<String>,
     args: Args,
     value: String,
     /// When measuring begins and ends.
@@ -105,17 +182,18 @@ struct Load {
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
     check(&args)?;
     let client = Client::new(&args.common)?;
+    let urls: Vec<String> = client.urls().iter().map(|url| args.api.base_url(url).to_owned()).collect();
     // One clear message if there is nobody, before any load.
-    for url in client.urls() {
-        client.send_to(url, &Request::new(Method::GET, "/health/")).await?;
+    for url in &urls {
+        client.send_to(url, &Request::new(Method::GET, args.api.hello())).await?;
     }
-    let value = std::iter::repeat_with(fastrand::alphanumeric).take(args.value_bytes).collect();
-    if args.reads > 0.0 {
-        prepare(&client, &args, &value).await?;
+    let value: String = std::iter::repeat_with(fastrand::alphanumeric).take(args.value_bytes).collect();
+    if let (Some(url), true) = (urls.first(), args.reads > 0.0) {
+        prepare(&client, url, &args, &value).await?;
     }
     let measure_from = Instant::now() + args.warmup;
     let until = measure_from + args.duration;
-    let load = Load { client, args, value, measure_from, until, stopped: false.into(), done: 0.into() };
+    let load = Load { urls, args, value, measure_from, until, stopped: false.into(), done: 0.into() };
     let load = Arc::new(load);
     let clients: Vec<_> = (0..load.args.clients).map(|number| tokio::spawn(drive(load.clone(), number))).collect();
     watch(&load).await;
@@ -155,15 +233,14 @@ fn check(args: &Args) -> Result<(), Failure> {
 }
 
 /// Writes every key once, so that reads find what they ask for.
-async fn prepare(client: &Client, args: &Args, value: &String) -> Result<(), Failure> {
+async fn prepare(client: &Client, url: &str, args: &Args, value: &str) -> Result<(), Failure> {
     let bar = output::progress(args.keys, "keys prepared");
     let items_max = (1024 * 1024 / (args.value_bytes + 1)).clamp(1, PREPARE_ITEMS.min(BATCH_ITEMS_MAX)) as u64;
     let mut first = 0;
     while first < args.keys {
         let last = (first + items_max).min(args.keys);
-        let items: Vec<Value> =
-            (first..last).map(|number| json!({"key": format!("{}{number}", args.prefix), "value": value})).collect();
-        client.send(&Request::new(Method::POST, "/kv/batch/").json(&json!({ "items": items }))).await?;
+        let keys = (first..last).map(|number| format!("{}{number}", args.prefix));
+        client.send_to(url, &args.api.write_all(keys, value)).await?;
         first = last;
         bar.set_position(first);
     }
@@ -173,8 +250,8 @@ async fn prepare(client: &Client, args: &Args, value: &String) -> Result<(), Fai
 
 /// One client: one request after the other until the time is over.
 async fn drive(load: Arc<Load>, number: usize) -> Measured {
-    let urls = load.client.urls();
-    let Some(url) = urls.get(number % urls.len().max(1)) else { return Measured::default() };
+    let Some(url) = load.urls.get(number % load.urls.len().max(1)) else { return Measured::default() };
+    let mut wire = Wire::to(url);
     let interval = load.args.rate.map(|rate| Duration::from_secs_f64(load.args.clients as f64 / rate as f64));
     let mut due = Instant::now() + interval.unwrap_or_default().mul_f64(number as f64 / load.args.clients as f64);
     let mut measured = Measured::default();
@@ -192,7 +269,7 @@ async fn drive(load: Arc<Load>, number: usize) -> Measured {
             break;
         }
         let (kind, request) = load.next_request();
-        let result = load.client.send_to(url, &request).await;
+        let result = wire.send(request).await;
         load.done.fetch_add(1, Ordering::Relaxed);
         let is_error = result.is_err();
         if began >= load.measure_from {
@@ -209,11 +286,9 @@ impl Load {
     fn next_request(&self) -> (Kind, Request) {
         let key = format!("{}{}", self.args.prefix, fastrand::u64(0..self.args.keys));
         if fastrand::f64() < self.args.reads {
-            let query = self.args.consistency.map_or(String::new(), |word| format!("?consistency={}", word.word()));
-            return (Kind::Read, Request::new(Method::GET, format!("{}{query}", key_path(&key))));
+            return (Kind::Read, self.args.api.read(&key, self.args.consistency));
         }
-        let body = format!("{{\"value\":\"{}\"}}", self.value);
-        (Kind::Write, Request::new(Method::PUT, key_path(&key)).body("application/json", body))
+        (Kind::Write, self.args.api.write(&key, &self.value))
     }
 }
 

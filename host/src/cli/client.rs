@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http_body_util::Full;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use reqwest::header::HeaderMap;
 use reqwest::{Method, StatusCode};
@@ -17,7 +18,7 @@ use crate::api::BASE_PATH;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long an answer may take. Deployments of plugins wait until they are in force.
-const TIMEOUT: Duration = Duration::from_secs(90);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(90);
 
 /// What is escaped in a key or a name within a path. A slash within a key is not, except where it would be lost.
 const ESCAPED: &AsciiSet =
@@ -177,6 +178,15 @@ impl Request {
     pub(super) fn body(mut self, content_type: &str, body: impl Into<Bytes>) -> Self {
         self.body = body.into();
         self.header("content-type", content_type)
+    }
+
+    /// As hyper sends it.
+    pub(super) fn into_http(self, base_path: &str, host: &str) -> Result<http::Request<Full<Bytes>>, http::Error> {
+        let mut request = http::Request::builder().method(self.method).uri(format!("{base_path}{}", self.path));
+        for (name, value) in &self.headers {
+            request = request.header(*name, value);
+        }
+        request.header(http::header::HOST, host).body(Full::new(self.body))
     }
 
     /// With a JSON body.

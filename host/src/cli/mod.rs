@@ -21,6 +21,7 @@ mod kv;
 mod output;
 mod plugin;
 mod serve;
+mod wire;
 
 use std::process::ExitCode;
 

@@ -34,7 +34,13 @@ pub(super) fn run(args: Args) -> ExitCode {
         Ok(settings) => settings,
         Err(error) => return report(&StartError::from(error)),
     };
-    match tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("brink").build() {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    // Half of the cores: the log's writer, apply and plugins have threads of their own. TOKIO_WORKER_THREADS overrides.
+    if std::env::var_os("TOKIO_WORKER_THREADS").is_none() {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        runtime.worker_threads(cores.div_ceil(2));
+    }
+    match runtime.enable_all().thread_name("brink").build() {
         Ok(runtime) => runtime.block_on(serve(settings)),
         Err(error) => {
             eprintln!("brink: the runtime cannot start: {error}");

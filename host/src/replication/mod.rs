@@ -53,6 +53,7 @@ mod server;
 mod shared;
 mod snapshot;
 mod state_machine;
+mod status;
 #[cfg(test)]
 mod tests;
 mod transport;
@@ -73,8 +74,8 @@ use self::membership::Change;
 pub use self::membership::Role;
 use self::proposer::Pending;
 use self::shared::Shared;
-pub use self::shared::{PeerStatus, Status};
-pub use self::transport::{Call, CallError, HttpTransport, TO_HEADER, Transport};
+pub use self::status::{PeerStatus, Status};
+pub use self::transport::{Call, CallError, HttpTransport, REFUSAL_HEADER, TO_HEADER, Transport};
 use self::types::{LogId, decode};
 pub use self::types::{Round, RoundWrite, TypeConfig, node_id};
 use crate::limits::PROPOSE_QUEUE_MAX;

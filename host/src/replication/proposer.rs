@@ -1,8 +1,9 @@
 //! From finished writes to committed ones: rounds, the leader, and what is known when something breaks.
 //!
-//! Writes that arrive while earlier rounds are in flight share the next round, so that batching follows load: an idle
-//! node proposes a single write at once, a busy one fills its rounds. A round goes to the leader, wherever it is, and
-//! is sent again only when it is certain that nobody appended it.
+//! Writes that arrive while an earlier round is in flight share the next round, so that batching follows load: an idle
+//! node proposes a single write at once, a busy one fills its rounds. A round that takes long, over a wide network or
+//! because its leader is lost, does not hold up the next for longer than [`ROUND_PATIENCE`]. A round goes to the leader,
+//! wherever it is, and is sent again only when it is certain that nobody appended it.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -14,7 +15,7 @@ use super::Shared;
 use super::error::{Error, WriteOutcome};
 use super::transport::{Call, CallError};
 use super::types::{Round, RoundWrite, TypeConfig, decode, encode};
-use crate::limits::{PROPOSE_QUEUE_MAX, ROUND_BYTES_MAX, ROUND_WRITES_MAX, ROUNDS_IN_FLIGHT_MAX};
+use crate::limits::{PROPOSE_QUEUE_MAX, ROUND_BYTES_MAX, ROUND_PATIENCE, ROUND_WRITES_MAX, ROUNDS_IN_FLIGHT_MAX};
 use crate::storage::Outcome;
 use crate::telemetry::{Stage, names};
 
@@ -49,6 +50,8 @@ pub(super) fn start(shared: Arc<Shared>) -> mpsc::Sender<Pending> {
 
 async fn make_rounds(shared: Arc<Shared>, mut queue: mpsc::Receiver<Pending>) {
     let in_flight = Arc::new(Semaphore::new(ROUNDS_IN_FLIGHT_MAX));
+    // Held by the round that the next one waits for.
+    let latest = Arc::new(Semaphore::new(1));
     let mut left_over = None;
     loop {
         let Ok(permit) = in_flight.clone().acquire_owned().await else { return };
@@ -59,6 +62,8 @@ async fn make_rounds(shared: Arc<Shared>, mut queue: mpsc::Receiver<Pending>) {
                 None => return,
             },
         };
+        let turn = tokio::time::timeout(ROUND_PATIENCE, latest.clone().acquire_owned()).await;
+        let turn = turn.ok().and_then(Result::ok);
         let mut bytes = first.write.command.len();
         let mut round = vec![first];
         while round.len() < ROUND_WRITES_MAX {
@@ -70,12 +75,16 @@ async fn make_rounds(shared: Arc<Shared>, mut queue: mpsc::Receiver<Pending>) {
             }
             round.push(next);
         }
-        tokio::spawn(run_round(shared.clone(), round, permit));
+        tokio::spawn(run_round(shared.clone(), round, (permit, turn)));
     }
 }
 
 /// Proposes one round and tells each writer what came of it.
-async fn run_round(shared: Arc<Shared>, pending: Vec<Pending>, _in_flight: OwnedSemaphorePermit) {
+async fn run_round(
+    shared: Arc<Shared>,
+    pending: Vec<Pending>,
+    _in_flight: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
+) {
     for write in &pending {
         shared.telemetry.metrics().write_stage(Stage::Queue, write.queued.elapsed());
     }

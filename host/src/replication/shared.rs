@@ -17,7 +17,7 @@ use super::types::{Raft, TypeConfig};
 use super::{Options, Transport};
 use crate::telemetry::Telemetry;
 
-type Metrics = openraft::RaftMetrics<TypeConfig>;
+pub(super) type Metrics = openraft::RaftMetrics<TypeConfig>;
 
 /// A peer that was silent for this long counts as down.
 pub(super) const PEER_SILENCE_MAX: Duration = Duration::from_millis(1_500);
@@ -45,7 +45,7 @@ impl PeerState {
     }
 
     /// A node that lost its disk comes back under its URL, but it is not the one that it was.
-    fn is_healthy_as(&self, id: u64) -> bool {
+    pub(super) fn is_healthy_as(&self, id: u64) -> bool {
         self.is_healthy() && self.id == Some(id)
     }
 
@@ -150,14 +150,14 @@ impl Shared {
     }
 
     /// The nodes of the cluster by their ids once it is formed; until then, those it will be formed of.
-    fn nodes(&self, metrics: &Metrics) -> BTreeMap<u64, String> {
+    pub(super) fn nodes(&self, metrics: &Metrics) -> BTreeMap<u64, String> {
         let nodes: BTreeMap<u64, String> =
             metrics.membership_config.nodes().map(|(id, node)| (*id, node.addr.clone())).collect();
         if nodes.is_empty() { self.founders.clone() } else { nodes }
     }
 
     /// The voters, like [`Shared::nodes`].
-    fn voters(&self, metrics: &Metrics) -> BTreeMap<u64, String> {
+    pub(super) fn voters(&self, metrics: &Metrics) -> BTreeMap<u64, String> {
         let voters: BTreeSet<u64> = metrics.membership_config.voter_ids().collect();
         self.nodes(metrics).into_iter().filter(|(id, _)| voters.is_empty() || voters.contains(id)).collect()
     }
@@ -191,7 +191,7 @@ impl Shared {
     }
 
     /// How many of these nodes can be reached, this one included.
-    fn reachable_of(&self, nodes: &BTreeMap<u64, String>) -> usize {
+    pub(super) fn reachable_of(&self, nodes: &BTreeMap<u64, String>) -> usize {
         let own = self.id();
         let peers = lock(&self.peers);
         let is_there = |id, url| id == own || peers.get(url).is_some_and(|peer| peer.is_healthy_as(id));
@@ -286,6 +286,11 @@ impl Shared {
         lock(&self.peers).remove(url);
     }
 
+    /// What is known of all peers, by URL.
+    pub(super) fn peers(&self) -> BTreeMap<String, PeerState> {
+        lock(&self.peers).clone()
+    }
+
     /// What is known of a peer.
     pub(super) fn peer(&self, url: &str) -> Option<PeerState> {
         lock(&self.peers).get(url).cloned()
@@ -334,129 +339,15 @@ impl Shared {
             let _ = stopped.wait_for(|stopped| *stopped).await;
         }
     }
-
-    /// The cluster as this node sees it.
-    pub(super) fn status(&self) -> Status {
-        let metrics = self.metrics();
-        let (nodes, voters) = (self.nodes(&metrics), self.voters(&metrics));
-        let newest = self.newest_log_index(&metrics);
-        let peers = lock(&self.peers).clone();
-        let others: Vec<PeerStatus> = nodes
-            .iter()
-            .filter(|(_, url)| **url != self.options.self_url)
-            .map(|(id, url)| {
-                let peer = peers.get(url).cloned().unwrap_or_default();
-                PeerStatus {
-                    id: *id,
-                    url: url.clone(),
-                    healthy: peer.is_healthy_as(*id),
-                    role: role_of(voters.contains_key(id)),
-                    lag_entries: peer.last_log_index.map(|index| newest.saturating_sub(index)),
-                    rtt: peer.rtt.filter(|_| peer.is_healthy()),
-                }
-            })
-            .collect();
-        let required = voters.len() / 2 + 1;
-        let leader = metrics.current_leader.and_then(|leader| nodes.get(&leader).cloned());
-        let lease = self.options.timing.election_max * 2;
-        let leads = metrics.state == ServerState::Leader;
-        let acked = !leads || metrics.last_quorum_acked.is_some_and(|acked| acked.elapsed() < lease);
-        Status {
-            replication_enabled: nodes.len() > 1,
-            self_id: metrics.id,
-            self_url: self.options.self_url.clone(),
-            state: state(&metrics),
-            role: role_of(voters.contains_key(&metrics.id)),
-            is_member: nodes.contains_key(&metrics.id),
-            term: metrics.current_term,
-            has_quorum: leader.is_some() && acked && self.reachable_of(&voters) >= required,
-            ready: metrics.running_state.is_ok() && leader.is_some() && has_its_place(&metrics, &self.options.self_url),
-            leader,
-            total_nodes: 1 + others.len(),
-            healthy_nodes: 1 + others.iter().filter(|node| node.healthy).count(),
-            required_for_quorum: required,
-            nodes: others,
-        }
-    }
-
-    /// The newest log index anyone is known to have.
-    fn newest_log_index(&self, metrics: &Metrics) -> u64 {
-        let peers = lock(&self.peers);
-        let theirs = peers.values().filter_map(|peer| peer.last_log_index).max().unwrap_or(0);
-        metrics.last_log_index.unwrap_or(0).max(theirs)
-    }
 }
 
-fn has_its_place(metrics: &Metrics, url: &str) -> bool {
+/// See [`Shared::has_its_place`].
+pub(super) fn has_its_place(metrics: &Metrics, url: &str) -> bool {
     let mut with_url = metrics.membership_config.nodes().filter(|(_, node)| node.addr == url);
     with_url.next().is_some_and(|(id, _)| *id == metrics.id) && with_url.next().is_none()
-}
-
-fn role_of(is_voter: bool) -> &'static str {
-    if is_voter { "voter" } else { "learner" }
-}
-
-fn state(metrics: &Metrics) -> &'static str {
-    match metrics.state {
-        ServerState::Leader => "leader",
-        ServerState::Candidate => "candidate",
-        ServerState::Follower => "follower",
-        ServerState::Learner => "learner",
-        ServerState::Shutdown => "stopped",
-    }
 }
 
 /// Locks a mutex whose data is consistent between any two statements, so that a panic elsewhere does not matter.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The cluster as one node sees it.
-#[derive(Debug, Clone)]
-pub struct Status {
-    /// Whether there are other nodes.
-    pub replication_enabled: bool,
-    /// This node's id.
-    pub self_id: u64,
-    /// This node's base URL.
-    pub self_url: String,
-    /// `leader`, `follower`, `candidate`, `learner` or `stopped`.
-    pub state: &'static str,
-    /// `voter` or `learner`.
-    pub role: &'static str,
-    /// Whether the cluster counts this node as one of its own: not one that waits to be let in, nor one removed.
-    pub is_member: bool,
-    /// Raft's term.
-    pub term: u64,
-    /// The leader's base URL, if one is known.
-    pub leader: Option<String>,
-    /// Nodes of the cluster, this one included.
-    pub total_nodes: usize,
-    /// Nodes that answered lately, this one included.
-    pub healthy_nodes: usize,
-    /// Voters that make a majority.
-    pub required_for_quorum: usize,
-    /// Whether a leader and a majority can be reached.
-    pub has_quorum: bool,
-    /// Whether this node has found its cluster, has its place there, and can serve.
-    pub ready: bool,
-    /// The other nodes.
-    pub nodes: Vec<PeerStatus>,
-}
-
-/// Another node, as this one sees it.
-#[derive(Debug, Clone)]
-pub struct PeerStatus {
-    /// Its id.
-    pub id: u64,
-    /// Its base URL.
-    pub url: String,
-    /// Whether it answered lately.
-    pub healthy: bool,
-    /// `voter` or `learner`.
-    pub role: &'static str,
-    /// Log entries it lacks, as far as is known.
-    pub lag_entries: Option<u64>,
-    /// Round trip of the last exchange, if it is healthy.
-    pub rtt: Option<Duration>,
 }

@@ -102,7 +102,7 @@ pub enum CallError {
         /// What the network said.
         reason: String,
     },
-    /// The peer answered that it does not do this.
+    /// The peer itself answered that it does not do this: it has not acted on the call.
     #[error("{url} refused: {reason}")]
     Refused {
         /// The peer.
@@ -139,6 +139,10 @@ pub trait Transport: Send + Sync + 'static {
 /// the one that had it.
 pub const TO_HEADER: &str = "brink-peer-to";
 
+/// The header of a refusal that comes from a node itself. An error without it may come from something in between, and
+/// the node may have acted on the call.
+pub const REFUSAL_HEADER: &str = "brink-peer-refusal";
+
 /// Whoever is at the URL: for calls to nodes whose id is not known.
 pub(super) const ANYONE: u64 = 0;
 
@@ -172,13 +176,13 @@ impl HttpTransport {
             Err(error) => return Err(CallError::NoAnswer { url, reason: reason(error) }),
         };
         let status = response.status();
-        let body = response.bytes().await;
-        match body {
+        let is_refusal = response.headers().contains_key(REFUSAL_HEADER);
+        match response.bytes().await {
             Ok(body) if status.is_success() => Ok(body),
             Ok(body) => {
-                let reason =
-                    format!("{status}: {}", String::from_utf8_lossy(&body).chars().take(200).collect::<String>());
-                Err(CallError::Refused { url, reason })
+                let text: String = String::from_utf8_lossy(&body).chars().take(200).collect();
+                let reason = format!("{status}: {text}");
+                Err(if is_refusal { CallError::Refused { url, reason } } else { CallError::NoAnswer { url, reason } })
             }
             Err(error) => Err(CallError::NoAnswer { url, reason: reason(error) }),
         }

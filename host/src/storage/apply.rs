@@ -69,6 +69,11 @@ impl<'a> Overlay<'a> {
         Ok(Outcome::Applied { revision: self.revision, effects })
     }
 
+    /// The keys of a space that the batch changes.
+    pub(super) fn keys(&self, space: Space) -> Vec<String> {
+        self.changed.get(&space).into_iter().flat_map(BTreeMap::keys).cloned().collect()
+    }
+
     /// Writes the changes into a batch; returns the new revision and hook epoch.
     pub(super) fn stage(self, batch: &mut OwnedWriteBatch) -> Result<(u64, u64), Error> {
         for (space, changes) in self.changed {

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, PersistMode};
 
 use super::apply::Overlay;
+use super::cache::EntryCache;
 use super::command::{Entry, GuardedWrite, Idempotency, Outcome, RangeDigest, Space};
 use super::idempotency::Memory;
 use super::scan::{self, Page, RangeQuery};
@@ -23,6 +24,9 @@ const JOURNAL_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
 /// Values larger than this are kept apart from their keys, so that compaction does not copy them.
 const SEPARATE_BYTES_MIN: u32 = 4 * 1024;
+
+/// The share of the cache that holds entries as they are; the rest holds blocks of the tables.
+const ENTRY_CACHE_SHARE: u64 = 4;
 
 const REVISION: &str = "revision";
 const HOOK_EPOCH: &str = "hook-epoch";
@@ -40,6 +44,8 @@ pub(super) struct Inner {
     pub(super) system: Keyspace,
     pub(super) meta: Keyspace,
     pub(super) idempotency: Keyspace,
+    /// What clients read lately.
+    cache: EntryCache,
     revision: AtomicU64,
     hook_epoch: AtomicU64,
     /// One at a time applies.
@@ -56,7 +62,9 @@ impl Data {
     ///
     /// If the directory cannot be used, is locked, or has another format.
     pub fn open(dir: &Path, cache_bytes: u64) -> Result<Self, Error> {
-        let builder = Database::builder(dir).cache_size(cache_bytes).max_journaling_size(JOURNAL_BYTES_MAX);
+        let entry_cache_bytes = cache_bytes / ENTRY_CACHE_SHARE;
+        let builder =
+            Database::builder(dir).cache_size(cache_bytes - entry_cache_bytes).max_journaling_size(JOURNAL_BYTES_MAX);
         let db = format::open(builder.worker_threads(2), dir)?;
         let separated = || {
             let separation = KvSeparationOptions::default().separation_threshold(SEPARATE_BYTES_MIN);
@@ -73,6 +81,7 @@ impl Data {
             system,
             meta,
             idempotency,
+            cache: EntryCache::new(entry_cache_bytes),
             revision: AtomicU64::new(0),
             hook_epoch: AtomicU64::new(0),
             applying: Mutex::new(()),
@@ -99,6 +108,7 @@ impl Data {
         let outcomes = writes.iter().map(|write| overlay.apply(write)).collect::<Result<Vec<_>, _>>()?;
 
         let mut batch = inner.db.batch();
+        let changed = overlay.keys(Space::Kv);
         let (revision, hook_epoch) = overlay.stage(&mut batch)?;
         if !writes.is_empty() {
             batch.insert(&inner.meta, REVISION, revision.to_be_bytes());
@@ -107,7 +117,7 @@ impl Data {
         for (key, value) in meta {
             batch.insert(&inner.meta, *key, &value[..]);
         }
-        batch.commit()?;
+        inner.cache.change(Some(&changed), || batch.commit())?;
         inner.revision.store(revision, Ordering::Release);
         inner.hook_epoch.store(hook_epoch, Ordering::Release);
         Ok(outcomes)
@@ -132,6 +142,25 @@ impl Data {
         let _whole = self.whole();
         let found = self.inner.keyspace(space).get(key)?;
         found.map(|found| record::decode(key.to_owned(), &found, true)).transpose()
+    }
+
+    /// The entry of a client's key, kept for [`Data::cached`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`Data::get`].
+    pub fn get_and_keep(&self, key: &str) -> Result<Option<Arc<Entry>>, Error> {
+        let changes = self.inner.cache.changes();
+        let found = self.get(Space::Kv, key)?.map(Arc::new);
+        if let Some(entry) = &found {
+            self.inner.cache.keep(entry, changes);
+        }
+        Ok(found)
+    }
+
+    /// The entry of a client's key, if it was read lately and has not changed since. Never waits for the disk.
+    pub fn cached(&self, key: &str) -> Option<Arc<Entry>> {
+        self.inner.cache.get(key)
     }
 
     /// The outcome of an earlier write of the same name, if this node has applied one and still remembers it.
@@ -208,20 +237,7 @@ impl Data {
         let inner = &self.inner;
         let _one_at_a_time = inner.applying.lock().unwrap_or_else(PoisonError::into_inner);
         let _nobody_reads = inner.replacing.write().unwrap_or_else(PoisonError::into_inner);
-        inner.clear()?;
-        inner.set_installing()?;
-        snapshot::read(chunks, |space, entries| {
-            let keyspace = inner.keyspace_of(space);
-            let mut batch = inner.db.batch();
-            for (key, value) in entries {
-                batch.insert(keyspace, key, value);
-            }
-            Ok(batch.commit()?)
-        })?;
-        let mut batch = inner.db.batch().durability(Some(PersistMode::SyncAll));
-        batch.remove(&inner.meta, INSTALLING);
-        batch.commit()?;
-        inner.load_counters()
+        inner.cache.change(None, || inner.replace(chunks))
     }
 
     fn whole(&self) -> RwLockReadGuard<'_, ()> {
@@ -244,6 +260,23 @@ impl Inner {
             snapshot::Part::Meta => &self.meta,
             snapshot::Part::Idempotency => &self.idempotency,
         }
+    }
+
+    fn replace(&self, chunks: impl Iterator<Item = Result<Bytes, Error>>) -> Result<(), Error> {
+        self.clear()?;
+        self.set_installing()?;
+        snapshot::read(chunks, |space, entries| {
+            let keyspace = self.keyspace_of(space);
+            let mut batch = self.db.batch();
+            for (key, value) in entries {
+                batch.insert(keyspace, key, value);
+            }
+            Ok(batch.commit()?)
+        })?;
+        let mut batch = self.db.batch().durability(Some(PersistMode::SyncAll));
+        batch.remove(&self.meta, INSTALLING);
+        batch.commit()?;
+        self.load_counters()
     }
 
     fn load_counters(&self) -> Result<(), Error> {

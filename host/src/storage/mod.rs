@@ -34,6 +34,7 @@
 //! One fsync for all appends that wait at one moment; one batch without an fsync for each run of applied entries.
 
 mod apply;
+mod cache;
 pub mod command;
 mod data;
 mod error;

@@ -238,6 +238,42 @@ fn an_unknown_format_is_refused_and_named() {
     assert!(matches!(error, Error::Format { found: 99, .. }), "{error}");
 }
 
+/// A read that begins after a write was applied must not find what it replaced, whatever is cached meanwhile.
+#[test]
+fn cached_entries_are_never_older_than_what_was_applied() {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    const WRITES: u64 = 5_000;
+    let (_dir, data) = data();
+    let applied = Arc::new(AtomicU64::new(0));
+    let readers: Vec<_> = (0..3)
+        .map(|_| {
+            let (data, applied) = (data.clone(), applied.clone());
+            std::thread::spawn(move || {
+                let mut hits = 0_u64;
+                loop {
+                    let before = applied.load(Ordering::Acquire);
+                    let cached = data.cached("a");
+                    hits += u64::from(cached.is_some());
+                    let found = cached.or_else(|| data.get_and_keep("a").unwrap());
+                    let revision = found.map_or(0, |entry| entry.meta.revision);
+                    assert!(revision >= before, "{revision} was read after {before} was applied");
+                    if before == WRITES {
+                        return hits;
+                    }
+                }
+            })
+        })
+        .collect();
+    for revision in 1..=WRITES {
+        apply(&data, &[write(vec![put("a", "1")], vec![])]);
+        applied.store(revision, Ordering::Release);
+    }
+    let hits: u64 = readers.into_iter().map(|reader| reader.join().unwrap()).sum();
+    assert!(hits > 0, "nothing was cached");
+    let _ = apply(&data, &[write(vec![delete("a")], vec![])]);
+    assert!(data.cached("a").is_none());
+}
+
 fn filled() -> (TempDir, Data) {
     let (dir, data) = data();
     let big = format!("\"{}\"", "x".repeat(10_000));

@@ -18,6 +18,12 @@ use serde_json::json;
 /// How often the leader is killed.
 const TRIALS: usize = 10;
 
+/// How often the leader is asked to stop.
+const HAND_OVERS: usize = 5;
+
+/// The most the median pause after an orderly end may be: less than the shortest lease and election.
+const HAND_OVER_MAX: Duration = Duration::from_millis(200);
+
 /// The most the median pause may be.
 const MEDIAN_MAX: Duration = Duration::from_secs(1);
 
@@ -48,6 +54,24 @@ async fn writes_resume_within_a_second_of_the_leaders_death_and_nothing_acknowle
             assert_eq!(found.get(key).and_then(serde_json::Value::as_u64), Some(*number), "{key} on {}", node.url);
         }
     }
+}
+
+/// A leader that is asked to stop hands over first. Were it not to, writes would wait for the lease to end and for an
+/// election, which takes half a second.
+#[tokio::test]
+async fn a_leader_that_is_asked_to_stop_costs_writes_no_election() {
+    let mut cluster = Cluster::start(3).await;
+    let mut pauses = Vec::new();
+    for trial in 0..HAND_OVERS {
+        let leader = cluster.leader().await;
+        assert!(cluster.nodes[leader].stop(), "the leader stops cleanly");
+        pauses.push(pause(&cluster, leader, TRIALS + trial).await);
+        cluster.nodes[leader].start();
+        cluster.ready().await;
+    }
+    pauses.sort();
+    println!("pauses of writes after the leader's orderly end: {pauses:?}");
+    assert!(pauses[HAND_OVERS / 2] < HAND_OVER_MAX, "{pauses:?}");
 }
 
 /// How long it takes from now until both other nodes have taken a write.

@@ -34,7 +34,10 @@ async fn no_write_that_breaks_a_rule_commits_after_the_rule_is_acknowledged() {
         })
         .collect();
 
-    let rule = json!({"plugin": "json-schema", "prefix": "numbers/", "config": {"schema": {"type": "integer"}}});
+    // The deadline is generous: this is not about time.
+    let rule = json!({
+        "plugin": "json-schema", "prefix": "numbers/", "config": {"schema": {"type": "integer"}}, "deadline_ms": 5_000,
+    });
     // While a rule is in force: from the revision of its hook to that of its removal.
     let mut in_force = Vec::new();
     for round in 0..10 {

@@ -1,0 +1,76 @@
+//! Entries that were read lately, for readers that must not wait for the disk.
+//!
+//! A reader that finds its entry here needs no thread that may block. What is found is what the state holds: a change of
+//! the state forgets the entries it changes before it is done, and nothing is kept that was read before the last change
+//! began. So a read that begins after a write was applied never finds what the write replaced.
+
+use std::sync::{Arc, PoisonError, RwLock, TryLockError};
+
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+
+use super::command::Entry;
+
+/// Counted for each entry beside its key and value, in bytes.
+const ENTRY_OVERHEAD_BYTES: usize = 256;
+
+/// Entries are assumed to be about this large when the table is laid out, in bytes.
+const ENTRY_BYTES_TYPICAL: u64 = 1_024;
+
+pub(super) struct EntryCache {
+    entries: Cache<String, Arc<Entry>, Bytes>,
+    /// How often the state began to change. Held for writing while it changes.
+    changes: RwLock<u64>,
+}
+
+#[derive(Clone)]
+struct Bytes;
+
+impl Weighter<String, Arc<Entry>> for Bytes {
+    fn weight(&self, key: &String, entry: &Arc<Entry>) -> u64 {
+        let value = &entry.value;
+        let bytes = 2 * key.len() + value.content_type.len() + value.bytes.len() + ENTRY_OVERHEAD_BYTES;
+        u64::try_from(bytes).unwrap_or(u64::MAX)
+    }
+}
+
+impl EntryCache {
+    pub(super) fn new(bytes_max: u64) -> Self {
+        let entries = usize::try_from(bytes_max / ENTRY_BYTES_TYPICAL).unwrap_or(usize::MAX);
+        Self { entries: Cache::with_weighter(entries, bytes_max, Bytes), changes: RwLock::new(0) }
+    }
+
+    /// An entry that was read lately.
+    pub(super) fn get(&self, key: &str) -> Option<Arc<Entry>> {
+        self.entries.get(key)
+    }
+
+    /// The changes so far; to be asked before the state is read. Waits for a change that goes on.
+    pub(super) fn changes(&self) -> u64 {
+        *self.changes.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps an entry that was read after so many changes, unless there were more since.
+    pub(super) fn keep(&self, entry: &Arc<Entry>, read_after: u64) {
+        let changes = match self.changes.try_read() {
+            Ok(changes) => changes,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
+        if *changes == read_after {
+            self.entries.insert(entry.key.clone(), entry.clone());
+        }
+    }
+
+    /// Changes the state, and forgets the entries of these keys; of all, if none are named.
+    pub(super) fn change<T>(&self, keys: Option<&[String]>, change: impl FnOnce() -> T) -> T {
+        let mut changes = self.changes.write().unwrap_or_else(PoisonError::into_inner);
+        *changes += 1;
+        let changed = change();
+        match keys {
+            Some(keys) => keys.iter().for_each(|key| drop(self.entries.remove(key))),
+            None => self.entries.clear(),
+        }
+        changed
+    }
+}
