@@ -112,8 +112,8 @@ impl Timing {
     /// For nodes within a millisecond or two of each other.
     pub const LAN: Self = Self {
         heartbeat: Duration::from_millis(50),
-        election_min: Duration::from_millis(200),
-        election_max: Duration::from_millis(300),
+        election_min: Duration::from_millis(150),
+        election_max: Duration::from_millis(250),
     };
 }
 
