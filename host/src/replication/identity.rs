@@ -12,6 +12,7 @@
 //! - Nodes that belong to no cluster and see none form one: each promises the others, durably, to go by the id that
 //!   follows from its URL. Once a majority has promised, the cluster is initialised with the whole list. Several nodes
 //!   may do so at once, with the same list, which is safe.
+//! - A node that is started without others forms a cluster of its own, under a random id: nobody else needs to know it.
 //! - A node with an empty disk that sees a cluster takes a random id and asks to be let in. If the cluster has a node of
 //!   its URL, the leader puts the new one in its place once it has caught up; else an operator adds it.
 //!
@@ -65,6 +66,18 @@ pub(super) async fn keep(log: &Log, id: u64) -> Result<(), Error> {
     let (done, kept) = oneshot::channel();
     log.save_meta(IDENTITY, Some(encode(&id)?), true, Box::new(|result| drop(done.send(result))));
     Ok(kept.await.map_err(|_| Error::Stopped { outcome: WriteOutcome::NotWritten })??)
+}
+
+/// The id of a node that forms a cluster alone. Not one that follows from its URL: should it lose its disk after the
+/// cluster has grown, and be started alone again, it must not be taken for the one it was.
+pub(super) async fn found_alone(log: &Log) -> Result<u64, Error> {
+    let id = new_id();
+    keep(log, id).await?;
+    Ok(id)
+}
+
+fn new_id() -> u64 {
+    fastrand::u64(1..)
 }
 
 /// Looks for the cluster until this node is part of it.
@@ -122,7 +135,7 @@ async fn form(shared: &Arc<Shared>, others: &[String]) -> Result<(), Error> {
     };
     let promised = futures::future::join_all(others.iter().map(ask)).await.into_iter().filter(|yes| *yes).count();
     if promised + 1 > shared.founders.len() / 2 {
-        initialize(shared).await;
+        initialize(shared, &shared.founders).await;
     }
     Ok(())
 }
@@ -145,11 +158,16 @@ pub(super) async fn promise(shared: &Shared, founders: &BTreeMap<u64, String>) -
     Ok(true)
 }
 
-/// Initialises the cluster with the whole list.
-pub(super) async fn initialize(shared: &Shared) {
-    let nodes = shared.founders.iter().map(|(id, url)| (*id, openraft::BasicNode::new(url)));
+/// Initialises the cluster of a node that has no others.
+pub(super) async fn initialize_alone(shared: &Shared) {
+    initialize(shared, &BTreeMap::from([(shared.id(), shared.options.self_url.clone())])).await;
+}
+
+/// Initialises the cluster with its first nodes.
+async fn initialize(shared: &Shared, founders: &BTreeMap<u64, String>) {
+    let nodes = founders.iter().map(|(id, url)| (*id, openraft::BasicNode::new(url)));
     match shared.raft().initialize(nodes.collect::<BTreeMap<_, _>>()).await {
-        Ok(()) => tracing::info!(nodes = shared.founders.len(), "cluster formed"),
+        Ok(()) => tracing::info!(nodes = founders.len(), "cluster formed"),
         // Another was quicker: its log is here already.
         Err(error) => tracing::debug!(%error, "not initialised here"),
     }
@@ -161,7 +179,7 @@ async fn take_new_id(shared: &Shared) -> Result<(), Error> {
     if shared.is_decided() {
         return Ok(());
     }
-    let id = fastrand::u64(1..);
+    let id = new_id();
     keep(&shared.engine_parts.log, id).await?;
     let stopped = |_| Error::Stopped { outcome: WriteOutcome::NotWritten };
     if let Err(error) = shared.raft().shutdown().await {

@@ -161,7 +161,10 @@ impl Handle {
         if founders.len() != options.peer_urls.len() + 1 {
             return Err(StartError::Ambiguous);
         }
-        let own = identity::stored(&log)?;
+        let own = match identity::stored(&log)? {
+            None if options.peer_urls.is_empty() => Some(identity::found_alone(&log).await?),
+            own => own,
+        };
         let engine_parts = EngineParts {
             config: Arc::new(engine_config(&options).validate()?),
             applied: watch::Sender::new(applied_index(&data)?),

@@ -44,8 +44,8 @@ pub(super) async fn start(shared: &Arc<Shared>) -> Result<(), StartError> {
     tokio::spawn(attend(shared.clone()));
     let raft = shared.raft();
     if !raft.is_initialized().await? {
-        if shared.founders.len() == 1 && identity::promise(shared, &shared.founders).await? {
-            identity::initialize(shared).await;
+        if shared.options.peer_urls.is_empty() {
+            identity::initialize_alone(shared).await;
             return Ok(());
         }
     } else if is_only_voter(shared) {

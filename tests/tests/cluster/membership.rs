@@ -133,6 +133,33 @@ async fn a_single_node_grows_to_three_and_shrinks_without_its_first() {
     left.put("third", &json!(3)).await.expect(201);
 }
 
+/// The first node of a cluster that has grown is started without others. With an empty disk it forms a cluster of its
+/// own then, but it must not be taken for the one it was.
+#[tokio::test]
+async fn a_first_node_that_lost_its_disk_does_not_vote_as_the_one_it_was() {
+    let mut cluster = Cluster::prepare(2, Options::default());
+    let urls: Vec<String> = cluster.nodes.iter().map(|node| node.url.clone()).collect();
+    cluster.nodes[0].knows(&[]);
+    cluster.nodes[1].knows(&urls[..1]);
+    cluster.nodes[0].start();
+    cluster.nodes[0].ready().await;
+    cluster.nodes[1].start();
+    cluster.nodes[1].answers().await;
+    add(cluster.client(0), &urls[1], "voter").await;
+    cluster.ready().await;
+    let before = members(cluster.client(1)).await;
+
+    cluster.nodes[0].kill();
+    std::fs::remove_dir_all(cluster.nodes[0].data_dir()).unwrap();
+    cluster.nodes[0].start();
+    cluster.nodes[0].ready().await;
+    assert_ne!(members(cluster.client(0)).await[&urls[0]]["id"], before[&urls[0]]["id"]);
+    // Both votes are needed, and one of them is gone with its disk.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    cluster.client(1).put("a", &json!(1)).await.expect(500);
+    assert_eq!(members(cluster.client(1)).await[&urls[0]]["healthy"], false);
+}
+
 #[tokio::test]
 async fn a_learner_serves_reads_and_does_not_count_for_the_quorum() {
     let mut cluster = Cluster::prepare(4, Options::default());
