@@ -99,6 +99,7 @@ impl Node {
             spool_dir: spool_dir(&settings.data_dir),
             timing: settings.timing,
             snapshot_entries: settings.snapshot_entries,
+            blocking: replication::Blocking::Threads,
         };
         let transport = Arc::new(HttpTransport::new()?);
         let replication =

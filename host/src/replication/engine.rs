@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use super::blocking::Blocking;
 use super::log_store::LogStore;
 use super::state_machine::StateMachine;
 use super::transport::{Network, Transport};
@@ -31,14 +32,16 @@ pub(super) struct EngineParts {
     pub(super) applied: watch::Sender<u64>,
     pub(super) transport: Arc<dyn Transport>,
     pub(super) telemetry: Telemetry,
+    pub(super) blocking: Blocking,
 }
 
 impl EngineParts {
     /// Starts an engine under an id.
     pub(super) async fn build(&self, id: u64, decided: bool) -> Result<Engine, openraft::error::Fatal<TypeConfig>> {
         let log_store = LogStore::new(self.log.clone(), self.telemetry.clone());
-        let state_machine = StateMachine::new(self.data.clone(), self.applied.clone(), self.telemetry.clone());
-        let network = Network::new(self.transport.clone(), self.telemetry.clone());
+        let (data, applied) = (self.data.clone(), self.applied.clone());
+        let state_machine = StateMachine::new(data, applied, self.telemetry.clone(), self.blocking.clone());
+        let network = Network::new(self.transport.clone(), self.telemetry.clone(), self.blocking.clone());
         let raft = Raft::new(id, self.config.clone(), network, log_store, state_machine).await?;
         Ok(Engine { id, decided, raft })
     }

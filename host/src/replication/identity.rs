@@ -87,6 +87,7 @@ pub(super) async fn find_cluster(shared: Arc<Shared>) {
     tokio::pin!(stopped);
     loop {
         tokio::select! {
+            biased;
             () = &mut stopped => return,
             () = tokio::time::sleep(SEARCH_INTERVAL) => {}
         }

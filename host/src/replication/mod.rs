@@ -21,6 +21,7 @@
 //! - `identity`: who this node is: it forms the cluster with others, or joins it under an id of its own.
 //! - `membership`: who belongs to the cluster, and who leads it.
 //! - `engine`: openraft under this node's id.
+//! - `blocking`: where work is done that may block.
 //! - `snapshot`: a whole state on its way to a node that is too far behind.
 //!
 //! # Guarantees
@@ -41,6 +42,7 @@
 //! Nodes stop and come back, networks lose and delay messages, disks keep what was fsynced. Clocks may differ but run
 //! at about the same rate (leader leases rely on it). Nodes do not lie.
 
+mod blocking;
 mod engine;
 mod error;
 mod identity;
@@ -68,6 +70,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+pub use self::blocking::Blocking;
 use self::engine::EngineParts;
 pub use self::error::{Error, WriteOutcome};
 use self::membership::Change;
@@ -95,6 +98,8 @@ pub struct Options {
     pub timing: Timing,
     /// After how many log entries a snapshot is taken, so that the log can be cut. As many are kept behind it.
     pub snapshot_entries: u64,
+    /// Where work is done that may block.
+    pub blocking: Blocking,
 }
 
 /// Raft's clock. Failover takes about a lease plus a random time between `election_min` and `election_max`.
@@ -172,6 +177,7 @@ impl Handle {
             data,
             transport: transport.clone(),
             telemetry: telemetry.clone(),
+            blocking: options.blocking.clone(),
         };
         let engine = engine_parts.build(own.unwrap_or_else(|| node_id(&options.self_url)), own.is_some()).await?;
         let applied = engine_parts.applied.subscribe();

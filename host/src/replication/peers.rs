@@ -84,6 +84,7 @@ async fn attend(shared: Arc<Shared>) {
         }
         publish(&shared);
         tokio::select! {
+            biased;
             () = &mut stopped => return,
             () = tokio::time::sleep(interval(&shared)) => {}
         }
@@ -109,6 +110,7 @@ async fn watch_peer(shared: Arc<Shared>, url: String) {
             Err(error) => shared.note_silent(&url, &error),
         }
         tokio::select! {
+            biased;
             () = &mut stopped => return,
             () = tokio::time::sleep(interval(&shared)) => {}
         }

@@ -49,8 +49,9 @@ where
     E: std::error::Error + Send + Sync + 'static,
 {
     check_address(shared, to)?;
-    let spool = Spool::receive(&shared.options.spool_dir, body).await.map_err(refused)?;
-    let opened = tokio::task::spawn_blocking(move || spool.open()).await.map_err(refused)?;
+    let blocking = &shared.options.blocking;
+    let spool = Spool::receive(&shared.options.spool_dir, body, blocking).await.map_err(refused)?;
+    let opened = blocking.run(move || spool.open()).await.map_err(refused)?;
     let (vote, meta, source) = opened.map_err(refused)?;
     let snapshot = SnapshotOf::<TypeConfig, _> { meta, snapshot: source };
     encode(&shared.raft().install_full_snapshot(vote, snapshot).await.map_err(refused)?)

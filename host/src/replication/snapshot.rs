@@ -6,14 +6,14 @@
 //! carry their own checksums and end marker.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
-use tokio::io::AsyncWriteExt;
 
+use super::blocking::Blocking;
 use super::types::{SnapshotMeta, Vote, decode, encode};
 use crate::storage::{self, SnapshotReader};
 
@@ -53,26 +53,13 @@ impl SnapshotSource {
         self,
         vote: Vote,
         meta: &SnapshotMeta,
+        blocking: &Blocking,
     ) -> io::Result<BoxStream<'static, io::Result<Bytes>>> {
         let header = encode(&(vote, meta)).map_err(io::Error::other)?;
-        let (sender, receiver) = tokio::sync::mpsc::channel(READ_AHEAD);
-        tokio::task::spawn_blocking(move || {
-            let chunks = match self.into_chunks() {
-                Ok(chunks) => chunks,
-                Err(error) => {
-                    let _ = sender.blocking_send(Err(error));
-                    return;
-                }
-            };
-            let frames = std::iter::once(Ok(header)).chain(chunks.map(|chunk| chunk.map_err(io::Error::other)));
-            for frame in frames {
-                // A receiver that is gone means that the transfer was given up.
-                if sender.blocking_send(frame.and_then(|bytes| framed(&bytes))).is_err() {
-                    return;
-                }
-            }
-        });
-        Ok(futures::stream::unfold(receiver, |mut receiver| async { Some((receiver.recv().await?, receiver)) }).boxed())
+        Ok(blocking.stream(READ_AHEAD, move || {
+            let chunks = self.into_chunks()?.map(|chunk| chunk.map_err(io::Error::other));
+            Ok(std::iter::once(Ok(header)).chain(chunks).map(|frame| frame.and_then(|bytes| framed(&bytes))))
+        }))
     }
 }
 
@@ -94,19 +81,19 @@ impl Spool {
     pub(super) async fn receive<E>(
         dir: &Path,
         mut body: impl Stream<Item = Result<Bytes, E>> + Unpin,
+        blocking: &Blocking,
     ) -> io::Result<Self>
     where
         E: std::error::Error + Send + Sync + 'static,
     {
         let dir = dir.to_path_buf();
-        let file =
-            tokio::task::spawn_blocking(move || tempfile::tempfile_in(dir)).await.map_err(io::Error::other)??;
-        let mut file = tokio::fs::File::from_std(file);
+        let mut file = blocking.run(move || tempfile::tempfile_in(dir)).await??;
         while let Some(bytes) = body.next().await {
-            file.write_all(&bytes.map_err(io::Error::other)?).await?;
+            let bytes = bytes.map_err(io::Error::other)?;
+            let written = blocking.run(move || file.write_all(&bytes).map(|()| file)).await?;
+            file = written?;
         }
-        file.flush().await?;
-        Ok(Self { file: file.into_std().await })
+        Ok(Self { file })
     }
 
     /// The leader that sent the snapshot and what it covers, and the snapshot. It was read once, so that it is known to

@@ -14,6 +14,7 @@ use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 use tokio::sync::watch;
 
+use super::blocking::Blocking;
 use super::log_store::traces_of;
 use super::snapshot::SnapshotSource;
 use super::types::{LogEntry, LogId, SnapshotMeta, StoredMembership, TypeConfig, decode, encode};
@@ -35,12 +36,13 @@ pub struct StateMachine {
     data: Data,
     applied: watch::Sender<u64>,
     telemetry: Telemetry,
+    blocking: Blocking,
 }
 
 impl StateMachine {
     /// A state machine on an open database. `applied` is told the index of the last applied entry.
-    pub fn new(data: Data, applied: watch::Sender<u64>, telemetry: Telemetry) -> Self {
-        Self { data, applied, telemetry }
+    pub fn new(data: Data, applied: watch::Sender<u64>, telemetry: Telemetry, blocking: Blocking) -> Self {
+        Self { data, applied, telemetry, blocking }
     }
 
     fn stored<T: serde::de::DeserializeOwned>(&self, key: &str) -> io::Result<Option<T>> {
@@ -59,7 +61,7 @@ impl StateMachine {
         // fjall may stall a writer with blocking sleeps, so this never runs on an async thread.
         let outcomes = {
             let (data, entries) = (self.data.clone(), entries.clone());
-            tokio::task::spawn_blocking(move || apply_entries(&data, &entries)).await.map_err(io::Error::other)??
+            self.blocking.run(move || apply_entries(&data, &entries)).await??
         };
 
         self.telemetry.metrics().write_stage(Stage::Apply, began.0.elapsed());
@@ -142,17 +144,16 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn get_snapshot_builder(&mut self) -> Self::SnapshotBuilder {
-        SnapshotBuilder { data: self.data.clone() }
+        SnapshotBuilder { data: self.data.clone(), blocking: self.blocking.clone() }
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotSource) -> Result<(), io::Error> {
         let data = self.data.clone();
-        tokio::task::spawn_blocking(move || {
+        let install = move || -> io::Result<_> {
             data.install(snapshot.into_chunks()?).map_err(io::Error::other)?;
             data.apply(&[], &[(SNAPSHOT_TAKEN, bytes::Bytes::new())]).map_err(io::Error::other)
-        })
-        .await
-        .map_err(io::Error::other)??;
+        };
+        self.blocking.run(install).await??;
         if let Some(last) = meta.last_log_id() {
             self.applied.send_replace(last.index());
         }
@@ -166,13 +167,14 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             return Ok(None);
         }
         let data = self.data.clone();
-        tokio::task::spawn_blocking(move || snapshot_of(&data)).await.map_err(io::Error::other)?.map(Some)
+        self.blocking.run(move || snapshot_of(&data)).await?.map(Some)
     }
 }
 
 /// Takes snapshots beside the state machine, without holding anything that apply needs.
 pub struct SnapshotBuilder {
     data: Data,
+    blocking: Blocking,
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
@@ -180,11 +182,10 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
 
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
         let data = self.data.clone();
-        tokio::task::spawn_blocking(move || {
+        let build = move || {
             data.apply(&[], &[(SNAPSHOT_TAKEN, bytes::Bytes::new())]).map_err(io::Error::other)?;
             snapshot_of(&data)
-        })
-        .await
-        .map_err(io::Error::other)?
+        };
+        self.blocking.run(build).await?
     }
 }

@@ -5,6 +5,7 @@ use openraft::testing::log::{StoreBuilder, Suite};
 use tempfile::TempDir;
 use tokio::sync::watch;
 
+use super::blocking::Blocking;
 use super::log_store::LogStore;
 use super::state_machine::StateMachine;
 use super::types::TypeConfig;
@@ -20,7 +21,7 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Disk {
         let log = Log::open(&dir.path().join("log"), Box::new(|_, _| {})).unwrap();
         let data = Data::open(&dir.path().join("data"), 8 << 20).unwrap();
         let telemetry = Telemetry::disabled();
-        let state_machine = StateMachine::new(data, watch::Sender::new(0), telemetry.clone());
+        let state_machine = StateMachine::new(data, watch::Sender::new(0), telemetry.clone(), Blocking::Threads);
         Ok((dir, LogStore::new(log, telemetry), state_machine))
     }
 }

@@ -22,6 +22,7 @@ use openraft::raft::{
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::Error;
+use super::blocking::Blocking;
 use super::snapshot::SnapshotSource;
 use super::types::{TypeConfig, Vote, decode, encode};
 use crate::telemetry::Telemetry;
@@ -236,12 +237,13 @@ fn append_timeout(bytes: usize) -> Duration {
 pub struct Network {
     transport: Arc<dyn Transport>,
     telemetry: Telemetry,
+    blocking: Blocking,
 }
 
 impl Network {
     /// Connections over a transport.
-    pub fn new(transport: Arc<dyn Transport>, telemetry: Telemetry) -> Self {
-        Self { transport, telemetry }
+    pub fn new(transport: Arc<dyn Transport>, telemetry: Telemetry, blocking: Blocking) -> Self {
+        Self { transport, telemetry, blocking }
     }
 }
 
@@ -254,6 +256,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
             url: node.addr.clone(),
             transport: self.transport.clone(),
             telemetry: self.telemetry.clone(),
+            blocking: self.blocking.clone(),
         }
     }
 }
@@ -264,6 +267,7 @@ pub struct Connection {
     url: String,
     transport: Arc<dyn Transport>,
     telemetry: Telemetry,
+    blocking: Blocking,
 }
 
 impl Connection {
@@ -330,9 +334,11 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         let network = |error: &dyn std::fmt::Display| {
             StreamingError::Network(NetworkError::new(&std::io::Error::other(error.to_string())))
         };
-        let body = snapshot.snapshot.into_body(vote, &snapshot.meta).map_err(|error| network(&error))?;
+        let body = snapshot.snapshot.into_body(vote, &snapshot.meta, &self.blocking);
+        let body = body.map_err(|error| network(&error))?;
         let transfer = self.transport.stream(self.to, &self.url, Call::Snapshot, body, option.hard_ttl());
         tokio::select! {
+            biased;
             answer = transfer => match answer {
                 Ok(answer) => decode(&answer).map_err(|error| network(&error)),
                 Err(error @ CallError::Refused { .. }) => Err(network(&error)),

@@ -2,14 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use fjall::OwnedWriteBatch;
-
 use super::Error;
 use super::command::{
     Action, AskedBy, Effect, EntryMeta, Fact, GuardedWrite, HOOKS_PREFIX, Operation, Outcome, Precondition,
     RangeDigest, Space, Value,
 };
 use super::data::Inner;
+use super::engine::Batch;
 use super::idempotency::Memory;
 use super::{record, scan};
 
@@ -75,7 +74,7 @@ impl<'a> Overlay<'a> {
     }
 
     /// Writes the changes into a batch; returns the new revision and hook epoch.
-    pub(super) fn stage(self, batch: &mut OwnedWriteBatch) -> Result<(u64, u64), Error> {
+    pub(super) fn stage(self, batch: &mut Batch) -> Result<(u64, u64), Error> {
         for (space, changes) in self.changed {
             let keyspace = self.state.keyspace(space);
             for (key, change) in changes {

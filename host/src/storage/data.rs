@@ -9,11 +9,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use bytes::Bytes;
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, PersistMode};
 
 use super::apply::Overlay;
 use super::cache::EntryCache;
 use super::command::{Entry, GuardedWrite, Idempotency, Outcome, RangeDigest, Space};
+#[cfg(test)]
+use super::engine::memory::SimDisk;
+use super::engine::{Database, DatabaseOptions, Durability, Table, TableOptions};
 use super::idempotency::Memory;
 use super::scan::{self, Page, RangeQuery};
 use super::snapshot::{self, SnapshotReader};
@@ -24,6 +26,9 @@ const JOURNAL_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
 /// Values larger than this are kept apart from their keys, so that compaction does not copy them.
 const SEPARATE_BYTES_MIN: u32 = 4 * 1024;
+
+/// Threads that write the tables out and merge them.
+const DATA_WORKERS: usize = 2;
 
 /// The share of the cache that holds entries as they are; the rest holds blocks of the tables.
 const ENTRY_CACHE_SHARE: u64 = 4;
@@ -40,10 +45,10 @@ pub struct Data {
 
 pub(super) struct Inner {
     pub(super) db: Database,
-    pub(super) kv: Keyspace,
-    pub(super) system: Keyspace,
-    pub(super) meta: Keyspace,
-    pub(super) idempotency: Keyspace,
+    pub(super) kv: Table,
+    pub(super) system: Table,
+    pub(super) meta: Table,
+    pub(super) idempotency: Table,
     /// What clients read lately.
     cache: EntryCache,
     revision: AtomicU64,
@@ -63,17 +68,26 @@ impl Data {
     /// If the directory cannot be used, is locked, or has another format.
     pub fn open(dir: &Path, cache_bytes: u64) -> Result<Self, Error> {
         let entry_cache_bytes = cache_bytes / ENTRY_CACHE_SHARE;
-        let builder =
-            Database::builder(dir).cache_size(cache_bytes - entry_cache_bytes).max_journaling_size(JOURNAL_BYTES_MAX);
-        let db = format::open(builder.worker_threads(2), dir)?;
-        let separated = || {
-            let separation = KvSeparationOptions::default().separation_threshold(SEPARATE_BYTES_MIN);
-            KeyspaceCreateOptions::default().with_kv_separation(Some(separation))
+        let options = DatabaseOptions {
+            cache_bytes: Some(cache_bytes - entry_cache_bytes),
+            journal_bytes_max: JOURNAL_BYTES_MAX,
+            workers: DATA_WORKERS,
         };
-        let kv = db.keyspace("kv", separated)?;
-        let system = db.keyspace("system", separated)?;
-        let meta = db.keyspace("meta", KeyspaceCreateOptions::default)?;
-        let idempotency = db.keyspace("idempotency", KeyspaceCreateOptions::default)?;
+        Self::load(Database::open(dir, options)?, dir, entry_cache_bytes)
+    }
+
+    /// Opens the state on a modelled disk.
+    #[cfg(test)]
+    pub(crate) fn open_on(disk: &SimDisk, cache_bytes: u64) -> Result<Self, Error> {
+        Self::load(Database::Memory(disk.open(false)?), Path::new("disk"), cache_bytes)
+    }
+
+    fn load(db: Database, dir: &Path, entry_cache_bytes: u64) -> Result<Self, Error> {
+        let separated = TableOptions { separate_bytes_min: Some(SEPARATE_BYTES_MIN), ..TableOptions::default() };
+        let kv = db.table("kv", separated)?;
+        let system = db.table("system", separated)?;
+        let meta = db.table("meta", TableOptions::default())?;
+        let idempotency = db.table("idempotency", TableOptions::default())?;
         format::check(&db, &meta, dir)?;
         let inner = Inner {
             db,
@@ -117,7 +131,7 @@ impl Data {
         for (key, value) in meta {
             batch.insert(&inner.meta, *key, &value[..]);
         }
-        inner.cache.change(Some(&changed), || batch.commit())?;
+        inner.cache.change(Some(&changed), || batch.commit(Durability::None))?;
         inner.revision.store(revision, Ordering::Release);
         inner.hook_epoch.store(hook_epoch, Ordering::Release);
         Ok(outcomes)
@@ -181,7 +195,7 @@ impl Data {
     pub fn scan(&self, query: &RangeQuery) -> Result<Page, Error> {
         let _whole = self.whole();
         let revision = self.revision();
-        scan::page(&self.inner.db.snapshot(), self.inner.keyspace(query.space), query, revision)
+        scan::page(&self.inner.db.view(), self.inner.keyspace(query.space), query, revision)
     }
 
     /// The first `limit` keys from `start` to `end` (inclusive; empty: no upper bound), with their digest.
@@ -218,7 +232,7 @@ impl Data {
     ///
     /// If the disk refuses. What was applied is still in the log then.
     pub fn sync(&self) -> Result<(), Error> {
-        Ok(self.inner.db.persist(PersistMode::SyncAll)?)
+        self.inner.db.sync()
     }
 
     /// The state as of now, to be read while the state goes on changing.
@@ -246,14 +260,14 @@ impl Data {
 }
 
 impl Inner {
-    pub(super) fn keyspace(&self, space: Space) -> &Keyspace {
+    pub(super) fn keyspace(&self, space: Space) -> &Table {
         match space {
             Space::Kv => &self.kv,
             Space::System => &self.system,
         }
     }
 
-    fn keyspace_of(&self, part: snapshot::Part) -> &Keyspace {
+    fn keyspace_of(&self, part: snapshot::Part) -> &Table {
         match part {
             snapshot::Part::Kv => &self.kv,
             snapshot::Part::System => &self.system,
@@ -271,11 +285,11 @@ impl Inner {
             for (key, value) in entries {
                 batch.insert(keyspace, key, value);
             }
-            Ok(batch.commit()?)
+            batch.commit(Durability::None)
         })?;
-        let mut batch = self.db.batch().durability(Some(PersistMode::SyncAll));
+        let mut batch = self.db.batch();
         batch.remove(&self.meta, INSTALLING);
-        batch.commit()?;
+        batch.commit(Durability::All)?;
         self.load_counters()
     }
 
@@ -289,9 +303,9 @@ impl Inner {
     }
 
     fn set_installing(&self) -> Result<(), Error> {
-        let mut batch = self.db.batch().durability(Some(PersistMode::SyncAll));
+        let mut batch = self.db.batch();
         batch.insert(&self.meta, INSTALLING, []);
-        Ok(batch.commit()?)
+        batch.commit(Durability::All)
     }
 
     /// Empties the state, all but its format.
@@ -300,13 +314,13 @@ impl Inner {
         self.kv.clear()?;
         self.system.clear()?;
         self.idempotency.clear()?;
-        let mut batch = self.db.batch().durability(Some(PersistMode::SyncAll));
+        let mut batch = self.db.batch();
         for item in self.meta.iter() {
-            let key = item.key()?;
+            let (key, _) = item?;
             if !format::is_marker(&key) {
                 batch.remove(&self.meta, key);
             }
         }
-        Ok(batch.commit()?)
+        batch.commit(Durability::All)
     }
 }

@@ -2,25 +2,16 @@
 
 use std::path::Path;
 
-use fjall::{Database, DatabaseBuilder, Keyspace, PersistMode};
-
 use super::Error;
+use super::engine::{Database, Durability, Table};
 
 /// The format this version reads and writes. Any change of a stored layout raises it.
 const FORMAT: u32 = 2;
 
 const KEY: &str = "format";
 
-/// Opens a database, telling apart what an operator can mend.
-pub(super) fn open(builder: DatabaseBuilder<Database>, dir: &Path) -> Result<Database, Error> {
-    builder.open().map_err(|error| match error {
-        fjall::Error::Locked => Error::Locked { path: dir.to_path_buf() },
-        error => error.into(),
-    })
-}
-
 /// Checks the format of a database by its meta keyspace; writes it, if the database is new.
-pub(super) fn check(db: &Database, meta: &Keyspace, dir: &Path) -> Result<(), Error> {
+pub(super) fn check(db: &Database, meta: &Table, dir: &Path) -> Result<(), Error> {
     match meta.get(KEY)? {
         Some(found) if *found == FORMAT.to_be_bytes() => Ok(()),
         Some(found) => {
@@ -28,9 +19,9 @@ pub(super) fn check(db: &Database, meta: &Keyspace, dir: &Path) -> Result<(), Er
             Err(Error::Format { path: dir.to_path_buf(), found, supported: FORMAT })
         }
         None => {
-            let mut batch = db.batch().durability(Some(PersistMode::SyncAll));
+            let mut batch = db.batch();
             batch.insert(meta, KEY, FORMAT.to_be_bytes());
-            Ok(batch.commit()?)
+            batch.commit(Durability::All)
         }
     }
 }

@@ -11,10 +11,10 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use fjall::{Keyspace, OwnedWriteBatch};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::command::{Fingerprint, Idempotency, Operation, Outcome};
+use super::engine::{Batch, Table};
 use super::{Error, record};
 use crate::limits::{IDEMPOTENCY_AGE_MAX, IDEMPOTENCY_BYTES_MAX, IDEMPOTENCY_KEYS_MAX};
 
@@ -62,14 +62,14 @@ struct Bounds {
 
 /// What a batch changes in the memory of names, over the state below it.
 pub(super) struct Memory<'a> {
-    keyspace: &'a Keyspace,
+    table: &'a Table,
     room: Room,
     changed: BTreeMap<Vec<u8>, Option<Bytes>>,
 }
 
 impl<'a> Memory<'a> {
-    pub(super) fn new(keyspace: &'a Keyspace) -> Self {
-        Self { keyspace, room: ROOM, changed: BTreeMap::new() }
+    pub(super) fn new(table: &'a Table) -> Self {
+        Self { table, room: ROOM, changed: BTreeMap::new() }
     }
 
     /// The outcome of a write whose name is remembered.
@@ -122,11 +122,11 @@ impl<'a> Memory<'a> {
     }
 
     /// Writes the changes into a batch.
-    pub(super) fn stage(self, batch: &mut OwnedWriteBatch) {
+    pub(super) fn stage(self, batch: &mut Batch) {
         for (key, value) in self.changed {
             match value {
-                Some(value) => batch.insert(self.keyspace, key, &value[..]),
-                None => batch.remove(self.keyspace, key),
+                Some(value) => batch.insert(self.table, key, &value[..]),
+                None => batch.remove(self.table, key),
             }
         }
     }
@@ -155,7 +155,7 @@ impl<'a> Memory<'a> {
         let decode = |bytes: &[u8]| postcard::from_bytes(bytes).map_err(|_| record::corrupt("an idempotency record"));
         match self.changed.get(key) {
             Some(changed) => changed.as_deref().map(decode).transpose(),
-            None => self.keyspace.get(key)?.as_deref().map(decode).transpose(),
+            None => self.table.get(key)?.as_deref().map(decode).transpose(),
         }
     }
 
@@ -182,39 +182,37 @@ fn numbered(number: u64) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use fjall::{Database, KeyspaceCreateOptions};
-
     use super::*;
+    use crate::storage::engine::memory::SimDisk;
+    use crate::storage::engine::{Database, Durability, TableOptions};
 
     struct Names {
-        _dir: tempfile::TempDir,
         db: Database,
-        keyspace: Keyspace,
+        table: Table,
         room: Room,
     }
 
     impl Names {
         fn new(room: Room) -> Self {
-            let dir = tempfile::tempdir().unwrap();
-            let db = Database::builder(dir.path()).open().unwrap();
-            let keyspace = db.keyspace("idempotency", KeyspaceCreateOptions::default).unwrap();
-            Self { _dir: dir, db, keyspace, room }
+            let db = Database::Memory(SimDisk::new(1).open(true).unwrap());
+            let table = db.table("idempotency", TableOptions::default()).unwrap();
+            Self { db, table, room }
         }
 
         fn remember(&self, key: &str, now_ms: u64) {
-            let mut memory = Memory { room: self.room, ..Memory::new(&self.keyspace) };
+            let mut memory = Memory { room: self.room, ..Memory::new(&self.table) };
             memory.remember(&idempotency(key), &[], &outcome(now_ms), now_ms).unwrap();
             let mut batch = self.db.batch();
             memory.stage(&mut batch);
-            batch.commit().unwrap();
+            batch.commit(Durability::None).unwrap();
         }
 
         fn knows(&self, key: &str, now_ms: u64) -> bool {
-            Memory::new(&self.keyspace).recall(&idempotency(key), now_ms).unwrap().is_some()
+            Memory::new(&self.table).recall(&idempotency(key), now_ms).unwrap().is_some()
         }
 
         fn stored(&self) -> usize {
-            self.keyspace.iter().count()
+            self.table.iter().count()
         }
     }
 

@@ -17,9 +17,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
 use super::Error;
+#[cfg(test)]
+use super::engine::memory::SimDisk;
+use super::engine::{Database, DatabaseOptions, Durability, Table, TableOptions};
 use super::format;
 
 /// Called once an operation is durable, or has failed.
@@ -43,6 +45,9 @@ const JOURNAL_BYTES_MAX: u64 = 128 * 1024 * 1024;
 /// Memory of one table before it is written out.
 const MEMTABLE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
+/// Threads that write the log's tables out and merge them.
+const LOG_WORKERS: usize = 1;
+
 const PURGED: &str = "purged";
 
 /// A Raft log. Cheap to clone; all clones are the same log.
@@ -52,12 +57,13 @@ pub struct Log {
 }
 
 struct Inner {
-    entries: Keyspace,
-    meta: Keyspace,
+    entries: Table,
+    meta: Table,
     /// What readers see: ahead of the disk by what is queued.
     view: Mutex<View>,
     /// `None` once the log is closed.
-    queue: Mutex<Option<Sender<Operation>>>,
+    queue: Mutex<Option<Queue>>,
+    /// `None` if a simulation writes the log, and once the log is closed.
     writer: Mutex<Option<JoinHandle<()>>>,
     poisoned: Arc<OnceLock<Error>>,
 }
@@ -80,6 +86,14 @@ struct Operation {
     done: Done,
 }
 
+/// The way to the writer.
+struct Queue {
+    sender: Sender<Operation>,
+    /// A writer that is a task is woken by this; a thread waits at the other end of `sender`.
+    #[cfg(test)]
+    wake: Arc<tokio::sync::Notify>,
+}
+
 enum Change {
     Append(Vec<(u64, Bytes)>),
     Remove(Range<u64>),
@@ -94,18 +108,46 @@ impl Log {
     ///
     /// If the directory cannot be used, is locked, or has another format.
     pub fn open(dir: &Path, on_fsync: OnFsync) -> Result<Self, Error> {
-        let db = format::open(Database::builder(dir).max_journaling_size(JOURNAL_BYTES_MAX).worker_threads(1), dir)?;
-        let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES_MAX);
-        let entries = db.keyspace("entries", options)?;
-        let meta = db.keyspace("meta", options)?;
+        let options = DatabaseOptions { cache_bytes: None, journal_bytes_max: JOURNAL_BYTES_MAX, workers: LOG_WORKERS };
+        let (log, writer, operations) = Self::load(Database::open(dir, options)?, dir, on_fsync)?;
+        log.write_on_a_thread(writer, operations)?;
+        Ok(log)
+    }
+
+    /// Opens the log on a modelled disk, written by a thread as in production.
+    #[cfg(test)]
+    pub(crate) fn open_on(disk: &SimDisk, on_fsync: OnFsync) -> Result<Self, Error> {
+        let (log, writer, operations) = Self::load(Database::Memory(disk.open(true)?), Path::new("disk"), on_fsync)?;
+        log.write_on_a_thread(writer, operations)?;
+        Ok(log)
+    }
+
+    /// Opens the log on a modelled disk, written by a task of the current runtime; a sync takes simulated time.
+    #[cfg(test)]
+    pub(crate) fn open_simulated(disk: &SimDisk, on_fsync: OnFsync) -> Result<Self, Error> {
+        let (log, writer, operations) = Self::load(Database::Memory(disk.open(false)?), Path::new("disk"), on_fsync)?;
+        let wake = lock(&log.inner.queue).as_ref().map(|queue| queue.wake.clone()).unwrap_or_default();
+        tokio::spawn(writer.run_simulated(operations, wake, disk.clone()));
+        Ok(log)
+    }
+
+    fn load(db: Database, dir: &Path, on_fsync: OnFsync) -> Result<(Self, Writer, Receiver<Operation>), Error> {
+        let options = TableOptions { memtable_bytes_max: Some(MEMTABLE_BYTES_MAX), ..TableOptions::default() };
+        let entries = db.table("entries", options)?;
+        let meta = db.table("meta", options)?;
         format::check(&db, &meta, dir)?;
 
-        let range = match (entries.first_key_value(), entries.last_key_value()) {
-            (Some(first), Some(last)) => index_of(&first.key()?)?..index_of(&last.key()?)? + 1,
-            _ => 0..0,
+        let range = match entries.first_last_key()? {
+            Some((first, last)) => index_of(&first)?..index_of(&last)? + 1,
+            None => 0..0,
         };
         let view = View { synced: range.end, range, tail: BTreeMap::new(), tail_bytes: 0, meta: HashMap::new() };
-        let (queue, operations) = channel();
+        let (sender, operations) = channel();
+        let queue = Queue {
+            sender,
+            #[cfg(test)]
+            wake: Arc::default(),
+        };
         let poisoned = Arc::new(OnceLock::new());
         let inner = Arc::new(Inner {
             entries: entries.clone(),
@@ -116,9 +158,13 @@ impl Log {
             poisoned: poisoned.clone(),
         });
         let writer = Writer { db, entries, meta, on_fsync, poisoned, log: Arc::downgrade(&inner) };
+        Ok((Self { inner }, writer, operations))
+    }
+
+    fn write_on_a_thread(&self, writer: Writer, operations: Receiver<Operation>) -> Result<(), Error> {
         let thread = std::thread::Builder::new().name("brink-log".to_owned()).spawn(move || writer.run(&operations))?;
-        *lock(&inner.writer) = Some(thread);
-        Ok(Self { inner })
+        *lock(&self.inner.writer) = Some(thread);
+        Ok(())
     }
 
     /// Appends entries, which can be read when this returns; `done` is called from the writer thread once they are
@@ -282,7 +328,7 @@ impl Log {
             return done(Err(Error::Poisoned(Arc::new(error.clone()))));
         }
         let refused = match lock(&self.inner.queue).as_ref() {
-            Some(queue) => queue.send(Operation { change, done }).err().map(|refused| refused.0),
+            Some(queue) => queue.send(Operation { change, done }),
             None => Some(Operation { change, done }),
         };
         if let Some(operation) = refused {
@@ -295,11 +341,21 @@ impl Log {
     }
 }
 
-/// The thread that owns the disk.
+impl Queue {
+    /// Hands an operation to the writer; gives it back, if the writer is gone.
+    fn send(&self, operation: Operation) -> Option<Operation> {
+        let refused = self.sender.send(operation).err().map(|refused| refused.0);
+        #[cfg(test)]
+        self.wake.notify_one();
+        refused
+    }
+}
+
+/// What owns the disk: a thread, or in a simulation a task.
 struct Writer {
     db: Database,
-    entries: Keyspace,
-    meta: Keyspace,
+    entries: Table,
+    meta: Table,
     on_fsync: OnFsync,
     poisoned: Arc<OnceLock<Error>>,
     log: std::sync::Weak<Inner>,
@@ -319,14 +375,42 @@ struct Staged {
 impl Writer {
     fn run(self, operations: &Receiver<Operation>) {
         while let Ok(first) = operations.recv() {
-            let mut staged = Staged::default();
-            self.stage(first, &mut staged);
-            while staged.bytes < BATCH_BYTES_MAX {
-                let Ok(next) = operations.try_recv() else { break };
-                self.stage(next, &mut staged);
-            }
+            let staged = self.gather(first, operations);
             self.write(staged);
         }
+    }
+
+    /// The writer as a task of a simulation: the same, except that time passes between the write and the sync.
+    #[cfg(test)]
+    async fn run_simulated(self, operations: Receiver<Operation>, wake: Arc<tokio::sync::Notify>, disk: SimDisk) {
+        use std::sync::mpsc::TryRecvError;
+        loop {
+            let staged = match operations.try_recv() {
+                Ok(first) => self.gather(first, &operations),
+                Err(TryRecvError::Disconnected) => return,
+                Err(TryRecvError::Empty) => {
+                    wake.notified().await;
+                    continue;
+                }
+            };
+            let mut result = self.attempt(|| self.commit(&staged, Durability::None));
+            if staged.sync {
+                tokio::time::sleep(disk.next_sync_time()).await;
+                result = result.and_then(|()| self.attempt(|| self.db.sync()));
+            }
+            self.finish(staged, &result);
+        }
+    }
+
+    /// All that waits, up to one batch.
+    fn gather(&self, first: Operation, operations: &Receiver<Operation>) -> Staged {
+        let mut staged = Staged::default();
+        self.stage(first, &mut staged);
+        while staged.bytes < BATCH_BYTES_MAX {
+            let Ok(next) = operations.try_recv() else { break };
+            self.stage(next, &mut staged);
+        }
+        staged
     }
 
     fn stage(&self, operation: Operation, staged: &mut Staged) {
@@ -365,16 +449,31 @@ impl Writer {
 
     /// Writes a batch, syncs it if anything in it must be durable, and tells those who wait.
     fn write(&self, staged: Staged) {
+        let durability = if staged.sync { Durability::Data } else { Durability::None };
+        let began = Instant::now();
+        let result = self.attempt(|| self.commit(&staged, durability));
+        if staged.sync && result.is_ok() {
+            (self.on_fsync)(began.elapsed(), staged.appended);
+        }
+        self.finish(staged, &result);
+    }
+
+    /// Does something to the disk, unless that failed before. After a failure nothing is tried again.
+    fn attempt(&self, action: impl FnOnce() -> Result<(), Error>) -> Result<(), Error> {
+        if let Some(error) = self.poisoned.get() {
+            return Err(Error::Poisoned(Arc::new(error.clone())));
+        }
+        action().inspect_err(|error| {
+            tracing::error!(%error, "the log cannot be written; this node stops taking part");
+            // Only the first failure is kept, and there is no second, since nothing is tried after it.
+            let _ = self.poisoned.set(error.clone());
+        })
+    }
+
+    /// Tells those who wait what came of a batch.
+    fn finish(&self, staged: Staged, result: &Result<(), Error>) {
         let end = staged.entries.iter().rev().find(|(_, entry)| entry.is_some()).map(|(index, _)| index + 1);
-        let result = match self.poisoned.get() {
-            Some(error) => Err(Error::Poisoned(Arc::new(error.clone()))),
-            None => self.commit(&staged).inspect_err(|error| {
-                tracing::error!(%error, "the log cannot be written; this node stops taking part");
-                // Only the first failure is kept, and there is no second, since nothing is tried after it.
-                let _ = self.poisoned.set(error.clone());
-            }),
-        };
-        if let (Ok(()), Some(end), Some(log)) = (&result, end, self.log.upgrade()) {
+        if let (Ok(()), Some(end), Some(log)) = (result, end, self.log.upgrade()) {
             lock(&log.view).forget_synced(end);
         }
         for done in staged.done {
@@ -382,8 +481,8 @@ impl Writer {
         }
     }
 
-    fn commit(&self, staged: &Staged) -> Result<(), Error> {
-        let mut batch = self.db.batch().durability(staged.sync.then_some(PersistMode::SyncData));
+    fn commit(&self, staged: &Staged, durability: Durability) -> Result<(), Error> {
+        let mut batch = self.db.batch();
         for (index, entry) in &staged.entries {
             match entry {
                 Some(entry) => {
@@ -401,12 +500,7 @@ impl Writer {
                 None => batch.remove(&self.meta, *key),
             }
         }
-        let began = Instant::now();
-        batch.commit()?;
-        if staged.sync {
-            (self.on_fsync)(began.elapsed(), staged.appended);
-        }
-        Ok(())
+        batch.commit(durability)
     }
 }
 

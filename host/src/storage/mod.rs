@@ -14,6 +14,8 @@
 //!   clients gave a name (`idempotency`), and how far the log is applied. Many log entries are applied as one batch,
 //!   without an fsync: the log holds what a crash takes from it.
 //!
+//! Both stand on `engine`, which is fjall in production and a modelled disk in tests that take its power away.
+//!
 //! Everything that changes the store is a [`GuardedWrite`] (see [`command`]); [`Data::apply`] is the only way in, and
 //! what it does depends on nothing but the state and the write. This module knows neither how writes are agreed on nor
 //! who sends them.
@@ -37,6 +39,7 @@ mod apply;
 mod cache;
 pub mod command;
 mod data;
+mod engine;
 mod error;
 mod format;
 mod idempotency;
@@ -52,6 +55,8 @@ pub use self::command::{
     Outcome, PLUGINS_PREFIX, Precondition, RangeDigest, Space, Value,
 };
 pub use self::data::Data;
+#[cfg(test)]
+pub(crate) use self::engine::memory;
 pub use self::error::Error;
 pub use self::log::{Done, Log, OnFsync};
 pub use self::scan::{Page, RangeQuery};

@@ -2,9 +2,8 @@
 
 use std::ops::Bound;
 
-use fjall::{Iter, Keyspace, Readable, Snapshot};
-
 use super::command::{Entry, Space};
+use super::engine::{Slice, Table, View};
 use super::{Error, record};
 
 /// Which entries to read, and how many.
@@ -121,11 +120,11 @@ fn lower(one: Bound<Vec<u8>>, other: Bound<Vec<u8>>) -> Bound<Vec<u8>> {
 }
 
 /// Reads one page.
-pub(super) fn page(snapshot: &Snapshot, keyspace: &Keyspace, query: &RangeQuery, revision: u64) -> Result<Page, Error> {
+pub(super) fn page(view: &View, table: &Table, query: &RangeQuery, revision: u64) -> Result<Page, Error> {
     let mut page = Page { entries: Vec::new(), has_more: false, revision };
     let Some(bounds) = query.bounds() else { return Ok(page) };
-    let iter: Iter = snapshot.range(keyspace, bounds);
-    let mut directed: Box<dyn Iterator<Item = fjall::Guard>> =
+    let iter = view.range(table, bounds);
+    let mut directed: Box<dyn Iterator<Item = Result<(Slice, Slice), Error>>> =
         if query.reverse { Box::new(iter.rev()) } else { Box::new(iter) };
     let mut bytes = 0;
     for item in directed.by_ref() {
@@ -133,7 +132,7 @@ pub(super) fn page(snapshot: &Snapshot, keyspace: &Keyspace, query: &RangeQuery,
             page.has_more = true;
             break;
         }
-        let (key, found) = item.into_inner()?;
+        let (key, found) = item?;
         let entry = record::decode(record::decode_key(&key)?, &found, !query.keys_only)?;
         bytes += entry.value.bytes.len();
         page.entries.push(entry);
@@ -142,18 +141,13 @@ pub(super) fn page(snapshot: &Snapshot, keyspace: &Keyspace, query: &RangeQuery,
 }
 
 /// The first `limit` keys of a range with their revisions. An empty `end` means no upper bound.
-pub(super) fn revisions(
-    keyspace: &Keyspace,
-    start: &str,
-    end: &str,
-    limit: usize,
-) -> Result<Vec<(String, u64)>, Error> {
+pub(super) fn revisions(table: &Table, start: &str, end: &str, limit: usize) -> Result<Vec<(String, u64)>, Error> {
     let end = if end.is_empty() { None } else { Some(end.to_owned()) };
     let query = RangeQuery { start: Some(start.to_owned()), end, ..RangeQuery::default() };
     let Some(bounds) = query.bounds() else { return Ok(Vec::new()) };
     let mut found = Vec::new();
-    for item in keyspace.range(bounds).take(limit) {
-        let (key, value) = item.into_inner()?;
+    for item in table.range(bounds).take(limit) {
+        let (key, value) = item?;
         found.push((record::decode_key(&key)?, record::decode_meta(&value)?.revision));
     }
     Ok(found)

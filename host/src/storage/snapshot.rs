@@ -8,9 +8,9 @@
 use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use fjall::{Iter, Keyspace, Readable, Snapshot};
 
 use super::data::Inner;
+use super::engine::{Iter, Table, View};
 use super::{Error, format, record};
 
 const MAGIC: &[u8] = b"brink snapshot";
@@ -46,7 +46,7 @@ impl Part {
         }
     }
 
-    fn keyspace(self, inner: &Inner) -> &Keyspace {
+    fn table(self, inner: &Inner) -> &Table {
         match self {
             Self::Kv => &inner.kv,
             Self::System => &inner.system,
@@ -58,13 +58,13 @@ impl Part {
 
 /// The state as of one moment.
 pub struct SnapshotReader {
-    snapshot: Snapshot,
+    view: View,
     inner: Arc<Inner>,
 }
 
 impl SnapshotReader {
     pub(super) fn new(inner: &Arc<Inner>) -> Self {
-        Self { snapshot: inner.db.snapshot(), inner: inner.clone() }
+        Self { view: inner.db.view(), inner: inner.clone() }
     }
 
     /// A value given to [`super::Data::apply`], as of the snapshot.
@@ -73,7 +73,7 @@ impl SnapshotReader {
     ///
     /// If it cannot be read.
     pub fn meta(&self, key: &str) -> Result<Option<Bytes>, Error> {
-        Ok(self.snapshot.get(&self.inner.meta, key)?.map(|value| Bytes::copy_from_slice(&value)))
+        Ok(self.view.get(&self.inner.meta, key)?.map(|value| Bytes::copy_from_slice(&value)))
     }
 
     /// The chunks, read as they are asked for.
@@ -101,7 +101,7 @@ impl Chunks {
         let mut chunk = BytesMut::with_capacity(CHUNK_BYTES);
         chunk.put_u8(part.tag());
         for item in iter.by_ref() {
-            let (key, value) = item.into_inner()?;
+            let (key, value) = item?;
             if *part == Part::Meta && format::is_marker(&key) {
                 continue;
             }
@@ -124,8 +124,8 @@ impl Chunks {
             }
             match self.parts.next() {
                 Some(part) => {
-                    let keyspace = part.keyspace(&self.reader.inner);
-                    self.current = Some((part, self.reader.snapshot.iter(keyspace)));
+                    let table = part.table(&self.reader.inner);
+                    self.current = Some((part, self.reader.view.iter(table)));
                 }
                 None if self.ended => return Ok(None),
                 None => {

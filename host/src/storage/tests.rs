@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tempfile::TempDir;
 
+use super::memory::{self, SimDisk};
 use super::*;
 
 fn data() -> (TempDir, Data) {
@@ -405,4 +406,102 @@ fn a_closed_log_refuses_changes() {
     let (log, _) = log(&dir);
     log.close();
     assert!(matches!(wait(|done| log.append(entries(1..2), done)), Err(Error::Closed)));
+}
+
+fn log_on(disk: &SimDisk) -> Log {
+    Log::open_on(disk, Box::new(|_, _| {})).unwrap()
+}
+
+/// Closes a log and lets go of its disk.
+fn shut(log: Log) {
+    log.close();
+}
+
+/// First and last index of the log on a disk.
+fn range_on(disk: &SimDisk) -> Option<(u64, u64)> {
+    let log = log_on(disk);
+    let range = log.first_last().unwrap();
+    log.close();
+    range
+}
+
+#[test]
+fn what_was_reported_as_written_survives_a_loss_of_power_at_any_time() {
+    for seed in 0..30 {
+        let disk = SimDisk::new(seed);
+        let log = log_on(&disk);
+        let reported = Arc::new(Mutex::new(0));
+        for index in 1..200 {
+            let reported = reported.clone();
+            let note = move |result: Result<(), Error>| {
+                if result.is_ok() {
+                    *reported.lock().unwrap() = index;
+                }
+            };
+            log.append(entries(index..index + 1), Box::new(note));
+            if index == 50 + 5 * seed {
+                disk.lose_power();
+            }
+        }
+        log.close();
+        let last = range_on(&disk).map_or(0, |(_, last)| last);
+        let reported = *reported.lock().unwrap();
+        assert!(last >= reported, "{reported} was reported, and the log ends at {last}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_simulated_log_reports_a_write_once_its_sync_has_taken_its_time() {
+    let disk = SimDisk::new(1);
+    disk.set_sync_time(20..=20);
+    let log = Log::open_simulated(&disk, Box::new(|_, _| {})).unwrap();
+    let began = tokio::time::Instant::now();
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    log.append(entries(1..2), Box::new(move |result| sender.send(result).unwrap()));
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    // Written, and not yet synced.
+    assert_eq!(disk.records(), (2, 1));
+    receiver.await.unwrap().unwrap();
+    assert_eq!((began.elapsed(), disk.records()), (Duration::from_millis(20), (2, 2)));
+}
+
+#[test]
+fn a_log_that_could_not_be_written_takes_nothing_more_until_it_is_opened_anew() {
+    let disk = SimDisk::new(1);
+    disk.set_sync_time(1..=2);
+    let log = log_on(&disk);
+    wait(|done| log.append(entries(1..2), done)).unwrap();
+    disk.fail_next(memory::Operation::Sync, std::io::ErrorKind::Other);
+    assert!(matches!(wait(|done| log.append(entries(2..3), done)), Err(Error::Engine(_))));
+    assert!(matches!(wait(|done| log.append(entries(3..4), done)), Err(Error::Poisoned(_))));
+    shut(log);
+
+    let log = log_on(&disk);
+    disk.set_full(true);
+    assert!(wait(|done| log.append(entries(3..4), done)).is_err());
+    shut(log);
+    disk.set_full(false);
+    // What was written when the sync failed is there or not; here it is, and a disk that lies loses it.
+    assert_eq!(range_on(&disk), Some((1, 2)));
+    disk.lose_tail(1);
+    assert_eq!(range_on(&disk), Some((1, 1)));
+    disk.wipe();
+    assert_eq!(range_on(&disk), None);
+}
+
+#[test]
+fn the_state_on_a_modelled_disk_is_the_state_on_a_real_one() {
+    let disk = SimDisk::new(1);
+    let (_dir, real) = data();
+    let modelled = Data::open_on(&disk, 8 << 20).unwrap();
+    for data in [&real, &modelled] {
+        apply(data, &[write(vec![put("a", "1"), put("b", "2")], vec![]), write(vec![delete("a")], vec![])]);
+        apply(data, &[named("n", write(vec![put("c", "3")], vec![revision_is("b", Some(1))]))]);
+    }
+    let chunks = |data: &Data| data.snapshot().into_chunks().map(Result::unwrap).collect::<Vec<_>>();
+    assert_eq!(chunks(&modelled), chunks(&real));
+    modelled.sync().unwrap();
+    drop(modelled);
+    disk.lose_power();
+    assert_eq!(chunks(&Data::open_on(&disk, 8 << 20).unwrap()), chunks(&real));
 }
