@@ -1,6 +1,7 @@
 //! Who belongs to the cluster: `<base>/cluster/members/` and `<base>/cluster/leader/`.
 //!
-//! Any node takes these calls; the leader makes the changes. Each may be repeated until it succeeds.
+//! Any node takes these calls; the leader makes the changes. Each says how things shall be, so it may be repeated until it
+//! succeeds, and needs no `Idempotency-Key`.
 
 use axum::body::Body;
 use axum::extract::{Path, State};
@@ -36,10 +37,10 @@ struct Leader {
     url: String,
 }
 
-/// `GET /cluster/members/`: every node with its id and role, this one included.
+/// `GET /cluster/members/`: the cluster's id, and every node with its id and role, this one included.
 pub(super) async fn members(State(app): State<App>, uri: Uri) -> Result<Response, Problem> {
     Parameters::of(&uri, &[])?;
-    Ok(json_answer(StatusCode::OK, json!({ "members": list(&app.replication.status()) }).to_string()))
+    Ok(list(&app.replication.status()))
 }
 
 /// `POST /cluster/members/`: adds a node, or gives it another role; 200 once that is in force.
@@ -49,7 +50,7 @@ pub(super) async fn add(State(app): State<App>, uri: Uri, headers: HeaderMap, bo
     let shape = "{\"url\": \"<base URL>\", \"role\": \"voter\" or \"learner\"}";
     let member: Member = serde_json::from_slice(&body).map_err(|error| malformed(shape, &error))?;
     app.replication.add_member(base_url(&member.url)?, member.role, deadline(MEMBERSHIP_DEADLINE)).await?;
-    Ok(json_answer(StatusCode::OK, json!({ "members": list(&app.replication.status()) }).to_string()))
+    Ok(list(&app.replication.status()))
 }
 
 /// `DELETE /cluster/members/<url>/`: removes a node; the URL is percent-encoded.
@@ -82,7 +83,7 @@ pub(super) async fn transfer(
     Ok(json_answer(StatusCode::OK, json!({ "url": url }).to_string()))
 }
 
-fn list(status: &Status) -> Vec<Value> {
+fn list(status: &Status) -> Response {
     let is_leader = |url: &str| status.leader.as_deref() == Some(url);
     let member = |id: u64, url: &str, role: &str, healthy: bool, lag: Option<u64>| {
         json!({
@@ -90,11 +91,12 @@ fn list(status: &Status) -> Vec<Value> {
             "lag_entries": lag,
         })
     };
-    let own = member(status.self_id, &status.self_url, status.role, true, None);
+    let own = member(status.self_id, &status.self_url, status.role, true, Some(status.self_lag_entries));
     let others = status.nodes.iter().map(|node| member(node.id, &node.url, node.role, node.healthy, node.lag_entries));
     let mut members: Vec<Value> = Some(own).filter(|_| status.is_member).into_iter().chain(others).collect();
     members.sort_by(|a, b| a["url"].as_str().cmp(&b["url"].as_str()));
-    members
+    let cluster = status.cluster.map(|cluster| cluster.to_string());
+    json_answer(StatusCode::OK, json!({ "cluster": cluster, "members": members }).to_string())
 }
 
 /// A node's base URL, as the nodes know it: without a slash at its end.

@@ -10,7 +10,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 
 use crate::limits::PEER_BODY_BYTES_MAX;
-use crate::replication::{Call, Error, Handle, REFUSAL_HEADER, TO_HEADER};
+use crate::replication::{
+    CLUSTER_HEADER, Call, ClusterId, Envelope, Error, Handle, REFUSAL_HEADER, TO_HEADER, WriteOutcome,
+};
 
 /// The routes, relative to the base path.
 pub(super) fn router(replication: Handle) -> Router {
@@ -22,8 +24,8 @@ pub(super) fn router(replication: Handle) -> Router {
             _ => router.route(
                 &path,
                 post(move |State(replication): State<Handle>, headers: HeaderMap, body: Bytes| async move {
-                    match addressee(&headers) {
-                        Ok(to) => answer(replication.serve(call, to, body).await),
+                    match envelope(&headers) {
+                        Ok(envelope) => answer(replication.serve(call, envelope, body).await),
                         Err(refusal) => refusal.into_response(),
                     }
                 }),
@@ -35,16 +37,20 @@ pub(super) fn router(replication: Handle) -> Router {
 
 /// A snapshot may be larger than memory, so its body is read as it comes.
 async fn snapshot(State(replication): State<Handle>, headers: HeaderMap, body: Body) -> Response {
-    match addressee(&headers) {
-        Ok(to) => answer(replication.serve_snapshot(to, body.into_data_stream()).await),
+    match envelope(&headers) {
+        Ok(envelope) => answer(replication.serve_snapshot(envelope, body.into_data_stream()).await),
         Err(refusal) => refusal.into_response(),
     }
 }
 
-/// Which node the call is meant for.
-fn addressee(headers: &HeaderMap) -> Result<u64, (StatusCode, String)> {
-    let to = headers.get(TO_HEADER).and_then(|value| value.to_str().ok()).and_then(|value| value.parse().ok());
-    to.ok_or_else(|| (StatusCode::BAD_REQUEST, format!("the header {TO_HEADER} is missing")))
+/// Which node the call is meant for, and from which cluster it comes.
+fn envelope(headers: &HeaderMap) -> Result<Envelope, (StatusCode, String)> {
+    let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or_default());
+    let bad = |name| (StatusCode::BAD_REQUEST, format!("the header {name} is missing or malformed"));
+    let to = text(TO_HEADER).and_then(|to| to.parse().ok()).ok_or_else(|| bad(TO_HEADER))?;
+    let cluster = |digits| u64::from_str_radix(digits, 16).ok().and_then(ClusterId::new);
+    let cluster = text(CLUSTER_HEADER).map(|digits| cluster(digits).ok_or_else(|| bad(CLUSTER_HEADER)));
+    Ok(Envelope { to, cluster: cluster.transpose()? })
 }
 
 /// Other nodes are told why in plain words; they are not clients, so there is no problem object.
@@ -53,6 +59,8 @@ fn answer(result: Result<Bytes, Error>) -> Response {
     match result {
         Ok(body) => body.into_response(),
         Err(error @ Error::Refused(_)) => refuse(StatusCode::CONFLICT, error),
-        Err(error) => refuse(StatusCode::SERVICE_UNAVAILABLE, error),
+        Err(error) if error.outcome() == WriteOutcome::NotWritten => refuse(StatusCode::SERVICE_UNAVAILABLE, error),
+        // The call may have been acted on: a refusal would say that it was not.
+        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, error.to_string()).into_response(),
     }
 }

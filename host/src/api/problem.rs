@@ -63,6 +63,7 @@ kinds! {
     CONFIG_REFUSED = "config-refused" UNPROCESSABLE_ENTITY "The plugin refuses the configuration";
     BAD_HOOK = "bad-hook" BAD_REQUEST "The hook is malformed";
     TOO_MANY_HOOKS = "too-many-hooks" CONFLICT "There are too many hooks";
+    NOT_A_MEMBER = "not-a-member" NOT_FOUND "The cluster has no such node";
     MEMBERSHIP_REFUSED = "membership-refused" CONFLICT "The cluster cannot be changed like that";
     MEMBERSHIP_PENDING = "membership-pending" SERVICE_UNAVAILABLE "The cluster is still changing";
     BUSY = "busy" SERVICE_UNAVAILABLE "The node has too much to do";
@@ -164,6 +165,7 @@ impl From<replication::Error> for Problem {
         let detail = error.to_string();
         let problem = match error {
             replication::Error::NoQuorum { .. } => Self::new(Kind::REPLICATION_FAILED, detail),
+            replication::Error::NotAMember { .. } => Self::new(Kind::NOT_A_MEMBER, detail),
             replication::Error::MembershipRefused(_) => Self::new(Kind::MEMBERSHIP_REFUSED, detail),
             replication::Error::MembershipPending => Self::new(Kind::MEMBERSHIP_PENDING, detail).inviting_retry(),
             replication::Error::LeaderLost => Self::new(Kind::LEADER_LOST, detail),

@@ -36,7 +36,7 @@ pub(super) struct EngineParts {
 }
 
 impl EngineParts {
-    /// Starts an engine under an id.
+    /// Starts an engine under an id. It does not stand for election before that is allowed.
     pub(super) async fn build(&self, id: u64, decided: bool) -> Result<Engine, openraft::error::Fatal<TypeConfig>> {
         let log_store = LogStore::new(self.log.clone(), self.telemetry.clone());
         let (data, applied) = (self.data.clone(), self.applied.clone());

@@ -35,6 +35,12 @@ pub enum Error {
     /// The cluster cannot be changed like that.
     #[error("{0}")]
     MembershipRefused(String),
+    /// The cluster has no node of that URL.
+    #[error("{url} is not in the cluster")]
+    NotAMember {
+        /// The URL.
+        url: String,
+    },
     /// A change of the cluster goes on, and was not done in time.
     #[error("the change of the cluster is not done yet; it goes on, and asking for it again waits for it")]
     MembershipPending,
@@ -61,9 +67,11 @@ impl Error {
         match self {
             Self::NoQuorum { outcome, .. } | Self::Stopped { outcome } => *outcome,
             Self::LeaderLost | Self::Storage(_) | Self::MembershipPending => WriteOutcome::Unknown,
-            Self::Busy { .. } | Self::Codec(_) | Self::Refused(_) | Self::MembershipRefused(_) => {
-                WriteOutcome::NotWritten
-            }
+            Self::Busy { .. }
+            | Self::Codec(_)
+            | Self::Refused(_)
+            | Self::MembershipRefused(_)
+            | Self::NotAMember { .. } => WriteOutcome::NotWritten,
         }
     }
 
@@ -74,7 +82,11 @@ impl Error {
             Self::NoQuorum { successful, .. } => Self::NoQuorum { successful, outcome: WriteOutcome::Unknown },
             Self::Stopped { .. } => Self::Stopped { outcome: WriteOutcome::Unknown },
             error @ (Self::LeaderLost | Self::Storage(_) | Self::MembershipPending) => error,
-            Self::Busy { .. } | Self::Codec(_) | Self::Refused(_) | Self::MembershipRefused(_) => Self::LeaderLost,
+            Self::Busy { .. }
+            | Self::Codec(_)
+            | Self::Refused(_)
+            | Self::MembershipRefused(_)
+            | Self::NotAMember { .. } => Self::LeaderLost,
         }
     }
 
@@ -83,7 +95,11 @@ impl Error {
         match self {
             Self::NoQuorum { .. } | Self::LeaderLost | Self::Busy { .. } | Self::Stopped { .. } => true,
             Self::MembershipPending => true,
-            Self::Codec(_) | Self::Storage(_) | Self::Refused(_) | Self::MembershipRefused(_) => false,
+            Self::Codec(_)
+            | Self::Storage(_)
+            | Self::Refused(_)
+            | Self::MembershipRefused(_)
+            | Self::NotAMember { .. } => false,
         }
     }
 }

@@ -2,12 +2,18 @@
 //!
 //! The leader changes the membership, by Raft's joint consensus (Ongaro's thesis, section 4.3), in small steps that may
 //! be repeated: whoever wants a change asks for it again until it is done, so a change survives the loss of the leader
-//! half-way. A node becomes a voter only once it has caught up, so the quorum never rests on an empty disk.
+//! half-way. A joint membership that such a leader left behind is ended by the next one by itself ([`tend`]): while it
+//! lasts, two majorities are needed. A node becomes a voter only once it has caught up, so the quorum never rests on an
+//! empty disk.
+//!
+//! A leader that hands over stops at once to take writes and to vouch for reads, and leads no more in its term whatever
+//! comes of it. So it hands over only to a voter that answers, has nearly all of the log, and may stand.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use openraft::async_runtime::watch::WatchReceiver;
 use openraft::error::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::{BasicNode, ChangeMembers, ServerState};
 use serde::{Deserialize, Serialize};
@@ -25,6 +31,9 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(2);
 /// Pause between the steps of a change.
 const STEP_PAUSE: Duration = Duration::from_millis(50);
 
+/// How often a leader looks whether an earlier one has left something to be ended.
+const TEND_INTERVAL: Duration = Duration::from_millis(250);
+
 /// Log entries that a node may lack and still become a voter: it has them by the time that is decided.
 const CATCH_UP_ENTRIES: u64 = 128;
 
@@ -39,6 +48,14 @@ pub(super) enum Change {
     Remove { url: String },
     /// An operator, or a leader that is about to stop, wants another leader.
     Transfer { url: String },
+}
+
+impl Change {
+    fn url(&self) -> &str {
+        match self {
+            Self::Join { url, .. } | Self::Add { url, .. } | Self::Remove { url } | Self::Transfer { url } => url,
+        }
+    }
 }
 
 /// The part that a node plays.
@@ -80,7 +97,7 @@ pub(super) async fn change(shared: &Arc<Shared>, change: &Change, deadline: Inst
             // An earlier step has done it, and its answer was lost.
             Progress::Unknown if began && matches!(change, Change::Remove { .. }) => return Ok(()),
             Progress::Refused(reason) => return Err(Error::MembershipRefused(reason)),
-            Progress::Unknown => return Err(Error::MembershipRefused("the node is not in the cluster".to_owned())),
+            Progress::Unknown => return Err(Error::NotAMember { url: change.url().to_owned() }),
             Progress::Pending | Progress::NotLeader if Instant::now() >= deadline => {
                 return Err(match shared.quorum_is_out_of_reach() {
                     true => Error::NoQuorum { successful: shared.reachable(), outcome: WriteOutcome::Unknown },
@@ -109,8 +126,7 @@ pub(super) async fn step(shared: &Arc<Shared>, change: &Change) -> Progress {
     }
     let members = Members::of(&metrics);
     if members.is_joint {
-        // A leader was lost half-way through an earlier change.
-        return apply(shared, ChangeMembers::AddVoterIds(BTreeSet::new()), Progress::Pending).await;
+        return end_joint(shared).await;
     }
     match change {
         Change::Join { id, url } => match (members.nodes.contains_key(id), members.with_url(url)) {
@@ -126,6 +142,37 @@ pub(super) async fn step(shared: &Arc<Shared>, change: &Change) -> Progress {
         Change::Remove { url } => remove(shared, &members, url).await,
         Change::Transfer { url } => transfer(shared, &members, url).await,
     }
+}
+
+/// Ends joint memberships that leaders which were lost half-way have left behind, as long as the node runs and leads.
+pub(super) async fn tend(shared: Arc<Shared>) {
+    let stopped = shared.stopped();
+    tokio::pin!(stopped);
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut stopped => return,
+            () = tokio::time::sleep(TEND_INTERVAL) => {}
+        }
+        let is_joint = {
+            let metrics = shared.raft().metrics();
+            let metrics = metrics.borrow_watched();
+            metrics.state == ServerState::Leader && is_joint(&metrics)
+        };
+        if is_joint && end_joint(&shared).await == Progress::Pending {
+            tracing::info!("a change of the membership that was under way is brought to its end");
+        }
+    }
+}
+
+/// Goes from a joint membership to the newer one of the two. Voters that it lacks stay as learners: it cannot be known
+/// whether they were to be removed or to be learners, and whoever wanted either asks again.
+async fn end_joint(shared: &Shared) -> Progress {
+    make(shared, ChangeMembers::AddVoterIds(BTreeSet::new()), true, Progress::Pending).await
+}
+
+fn is_joint(metrics: &openraft::RaftMetrics<TypeConfig>) -> bool {
+    metrics.membership_config.membership().get_joint_config().len() > 1
 }
 
 /// The membership in force.
@@ -147,7 +194,7 @@ impl Members {
             voters: membership.voter_ids().collect(),
             matched: matched.map(|(id, matched)| (*id, matched.map_or(0, |log_id| log_id.index()))).collect(),
             last_log_index: metrics.last_log_index.unwrap_or(0),
-            is_joint: membership.get_joint_config().len() > 1,
+            is_joint: is_joint(metrics),
         }
     }
 
@@ -194,7 +241,7 @@ async fn add(shared: &Shared, members: &Members, url: &str, role: Role) -> Progr
     }
     let hello = match peers::ask(shared, url).await {
         Ok((hello, _)) => hello,
-        Err(error) => return Progress::Refused(format!("the node must run, so that it can be added: {error}")),
+        Err(error) => return Progress::Refused(format!("the node must answer, so that it can be added: {error}")),
     };
     if hello.initialized {
         return Progress::Refused(format!(
@@ -255,21 +302,45 @@ async fn transfer(shared: &Shared, members: &Members, url: &str) -> Progress {
         None if ids.is_empty() => Progress::Unknown,
         None => Progress::Refused("it is not a voter".to_owned()),
         Some(id) if *id == shared.id() => Progress::Done,
-        Some(id) => hand_to(shared, *id).await,
+        Some(id) => match fitness(shared, members, *id) {
+            Fitness::Ready => hand_to(shared, *id).await,
+            Fitness::NotYet => Progress::Pending,
+            Fitness::Away => Progress::Refused(format!("{url} cannot be reached")),
+        },
     }
 }
 
-/// Hands the leadership to the voter whose log is the longest.
+/// Hands the leadership to the fittest voter, the one whose log is the longest.
 async fn give_way(shared: &Shared, members: &Members) -> Progress {
     let others = members.matched.iter().filter(|(id, _)| **id != shared.id() && members.voters.contains(id));
-    let there = |id: &u64| members.nodes.get(id).and_then(|url| shared.peer(url)).is_some_and(|peer| peer.is_healthy());
-    match others.filter(|(id, _)| there(id)).max_by_key(|(_, matched)| **matched) {
-        Some((heir, _)) => hand_to(shared, *heir).await,
+    let others: Vec<_> = others.map(|(id, matched)| (fitness(shared, members, *id), *matched, *id)).collect();
+    match others.iter().filter(|(fitness, _, _)| *fitness == Fitness::Ready).max_by_key(|(_, matched, _)| *matched) {
+        Some((_, _, heir)) => hand_to(shared, *heir).await,
+        None if others.iter().any(|(fitness, _, _)| *fitness == Fitness::NotYet) => Progress::Pending,
         None => Progress::Refused("no other voter can be reached".to_owned()),
     }
 }
 
+/// Whether a voter can take over.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fitness {
+    Ready,
+    /// It has just restarted, or lacks too much of the log.
+    NotYet,
+    Away,
+}
+
+fn fitness(shared: &Shared, members: &Members, id: u64) -> Fitness {
+    let peer = members.nodes.get(&id).and_then(|url| shared.peer(url));
+    match peer.filter(|peer| peer.is_healthy_as(id)) {
+        Some(peer) if !peer.silent && members.has_caught_up(id) => Fitness::Ready,
+        Some(_) => Fitness::NotYet,
+        None => Fitness::Away,
+    }
+}
+
 async fn hand_to(shared: &Shared, heir: u64) -> Progress {
+    let heir = shared.lease.give_up(shared.metrics().current_term, heir);
     match shared.raft().trigger().transfer_leader(heir).await {
         Ok(()) => Progress::Pending,
         Err(_) => Progress::NotLeader,
@@ -291,6 +362,11 @@ pub(super) async fn hand_over(shared: &Arc<Shared>, deadline: Instant) {
 async fn apply(shared: &Shared, change: ChangeMembers<u64, BasicNode>, then: Progress) -> Progress {
     // A voter that is to be none stays as a learner only if that was asked for.
     let retain = matches!(change, ChangeMembers::RemoveVoters(_));
+    make(shared, change, retain, then).await
+}
+
+async fn make(shared: &Shared, change: ChangeMembers<u64, BasicNode>, retain: bool, then: Progress) -> Progress {
+    let Ok(_changing) = shared.changing.try_lock() else { return Progress::Pending };
     let raft = shared.raft();
     let made = tokio::time::timeout(STEP_TIMEOUT, raft.change_membership(change.clone(), retain)).await;
     match made {

@@ -29,6 +29,7 @@
 //! - An acknowledged write is fsynced in the logs of a majority of the voters.
 //! - A write that is refused says whether it may yet appear ([`WriteOutcome`]).
 //! - A restarted voter neither votes nor stands for one lease, since it has forgotten whom it promised not to depose.
+//! - Calls from another cluster, even one of the same URLs, change nothing.
 //!
 //! # Cost of one write on an idle cluster
 //!
@@ -46,6 +47,8 @@ mod blocking;
 mod engine;
 mod error;
 mod identity;
+#[cfg(test)]
+mod local_tests;
 mod log_store;
 mod membership;
 mod peers;
@@ -73,12 +76,15 @@ use tokio::time::Instant;
 pub use self::blocking::Blocking;
 use self::engine::EngineParts;
 pub use self::error::{Error, WriteOutcome};
+pub use self::identity::ClusterId;
 use self::membership::Change;
 pub use self::membership::Role;
 use self::proposer::Pending;
 use self::shared::Shared;
 pub use self::status::{PeerStatus, Status};
-pub use self::transport::{Call, CallError, HttpTransport, REFUSAL_HEADER, TO_HEADER, Transport};
+pub use self::transport::{
+    CLUSTER_HEADER, Call, CallError, Envelope, HttpTransport, REFUSAL_HEADER, TO_HEADER, Transport,
+};
 use self::types::{LogId, decode};
 pub use self::types::{Round, RoundWrite, TypeConfig, node_id};
 use crate::limits::PROPOSE_QUEUE_MAX;
@@ -179,9 +185,13 @@ impl Handle {
             telemetry: telemetry.clone(),
             blocking: options.blocking.clone(),
         };
-        let engine = engine_parts.build(own.unwrap_or_else(|| node_id(&options.self_url)), own.is_some()).await?;
+        let id = own.map_or_else(|| node_id(&options.self_url), |own| own.id);
+        let engine = engine_parts.build(id, own.is_some()).await?;
         let applied = engine_parts.applied.subscribe();
         let shared = Arc::new(Shared::new(options, founders, engine, engine_parts, transport, telemetry, applied));
+        if let Some(cluster) = own.and_then(|own| own.cluster) {
+            shared.set_cluster(cluster);
+        }
         peers::start(&shared).await?;
         Ok(Self { proposals: proposer::start(shared.clone()), gate: reads::Gate::start(shared.clone()), shared })
     }
@@ -283,26 +293,26 @@ impl Handle {
         self.shared.applied.clone()
     }
 
-    /// Answers a call from another node. `to` is the node the call is meant for.
+    /// Answers a call from another node.
     ///
     /// # Errors
     ///
     /// If the call is not meant for this node, is malformed, or cannot be answered now.
-    pub async fn serve(&self, call: Call, to: u64, body: bytes::Bytes) -> Result<bytes::Bytes, Error> {
-        server::serve(&self.shared, call, to, body).await
+    pub async fn serve(&self, call: Call, envelope: Envelope, body: bytes::Bytes) -> Result<bytes::Bytes, Error> {
+        server::serve(&self.shared, call, envelope, body).await
     }
 
-    /// Receives a snapshot from the leader. `to` is the node it is meant for.
+    /// Receives a snapshot from the leader.
     ///
     /// # Errors
     ///
     /// As for [`Handle::serve`]; a snapshot that is not whole changes nothing.
-    pub async fn serve_snapshot<S, E>(&self, to: u64, body: S) -> Result<bytes::Bytes, Error>
+    pub async fn serve_snapshot<S, E>(&self, envelope: Envelope, body: S) -> Result<bytes::Bytes, Error>
     where
         S: futures::Stream<Item = Result<bytes::Bytes, E>> + Unpin + Send,
         E: std::error::Error + Send + Sync + 'static,
     {
-        server::serve_snapshot(&self.shared, to, body).await
+        server::serve_snapshot(&self.shared, envelope, body).await
     }
 
     /// Stops taking part. What was acknowledged stays on disk; calls that follow are refused.
@@ -351,6 +361,8 @@ fn engine_config(options: &Options) -> openraft::Config {
         replication_lag_threshold: options.snapshot_entries.saturating_mul(2),
         purge_batch_size: PURGE_ENTRIES.min(options.snapshot_entries),
         enable_pre_vote: Some(true),
+        // Allowed once it is certain that no promise of before a restart stands against it.
+        enable_elect: false,
         // A restarted leader must win an election again: its lease is gone with its memory.
         enable_leader_restore: Some(false),
         removed_leader_step_down: openraft::StepDownPolicy::Never,

@@ -9,10 +9,11 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::error::Error;
-use super::shared::{Shared, lock};
+use super::identity::ClusterId;
+use super::shared::{PeerState, Shared, lock};
 use super::transport::{ANYONE, Call};
 use super::types::{decode, encode};
-use super::{RESTART_MARGIN, StartError, identity};
+use super::{RESTART_MARGIN, StartError, identity, membership};
 
 /// How often a peer is asked how it is.
 const HELLO_INTERVAL: Duration = Duration::from_millis(250);
@@ -30,8 +31,12 @@ pub(super) struct Hello {
     /// Whether the id is its own for good.
     pub(super) decided: bool,
     pub(super) url: String,
-    /// Whether it belongs to a cluster.
+    /// Whether it belongs to a cluster, and knows who else does.
     pub(super) initialized: bool,
+    /// The cluster that it belongs to.
+    cluster: Option<ClusterId>,
+    /// Whether it has just restarted, and neither votes nor stands yet.
+    silent: bool,
     /// The URLs it was started with.
     pub(super) knows: BTreeSet<String>,
     last_log_index: Option<u64>,
@@ -39,11 +44,28 @@ pub(super) struct Hello {
     prepared_revision: u64,
 }
 
+impl Hello {
+    fn tell(&self, state: &mut PeerState) {
+        state.last_log_index = self.last_log_index;
+        state.initialized = self.initialized;
+        state.cluster = self.cluster;
+        state.silent = self.silent;
+        state.prepared_revision = self.prepared_revision;
+    }
+}
+
 /// Starts the tasks that watch the peers, and forms the cluster or rejoins it.
 pub(super) async fn start(shared: &Arc<Shared>) -> Result<(), StartError> {
-    tokio::spawn(attend(shared.clone()));
     let raft = shared.raft();
-    if !raft.is_initialized().await? {
+    let is_restart = raft.is_initialized().await?;
+    if is_restart && !is_only_voter(shared) {
+        begin_restart_promise(shared);
+    } else {
+        raft.runtime_config().elect(true);
+    }
+    tokio::spawn(attend(shared.clone()));
+    tokio::spawn(membership::tend(shared.clone()));
+    if !is_restart {
         if shared.options.peer_urls.is_empty() {
             identity::initialize_alone(shared).await;
             return Ok(());
@@ -51,8 +73,6 @@ pub(super) async fn start(shared: &Arc<Shared>) -> Result<(), StartError> {
     } else if is_only_voter(shared) {
         // Nobody else can hold a lease or a vote.
         raft.trigger().elect(false).await?;
-    } else {
-        tokio::spawn(keep_restart_promise(shared.clone()));
     }
     tokio::spawn(identity::find_cluster(shared.clone()));
     Ok(())
@@ -63,13 +83,17 @@ fn is_only_voter(shared: &Shared) -> bool {
     metrics.membership_config.voter_ids().eq(std::iter::once(shared.id()))
 }
 
-/// A voter that restarts has forgotten that it promised the leader a lease, so for the length of one it stays silent.
-async fn keep_restart_promise(shared: Arc<Shared>) {
+/// A voter that restarts has forgotten that it promised the leader a lease, so for the length of one it stays silent:
+/// it grants no vote and no pre-vote, takes no leadership that is handed to it, and its engine, which was built so, does
+/// not stand. The promise is in force when this returns, before the node answers anybody.
+fn begin_restart_promise(shared: &Arc<Shared>) {
     let until = Instant::now() + shared.options.timing.election_max + RESTART_MARGIN;
     *lock(&shared.silent_until) = Some(until);
-    shared.raft().runtime_config().elect(false);
-    tokio::time::sleep_until(until).await;
-    shared.raft().runtime_config().elect(true);
+    let raft = shared.raft();
+    tokio::spawn(async move {
+        tokio::time::sleep_until(until).await;
+        raft.runtime_config().elect(true);
+    });
 }
 
 /// Keeps an eye on every node of the cluster, as nodes come and go, and shows its state in the metrics.
@@ -103,9 +127,7 @@ async fn watch_peer(shared: Arc<Shared>, url: String) {
         match ask(&shared, &url).await {
             Ok((hello, rtt)) => shared.note_heard(&url, hello.id, |state| {
                 state.rtt = Some(rtt);
-                state.last_log_index = hello.last_log_index;
-                state.initialized = hello.initialized;
-                state.prepared_revision = hello.prepared_revision;
+                hello.tell(state);
             }),
             Err(error) => shared.note_silent(&url, &error),
         }
@@ -129,7 +151,7 @@ pub(super) async fn ask(shared: &Shared, url: &str) -> Result<(Hello, Duration),
 
 /// Answers a peer, which shows by asking that it is there.
 pub(super) fn answer(shared: &Shared, greeting: &Hello) -> Hello {
-    shared.note_heard(&greeting.url, greeting.id, |state| state.initialized = greeting.initialized);
+    shared.note_heard(&greeting.url, greeting.id, |state| greeting.tell(state));
     hello(shared)
 }
 
@@ -140,6 +162,8 @@ fn hello(shared: &Shared) -> Hello {
         decided: shared.is_decided(),
         url: shared.options.self_url.clone(),
         initialized: shared.is_initialized(),
+        cluster: shared.cluster(),
+        silent: shared.is_silent(),
         knows: shared.options.peer_urls.iter().cloned().collect(),
         last_log_index: shared.metrics().last_log_index,
         prepared_revision: shared.prepared_revision.load(Ordering::Relaxed),

@@ -175,7 +175,8 @@ async fn forward(shared: &Shared, leader: u64, url: &str, round: &Round, deadlin
         shared.telemetry.tracer().record_span(names::SPAN_FORWARD, trace, began, ended, &[]);
     }
     match answer {
-        Ok(body) => match decode(&body)? {
+        // An answer that cannot be read does not say that the round was not appended.
+        Ok(body) => match decode(&body).map_err(|_| Error::LeaderLost)? {
             Forwarded::Done(outcomes) => Ok(Attempt::Done(outcomes)),
             Forwarded::NotLeader => Ok(Attempt::NotAppended),
             Forwarded::Failed { successful, outcome } => {

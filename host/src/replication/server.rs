@@ -5,23 +5,22 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::Stream;
 use openraft::alias::SnapshotOf;
+use openraft::raft::AppendEntriesResponse;
 use tokio::time::Instant;
 
 use super::error::Error;
-use super::shared::{Shared, lock};
+use super::shared::Shared;
 use super::snapshot::Spool;
-use super::transport::Call;
+use super::transport::{Call, Envelope};
 use super::types::{TypeConfig, decode, encode};
 use super::{identity, membership, peers, proposer, reads};
 
 /// Answers one call.
-pub(super) async fn serve(shared: &Arc<Shared>, call: Call, to: u64, body: Bytes) -> Result<Bytes, Error> {
-    if !matches!(call, Call::Hello | Call::Form | Call::Members) {
-        check_address(shared, to)?;
-    }
+pub(super) async fn serve(shared: &Arc<Shared>, call: Call, envelope: Envelope, body: Bytes) -> Result<Bytes, Error> {
+    check_envelope(shared, call, envelope).await?;
     match call {
         Call::Hello => encode(&peers::answer(shared, &decode(&body)?)),
-        Call::Form => encode(&identity::promise(shared, &decode(&body)?).await?),
+        Call::Form => encode(&identity::take_part(shared, &decode(&body)?).await?),
         Call::Members => encode(&membership::step(shared, &decode(&body)?).await),
         Call::Append => append(shared, &body).await,
         Call::Vote => {
@@ -32,8 +31,15 @@ pub(super) async fn serve(shared: &Arc<Shared>, call: Call, to: u64, body: Bytes
             check_silence(shared)?;
             encode(&shared.raft().pre_vote(decode(&body)?).await.map_err(refused)?)
         }
-        Call::TransferLeader => encode(&shared.raft().handle_transfer_leader(decode(&body)?).await.map_err(refused)?),
-        Call::Propose => encode(&proposer::serve(shared, &body).await?),
+        Call::TransferLeader => {
+            check_silence(shared)?;
+            encode(&shared.raft().handle_transfer_leader(decode(&body)?).await.map_err(refused)?)
+        }
+        Call::Propose => {
+            let answer = proposer::serve(shared, &body).await?;
+            // The round may be in the log now: whatever goes wrong is no refusal, after which it would be proposed again.
+            encode(&answer).map_err(|_| Error::LeaderLost)
+        }
         Call::ReadIndex => {
             let deadline = Instant::now() + decode::<std::time::Duration>(&body)?;
             encode(&reads::read_index(shared, deadline).await?)
@@ -43,28 +49,60 @@ pub(super) async fn serve(shared: &Arc<Shared>, call: Call, to: u64, body: Bytes
 }
 
 /// Receives a whole snapshot, then installs it.
-pub(super) async fn serve_snapshot<S, E>(shared: &Arc<Shared>, to: u64, body: S) -> Result<Bytes, Error>
+pub(super) async fn serve_snapshot<S, E>(shared: &Arc<Shared>, envelope: Envelope, body: S) -> Result<Bytes, Error>
 where
     S: Stream<Item = Result<Bytes, E>> + Unpin + Send,
     E: std::error::Error + Send + Sync + 'static,
 {
-    check_address(shared, to)?;
+    check_envelope(shared, Call::Snapshot, envelope).await?;
     let blocking = &shared.options.blocking;
     let spool = Spool::receive(&shared.options.spool_dir, body, blocking).await.map_err(refused)?;
     let opened = blocking.run(move || spool.open()).await.map_err(refused)?;
     let (vote, meta, source) = opened.map_err(refused)?;
     let snapshot = SnapshotOf::<TypeConfig, _> { meta, snapshot: source };
-    encode(&shared.raft().install_full_snapshot(vote, snapshot).await.map_err(refused)?)
+    let answer = shared.raft().install_full_snapshot(vote, snapshot).await.map_err(refused)?;
+    if answer.vote == vote {
+        shared.note_leader(&vote);
+    }
+    encode(&answer)
 }
 
 async fn append(shared: &Arc<Shared>, body: &[u8]) -> Result<Bytes, Error> {
     let request: openraft::raft::AppendEntriesRequest<TypeConfig> = decode(body)?;
     let committed = request.leader_commit.map(|log_id| log_id.index());
+    let leader = request.vote;
     let answer = shared.raft().append_entries(request).await.map_err(refused)?;
+    if !matches!(answer, AppendEntriesResponse::HigherVote(_)) {
+        shared.note_leader(&leader);
+    }
     if answer.is_success() && committed.is_none_or(|committed| *shared.applied.borrow() >= committed) {
         shared.note_fresh();
     }
     encode(&answer)
+}
+
+/// Whether a call comes from this node's own cluster, and is meant for this node.
+async fn check_envelope(shared: &Shared, call: Call, envelope: Envelope) -> Result<(), Error> {
+    // Those by which nodes find each other before they belong to one cluster.
+    let is_open = matches!(call, Call::Hello | Call::Form | Call::Members);
+    match (shared.cluster(), envelope.cluster) {
+        (Some(own), Some(theirs)) if own != theirs => {
+            shared.note_stranger(own, theirs);
+            return Err(Error::Refused(identity::strange(own, theirs)));
+        }
+        (Some(_), Some(_)) => {}
+        (_, None) if !is_open => {
+            return Err(Error::Refused("the call does not say from which cluster it is".to_owned()));
+        }
+        // A leader that sends the log has let this node in.
+        (None, Some(theirs)) if matches!(call, Call::Append | Call::Snapshot) => {
+            check_address(shared, envelope.to)?;
+            return identity::join(shared, theirs).await;
+        }
+        (None, Some(_)) if !is_open => return Err(Error::Refused("this node is in no cluster yet".to_owned())),
+        _ => {}
+    }
+    if is_open { Ok(()) } else { check_address(shared, envelope.to) }
 }
 
 /// Whether a call is meant for this node, and this node may take part under that id.
@@ -79,8 +117,8 @@ fn check_address(shared: &Shared, to: u64) -> Result<(), Error> {
 }
 
 fn check_silence(shared: &Shared) -> Result<(), Error> {
-    if lock(&shared.silent_until).is_some_and(|until| Instant::now() < until) {
-        return Err(Error::Refused("this node has just restarted and does not vote yet".to_owned()));
+    if shared.is_silent() {
+        return Err(Error::Refused("this node has just restarted, and neither votes nor stands yet".to_owned()));
     }
     Ok(())
 }

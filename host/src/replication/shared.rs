@@ -1,7 +1,7 @@
 //! What the tasks of replication know in common, and the cluster as this node sees it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -12,12 +12,17 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::engine::{Engine, EngineParts};
+use super::identity::ClusterId;
 use super::membership::Progress;
-use super::types::{Raft, TypeConfig};
+use super::reads::Lease;
+use super::types::{Raft, TypeConfig, Vote};
 use super::{Options, Transport};
 use crate::telemetry::Telemetry;
 
 pub(super) type Metrics = openraft::RaftMetrics<TypeConfig>;
+
+/// Other clusters of which it is said that they have called; so many are a mistake that was said often enough.
+const STRANGERS_MAX: usize = 16;
 
 /// A peer that was silent for this long counts as down.
 pub(super) const PEER_SILENCE_MAX: Duration = Duration::from_millis(1_500);
@@ -31,6 +36,10 @@ pub(super) struct PeerState {
     pub(super) rtt: Option<Duration>,
     pub(super) last_log_index: Option<u64>,
     pub(super) initialized: bool,
+    /// The cluster that it belongs to.
+    pub(super) cluster: Option<ClusterId>,
+    /// Whether it has just restarted, and neither votes nor stands yet.
+    pub(super) silent: bool,
     pub(super) prepared_revision: u64,
     /// How often in a row the peer was tried in vain.
     pub(super) failures: u32,
@@ -78,6 +87,16 @@ pub(super) struct Shared {
     pub(super) prepared_revision: AtomicU64,
     /// Until when this node, just restarted, neither votes nor stands.
     pub(super) silent_until: Mutex<Option<Instant>>,
+    /// The cluster that this node belongs to; 0 if none.
+    cluster: AtomicU64,
+    /// Other clusters that have called this node.
+    strangers: Mutex<BTreeSet<ClusterId>>,
+    /// The leader that was last heard since this node runs, with its term.
+    heard: Mutex<Option<(u64, u64)>>,
+    /// When this node may vouch for a read by its lease.
+    pub(super) lease: Lease,
+    /// Held while the membership changes, so that one change is under way at a time.
+    pub(super) changing: tokio::sync::Mutex<()>,
 }
 
 impl Shared {
@@ -91,6 +110,7 @@ impl Shared {
         applied: watch::Receiver<u64>,
     ) -> Self {
         Self {
+            lease: Lease::new(options.timing.election_max),
             options,
             founders,
             engine: RwLock::new(engine),
@@ -105,6 +125,10 @@ impl Shared {
             joining: Mutex::new(None),
             prepared_revision: AtomicU64::new(0),
             silent_until: Mutex::new(None),
+            cluster: AtomicU64::new(0),
+            strangers: Mutex::new(BTreeSet::new()),
+            heard: Mutex::new(None),
+            changing: tokio::sync::Mutex::new(()),
         }
     }
 
@@ -140,13 +164,53 @@ impl Shared {
         self.raft().metrics().borrow_watched().clone()
     }
 
+    /// The cluster that this node belongs to.
+    pub(super) fn cluster(&self) -> Option<ClusterId> {
+        ClusterId::new(self.cluster.load(Ordering::Acquire))
+    }
+
+    /// This node belongs to a cluster: its disk says so.
+    pub(super) fn set_cluster(&self, cluster: ClusterId) {
+        self.cluster.store(cluster.get(), Ordering::Release);
+        self.transport.set_cluster(cluster);
+    }
+
+    /// Notes that another cluster has called this node, and says so if it is news.
+    pub(super) fn note_stranger(&self, own: ClusterId, stranger: ClusterId) {
+        let mut strangers = lock(&self.strangers);
+        if strangers.len() < STRANGERS_MAX && strangers.insert(stranger) {
+            tracing::warn!(cluster = %own, %stranger, "a node of another cluster calls this one, and is refused");
+        }
+    }
+
     /// The leader and its URL, if this node knows one.
     pub(super) fn leader(&self) -> Option<(u64, String)> {
         let metrics = self.raft().metrics();
         let metrics = metrics.borrow_watched();
-        let leader = metrics.current_leader?;
+        let leader = self.known_leader(&metrics)?;
         let node = metrics.membership_config.membership().get_node(&leader)?;
         Some((leader, node.addr.clone()))
+    }
+
+    /// The leader, if this node is it or has heard it since it runs. That a node voted for one before it was restarted
+    /// says nothing of now.
+    pub(super) fn known_leader(&self, metrics: &Metrics) -> Option<u64> {
+        let leader = metrics.current_leader?;
+        let is_known = match leader == metrics.id {
+            true => metrics.state == ServerState::Leader,
+            false => *lock(&self.heard) == Some((metrics.current_term, leader)),
+        };
+        is_known.then_some(leader)
+    }
+
+    /// Notes that a leader was heard, and obeyed.
+    pub(super) fn note_leader(&self, vote: &Vote) {
+        *lock(&self.heard) = Some((vote.leader_id.term, vote.leader_id.node_id));
+    }
+
+    /// Whether this node, just restarted, neither votes nor stands yet.
+    pub(super) fn is_silent(&self) -> bool {
+        lock(&self.silent_until).is_some_and(|until| Instant::now() < until)
     }
 
     /// The nodes of the cluster by their ids once it is formed; until then, those it will be formed of.
@@ -303,6 +367,11 @@ impl Shared {
         let (members, without): (Vec<_>, Vec<_>) = reachable.partition(|(_, peer)| peer.initialized);
         let urls = |peers: Vec<(&String, &PeerState)>| peers.into_iter().map(|(url, _)| url.clone()).collect();
         (urls(without), urls(members))
+    }
+
+    /// Whether a peer that can be reached belongs to a cluster.
+    pub(super) fn sees_cluster(&self, cluster: ClusterId) -> bool {
+        lock(&self.peers).values().any(|peer| peer.is_healthy() && peer.cluster == Some(cluster))
     }
 
     /// The peers that can be reached and have not yet prepared what the store held at a revision.

@@ -1,17 +1,22 @@
 //! The cluster as one node sees it, for those who ask.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use openraft::ServerState;
 use openraft::async_runtime::Instant as _;
 
+use super::identity::ClusterId;
 use super::shared::{Metrics, Shared, has_its_place};
+use super::types::LogId;
 
 /// The cluster as one node sees it.
 #[derive(Debug, Clone)]
 pub struct Status {
     /// Whether there are other nodes.
     pub replication_enabled: bool,
+    /// The cluster that this node belongs to, if it has found it.
+    pub cluster: Option<ClusterId>,
     /// This node's id.
     pub self_id: u64,
     /// This node's base URL.
@@ -20,6 +25,8 @@ pub struct Status {
     pub state: &'static str,
     /// `voter` or `learner`.
     pub role: &'static str,
+    /// Log entries that this node lacks, as far as is known.
+    pub self_lag_entries: u64,
     /// Whether the cluster counts this node as one of its own: not one that waits to be let in, nor one removed.
     pub is_member: bool,
     /// Raft's term.
@@ -64,6 +71,8 @@ impl Shared {
         let (nodes, voters) = (self.nodes(&metrics), self.voters(&metrics));
         let newest = self.newest_log_index(&metrics);
         let peers = self.peers();
+        // The leader knows best what the others have.
+        let matched: BTreeMap<u64, u64> = metrics.replication.iter().flatten().filter_map(matched_index).collect();
         let others: Vec<PeerStatus> = nodes
             .iter()
             .filter(|(_, url)| **url != self.options.self_url)
@@ -74,19 +83,21 @@ impl Shared {
                     url: url.clone(),
                     healthy: peer.is_healthy_as(*id),
                     role: role_of(voters.contains_key(id)),
-                    lag_entries: peer.last_log_index.map(|index| newest.saturating_sub(index)),
+                    lag_entries: matched.get(id).copied().or(peer.last_log_index).map(|has| newest.saturating_sub(has)),
                     rtt: peer.rtt.filter(|_| peer.is_healthy()),
                 }
             })
             .collect();
         let required = voters.len() / 2 + 1;
-        let leader = metrics.current_leader.and_then(|leader| nodes.get(&leader).cloned());
+        let leader = self.known_leader(&metrics).and_then(|leader| nodes.get(&leader).cloned());
         let lease = self.options.timing.election_max * 2;
         let leads = metrics.state == ServerState::Leader;
         let acked = !leads || metrics.last_quorum_acked.is_some_and(|acked| acked.elapsed() < lease);
         Status {
             replication_enabled: nodes.len() > 1,
+            cluster: self.cluster(),
             self_id: metrics.id,
+            self_lag_entries: newest.saturating_sub(metrics.last_log_index.unwrap_or(0)),
             self_url: self.options.self_url.clone(),
             state: state(&metrics),
             role: role_of(voters.contains_key(&metrics.id)),
@@ -102,12 +113,20 @@ impl Shared {
         }
     }
 
-    /// The newest log index anyone is known to have.
+    /// The newest log index anyone is known to have; on the leader, its own.
     fn newest_log_index(&self, metrics: &Metrics) -> u64 {
+        if metrics.state == ServerState::Leader {
+            return metrics.last_log_index.unwrap_or(0);
+        }
         let peers = self.peers();
         let theirs = peers.values().filter_map(|peer| peer.last_log_index).max().unwrap_or(0);
         metrics.last_log_index.unwrap_or(0).max(theirs)
     }
+}
+
+/// How far a node's log is known to match the leader's.
+fn matched_index((id, matched): (&u64, &Option<LogId>)) -> Option<(u64, u64)> {
+    Some((*id, matched.as_ref()?.index()))
 }
 
 fn role_of(is_voter: bool) -> &'static str {

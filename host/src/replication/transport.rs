@@ -6,7 +6,7 @@
 //! slow forward never delays a heartbeat.
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -23,6 +23,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::Error;
 use super::blocking::Blocking;
+use super::identity::ClusterId;
 use super::snapshot::SnapshotSource;
 use super::types::{TypeConfig, Vote, decode, encode};
 use crate::telemetry::Telemetry;
@@ -113,8 +114,20 @@ pub enum CallError {
     },
 }
 
+/// Whom a call is meant for, and where it comes from.
+#[derive(Debug, Clone, Copy)]
+pub struct Envelope {
+    /// The id of the node that it is meant for.
+    pub to: u64,
+    /// The cluster of the node that it comes from, if that belongs to one.
+    pub cluster: Option<ClusterId>,
+}
+
 /// Carries calls between nodes. Implementations must not repeat a call by themselves once it may have been seen.
 pub trait Transport: Send + Sync + 'static {
+    /// Names the cluster that all calls come from, from now on.
+    fn set_cluster(&self, cluster: ClusterId);
+
     /// Sends a call to the node `to`, at the base URL `url`, and waits up to `timeout` for the answer.
     fn call(
         &self,
@@ -140,6 +153,10 @@ pub trait Transport: Send + Sync + 'static {
 /// the one that had it.
 pub const TO_HEADER: &str = "brink-peer-to";
 
+/// The header that names the cluster a call comes from, as sixteen hexadecimal digits. It is absent while the caller
+/// looks for a cluster, or forms one.
+pub const CLUSTER_HEADER: &str = "brink-cluster";
+
 /// The header of a refusal that comes from a node itself. An error without it may come from something in between, and
 /// the node may have acted on the call.
 pub const REFUSAL_HEADER: &str = "brink-peer-refusal";
@@ -150,6 +167,7 @@ pub(super) const ANYONE: u64 = 0;
 /// Calls over HTTP.
 pub struct HttpTransport {
     http: reqwest::Client,
+    cluster: OnceLock<ClusterId>,
 }
 
 /// How long a connection attempt may take.
@@ -164,7 +182,7 @@ impl HttpTransport {
             .tcp_nodelay(true)
             .no_proxy()
             .build()?;
-        Ok(Self { http })
+        Ok(Self { http, cluster: OnceLock::new() })
     }
 
     async fn send(request: reqwest::RequestBuilder, url: String) -> Result<Bytes, CallError> {
@@ -190,11 +208,20 @@ impl HttpTransport {
     }
 
     fn request(&self, to: u64, url: &str, call: Call, timeout: Duration) -> reqwest::RequestBuilder {
-        self.http.post(format!("{url}/peer/{}", call.name())).header(TO_HEADER, to).timeout(timeout)
+        let request = self.http.post(format!("{url}/peer/{}", call.name())).header(TO_HEADER, to).timeout(timeout);
+        match self.cluster.get() {
+            Some(cluster) => request.header(CLUSTER_HEADER, cluster.to_string()),
+            None => request,
+        }
     }
 }
 
 impl Transport for HttpTransport {
+    fn set_cluster(&self, cluster: ClusterId) {
+        // A node belongs to one cluster for good.
+        let _ = self.cluster.set(cluster);
+    }
+
     fn call(
         &self,
         to: u64,

@@ -48,6 +48,20 @@ async fn health_has_the_exact_names_of_the_interface() {
 }
 
 #[tokio::test]
+async fn every_node_shows_the_same_cluster() {
+    let clusters = [Cluster::start(3).await, Cluster::start(1).await];
+    let mut ids = Vec::new();
+    for cluster in &clusters {
+        for node in &cluster.nodes {
+            let id = node.client.get("/cluster/members/").await.expect(200).json["cluster"].clone();
+            assert_eq!(id.as_str().unwrap().len(), 16, "{id}");
+            ids.push(id);
+        }
+    }
+    assert!(ids[0] == ids[1] && ids[1] == ids[2] && ids[2] != ids[3], "{ids:?}");
+}
+
+#[tokio::test]
 async fn a_single_node_needs_no_others() {
     let cluster = Cluster::start(1).await;
     cluster.client(0).put("a", &json!(1)).await.expect(201);

@@ -12,6 +12,7 @@
 mod bootstrap;
 mod durability;
 mod idempotency;
+mod learners;
 mod membership;
 mod node_loss;
 mod snapshot;

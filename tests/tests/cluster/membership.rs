@@ -222,7 +222,17 @@ async fn a_change_that_would_cost_the_quorum_is_refused() {
     assert_eq!(refused.json["type"], "urn:brink:problem:membership-refused");
     client.post_json("/cluster/members/", &json!({ "url": "node4" })).await.expect(400);
     client.post_json("/cluster/members/", &json!({ "url": urls[0], "role": "king" })).await.expect(400);
-    client.put_json("/cluster/leader/", &json!({ "url": nobody })).await.expect(409);
+    for unknown in [
+        client.put_json("/cluster/leader/", &json!({ "url": nobody })).await,
+        remove(client, nobody).await,
+        remove(cluster.client(other), nobody).await,
+    ] {
+        assert_eq!(unknown.expect(404).json["type"], "urn:brink:problem:not-a-member");
+    }
+    // Nor is the leadership handed to one that is away, which would cost an election.
+    let refused = client.put_json("/cluster/leader/", &json!({ "url": urls[lost] })).await.expect(409);
+    assert!(refused.json["detail"].as_str().unwrap().contains("cannot be reached"), "{}", refused.json);
+    assert_eq!(cluster.leader().await, leader);
     // The dead one may go.
     remove(client, &urls[lost]).await.expect(204);
     assert_eq!(members(client).await.len(), 2);

@@ -9,20 +9,20 @@ use serde_json::json;
 const SNAPSHOT_ENTRIES: usize = 50;
 
 /// Enough for several snapshots and a log that is cut.
-const WRITES: usize = 600;
+pub(crate) const WRITES: usize = 600;
 
-fn options() -> Options {
+pub(crate) fn options() -> Options {
     Options { args: vec!["--snapshot-entries".to_owned(), SNAPSHOT_ENTRIES.to_string()], ..Options::default() }
 }
 
-async fn fill(client: &Client, name: &str) {
+pub(crate) async fn fill(client: &Client, name: &str) {
     for number in 0..WRITES {
         client.put(&format!("{name}/{number:04}"), &json!({ "number": number })).await.expect(201);
     }
 }
 
 /// Waits until the running nodes have cut their logs. They do so behind later writes, and not while they are busy.
-async fn wait_for_cut_logs(cluster: &Cluster) {
+pub(crate) async fn wait_for_cut_logs(cluster: &Cluster) {
     for node in cluster.nodes.iter().filter(|node| node.is_running()) {
         eventually(Duration::from_secs(20), "the log is cut", || async {
             assert!(cluster.client(0).put("more", &json!(1)).await.status < 300);

@@ -1,0 +1,108 @@
+//! Read replicas: nodes that get every write, serve reads, and neither vote nor lead.
+
+use std::time::Duration;
+
+use brink_tests::{Client, Cluster, Options, entries, eventually};
+use serde_json::{Value, json};
+
+use super::snapshot::{WRITES, fill, options, wait_for_cut_logs};
+
+/// How long anything may take. Generous: the machine may be busy with other tests.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// The position of the learner.
+const LEARNER: usize = 3;
+
+/// Three voters and a learner.
+async fn with_learner(options: Options) -> Cluster {
+    let mut cluster = Cluster::prepare(4, options);
+    let urls: Vec<String> = cluster.nodes.iter().map(|node| node.url.clone()).collect();
+    for index in 0..LEARNER {
+        let others: Vec<String> =
+            (0..LEARNER).filter(|other| *other != index).map(|other| urls[other].clone()).collect();
+        cluster.nodes[index].knows(&others);
+        cluster.nodes[index].start();
+    }
+    cluster.ready().await;
+    cluster.nodes[LEARNER].knows(&urls[..LEARNER]);
+    cluster.nodes[LEARNER].start();
+    cluster.nodes[LEARNER].answers().await;
+    let member = json!({ "url": urls[LEARNER], "role": "learner" });
+    cluster.client(0).post_json("/cluster/members/", &member).await.expect(200);
+    cluster.nodes[LEARNER].ready().await;
+    cluster
+}
+
+/// The lag of a node, as another or it itself shows it: in the list of members, in health, and in the metrics.
+async fn lags(client: &Client, url: &str) -> [Option<u64>; 3] {
+    let find = |list: &Value| {
+        let node = list.as_array()?.iter().find(|node| node["url"] == url)?.clone();
+        node["lag_entries"].as_u64()
+    };
+    let members = find(&client.get("/cluster/members/").await.expect(200).json["members"]);
+    let health = find(&client.get("/health/").await.expect(200).json["cluster"]["nodes"]);
+    let metrics = String::from_utf8(client.get("/metrics").await.body).unwrap();
+    let is_lag = |line: &&str| line.starts_with("brink_replication_lag{") && line.contains(url);
+    let gauge = metrics.lines().find(is_lag).and_then(|line| line.rsplit_once(' ')?.1.parse().ok());
+    [members, health, gauge]
+}
+
+#[tokio::test]
+async fn a_learner_that_was_away_for_long_shows_its_lag_and_catches_up_from_a_snapshot() {
+    let mut cluster = with_learner(options()).await;
+    let url = cluster.nodes[LEARNER].url.clone();
+    cluster.nodes[LEARNER].kill();
+    fill(cluster.client(0), "meanwhile").await;
+    wait_for_cut_logs(&cluster).await;
+    for voter in 0..LEARNER {
+        eventually(LIMIT, "its lag is shown", || async {
+            let lags = lags(cluster.client(voter), &url).await;
+            lags.iter().all(|lag| lag.is_some_and(|lag| lag >= 500)).then_some(())
+        })
+        .await;
+    }
+
+    cluster.nodes[LEARNER].start();
+    cluster.nodes[LEARNER].ready().await;
+    eventually(LIMIT, "it has caught up", || async {
+        (entries(cluster.client(LEARNER), "meanwhile/", "local").await.len() == WRITES).then_some(())
+    })
+    .await;
+    assert!(cluster.nodes[LEARNER].log().contains("snapshot installed"), "{}", cluster.nodes[LEARNER].log());
+    for node in 0..LEARNER {
+        eventually(LIMIT, "it lags no more", || async {
+            let lags = lags(cluster.client(node), &url).await;
+            lags.iter().all(|lag| lag.is_some_and(|lag| lag < 10)).then_some(())
+        })
+        .await;
+    }
+    let own = lags(cluster.client(LEARNER), &url).await[0];
+    assert!(own.is_some_and(|lag| lag < 10), "{own:?}");
+    // Its strong reads go by the leader's word.
+    cluster.client(1).put("fresh", &json!(1)).await.expect(201);
+    let read = cluster.client(LEARNER).get("/kv/fresh/?consistency=strong").await.expect(200);
+    assert_eq!(read.header("brink-consistency"), Some("linearizable"));
+}
+
+#[tokio::test]
+async fn a_learner_never_stands() {
+    let mut cluster = with_learner(Options::default()).await;
+    for voter in 0..LEARNER {
+        cluster.nodes[voter].kill();
+    }
+    let term = async || cluster.client(LEARNER).get("/cluster/leader/").await.expect(200).json["term"].clone();
+    let before = term().await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(term().await, before);
+    assert!(!cluster.nodes[LEARNER].log().contains("cluster formed"));
+    cluster.client(LEARNER).put("a", &json!(1)).await.expect(500);
+    // With one voter it is two of four nodes, and one of three voters.
+    cluster.nodes[0].start();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(cluster.client(LEARNER).get("/health/").await.json["cluster"]["has_quorum"], false);
+    cluster.nodes[1].start();
+    eventually(LIMIT, "two voters are a majority", || async {
+        (cluster.client(LEARNER).put("a", &json!(1)).await.status < 300).then_some(())
+    })
+    .await;
+}
