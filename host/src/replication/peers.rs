@@ -1,6 +1,6 @@
 //! The other nodes: how they are, and what they know.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::error::Error;
 use super::identity::ClusterId;
-use super::shared::{PeerState, Shared, lock};
+use super::shared::{PeerState, Shared, lock, matched};
 use super::transport::{ANYONE, Call};
 use super::types::{decode, encode};
 use super::{RESTART_MARGIN, StartError, identity, membership};
@@ -40,6 +40,8 @@ pub(super) struct Hello {
     /// The URLs it was started with.
     pub(super) knows: BTreeSet<String>,
     last_log_index: Option<u64>,
+    /// If it leads: how far the logs of the others are known to match its own.
+    matched: BTreeMap<u64, u64>,
     /// The store's revision up to which it has compiled plugins and put hooks in force.
     prepared_revision: u64,
 }
@@ -47,6 +49,7 @@ pub(super) struct Hello {
 impl Hello {
     fn tell(&self, state: &mut PeerState) {
         state.last_log_index = self.last_log_index;
+        state.matched.clone_from(&self.matched);
         state.initialized = self.initialized;
         state.cluster = self.cluster;
         state.silent = self.silent;
@@ -157,6 +160,7 @@ pub(super) fn answer(shared: &Shared, greeting: &Hello) -> Hello {
 
 /// What this node says of itself.
 fn hello(shared: &Shared) -> Hello {
+    let metrics = shared.metrics();
     Hello {
         id: shared.id(),
         decided: shared.is_decided(),
@@ -165,7 +169,8 @@ fn hello(shared: &Shared) -> Hello {
         cluster: shared.cluster(),
         silent: shared.is_silent(),
         knows: shared.options.peer_urls.iter().cloned().collect(),
-        last_log_index: shared.metrics().last_log_index,
+        last_log_index: metrics.last_log_index,
+        matched: matched(&metrics),
         prepared_revision: shared.prepared_revision.load(Ordering::Relaxed),
     }
 }

@@ -35,6 +35,8 @@ pub(super) struct PeerState {
     pub(super) seen: Option<Instant>,
     pub(super) rtt: Option<Duration>,
     pub(super) last_log_index: Option<u64>,
+    /// If it leads: how far the logs of the others are known to match its own.
+    pub(super) matched: BTreeMap<u64, u64>,
     pub(super) initialized: bool,
     /// The cluster that it belongs to.
     pub(super) cluster: Option<ClusterId>,
@@ -408,6 +410,12 @@ impl Shared {
             let _ = stopped.wait_for(|stopped| *stopped).await;
         }
     }
+}
+
+/// On the leader: how far the logs of the others are known to match its own.
+pub(super) fn matched(metrics: &Metrics) -> BTreeMap<u64, u64> {
+    let matched = metrics.replication.iter().flatten();
+    matched.filter_map(|(id, matched)| Some((*id, matched.as_ref()?.index()))).collect()
 }
 
 /// See [`Shared::has_its_place`].

@@ -1,14 +1,12 @@
 //! The cluster as one node sees it, for those who ask.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use openraft::ServerState;
 use openraft::async_runtime::Instant as _;
 
 use super::identity::ClusterId;
-use super::shared::{Metrics, Shared, has_its_place};
-use super::types::LogId;
+use super::shared::{Metrics, Shared, has_its_place, matched};
 
 /// The cluster as one node sees it.
 #[derive(Debug, Clone)]
@@ -72,7 +70,11 @@ impl Shared {
         let newest = self.newest_log_index(&metrics);
         let peers = self.peers();
         // The leader knows best what the others have.
-        let matched: BTreeMap<u64, u64> = metrics.replication.iter().flatten().filter_map(matched_index).collect();
+        let matched = match self.leader() {
+            Some((leader, url)) if leader != metrics.id => peers.get(&url).map(|leader| leader.matched.clone()),
+            _ => Some(matched(&metrics)),
+        };
+        let known = |id: &u64| matched.as_ref().and_then(|matched| matched.get(id).copied());
         let others: Vec<PeerStatus> = nodes
             .iter()
             .filter(|(_, url)| **url != self.options.self_url)
@@ -83,7 +85,7 @@ impl Shared {
                     url: url.clone(),
                     healthy: peer.is_healthy_as(*id),
                     role: role_of(voters.contains_key(id)),
-                    lag_entries: matched.get(id).copied().or(peer.last_log_index).map(|has| newest.saturating_sub(has)),
+                    lag_entries: known(id).or(peer.last_log_index).map(|has| newest.saturating_sub(has)),
                     rtt: peer.rtt.filter(|_| peer.is_healthy()),
                 }
             })
@@ -122,11 +124,6 @@ impl Shared {
         let theirs = peers.values().filter_map(|peer| peer.last_log_index).max().unwrap_or(0);
         metrics.last_log_index.unwrap_or(0).max(theirs)
     }
-}
-
-/// How far a node's log is known to match the leader's.
-fn matched_index((id, matched): (&u64, &Option<LogId>)) -> Option<(u64, u64)> {
-    Some((*id, matched.as_ref()?.index()))
 }
 
 fn role_of(is_voter: bool) -> &'static str {

@@ -128,7 +128,7 @@ async fn a_single_node_grows_to_three_and_shrinks_without_its_first() {
     let left = &left;
     assert_eq!(members(left).await.len(), 2);
     left.put("second", &json!(2)).await.expect(201);
-    remove(left, &urls[leader]).await.expect(409);
+    remove(left, &urls[leader]).await.expect(404);
     cluster.nodes[leader].kill();
     left.put("third", &json!(3)).await.expect(201);
 }
