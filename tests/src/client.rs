@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+/// How long a connection may take to be made.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
+
 /// One answer of a node.
 #[derive(Debug, Clone)]
 pub struct Answer {
@@ -42,8 +45,13 @@ pub struct Client {
 impl Client {
     /// A client of the node at a base URL. Requests time out after 60 seconds: plugins are compiled on deployment.
     pub fn new(url: &str) -> Self {
-        let http = reqwest::Client::builder().timeout(Duration::from_secs(60)).no_proxy().build().unwrap();
-        Self { http, url: url.to_owned() }
+        Self::with_patience(url, Duration::from_secs(60))
+    }
+
+    /// A client that waits so long for an answer.
+    pub fn with_patience(url: &str, patience: Duration) -> Self {
+        let builder = reqwest::Client::builder().timeout(patience).connect_timeout(CONNECT_PATIENCE.min(patience));
+        Self { http: builder.no_proxy().build().unwrap(), url: url.to_owned() }
     }
 
     /// Sends any request; `path` follows the base URL. An error is a connection that broke or a time-out.

@@ -1,7 +1,8 @@
 //! Clusters of real `brink serve` processes on loopback, each with its own data directory.
 
+use std::ffi::OsString;
 use std::fs::File;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -21,6 +22,15 @@ pub struct Options {
     pub args: Vec<String>,
     /// More environment variables.
     pub env: Vec<(String, String)>,
+}
+
+/// Where a node runs.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The address it listens on.
+    pub address: SocketAddr,
+    /// The command, with its arguments, that the node's own is appended to; it must become the node's process.
+    pub wrapper: Vec<String>,
 }
 
 /// A cluster of nodes. Dropping it kills them.
@@ -46,22 +56,30 @@ impl Cluster {
         cluster
     }
 
-    /// Lays a cluster out without starting its nodes.
+    /// Lays a cluster out on loopback without starting its nodes.
     pub fn prepare(size: usize, options: Options) -> Self {
+        let places = free_ports(size)
+            .into_iter()
+            .map(|port| Place { address: SocketAddr::from(([127, 0, 0, 1], port)), wrapper: Vec::new() });
+        Self::prepare_at(places.collect(), options)
+    }
+
+    /// Lays a cluster out, a node at each place, without starting its nodes.
+    pub fn prepare_at(places: Vec<Place>, options: Options) -> Self {
         let dir = tempfile::Builder::new().prefix("brink-test-").tempdir().unwrap();
-        let ports = free_ports(size);
-        let urls: Vec<String> = ports.iter().map(|port| format!("http://127.0.0.1:{port}/kv-store/v1")).collect();
-        let nodes = ports
-            .iter()
+        let urls: Vec<String> = places.iter().map(|place| format!("http://{}/kv-store/v1", place.address)).collect();
+        let nodes = places
+            .into_iter()
             .zip(&urls)
             .enumerate()
-            .map(|(index, (port, url))| {
+            .map(|(index, (place, url))| {
                 let others = urls.iter().filter(|other| *other != url);
                 let others: Vec<_> = others.map(|url| serde_json::json!({ "url": url })).collect();
                 Node {
                     client: Client::new(url),
                     url: url.clone(),
-                    port: *port,
+                    port: place.address.port(),
+                    place,
                     dir: dir.path().join(format!("node{}", index + 1)),
                     replica_nodes: if others.is_empty() { None } else { Some(serde_json::json!(others).to_string()) },
                     options: options.clone(),
@@ -119,8 +137,9 @@ pub struct Node {
     pub client: Client,
     /// Its base URL.
     pub url: String,
-    /// Its port on loopback.
+    /// The port it listens on.
     pub port: u16,
+    place: Place,
     /// Its directory: data and log file.
     pub dir: PathBuf,
     replica_nodes: Option<String>,
@@ -134,10 +153,13 @@ impl Node {
         assert!(self.child.is_none(), "the node runs already");
         std::fs::create_dir_all(&self.dir).unwrap();
         let log = File::options().create(true).append(true).open(self.log_file()).unwrap();
-        let mut command = Command::new(brink_bin());
+        let words = self.place.wrapper.iter().map(OsString::from).chain([brink_bin().into_os_string()]);
+        let words: Vec<OsString> = words.collect();
+        let mut command = Command::new(&words[0]);
         command
+            .args(&words[1..])
             .arg("serve")
-            .args(["--listen", &format!("127.0.0.1:{}", self.port)])
+            .args(["--listen", &self.place.address.to_string()])
             .args(["--advertise-url", &self.url])
             .arg("--data-dir")
             .arg(self.data_dir())
@@ -146,6 +168,9 @@ impl Node {
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log);
+        if !self.place.address.ip().is_loopback() {
+            command.arg("--allow-anonymous");
+        }
         if let Some(nodes) = &self.replica_nodes {
             command.env("REPLICA_NODES", nodes);
         }
@@ -254,7 +279,7 @@ pub fn plugin_wasm(package: &str) -> Vec<u8> {
 }
 
 /// The directory of this build's binaries: test executables are in its `deps`.
-fn build_dir() -> PathBuf {
+pub fn build_dir() -> PathBuf {
     let executable = std::env::current_exe().unwrap();
     executable.parent().and_then(Path::parent).unwrap().to_path_buf()
 }

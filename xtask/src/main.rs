@@ -1,7 +1,8 @@
-//! brink's own chores, as `cargo xtask <chore>`: a cluster to try, all tests, verify, fix.
+//! brink's own chores, as `cargo xtask <chore>`: a cluster to try, all tests, faults, verify, fix.
 
 mod build;
 mod dev;
+mod faults;
 mod readme;
 mod test;
 #[cfg(test)]
@@ -23,6 +24,8 @@ enum Chore {
     Dev(dev::Options),
     /// Install what the tests need, then run every check and every test
     Test,
+    /// Inflict faults on real nodes for a while, and judge what clients saw
+    Faults(faults::Options),
     /// Run the examples of the README as they are written; builds nothing
     Readme,
     /// Check format, lints and documentation; changes nothing
@@ -35,6 +38,7 @@ fn main() -> anyhow::Result<()> {
     match Cli::parse().chore {
         Chore::Dev(options) => dev::run(&options),
         Chore::Test => test::run(),
+        Chore::Faults(options) => faults::run(&options),
         Chore::Readme => readme::run(),
         Chore::Verify => test::verify(),
         Chore::Fix => test::fix(),

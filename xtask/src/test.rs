@@ -8,12 +8,14 @@ use anyhow::{Context, bail};
 use crate::{build, readme};
 
 /// What tests need beyond Rust: a file that shows it is there, and the Debian package that brings it.
-const NEEDED: [(&str, &str); 5] = [
+const NEEDED: [(&str, &str); 7] = [
     ("/usr/sbin/nginx", "nginx-light"),
     ("/usr/share/iso-codes/json/iso_639-3.json", "iso-codes"),
     ("/usr/bin/systemd-analyze", "systemd"),
     ("/usr/bin/curl", "curl"),
     ("/usr/bin/jq", "jq"),
+    ("/usr/sbin/nft", "nftables"),
+    ("/usr/sbin/ip", "iproute2"),
 ];
 
 /// Clusters of three to five processes run at once; more than two of them starve each other on small machines.
@@ -53,7 +55,7 @@ pub(crate) fn fix() -> anyhow::Result<()> {
 }
 
 /// Installs what is missing. A test that cannot run is a failure, so there is no going on without.
-fn install_needed() -> anyhow::Result<()> {
+pub(crate) fn install_needed() -> anyhow::Result<()> {
     let missing: Vec<&str> =
         NEEDED.iter().filter(|(file, _)| !Path::new(file).exists()).map(|(_, package)| *package).collect();
     if missing.is_empty() {

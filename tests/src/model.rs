@@ -1,0 +1,360 @@
+//! One object as a sequential thing: the model that porcupine checks histories against.
+//!
+//! An answer says the version and the revision of what it saw or wrote, and each must be exactly what the calls before
+//! it lead to: versions count the writes of a key, revisions grow with every write.
+//!
+//! A write of unknown outcome may take effect at any time after it began, or never. Were it a call that never ends, the
+//! search would try it at every point of the history, and several of them in every combination. So it is a call that
+//! does nothing but become *pending*, and the state is the set of all [`Case`]s that are possible so far: where a case
+//! cannot explain an answer, its pending writes are made, in every order, until it can. Making them no earlier than that
+//! loses nothing: answers show versions, so whatever was made before an answer that touches the same key is needed to
+//! explain that answer. Only a deletion hides what was there, and there the writes of several keys are tried as well.
+//!
+//! A write of unknown outcome whose value was seen is no longer unknown (see [`operations`]).
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use porcupine_rs::{Model, Operation};
+
+use crate::history::{Ask, Call, Demand, Effect, Item, KEYS, Outcome, Seen};
+
+/// The most cases kept; beyond it a history that seems wrong is undecided.
+const CASES_MAX: usize = 512;
+
+/// The most ways of making pending writes that are tried for one answer.
+const WAYS_MAX: usize = 4_096;
+
+/// One object.
+#[derive(Debug, Clone)]
+pub struct Object;
+
+/// What happens to an object.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// A call with its answer.
+    Answered(Arc<Call>),
+    /// A write begins of which nobody knows what became.
+    Begun(Arc<Call>),
+}
+
+/// Everything that may be the case.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct State {
+    /// Every case that is possible.
+    pub cases: BTreeSet<Case>,
+    /// Whether cases were dropped because there were too many.
+    pub is_truncated: bool,
+}
+
+/// One possible state of the object.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Case {
+    entries: [Option<Entry>; KEYS],
+    /// The highest revision known so far.
+    revision: u64,
+    pending: Vec<Pending>,
+}
+
+/// An entry. What a write of unknown outcome set is known only by its version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct Entry {
+    value: Option<u64>,
+    version: u64,
+    revision: Option<u64>,
+}
+
+/// A write that may take effect.
+#[derive(Debug, Clone)]
+struct Pending(Arc<Call>);
+
+impl PartialEq for Pending {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.id == other.0.id
+    }
+}
+
+impl Eq for Pending {}
+
+impl std::hash::Hash for Pending {
+    fn hash<H: std::hash::Hasher>(&self, hasher: &mut H) {
+        self.0.id.hash(hasher);
+    }
+}
+
+impl PartialOrd for Pending {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Pending {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.0.id.cmp(&other.0.id)
+    }
+}
+
+impl Model for Object {
+    type State = State;
+    type Op = Event;
+    type Metadata = ();
+
+    fn init() -> State {
+        State { cases: BTreeSet::from([Case::default()]), is_truncated: false }
+    }
+
+    fn step(state: &State, event: &Event) -> (bool, State) {
+        let mut next = State { cases: BTreeSet::new(), is_truncated: state.is_truncated };
+        for case in &state.cases {
+            match event {
+                Event::Begun(call) => {
+                    let mut case = case.clone();
+                    case.pending.push(Pending(call.clone()));
+                    next.cases.insert(case);
+                }
+                Event::Answered(call) => {
+                    let (cases, is_complete) = case.explain(call);
+                    next.is_truncated |= !is_complete;
+                    next.cases.extend(cases);
+                }
+            }
+        }
+        while next.cases.len() > CASES_MAX {
+            next.cases.pop_last();
+            next.is_truncated = true;
+        }
+        (!next.cases.is_empty(), next)
+    }
+
+    fn describe_operation(event: &Event) -> String {
+        match event {
+            Event::Answered(call) => call.describe(),
+            Event::Begun(call) => format!("pending from here: {}", call.describe()),
+        }
+    }
+
+    fn describe_state(state: &State) -> String {
+        state.cases.iter().map(Case::describe).collect::<Vec<_>>().join(" or ")
+    }
+}
+
+impl Case {
+    /// All cases after an answer, and whether none was left out.
+    fn explain(&self, call: &Call) -> (Vec<Self>, bool) {
+        let mut explained = Vec::new();
+        let mut tried = BTreeSet::from([self.clone()]);
+        let mut queue = VecDeque::from([self.clone()]);
+        while let Some(case) = queue.pop_front() {
+            let after = case.accept(call);
+            let is_explained = after.is_some();
+            if is_explained && !hides_what_was(call) {
+                explained.extend(after);
+                continue;
+            }
+            explained.extend(after);
+            for (position, write) in case.candidates(call).into_iter().enumerate() {
+                let Some(write) = write else { continue };
+                if is_explained && write.items().len() < 2 {
+                    continue;
+                }
+                if let Some(case) = case.make(position, &write)
+                    && tried.insert(case.clone())
+                {
+                    queue.push_back(case);
+                }
+            }
+            if tried.len() > WAYS_MAX {
+                return (explained, false);
+            }
+        }
+        (explained, true)
+    }
+
+    /// The pending writes that can have to do with an answer, each at its position. Of those that are the same but for
+    /// a value that nobody saw, the first is enough.
+    fn candidates(&self, call: &Call) -> Vec<Option<Arc<Call>>> {
+        let mut keys: BTreeSet<usize> = match &call.ask {
+            Ask::Get(key, _) => BTreeSet::from([*key]),
+            Ask::Range(_) => (0..KEYS).collect(),
+            Ask::Write { items, .. } => items.iter().map(|item| item.key).collect(),
+        };
+        for _ in 0..KEYS {
+            let touching = self.pending.iter().filter(|write| touches(&write.0, &keys));
+            let more: Vec<usize> = touching.flat_map(|write| write.0.items()).map(|item| item.key).collect();
+            keys.extend(more);
+        }
+        let mut plain = BTreeSet::new();
+        let candidate = |write: &Pending| {
+            let is_new = match write.0.items() {
+                [Item { key, value, demand: None }] => plain.insert((*key, value.is_some())),
+                _ => true,
+            };
+            (is_new && touches(&write.0, &keys)).then(|| write.0.clone())
+        };
+        self.pending.iter().map(candidate).collect()
+    }
+
+    /// The case after a pending write; none if its demands are not met, so that it does nothing.
+    fn make(&self, position: usize, write: &Call) -> Option<Self> {
+        let mut after = self.clone();
+        after.pending.remove(position);
+        for item in write.items() {
+            let entry = &self.entries[item.key];
+            match item.demand {
+                Some(Demand::Absent) if entry.is_some() => return None,
+                Some(Demand::Revision(revision)) if entry.is_none_or(|entry| entry.revision != Some(revision)) => {
+                    return None;
+                }
+                _ => {}
+            }
+            after.entries[item.key] = item.value.map(|_| Entry {
+                value: None,
+                version: entry.map_or(1, |entry| entry.version + 1),
+                revision: None,
+            });
+        }
+        Some(after)
+    }
+
+    /// The case after a call, if its answer is what this case leads to.
+    fn accept(&self, call: &Call) -> Option<Self> {
+        match &call.outcome {
+            Outcome::Read { entries, revision, .. } => {
+                if matches!(call.ask, Ask::Range(_)) && self.revision > *revision {
+                    return None;
+                }
+                let is_same = |key: usize, seen: Option<Seen>| match (self.entries[key], seen) {
+                    (None, None) => true,
+                    (Some(entry), Some(seen)) => entry.is(seen),
+                    _ => false,
+                };
+                let all = entries.iter().all(|(key, seen)| is_same(*key, *seen));
+                all.then(|| Self { revision: self.revision.max(*revision), ..self.clone() })
+            }
+            Outcome::Done { revision, effects } => self.written(call.items(), *revision, effects),
+            Outcome::Refused(key, current) => self.refused(call.items(), *key, *current),
+            Outcome::NotWritten | Outcome::Unknown | Outcome::Failed | Outcome::Wrong(_) => None,
+        }
+    }
+
+    fn written(&self, items: &[Item], revision: Option<u64>, effects: &[Effect]) -> Option<Self> {
+        let mut after = self.clone();
+        if let Some(revision) = revision {
+            if revision <= self.revision {
+                return None;
+            }
+            after.revision = revision;
+        }
+        for (item, effect) in items.iter().zip(effects) {
+            let entry = self.entries[item.key];
+            let is_met = match item.demand {
+                None => true,
+                Some(Demand::Absent) => entry.is_none(),
+                Some(Demand::Revision(demanded)) => entry.is_some_and(|entry| entry.revision == Some(demanded)),
+            };
+            let version = entry.map_or(1, |entry| entry.version + 1);
+            let is_so = match effect {
+                Effect::Put(seen) => version == *seen,
+                Effect::Deleted(existed) => entry.is_some() == *existed,
+                Effect::Unseen => true,
+            };
+            if !is_met || !is_so {
+                return None;
+            }
+            after.entries[item.key] = item.value.map(|value| Entry { value: Some(value), version, revision });
+        }
+        Some(after)
+    }
+
+    fn refused(&self, items: &[Item], key: usize, current: Option<u64>) -> Option<Self> {
+        let mut after = self.clone();
+        match (&mut after.entries[key], current) {
+            (None, None) => {}
+            (Some(entry), Some(current)) if entry.revision == Some(current) => {}
+            // The first sign of a write of unknown outcome.
+            (Some(entry), Some(current)) if entry.revision.is_none() && current > self.revision => {
+                entry.revision = Some(current);
+                after.revision = current;
+            }
+            _ => return None,
+        }
+        let demand = items.iter().find(|item| item.key == key)?.demand?;
+        let is_met = match demand {
+            Demand::Absent => current.is_none(),
+            Demand::Revision(demanded) => current == Some(demanded),
+        };
+        (!is_met).then_some(after)
+    }
+
+    fn describe(&self) -> String {
+        let entry = |entry: &Option<Entry>| match entry {
+            None => "–".to_owned(),
+            Some(Entry { value, version, revision }) => {
+                let text = |number: Option<u64>| number.map_or("?".to_owned(), |number| number.to_string());
+                format!("{} v{version} r{}", text(*value), text(*revision))
+            }
+        };
+        let entries: Vec<String> = self.entries.iter().map(entry).collect();
+        let pending: Vec<u64> = self.pending.iter().map(|write| write.0.id).collect();
+        format!("{{{}; revision {}; pending {pending:?}}}", entries.join(", "), self.revision)
+    }
+}
+
+impl Entry {
+    fn is(self, seen: Seen) -> bool {
+        self.value == Some(seen.value)
+            && self.version == seen.version
+            && self.revision.is_none_or(|revision| revision == seen.revision)
+    }
+}
+
+fn touches(write: &Call, keys: &BTreeSet<usize>) -> bool {
+    write.items().iter().any(|item| keys.contains(&item.key))
+}
+
+/// Whether the answer says nothing of the versions that its write replaced.
+fn hides_what_was(call: &Call) -> bool {
+    let hides = |effect: &Effect| matches!(effect, Effect::Deleted(true) | Effect::Unseen);
+    matches!(&call.outcome, Outcome::Done { effects, .. } if effects.iter().any(hides))
+}
+
+/// The history of one object as porcupine takes it. Local reads have no place in it.
+pub fn operations(calls: &[Arc<Call>]) -> Vec<Operation<Object>> {
+    let mut seen: BTreeMap<u64, (Seen, i64)> = BTreeMap::new();
+    for call in calls {
+        for (_, entry) in call.entries() {
+            if let Some(entry) = entry {
+                let known = seen.entry(entry.value).or_insert((*entry, call.completed));
+                known.1 = known.1.min(call.completed);
+            }
+        }
+    }
+    let operation = |call: &Arc<Call>| {
+        let answered = |completed| Some((Event::Answered(call.clone()), completed));
+        let (op, return_time) = match &call.outcome {
+            Outcome::Read { linearizable: true, .. } | Outcome::Done { .. } | Outcome::Refused(..) => {
+                answered(call.completed)
+            }
+            Outcome::Unknown => Some(match resolve(call, &seen) {
+                Some((resolved, completed)) => (Event::Answered(Arc::new(resolved)), completed),
+                None => (Event::Begun(call.clone()), call.invoked),
+            }),
+            Outcome::Read { .. } | Outcome::NotWritten | Outcome::Failed | Outcome::Wrong(_) => None,
+        }?;
+        let return_time = return_time.max(call.invoked);
+        Some(Operation { client_id: Some(call.client), call_time: call.invoked, return_time, op, metadata: None })
+    };
+    calls.iter().filter_map(operation).collect()
+}
+
+/// A write of unknown outcome of which somebody saw that it was made, and by when.
+fn resolve(call: &Call, seen: &BTreeMap<u64, (Seen, i64)>) -> Option<(Call, i64)> {
+    let of_item = |item: &Item| item.value.and_then(|value| seen.get(&value));
+    let sights: Vec<&(Seen, i64)> = call.items().iter().filter_map(of_item).collect();
+    let (first, _) = sights.first()?;
+    let effect = |item: &Item| of_item(item).map_or(Effect::Unseen, |(seen, _)| Effect::Put(seen.version));
+    let effects = call.items().iter().map(effect).collect();
+    let outcome = Outcome::Done { revision: Some(first.revision), effects };
+    let completed = sights.iter().map(|(_, completed)| *completed).min()?;
+    Some((Call { outcome, completed, ..call.clone() }, completed))
+}

@@ -1,0 +1,104 @@
+//! P8: a rolling restart under load. Nothing acknowledged is lost, and clients that try once more on another node
+//! hardly notice.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use brink_tests::{Client, Cluster, entries};
+use serde_json::{Value, json};
+
+/// Writers of each node.
+const WRITERS: usize = 4;
+
+/// The most writes of one writer: no load runs for ever.
+const WRITES_MAX: u64 = 50_000;
+
+/// How long a writer waits for a node.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How often all nodes are restarted.
+const ROUNDS: usize = 3;
+
+/// One request in so many may fail.
+const FAILED_OF: usize = 1_000;
+
+/// What the writers saw.
+#[derive(Default)]
+struct Tally {
+    requests: usize,
+    retried: usize,
+    failed: Vec<String>,
+    acknowledged: BTreeMap<String, u64>,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rolling_restart_fails_less_than_one_request_in_a_thousand_that_is_tried_twice() {
+    let _alone = super::ALONE.lock().await;
+    let mut cluster = Cluster::start(3).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let clients: Vec<Client> = cluster.nodes.iter().map(|node| Client::with_patience(&node.url, PATIENCE)).collect();
+    let writers: Vec<_> =
+        (0..3 * WRITERS).map(|writer| tokio::spawn(write(clients.clone(), writer, stop.clone()))).collect();
+    for node in (0..3).cycle().take(3 * ROUNDS) {
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        assert!(tokio::task::block_in_place(|| cluster.nodes[node].stop()), "the node stops cleanly");
+        cluster.nodes[node].start();
+        cluster.ready().await;
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    stop.store(true, Ordering::Relaxed);
+    let mut all = Tally::default();
+    for writer in writers {
+        let tally = writer.await.unwrap();
+        all.requests += tally.requests;
+        all.retried += tally.retried;
+        all.failed.extend(tally.failed);
+        all.acknowledged.extend(tally.acknowledged);
+    }
+    println!("{} requests, {} tried twice, {} failed: {:?}", all.requests, all.retried, all.failed.len(), all.failed);
+    assert!(all.requests > 1_000, "{} requests are no load", all.requests);
+    assert!(all.failed.len() * FAILED_OF < all.requests, "{} of {} failed", all.failed.len(), all.requests);
+    for node in &cluster.nodes {
+        let found = entries(&node.client, "rolling/", "strong").await;
+        for (key, number) in &all.acknowledged {
+            assert_eq!(found.get(key).and_then(Value::as_u64), Some(*number), "{key} on {}", node.url);
+        }
+    }
+}
+
+async fn write(clients: Vec<Client>, writer: usize, stop: Arc<AtomicBool>) -> Tally {
+    let mut tally = Tally::default();
+    let mut node = writer;
+    for number in 0..WRITES_MAX {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let key = format!("rolling/{writer}/{number}");
+        let body = json!({ "value": number }).to_string();
+        let headers = [("content-type", "application/json"), ("idempotency-key", key.as_str())];
+        let path = format!("/kv/{key}/");
+        tally.requests += 1;
+        let mut answers = Vec::new();
+        for _ in 0..2 {
+            let sent = clients[node % 3].try_send("PUT", &path, &headers, body.clone()).await;
+            if sent.as_ref().is_ok_and(|answer| answer.status == 201) {
+                tally.acknowledged.insert(key.clone(), number);
+                break;
+            }
+            answers.push(match sent {
+                Ok(answer) => format!("{} {}", answer.status, answer.json["type"]),
+                Err(error) => format!("{error:?}"),
+            });
+            // The next node, for this request and those that follow.
+            node += 1;
+        }
+        match answers.len() {
+            0 => {}
+            1 => tally.retried += 1,
+            _ => tally.failed.push(answers.join(", then ")),
+        }
+    }
+    tally
+}
