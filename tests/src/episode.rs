@@ -78,6 +78,7 @@ pub async fn run(plan: &Plan) -> Report {
 async fn trouble(field: &mut Field, rng: &mut Rng, report: &mut Report) {
     let size = field.cluster.nodes.len();
     let leader = field.leader().await;
+    print!("leader {leader}: ");
     let first = nemesis::draw(rng, size, leader, &BTreeSet::new());
     begin(field, &first, report).await;
     if matches!(&first, Fault::Kill(nodes) if nodes.contains(&leader) && nodes.len() <= size / 2) {
@@ -85,7 +86,7 @@ async fn trouble(field: &mut Field, rng: &mut Rng, report: &mut Report) {
         let pauses = field.writable(&alive, Instant::now(), WRITABLE_PATIENCE).await;
         report.failovers.push(pauses.into_iter().flatten().min().unwrap_or(WRITABLE_PATIENCE));
     }
-    pause(rng, 200..3_000).await;
+    pause(rng, 200..3_500).await;
     let mut faults = vec![first];
     let spared: BTreeSet<usize> = faults[0].affected().into_iter().collect();
     if rng.u8(..4) == 0 && spared.len() < size {

@@ -271,11 +271,8 @@ impl Case {
         match (&mut after.entries[key], current) {
             (None, None) => {}
             (Some(entry), Some(current)) if entry.revision == Some(current) => {}
-            // The first sign of a write of unknown outcome.
-            (Some(entry), Some(current)) if entry.revision.is_none() && current > self.revision => {
-                entry.revision = Some(current);
-                after.revision = current;
-            }
+            // The first sign of a write of unknown outcome, which may be older than it was needed for.
+            (Some(entry), Some(current)) if entry.revision.is_none() => entry.revision = Some(current),
             _ => return None,
         }
         let demand = items.iter().find(|item| item.key == key)?.demand?;

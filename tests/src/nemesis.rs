@@ -82,7 +82,7 @@ pub fn draw(rng: &mut Rng, size: usize, leader: usize, spared: &BTreeSet<usize>)
     let mut nodes: Vec<usize> = (0..size).filter(|node| !spared.contains(node)).collect();
     rng.shuffle(&mut nodes);
     // The leader is the most interesting victim.
-    if rng.bool()
+    if rng.u8(..3) > 0
         && let Some(position) = nodes.iter().position(|node| *node == leader)
     {
         nodes.swap(0, position);

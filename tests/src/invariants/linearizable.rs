@@ -166,6 +166,16 @@ mod tests {
     }
 
     #[test]
+    fn a_refusal_may_show_an_unknown_write_that_nobody_else_saw() {
+        let unknown = call(1, 0..1, put(0, 1), Outcome::Unknown);
+        let other = call(2, 2..3, put(1, 2), done(1, 5));
+        let refused = |current| call(3, 4..5, conditional(0, 3, Demand::Absent), Outcome::Refused(0, Some(current)));
+        let next = |demanded| call(4, 6..7, conditional(0, 4, Demand::Revision(demanded)), done(2, 6));
+        assert!(check(&[unknown.clone(), other.clone(), refused(4), next(4)]).is_ok());
+        assert!(check(&[unknown, other, refused(4), next(3)]).is_err());
+    }
+
+    #[test]
     fn an_unknown_write_does_not_happen_before_it_began() {
         let early = call(1, 0..1, put(0, 1), done(2, 2));
         assert!(check(&[early, call(2, 2..3, put(0, 2), Outcome::Unknown)]).is_err());

@@ -13,6 +13,7 @@
 
 mod growing;
 mod mixed;
+mod partitions;
 mod paused;
 mod rolling;
 
