@@ -43,8 +43,9 @@ pub struct Report {
     /// After each fault that was the last for a while: until the first node took a write, and until all that had not
     /// been ended did.
     pub recoveries: Vec<(Duration, Duration)>,
-    /// After each kill of a leader that left a majority: until a write was taken.
-    pub failovers: Vec<Duration>,
+    /// After each loss of a leader that left a majority, by the kind of fault: until the first of the other nodes took a
+    /// write, and until all did.
+    pub failovers: BTreeMap<&'static str, Vec<(Duration, Duration)>>,
     /// What is wrong.
     pub violations: Vec<String>,
 }
@@ -80,11 +81,14 @@ async fn trouble(field: &mut Field, rng: &mut Rng, report: &mut Report) {
     let leader = field.leader().await;
     print!("leader {leader}: ");
     let first = nemesis::draw(rng, size, leader, &BTreeSet::new());
+    let inflicted = Instant::now();
     begin(field, &first, report).await;
-    if matches!(&first, Fault::Kill(nodes) if nodes.contains(&leader) && nodes.len() <= size / 2) {
-        let alive: Vec<usize> = (0..size).filter(|node| !first.ended().contains(node)).collect();
-        let pauses = field.writable(&alive, Instant::now(), WRITABLE_PATIENCE).await;
-        report.failovers.push(pauses.into_iter().flatten().min().unwrap_or(WRITABLE_PATIENCE));
+    let lost = first.affected();
+    if lost.contains(&leader) && lost.len() <= size / 2 && !matches!(first, Fault::Restart(_)) {
+        let others: Vec<usize> = (0..size).filter(|node| !lost.contains(node)).collect();
+        let (first_write, last) = field.first_and_last_write(&others, inflicted, WRITABLE_PATIENCE).await;
+        report.failovers.entry(first.name()).or_default().push((first_write, last));
+        print!("(succeeded after {first_write:.0?}, on all others {last:.0?}) ");
     }
     pause(rng, 200..3_500).await;
     let mut faults = vec![first];
@@ -110,13 +114,10 @@ async fn begin(field: &mut Field, fault: &Fault, report: &mut Report) {
 /// Measures how long the cluster takes until it takes writes again.
 async fn recover(field: &Field, faults: &[Fault], report: &mut Report) {
     let healed = Instant::now();
-    let nodes: Vec<usize> = (0..field.cluster.nodes.len()).collect();
-    let pauses = field.writable(&nodes, healed, WRITABLE_PATIENCE).await;
     let ended: BTreeSet<usize> = faults.iter().flat_map(Fault::ended).collect();
-    let kept = |node: &usize| ended.len() == nodes.len() || !ended.contains(node);
-    let pauses = nodes.iter().zip(pauses).filter(|(node, _)| kept(node));
-    let pauses: Vec<Duration> = pauses.map(|(_, pause)| pause.unwrap_or(WRITABLE_PATIENCE)).collect();
-    let (first, last) = (pauses.iter().min().copied().unwrap(), pauses.iter().max().copied().unwrap());
+    let size = field.cluster.nodes.len();
+    let kept: Vec<usize> = (0..size).filter(|node| ended.len() == size || !ended.contains(node)).collect();
+    let (first, last) = field.first_and_last_write(&kept, healed, WRITABLE_PATIENCE).await;
     println!("→ writable after {first:.0?}, on all after {last:.0?}");
     report.recoveries.push((first, last));
     if last > WRITABLE_LIMIT {
@@ -181,7 +182,9 @@ impl Report {
             *self.faults.entry(name).or_insert(0) += count;
         }
         self.recoveries.extend(other.recoveries);
-        self.failovers.extend(other.failovers);
+        for (name, times) in other.failovers {
+            self.failovers.entry(name).or_default().extend(times);
+        }
         self.violations.extend(other.violations);
     }
 
@@ -189,11 +192,10 @@ impl Report {
     pub fn print(&self) {
         println!("faults: {:?}", self.faults);
         println!("calls: {:?}", self.tally);
-        let firsts = self.recoveries.iter().map(|(first, _)| *first).collect();
-        let lasts = self.recoveries.iter().map(|(_, last)| *last).collect();
-        println!("writable after the last fault: {}", spread(firsts));
-        println!("writable on all nodes that were not ended: {}", spread(lasts));
-        println!("writable after the leader was killed: {}", spread(self.failovers.clone()));
+        println!("after the last fault, writable: {}", spread(&self.recoveries));
+        for (name, times) in &self.failovers {
+            println!("after the leader was lost by {name}, writable: {}", spread(times));
+        }
         match self.violations.len() {
             0 => println!("verdict: no violation"),
             count => println!("verdict: {count} VIOLATIONS\n{}", self.violations.join("\n")),
@@ -201,10 +203,14 @@ impl Report {
     }
 }
 
-fn spread(mut durations: Vec<Duration>) -> String {
-    durations.sort();
-    match (durations.get(durations.len() / 2), durations.last()) {
-        (Some(median), Some(last)) => format!("median {median:.0?}, most {last:.0?}, {} times", durations.len()),
-        _ => "never measured".to_owned(),
-    }
+fn spread(times: &[(Duration, Duration)]) -> String {
+    let of = |mut times: Vec<Duration>| {
+        times.sort();
+        match (times.get(times.len() / 2), times.last()) {
+            (Some(median), Some(last)) => format!("median {median:.0?}, most {last:.0?}"),
+            _ => "never".to_owned(),
+        }
+    };
+    let (first, last) = times.iter().copied().unzip();
+    format!("{}; on all nodes that were left alone {}; {} times", of(first), of(last), times.len())
 }

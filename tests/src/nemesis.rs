@@ -18,6 +18,9 @@ use crate::{Client, Cluster};
 /// How long a client that asks for a change of the leader waits.
 const TRANSFER_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long a probe waits before it tries again. A write that was on its way to a leader that is gone is lost.
+const PROBE_PATIENCE: Duration = Duration::from_millis(200);
+
 /// How long nodes that were started may take until they answer.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
@@ -192,30 +195,21 @@ impl Field {
         (0..votes.len()).max_by_key(|node| votes[*node]).unwrap()
     }
 
-    /// How long it takes, from `since` on, until each of these nodes takes a write; none for one that does not within
-    /// `limit`.
-    pub async fn writable(&self, nodes: &[usize], since: Instant, limit: Duration) -> Vec<Option<Duration>> {
-        let probes = nodes.iter().map(|node| {
-            let client = Client::with_patience(&self.cluster.nodes[*node].url, Duration::from_secs(1));
-            let path = format!("/kv/probe/{node}/");
-            tokio::spawn(async move {
-                let headers = [("content-type", "application/json"), ("prefer", "return=minimal")];
-                while since.elapsed() < limit {
-                    let sent = client.try_send("PUT", &path, &headers, r#"{"value":1}"#).await;
-                    if sent.is_ok_and(|answer| answer.status < 300) {
-                        return Some(since.elapsed());
-                    }
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-                None
+    /// How long it takes, from `since` on, until the first of these nodes has taken a write, and until all have; `limit`
+    /// if that takes longer.
+    pub async fn first_and_last_write(&self, nodes: &[usize], since: Instant, limit: Duration) -> (Duration, Duration) {
+        let probes: Vec<_> = nodes
+            .iter()
+            .map(|node| {
+                let client = Client::with_patience(&self.cluster.nodes[*node].url, PROBE_PATIENCE);
+                tokio::spawn(probe(client, format!("/kv/probe/{node}/"), since, limit))
             })
-        });
-        let probes: Vec<_> = probes.collect();
+            .collect();
         let mut pauses = Vec::new();
         for probe in probes {
             pauses.push(probe.await.unwrap());
         }
-        pauses
+        (pauses.iter().min().copied().unwrap(), pauses.iter().max().copied().unwrap())
     }
 
     /// Waits until all nodes are ready.
@@ -224,4 +218,17 @@ impl Field {
         self.cluster.ready().await;
         assert!(began.elapsed() < START_LIMIT, "the cluster is whole again, and not ready in {START_LIMIT:?}");
     }
+}
+
+/// Writes until one write succeeds.
+async fn probe(client: Client, path: String, since: Instant, limit: Duration) -> Duration {
+    let headers = [("content-type", "application/json"), ("prefer", "return=minimal")];
+    while since.elapsed() < limit {
+        let sent = client.try_send("PUT", &path, &headers, r#"{"value":1}"#).await;
+        if sent.is_ok_and(|answer| answer.status < 300) {
+            return since.elapsed();
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    limit
 }

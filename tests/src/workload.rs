@@ -34,13 +34,16 @@ const ATTEMPTS_MAX: usize = 4;
 pub struct Pace {
     /// Clients of each node.
     pub clients: usize,
+    /// Further clients of each node, which only read: a write that waits for a quorum keeps its client from noticing
+    /// that reads are answered meanwhile.
+    pub readers: usize,
     /// The longest pause of a client between two calls.
     pub pause: Duration,
 }
 
 impl Default for Pace {
     fn default() -> Self {
-        Self { clients: 3, pause: Duration::from_millis(60) }
+        Self { clients: 3, readers: 1, pause: Duration::from_millis(60) }
     }
 }
 
@@ -209,10 +212,15 @@ impl Clients {
     /// Starts clients on every node.
     pub fn start(desk: &Arc<Desk>, pace: Pace, seed: u64) -> Self {
         let mut seeds = Rng::with_seed(seed);
-        let clients = (0..desk.clients.len()).flat_map(|node| (0..pace.clients).map(move |_| node));
+        let writes = |number: usize| number < pace.clients;
+        let of_node = |node| (0..pace.clients + pace.readers).map(move |number| (node, writes(number)));
+        let clients = (0..desk.clients.len()).flat_map(of_node);
         let tasks = clients
             .zip(0..)
-            .map(|(node, client)| tokio::spawn(work(desk.clone(), node, client, pace, seeds.fork())))
+            .map(|((node, writes), client)| {
+                let draw = if writes { draw } else { draw_read };
+                tokio::spawn(work(desk.clone(), node, client, (pace.pause, draw), seeds.fork()))
+            })
             .collect();
         Self { desk: desk.clone(), tasks }
     }
@@ -226,8 +234,11 @@ impl Clients {
     }
 }
 
-async fn work(desk: Arc<Desk>, node: usize, client: u32, pace: Pace, mut rng: Rng) {
-    let longest = u64::try_from(pace.pause.as_micros()).unwrap();
+/// How a client decides what to ask of an object next.
+type Draw = fn(&Desk, u64, &mut Rng) -> Ask;
+
+async fn work(desk: Arc<Desk>, node: usize, client: u32, (pause, draw): (Duration, Draw), mut rng: Rng) {
+    let longest = u64::try_from(pause.as_micros()).unwrap();
     for _ in 0..CALLS_MAX {
         if desk.stop.load(Ordering::Relaxed) {
             return;
@@ -238,23 +249,27 @@ async fn work(desk: Arc<Desk>, node: usize, client: u32, pace: Pace, mut rng: Rn
         let outcome = desk.call(node, client, object, ask, &mut rng).await;
         if matches!(outcome, Outcome::Failed | Outcome::NotWritten) {
             // The node is down, or alone: it may be better a moment later.
-            tokio::time::sleep(pace.pause).await;
+            tokio::time::sleep(pause).await;
         }
     }
 }
 
-/// What to ask for next.
-fn draw(desk: &Desk, object: u64, rng: &mut Rng) -> Ask {
-    let level = |rng: &mut Rng| match rng.u8(..10) {
+/// Something to read.
+fn draw_read(_: &Desk, _: u64, rng: &mut Rng) -> Ask {
+    let level = match rng.u8(..10) {
         0..5 => Level::Strong,
         5..7 => Level::Prompt,
         _ => Level::Local,
     };
+    if rng.u8(..4) > 0 { Ask::Get(rng.usize(..KEYS), level) } else { Ask::Range(level) }
+}
+
+/// Something to read or to write.
+fn draw(desk: &Desk, object: u64, rng: &mut Rng) -> Ask {
     let key = rng.usize(..KEYS);
     let named = rng.u8(..4) == 0;
     match rng.u8(..100) {
-        0..30 => Ask::Get(key, level(rng)),
-        30..40 => Ask::Range(level(rng)),
+        0..40 => draw_read(desk, object, rng),
         40..62 => Ask::Write { items: vec![item(desk, object, key, true, false, rng)], named },
         62..70 => Ask::Write { items: vec![item(desk, object, key, false, rng.bool(), rng)], named },
         70..86 => Ask::Write { items: vec![item(desk, object, key, true, true, rng)], named },
