@@ -1,38 +1,41 @@
-//! The door for other nodes: `POST <base>/peer/<call>`.
-//!
-//! Bodies are postcard and opaque here. Their size is bounded by what a node may send: a whole plugin in one entry.
+//! The door for other nodes: `POST <base>/peer/line`, which becomes a line, and `POST <base>/peer/snapshot`.
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::{DefaultBodyLimit, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
 
-use crate::limits::PEER_BODY_BYTES_MAX;
 use crate::replication::{
-    CLUSTER_HEADER, Call, ClusterId, Envelope, Error, Handle, REFUSAL_HEADER, TO_HEADER, WriteOutcome,
+    CLUSTER_HEADER, ClusterId, Envelope, Error, Handle, PROTOCOL, REFUSAL_HEADER, TO_HEADER, WriteOutcome,
 };
 
 /// The routes, relative to the base path.
 pub(super) fn router(replication: Handle) -> Router {
-    let mut router = Router::new();
-    for call in Call::ALL {
-        let path = format!("/peer/{}", call.name());
-        router = match call {
-            Call::Snapshot => router.route(&path, post(snapshot)),
-            _ => router.route(
-                &path,
-                post(move |State(replication): State<Handle>, headers: HeaderMap, body: Bytes| async move {
-                    match envelope(&headers) {
-                        Ok(envelope) => answer(replication.serve(call, envelope, body).await),
-                        Err(refusal) => refusal.into_response(),
-                    }
-                }),
-            ),
-        };
-    }
-    router.layer(DefaultBodyLimit::max(PEER_BODY_BYTES_MAX)).with_state(replication)
+    Router::new().route("/peer/line", post(line)).route("/peer/snapshot", post(snapshot)).with_state(replication)
+}
+
+/// Answers the calls of a node for as long as it keeps the connection.
+async fn line(State(replication): State<Handle>, mut request: Request) -> Response {
+    let asked = request.headers().get(header::UPGRADE).is_some_and(|protocol| protocol == PROTOCOL);
+    let Some(upgrade) = request.extensions_mut().remove::<OnUpgrade>().filter(|_| asked) else {
+        let upgrade = [(header::UPGRADE, HeaderValue::from_static(PROTOCOL))];
+        return (StatusCode::UPGRADE_REQUIRED, upgrade, "this is for other nodes").into_response();
+    };
+    tokio::spawn(async move {
+        match upgrade.await {
+            Ok(connection) => replication.serve_line(TokioIo::new(connection)).await,
+            Err(error) => tracing::debug!(%error, "a line from another node did not come about"),
+        }
+    });
+    let upgraded = [
+        (header::CONNECTION, HeaderValue::from_static("upgrade")),
+        (header::UPGRADE, HeaderValue::from_static(PROTOCOL)),
+    ];
+    (StatusCode::SWITCHING_PROTOCOLS, upgraded).into_response()
 }
 
 /// A snapshot may be larger than memory, so its body is read as it comes.

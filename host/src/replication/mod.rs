@@ -15,6 +15,7 @@
 //! - `proposer`: gathers writes into rounds and takes them to the leader, wherever it is.
 //! - `log_store`, `state_machine`: openraft's storage on the two databases of [`crate::storage`].
 //! - `transport`: the one door to other nodes, as a trait; HTTP in production.
+//! - `line`: the connections of that door, on which calls follow each other closely.
 //! - `server`: what this node answers to others.
 //! - `reads`: the gate of strong reads: leader lease or read index, shared by all reads that wait.
 //! - `peers`: the other nodes and how they are.
@@ -47,6 +48,7 @@ mod blocking;
 mod engine;
 mod error;
 mod identity;
+mod line;
 #[cfg(test)]
 mod local_tests;
 mod log_store;
@@ -77,6 +79,7 @@ pub use self::blocking::Blocking;
 use self::engine::EngineParts;
 pub use self::error::{Error, WriteOutcome};
 pub use self::identity::ClusterId;
+pub use self::line::PROTOCOL;
 use self::membership::Change;
 pub use self::membership::Role;
 use self::proposer::Pending;
@@ -293,20 +296,16 @@ impl Handle {
         self.shared.applied.clone()
     }
 
-    /// Answers a call from another node.
-    ///
-    /// # Errors
-    ///
-    /// If the call is not meant for this node, is malformed, or cannot be answered now.
-    pub async fn serve(&self, call: Call, envelope: Envelope, body: bytes::Bytes) -> Result<bytes::Bytes, Error> {
-        server::serve(&self.shared, call, envelope, body).await
+    /// Answers the calls that another node makes on a line, until either of them ends it.
+    pub async fn serve_line(&self, io: impl tokio::io::AsyncRead + tokio::io::AsyncWrite) {
+        server::serve_line(&self.shared, io).await;
     }
 
     /// Receives a snapshot from the leader.
     ///
     /// # Errors
     ///
-    /// As for [`Handle::serve`]; a snapshot that is not whole changes nothing.
+    /// If the snapshot is not meant for this node or cannot be taken now; one that is not whole changes nothing.
     pub async fn serve_snapshot<S, E>(&self, envelope: Envelope, body: S) -> Result<bytes::Bytes, Error>
     where
         S: futures::Stream<Item = Result<bytes::Bytes, E>> + Unpin + Send,

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use futures::Stream;
 use openraft::alias::SnapshotOf;
 use openraft::raft::AppendEntriesResponse;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::error::Error;
@@ -13,10 +14,24 @@ use super::shared::Shared;
 use super::snapshot::Spool;
 use super::transport::{Call, Envelope};
 use super::types::{TypeConfig, decode, encode};
-use super::{identity, membership, peers, proposer, reads};
+use super::{identity, line, membership, peers, proposer, reads};
+
+/// Answers the calls of a line.
+pub(super) async fn serve_line(shared: &Arc<Shared>, io: impl AsyncRead + AsyncWrite) {
+    let calls = line::serve(io, |call, envelope, body| {
+        let shared = shared.clone();
+        async move { serve(&shared, call, envelope, body).await }
+    });
+    tokio::select! {
+        ended = calls => if let Err(error) = ended {
+            tracing::debug!(%error, "a line from another node broke");
+        },
+        () = shared.stopped() => {}
+    }
+}
 
 /// Answers one call.
-pub(super) async fn serve(shared: &Arc<Shared>, call: Call, envelope: Envelope, body: Bytes) -> Result<Bytes, Error> {
+async fn serve(shared: &Arc<Shared>, call: Call, envelope: Envelope, body: Bytes) -> Result<Bytes, Error> {
     check_envelope(shared, call, envelope).await?;
     match call {
         Call::Hello => encode(&peers::answer(shared, &decode(&body)?)),

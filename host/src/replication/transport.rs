@@ -1,35 +1,41 @@
 //! How nodes reach each other.
 //!
 //! [`Transport`] is the one door: everything a node sends to another passes through it, so that replication can run
-//! under a simulated network. [`HttpTransport`] is the real one: a `POST` to `<peer>/peer/<call>` with a postcard
-//! body. It speaks HTTP/1.1 on kept-alive connections: each call has a connection to itself, so a long snapshot or a
-//! slow forward never delays a heartbeat.
+//! under a simulated network. [`HttpTransport`] is the real one: calls with postcard bodies on [lines](super::line), one
+//! for Raft's messages and one for the rest, so that a slow forward never delays a heartbeat; snapshots as the body of a
+//! `POST`, each on a connection to itself.
 
+use std::collections::HashMap;
 use std::future::Future;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::{Stream, StreamExt};
 use futures::future::BoxFuture;
-use futures::stream::BoxStream;
+use futures::stream::{self, BoxStream};
 use openraft::alias::SnapshotOf;
 use openraft::error::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{Backoff, RPCOption, RaftNetworkFactory, RaftNetworkV2};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse,
-    VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
 };
+use openraft::{OptionalSend, entry::RaftEntry};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::Error;
 use super::blocking::Blocking;
 use super::identity::ClusterId;
+use super::line::{self, Line};
+use super::shared::lock;
 use super::snapshot::SnapshotSource;
 use super::types::{TypeConfig, Vote, decode, encode};
 use crate::telemetry::Telemetry;
 
-/// What a node can ask of another. The name is the last segment of the path.
+/// What a node can ask of another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Call {
     /// Raft's AppendEntries, heartbeats included.
     Append,
@@ -54,8 +60,7 @@ pub enum Call {
 }
 
 impl Call {
-    /// Every call.
-    pub const ALL: [Self; 10] = [
+    const ALL: [Self; 10] = [
         Self::Append,
         Self::Vote,
         Self::PreVote,
@@ -68,8 +73,8 @@ impl Call {
         Self::Members,
     ];
 
-    /// The name in the path.
-    pub const fn name(self) -> &'static str {
+    /// The name of a stream in the path.
+    const fn name(self) -> &'static str {
         match self {
             Self::Append => "append",
             Self::Vote => "vote",
@@ -81,6 +86,25 @@ impl Call {
             Self::Hello => "hello",
             Self::Form => "form",
             Self::Members => "members",
+        }
+    }
+
+    /// The number that stands for the call on a line.
+    pub(super) const fn number(self) -> u8 {
+        self as u8
+    }
+
+    /// The call that a number stands for.
+    pub(super) fn of_number(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|call| call.number() == number)
+    }
+
+    /// Whether the call is one of Raft's own. They are small or must be quick, and they come often: a peer that does not
+    /// answer one in time is better asked again on a new line.
+    const fn is_rafts(self) -> bool {
+        match self {
+            Self::Append | Self::Vote | Self::PreVote | Self::TransferLeader => true,
+            Self::Snapshot | Self::Propose | Self::ReadIndex | Self::Hello | Self::Form | Self::Members => false,
         }
     }
 }
@@ -128,7 +152,9 @@ pub trait Transport: Send + Sync + 'static {
     /// Names the cluster that all calls come from, from now on.
     fn set_cluster(&self, cluster: ClusterId);
 
-    /// Sends a call to the node `to`, at the base URL `url`, and waits up to `timeout` for the answer.
+    /// Sends a call to the node `to`, at the base URL `url`, and waits up to `timeout` for the answer. The call is on its
+    /// way when this returns, before the future is polled: calls of one kind are sent in the order in which they were
+    /// made, and as a rule arrive so.
     fn call(
         &self,
         to: u64,
@@ -149,7 +175,7 @@ pub trait Transport: Send + Sync + 'static {
     ) -> BoxFuture<'_, Result<Bytes, CallError>>;
 }
 
-/// The header that names the node a call is meant for, so that a node that took over an address does not answer for
+/// The header that names the node a snapshot is meant for, so that a node that took over an address does not take it for
 /// the one that had it.
 pub const TO_HEADER: &str = "brink-peer-to";
 
@@ -166,15 +192,18 @@ pub(super) const ANYONE: u64 = 0;
 
 /// Calls over HTTP.
 pub struct HttpTransport {
+    /// For snapshots.
     http: reqwest::Client,
     cluster: OnceLock<ClusterId>,
+    /// The lines in use, by the node's URL and whether they are for Raft's own calls.
+    lines: Mutex<HashMap<(String, bool), Line>>,
 }
 
 /// How long a connection attempt may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl HttpTransport {
-    /// A transport with its own connection pool.
+    /// A transport with its own connections.
     pub fn new() -> Result<Self, reqwest::Error> {
         let http = reqwest::Client::builder()
             .http1_only()
@@ -182,7 +211,12 @@ impl HttpTransport {
             .tcp_nodelay(true)
             .no_proxy()
             .build()?;
-        Ok(Self { http, cluster: OnceLock::new() })
+        Ok(Self { http, cluster: OnceLock::new(), lines: Mutex::new(HashMap::new()) })
+    }
+
+    fn line(&self, url: &str, call: Call) -> Line {
+        let mut lines = lock(&self.lines);
+        lines.entry((url.to_owned(), call.is_rafts())).or_insert_with(|| Line::to(url)).clone()
     }
 
     async fn send(request: reqwest::RequestBuilder, url: String) -> Result<Bytes, CallError> {
@@ -206,14 +240,6 @@ impl HttpTransport {
             Err(error) => Err(CallError::NoAnswer { url, reason: reason(error) }),
         }
     }
-
-    fn request(&self, to: u64, url: &str, call: Call, timeout: Duration) -> reqwest::RequestBuilder {
-        let request = self.http.post(format!("{url}/peer/{}", call.name())).header(TO_HEADER, to).timeout(timeout);
-        match self.cluster.get() {
-            Some(cluster) => request.header(CLUSTER_HEADER, cluster.to_string()),
-            None => request,
-        }
-    }
 }
 
 impl Transport for HttpTransport {
@@ -230,7 +256,20 @@ impl Transport for HttpTransport {
         body: Bytes,
         timeout: Duration,
     ) -> BoxFuture<'_, Result<Bytes, CallError>> {
-        Box::pin(Self::send(self.request(to, url, call, timeout).body(body), url.to_owned()))
+        let line = self.line(url, call);
+        let answer = line.call(call, Envelope { to, cluster: self.cluster.get().copied() }, body);
+        let url = url.to_owned();
+        Box::pin(async move {
+            match tokio::time::timeout(timeout, answer).await {
+                Ok(answer) => answer,
+                Err(_) => {
+                    if call.is_rafts() {
+                        line.reset();
+                    }
+                    Err(line::no_answer(&url, &format!("not within {timeout:?}")))
+                }
+            }
+        })
     }
 
     fn stream(
@@ -241,8 +280,12 @@ impl Transport for HttpTransport {
         body: BoxStream<'static, std::io::Result<Bytes>>,
         timeout: Duration,
     ) -> BoxFuture<'_, Result<Bytes, CallError>> {
-        let body = reqwest::Body::wrap_stream(body);
-        Box::pin(Self::send(self.request(to, url, call, timeout).body(body), url.to_owned()))
+        let request = self.http.post(format!("{url}/peer/{}", call.name())).header(TO_HEADER, to).timeout(timeout);
+        let request = match self.cluster.get() {
+            Some(cluster) => request.header(CLUSTER_HEADER, cluster.to_string()),
+            None => request,
+        };
+        Box::pin(Self::send(request.body(reqwest::Body::wrap_stream(body)), url.to_owned()))
     }
 }
 
@@ -254,9 +297,14 @@ const APPEND_TIMEOUT: Duration = Duration::from_secs(1);
 const APPEND_BYTES_PER_SECOND_MIN: u32 = 8 * 1024 * 1024;
 
 /// How long an append of this many bytes may take.
-fn append_timeout(bytes: usize) -> Duration {
+fn append_timeout(bytes: usize, _option: &RPCOption) -> Duration {
     let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
     APPEND_TIMEOUT + Duration::from_secs(u64::from(bytes / APPEND_BYTES_PER_SECOND_MIN))
+}
+
+/// How long a call that changes who leads may take.
+fn short_timeout(_bytes: usize, option: &RPCOption) -> Duration {
+    option.soft_ttl()
 }
 
 /// Makes openraft's connections.
@@ -288,6 +336,9 @@ impl RaftNetworkFactory<TypeConfig> for Network {
     }
 }
 
+/// What became of one append of a stream.
+type AppendResult = Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>;
+
 /// openraft's way to one peer.
 pub struct Connection {
     to: u64,
@@ -297,18 +348,68 @@ pub struct Connection {
     blocking: Blocking,
 }
 
+/// How long the news of a commit waits for entries to go with: followers apply a little later, so that a writer who
+/// waits for each write pays one exchange for it and not two.
+const COMMIT_PATIENCE: Duration = Duration::from_millis(1);
+
+/// The appends of a stream, where one that only tells of a commit is left out if the next comes soon, which tells of it
+/// too.
+struct Appends<S> {
+    input: S,
+    is_first: bool,
+}
+
+impl<S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin> Appends<S> {
+    async fn next(&mut self) -> Option<AppendEntriesRequest<TypeConfig>> {
+        let mut request = self.input.next().await?;
+        // The first may be a question whether the logs match, and somebody waits for the answer.
+        if std::mem::take(&mut self.is_first) {
+            return Some(request);
+        }
+        while request.entries.is_empty()
+            && let Ok(Some(next)) = tokio::time::timeout(COMMIT_PATIENCE, self.input.next()).await
+        {
+            request = next;
+        }
+        Some(request)
+    }
+}
+
 impl Connection {
-    async fn call<Q: Serialize, A: DeserializeOwned>(
+    /// Makes a call. It is on its way when this returns.
+    fn call<Q: Serialize, A: DeserializeOwned>(
         &self,
         call: Call,
         request: &Q,
-        timeout: impl FnOnce(usize) -> Duration,
-    ) -> Result<A, RPCError<TypeConfig>> {
+        timeout: fn(usize, &RPCOption) -> Duration,
+        option: &RPCOption,
+    ) -> impl Future<Output = Result<A, RPCError<TypeConfig>>> + use<'_, Q, A> {
         let network = |error: Error| RPCError::Network(NetworkError::new(&error));
-        let body = encode(request).map_err(network)?;
-        let timeout = timeout(body.len());
-        let answer = self.transport.call(self.to, &self.url, call, body, timeout).await.map_err(rpc_error)?;
-        decode(&answer).map_err(network)
+        let sent = encode(request).map(|body| {
+            let timeout = timeout(body.len(), option);
+            self.transport.call(self.to, &self.url, call, body, timeout)
+        });
+        async move {
+            let answer = sent.map_err(network)?.await.map_err(rpc_error)?;
+            decode(&answer).map_err(network)
+        }
+    }
+
+    /// Sends an append, and tells how long its answer took.
+    fn append(
+        &self,
+        request: &AppendEntriesRequest<TypeConfig>,
+        option: &RPCOption,
+    ) -> impl Future<Output = Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>>> + use<'_> {
+        let began = Instant::now();
+        let answer = self.call(Call::Append, request, append_timeout, option);
+        async move {
+            let answer = answer.await;
+            if answer.is_ok() {
+                self.telemetry.metrics().replication_rtt(&self.url, began.elapsed());
+            }
+            answer
+        }
     }
 }
 
@@ -325,14 +426,37 @@ impl RaftNetworkV2<TypeConfig> for Connection {
     async fn append_entries(
         &mut self,
         request: AppendEntriesRequest<TypeConfig>,
-        _option: RPCOption,
+        option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let began = Instant::now();
-        let answer = self.call(Call::Append, &request, append_timeout).await;
-        if answer.is_ok() {
-            self.telemetry.metrics().replication_rtt(&self.url, began.elapsed());
-        }
-        answer
+        self.append(&request, &option).await
+    }
+
+    /// One append after the other. They are not pipelined: openraft credits the answer to one with the time at which a
+    /// later one that carries no entries was sent, and would believe in a longer lease than the follower has granted.
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<'s, Result<BoxStream<'s, AppendResult>, RPCError<TypeConfig>>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
+    {
+        let this: &'s Self = self;
+        let results = stream::unfold(Some(Appends { input, is_first: true }), move |appends| {
+            let option = option.clone();
+            async move {
+                let mut appends = appends?;
+                let request = appends.next().await?;
+                let previous = request.prev_log_id;
+                let last = request.entries.last().map(|entry| entry.log_id()).or(previous);
+                let answer = this.append(&request, &option).await;
+                let result: AppendResult = answer.map(|answer| answer.into_stream_result(previous, last));
+                // After one that is no success, what would follow does not fit.
+                let goes_on = matches!(result, Ok(Ok(matched)) if matched == last);
+                Some((result, goes_on.then_some(appends)))
+            }
+        });
+        Box::pin(async { Ok(results.boxed()) })
     }
 
     async fn vote(
@@ -340,7 +464,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         request: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        self.call(Call::Vote, &request, |_| option.soft_ttl()).await
+        self.call(Call::Vote, &request, short_timeout, &option).await
     }
 
     async fn pre_vote(
@@ -348,7 +472,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         request: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        self.call(Call::PreVote, &request, |_| option.soft_ttl()).await
+        self.call(Call::PreVote, &request, short_timeout, &option).await
     }
 
     async fn full_snapshot(
@@ -380,7 +504,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         request: TransferLeaderRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
-        self.call(Call::TransferLeader, &request, |_| option.soft_ttl()).await
+        self.call(Call::TransferLeader, &request, short_timeout, &option).await
     }
 
     fn backoff(&self) -> Option<Backoff> {

@@ -1,0 +1,394 @@
+//! Lines: kept connections on which calls between nodes follow each other closely.
+//!
+//! # Problem
+//!
+//! A write costs several calls between nodes. As HTTP requests of their own they cost more than what they carry, and
+//! Raft's appends must arrive in order, so each would wait for the answer to the one before.
+//!
+//! # Approach
+//!
+//! A line begins as an HTTP request that asks to be upgraded (RFC 9110, section 7.8), on the same listener as everything
+//! else, and then carries frames both ways. A call is a frame with a number; its answer is a frame with the same number,
+//! and comes when it is ready. Calls arrive in the order in which they were made. A node keeps one line per peer for Raft's own
+//! messages and one for what nodes ask of each other, so that neither holds up the other.
+//!
+//! All numbers are big-endian:
+//!
+//! ```text
+//! call:    length u32 | number u32 | call u8   | to u64 | cluster u64 (0: none) | body
+//! answer:  length u32 | number u32 | status u8 | body (or why not, as text)
+//! ```
+//!
+//! where `length` counts what follows it.
+//!
+//! # Guarantees
+//!
+//! A call is sent at most once. One that fails with [`CallError::NotSent`] has not left this node; after
+//! [`CallError::NoAnswer`] the peer may have acted on it.
+//!
+//! # Failure model
+//!
+//! A line that breaks fails every call that waits for an answer, and the next call makes a new one. A peer that vanishes
+//! without a word is noticed by the kernel ([`UNACKNOWLEDGED_MAX`]), one that is silent for long by the caller, who
+//! [resets](Line::reset) the line.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
+use http::{HeaderValue, Request, StatusCode, Uri, header};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use super::error::{Error, WriteOutcome};
+use super::identity::ClusterId;
+use super::shared::lock;
+use super::transport::{Call, CallError, Envelope};
+use crate::limits::PEER_BODY_BYTES_MAX;
+
+/// What the upgrade is called.
+pub const PROTOCOL: &str = "brink-line";
+
+/// Calls that wait to be sent on a line; over it a call fails at once.
+const QUEUED_CALLS_MAX: usize = 1_024;
+
+/// Calls of one line that are served at once; further ones wait in the connection.
+const SERVED_CALLS_MAX: usize = 1_024;
+
+/// How long a line may take to be made.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// How long what was sent may stay unacknowledged by the peer's kernel before the line counts as broken.
+const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(2);
+
+/// Bytes gathered for one write to the network; a larger frame goes whole.
+const WRITE_BYTES: usize = 64 * 1024;
+
+/// Bytes read from the network at once.
+const READ_BYTES: usize = 64 * 1024;
+
+/// Room for a read below which a new buffer is made, in bytes.
+const READ_BYTES_MIN: usize = 4 * 1024;
+
+/// Waiting calls beyond which those that nobody waits for any more are forgotten.
+const WAITING_SWEEP: usize = 256;
+
+const CALL_HEAD: usize = 21;
+const ANSWER_HEAD: usize = 5;
+
+/// How an answer begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Status {
+    Done = 0,
+    /// The peer has not acted on the call.
+    Refused = 1,
+    /// It may have.
+    Failed = 2,
+}
+
+/// What is on its way to a peer.
+struct Queued {
+    call: Call,
+    envelope: Envelope,
+    body: Bytes,
+    reply: Reply,
+}
+
+type Reply = oneshot::Sender<Result<Bytes, CallError>>;
+
+/// The calling end of a line. Cheap to clone; the line ends with the last clone.
+#[derive(Clone)]
+pub(super) struct Line {
+    url: Arc<str>,
+    queue: mpsc::Sender<Queued>,
+    resets: Arc<Notify>,
+}
+
+impl Line {
+    /// A line to the node at a base URL. It connects when it is first used.
+    pub(super) fn to(url: &str) -> Self {
+        let (queue, calls) = mpsc::channel(QUEUED_CALLS_MAX);
+        let line = Self { url: url.into(), queue, resets: Arc::new(Notify::new()) };
+        tokio::spawn(keep_line(line.url.clone(), calls, line.resets.clone()));
+        line
+    }
+
+    /// Makes a call. It is queued when this returns; the future waits for its answer.
+    pub(super) fn call(
+        &self,
+        call: Call,
+        envelope: Envelope,
+        body: Bytes,
+    ) -> impl Future<Output = Result<Bytes, CallError>> + Send + use<> {
+        let (reply, answer) = oneshot::channel();
+        let queued = self.queue.try_send(Queued { call, envelope, body, reply });
+        let url = self.url.clone();
+        async move {
+            if queued.is_err() {
+                return Err(not_sent(&url, &"too many calls wait for this node"));
+            }
+            answer.await.unwrap_or_else(|_| Err(no_answer(&url, &"the node stops")))
+        }
+    }
+
+    /// Gives up the connection. The next call makes a new one.
+    pub(super) fn reset(&self) {
+        self.resets.notify_waiters();
+    }
+}
+
+fn not_sent(url: &str, reason: &dyn std::fmt::Display) -> CallError {
+    CallError::NotSent { url: url.to_owned(), reason: reason.to_string() }
+}
+
+pub(super) fn no_answer(url: &str, reason: &dyn std::fmt::Display) -> CallError {
+    CallError::NoAnswer { url: url.to_owned(), reason: reason.to_string() }
+}
+
+/// Connects whenever there is something to send, until nobody holds the line any more.
+async fn keep_line(url: Arc<str>, mut calls: mpsc::Receiver<Queued>, resets: Arc<Notify>) {
+    while let Some(first) = calls.recv().await {
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, connect(&url)).await;
+        let io = match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+            Ok(io) => io,
+            Err(error) => {
+                refuse_all(&url, first, &mut calls, &error);
+                continue;
+            }
+        };
+        let waiting = Mutex::new(Waiting::default());
+        let broken = tokio::select! {
+            broken = carry(&url, io, first, &mut calls, &waiting) => broken,
+            () = resets.notified() => Err(io::ErrorKind::TimedOut.into()),
+        };
+        let reason = broken.err().unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into());
+        for reply in lock(&waiting).replies.drain().map(|(_, reply)| reply) {
+            // A caller that gave up no longer listens.
+            let _ = reply.send(Err(no_answer(&url, &reason)));
+        }
+    }
+}
+
+fn refuse_all(url: &str, first: Queued, calls: &mut mpsc::Receiver<Queued>, error: &io::Error) {
+    let mut next = Some(first);
+    while let Some(queued) = next {
+        let _ = queued.reply.send(Err(not_sent(url, error)));
+        next = calls.try_recv().ok();
+    }
+}
+
+/// Asks the node for a line.
+async fn connect(url: &str) -> io::Result<TokioIo<hyper::upgrade::Upgraded>> {
+    let uri: Uri = format!("{url}/peer/line").parse().map_err(io::Error::other)?;
+    let (Some(host), Some(authority)) = (uri.host(), uri.authority()) else {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the URL names no host"));
+    };
+    let stream = TcpStream::connect((host.trim_matches(['[', ']']), uri.port_u16().unwrap_or(80))).await?;
+    stream.set_nodelay(true)?;
+    socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX))?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+    tokio::spawn(connection.with_upgrades());
+    let request = Request::post(uri.path())
+        .header(header::HOST, authority.as_str())
+        .header(header::CONNECTION, HeaderValue::from_static("upgrade"))
+        .header(header::UPGRADE, HeaderValue::from_static(PROTOCOL))
+        .body(http_body_util::Empty::<Bytes>::new())
+        .map_err(io::Error::other)?;
+    let response = sender.send_request(request).await.map_err(io::Error::other)?;
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return Err(io::Error::other(format!("it does not speak {PROTOCOL}: {}", response.status())));
+    }
+    Ok(TokioIo::new(hyper::upgrade::on(response).await.map_err(io::Error::other)?))
+}
+
+/// Calls that wait for their answers, by number.
+#[derive(Default)]
+struct Waiting {
+    replies: HashMap<u32, Reply>,
+    last: u32,
+}
+
+impl Waiting {
+    fn add(&mut self, reply: Reply) -> u32 {
+        if self.replies.len() >= WAITING_SWEEP {
+            self.replies.retain(|_, reply| !reply.is_closed());
+        }
+        self.last = self.last.wrapping_add(1);
+        self.replies.insert(self.last, reply);
+        self.last
+    }
+}
+
+/// Sends calls and hands out answers until the connection breaks, or nobody calls any more.
+async fn carry(
+    url: &str,
+    io: impl AsyncRead + AsyncWrite,
+    first: Queued,
+    calls: &mut mpsc::Receiver<Queued>,
+    waiting: &Mutex<Waiting>,
+) -> io::Result<()> {
+    let (reader, mut writer) = tokio::io::split(io);
+    let send = async {
+        let mut out = BytesMut::new();
+        let mut next = Some(first);
+        while let Some(queued) = next {
+            put_call(&mut out, queued, waiting);
+            while out.len() < WRITE_BYTES
+                && let Ok(queued) = calls.try_recv()
+            {
+                put_call(&mut out, queued, waiting);
+            }
+            writer.write_all_buf(&mut out).await?;
+            next = calls.recv().await;
+        }
+        Ok(())
+    };
+    let receive = async {
+        let mut frames = Frames::of(reader);
+        while let Some(mut frame) = frames.next().await? {
+            if frame.len() < ANSWER_HEAD {
+                return Err(malformed());
+            }
+            let (number, status) = (frame.get_u32(), frame.get_u8());
+            if let Some(reply) = lock(waiting).replies.remove(&number) {
+                let _ = reply.send(answer_of(url, status, frame));
+            }
+        }
+        Err(io::ErrorKind::UnexpectedEof.into())
+    };
+    tokio::select! {
+        sent = send => sent,
+        received = receive => received,
+    }
+}
+
+fn put_call(out: &mut BytesMut, queued: Queued, waiting: &Mutex<Waiting>) {
+    let Queued { call, envelope, body, reply } = queued;
+    if reply.is_closed() {
+        return;
+    }
+    let number = lock(waiting).add(reply);
+    out.put_u32(u32::try_from(CALL_HEAD + body.len()).unwrap_or(u32::MAX));
+    out.put_u32(number);
+    out.put_u8(call.number());
+    out.put_u64(envelope.to);
+    out.put_u64(envelope.cluster.map_or(0, ClusterId::get));
+    out.put_slice(&body);
+}
+
+fn answer_of(url: &str, status: u8, body: Bytes) -> Result<Bytes, CallError> {
+    if status == Status::Done as u8 {
+        return Ok(body);
+    }
+    let reason = String::from_utf8_lossy(&body).into_owned();
+    let url = url.to_owned();
+    Err(match status == Status::Refused as u8 {
+        true => CallError::Refused { url, reason },
+        false => CallError::NoAnswer { url, reason },
+    })
+}
+
+fn malformed() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "a malformed frame")
+}
+
+/// Frames as they come.
+struct Frames<R> {
+    reader: R,
+    buffer: BytesMut,
+}
+
+impl<R: AsyncRead + Unpin> Frames<R> {
+    fn of(reader: R) -> Self {
+        Self { reader, buffer: BytesMut::with_capacity(READ_BYTES) }
+    }
+
+    /// The next frame; none at the end. May be dropped and asked again without losing anything.
+    async fn next(&mut self) -> io::Result<Option<Bytes>> {
+        loop {
+            if let Some(head) = self.buffer.first_chunk::<4>() {
+                let length = usize::try_from(u32::from_be_bytes(*head)).map_err(io::Error::other)?;
+                if length > CALL_HEAD + PEER_BODY_BYTES_MAX {
+                    return Err(malformed());
+                }
+                if self.buffer.len() >= 4 + length {
+                    self.buffer.advance(4);
+                    return Ok(Some(self.buffer.split_to(length).freeze()));
+                }
+                self.buffer.reserve(4 + length - self.buffer.len());
+            }
+            // What was read shares the buffer; a new one is made when this one is used up, and not for each frame.
+            if self.buffer.capacity() - self.buffer.len() < READ_BYTES_MIN {
+                self.buffer.reserve(READ_BYTES);
+            }
+            if self.reader.read_buf(&mut self.buffer).await? == 0 {
+                return if self.buffer.is_empty() { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
+            }
+        }
+    }
+}
+
+/// The serving end: answers calls until the line ends. Calls are begun in the order they come, and answered as each is
+/// done.
+pub(super) async fn serve<F>(
+    io: impl AsyncRead + AsyncWrite,
+    mut serve_call: impl FnMut(Call, Envelope, Bytes) -> F,
+) -> io::Result<()>
+where
+    F: Future<Output = Result<Bytes, Error>>,
+{
+    let (reader, mut writer) = tokio::io::split(io);
+    let mut frames = Frames::of(reader);
+    let mut served = FuturesUnordered::new();
+    let mut out = BytesMut::new();
+    loop {
+        tokio::select! {
+            biased;
+            frame = frames.next(), if served.len() < SERVED_CALLS_MAX => {
+                let Some(mut frame) = frame? else { return Ok(()) };
+                if frame.len() < CALL_HEAD {
+                    return Err(malformed());
+                }
+                let (number, call) = (frame.get_u32(), frame.get_u8());
+                let call = Call::of_number(call).ok_or_else(malformed)?;
+                let envelope = Envelope { to: frame.get_u64(), cluster: ClusterId::new(frame.get_u64()) };
+                let mut answer = Box::pin(serve_call(call, envelope, frame).map(move |answer| (number, answer)));
+                // Begun here and now, so that what must come in order does.
+                match futures::poll!(&mut answer) {
+                    std::task::Poll::Ready((number, answer)) => put_answer(&mut out, number, &answer),
+                    std::task::Poll::Pending => served.push(answer),
+                }
+            }
+            Some((number, answer)) = served.next() => put_answer(&mut out, number, &answer),
+            written = writer.write_buf(&mut out), if !out.is_empty() => {
+                if written? == 0 {
+                    return Err(io::ErrorKind::WriteZero.into());
+                }
+            }
+        }
+    }
+}
+
+fn put_answer(out: &mut BytesMut, number: u32, answer: &Result<Bytes, Error>) {
+    let text;
+    let (status, body) = match answer {
+        Ok(body) => (Status::Done, body.as_ref()),
+        Err(error) => {
+            text = error.to_string();
+            let may_have_acted = error.outcome() == WriteOutcome::Unknown;
+            (if may_have_acted { Status::Failed } else { Status::Refused }, text.as_bytes())
+        }
+    };
+    out.put_u32(u32::try_from(ANSWER_HEAD + body.len()).unwrap_or(u32::MAX));
+    out.put_u32(number);
+    out.put_u8(status as u8);
+    out.put_slice(body);
+}
