@@ -1,6 +1,7 @@
 //! Many writes at once: `POST <base>/kv/batch/`, all or nothing.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::State;
@@ -53,7 +54,7 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawV
 
 /// `POST`: applies all items or none.
 pub(super) async fn post(
-    State(app): State<App>,
+    State(app): State<Arc<App>>,
     uri: Uri,
     headers: HeaderMap,
     body: Body,

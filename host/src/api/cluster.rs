@@ -3,6 +3,8 @@
 //! Any node takes these calls; the leader makes the changes. Each says how things shall be, so it may be repeated until it
 //! succeeds, and needs no `Idempotency-Key`.
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, Uri};
@@ -38,13 +40,18 @@ struct Leader {
 }
 
 /// `GET /cluster/members/`: the cluster's id, and every node with its id and role, this one included.
-pub(super) async fn members(State(app): State<App>, uri: Uri) -> Result<Response, Problem> {
+pub(super) async fn members(State(app): State<Arc<App>>, uri: Uri) -> Result<Response, Problem> {
     Parameters::of(&uri, &[])?;
     Ok(list(&app.replication.status()))
 }
 
 /// `POST /cluster/members/`: adds a node, or gives it another role; 200 once that is in force.
-pub(super) async fn add(State(app): State<App>, uri: Uri, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
+pub(super) async fn add(
+    State(app): State<Arc<App>>,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
     Parameters::of(&uri, &[])?;
     let body = request::body(&headers, body, MEMBERSHIP_BODY_BYTES_MAX).await?;
     let shape = "{\"url\": \"<base URL>\", \"role\": \"voter\" or \"learner\"}";
@@ -54,14 +61,18 @@ pub(super) async fn add(State(app): State<App>, uri: Uri, headers: HeaderMap, bo
 }
 
 /// `DELETE /cluster/members/<url>/`: removes a node; the URL is percent-encoded.
-pub(super) async fn remove(State(app): State<App>, Path(url): Path<String>, uri: Uri) -> Result<Response, Problem> {
+pub(super) async fn remove(
+    State(app): State<Arc<App>>,
+    Path(url): Path<String>,
+    uri: Uri,
+) -> Result<Response, Problem> {
     Parameters::of(&uri, &[])?;
     app.replication.remove_member(base_url(&url)?, deadline(MEMBERSHIP_DEADLINE)).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
 /// `GET /cluster/leader/`: the leader's URL, `null` if none is known.
-pub(super) async fn leader(State(app): State<App>, uri: Uri) -> Result<Response, Problem> {
+pub(super) async fn leader(State(app): State<Arc<App>>, uri: Uri) -> Result<Response, Problem> {
     Parameters::of(&uri, &[])?;
     let status = app.replication.status();
     Ok(json_answer(StatusCode::OK, json!({ "url": status.leader, "term": status.term }).to_string()))
@@ -69,7 +80,7 @@ pub(super) async fn leader(State(app): State<App>, uri: Uri) -> Result<Response,
 
 /// `PUT /cluster/leader/`: hands the leadership to a voter.
 pub(super) async fn transfer(
-    State(app): State<App>,
+    State(app): State<Arc<App>>,
     uri: Uri,
     headers: HeaderMap,
     body: Body,

@@ -1,5 +1,7 @@
 //! How the node is: `/health/`, `/livez`, `/readyz` and `/metrics`.
 
+use std::sync::Arc;
+
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -13,7 +15,7 @@ use crate::replication::Status;
 const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// `GET /health/`: the cluster as this node sees it; 200 with or without quorum.
-pub(super) async fn health(State(app): State<App>) -> Response {
+pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
     json_answer(StatusCode::OK, health_json(&app.replication.status()).to_string())
 }
 
@@ -57,7 +59,7 @@ pub(super) async fn livez() -> &'static str {
 }
 
 /// `GET /readyz`: the node knows its cluster's leader, and its hooks are in force.
-pub(super) async fn readyz(State(app): State<App>) -> Response {
+pub(super) async fn readyz(State(app): State<Arc<App>>) -> Response {
     let refuse = |why: &'static str| (StatusCode::SERVICE_UNAVAILABLE, why).into_response();
     match app.replication.status() {
         Status { ready: true, .. } if app.registry.is_ready() => "ok\n".into_response(),
@@ -69,7 +71,7 @@ pub(super) async fn readyz(State(app): State<App>) -> Response {
 }
 
 /// `GET /metrics`: for Prometheus.
-pub(super) async fn metrics(State(app): State<App>) -> Response {
+pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
     let content_type = HeaderValue::from_static(PROMETHEUS_TEXT);
     ([(header::CONTENT_TYPE, content_type)], app.telemetry.metrics().render_prometheus()).into_response()
 }

@@ -1,5 +1,6 @@
 //! One key: `PUT`, `GET` and `DELETE` of `<base>/kv/<key>/`.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use axum::body::{Body, Bytes};
@@ -26,7 +27,12 @@ const PREFER: HeaderName = HeaderName::from_static("prefer");
 const CONTENT_TYPE_BYTES_MAX: usize = 255;
 
 /// `PUT`: sets the value of a key.
-pub(super) async fn put(State(app): State<App>, uri: Uri, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
+pub(super) async fn put(
+    State(app): State<Arc<App>>,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
     let key = request::key_of(&uri)?;
     Parameters::of(&uri, &[])?;
     let preconditions = request::preconditions(&headers, &key)?;
@@ -58,7 +64,7 @@ pub(super) async fn put(State(app): State<App>, uri: Uri, headers: HeaderMap, bo
 }
 
 /// `DELETE`: removes a key.
-pub(super) async fn delete(State(app): State<App>, uri: Uri, headers: HeaderMap) -> Result<Response, Problem> {
+pub(super) async fn delete(State(app): State<Arc<App>>, uri: Uri, headers: HeaderMap) -> Result<Response, Problem> {
     let key = request::key_of(&uri)?;
     Parameters::of(&uri, &[])?;
     let preconditions = request::preconditions(&headers, &key)?;
@@ -83,7 +89,7 @@ pub(super) fn telling_repetition(written: &Written, mut response: Response) -> R
 }
 
 /// `GET`: the entry of a key, as JSON or as its raw bytes.
-pub(super) async fn get(State(app): State<App>, uri: Uri, headers: HeaderMap) -> Result<Response, Problem> {
+pub(super) async fn get(State(app): State<Arc<App>>, uri: Uri, headers: HeaderMap) -> Result<Response, Problem> {
     let key = request::key_of(&uri)?;
     let mut parameters = Parameters::of(&uri, &["consistency"])?;
     let freshness = Freshness::establish(&app, parameters.consistency()?).await?;

@@ -15,6 +15,7 @@ mod registry;
 mod request;
 mod value;
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Router;
@@ -38,8 +39,7 @@ pub const BASE_PATH: &str = "/kv-store/v1";
 
 const TRACE_ID: HeaderName = HeaderName::from_static("brink-trace-id");
 
-/// What handlers work with. Cheap to clone.
-#[derive(Clone)]
+/// What handlers work with.
 pub struct App {
     /// The way of writes.
     pub write_path: WritePath,
@@ -55,6 +55,7 @@ pub struct App {
 
 /// The whole API of a node, its door for other nodes included.
 pub fn router(app: App) -> Router {
+    let replication = app.replication.clone();
     let key = || MethodRouter::new().get(kv::get).put(kv::put).delete(kv::delete);
     let mut clients = Router::new().route("/kv/{*key}", key());
     let paths = [
@@ -93,8 +94,8 @@ pub fn router(app: App) -> Router {
             Problem::new(Kind::INTERNAL, "the node failed; its log says why").into_response()
         }))
         .layer(from_fn_with_state(app.telemetry.clone(), observe))
-        .with_state(app.clone())
-        .merge(Router::new().nest(BASE_PATH, peer::router(app.replication)))
+        .with_state(Arc::new(app))
+        .merge(Router::new().nest(BASE_PATH, peer::router(replication)))
 }
 
 /// Around every request of a client: its trace, its metrics, and the rendering of problems.

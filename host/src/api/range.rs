@@ -1,5 +1,7 @@
 //! Many keys: `GET <base>/kv/` with a range, in pages.
 
+use std::sync::Arc;
+
 use axum::extract::State;
 use axum::http::{StatusCode, Uri};
 use axum::response::Response;
@@ -19,7 +21,7 @@ const PARAMETERS: [&str; 8] = ["start", "end", "prefix", "limit", "cursor", "rev
 const CURSOR_FORMAT: u8 = 1;
 
 /// `GET`: a page of a range.
-pub(super) async fn list(State(app): State<App>, uri: Uri) -> Result<Response, Problem> {
+pub(super) async fn list(State(app): State<Arc<App>>, uri: Uri) -> Result<Response, Problem> {
     let mut parameters = Parameters::of(&uri, &PARAMETERS)?;
     let consistency = parameters.consistency()?;
     let query = query_of(&mut parameters)?;

@@ -1,5 +1,7 @@
 //! Plugins and hooks: `<base>/plugins/…` and `<base>/hooks/…`.
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, Uri};
@@ -19,7 +21,7 @@ const HOOK_BODY_SPARE_BYTES: usize = 16 * 1024;
 
 /// `PUT /plugins/<name>/`: uploads a component.
 pub(super) async fn put_plugin(
-    State(app): State<App>,
+    State(app): State<Arc<App>>,
     Path(name): Path<String>,
     uri: Uri,
     headers: HeaderMap,
@@ -31,18 +33,18 @@ pub(super) async fn put_plugin(
 }
 
 /// `GET /plugins/`.
-pub(super) async fn plugins(State(app): State<App>) -> Result<Response, Problem> {
+pub(super) async fn plugins(State(app): State<Arc<App>>) -> Result<Response, Problem> {
     answer(StatusCode::OK, &json!({ "plugins": app.registry.plugins().await? }))
 }
 
 /// `GET /plugins/<name>/`.
-pub(super) async fn plugin(State(app): State<App>, Path(name): Path<String>) -> Result<Response, Problem> {
+pub(super) async fn plugin(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Response, Problem> {
     let found = app.registry.plugin(&name).await?;
     answer(StatusCode::OK, &found.ok_or_else(|| absent("plugin", &name))?)
 }
 
 /// `DELETE /plugins/<name>/`.
-pub(super) async fn delete_plugin(State(app): State<App>, Path(name): Path<String>) -> Result<Response, Problem> {
+pub(super) async fn delete_plugin(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Response, Problem> {
     match app.registry.delete_plugin(&name).await? {
         true => Ok(StatusCode::NO_CONTENT.into_response()),
         false => Err(absent("plugin", &name)),
@@ -51,7 +53,7 @@ pub(super) async fn delete_plugin(State(app): State<App>, Path(name): Path<Strin
 
 /// `PUT /hooks/<name>/`: says what runs where.
 pub(super) async fn put_hook(
-    State(app): State<App>,
+    State(app): State<Arc<App>>,
     Path(name): Path<String>,
     uri: Uri,
     headers: HeaderMap,
@@ -64,18 +66,18 @@ pub(super) async fn put_hook(
 }
 
 /// `GET /hooks/`.
-pub(super) async fn hooks(State(app): State<App>) -> Result<Response, Problem> {
+pub(super) async fn hooks(State(app): State<Arc<App>>) -> Result<Response, Problem> {
     answer(StatusCode::OK, &json!({ "hooks": app.registry.hooks().await? }))
 }
 
 /// `GET /hooks/<name>/`.
-pub(super) async fn hook(State(app): State<App>, Path(name): Path<String>) -> Result<Response, Problem> {
+pub(super) async fn hook(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Response, Problem> {
     let found = app.registry.hook(&name).await?;
     answer(StatusCode::OK, &found.ok_or_else(|| absent("hook", &name))?)
 }
 
 /// `DELETE /hooks/<name>/`.
-pub(super) async fn delete_hook(State(app): State<App>, Path(name): Path<String>) -> Result<Response, Problem> {
+pub(super) async fn delete_hook(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Response, Problem> {
     match app.registry.delete_hook(&name).await? {
         true => Ok(StatusCode::NO_CONTENT.into_response()),
         false => Err(absent("hook", &name)),

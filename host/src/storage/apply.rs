@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::Error;
+use super::cache::RecentMetas;
 use super::command::{
     Action, AskedBy, Effect, EntryMeta, Fact, GuardedWrite, HOOKS_PREFIX, Operation, Outcome, Precondition,
     RangeDigest, Space, Value,
@@ -15,6 +16,7 @@ use super::{record, scan};
 /// What a batch has changed so far, over the state below it. Later writes of a batch see earlier ones.
 pub(super) struct Overlay<'a> {
     state: &'a Inner,
+    recent: &'a RecentMetas,
     revision: u64,
     hook_epoch: u64,
     changed: HashMap<Space, BTreeMap<String, Change>>,
@@ -26,10 +28,19 @@ enum Change {
     Deleted,
 }
 
+impl Change {
+    fn meta(&self) -> Option<EntryMeta> {
+        match self {
+            Self::Put(meta, _) => Some(*meta),
+            Self::Deleted => None,
+        }
+    }
+}
+
 impl<'a> Overlay<'a> {
-    pub(super) fn new(state: &'a Inner, revision: u64, hook_epoch: u64) -> Self {
+    pub(super) fn new(state: &'a Inner, recent: &'a RecentMetas, revision: u64, hook_epoch: u64) -> Self {
         let memory = Memory::new(&state.idempotency);
-        Self { state, revision, hook_epoch, changed: HashMap::new(), memory }
+        Self { state, recent, revision, hook_epoch, changed: HashMap::new(), memory }
     }
 
     /// Applies one write, whole or not at all; one that was applied before under the same name, not again.
@@ -68,9 +79,10 @@ impl<'a> Overlay<'a> {
         Ok(Outcome::Applied { revision: self.revision, effects })
     }
 
-    /// The keys of a space that the batch changes.
-    pub(super) fn keys(&self, space: Space) -> Vec<String> {
-        self.changed.get(&space).into_iter().flat_map(BTreeMap::keys).cloned().collect()
+    /// The keys of a space that the batch changes, with what is kept of them then; nothing, if they are gone.
+    pub(super) fn metas(&self, space: Space) -> Vec<(String, Option<EntryMeta>)> {
+        let changes = self.changed.get(&space).into_iter().flatten();
+        changes.map(|(key, change)| (key.clone(), change.meta())).collect()
     }
 
     /// Writes the changes into a batch; returns the new revision and hook epoch.
@@ -108,11 +120,13 @@ impl<'a> Overlay<'a> {
     }
 
     fn current(&self, space: Space, key: &str) -> Result<Option<EntryMeta>, Error> {
-        match self.changed.get(&space).and_then(|changed| changed.get(key)) {
-            Some(Change::Put(meta, _)) => Ok(Some(*meta)),
-            Some(Change::Deleted) => Ok(None),
-            None => self.state.keyspace(space).get(key)?.map(|found| record::decode_meta(&found)).transpose(),
+        if let Some(change) = self.changed.get(&space).and_then(|changed| changed.get(key)) {
+            return Ok(change.meta());
         }
+        if let (Space::Kv, Some(meta)) = (space, self.recent.get(key)) {
+            return Ok(Some(meta));
+        }
+        self.state.keyspace(space).get(key)?.map(|found| record::decode_meta(&found)).transpose()
     }
 
     /// If a precondition does not hold: the current revision of its key.

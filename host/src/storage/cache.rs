@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock, TryLockError};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
-use super::command::Entry;
+use super::command::{Entry, EntryMeta};
 
 /// Counted for each entry beside its key and value, in bytes.
 const ENTRY_OVERHEAD_BYTES: usize = 256;
@@ -63,14 +63,63 @@ impl EntryCache {
     }
 
     /// Changes the state, and forgets the entries of these keys; of all, if none are named.
-    pub(super) fn change<T>(&self, keys: Option<&[String]>, change: impl FnOnce() -> T) -> T {
+    pub(super) fn change<T, V>(&self, keys: Option<&[(String, V)]>, change: impl FnOnce() -> T) -> T {
         let mut changes = self.changes.write().unwrap_or_else(PoisonError::into_inner);
         *changes += 1;
         let changed = change();
         match keys {
-            Some(keys) => keys.iter().for_each(|key| drop(self.entries.remove(key))),
+            Some(keys) => keys.iter().for_each(|(key, _)| drop(self.entries.remove(key))),
             None => self.entries.clear(),
         }
         changed
+    }
+}
+
+/// Bytes of what apply remembers of its own writes.
+const RECENT_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+/// What applying wrote lately, without the values: a key that is written again and again is not looked for in the tables
+/// each time. Not more than that: what is not here must be looked for.
+pub(super) struct RecentMetas {
+    metas: quick_cache::unsync::Cache<String, EntryMeta, MetaBytes>,
+}
+
+#[derive(Clone)]
+struct MetaBytes;
+
+impl Weighter<String, EntryMeta> for MetaBytes {
+    fn weight(&self, key: &String, _meta: &EntryMeta) -> u64 {
+        let bytes = key.len() + size_of::<(String, EntryMeta)>() + META_OVERHEAD_BYTES;
+        u64::try_from(bytes).unwrap_or(u64::MAX)
+    }
+}
+
+/// Counted for each meta beside its key and itself, in bytes.
+const META_OVERHEAD_BYTES: usize = 32;
+
+/// Metas are assumed to be about this large when the table is laid out, in bytes.
+const META_BYTES_TYPICAL: u64 = 128;
+
+impl Default for RecentMetas {
+    fn default() -> Self {
+        let metas = usize::try_from(RECENT_BYTES_MAX / META_BYTES_TYPICAL).unwrap_or(usize::MAX);
+        Self { metas: quick_cache::unsync::Cache::with_weighter(metas, RECENT_BYTES_MAX, MetaBytes) }
+    }
+}
+
+impl RecentMetas {
+    /// What a key's entry has, if it was written lately and is still there.
+    pub(super) fn get(&self, key: &str) -> Option<EntryMeta> {
+        self.metas.get(key).copied()
+    }
+
+    /// Notes what was written.
+    pub(super) fn note(&mut self, written: Vec<(String, Option<EntryMeta>)>) {
+        for (key, meta) in written {
+            match meta {
+                Some(meta) => self.metas.insert(key, meta),
+                None => drop(self.metas.remove(&key)),
+            }
+        }
     }
 }

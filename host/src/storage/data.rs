@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use bytes::Bytes;
 
 use super::apply::Overlay;
-use super::cache::EntryCache;
+use super::cache::{EntryCache, RecentMetas};
 use super::command::{Entry, GuardedWrite, Idempotency, Outcome, RangeDigest, Space};
 #[cfg(test)]
 use super::engine::memory::SimDisk;
@@ -53,8 +53,8 @@ pub(super) struct Inner {
     cache: EntryCache,
     revision: AtomicU64,
     hook_epoch: AtomicU64,
-    /// One at a time applies.
-    applying: Mutex<()>,
+    /// One at a time applies. Holds what it wrote lately, so that it need not look for it in the tables.
+    applying: Mutex<RecentMetas>,
     /// Held for writing while a snapshot replaces everything; readers wait then, and never see half of it.
     replacing: RwLock<()>,
 }
@@ -98,7 +98,7 @@ impl Data {
             cache: EntryCache::new(entry_cache_bytes),
             revision: AtomicU64::new(0),
             hook_epoch: AtomicU64::new(0),
-            applying: Mutex::new(()),
+            applying: Mutex::new(RecentMetas::default()),
             replacing: RwLock::new(()),
         };
         if inner.meta.contains_key(INSTALLING)? {
@@ -117,12 +117,12 @@ impl Data {
     /// If the state cannot be read or written; nothing is applied then.
     pub fn apply(&self, writes: &[GuardedWrite], meta: &[(&'static str, Bytes)]) -> Result<Vec<Outcome>, Error> {
         let inner = &self.inner;
-        let _one_at_a_time = inner.applying.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut overlay = Overlay::new(inner, self.revision(), self.hook_epoch());
+        let mut recent = inner.applying.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut overlay = Overlay::new(inner, &recent, self.revision(), self.hook_epoch());
         let outcomes = writes.iter().map(|write| overlay.apply(write)).collect::<Result<Vec<_>, _>>()?;
 
         let mut batch = inner.db.batch();
-        let changed = overlay.keys(Space::Kv);
+        let changed = overlay.metas(Space::Kv);
         let (revision, hook_epoch) = overlay.stage(&mut batch)?;
         if !writes.is_empty() {
             batch.insert(&inner.meta, REVISION, revision.to_be_bytes());
@@ -132,6 +132,7 @@ impl Data {
             batch.insert(&inner.meta, *key, &value[..]);
         }
         inner.cache.change(Some(&changed), || batch.commit(Durability::None))?;
+        recent.note(changed);
         inner.revision.store(revision, Ordering::Release);
         inner.hook_epoch.store(hook_epoch, Ordering::Release);
         Ok(outcomes)
@@ -249,9 +250,10 @@ impl Data {
     /// If a chunk is damaged, the end is missing, or the disk refuses. The state is empty then, also after a restart.
     pub fn install(&self, chunks: impl Iterator<Item = Result<Bytes, Error>>) -> Result<(), Error> {
         let inner = &self.inner;
-        let _one_at_a_time = inner.applying.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut recent = inner.applying.lock().unwrap_or_else(PoisonError::into_inner);
+        *recent = RecentMetas::default();
         let _nobody_reads = inner.replacing.write().unwrap_or_else(PoisonError::into_inner);
-        inner.cache.change(None, || inner.replace(chunks))
+        inner.cache.change(None::<&[(String, ())]>, || inner.replace(chunks))
     }
 
     fn whole(&self) -> RwLockReadGuard<'_, ()> {
