@@ -51,6 +51,12 @@ async fn lags(client: &Client, url: &str) -> [Option<u64>; 3] {
 async fn a_learner_that_was_away_for_long_shows_its_lag_and_catches_up_from_a_snapshot() {
     let mut cluster = with_learner(options()).await;
     let url = cluster.nodes[LEARNER].url.clone();
+    for voter in 0..LEARNER {
+        eventually(LIMIT, "its lag is known", || async {
+            lags(cluster.client(voter), &url).await.iter().all(Option::is_some).then_some(())
+        })
+        .await;
+    }
     cluster.nodes[LEARNER].kill();
     fill(cluster.client(0), "meanwhile").await;
     wait_for_cut_logs(&cluster).await;
