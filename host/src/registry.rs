@@ -254,7 +254,10 @@ impl Registry {
             self.inner.check_bind(name, binding.clone(), plugin).await?;
             let operations = vec![put(format!("{HOOKS_PREFIX}{name}"), json(&binding, name)?)];
             if let Some(revision) = self.change(operations, known.unchanged(), deadline).await? {
-                self.inner.pipeline.active().wait_for(revision, deadline.into_std()).await?;
+                // The hook is committed, and with it the epoch: writes here wait for it, if this node cannot put it in force.
+                if let Err(error) = self.inner.pipeline.active().wait_for(revision, deadline.into_std()).await {
+                    tracing::warn!(name, %error, "the hook is committed, and not in force on this node yet");
+                }
                 self.wait_everywhere(revision).await;
                 return Ok(HookInfo { name: name.to_owned(), binding, revision });
             }

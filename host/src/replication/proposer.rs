@@ -39,6 +39,8 @@ pub(super) enum Forwarded {
     NotLeader,
     /// The leader could not finish the round.
     Failed { successful: u32, outcome: WriteOutcome },
+    /// The leader lost its office while the round was in its log.
+    LeaderLost,
 }
 
 /// Starts the task that makes rounds; it ends when every sender is gone.
@@ -182,6 +184,7 @@ async fn forward(shared: &Shared, leader: u64, url: &str, round: &Round, deadlin
             Forwarded::Failed { successful, outcome } => {
                 Err(Error::NoQuorum { successful: usize::try_from(successful).unwrap_or(usize::MAX), outcome })
             }
+            Forwarded::LeaderLost => Err(Error::LeaderLost),
         },
         Err(CallError::NotSent { .. } | CallError::Refused { .. }) => Ok(Attempt::NotAppended),
         Err(CallError::NoAnswer { .. }) if Instant::now() >= deadline => {
@@ -202,6 +205,7 @@ pub(super) async fn serve(shared: &Arc<Shared>, body: &[u8]) -> Result<Forwarded
     Ok(match propose_here(shared, round, deadline).await {
         Ok(Attempt::Done(outcomes)) => Forwarded::Done(outcomes),
         Ok(Attempt::NotAppended) => Forwarded::NotLeader,
+        Err(Error::LeaderLost) => Forwarded::LeaderLost,
         Err(error) => Forwarded::Failed {
             successful: match error {
                 Error::NoQuorum { successful, .. } => u32::try_from(successful).unwrap_or(u32::MAX),
