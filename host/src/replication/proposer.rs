@@ -22,6 +22,9 @@ use crate::telemetry::{Stage, names};
 /// How long a node waits before it looks for the leader again, if nothing tells it sooner.
 pub(super) const LEADER_POLL: std::time::Duration = std::time::Duration::from_millis(20);
 
+/// How long a leader that has been succeeded may take to answer what it was asked before.
+const SUCCESSION_GRACE: std::time::Duration = std::time::Duration::from_millis(100);
+
 /// A write that waits for its outcome.
 pub(super) struct Pending {
     pub(super) write: RoundWrite,
@@ -171,7 +174,11 @@ async fn propose_here(shared: &Arc<Shared>, round: Round, deadline: Instant) -> 
 async fn forward(shared: &Shared, leader: u64, url: &str, round: &Round, deadline: Instant) -> Result<Attempt, Error> {
     let began = SystemTime::now();
     let remaining = deadline.saturating_duration_since(Instant::now());
-    let answer = shared.transport.call(leader, url, Call::Propose, encode(&(round, remaining))?, remaining).await;
+    let call = shared.transport.call(leader, url, Call::Propose, encode(&(round, remaining))?, remaining);
+    let answer = tokio::select! {
+        answer = call => answer,
+        () = succession(shared, leader) => return Err(Error::LeaderLost),
+    };
     let ended = SystemTime::now();
     for trace in round.writes.iter().filter_map(|write| write.trace) {
         shared.telemetry.tracer().record_span(names::SPAN_FORWARD, trace, began, ended, &[]);
@@ -192,6 +199,15 @@ async fn forward(shared: &Shared, leader: u64, url: &str, round: &Round, deadlin
         }
         Err(CallError::NoAnswer { .. }) => Err(Error::LeaderLost),
     }
+}
+
+/// Returns once another than `leader` leads, and has for a moment: one that handed over still answers what it was asked.
+/// One that stands still or was cut off never does, and rounds that wait for it would hold up those that come after.
+async fn succession(shared: &Shared, leader: u64) {
+    while shared.leader().is_none_or(|(current, _)| current == leader) {
+        tokio::time::sleep(LEADER_POLL).await;
+    }
+    tokio::time::sleep(SUCCESSION_GRACE).await;
 }
 
 /// Serves a round that another node forwarded.

@@ -1,4 +1,6 @@
-//! A minority that stands still costs the others' writers nothing they can see.
+//! A minority that stands still costs the others' writers nothing they can see; if the leader is in it, an election.
+//!
+//! A process that stands still does not even refuse connections. A machine that lost its power is the same to others.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,6 +26,18 @@ const NOISE: Duration = Duration::from_millis(25);
 
 /// The longest pause of all: less than an election takes.
 const PAUSE_MAX: Duration = Duration::from_millis(400);
+
+/// How often the leader stands still.
+const TRIALS: usize = 5;
+
+/// How often a write is sent then.
+const SENT_EVERY: Duration = Duration::from_millis(10);
+
+/// The most writes sent.
+const SENT_MAX: usize = 2_000;
+
+/// The most the median pause of writes may be then.
+const LEADER_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_follower_that_stands_still_costs_writers_nothing_visible() {
@@ -52,6 +66,53 @@ async fn a_follower_that_stands_still_costs_writers_nothing_visible() {
     assert!(at(&after, 99) < limit, "{:?} is not under {limit:?}", at(&after, 99));
     assert!(at(&meanwhile, 100) < PAUSE_MAX, "one write took {:?}", at(&meanwhile, 100));
     assert_eq!(cluster.leader().await, leader, "nobody had to be elected");
+}
+
+/// Clients come and write whether or not those before them have their answers, as clients do. Were a node to wait for the
+/// old leader with all that it was sent, its places for rounds would be taken, and writes would stand still for longer
+/// than it takes to elect another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_stands_still_costs_writers_an_election() {
+    let _alone = super::ALONE.lock().await;
+    let cluster = Cluster::start(3).await;
+    let mut pauses = Vec::new();
+    for trial in 0..TRIALS {
+        let leader = cluster.leader().await;
+        let others = (0..3).filter(|node| *node != leader);
+        cluster.nodes[leader].signal(Signal::STOP);
+        let writes = others.map(|node| first_success(cluster.client(node).clone(), format!("trial{trial}/{node}")));
+        let writes: Vec<_> = writes.map(tokio::spawn).collect();
+        let mut longest = Duration::ZERO;
+        for write in writes {
+            longest = longest.max(write.await.unwrap());
+        }
+        pauses.push(longest);
+        cluster.nodes[leader].signal(Signal::CONT);
+        cluster.ready().await;
+    }
+    pauses.sort();
+    println!("pauses of writes after the leader stood still: {pauses:?}");
+    assert!(pauses[TRIALS / 2] < LEADER_PAUSE_MAX, "{pauses:?}");
+}
+
+/// Sends a write every few milliseconds until one of them has succeeded; how long that took.
+async fn first_success(client: Client, prefix: String) -> Duration {
+    let began = Instant::now();
+    let (sender, mut successes) = tokio::sync::mpsc::channel(1);
+    for number in 0..SENT_MAX {
+        let (client, key, sender) = (client.clone(), format!("{prefix}/{number}"), sender.clone());
+        tokio::spawn(async move {
+            if client.put(&key, &serde_json::json!(number)).await.status == 201 {
+                // Only the first one counts.
+                let _ = sender.try_send(began.elapsed());
+            }
+        });
+        tokio::time::sleep(SENT_EVERY).await;
+        if let Ok(success) = successes.try_recv() {
+            return success;
+        }
+    }
+    panic!("no write succeeded");
 }
 
 /// How long each write took, the shortest first. Every write must succeed.
