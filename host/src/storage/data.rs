@@ -15,7 +15,7 @@ use super::cache::{EntryCache, RecentMetas};
 use super::command::{Entry, GuardedWrite, Idempotency, Outcome, RangeDigest, Space};
 #[cfg(test)]
 use super::engine::memory::SimDisk;
-use super::engine::{Database, DatabaseOptions, Durability, Table, TableOptions};
+use super::engine::{Database, DatabaseOptions, Durability, Slice, Table, TableOptions};
 use super::idempotency::Memory;
 use super::scan::{self, Page, RangeQuery};
 use super::snapshot::{self, SnapshotReader};
@@ -195,8 +195,10 @@ impl Data {
     /// If it cannot be read or is damaged.
     pub fn scan(&self, query: &RangeQuery) -> Result<Page, Error> {
         let _whole = self.whole();
-        let revision = self.revision();
-        scan::page(&self.inner.db.view(), self.inner.keyspace(query.space), query, revision)
+        let view = self.inner.db.view();
+        // The counter in memory follows a commit a little later, so it may be behind the entries of the view.
+        let revision = counter(REVISION, view.get(&self.inner.meta, REVISION)?)?;
+        scan::page(&view, self.inner.keyspace(query.space), query, revision)
     }
 
     /// The first `limit` keys from `start` to `end` (inclusive; empty: no upper bound), with their digest.
@@ -296,11 +298,8 @@ impl Inner {
     }
 
     fn load_counters(&self) -> Result<(), Error> {
-        for (key, counter) in [(REVISION, &self.revision), (HOOK_EPOCH, &self.hook_epoch)] {
-            let value = self.meta.get(key)?;
-            let value = value.map(|value| value.as_ref().try_into().map(u64::from_be_bytes)).transpose();
-            counter.store(value.map_err(|_| record::corrupt(key))?.unwrap_or(0), Ordering::Release);
-        }
+        self.revision.store(counter(REVISION, self.meta.get(REVISION)?)?, Ordering::Release);
+        self.hook_epoch.store(counter(HOOK_EPOCH, self.meta.get(HOOK_EPOCH)?)?, Ordering::Release);
         Ok(())
     }
 
@@ -325,4 +324,10 @@ impl Inner {
         }
         batch.commit(Durability::All)
     }
+}
+
+/// A counter as it is stored; 0 before it was.
+fn counter(key: &'static str, stored: Option<Slice>) -> Result<u64, Error> {
+    let value = stored.map(|value| value.as_ref().try_into().map(u64::from_be_bytes)).transpose();
+    Ok(value.map_err(|_| record::corrupt(key))?.unwrap_or(0))
 }

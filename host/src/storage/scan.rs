@@ -53,7 +53,7 @@ pub struct Page {
     pub entries: Vec<Entry>,
     /// Whether there are more beyond the last one.
     pub has_more: bool,
-    /// The store's revision, of that moment or a little before it.
+    /// The store's revision of that moment.
     pub revision: u64,
 }
 

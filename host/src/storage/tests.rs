@@ -215,6 +215,24 @@ fn pages_cover_a_range_without_gaps_in_both_directions() {
     assert_eq!(keys(&data.scan(&prefix).unwrap()), ["a", "a/b", "aé"]);
 }
 
+/// Every write changes the one key, so a range that shows one moment shows it in the revision that it names.
+#[test]
+fn a_range_names_exactly_the_revision_that_it_shows() {
+    let (_dir, data) = data();
+    apply(&data, &[write(vec![put("a", "0")], vec![])]);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            for number in 0..5_000 {
+                apply(&data, &[write(vec![put("a", &number.to_string())], vec![])]);
+            }
+        });
+        while !writer.is_finished() {
+            let page = data.scan(&RangeQuery::default()).unwrap();
+            assert_eq!(page.entries[0].meta.revision, page.revision);
+        }
+    });
+}
+
 #[test]
 fn the_state_survives_closing_and_a_second_process_is_refused() {
     let (dir, data) = data();
