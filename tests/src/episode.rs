@@ -88,7 +88,7 @@ async fn trouble(field: &mut Field, rng: &mut Rng, report: &mut Report) {
         let others: Vec<usize> = (0..size).filter(|node| !lost.contains(node)).collect();
         let (first_write, last) = field.first_and_last_write(&others, inflicted, WRITABLE_PATIENCE).await;
         report.failovers.entry(first.name()).or_default().push((first_write, last));
-        print!("(succeeded after {first_write:.0?}, on all others {last:.0?}) ");
+        print!("(succeeded after {first_write:.1?}, on all others {last:.1?}) ");
     }
     pause(rng, 200..3_500).await;
     let mut faults = vec![first];
@@ -118,7 +118,7 @@ async fn recover(field: &Field, faults: &[Fault], report: &mut Report) {
     let size = field.cluster.nodes.len();
     let kept: Vec<usize> = (0..size).filter(|node| ended.len() == size || !ended.contains(node)).collect();
     let (first, last) = field.first_and_last_write(&kept, healed, WRITABLE_PATIENCE).await;
-    println!("→ writable after {first:.0?}, on all after {last:.0?}");
+    println!("→ writable after {first:.1?}, on all after {last:.1?}");
     report.recoveries.push((first, last));
     if last > WRITABLE_LIMIT {
         report.violations.push(format!("after {faults:?} a node took no write for {last:?}"));
@@ -207,7 +207,7 @@ fn spread(times: &[(Duration, Duration)]) -> String {
     let of = |mut times: Vec<Duration>| {
         times.sort();
         match (times.get(times.len() / 2), times.last()) {
-            (Some(median), Some(last)) => format!("median {median:.0?}, most {last:.0?}"),
+            (Some(median), Some(last)) => format!("median {median:.1?}, most {last:.1?}"),
             _ => "never".to_owned(),
         }
     };

@@ -30,7 +30,9 @@ pub struct Violation {
 
 impl Violation {
     fn new(rule: &'static str, what: impl Into<String>, calls: &[&Arc<Call>]) -> Self {
-        Self { rule, what: what.into(), calls: calls.iter().map(|call| Arc::clone(call)).collect() }
+        let mut calls: Vec<Arc<Call>> = calls.iter().map(|call| Arc::clone(call)).collect();
+        calls.dedup_by_key(|call| call.id);
+        Self { rule, what: what.into(), calls }
     }
 }
 
