@@ -27,6 +27,6 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         ("BRINK_FAULTS_MINUTES", Path::new(&minutes)),
         ("BRINK_FAULTS_SEED", Path::new(&seed)),
     ];
-    let args = ["test", "--package", "brink-tests", "--test", "faults", "--", "--nocapture", "mixed::"];
+    let args = ["test", "--workspace", "--test", "faults", "--", "--nocapture", "mixed::"];
     build::run_with(&build::cargo(), &args, &env)
 }
