@@ -1,5 +1,6 @@
-//! What the black-box tests of brink stand on: clusters of real processes, a client, an OTLP endpoint, and what it takes
-//! to inflict faults and to judge what clients saw meanwhile (`hosts`, `nemesis`, `workload`, `history`, `invariants`).
+//! What the black-box tests of brink stand on: clusters of real processes, a client, a disk that fails, an OTLP endpoint,
+//! and what it takes to inflict faults and to judge what clients saw meanwhile (`hosts`, `nemesis`, `workload`, `history`,
+//! `invariants`).
 //!
 //! The tests themselves are in `tests/`, one file for each behaviour. They need the `brink` binary and the compiled
 //! plugins, which `cargo xtask test` builds and names in `BRINK_BIN` and `BRINK_PLUGINS_DIR`.
@@ -11,6 +12,7 @@ mod cli;
 mod client;
 mod cluster;
 pub mod episode;
+mod fault_fs;
 pub mod history;
 pub mod hosts;
 pub mod invariants;
@@ -23,6 +25,7 @@ pub mod workload;
 pub use cli::{Run, brink, brink_with};
 pub use client::{Answer, Client};
 pub use cluster::{Cluster, Node, Options, Place, brink_bin, build_dir, plugin_wasm};
+pub use fault_fs::{CAPACITY_BYTES, FaultFs, Operation, Tail};
 pub use load::{Load, entries};
 pub use otlp::{Collector, Span};
 

@@ -18,6 +18,9 @@ const NEEDED: [(&str, &str); 7] = [
     ("/usr/sbin/ip", "iproute2"),
 ];
 
+/// What tests need to mount a file system of their own if they are not run by root.
+const NEEDED_TO_MOUNT: (&str, &str) = ("/usr/bin/fusermount3", "fuse3");
+
 /// Clusters of three to five processes run at once; more than two of them starve each other on small machines.
 const TEST_THREADS: &str = "2";
 
@@ -56,15 +59,15 @@ pub(crate) fn fix() -> anyhow::Result<()> {
 
 /// Installs what is missing. A test that cannot run is a failure, so there is no going on without.
 pub(crate) fn install_needed() -> anyhow::Result<()> {
-    let missing: Vec<&str> =
-        NEEDED.iter().filter(|(file, _)| !Path::new(file).exists()).map(|(_, package)| *package).collect();
+    let is_root = rustix::process::geteuid().is_root();
+    let needed = NEEDED.into_iter().chain((!is_root).then_some(NEEDED_TO_MOUNT));
+    let missing: Vec<&str> = needed.filter(|(file, _)| !Path::new(file).exists()).map(|(_, package)| package).collect();
     if missing.is_empty() {
         return Ok(());
     }
     if !Path::new("/usr/bin/apt-get").exists() {
         bail!("tests need {}; install what brings them here", missing.join(", "));
     }
-    let is_root = rustix::process::geteuid().is_root();
     let (program, before) = if is_root { ("apt-get", vec![]) } else { ("sudo", vec!["apt-get"]) };
     let apt = |args: &[&str]| -> anyhow::Result<()> {
         let all: Vec<&str> = before.iter().chain(args).copied().collect();

@@ -1,0 +1,216 @@
+//! A file system that loses, refuses and delays, for processes that must survive it.
+//!
+//! Killing a process proves little about its disk: the kernel keeps what was written, synced or not. This file system,
+//! mounted by FUSE, keeps apart what was synced and what was not, so that [`FaultFs::cut`] leaves what a loss of power
+//! leaves. It can also run out of space, fail, be slow, and lie about its syncs.
+//!
+//! Everything is in memory: a disk of [`CAPACITY_BYTES`] at most, gone with the test. It does what a store needs: files,
+//! directories, renames, locks (by the kernel), sparse files. No links, no owners, no times of access, no shared memory.
+//!
+//! Mounting needs `/dev/fuse`, and root or `fusermount3`.
+
+mod disk;
+mod faults;
+mod mount;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use fuser::{BackgroundSession, Config, MountOption};
+use tempfile::TempDir;
+
+use self::disk::Disk;
+pub use self::disk::Tail;
+pub use self::faults::Operation;
+use self::faults::{Effect, Faults};
+use self::mount::{Mounted, State};
+
+/// The size of a disk, unless it is made smaller.
+pub const CAPACITY_BYTES: u64 = 1024 * 1024 * 1024;
+
+/// How long the files of processes that were ended may take to be closed.
+const CLOSE_LIMIT: Duration = Duration::from_secs(20);
+
+/// A mounted disk. Dropping it unmounts it.
+pub struct FaultFs {
+    mounted: Mounted,
+    /// Ended before the directory is removed.
+    session: Option<BackgroundSession>,
+    dir: TempDir,
+}
+
+impl FaultFs {
+    /// Mounts an empty disk in a directory of its own.
+    #[allow(clippy::new_without_default, reason = "mounting is no default of anything")]
+    pub fn new() -> Self {
+        let dir = tempfile::Builder::new().prefix("brink-disk-").tempdir().unwrap();
+        let state = State { disk: Disk::new(CAPACITY_BYTES), faults: Faults::default() };
+        let mounted = Mounted(Arc::new(Mutex::new(state)));
+        let mut config = Config::default();
+        config.mount_options = vec![MountOption::FSName("brink-fault-fs".to_owned())];
+        let session = fuser::spawn_mount(mounted.clone(), dir.path(), &config);
+        let session = session.unwrap_or_else(|error| panic!("a FUSE file system cannot be mounted: {error}"));
+        Self { mounted, session: Some(session), dir }
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Cuts the power. All processes that use the disk must have been ended before. Afterwards the disk is whole and
+    /// fast again, and holds what was durable.
+    #[track_caller]
+    pub fn cut(&self, tail: Tail) {
+        let began = Instant::now();
+        while self.mounted.state().disk.open_files() > 0 {
+            assert!(began.elapsed() < CLOSE_LIMIT, "a process still has files open");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let mut state = self.mounted.state();
+        state.disk.cut(tail);
+        state.faults.clear();
+    }
+
+    /// From now on, these operations on files under a path (relative to the disk) fail with EIO.
+    pub fn fail(&self, operation: Operation, under: impl AsRef<Path>) {
+        self.mounted.state().faults.add(operation, under.as_ref(), Effect::Fail);
+    }
+
+    /// From now on, syncs of files under a path take so long.
+    pub fn slow_syncs(&self, under: impl AsRef<Path>, delay: Duration) {
+        self.mounted.state().faults.add(Operation::Sync, under.as_ref(), Effect::Delay(delay));
+    }
+
+    /// From now on, syncs of files under a path say that they were done, and were not.
+    pub fn lie_about_syncs(&self, under: impl AsRef<Path>) {
+        self.mounted.state().faults.add(Operation::Sync, under.as_ref(), Effect::Lie);
+    }
+
+    /// Leaves so much space. Beyond it, writes fail with ENOSPC.
+    pub fn set_free(&self, bytes: u64) {
+        let mut state = self.mounted.state();
+        state.disk.capacity_bytes = state.disk.used_bytes() + bytes;
+    }
+
+    /// Ends all faults, and gives the space back.
+    pub fn heal(&self) {
+        let mut state = self.mounted.state();
+        state.faults.clear();
+        state.disk.capacity_bytes = CAPACITY_BYTES;
+    }
+
+    /// How many operations have failed so far because they were to fail.
+    pub fn failed(&self) -> usize {
+        self.mounted.state().faults.failed()
+    }
+
+    /// Changes the bytes of a file, as a bad disk does: what is there becomes what `change` makes of it, durably.
+    pub fn corrupt(&self, file: impl AsRef<Path>, change: impl FnOnce(&mut Vec<u8>)) {
+        let path: PathBuf = self.path().join(file);
+        let mut bytes = std::fs::read(&path).unwrap();
+        change(&mut bytes);
+        std::fs::write(&path, bytes).unwrap();
+        std::fs::File::open(&path).unwrap().sync_all().unwrap();
+    }
+}
+
+impl Drop for FaultFs {
+    fn drop(&mut self) {
+        // Also while a process that a failed test left behind still uses it.
+        if let Err(error) = rustix::mount::unmount(self.dir.path(), rustix::mount::UnmountFlags::DETACH) {
+            eprintln!("{} was not unmounted: {error}", self.dir.path().display());
+        }
+        drop(self.session.take());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::io::{Read, Seek, SeekFrom, Write};
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    #[test]
+    fn a_mounted_disk_keeps_what_was_synced_and_loses_the_rest() {
+        let fs = FaultFs::new();
+        let path = fs.path().join("a/f");
+        fs::create_dir(fs.path().join("a")).unwrap();
+        let mut file = File::options().create_new(true).read(true).append(true).open(&path).unwrap();
+        file.set_len(3).unwrap();
+        file.write_all(b"kept").unwrap();
+        file.sync_data().unwrap();
+        file.write_all(b"lost").unwrap();
+        file.seek(SeekFrom::Start(0)).unwrap();
+        let mut found = Vec::new();
+        file.read_to_end(&mut found).unwrap();
+        assert_eq!(found, b"\0\0\0keptlost");
+        drop(file);
+        File::open(fs.path().join("a")).unwrap().sync_all().unwrap();
+        File::open(fs.path()).unwrap().sync_all().unwrap();
+        fs::write(fs.path().join("a/new"), "x").unwrap();
+        fs.cut(Tail::Lost);
+        assert_eq!(fs::read(&path).unwrap(), b"\0\0\0kept");
+        let names: Vec<_> =
+            fs::read_dir(fs.path().join("a")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["f"]);
+    }
+
+    #[test]
+    fn faults_hit_what_they_name_and_end() {
+        let fs = FaultFs::new();
+        for name in ["good", "bad"] {
+            fs::create_dir(fs.path().join(name)).unwrap();
+        }
+        let open =
+            |name| File::options().create(true).truncate(false).read(true).write(true).open(fs.path().join(name));
+        let (good, bad) = (open("good/f").unwrap(), open("bad/f").unwrap());
+        let errno = |result: std::io::Result<()>| result.unwrap_err().raw_os_error().unwrap();
+        let eio = rustix::io::Errno::IO.raw_os_error();
+        fs.fail(Operation::Write, "bad");
+        fs.fail(Operation::Sync, "bad");
+        good.write_all_at(b"x", 0).unwrap();
+        assert_eq!(errno(bad.write_all_at(b"x", 0)), eio);
+        assert_eq!(errno(bad.sync_all()), eio);
+        assert_eq!(fs.failed(), 2);
+        fs.heal();
+        bad.write_all_at(b"x", 0).unwrap();
+
+        fs.set_free(8_192);
+        assert_eq!(errno(good.write_all_at(&[1; 12_288], 4_096)), rustix::io::Errno::NOSPC.raw_os_error());
+        let free = rustix::fs::statvfs(fs.path()).unwrap();
+        assert_eq!(free.f_bavail * free.f_frsize, 8_192);
+
+        fs.slow_syncs("", Duration::from_millis(200));
+        let began = Instant::now();
+        good.sync_data().unwrap();
+        assert!(began.elapsed() >= Duration::from_millis(200));
+    }
+
+    #[test]
+    fn a_lock_is_held_by_one() {
+        let fs = FaultFs::new();
+        let path = fs.path().join("lock");
+        let first = File::create_new(&path).unwrap();
+        first.try_lock().unwrap();
+        assert!(File::open(&path).unwrap().try_lock().is_err());
+        drop(first);
+        File::open(&path).unwrap().try_lock().unwrap();
+    }
+
+    #[test]
+    fn a_lie_is_found_out_when_the_power_fails() {
+        let fs = FaultFs::new();
+        let file = File::create_new(fs.path().join("f")).unwrap();
+        File::open(fs.path()).unwrap().sync_all().unwrap();
+        fs.lie_about_syncs("f");
+        file.write_all_at(b"promised", 0).unwrap();
+        file.sync_all().unwrap();
+        drop(file);
+        fs.cut(Tail::Torn { bytes: 4 });
+        assert_eq!(fs::read(fs.path().join("f")).unwrap(), b"prom");
+    }
+}
