@@ -136,6 +136,13 @@ pub const REGISTRY_DEADLINE: Duration = Duration::from_secs(60);
 /// How long a change of the registry waits for other nodes to compile what it brings.
 pub const PREPARE_DEADLINE: Duration = Duration::from_secs(30);
 
+/// Free space of the data directory below which writes are refused, in bytes, unless set: room for the journals that are
+/// begun, and for tables that are being written.
+pub const DISK_RESERVE_BYTES: u64 = 256 * 1024 * 1024;
+
+/// How often it is looked how much space is free.
+pub const DISK_POLL: Duration = Duration::from_millis(500);
+
 /// How long a node that stops waits for the requests it is answering.
 pub const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 

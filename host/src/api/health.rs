@@ -16,11 +16,15 @@ const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// `GET /health/`: the cluster as this node sees it; 200 with or without quorum.
 pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
-    json_answer(StatusCode::OK, health_json(&app.replication.status()).to_string())
+    let mut health = health_json(&app.replication.status(), app.replication.shortage().is_none());
+    if let (Some(shortage), Some(members)) = (app.replication.shortage(), health.as_object_mut()) {
+        members.insert("disk_full".to_owned(), json!(shortage));
+    }
+    json_answer(StatusCode::OK, health.to_string())
 }
 
-fn health_json(status: &Status) -> serde_json::Value {
-    let word = match (status.has_quorum, status.healthy_nodes == status.total_nodes) {
+fn health_json(status: &Status, has_space: bool) -> serde_json::Value {
+    let word = match (status.has_quorum, has_space && status.healthy_nodes == status.total_nodes) {
         (true, true) => "healthy",
         (true, false) => "degraded",
         (false, _) => "no_quorum",
@@ -46,7 +50,7 @@ fn health_json(status: &Status) -> serde_json::Value {
             "healthy_nodes": status.healthy_nodes,
             "required_for_quorum": status.required_for_quorum,
             "has_quorum": status.has_quorum,
-            "can_accept_writes": status.has_quorum,
+            "can_accept_writes": status.has_quorum && has_space,
             "leader": status.leader,
             "nodes": nodes,
         },

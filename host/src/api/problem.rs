@@ -67,6 +67,7 @@ kinds! {
     MEMBERSHIP_REFUSED = "membership-refused" CONFLICT "The cluster cannot be changed like that";
     MEMBERSHIP_PENDING = "membership-pending" SERVICE_UNAVAILABLE "The cluster is still changing";
     BUSY = "busy" SERVICE_UNAVAILABLE "The node has too much to do";
+    DISK_FULL = "disk-full" SERVICE_UNAVAILABLE "The node's disk is full";
     HOOKS_NOT_READY = "hooks-not-ready" SERVICE_UNAVAILABLE "The node is still preparing its hooks";
     REPLICATION_FAILED = "replication-failed" INTERNAL_SERVER_ERROR "No majority of the nodes took the write";
     QUORUM_UNAVAILABLE = "quorum-unavailable" SERVICE_UNAVAILABLE "A linearizable read is not possible now";
@@ -170,6 +171,11 @@ impl From<replication::Error> for Problem {
             replication::Error::MembershipPending => Self::new(Kind::MEMBERSHIP_PENDING, detail).inviting_retry(),
             replication::Error::LeaderLost => Self::new(Kind::LEADER_LOST, detail),
             replication::Error::Busy { .. } => Self::new(Kind::BUSY, detail).inviting_retry(),
+            replication::Error::DiskFull(shortage) => Self::new(Kind::DISK_FULL, detail)
+                .with("path", shortage.path)
+                .with("free_bytes", shortage.free_bytes)
+                .with("reserve_bytes", shortage.reserve_bytes)
+                .inviting_retry(),
             replication::Error::Stopped { .. } => Self::new(Kind::STOPPING, detail),
             replication::Error::Storage(error) => Self::from(error),
             error @ (replication::Error::Codec(_) | replication::Error::Refused(_)) => {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use crate::node::{Given, Node, Settings, SettingsError, StartError};
+use crate::node::{DataError, Failure, Given, Node, Settings, SettingsError, StartError};
 use crate::telemetry::{self, LogFormat, Telemetry};
 
 /// How long the last traces and metrics may take to leave.
@@ -13,6 +13,12 @@ const FLUSH_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Exit code for wrong settings.
 const WRONG_SETTING: u8 = 2;
+
+/// Exit code if the disk failed, or has lost what was promised.
+const DISK_FAILED: u8 = 3;
+
+/// How long the last traces of a node that failed may take to leave.
+const FAILURE_FLUSH_DEADLINE: Duration = Duration::from_millis(500);
 
 /// Run one node
 ///
@@ -28,7 +34,8 @@ pub(super) struct Args {
     given: Given,
 }
 
-/// Runs a node until SIGTERM or Ctrl-C. The exit code says whether a setting was wrong (2) or something else failed (1).
+/// Runs a node until SIGTERM or Ctrl-C. The exit code says whether a setting was wrong (2), the disk failed (3), or
+/// something else (1).
 pub(super) fn run(args: Args) -> ExitCode {
     let settings = match settings(args) {
         Ok(settings) => settings,
@@ -83,11 +90,24 @@ async fn serve(settings: Settings) -> ExitCode {
         Err(error) => return report(&error),
     };
     println!("brink serves {} on {}", node.url(), node.address());
-    let signal = stop.await;
-    tracing::info!(signal, "stopping");
+    tokio::select! {
+        signal = stop => tracing::info!(signal, "stopping"),
+        failure = node.failed() => fail(&failure, telemetry.clone()).await,
+    }
     node.stop().await;
     telemetry.shutdown(FLUSH_DEADLINE).await;
     ExitCode::SUCCESS
+}
+
+/// Ends the process at once. Nothing is closed in good order: that would write to a disk that has failed.
+async fn fail(failure: &Failure, telemetry: Telemetry) {
+    telemetry.shutdown(FAILURE_FLUSH_DEADLINE).await;
+    eprintln!("brink: {failure}");
+    let code = match failure {
+        Failure::Disk { .. } => DISK_FAILED,
+        Failure::Engine { .. } => 1,
+    };
+    std::process::exit(code.into())
 }
 
 /// Resolves with the name of the first signal to stop.
@@ -116,10 +136,8 @@ fn report(error: &StartError) -> ExitCode {
     }
     eprintln!("brink: {message}");
     match error {
-        StartError::Settings(_)
-        | StartError::Listen { .. }
-        | StartError::DataDir { .. }
-        | StartError::Storage { .. } => ExitCode::from(WRONG_SETTING),
+        StartError::Data(DataError::Lost { .. }) => ExitCode::from(DISK_FAILED),
+        StartError::Settings(_) | StartError::Listen { .. } | StartError::Data(_) => ExitCode::from(WRONG_SETTING),
         StartError::Hooks(_) | StartError::Http(_) | StartError::Replication(_) | StartError::Cancelled(_) => {
             ExitCode::FAILURE
         }

@@ -1,9 +1,11 @@
 //! One node: its parts put together, its start and its end.
 
+mod aside;
+mod databases;
 mod settings;
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,15 +13,19 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+pub use self::databases::Error as DataError;
 pub use self::settings::{Error as SettingsError, Given, Settings};
 use crate::api;
 use crate::hooks;
-use crate::limits::DRAIN_DEADLINE;
+use crate::limits::{DISK_POLL, DRAIN_DEADLINE};
 use crate::registry::Registry;
 use crate::replication::{self, HttpTransport};
-use crate::storage::{self, Data, Log};
+use crate::storage::{self, Data, FreeSpace, Log};
 use crate::telemetry::Telemetry;
 use crate::write_path::WritePath;
+
+/// When the consensus engine stops: how long its reason may take to be told by the disk itself.
+const FAILURE_PATIENCE: Duration = Duration::from_millis(200);
 
 /// Why a node could not start.
 #[derive(Debug, thiserror::Error)]
@@ -35,22 +41,9 @@ pub enum StartError {
         /// What the system said.
         source: std::io::Error,
     },
-    /// The data directory cannot be used.
-    #[error("--data-dir: {}: {source}", path.display())]
-    DataDir {
-        /// The directory.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// The data in the directory cannot be opened.
-    #[error("--data-dir: {}: {source}", path.display())]
-    Storage {
-        /// The directory.
-        path: PathBuf,
-        /// What is wrong with it.
-        source: storage::Error,
-    },
+    /// The data cannot be used.
+    #[error(transparent)]
+    Data(#[from] DataError),
     /// The plugin runtime cannot start.
     #[error(transparent)]
     Hooks(#[from] hooks::Error),
@@ -70,11 +63,14 @@ pub struct Node {
     url: String,
     address: SocketAddr,
     log: Log,
+    data: Data,
     replication: replication::Handle,
     registry: Registry,
     /// Tells the server to take no more connections.
     draining: watch::Sender<bool>,
     server: JoinHandle<std::io::Result<()>>,
+    /// Looks at the free space.
+    space_watch: JoinHandle<()>,
 }
 
 impl Node {
@@ -93,10 +89,14 @@ impl Node {
         let url = settings.self_url(address)?;
 
         let (log, data) = open_storage(&settings, &telemetry).await?;
+        let free_space = FreeSpace::new(&settings.data_dir, settings.disk_reserve_bytes);
+        let space_watch = watch_free_space(free_space.clone()).await?;
         let options = replication::Options {
             self_url: url.clone(),
             peer_urls: settings.peer_urls.clone(),
-            spool_dir: spool_dir(&settings.data_dir),
+            spool_dir: databases::spool_dir(&settings.data_dir),
+            may_found: !has_set_data_aside(&settings.data_dir)?,
+            free_space,
             timing: settings.timing,
             snapshot_entries: settings.snapshot_entries,
             blocking: replication::Blocking::Threads,
@@ -110,11 +110,16 @@ impl Node {
         let registry = Registry::start(runtime, pipeline, write_path.clone(), replication.clone(), data.clone());
 
         let draining = watch::Sender::new(false);
-        let app =
-            api::App { write_path, replication: replication.clone(), registry: registry.clone(), data, telemetry };
+        let app = api::App {
+            write_path,
+            replication: replication.clone(),
+            registry: registry.clone(),
+            data: data.clone(),
+            telemetry,
+        };
         let server = tokio::spawn(serve(listener, app, draining.subscribe()));
         tracing::info!(%url, %address, peers = settings.peer_urls.len(), data_dir = %settings.data_dir.display(), "started");
-        Ok(Self { url, address, log, replication, registry, draining, server })
+        Ok(Self { url, address, log, data, replication, registry, draining, server, space_watch })
     }
 
     /// The base URL under which others reach this node.
@@ -127,6 +132,29 @@ impl Node {
         self.address
     }
 
+    /// Waits until the node cannot go on: its disk has failed, or its consensus engine has stopped by itself. It must be
+    /// ended then, as a whole and without another write.
+    pub async fn failed(&self) -> Failure {
+        tokio::select! {
+            biased;
+            failure = self.disk_failed() => failure,
+            reason = self.replication.failed() => {
+                // What stopped it may be on its way here too, and says more.
+                let said = tokio::time::timeout(FAILURE_PATIENCE, self.disk_failed()).await;
+                said.unwrap_or(Failure::Engine { reason })
+            }
+        }
+    }
+
+    async fn disk_failed(&self) -> Failure {
+        let failure = |poison: &storage::Poison, error| Failure::Disk { path: poison.path().to_path_buf(), error };
+        let (log, data) = (self.log.poison(), self.data.poison());
+        tokio::select! {
+            error = log.poisoned() => failure(log, error),
+            error = data.poisoned() => failure(data, error),
+        }
+    }
+
     /// Hands the leadership over if this node has it, takes no more requests, answers those it has for a bounded time, and stops. What was acknowledged is on disk.
     pub async fn stop(self) {
         // First, so that writes go on elsewhere while the requests of this node are answered.
@@ -135,6 +163,7 @@ impl Node {
         if tokio::time::timeout(DRAIN_DEADLINE, self.server).await.is_err() {
             tracing::warn!(deadline = ?DRAIN_DEADLINE, "some requests were cut off");
         }
+        self.space_watch.abort();
         self.registry.stop();
         self.replication.shutdown().await;
         let log = self.log;
@@ -142,6 +171,40 @@ impl Node {
             tracing::error!("the log was not closed cleanly");
         }
     }
+}
+
+/// Why a node cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// Its disk has failed.
+    #[error("{}: {error}; this node stops, since it is unknown what its disk holds", path.display())]
+    Disk {
+        /// The database.
+        path: PathBuf,
+        /// What failed.
+        error: storage::Error,
+    },
+    /// Its consensus engine has stopped.
+    #[error("this node stops, since its consensus engine has: {reason}")]
+    Engine {
+        /// What it said.
+        reason: String,
+    },
+}
+
+/// Looks at the free space now, and again and again in a task of its own.
+async fn watch_free_space(free_space: FreeSpace) -> Result<JoinHandle<()>, StartError> {
+    let look = |free_space: FreeSpace| tokio::task::spawn_blocking(move || free_space.look());
+    look(free_space.clone()).await?;
+    Ok(tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(DISK_POLL).await;
+            // An error means that the node is gone altogether.
+            if look(free_space.clone()).await.is_err() {
+                return;
+            }
+        }
+    }))
 }
 
 /// Counts what plugins do.
@@ -169,22 +232,22 @@ async fn serve(listener: TcpListener, app: api::App, mut draining: watch::Receiv
     axum::serve(listener, api::router(app)).with_graceful_shutdown(drained).await
 }
 
-fn spool_dir(data_dir: &Path) -> PathBuf {
-    data_dir.join("spool")
+fn has_set_data_aside(data_dir: &std::path::Path) -> Result<bool, DataError> {
+    aside::is_there(data_dir).map_err(|source| DataError::Dir { path: data_dir.to_path_buf(), source })
 }
 
 /// Opens both databases, creating what is missing.
 async fn open_storage(settings: &Settings, telemetry: &Telemetry) -> Result<(Log, Data), StartError> {
-    let dir = settings.data_dir.clone();
-    let cache_bytes = settings.cache_bytes;
+    let opening = databases::Opening {
+        data_dir: settings.data_dir.clone(),
+        cache_bytes: settings.cache_bytes,
+        has_peers: !settings.peer_urls.is_empty(),
+        accepts_loss: settings.accept_data_loss,
+    };
     let metrics = telemetry.metrics().clone();
-    tokio::task::spawn_blocking(move || {
-        std::fs::create_dir_all(spool_dir(&dir)).map_err(|source| StartError::DataDir { path: dir.clone(), source })?;
-        let unusable = |source| StartError::Storage { path: dir.clone(), source };
-        let on_fsync = Box::new(move |duration, entries| metrics.fsync(duration, entries));
-        let log = Log::open(&dir.join("log"), on_fsync).map_err(unusable)?;
-        let data = Data::open(&dir.join("data"), cache_bytes).map_err(unusable)?;
-        Ok((log, data))
-    })
-    .await?
+    let on_fsync = move || -> storage::OnFsync {
+        let metrics = metrics.clone();
+        Box::new(move |duration, entries| metrics.fsync(duration, entries))
+    };
+    Ok(tokio::task::spawn_blocking(move || opening.open(on_fsync)).await??)
 }

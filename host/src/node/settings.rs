@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::api::BASE_PATH;
+use crate::limits::DISK_RESERVE_BYTES;
 use crate::replication::Timing;
 use crate::telemetry::LogFormat;
 
@@ -58,6 +59,17 @@ pub struct Given {
     /// Log entries after which a snapshot is taken and the log is cut [default: 10000]
     #[arg(long, env = "BRINK_SNAPSHOT_ENTRIES", value_name = "N")]
     pub snapshot_entries: Option<u64>,
+
+    /// Free space of the data directory below which writes are refused, in MiB [default: 256]
+    #[arg(long, env = "BRINK_DISK_RESERVE_MIB", value_name = "MIB")]
+    pub disk_reserve_mib: Option<u64>,
+
+    /// Go on with what is left if the log has lost what it had made durable
+    ///
+    /// Without it, a node that has others sets its data aside and gets everything from them, and one that is alone does
+    /// not start. Acknowledged writes may be gone.
+    #[arg(long, env = "BRINK_ACCEPT_DATA_LOSS", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub accept_data_loss: Option<bool>,
 
     /// Log lines as `text` or `json` [default: text on a terminal, else json]
     #[arg(long, env = "BRINK_LOG_FORMAT", value_name = "FORMAT")]
@@ -120,6 +132,8 @@ impl Given {
             allow_anonymous: self.allow_anonymous.or(other.allow_anonymous),
             cache_mib: self.cache_mib.or(other.cache_mib),
             snapshot_entries: self.snapshot_entries.or(other.snapshot_entries),
+            disk_reserve_mib: self.disk_reserve_mib.or(other.disk_reserve_mib),
+            accept_data_loss: self.accept_data_loss.or(other.accept_data_loss),
             log_format: self.log_format.or(other.log_format),
             log: self.log.or(other.log),
         }
@@ -163,6 +177,8 @@ impl Given {
             peer_urls,
             cache_bytes: self.cache_mib.unwrap_or_else(default_cache_mib).saturating_mul(1024 * 1024),
             snapshot_entries,
+            disk_reserve_bytes: self.disk_reserve_mib.map_or(DISK_RESERVE_BYTES, |mib| mib.saturating_mul(1024 * 1024)),
+            accept_data_loss: self.accept_data_loss.unwrap_or(false),
             timing: Timing::LAN,
             log_format: self.log_format.as_deref().map(parse_log_format).transpose()?,
             log: self.log.unwrap_or_else(|| LOG_DEFAULT.to_owned()),
@@ -185,6 +201,10 @@ pub struct Settings {
     pub cache_bytes: u64,
     /// Log entries between snapshots.
     pub snapshot_entries: u64,
+    /// Free space below which writes are refused, in bytes.
+    pub disk_reserve_bytes: u64,
+    /// Whether to go on with what is left after a loss.
+    pub accept_data_loss: bool,
     /// Raft's clock.
     pub timing: Timing,
     /// How log lines look; `None` decides by whether standard error is a terminal.

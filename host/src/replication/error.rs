@@ -1,6 +1,6 @@
 //! What can go wrong between proposing a write and its commit.
 
-use crate::storage;
+use crate::storage::{self, Shortage};
 
 /// What is known about a write that was not acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -32,6 +32,9 @@ pub enum Error {
         /// [`crate::limits::PROPOSE_QUEUE_MAX`].
         limit: usize,
     },
+    /// The disk of this node, or of a leader that has nobody to hand over to, is full.
+    #[error("{0}")]
+    DiskFull(Shortage),
     /// The cluster cannot be changed like that.
     #[error("{0}")]
     MembershipRefused(String),
@@ -68,6 +71,7 @@ impl Error {
             Self::NoQuorum { outcome, .. } | Self::Stopped { outcome } => *outcome,
             Self::LeaderLost | Self::Storage(_) | Self::MembershipPending => WriteOutcome::Unknown,
             Self::Busy { .. }
+            | Self::DiskFull(_)
             | Self::Codec(_)
             | Self::Refused(_)
             | Self::MembershipRefused(_)
@@ -83,6 +87,7 @@ impl Error {
             Self::Stopped { .. } => Self::Stopped { outcome: WriteOutcome::Unknown },
             error @ (Self::LeaderLost | Self::Storage(_) | Self::MembershipPending) => error,
             Self::Busy { .. }
+            | Self::DiskFull(_)
             | Self::Codec(_)
             | Self::Refused(_)
             | Self::MembershipRefused(_)
@@ -94,7 +99,7 @@ impl Error {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::NoQuorum { .. } | Self::LeaderLost | Self::Busy { .. } | Self::Stopped { .. } => true,
-            Self::MembershipPending => true,
+            Self::MembershipPending | Self::DiskFull(_) => true,
             Self::Codec(_)
             | Self::Storage(_)
             | Self::Refused(_)

@@ -19,6 +19,7 @@
 //!   its URL, the leader puts the new one in its place once it has caught up; else an operator adds it. It belongs to the
 //!   first cluster whose leader sends it the log, for good.
 //! - A founder that did not accept the id that was chosen, since it was away, joins like any other.
+//! - One that had data, and set it aside since it was damaged, does the same. It never forms a cluster, for it has one.
 //!
 //! # Guarantees
 //!
@@ -184,7 +185,7 @@ async fn look_around(shared: &Arc<Shared>, search: &mut Search) -> Result<(), Er
     let is_first = without_cluster.iter().all(|url| shared.options.self_url < *url);
     let waited = search.began.elapsed();
     let everybody_or_enough = there == all || (there > all / 2 && waited > FORM_PATIENCE);
-    if may_found && !shared.is_initialized() && everybody_or_enough && (is_first || waited > FIRST_PATIENCE) {
+    if may_found && shared.options.may_found && !shared.is_initialized() && everybody_or_enough && (is_first || waited > FIRST_PATIENCE) {
         form(shared, &without_cluster, &mut search.highest).await?;
         if !shared.is_initialized() {
             tokio::time::sleep(FORM_PAUSE_MAX.mul_f64(fastrand::f64())).await;
@@ -310,7 +311,8 @@ pub(super) async fn take_part(shared: &Shared, proposal: &Proposal) -> Result<Re
         tracing::warn!(theirs = ?proposal.founders.values(), ours = ?shared.founders.values(), "lists of nodes differ");
         return Ok(Reply::Refused(formation.promised));
     }
-    if shared.is_initialized() || (shared.is_decided() && shared.id() != founding_id(shared)) {
+    let may_found = shared.options.may_found;
+    if !may_found || shared.is_initialized() || (shared.is_decided() && shared.id() != founding_id(shared)) {
         return Ok(Reply::Refused(formation.promised));
     }
     let before = formation;

@@ -310,14 +310,49 @@ async fn transfer(shared: &Shared, members: &Members, url: &str) -> Progress {
     }
 }
 
-/// Hands the leadership to the fittest voter, the one whose log is the longest.
+/// Hands the leadership to the fittest voter: of those that can take over, one that has space for writes, if there is one,
+/// and the longest log.
 async fn give_way(shared: &Shared, members: &Members) -> Progress {
-    let others = members.matched.iter().filter(|(id, _)| **id != shared.id() && members.voters.contains(id));
-    let others: Vec<_> = others.map(|(id, matched)| (fitness(shared, members, *id), *matched, *id)).collect();
-    match others.iter().filter(|(fitness, _, _)| *fitness == Fitness::Ready).max_by_key(|(_, matched, _)| *matched) {
-        Some((_, _, heir)) => hand_to(shared, *heir).await,
-        None if others.iter().any(|(fitness, _, _)| *fitness == Fitness::NotYet) => Progress::Pending,
+    match heirs(shared, members).max_by_key(|heir| (!heir.is_full, heir.matched)) {
+        Some(heir) => hand_to(shared, heir.id).await,
+        None if others(shared, members).any(|id| fitness(shared, members, id) == Fitness::NotYet) => Progress::Pending,
         None => Progress::Refused("no other voter can be reached".to_owned()),
+    }
+}
+
+/// A voter that can take over.
+struct Heir {
+    id: u64,
+    /// How far its log is known to match this node's.
+    matched: u64,
+    is_full: bool,
+}
+
+fn others(shared: &Shared, members: &Members) -> impl Iterator<Item = u64> {
+    let own = shared.id();
+    members.matched.keys().copied().filter(move |id| *id != own && members.voters.contains(id))
+}
+
+fn heirs(shared: &Shared, members: &Members) -> impl Iterator<Item = Heir> {
+    others(shared, members).filter(|id| fitness(shared, members, *id) == Fitness::Ready).map(|id| Heir {
+        id,
+        matched: members.matched.get(&id).copied().unwrap_or(0),
+        is_full: members.nodes.get(&id).and_then(|url| shared.peer(url)).is_some_and(|peer| peer.is_full),
+    })
+}
+
+/// On the leader: the voter that would take over if this node's disk were full.
+pub(super) fn heir_with_space(shared: &Shared) -> Option<u64> {
+    let members = Members::of(&shared.metrics());
+    let with_space = heirs(shared, &members).filter(|heir| !heir.is_full);
+    with_space.max_by_key(|heir| heir.matched).map(|heir| heir.id)
+}
+
+/// On a leader whose disk is full: hands over, if there is someone to hand to.
+pub(super) async fn hand_to_one_with_space(shared: &Shared) {
+    if let Some(heir) = heir_with_space(shared) {
+        tracing::info!(heir = format!("{heir:016x}"), "the disk is full: the leadership is handed over");
+        hand_to(shared, heir).await;
     }
 }
 

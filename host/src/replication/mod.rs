@@ -17,6 +17,8 @@
 //! - `transport`: the one door to other nodes, as a trait; HTTP in production.
 //! - `line`: the connections of that door, on which calls follow each other closely.
 //! - `server`: what this node answers to others.
+//! - `recovery`: whether what is on the disk fits together.
+//! - `space`: what a node with a full disk does.
 //! - `reads`: the gate of strong reads: leader lease or read index, shared by all reads that wait.
 //! - `peers`: the other nodes and how they are.
 //! - `identity`: who this node is: it forms the cluster with others, or joins it under an id of its own.
@@ -56,9 +58,11 @@ mod membership;
 mod peers;
 mod proposer;
 mod reads;
+mod recovery;
 mod server;
 mod shared;
 mod snapshot;
+mod space;
 mod state_machine;
 mod status;
 #[cfg(test)]
@@ -83,6 +87,7 @@ pub use self::line::PROTOCOL;
 use self::membership::Change;
 pub use self::membership::Role;
 use self::proposer::Pending;
+pub use self::recovery::check as check_storage;
 use self::shared::Shared;
 pub use self::status::{PeerStatus, Status};
 pub use self::transport::{
@@ -91,7 +96,7 @@ pub use self::transport::{
 use self::types::{LogId, decode};
 pub use self::types::{Round, RoundWrite, TypeConfig, node_id};
 use crate::limits::PROPOSE_QUEUE_MAX;
-use crate::storage::{Data, GuardedWrite, Log, Outcome};
+use crate::storage::{Data, FreeSpace, GuardedWrite, Log, Outcome, Shortage};
 use crate::telemetry::{Telemetry, TraceContext};
 
 /// How a node takes part in its cluster.
@@ -103,6 +108,10 @@ pub struct Options {
     pub peer_urls: Vec<String>,
     /// Where snapshots from other nodes are spooled.
     pub spool_dir: PathBuf,
+    /// Whether it may form a cluster with others. One that lost its data must not: it has a cluster.
+    pub may_found: bool,
+    /// How much room its disk has.
+    pub free_space: FreeSpace,
     /// Raft's clock.
     pub timing: Timing,
     /// After how many log entries a snapshot is taken, so that the log can be cut. As many are kept behind it.
@@ -139,6 +148,9 @@ const PURGE_ENTRIES: u64 = 1_024;
 
 /// How often it is looked whether the other nodes have prepared something. They tell with every hello.
 const PREPARED_POLL: Duration = Duration::from_millis(25);
+
+/// How often it is looked whether the engine still runs.
+const FAILURE_POLL: Duration = Duration::from_millis(100);
 
 /// How long a leader that stops tries to hand over.
 const HAND_OVER_DEADLINE: Duration = Duration::from_secs(1);
@@ -196,6 +208,7 @@ impl Handle {
             shared.set_cluster(cluster);
         }
         peers::start(&shared).await?;
+        tokio::spawn(space::attend(shared.clone()));
         Ok(Self { proposals: proposer::start(shared.clone()), gate: reads::Gate::start(shared.clone()), shared })
     }
 
@@ -210,6 +223,7 @@ impl Handle {
         trace: Option<TraceContext>,
         deadline: Instant,
     ) -> Result<Outcome, Error> {
+        space::check(&self.shared)?;
         let (reply, answer) = oneshot::channel();
         let pending =
             Pending { write: RoundWrite::new(write, trace)?, deadline, queued: std::time::Instant::now(), reply };
@@ -272,6 +286,22 @@ impl Handle {
     /// If this node leads: hands the leadership to another, so that its end costs writes no election.
     pub async fn hand_over(&self) {
         membership::hand_over(&self.shared, Instant::now() + HAND_OVER_DEADLINE).await;
+    }
+
+    /// Waits until the consensus engine has stopped by itself; for ever, if it does not. Returns why.
+    pub async fn failed(&self) -> String {
+        use openraft::error::Fatal;
+        loop {
+            match self.shared.metrics().running_state {
+                Err(fatal @ (Fatal::StorageError(_) | Fatal::Panicked)) => return fatal.to_string(),
+                Ok(()) | Err(Fatal::Stopped) => tokio::time::sleep(FAILURE_POLL).await,
+            }
+        }
+    }
+
+    /// If the disk of this node is full: the figures. Writes are refused then.
+    pub fn shortage(&self) -> Option<Shortage> {
+        self.shared.options.free_space.shortage()
     }
 
     /// Tells the other nodes up to which revision of the store this one has prepared what it holds.

@@ -44,6 +44,8 @@ pub(super) struct Hello {
     matched: BTreeMap<u64, u64>,
     /// The store's revision up to which it has compiled plugins and put hooks in force.
     prepared_revision: u64,
+    /// Whether its disk is full.
+    is_full: bool,
 }
 
 impl Hello {
@@ -54,6 +56,7 @@ impl Hello {
         state.cluster = self.cluster;
         state.silent = self.silent;
         state.prepared_revision = self.prepared_revision;
+        state.is_full = self.is_full;
     }
 }
 
@@ -172,6 +175,7 @@ fn hello(shared: &Shared) -> Hello {
         last_log_index: metrics.last_log_index,
         matched: matched(&metrics),
         prepared_revision: shared.prepared_revision.load(Ordering::Relaxed),
+        is_full: shared.options.free_space.is_short(),
     }
 }
 

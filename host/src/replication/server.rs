@@ -14,7 +14,7 @@ use super::shared::Shared;
 use super::snapshot::Spool;
 use super::transport::{Call, Envelope};
 use super::types::{TypeConfig, decode, encode};
-use super::{identity, line, membership, peers, proposer, reads};
+use super::{identity, line, membership, peers, proposer, reads, space};
 
 /// Answers the calls of a line.
 pub(super) async fn serve_line(shared: &Arc<Shared>, io: impl AsyncRead + AsyncWrite) {
@@ -70,6 +70,7 @@ where
     E: std::error::Error + Send + Sync + 'static,
 {
     check_envelope(shared, Call::Snapshot, envelope).await?;
+    space::check(shared)?;
     let blocking = &shared.options.blocking;
     let spool = Spool::receive(&shared.options.spool_dir, body, blocking).await.map_err(refused)?;
     let opened = blocking.run(move || spool.open()).await.map_err(refused)?;
@@ -84,6 +85,7 @@ where
 
 async fn append(shared: &Arc<Shared>, body: &[u8]) -> Result<Bytes, Error> {
     let request: openraft::raft::AppendEntriesRequest<TypeConfig> = decode(body)?;
+    space::check_entries(shared, &request.entries)?;
     let committed = request.leader_commit.map(|log_id| log_id.index());
     let leader = request.vote;
     let answer = shared.raft().append_entries(request).await.map_err(refused)?;

@@ -43,6 +43,8 @@ pub(super) struct PeerState {
     /// Whether it has just restarted, and neither votes nor stands yet.
     pub(super) silent: bool,
     pub(super) prepared_revision: u64,
+    /// Whether its disk is full.
+    pub(super) is_full: bool,
     /// How often in a row the peer was tried in vain.
     pub(super) failures: u32,
 }

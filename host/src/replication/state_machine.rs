@@ -22,6 +22,8 @@ use crate::storage::{self, Data, GuardedWrite};
 use crate::telemetry::{Stage, Telemetry, names};
 
 pub(super) const APPLIED: &str = "applied";
+/// The log id of the last snapshot that was installed: the state is ahead of the log until the log is cut behind it.
+pub(super) const INSTALLED: &str = "installed";
 const MEMBERSHIP: &str = "membership";
 /// Present once a snapshot was built or installed: from then on the log may be shorter than the state.
 const SNAPSHOT_TAKEN: &str = "snapshot-taken";
@@ -149,10 +151,12 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotSource) -> Result<(), io::Error> {
         let data = self.data.clone();
-        let install = move || -> io::Result<_> {
-            data.install(snapshot.into_chunks()?).map_err(io::Error::other)?;
-            data.apply(&[], &[(SNAPSHOT_TAKEN, bytes::Bytes::new())]).map_err(io::Error::other)
-        };
+        let mut own = vec![(SNAPSHOT_TAKEN, bytes::Bytes::new())];
+        if let Some(last) = meta.last_log_id() {
+            own.push((INSTALLED, encode(&last).map_err(io::Error::other)?));
+        }
+        let install =
+            move || -> io::Result<_> { data.install(snapshot.into_chunks()?, &own).map_err(io::Error::other) };
         self.blocking.run(install).await??;
         if let Some(last) = meta.last_log_id() {
             self.applied.send_replace(last.index());

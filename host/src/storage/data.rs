@@ -17,6 +17,7 @@ use super::command::{Entry, GuardedWrite, Idempotency, Outcome, RangeDigest, Spa
 use super::engine::memory::SimDisk;
 use super::engine::{Database, DatabaseOptions, Durability, Slice, Table, TableOptions};
 use super::idempotency::Memory;
+use super::poison::Poison;
 use super::scan::{self, Page, RangeQuery};
 use super::snapshot::{self, SnapshotReader};
 use super::{Error, format, record};
@@ -45,6 +46,7 @@ pub struct Data {
 
 pub(super) struct Inner {
     pub(super) db: Database,
+    poison: Poison,
     pub(super) kv: Table,
     pub(super) system: Table,
     pub(super) meta: Table,
@@ -89,8 +91,10 @@ impl Data {
         let meta = db.table("meta", TableOptions::default())?;
         let idempotency = db.table("idempotency", TableOptions::default())?;
         format::check(&db, &meta, dir)?;
+        db.settle(dir)?;
         let inner = Inner {
             db,
+            poison: Poison::new(dir),
             kv,
             system,
             meta,
@@ -114,8 +118,12 @@ impl Data {
     ///
     /// # Errors
     ///
-    /// If the state cannot be read or written; nothing is applied then.
+    /// If the state cannot be read or written; nothing is applied then, nor later.
     pub fn apply(&self, writes: &[GuardedWrite], meta: &[(&'static str, Bytes)]) -> Result<Vec<Outcome>, Error> {
+        self.inner.poison.attempt(|| self.apply_all(writes, meta))
+    }
+
+    fn apply_all(&self, writes: &[GuardedWrite], meta: &[(&'static str, Bytes)]) -> Result<Vec<Outcome>, Error> {
         let inner = &self.inner;
         let mut recent = inner.applying.lock().unwrap_or_else(PoisonError::into_inner);
         let mut overlay = Overlay::new(inner, &recent, self.revision(), self.hook_epoch());
@@ -235,7 +243,12 @@ impl Data {
     ///
     /// If the disk refuses. What was applied is still in the log then.
     pub fn sync(&self) -> Result<(), Error> {
-        self.inner.db.sync()
+        self.inner.poison.attempt(|| self.inner.db.sync())
+    }
+
+    /// Whether the state's disk has failed.
+    pub fn poison(&self) -> &Poison {
+        &self.inner.poison
     }
 
     /// The state as of now, to be read while the state goes on changing.
@@ -244,18 +257,22 @@ impl Data {
         SnapshotReader::new(&self.inner)
     }
 
-    /// Replaces everything by a snapshot, and syncs. Readers wait meanwhile. The snapshot should have been
+    /// Replaces everything by a snapshot, with values of the caller's own, and syncs. Readers wait meanwhile. The snapshot should have been
     /// [verified](snapshot::verify) before: from the first chunk on the old state is gone.
     ///
     /// # Errors
     ///
     /// If a chunk is damaged, the end is missing, or the disk refuses. The state is empty then, also after a restart.
-    pub fn install(&self, chunks: impl Iterator<Item = Result<Bytes, Error>>) -> Result<(), Error> {
+    pub fn install(
+        &self,
+        chunks: impl Iterator<Item = Result<Bytes, Error>>,
+        meta: &[(&'static str, Bytes)],
+    ) -> Result<(), Error> {
         let inner = &self.inner;
         let mut recent = inner.applying.lock().unwrap_or_else(PoisonError::into_inner);
         *recent = RecentMetas::default();
         let _nobody_reads = inner.replacing.write().unwrap_or_else(PoisonError::into_inner);
-        inner.cache.change(None::<&[(String, ())]>, || inner.replace(chunks))
+        inner.poison.attempt(|| inner.cache.change(None::<&[(String, ())]>, || inner.replace(chunks, meta)))
     }
 
     fn whole(&self) -> RwLockReadGuard<'_, ()> {
@@ -280,7 +297,11 @@ impl Inner {
         }
     }
 
-    fn replace(&self, chunks: impl Iterator<Item = Result<Bytes, Error>>) -> Result<(), Error> {
+    fn replace(
+        &self,
+        chunks: impl Iterator<Item = Result<Bytes, Error>>,
+        meta: &[(&'static str, Bytes)],
+    ) -> Result<(), Error> {
         self.clear()?;
         self.set_installing()?;
         snapshot::read(chunks, |space, entries| {
@@ -293,6 +314,9 @@ impl Inner {
         })?;
         let mut batch = self.db.batch();
         batch.remove(&self.meta, INSTALLING);
+        for (key, value) in meta {
+            batch.insert(&self.meta, *key, &value[..]);
+        }
         batch.commit(Durability::All)?;
         self.load_counters()
     }

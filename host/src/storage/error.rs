@@ -7,7 +7,7 @@ use std::sync::Arc;
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// The storage engine failed.
-    #[error("the storage engine failed: {0}")]
+    #[error("{}", engine_message(.0))]
     Engine(#[source] Arc<fjall::Error>),
     /// The operating system refused.
     #[error("{0}")]
@@ -34,12 +34,29 @@ pub enum Error {
         /// The format this version reads.
         supported: u32,
     },
+    /// What had been promised is not there any more.
+    #[error("{} has lost what it had made durable: {what}", path.display())]
+    Lost {
+        /// The directory.
+        path: PathBuf,
+        /// What is missing.
+        what: String,
+    },
     /// An earlier write failed. What is on disk since then is unknown, so nothing more is written.
     #[error("storage stopped after a failed write: {0}")]
     Poisoned(#[source] Arc<Error>),
     /// The storage was closed.
     #[error("storage is closed")]
     Closed,
+}
+
+/// What the engine has to say, in words that an operator knows.
+fn engine_message(error: &fjall::Error) -> String {
+    match error {
+        fjall::Error::Io(error) => error.to_string(),
+        fjall::Error::Poisoned => "an earlier write in the background failed".to_owned(),
+        error => format!("the storage engine failed: {error}"),
+    }
 }
 
 impl From<fjall::Error> for Error {

@@ -5,24 +5,28 @@
 //! who waited. There is no timer: when the thread is idle a single append is written at once, and under load batches
 //! grow by themselves.
 //!
-//! After a failed write or sync nothing is tried again: what the disk holds is unknown then (Rebello et al., "Can
-//! Applications Recover from fsync Failures?", ATC 2020). Every later call gets the error.
+//! After a failed write or sync nothing is tried again: what the disk holds is unknown then (see `poison`). Every later
+//! call gets the error.
+//!
+//! What was promised is kept beside the log as well (see `watermark`). A log that is opened and holds less is refused.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::Error;
 #[cfg(test)]
 use super::engine::memory::SimDisk;
 use super::engine::{Database, DatabaseOptions, Durability, Table, TableOptions};
-use super::format;
+use super::examine::{self, stored_checksum};
+use super::poison::Poison;
+use super::watermark::{Mark, Place, Watermark};
+use super::{Error, format};
 
 /// Called once an operation is durable, or has failed.
 pub type Done = Box<dyn FnOnce(Result<(), Error>) + Send>;
@@ -50,6 +54,9 @@ const LOG_WORKERS: usize = 1;
 
 const PURGED: &str = "purged";
 
+/// The key of the number of named values that were made durable.
+const PROMISES: &str = "promises";
+
 /// A Raft log. Cheap to clone; all clones are the same log.
 #[derive(Clone)]
 pub struct Log {
@@ -65,7 +72,8 @@ struct Inner {
     queue: Mutex<Option<Queue>>,
     /// `None` if a simulation writes the log, and once the log is closed.
     writer: Mutex<Option<JoinHandle<()>>>,
-    poisoned: Arc<OnceLock<Error>>,
+    poison: Poison,
+    watermark: Watermark,
 }
 
 /// The log as its readers see it.
@@ -94,6 +102,13 @@ struct Queue {
     wake: Arc<tokio::sync::Notify>,
 }
 
+/// What is done if a log does not hold any more what it had promised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum OnLoss {
+    Refuse,
+    Accept,
+}
+
 enum Change {
     Append(Vec<(u64, Bytes)>),
     Remove(Range<u64>),
@@ -102,14 +117,29 @@ enum Change {
 }
 
 impl Log {
-    /// Opens the log in `dir`, creating it if there is none, and starts its writer thread.
+    /// Opens the log in `dir`, creating it if there is none, and starts its writer thread. Beside the directory lies a file
+    /// of the same name that ends in `.watermark`.
     ///
     /// # Errors
     ///
-    /// If the directory cannot be used, is locked, or has another format.
+    /// If the directory cannot be used, is locked, or has another format; [`Error::Lost`] if the log does not hold any
+    /// more what it had promised.
     pub fn open(dir: &Path, on_fsync: OnFsync) -> Result<Self, Error> {
+        Self::open_in(dir, on_fsync, OnLoss::Refuse)
+    }
+
+    /// Opens the log in `dir` with whatever it holds, up to the first entry that is damaged.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Log::open`], losses excepted.
+    pub fn open_with_losses(dir: &Path, on_fsync: OnFsync) -> Result<Self, Error> {
+        Self::open_in(dir, on_fsync, OnLoss::Accept)
+    }
+
+    fn open_in(dir: &Path, on_fsync: OnFsync, on_loss: OnLoss) -> Result<Self, Error> {
         let options = DatabaseOptions { cache_bytes: None, journal_bytes_max: JOURNAL_BYTES_MAX, workers: LOG_WORKERS };
-        let (log, writer, operations) = Self::load(Database::open(dir, options)?, dir, on_fsync)?;
+        let (log, writer, operations) = Self::load(Database::open(dir, options)?, dir, on_fsync, on_loss)?;
         log.write_on_a_thread(writer, operations)?;
         Ok(log)
     }
@@ -117,7 +147,8 @@ impl Log {
     /// Opens the log on a modelled disk, written by a thread as in production.
     #[cfg(test)]
     pub(crate) fn open_on(disk: &SimDisk, on_fsync: OnFsync) -> Result<Self, Error> {
-        let (log, writer, operations) = Self::load(Database::Memory(disk.open(true)?), Path::new("disk"), on_fsync)?;
+        let (log, writer, operations) =
+            Self::load(Database::Memory(disk.open(true)?), Path::new("disk"), on_fsync, OnLoss::Refuse)?;
         log.write_on_a_thread(writer, operations)?;
         Ok(log)
     }
@@ -125,22 +156,31 @@ impl Log {
     /// Opens the log on a modelled disk, written by a task of the current runtime; a sync takes simulated time.
     #[cfg(test)]
     pub(crate) fn open_simulated(disk: &SimDisk, on_fsync: OnFsync) -> Result<Self, Error> {
-        let (log, writer, operations) = Self::load(Database::Memory(disk.open(false)?), Path::new("disk"), on_fsync)?;
+        let (log, writer, operations) =
+            Self::load(Database::Memory(disk.open(false)?), Path::new("disk"), on_fsync, OnLoss::Refuse)?;
         let wake = lock(&log.inner.queue).as_ref().map(|queue| queue.wake.clone()).unwrap_or_default();
         tokio::spawn(writer.run_simulated(operations, wake, disk.clone()));
         Ok(log)
     }
 
-    fn load(db: Database, dir: &Path, on_fsync: OnFsync) -> Result<(Self, Writer, Receiver<Operation>), Error> {
+    fn load(
+        db: Database,
+        dir: &Path,
+        on_fsync: OnFsync,
+        on_loss: OnLoss,
+    ) -> Result<(Self, Writer, Receiver<Operation>), Error> {
         let options = TableOptions { memtable_bytes_max: Some(MEMTABLE_BYTES_MAX), ..TableOptions::default() };
         let entries = db.table("entries", options)?;
         let meta = db.table("meta", options)?;
         format::check(&db, &meta, dir)?;
+        db.settle(dir)?;
 
         let range = match entries.first_last_key()? {
             Some((first, last)) => index_of(&first)?..index_of(&last)? + 1,
             None => 0..0,
         };
+        let poison = Poison::new(dir);
+        let (range, watermark) = examine(&db, dir, (&entries, &meta), range, on_loss, &poison)?;
         let view = View { synced: range.end, range, tail: BTreeMap::new(), tail_bytes: 0, meta: HashMap::new() };
         let (sender, operations) = channel();
         let queue = Queue {
@@ -148,16 +188,16 @@ impl Log {
             #[cfg(test)]
             wake: Arc::default(),
         };
-        let poisoned = Arc::new(OnceLock::new());
         let inner = Arc::new(Inner {
             entries: entries.clone(),
             meta: meta.clone(),
             view: Mutex::new(view),
             queue: Mutex::new(Some(queue)),
             writer: Mutex::new(None),
-            poisoned: poisoned.clone(),
+            poison: poison.clone(),
+            watermark: watermark.clone(),
         });
-        let writer = Writer { db, entries, meta, on_fsync, poisoned, log: Arc::downgrade(&inner) };
+        let writer = Writer { db, entries, meta, on_fsync, poison, watermark, log: Arc::downgrade(&inner) };
         Ok((Self { inner }, writer, operations))
     }
 
@@ -313,19 +353,45 @@ impl Log {
         }
     }
 
+    /// Whether the log's disk has failed.
+    pub fn poison(&self) -> &Poison {
+        &self.inner.poison
+    }
+
     fn read_from_disk(&self, index: u64) -> Result<Bytes, Error> {
-        let corrupt = || Error::Corrupt { what: format!("log entry {index}") };
-        let record = self.inner.entries.get(index.to_be_bytes())?.ok_or_else(corrupt)?;
-        let (checksum, entry) = record.split_at_checked(4).ok_or_else(corrupt)?;
-        if checksum != checksum_of(index, entry).to_be_bytes() {
-            return Err(corrupt());
+        let record = self.inner.entries.get(index.to_be_bytes())?;
+        let entry = record.as_ref().and_then(|record| {
+            let (checksum, entry) = record.split_at_checked(4)?;
+            (checksum == checksum_of(index, entry).to_be_bytes()).then(|| Bytes::copy_from_slice(entry))
+        });
+        entry.ok_or_else(|| {
+            let error = Error::Corrupt { what: format!("log entry {index}") };
+            // One that is not there may have been cut since it was asked for.
+            if record.is_some() || self.view().range.contains(&index) {
+                self.condemn(&error);
+            }
+            error
+        })
+    }
+
+    /// Changes an entry on the disk.
+    #[cfg(test)]
+    pub(super) fn damage(&self, index: u64) {
+        let Table::Disk(entries) = &self.inner.entries else { panic!("a log in a directory") };
+        entries.insert(index.to_be_bytes(), "not a record").unwrap();
+    }
+
+    /// Stops using the log, now and when it is opened again: what else may be damaged is not known.
+    fn condemn(&self, error: &Error) {
+        self.inner.poison.set(error);
+        if let Err(error) = self.inner.watermark.condemn() {
+            tracing::error!(%error, "that the log is damaged could not be noted");
         }
-        Ok(Bytes::copy_from_slice(entry))
     }
 
     fn queue(&self, change: Change, done: Done) {
-        if let Some(error) = self.inner.poisoned.get() {
-            return done(Err(Error::Poisoned(Arc::new(error.clone()))));
+        if let Err(error) = self.inner.poison.check() {
+            return done(Err(error));
         }
         let refused = match lock(&self.inner.queue).as_ref() {
             Some(queue) => queue.send(Operation { change, done }),
@@ -357,7 +423,8 @@ struct Writer {
     entries: Table,
     meta: Table,
     on_fsync: OnFsync,
-    poisoned: Arc<OnceLock<Error>>,
+    poison: Poison,
+    watermark: Watermark,
     log: std::sync::Weak<Inner>,
 }
 
@@ -369,6 +436,8 @@ struct Staged {
     bytes: usize,
     appended: usize,
     sync: bool,
+    /// How many named values are to be durable.
+    promises: u64,
     done: Vec<Done>,
 }
 
@@ -378,6 +447,7 @@ impl Writer {
             let staged = self.gather(first, operations);
             self.write(staged);
         }
+        self.watermark.close();
     }
 
     /// The writer as a task of a simulation: the same, except that time passes between the write and the sync.
@@ -393,10 +463,11 @@ impl Writer {
                     continue;
                 }
             };
-            let mut result = self.attempt(|| self.commit(&staged, Durability::None));
+            let mut result = self.poison.attempt(|| self.commit(&staged, Durability::None));
             if staged.sync {
                 tokio::time::sleep(disk.next_sync_time()).await;
-                result = result.and_then(|()| self.attempt(|| self.db.sync()));
+                result = result.and_then(|()| self.poison.attempt(|| self.db.sync()));
+                result = result.and_then(|()| self.poison.attempt(|| self.raise_mark(&staged)));
             }
             self.finish(staged, &result);
         }
@@ -441,6 +512,7 @@ impl Writer {
             }
             Change::Meta { key, value, sync } => {
                 staged.sync |= sync;
+                staged.promises += u64::from(sync);
                 staged.meta.insert(key, value);
             }
         }
@@ -451,23 +523,14 @@ impl Writer {
     fn write(&self, staged: Staged) {
         let durability = if staged.sync { Durability::Data } else { Durability::None };
         let began = Instant::now();
-        let result = self.attempt(|| self.commit(&staged, durability));
+        let result = self.poison.attempt(|| {
+            self.commit(&staged, durability)?;
+            if staged.sync { self.raise_mark(&staged) } else { Ok(()) }
+        });
         if staged.sync && result.is_ok() {
             (self.on_fsync)(began.elapsed(), staged.appended);
         }
         self.finish(staged, &result);
-    }
-
-    /// Does something to the disk, unless that failed before. After a failure nothing is tried again.
-    fn attempt(&self, action: impl FnOnce() -> Result<(), Error>) -> Result<(), Error> {
-        if let Some(error) = self.poisoned.get() {
-            return Err(Error::Poisoned(Arc::new(error.clone())));
-        }
-        action().inspect_err(|error| {
-            tracing::error!(%error, "the log cannot be written; this node stops taking part");
-            // Only the first failure is kept, and there is no second, since nothing is tried after it.
-            let _ = self.poisoned.set(error.clone());
-        })
     }
 
     /// Tells those who wait what came of a batch.
@@ -482,7 +545,11 @@ impl Writer {
     }
 
     fn commit(&self, staged: &Staged, durability: Durability) -> Result<(), Error> {
+        let mark = self.lower_mark(staged)?;
         let mut batch = self.db.batch();
+        if staged.promises > 0 {
+            batch.insert(&self.meta, PROMISES, (mark.promises + staged.promises).to_be_bytes());
+        }
         for (index, entry) in &staged.entries {
             match entry {
                 Some(entry) => {
@@ -502,6 +569,75 @@ impl Writer {
         }
         batch.commit(durability)
     }
+
+    /// If a batch takes back the entry that the mark answers for, the mark goes back first, to the one before. Returns it.
+    fn lower_mark(&self, staged: &Staged) -> Result<Mark, Error> {
+        let mark = self.watermark.mark();
+        let Some((index, checksum)) = mark.last else { return Ok(mark) };
+        let stays = match staged.entries.get(&index) {
+            None => true,
+            Some(entry) => entry.as_ref().is_some_and(|entry| checksum_of(index, entry) == checksum),
+        };
+        if stays {
+            return Ok(mark);
+        }
+        let mut end = index;
+        while end > 0 && staged.entries.contains_key(&(end - 1)) {
+            end -= 1;
+        }
+        let last = match end.checked_sub(1) {
+            Some(last) => stored_checksum(&self.entries, last)?.map(|checksum| (last, checksum)),
+            None => None,
+        };
+        let lowered = Mark { last, ..mark };
+        self.watermark.lower(lowered)?;
+        Ok(lowered)
+    }
+
+    /// The mark answers for what a batch has made durable.
+    fn raise_mark(&self, staged: &Staged) -> Result<(), Error> {
+        let mark = self.watermark.mark();
+        let newest = staged.entries.iter().rev().find_map(|(index, entry)| Some((*index, entry.as_ref()?)));
+        let last = newest.map(|(index, entry)| (index, checksum_of(index, entry))).or(mark.last);
+        let raised = Mark { last, promises: mark.promises + staged.promises, ..mark };
+        if raised == mark { Ok(()) } else { self.watermark.advance(raised) }
+    }
+}
+
+/// Looks whether the log holds what its watermark says. Returns what it holds, and the watermark.
+fn examine(
+    db: &Database,
+    dir: &Path,
+    (entries, meta): (&Table, &Table),
+    mut range: Range<u64>,
+    on_loss: OnLoss,
+    poison: &Poison,
+) -> Result<(Range<u64>, Watermark), Error> {
+    let promises = match meta.get(PROMISES)? {
+        Some(value) => u64_of(&value)?,
+        None => 0,
+    };
+    let place = Place::beside(db, dir);
+    let lost = match place.read() {
+        Ok(mark) => examine::losses(&mark.unwrap_or_default(), promises, &range, entries)?,
+        Err(Error::Corrupt { what }) => Some(format!("what it had promised cannot be read from {what}")),
+        Err(error) => return Err(error),
+    };
+    if let Some(what) = lost {
+        let error = Error::Lost { path: dir.to_path_buf(), what };
+        if on_loss == OnLoss::Refuse {
+            return Err(error);
+        }
+        range.end = examine::cut_at_damage(db, entries, &range)?;
+        tracing::error!(%error, "the loss is accepted; the log goes on with what is left, up to entry {}", range.end);
+    }
+    // What was found may have been written by a process that ended before it was synced.
+    db.sync()?;
+    let last = match range.is_empty() {
+        true => None,
+        false => stored_checksum(entries, range.end - 1)?.map(|checksum| (range.end - 1, checksum)),
+    };
+    Ok((range, place.keep(Mark { promises, last, is_damaged: false }, poison.clone())?))
 }
 
 impl View {
@@ -516,15 +652,19 @@ impl View {
     }
 }
 
-fn checksum_of(index: u64, entry: &[u8]) -> u32 {
+pub(super) fn checksum_of(index: u64, entry: &[u8]) -> u32 {
     let mut checksum = crc32fast::Hasher::new();
     checksum.update(&index.to_be_bytes());
     checksum.update(entry);
     checksum.finalize()
 }
 
-fn index_of(key: &[u8]) -> Result<u64, Error> {
-    let bytes = key.try_into().map_err(|_| Error::Corrupt { what: "the key of a log entry".to_owned() })?;
+pub(super) fn index_of(key: &[u8]) -> Result<u64, Error> {
+    u64_of(key)
+}
+
+fn u64_of(bytes: &[u8]) -> Result<u64, Error> {
+    let bytes = bytes.try_into().map_err(|_| Error::Corrupt { what: "a number in the log".to_owned() })?;
     Ok(u64::from_be_bytes(bytes))
 }
 

@@ -23,13 +23,15 @@
 //! # Guarantees
 //!
 //! - What an append's `done` reported as written is on disk, and so is everything queued before it.
+//! - A log that lost something of that is refused when it is opened ([`Error::Lost`]), as far as its `watermark` can tell.
 //! - A batch is applied whole or not at all, with the position it brings the state to.
 //! - A damaged log entry or snapshot is noticed by its checksum and never used.
 //!
 //! # Failure model
 //!
 //! Processes stop at any point; disks keep what was synced and may lose the rest. After a failed write or sync nothing
-//! more is written to the log ([`Error::Poisoned`]). A directory of another format is refused ([`Error::Format`]).
+//! more is written to that database ([`Error::Poisoned`], `poison`), and the node stops. Of a disk that is about to be full
+//! [`FreeSpace`] tells in time. A directory of another format is refused ([`Error::Format`]).
 //!
 //! # Cost
 //!
@@ -39,16 +41,23 @@ mod apply;
 mod cache;
 pub mod command;
 mod data;
+pub mod dir;
+#[cfg(test)]
+mod disk_tests;
 mod engine;
 mod error;
+mod examine;
 mod format;
+mod free_space;
 mod idempotency;
 mod log;
+mod poison;
 mod record;
 mod scan;
 mod snapshot;
 #[cfg(test)]
 mod tests;
+mod watermark;
 
 pub use self::command::{
     Action, AskedBy, Effect, Entry, EntryMeta, Fact, Fingerprint, GuardedWrite, HOOKS_PREFIX, Idempotency, Operation,
@@ -58,6 +67,8 @@ pub use self::data::Data;
 #[cfg(test)]
 pub(crate) use self::engine::memory;
 pub use self::error::Error;
+pub use self::free_space::{FreeSpace, Shortage};
 pub use self::log::{Done, Log, OnFsync};
+pub use self::poison::Poison;
 pub use self::scan::{Page, RangeQuery};
 pub use self::snapshot::{SnapshotReader, verify as verify_snapshot};

@@ -311,7 +311,8 @@ fn a_snapshot_installs_as_the_same_state_of_its_moment() {
 
     let (dir, target) = data();
     apply(&target, &[write(vec![put("old", "1")], vec![])]);
-    target.install(chunks.into_iter()).unwrap();
+    target.install(chunks.into_iter(), &[("installed", Bytes::from_static(b"here"))]).unwrap();
+    assert_eq!(target.meta("installed").unwrap().unwrap(), "here");
     assert!(target.get(Space::Kv, "old").unwrap().is_none());
     assert!(target.get(Space::Kv, "later").unwrap().is_none());
     assert_eq!(target.get(Space::Kv, "k/007").unwrap(), source.get(Space::Kv, "k/007").unwrap());
@@ -332,7 +333,7 @@ fn a_snapshot_cut_short_or_changed_is_noticed_and_leaves_no_half_state() {
         assert!(verify_snapshot(damaged.iter().cloned().map(Ok)).is_err());
         let (dir, target) = data();
         apply(&target, &[write(vec![put("old", "1")], vec![])]);
-        assert!(target.install(damaged.into_iter().map(Ok)).is_err());
+        assert!(target.install(damaged.into_iter().map(Ok), &[]).is_err());
         drop(target);
         let target = Data::open(dir.path(), 8 << 20).unwrap();
         assert!(target.scan(&RangeQuery::default()).unwrap().entries.is_empty());
@@ -344,7 +345,8 @@ fn a_snapshot_cut_short_or_changed_is_noticed_and_leaves_no_half_state() {
 fn log(dir: &TempDir) -> (Log, Arc<Mutex<Vec<usize>>>) {
     let syncs = Arc::new(Mutex::new(Vec::new()));
     let seen = syncs.clone();
-    let log = Log::open(dir.path(), Box::new(move |_, entries| seen.lock().unwrap().push(entries))).unwrap();
+    let log =
+        Log::open(&dir.path().join("log"), Box::new(move |_, entries| seen.lock().unwrap().push(entries))).unwrap();
     (log, syncs)
 }
 
@@ -407,15 +409,38 @@ fn a_damaged_entry_is_noticed() {
     log.close();
     drop(log);
     {
-        let db = fjall::Database::builder(dir.path()).open().unwrap();
+        let db = fjall::Database::builder(dir.path().join("log")).open().unwrap();
         let entries = db.keyspace("entries", fjall::KeyspaceCreateOptions::default).unwrap();
         let mut record = entries.get(2_u64.to_be_bytes()).unwrap().unwrap().to_vec();
         record[6] ^= 1;
         entries.insert(2_u64.to_be_bytes(), record).unwrap();
     }
+    let open = || Log::open(&dir.path().join("log"), Box::new(|_, _| {}));
+    let Err(Error::Lost { what, .. }) = open() else { panic!("the damage is not noticed") };
+    assert_eq!(what, "entry 2 is damaged or missing");
+    let log = Log::open_with_losses(&dir.path().join("log"), Box::new(|_, _| {})).unwrap();
+    assert_eq!(log.read(0..10).unwrap(), ["entry 1"]);
+    log.close();
+    drop(log);
+    open().unwrap().close();
+}
+
+/// One that is found while the log is in use ends its use, for good.
+#[test]
+fn an_entry_that_is_damaged_while_the_log_is_open_condemns_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = log(&dir);
+    wait(|done| log.append(entries(1..5), done)).unwrap();
+    log.close();
+    drop(log);
     let (log, _) = self::log(&dir);
-    assert_eq!(log.get(1).unwrap().unwrap(), "entry 1");
+    log.damage(2);
     assert!(matches!(log.get(2), Err(Error::Corrupt { .. })));
+    assert!(matches!(wait(|done| log.append(entries(5..6), done)), Err(Error::Poisoned(_))));
+    log.close();
+    drop(log);
+    let reopened = Log::open(&dir.path().join("log"), Box::new(|_, _| {}));
+    assert!(matches!(reopened, Err(Error::Lost { .. })));
 }
 
 #[test]
@@ -502,7 +527,7 @@ fn a_log_that_could_not_be_written_takes_nothing_more_until_it_is_opened_anew() 
     // What was written when the sync failed is there or not; here it is, and a disk that lies loses it.
     assert_eq!(range_on(&disk), Some((1, 2)));
     disk.lose_tail(1);
-    assert_eq!(range_on(&disk), Some((1, 1)));
+    assert!(matches!(Log::open_on(&disk, Box::new(|_, _| {})), Err(Error::Lost { .. })));
     disk.wipe();
     assert_eq!(range_on(&disk), None);
 }

@@ -1,5 +1,6 @@
 //! How fjall is opened.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use fjall::{Database, KeyspaceCreateOptions, KvSeparationOptions};
@@ -14,10 +15,16 @@ pub(super) fn open(dir: &Path, options: DatabaseOptions) -> Result<Database, Err
     if let Some(bytes) = options.cache_bytes {
         builder = builder.cache_size(bytes);
     }
-    builder.open().map_err(|error| match error {
-        fjall::Error::Locked => Error::Locked { path: dir.to_path_buf() },
-        error => error.into(),
-    })
+    // The engine checks some of what it reads by assertions.
+    let opened = catch_unwind(AssertUnwindSafe(|| builder.open()));
+    let damaged = |reason: &dyn std::fmt::Display| Error::Corrupt { what: format!("{} ({reason})", dir.display()) };
+    match opened {
+        Ok(Ok(db)) => Ok(db),
+        Ok(Err(fjall::Error::Locked)) => Err(Error::Locked { path: dir.to_path_buf() }),
+        Ok(Err(fjall::Error::Io(error))) => Err(error.into()),
+        Ok(Err(error)) => Err(damaged(&error)),
+        Err(_) => Err(damaged(&"the storage engine panicked as it read it")),
+    }
 }
 
 pub(super) fn keyspace_options(options: TableOptions) -> KeyspaceCreateOptions {

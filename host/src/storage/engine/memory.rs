@@ -21,6 +21,10 @@ use bytes::Bytes;
 
 use super::Slice;
 use crate::storage::Error;
+use crate::storage::watermark::Mark;
+
+/// Marks of which a loss of power leaves any one.
+const MARKS_MAX: usize = 16;
 
 /// A disk with one database, on which power may be lost. Cheap to clone; all clones are the same disk.
 #[derive(Clone)]
@@ -48,6 +52,8 @@ struct State {
     is_open: bool,
     fails_next: Option<(Operation, io::ErrorKind)>,
     is_full: bool,
+    /// The log's marks since the last that was synced, that one included; the last is what readers see.
+    marks: Vec<Mark>,
     sync_ms: RangeInclusive<u64>,
 }
 
@@ -72,6 +78,7 @@ impl SimDisk {
             is_open: false,
             fails_next: None,
             is_full: false,
+            marks: Vec::new(),
             sync_ms: 0..=0,
         };
         Self { state: Arc::new(Mutex::new(state)) }
@@ -85,6 +92,11 @@ impl SimDisk {
         state.journal.truncate(kept);
         // What was read back from the disk at the next start is on it.
         state.synced = kept;
+        if !state.marks.is_empty() {
+            let count = state.marks.len();
+            let kept = state.rng.usize(..count);
+            state.marks = vec![state.marks.swap_remove(kept)];
+        }
         state.shut_out();
     }
 
@@ -100,6 +112,7 @@ impl SimDisk {
     /// Forgets everything, as a new disk in the place of this one.
     pub(crate) fn wipe(&self) {
         self.lose_tail(usize::MAX);
+        self.lock().marks.clear();
     }
 
     /// Lets the next write or sync fail, once.
@@ -145,6 +158,11 @@ impl SimDisk {
         let opening = Opening { disk: self.clone(), number: state.opening, waits, content: Mutex::default() };
         lock(&opening.content).tables = tables;
         Ok(Database { opening: Arc::new(opening) })
+    }
+
+    /// The log's mark, as it was last set.
+    pub(in crate::storage) fn mark(&self) -> Option<Mark> {
+        self.lock().marks.last().copied()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -200,6 +218,26 @@ impl Drop for Opening {
 }
 
 impl Database {
+    pub(crate) fn disk(&self) -> &SimDisk {
+        &self.opening.disk
+    }
+
+    /// Sets the log's mark. One that is not synced may be lost with the power, up to the last that was.
+    pub(in crate::storage) fn set_mark(&self, mark: Mark, sync: bool) -> Result<(), Error> {
+        let mut state = self.opening.disk.lock();
+        if state.opening != self.opening.number {
+            return Err(Error::Closed);
+        }
+        if sync {
+            state.marks.clear();
+        } else if state.marks.len() >= MARKS_MAX {
+            // In time they are synced in the background.
+            state.marks.remove(0);
+        }
+        state.marks.push(mark);
+        Ok(())
+    }
+
     pub(super) fn table(&self, name: &'static str) -> Table {
         lock(&self.opening.content).tables.entry(name).or_default();
         Table { opening: self.opening.clone(), name }

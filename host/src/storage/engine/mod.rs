@@ -21,7 +21,7 @@ use std::path::Path;
 pub(super) use fjall::Slice;
 use fjall::{PersistMode, Readable};
 
-use super::Error;
+use super::{Error, dir};
 
 /// How a database lays itself out; the modelled disk has no use for it.
 #[derive(Debug, Clone, Copy)]
@@ -104,6 +104,16 @@ impl Database {
             #[cfg(test)]
             Self::Memory(db) => Table::Memory(db.table(name)),
         })
+    }
+
+    /// Makes the tables that were created durable. The engine syncs what it writes into its directories; that the
+    /// directories are there itself is another matter.
+    pub(super) fn settle(&self, dir: &Path) -> Result<(), Error> {
+        match self {
+            Self::Disk(_) => Ok(dir::sync_tree(dir)?),
+            #[cfg(test)]
+            Self::Memory(_) => Ok(()),
+        }
     }
 
     /// Begins a batch.

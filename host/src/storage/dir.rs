@@ -1,0 +1,48 @@
+//! Directories that are still there after a loss of power.
+//!
+//! A file that is synced can be lost with its name: the name is the directory's, and durable once that is synced. So
+//! with a directory that was created: its name is its parent's.
+
+use std::fs::File;
+use std::path::Path;
+
+/// Creates a directory, and those above it that are missing, for good.
+///
+/// # Errors
+///
+/// If the system refuses.
+pub fn create(dir: &Path) -> std::io::Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    create(parent)?;
+    match std::fs::create_dir(dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),
+        _ => sync(parent),
+    }
+}
+
+/// Makes the names in a directory, and in all below it, durable.
+///
+/// # Errors
+///
+/// If the system refuses.
+pub fn sync_tree(dir: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            sync_tree(&entry.path())?;
+        }
+    }
+    sync(dir)
+}
+
+/// Makes the names in a directory durable.
+///
+/// # Errors
+///
+/// If the system refuses.
+pub fn sync(dir: &Path) -> std::io::Result<()> {
+    File::open(dir)?.sync_all()
+}
