@@ -5,12 +5,12 @@ use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::{Client, eventually};
+use crate::{Client, FaultFs, eventually};
 
 /// How long a cluster may take to form. Generous: the machine may be busy with other tests.
 const FORM_LIMIT: Duration = Duration::from_secs(30);
@@ -81,6 +81,8 @@ impl Cluster {
                     port: place.address.port(),
                     place,
                     dir: dir.path().join(format!("node{}", index + 1)),
+                    data_dir: None,
+                    advertise_url: None,
                     replica_nodes: if others.is_empty() { None } else { Some(serde_json::json!(others).to_string()) },
                     options: options.clone(),
                     child: None,
@@ -140,8 +142,10 @@ pub struct Node {
     /// The port it listens on.
     pub port: u16,
     place: Place,
-    /// Its directory: data and log file.
+    /// Its directory: data, unless that is elsewhere, and log file.
     pub dir: PathBuf,
+    data_dir: Option<PathBuf>,
+    advertise_url: Option<String>,
     replica_nodes: Option<String>,
     options: Options,
     child: Option<Child>,
@@ -150,6 +154,11 @@ pub struct Node {
 impl Node {
     /// Starts the node's process.
     pub fn start(&mut self) {
+        self.start_with(&[]);
+    }
+
+    /// Starts the node's process with more arguments, this time.
+    pub fn start_with(&mut self, args: &[&str]) {
         assert!(self.child.is_none(), "the node runs already");
         std::fs::create_dir_all(&self.dir).unwrap();
         let log = File::options().create(true).append(true).open(self.log_file()).unwrap();
@@ -160,10 +169,11 @@ impl Node {
             .args(&words[1..])
             .arg("serve")
             .args(["--listen", &self.place.address.to_string()])
-            .args(["--advertise-url", &self.url])
+            .args(["--advertise-url", self.advertise_url.as_ref().unwrap_or(&self.url)])
             .arg("--data-dir")
             .arg(self.data_dir())
             .args(&self.options.args)
+            .args(args)
             .envs(self.options.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
@@ -181,6 +191,16 @@ impl Node {
     pub fn knows(&mut self, others: &[String]) {
         let list: Vec<_> = others.iter().map(|url| serde_json::json!({ "url": url })).collect();
         self.replica_nodes = if list.is_empty() { None } else { Some(serde_json::json!(list).to_string()) };
+    }
+
+    /// Has the node call itself by another URL, such as the one that is in its data.
+    pub fn advertise(&mut self, url: &str) {
+        self.advertise_url = Some(url.to_owned());
+    }
+
+    /// Has the node keep its data on a disk of its own.
+    pub fn keep_data_on(&mut self, disk: &FaultFs) {
+        self.data_dir = Some(disk.path().join("data"));
     }
 
     /// Waits until the node knows its leader.
@@ -226,9 +246,23 @@ impl Node {
         kill_process(Pid::from_child(child), signal).unwrap();
     }
 
+    /// Waits until the process ends by itself. Returns its exit code; -1 if a signal ended it.
+    pub async fn ended(&mut self, limit: Duration) -> i32 {
+        let began = Instant::now();
+        let child = self.child.as_mut().expect("the node runs");
+        loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                self.child = None;
+                return status.code().unwrap_or(-1);
+            }
+            assert!(began.elapsed() < limit, "{} runs still after {limit:?}", self.url);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Where the node keeps its data.
     pub fn data_dir(&self) -> PathBuf {
-        self.dir.join("data")
+        self.data_dir.clone().unwrap_or_else(|| self.dir.join("data"))
     }
 
     /// What the node has logged so far.
