@@ -185,7 +185,12 @@ async fn look_around(shared: &Arc<Shared>, search: &mut Search) -> Result<(), Er
     let is_first = without_cluster.iter().all(|url| shared.options.self_url < *url);
     let waited = search.began.elapsed();
     let everybody_or_enough = there == all || (there > all / 2 && waited > FORM_PATIENCE);
-    if may_found && shared.options.may_found && !shared.is_initialized() && everybody_or_enough && (is_first || waited > FIRST_PATIENCE) {
+    if may_found
+        && shared.options.may_found
+        && !shared.is_initialized()
+        && everybody_or_enough
+        && (is_first || waited > FIRST_PATIENCE)
+    {
         form(shared, &without_cluster, &mut search.highest).await?;
         if !shared.is_initialized() {
             tokio::time::sleep(FORM_PAUSE_MAX.mul_f64(fastrand::f64())).await;

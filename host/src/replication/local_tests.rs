@@ -14,10 +14,10 @@ use tokio::time::Instant;
 use super::shared::lock;
 use super::types::{TypeConfig, Vote, encode};
 use super::{
-    Call, CallError, ClusterId, Envelope, Error, Handle, Options, RESTART_MARGIN, Timing, Transport, WriteOutcome,
-    node_id,
+    Blocking, Call, CallError, ClusterId, Envelope, Error, Handle, Options, RESTART_MARGIN, Timing, Transport,
+    WriteOutcome, node_id,
 };
-use crate::storage::{Action, Data, GuardedWrite, Log, Operation, Space, Value};
+use crate::storage::{Action, Data, FreeSpace, GuardedWrite, Log, Operation, Space, Value};
 use crate::telemetry::Telemetry;
 
 const URLS: [&str; 3] = ["http://a", "http://b", "http://c"];
@@ -118,6 +118,9 @@ impl Node {
             spool_dir: dir.to_path_buf(),
             timing: Timing::LAN,
             snapshot_entries: 10_000,
+            blocking: Blocking::default(),
+            may_found: true,
+            free_space: FreeSpace::new(dir, 0),
         };
         let wire = Arc::new(Wire { net: net.clone(), own: url.to_owned(), cluster: Mutex::new(None) });
         let handle = Handle::start(options, log.clone(), data.clone(), wire, Telemetry::disabled()).await.unwrap();

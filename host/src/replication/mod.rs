@@ -326,6 +326,12 @@ impl Handle {
         self.shared.applied.clone()
     }
 
+    /// Answers one call, for the networks of tests.
+    #[cfg(test)]
+    async fn serve(&self, call: Call, envelope: Envelope, body: bytes::Bytes) -> Result<bytes::Bytes, Error> {
+        server::serve(&self.shared, call, envelope, body).await
+    }
+
     /// Answers the calls that another node makes on a line, until either of them ends it.
     pub async fn serve_line(&self, io: impl tokio::io::AsyncRead + tokio::io::AsyncWrite) {
         server::serve_line(&self.shared, io).await;

@@ -31,7 +31,7 @@ pub(super) async fn serve_line(shared: &Arc<Shared>, io: impl AsyncRead + AsyncW
 }
 
 /// Answers one call.
-async fn serve(shared: &Arc<Shared>, call: Call, envelope: Envelope, body: Bytes) -> Result<Bytes, Error> {
+pub(super) async fn serve(shared: &Arc<Shared>, call: Call, envelope: Envelope, body: Bytes) -> Result<Bytes, Error> {
     check_envelope(shared, call, envelope).await?;
     match call {
         Call::Hello => encode(&peers::answer(shared, &decode(&body)?)),
