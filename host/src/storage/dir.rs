@@ -18,7 +18,7 @@ pub fn create(dir: &Path) -> std::io::Result<()> {
     let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     create(parent)?;
     match std::fs::create_dir(dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
         _ => sync(parent),
     }
 }

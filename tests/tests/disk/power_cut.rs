@@ -13,8 +13,11 @@ use crate::OnDisks;
 /// How long the cluster may take to be whole again.
 const WHOLE_LIMIT: Duration = Duration::from_secs(20);
 
+/// Fewer writes are no load.
+const WRITES_MIN: usize = 50;
+
 async fn check(cluster: &Cluster, name: &str, acknowledged: &BTreeMap<String, u64>) {
-    assert!(acknowledged.len() > 50, "{} writes are no load", acknowledged.len());
+    assert!(acknowledged.len() > WRITES_MIN, "{} writes are no load", acknowledged.len());
     for node in &cluster.nodes {
         let found = entries(&node.client, &format!("{name}/"), "strong").await;
         let lost: Vec<_> = acknowledged
@@ -32,6 +35,7 @@ async fn cut_under_load(options: Options, tails: &[Tail]) {
         let name = format!("round{round}");
         let load = Load::start(&on.cluster, &name, 4);
         tokio::time::sleep(Duration::from_secs(1)).await;
+        eventually(WHOLE_LIMIT, "there is a load", || async { (load.count() > WRITES_MIN).then_some(()) }).await;
         on.cluster.kill_all();
         let acknowledged = load.stop().await;
         for disk in &on.disks {
