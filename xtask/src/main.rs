@@ -1,5 +1,6 @@
 //! brink's own chores, as `cargo xtask <chore>`: a cluster to try, all tests, faults, verify, fix.
 
+mod bench_peers;
 mod build;
 mod dev;
 mod faults;
@@ -28,6 +29,8 @@ enum Chore {
     Faults(faults::Options),
     /// Run the examples of the README as they are written; builds nothing
     Readme,
+    /// Compare the speed of brink with that of etcd, which is installed for it
+    BenchPeers(bench_peers::Options),
     /// Check format, lints and documentation; changes nothing
     Verify,
     /// Mend format and what lints can mend by themselves
@@ -40,6 +43,7 @@ fn main() -> anyhow::Result<()> {
         Chore::Test => test::run(),
         Chore::Faults(options) => faults::run(&options),
         Chore::Readme => readme::run(),
+        Chore::BenchPeers(options) => bench_peers::run(&options),
         Chore::Verify => test::verify(),
         Chore::Fix => test::fix(),
     }

@@ -57,17 +57,27 @@ pub(crate) fn fix() -> anyhow::Result<()> {
     build::run(&cargo, &["fmt", "--all"])
 }
 
-/// Installs what is missing. A test that cannot run is a failure, so there is no going on without.
+/// Installs what the tests need.
 pub(crate) fn install_needed() -> anyhow::Result<()> {
-    let is_root = rustix::process::geteuid().is_root();
-    let needed = NEEDED.into_iter().chain((!is_root).then_some(NEEDED_TO_MOUNT));
-    let missing: Vec<&str> = needed.filter(|(file, _)| !Path::new(file).exists()).map(|(_, package)| package).collect();
+    install(&NEEDED)?;
+    if !rustix::process::geteuid().is_root() {
+        install(&[NEEDED_TO_MOUNT])?;
+    }
+    Ok(())
+}
+
+/// Installs what is missing: each a file that shows it is there, and the Debian package that brings it. A test that cannot
+/// run is a failure, so there is no going on without.
+pub(crate) fn install(needed: &[(&str, &str)]) -> anyhow::Result<()> {
+    let missing: Vec<&str> =
+        needed.iter().filter(|(file, _)| !Path::new(file).exists()).map(|(_, package)| *package).collect();
     if missing.is_empty() {
         return Ok(());
     }
     if !Path::new("/usr/bin/apt-get").exists() {
-        bail!("tests need {}; install what brings them here", missing.join(", "));
+        bail!("this needs {}; install what brings them here", missing.join(", "));
     }
+    let is_root = rustix::process::geteuid().is_root();
     let (program, before) = if is_root { ("apt-get", vec![]) } else { ("sudo", vec!["apt-get"]) };
     let apt = |args: &[&str]| -> anyhow::Result<()> {
         let all: Vec<&str> = before.iter().chain(args).copied().collect();

@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
@@ -35,8 +35,17 @@ const DIGITS: u8 = 3;
 /// Most clients at once.
 const CLIENTS_MAX: usize = 4_096;
 
+/// Most threads that send.
+const THREADS_MAX: usize = 256;
+
 /// The rest of a client whose request failed, so that a dead node is not hammered.
 const ERROR_PAUSE: Duration = Duration::from_millis(10);
+
+/// In which the kernel counts CPU time for user space.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// A loader that keeps its threads busier than this measures itself.
+const LOADER_BUSY_MAX: f64 = 0.9;
 
 /// Keys written at once to prepare reads; etcd takes no more than 128.
 const PREPARE_ITEMS: usize = 128;
@@ -70,6 +79,9 @@ pub(super) struct Args {
     /// Requests per second of all clients together; as fast as they are answered if absent
     #[arg(long, value_name = "N")]
     rate: Option<u64>,
+    /// Threads that send requests [default: half of the cores]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
     /// The API of the nodes: their own, or etcd's JSON gateway, to compare
     #[arg(long, default_value = "brink")]
     api: Api,
@@ -171,11 +183,11 @@ struct Load {
     urls: Vec<String>,
     args: Args,
     value: String,
+    threads: usize,
     /// When measuring begins and ends.
     measure_from: Instant,
     until: Instant,
     stopped: AtomicBool,
-    done: AtomicU64,
 }
 
 /// Runs the load and prints the report.
@@ -193,18 +205,39 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     }
     let measure_from = Instant::now() + args.warmup;
     let until = measure_from + args.duration;
-    let load = Load { urls, args, value, measure_from, until, stopped: false.into(), done: 0.into() };
-    let load = Arc::new(load);
-    let clients: Vec<_> = (0..load.args.clients).map(|number| tokio::spawn(drive(load.clone(), number))).collect();
+    let threads = args.threads.unwrap_or_else(default_threads).min(args.clients);
+    let load = Arc::new(Load { urls, args, value, threads, measure_from, until, stopped: false.into() });
+    let (began, cpu_before) = (Instant::now(), cpu_seconds());
+    let drivers: Vec<_> = (0..threads)
+        .map(|thread| {
+            let load = load.clone();
+            tokio::task::spawn_blocking(move || drive_all(&load, thread))
+        })
+        .collect();
     watch(&load).await;
     let ended = Instant::now().min(until);
+    let cpu = (cpu_seconds() - cpu_before) / began.elapsed().as_secs_f64().max(0.001);
 
     let mut total = Measured::default();
-    for client in clients {
-        total.add(client.await.unwrap_or_default());
+    for driver in drivers {
+        total.add(driver.await.unwrap_or_else(|error| Err(std::io::Error::other(error)))?);
     }
     let seconds = ended.saturating_duration_since(measure_from).as_secs_f64();
-    report(&load.args, &total, seconds)
+    report(&load, &total, seconds, cpu)
+}
+
+/// As many as leave the other half of the cores to a node on the same machine.
+fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2))
+}
+
+/// The CPU time this process has used so far.
+fn cpu_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The name of the program, in parentheses, may hold anything; the times are the 12th and 13th field after it.
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
+    let ticks: f64 = fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok()).sum();
+    ticks / TICKS_PER_SECOND
 }
 
 fn check(args: &Args) -> Result<(), Failure> {
@@ -222,6 +255,9 @@ fn check(args: &Args) -> Result<(), Failure> {
     }
     if args.keys == 0 {
         return wrong("keys", &args.keys, "at least 1".to_owned());
+    }
+    if let Some(threads) = args.threads.filter(|threads| !(1..=THREADS_MAX).contains(threads)) {
+        return wrong("threads", &threads, format!("1 to {THREADS_MAX}"));
     }
     if args.rate == Some(0) {
         return wrong("rate", &0, "at least 1".to_owned());
@@ -248,6 +284,20 @@ async fn prepare(client: &Client, url: &str, args: &Args, value: &str) -> Result
     Ok(())
 }
 
+/// The clients of one thread. One thread needs no other to wake it, so that a request costs little.
+fn drive_all(load: &Arc<Load>, thread: usize) -> std::io::Result<Measured> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let numbers = (thread..load.args.clients).step_by(load.threads);
+        let clients: Vec<_> = numbers.map(|number| tokio::spawn(drive(load.clone(), number))).collect();
+        let mut total = Measured::default();
+        for client in clients {
+            total.add(client.await.unwrap_or_default());
+        }
+        Ok(total)
+    })
+}
+
 /// One client: one request after the other until the time is over.
 async fn drive(load: Arc<Load>, number: usize) -> Measured {
     let Some(url) = load.urls.get(number % load.urls.len().max(1)) else { return Measured::default() };
@@ -269,8 +319,7 @@ async fn drive(load: Arc<Load>, number: usize) -> Measured {
             break;
         }
         let (kind, request) = load.next_request();
-        let result = wire.send(request).await;
-        load.done.fetch_add(1, Ordering::Relaxed);
+        let result = wire.send(&request).await;
         let is_error = result.is_err();
         if began >= load.measure_from {
             measured.note(kind, began.elapsed(), result.err());
@@ -347,11 +396,13 @@ impl Measured {
     }
 }
 
-fn report(args: &Args, measured: &Measured, seconds: f64) -> Result<(), Failure> {
+fn report(load: &Load, measured: &Measured, seconds: f64, loader_cores: f64) -> Result<(), Failure> {
+    let args = &load.args;
     let quantiles = [("p50_ms", 0.5), ("p90_ms", 0.9), ("p99_ms", 0.99), ("p99_9_ms", 0.999)];
     let mut summary = json!({
         "clients": args.clients, "seconds": round(seconds), "value_bytes": args.value_bytes,
         "errors": measured.errors.values().sum::<u64>(), "errors_by_kind": measured.errors,
+        "loader_threads": load.threads, "loader_cores": round(loader_cores),
     });
     let mut rows = Vec::new();
     for (kind, raw) in &measured.latencies {
@@ -379,6 +430,11 @@ fn report(args: &Args, measured: &Measured, seconds: f64) -> Result<(), Failure>
     output::table(&["", "COUNT", "PER SECOND", "P50 MS", "P90 MS", "P99 MS", "P99.9 MS", "MAX MS"], &rows)?;
     for (error, count) in &measured.errors {
         output::line(&format!("{count} errors: {error}"))?;
+    }
+    if loader_cores > LOADER_BUSY_MAX * load.threads as f64 {
+        output::line(
+            "the loader was busy all the time: with more --threads, or fewer others on this machine, there may be more",
+        )?;
     }
     Ok(())
 }

@@ -5,7 +5,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Full;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use reqwest::header::HeaderMap;
 use reqwest::{Method, StatusCode};
@@ -180,13 +179,24 @@ impl Request {
         self.header("content-type", content_type)
     }
 
-    /// As hyper sends it.
-    pub(super) fn into_http(self, base_path: &str, host: &str) -> Result<http::Request<Full<Bytes>>, http::Error> {
-        let mut request = http::Request::builder().method(self.method).uri(format!("{base_path}{}", self.path));
-        for (name, value) in &self.headers {
-            request = request.header(*name, value);
+    /// Writes it as it goes over an HTTP/1.1 connection to `host`.
+    pub(super) fn write_http1(&self, base_path: &str, host: &str, out: &mut Vec<u8>) {
+        let Self { method, path, headers, body } = self;
+        for part in [method.as_str(), " ", base_path, path, " HTTP/1.1\r\nhost: ", host, "\r\n"] {
+            out.extend_from_slice(part.as_bytes());
         }
-        request.header(http::header::HOST, host).body(Full::new(self.body))
+        for (name, value) in headers {
+            for part in [*name, ": ", value, "\r\n"] {
+                out.extend_from_slice(part.as_bytes());
+            }
+        }
+        if !body.is_empty() {
+            out.extend_from_slice(b"content-length: ");
+            out.extend_from_slice(body.len().to_string().as_bytes());
+            out.extend_from_slice(b"\r\n");
+        }
+        out.extend_from_slice(b"\r\n");
+        out.extend_from_slice(body);
     }
 
     /// With a JSON body.
@@ -322,6 +332,18 @@ mod tests {
         assert_eq!(key_path("dir/"), "/kv/dir%2F/");
         assert_eq!(key_path("a/../b"), "/kv/a%2F%2E%2E%2Fb/");
         assert_eq!(key_path("é"), "/kv/%C3%A9/");
+    }
+
+    #[test]
+    fn a_request_is_written_with_its_length() {
+        let mut out = Vec::new();
+        Request::new(Method::PUT, "/kv/a/").body("text/plain", "hello").write_http1("/base", "h:1", &mut out);
+        let expected =
+            "PUT /base/kv/a/ HTTP/1.1\r\nhost: h:1\r\ncontent-type: text/plain\r\ncontent-length: 5\r\n\r\nhello";
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
+        let mut out = Vec::new();
+        Request::new(Method::GET, "/kv/a/").write_http1("", "h:1", &mut out);
+        assert_eq!(String::from_utf8(out).unwrap(), "GET /kv/a/ HTTP/1.1\r\nhost: h:1\r\n\r\n");
     }
 
     #[test]
