@@ -35,7 +35,7 @@ pub type Done = Box<dyn FnOnce(Result<(), Error>) + Send>;
 pub type OnFsync = Box<dyn Fn(Duration, usize) + Send + Sync>;
 
 /// Bytes of recent entries kept in memory for replication and apply. Entries not yet synced are kept beyond it.
-const TAIL_BYTES_MAX: usize = 32 * 1024 * 1024;
+const TAIL_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// Entries removed in one batch, so that a long purge does not hold up appends.
 const REMOVE_ENTRIES_MAX: u64 = 4_096;
@@ -47,7 +47,10 @@ const BATCH_BYTES_MAX: usize = 32 * 1024 * 1024;
 const JOURNAL_BYTES_MAX: u64 = 128 * 1024 * 1024;
 
 /// Memory of one table before it is written out.
-const MEMTABLE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+const MEMTABLE_BYTES_MAX: u64 = 8 * 1024 * 1024;
+
+/// Memory for blocks that were read. Entries are read from the disk by peers that are behind, each once.
+const CACHE_BYTES: u64 = 4 * 1024 * 1024;
 
 /// Threads that write the log's tables out and merge them.
 const LOG_WORKERS: usize = 1;
@@ -138,7 +141,11 @@ impl Log {
     }
 
     fn open_in(dir: &Path, on_fsync: OnFsync, on_loss: OnLoss) -> Result<Self, Error> {
-        let options = DatabaseOptions { cache_bytes: None, journal_bytes_max: JOURNAL_BYTES_MAX, workers: LOG_WORKERS };
+        let options = DatabaseOptions {
+            cache_bytes: Some(CACHE_BYTES),
+            journal_bytes_max: JOURNAL_BYTES_MAX,
+            workers: LOG_WORKERS,
+        };
         let (log, writer, operations) = Self::load(Database::open(dir, options)?, dir, on_fsync, on_loss)?;
         log.write_on_a_thread(writer, operations)?;
         Ok(log)
