@@ -130,6 +130,10 @@ pub const PROMPT_READ_DEADLINE: Duration = Duration::from_millis(150);
 /// Largest body of a call between nodes, in bytes: one entry that carries a whole plugin.
 pub const PEER_BODY_BYTES_MAX: usize = PLUGIN_BYTES_MAX + 8 * 1024 * 1024;
 
+/// How fast a snapshot is sent to another node, in bytes per second, so that writes keep their share of the network and of
+/// the disks.
+pub const SNAPSHOT_BYTES_PER_SECOND_MAX: u64 = 32 * 1024 * 1024;
+
 /// How long a change of the registry may take: it carries plugins, and waits until hooks are in force.
 pub const REGISTRY_DEADLINE: Duration = Duration::from_secs(60);
 

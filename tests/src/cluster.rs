@@ -226,6 +226,11 @@ impl Node {
         self.child.is_some()
     }
 
+    /// The id of the process, which must run.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("the node runs").id()
+    }
+
     /// Ends the process at once, as a power loss of the process would (SIGKILL).
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {

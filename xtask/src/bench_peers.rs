@@ -198,6 +198,7 @@ impl Bench {
 
     /// One run of the loader.
     fn measure(&self, servers: &mut Servers, case: Case) -> anyhow::Result<Figures> {
+        servers.wait_ready(&self.interrupted)?;
         let urls = servers.urls_leader_first()?;
         let first = urls.first().context("no node runs")?;
         let urls = match case.load {

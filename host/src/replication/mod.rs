@@ -23,6 +23,7 @@
 //! - `peers`: the other nodes and how they are.
 //! - `identity`: who this node is: it forms the cluster with others, or joins it under an id of its own.
 //! - `membership`: who belongs to the cluster, and who leads it.
+//! - `log_cut`: when the log is cut, and where.
 //! - `engine`: openraft under this node's id.
 //! - `blocking`: where work is done that may block.
 //! - `snapshot`: a whole state on its way to a node that is too far behind.
@@ -53,6 +54,7 @@ mod identity;
 mod line;
 #[cfg(test)]
 mod local_tests;
+mod log_cut;
 mod log_store;
 mod membership;
 mod peers;
@@ -209,6 +211,7 @@ impl Handle {
         }
         peers::start(&shared).await?;
         tokio::spawn(space::attend(shared.clone()));
+        log_cut::start(shared.clone());
         Ok(Self { proposals: proposer::start(shared.clone()), gate: reads::Gate::start(shared.clone()), shared })
     }
 
@@ -392,7 +395,8 @@ fn engine_config(options: &Options) -> openraft::Config {
         election_timeout_max: ms(options.timing.election_max),
         install_snapshot_timeout: ms(SNAPSHOT_TIMEOUT),
         snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(options.snapshot_entries),
-        max_in_snapshot_log_to_keep: options.snapshot_entries,
+        // Never by the engine itself: `log_cut` knows who still needs it.
+        max_in_snapshot_log_to_keep: u64::MAX,
         replication_lag_threshold: options.snapshot_entries.saturating_mul(2),
         purge_batch_size: PURGE_ENTRIES.min(options.snapshot_entries),
         enable_pre_vote: Some(true),

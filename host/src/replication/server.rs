@@ -11,10 +11,9 @@ use tokio::time::Instant;
 
 use super::error::Error;
 use super::shared::Shared;
-use super::snapshot::Spool;
 use super::transport::{Call, Envelope};
 use super::types::{TypeConfig, decode, encode};
-use super::{identity, line, membership, peers, proposer, reads, space};
+use super::{identity, line, membership, peers, proposer, reads, snapshot, space};
 
 /// Answers the calls of a line.
 pub(super) async fn serve_line(shared: &Arc<Shared>, io: impl AsyncRead + AsyncWrite) {
@@ -59,11 +58,16 @@ pub(super) async fn serve(shared: &Arc<Shared>, call: Call, envelope: Envelope, 
             let deadline = Instant::now() + decode::<std::time::Duration>(&body)?;
             encode(&reads::read_index(shared, deadline).await?)
         }
+        Call::SnapshotOffset => {
+            let (dir, id) = (shared.options.spool_dir.clone(), decode(&body)?);
+            let held = shared.options.blocking.run(move || snapshot::held(&dir, id)).await.map_err(refused)?;
+            encode(&held.map_err(refused)?)
+        }
         Call::Snapshot => Err(Error::Refused("a snapshot is a stream".to_owned())),
     }
 }
 
-/// Receives a whole snapshot, then installs it.
+/// Receives a snapshot, or the rest of one, then installs it.
 pub(super) async fn serve_snapshot<S, E>(shared: &Arc<Shared>, envelope: Envelope, body: S) -> Result<Bytes, Error>
 where
     S: Stream<Item = Result<Bytes, E>> + Unpin + Send,
@@ -72,13 +76,11 @@ where
     check_envelope(shared, Call::Snapshot, envelope).await?;
     space::check(shared)?;
     let blocking = &shared.options.blocking;
-    let spool = Spool::receive(&shared.options.spool_dir, body, blocking).await.map_err(refused)?;
-    let opened = blocking.run(move || spool.open()).await.map_err(refused)?;
-    let (vote, meta, source) = opened.map_err(refused)?;
-    let snapshot = SnapshotOf::<TypeConfig, _> { meta, snapshot: source };
-    let answer = shared.raft().install_full_snapshot(vote, snapshot).await.map_err(refused)?;
-    if answer.vote == vote {
-        shared.note_leader(&vote);
+    let (header, source) = snapshot::receive(&shared.options.spool_dir, body, blocking).await.map_err(refused)?;
+    let snapshot = SnapshotOf::<TypeConfig, _> { meta: header.meta, snapshot: source };
+    let answer = shared.raft().install_full_snapshot(header.vote, snapshot).await.map_err(refused)?;
+    if answer.vote == header.vote {
+        shared.note_leader(&header.vote);
     }
     encode(&answer)
 }

@@ -155,8 +155,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         if let Some(last) = meta.last_log_id() {
             own.push((INSTALLED, encode(&last).map_err(io::Error::other)?));
         }
-        let install =
-            move || -> io::Result<_> { data.install(snapshot.into_chunks()?, &own).map_err(io::Error::other) };
+        let install = move || -> io::Result<_> { data.install(snapshot.chunks()?, &own).map_err(io::Error::other) };
         self.blocking.run(install).await??;
         if let Some(last) = meta.last_log_id() {
             self.applied.send_replace(last.index());

@@ -29,8 +29,9 @@ use super::blocking::Blocking;
 use super::identity::ClusterId;
 use super::line::{self, Line};
 use super::shared::lock;
-use super::snapshot::SnapshotSource;
+use super::snapshot::{Outgoing, RESUME_PAUSE, RESUME_TRIES_MAX, SnapshotSource};
 use super::types::{TypeConfig, Vote, decode, encode};
+use crate::limits::SNAPSHOT_BYTES_PER_SECOND_MAX;
 use crate::telemetry::Telemetry;
 
 /// What a node can ask of another.
@@ -45,8 +46,10 @@ pub enum Call {
     PreVote,
     /// The leader asks this node to take over.
     TransferLeader,
-    /// A whole snapshot, streamed.
+    /// A snapshot, or the rest of one, streamed.
     Snapshot,
+    /// How much of a snapshot has come?
+    SnapshotOffset,
     /// A round of finished writes for the leader.
     Propose,
     /// Up to where must a linearizable read see?
@@ -60,12 +63,13 @@ pub enum Call {
 }
 
 impl Call {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Append,
         Self::Vote,
         Self::PreVote,
         Self::TransferLeader,
         Self::Snapshot,
+        Self::SnapshotOffset,
         Self::Propose,
         Self::ReadIndex,
         Self::Hello,
@@ -81,6 +85,7 @@ impl Call {
             Self::PreVote => "pre-vote",
             Self::TransferLeader => "transfer-leader",
             Self::Snapshot => "snapshot",
+            Self::SnapshotOffset => "snapshot-offset",
             Self::Propose => "propose",
             Self::ReadIndex => "read-index",
             Self::Hello => "hello",
@@ -104,7 +109,13 @@ impl Call {
     const fn is_rafts(self) -> bool {
         match self {
             Self::Append | Self::Vote | Self::PreVote | Self::TransferLeader => true,
-            Self::Snapshot | Self::Propose | Self::ReadIndex | Self::Hello | Self::Form | Self::Members => false,
+            Self::Snapshot
+            | Self::SnapshotOffset
+            | Self::Propose
+            | Self::ReadIndex
+            | Self::Hello
+            | Self::Form
+            | Self::Members => false,
         }
     }
 }
@@ -413,6 +424,58 @@ impl Connection {
     }
 }
 
+impl Connection {
+    /// Sends a snapshot. If the stream breaks it goes on where it stopped, as long as the peer has more of it each time.
+    async fn send_snapshot(&self, outgoing: &Outgoing, deadline: tokio::time::Instant) -> Result<Bytes, CallError> {
+        let (mut most, mut tries_in_vain) = (0, 0);
+        loop {
+            let error = match self.held_by_peer(outgoing).await {
+                Ok(offset) => {
+                    if offset > most {
+                        (most, tries_in_vain) = (offset, 0);
+                    }
+                    match self.send_rest(outgoing, offset, deadline).await {
+                        Ok(answer) => return Ok(answer),
+                        // The peer has read it all and does not want it.
+                        Err(error @ CallError::Refused { .. }) => return Err(error),
+                        Err(error) => error,
+                    }
+                }
+                Err(error) => error,
+            };
+            tries_in_vain += 1;
+            if tries_in_vain > RESUME_TRIES_MAX || tokio::time::Instant::now() >= deadline {
+                return Err(error);
+            }
+            tokio::time::sleep(RESUME_PAUSE).await;
+        }
+    }
+
+    /// How many bytes of a snapshot the peer has already.
+    async fn held_by_peer(&self, outgoing: &Outgoing) -> Result<u64, CallError> {
+        let id = encode(&outgoing.id).map_err(|error| self.broken(&error))?;
+        let held = self.transport.call(self.to, &self.url, Call::SnapshotOffset, id, APPEND_TIMEOUT).await?;
+        decode(&held).map_err(|error| self.broken(&error))
+    }
+
+    async fn send_rest(
+        &self,
+        outgoing: &Outgoing,
+        offset: u64,
+        deadline: tokio::time::Instant,
+    ) -> Result<Bytes, CallError> {
+        tracing::info!(url = self.url, id = format!("{:016x}", outgoing.id), offset, "sending a snapshot");
+        let body = outgoing.body(offset, SNAPSHOT_BYTES_PER_SECOND_MAX, &self.blocking);
+        let body = body.map_err(|error| self.broken(&error))?;
+        let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+        self.transport.stream(self.to, &self.url, Call::Snapshot, body, left).await
+    }
+
+    fn broken(&self, reason: &dyn std::fmt::Display) -> CallError {
+        CallError::NoAnswer { url: self.url.clone(), reason: reason.to_string() }
+    }
+}
+
 fn rpc_error(error: CallError) -> RPCError<TypeConfig> {
     match error {
         CallError::NotSent { .. } | CallError::NoAnswer { .. } => RPCError::Unreachable(Unreachable::new(&error)),
@@ -485,12 +548,10 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         let network = |error: &dyn std::fmt::Display| {
             StreamingError::Network(NetworkError::new(&std::io::Error::other(error.to_string())))
         };
-        let body = snapshot.snapshot.into_body(vote, &snapshot.meta, &self.blocking);
-        let body = body.map_err(|error| network(&error))?;
-        let transfer = self.transport.stream(self.to, &self.url, Call::Snapshot, body, option.hard_ttl());
+        let outgoing = Outgoing::new(vote, snapshot.meta, snapshot.snapshot);
         tokio::select! {
             biased;
-            answer = transfer => match answer {
+            answer = self.send_snapshot(&outgoing, tokio::time::Instant::now() + option.hard_ttl()) => match answer {
                 Ok(answer) => decode(&answer).map_err(|error| network(&error)),
                 Err(error @ CallError::Refused { .. }) => Err(network(&error)),
                 Err(error) => Err(StreamingError::Unreachable(Unreachable::new(&error))),

@@ -56,15 +56,16 @@ impl Part {
     }
 }
 
-/// The state as of one moment.
+/// The state as of one moment. Cheap to clone.
+#[derive(Clone)]
 pub struct SnapshotReader {
-    view: View,
+    view: Arc<View>,
     inner: Arc<Inner>,
 }
 
 impl SnapshotReader {
     pub(super) fn new(inner: &Arc<Inner>) -> Self {
-        Self { view: inner.db.view(), inner: inner.clone() }
+        Self { view: Arc::new(inner.db.view()), inner: inner.clone() }
     }
 
     /// A value given to [`super::Data::apply`], as of the snapshot.
@@ -76,7 +77,7 @@ impl SnapshotReader {
         Ok(self.view.get(&self.inner.meta, key)?.map(|value| Bytes::copy_from_slice(&value)))
     }
 
-    /// The chunks, read as they are asked for.
+    /// The chunks, read as they are asked for; those of clones are the same.
     pub fn into_chunks(self) -> impl Iterator<Item = Result<Bytes, Error>> + Send {
         let mut head = BytesMut::from(MAGIC);
         head.put_u32(FORMAT);
