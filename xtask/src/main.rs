@@ -1,10 +1,11 @@
-//! brink's own chores, as `cargo xtask <chore>`: a cluster to try, all tests, faults, verify, fix.
+//! brink's own chores, as `cargo xtask <chore>`: a cluster to try, all tests, simulations, faults, verify, fix.
 
 mod bench_peers;
 mod build;
 mod dev;
 mod faults;
 mod readme;
+mod sim;
 mod test;
 #[cfg(test)]
 mod tidy;
@@ -27,6 +28,8 @@ enum Chore {
     Test,
     /// Inflict faults on real nodes for a while, and judge what clients saw
     Faults(faults::Options),
+    /// Run simulated clusters from seeds, on all cores
+    Sim(sim::Options),
     /// Run the examples of the README as they are written; builds nothing
     Readme,
     /// Compare the speed of brink with that of etcd, which is installed for it
@@ -42,6 +45,7 @@ fn main() -> anyhow::Result<()> {
         Chore::Dev(options) => dev::run(&options),
         Chore::Test => test::run(),
         Chore::Faults(options) => faults::run(&options),
+        Chore::Sim(options) => sim::run(&options),
         Chore::Readme => readme::run(),
         Chore::BenchPeers(options) => bench_peers::run(&options),
         Chore::Verify => test::verify(),

@@ -27,6 +27,7 @@
 //! - `engine`: openraft under this node's id.
 //! - `blocking`: where work is done that may block.
 //! - `snapshot`: a whole state on its way to a node that is too far behind.
+//! - `sim`: all of this under simulated time, network and disks, from seeds; for tests.
 //!
 //! # Guarantees
 //!
@@ -44,8 +45,8 @@
 //!
 //! # Failure model
 //!
-//! Nodes stop and come back, networks lose and delay messages, disks keep what was fsynced. Clocks may differ but run
-//! at about the same rate (leader leases rely on it). Nodes do not lie.
+//! Nodes stop and come back, networks lose and delay messages, disks keep what was fsynced. Clocks may differ, and run at
+//! rates that differ by less than a tenth (leader leases rely on it, see `reads`). Nodes do not lie.
 
 mod blocking;
 mod engine;
@@ -63,6 +64,8 @@ mod reads;
 mod recovery;
 mod server;
 mod shared;
+#[cfg(test)]
+mod sim;
 mod snapshot;
 mod space;
 mod state_machine;
@@ -331,7 +334,12 @@ impl Handle {
 
     /// Answers one call, for the networks of tests.
     #[cfg(test)]
-    async fn serve(&self, call: Call, envelope: Envelope, body: bytes::Bytes) -> Result<bytes::Bytes, Error> {
+    pub(super) async fn serve(
+        &self,
+        call: Call,
+        envelope: Envelope,
+        body: bytes::Bytes,
+    ) -> Result<bytes::Bytes, Error> {
         server::serve(&self.shared, call, envelope, body).await
     }
 

@@ -94,6 +94,7 @@ fn is_only_voter(shared: &Shared) -> bool {
 /// not stand. The promise is in force when this returns, before the node answers anybody.
 fn begin_restart_promise(shared: &Arc<Shared>) {
     let until = Instant::now() + shared.options.timing.election_max + RESTART_MARGIN;
+    // At once, and not in the task: the node answers others as soon as this returns.
     *lock(&shared.silent_until) = Some(until);
     let raft = shared.raft();
     tokio::spawn(async move {

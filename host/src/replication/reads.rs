@@ -29,8 +29,8 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use openraft::LinearizerOption;
 use openraft::raft::ReadPolicy;
+use openraft::raft::linearizable_read::LinearizerOption;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 

@@ -78,7 +78,7 @@ impl Call {
     ];
 
     /// The name of a stream in the path.
-    const fn name(self) -> &'static str {
+    pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Append => "append",
             Self::Vote => "vote",
@@ -158,7 +158,8 @@ pub struct Envelope {
     pub cluster: Option<ClusterId>,
 }
 
-/// Carries calls between nodes. Implementations must not repeat a call by themselves once it may have been seen.
+/// Carries calls between nodes. Implementations must not repeat a call by themselves once it may have been seen, and must
+/// notice within seconds that a peer has vanished, however long a call may take.
 pub trait Transport: Send + Sync + 'static {
     /// Names the cluster that all calls come from, from now on.
     fn set_cluster(&self, cluster: ClusterId);
@@ -210,6 +211,13 @@ pub struct HttpTransport {
     lines: Mutex<HashMap<(String, bool), Line>>,
 }
 
+/// After how long a connection to a peer that has vanished breaks, whatever the call's timeout: a snapshot's is long, and
+/// one whose receiver lost its power would else hold up replication to it until then.
+pub(super) const VANISHED_AFTER: Duration = Duration::from_secs(3);
+
+/// So many probes of a silent connection tell that its peer has vanished.
+const PROBES: u32 = 3;
+
 /// How long a connection attempt may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -220,6 +228,9 @@ impl HttpTransport {
             .http1_only()
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
+            .tcp_keepalive(VANISHED_AFTER / 4)
+            .tcp_keepalive_interval(VANISHED_AFTER / 4)
+            .tcp_keepalive_retries(PROBES)
             .no_proxy()
             .build()?;
         Ok(Self { http, cluster: OnceLock::new(), lines: Mutex::new(HashMap::new()) })

@@ -12,6 +12,11 @@ use super::Error;
 use crate::storage::{GuardedWrite, Outcome};
 use crate::telemetry::TraceContext;
 
+#[cfg(test)]
+use super::sim::runtime::Runtime;
+#[cfg(not(test))]
+use openraft_rt_tokio::TokioRuntime as Runtime;
+
 openraft::declare_raft_types!(
     /// openraft, specialised for brink.
     pub TypeConfig:
@@ -19,7 +24,7 @@ openraft::declare_raft_types!(
         R = Vec<Outcome>,
         NodeId = u64,
         Node = openraft::BasicNode,
-        AsyncRuntime = openraft_rt_tokio::TokioRuntime,
+        AsyncRuntime = Runtime,
 );
 
 /// The consensus engine.

@@ -286,6 +286,22 @@ impl Data {
         inner.poison.attempt(|| inner.cache.change(None::<&[(String, ())]>, || inner.replace(chunks, meta)))
     }
 
+    /// A digest of the state, the same on nodes that have applied the same.
+    #[cfg(test)]
+    pub(crate) fn digest(&self) -> u64 {
+        use std::hash::{DefaultHasher, Hash, Hasher};
+        let mut digest = DefaultHasher::new();
+        let inner = &self.inner;
+        for table in [&inner.kv, &inner.system, &inner.idempotency] {
+            for row in table.iter() {
+                let (key, value) = row.unwrap();
+                (&key[..], &value[..]).hash(&mut digest);
+            }
+        }
+        (self.revision(), self.hook_epoch()).hash(&mut digest);
+        digest.finish()
+    }
+
     fn whole(&self) -> RwLockReadGuard<'_, ()> {
         self.inner.replacing.read().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,0 +1,239 @@
+//! What goes wrong in a simulation: the seed chooses faults one after another, then everything heals.
+
+use std::time::Duration;
+
+use openraft::async_runtime::watch::WatchReceiver;
+use tokio::time::Instant;
+
+use super::network::Weather;
+use super::world::World;
+use crate::replication::membership::Role;
+use crate::replication::shared::Metrics;
+
+/// Longest time between two faults, in milliseconds.
+const FAULT_INTERVAL_MS_MAX: u64 = 450;
+
+/// Longest time that a node stays down.
+const DOWN_MS_MAX: u64 = 1_500;
+
+/// How long a change of the cluster may take.
+const CHANGE_DEADLINE: Duration = Duration::from_secs(2);
+
+/// What a seed has in store.
+pub(super) struct Chaos {
+    next_ms: u64,
+    /// Nodes that are down, and when they come back.
+    returning: Vec<(u64, usize)>,
+    /// Whether nodes come and go, and lose their disks.
+    changes_members: bool,
+    /// How many faults there were.
+    pub(super) faults: usize,
+}
+
+impl Chaos {
+    pub(super) fn new(now_ms: u64, changes_members: bool) -> Self {
+        Self { next_ms: now_ms, returning: Vec::new(), changes_members, faults: 0 }
+    }
+
+    /// Does what is due.
+    pub(super) fn act(&mut self, world: &mut World) {
+        let now_ms = world.now_ms;
+        self.returning.retain(|(due_ms, number)| {
+            let is_due = *due_ms <= now_ms;
+            if is_due {
+                world.start(*number);
+            }
+            !is_due
+        });
+        if now_ms < self.next_ms {
+            return;
+        }
+        self.next_ms = now_ms + world.rng.u64(5..=FAULT_INTERVAL_MS_MAX);
+        self.faults += 1;
+        let number = world.rng.usize(0..world.nodes.len());
+        match world.rng.u32(0..100) {
+            0..22 => self.crash(world, number),
+            22..26 => (0..world.nodes.len()).for_each(|number| self.crash(world, number)),
+            26..34 => pause(world, number),
+            34..50 => partition(world),
+            50..64 => heal(world),
+            64..72 => change_weather(world),
+            72..77 => change_disks(world, number),
+            77..87 => transfer(world, number),
+            87..93 if self.changes_members => self.lose_disk(world, number),
+            93..100 if self.changes_members => change_members(world, number),
+            _ => leader(world).into_iter().for_each(|number| self.crash(world, number)),
+        }
+    }
+
+    /// Ends all faults.
+    pub(super) fn end(&mut self, world: &mut World) {
+        heal(world);
+        world.weather = Weather::CALM;
+        for (_, number) in std::mem::take(&mut self.returning) {
+            world.start(number);
+        }
+        for node in &mut world.nodes {
+            node.paused_until_ms = node.paused_until_ms.map(|until| until.min(world.now_ms));
+            node.log_disk.set_sync_time(0..=2);
+        }
+    }
+
+    fn crash(&mut self, world: &mut World, number: usize) {
+        if world.nodes.get(number).is_none_or(|node| node.running.is_none()) {
+            return;
+        }
+        let is_host_up = world.rng.bool();
+        world.crash(number, is_host_up);
+        let down_ms = if world.rng.bool() { world.rng.u64(1..=100) } else { world.rng.u64(1..=DOWN_MS_MAX) };
+        self.returning.push((world.now_ms + down_ms, number));
+    }
+
+    /// A node comes back with empty disks, if all others hold what there is: a cluster survives the loss of a minority.
+    fn lose_disk(&mut self, world: &mut World, number: usize) {
+        let is_running = world.nodes.get(number).is_some_and(|node| node.running.is_some());
+        if !is_running || !is_whole(world) {
+            return;
+        }
+        self.crash(world, number);
+        world.note(("lose disk", number));
+        if let Some(node) = world.nodes.get_mut(number) {
+            node.wipe();
+        }
+    }
+}
+
+/// Whether the latest leader's cluster has three voters at least, and each of them is a node that runs.
+fn is_whole(world: &World) -> bool {
+    // One that has not decided who it is goes by the id of the one that lost its disk, and is not that one.
+    let handles = world.nodes.iter().filter_map(|node| node.handle()).filter(|handle| handle.shared.is_decided());
+    let metrics: Vec<Metrics> = handles.map(metrics_of).collect();
+    let Some(latest) = metrics.iter().max_by_key(|metrics| metrics.membership_config.log_id().map(|id| id.index))
+    else {
+        return false;
+    };
+    let membership = latest.membership_config.membership();
+    let voters: Vec<u64> = membership.voter_ids().collect();
+    // One that is not committed may yet be taken back.
+    if latest.membership_config.log_id().map(|id| id.index) > latest.local_committed.map(|id| id.index) {
+        return false;
+    }
+    let is_there = |voter: &u64| metrics.iter().any(|metrics| metrics.id == *voter);
+    membership.get_joint_config().len() == 1 && voters.len() >= 3 && voters.iter().all(is_there)
+}
+
+pub(super) fn metrics_of(handle: &crate::replication::Handle) -> Metrics {
+    handle.shared.raft().metrics().borrow_watched().clone()
+}
+
+/// The node that believes to lead in the latest term.
+pub(super) fn leader(world: &World) -> Option<usize> {
+    let leads = |node: &super::node::Node| {
+        let metrics = metrics_of(node.handle()?);
+        (metrics.state == openraft::ServerState::Leader).then_some((metrics.current_term, node.number))
+    };
+    world.nodes.iter().filter_map(leads).max().map(|(_, number)| number)
+}
+
+fn pause(world: &mut World, number: usize) {
+    let pause_ms = world.rng.u64(5..900);
+    world.note(("pause", number, pause_ms));
+    let until = world.now_ms + pause_ms;
+    if let Some(node) = world.nodes.get_mut(number).filter(|node| node.running.is_some()) {
+        node.paused_until_ms = Some(until);
+    }
+}
+
+/// Cuts the network: one node off, in one direction or both; the leader off; two halves; or a single link.
+fn partition(world: &mut World) {
+    let nodes = world.nodes.len();
+    let one = leader(world).filter(|_| world.rng.bool()).unwrap_or_else(|| world.rng.usize(0..nodes));
+    let kind = world.rng.u32(0..5);
+    let mut other = world.rng.usize(0..nodes);
+    if other == one {
+        other = (one + 1) % nodes;
+    }
+    world.note(("partition", kind, one, other));
+    let half = world.rng.u32(..);
+    for number in (0..nodes).filter(|number| *number != one) {
+        match kind {
+            0 => {
+                world.cuts.cut(one, number);
+                world.cuts.cut(number, one);
+            }
+            1 => world.cuts.cut(one, number),
+            2 => world.cuts.cut(number, one),
+            3 => {
+                for further in 0..nodes {
+                    if (half >> number) & 1 != (half >> further) & 1 {
+                        world.cuts.cut(number, further);
+                        world.cuts.cut(further, number);
+                    }
+                }
+            }
+            _ if number == other => {
+                world.cuts.cut(one, number);
+                world.cuts.cut(number, one);
+            }
+            _ => {}
+        }
+    }
+}
+
+fn heal(world: &mut World) {
+    world.note("heal");
+    world.cuts.heal();
+}
+
+fn change_weather(world: &mut World) {
+    world.weather = match world.rng.u32(0..3) {
+        0 => Weather::CALM,
+        1 => Weather::UNEVEN,
+        _ => Weather::ROUGH,
+    };
+    world.note(("weather", world.weather.delay_ms));
+}
+
+fn change_disks(world: &mut World, number: usize) {
+    let slowest_ms = if world.rng.bool() { world.rng.u64(10..120) } else { 2 };
+    world.note(("sync time", number, slowest_ms));
+    if let Some(node) = world.nodes.get(number) {
+        node.log_disk.set_sync_time(0..=slowest_ms);
+    }
+}
+
+/// Some node is asked to make some node the leader.
+fn transfer(world: &mut World, number: usize) {
+    let heir = world.rng.usize(0..world.nodes.len());
+    world.note(("transfer", number, heir));
+    let (Some(node), Some(heir)) = (world.nodes.get(number), world.nodes.get(heir)) else { return };
+    let (Some(running), Some(handle)) = (&node.running, node.handle().cloned()) else { return };
+    let url = heir.url.clone();
+    running.spawn(async move {
+        // It fails if the node is not there; that is not what is looked at here.
+        let _ = handle.transfer_leader(&url, Instant::now() + CHANGE_DEADLINE).await;
+    });
+}
+
+/// Some node is asked to take some node in, to remove it, or to give it another role.
+fn change_members(world: &mut World, number: usize) {
+    let member = world.rng.usize(0..world.nodes.len());
+    let kind = world.rng.u32(0..5);
+    world.note(("change members", number, member, kind));
+    let (Some(node), Some(member)) = (world.nodes.get(number), world.nodes.get(member)) else { return };
+    let (Some(running), Some(handle)) = (&node.running, node.handle().cloned()) else { return };
+    let url = member.url.clone();
+    running.spawn(async move {
+        let deadline = Instant::now() + CHANGE_DEADLINE;
+        // It is refused if it cannot be; that is not what is looked at here.
+        let _ = match kind {
+            0 | 1 => handle.add_member(&url, Role::Voter, deadline).await,
+            2 => handle.add_member(&url, Role::Learner, deadline).await,
+            3 => handle.remove_member(&url, deadline).await,
+            _ => {
+                handle.hand_over().await;
+                Ok(())
+            }
+        };
+    });
+}

@@ -1,0 +1,220 @@
+//! The clients of a simulation: each does one thing after another, on whichever node it likes.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::history::{History, Request, Response, Seen, Unique};
+use super::node::Running;
+use crate::replication::Handle;
+use crate::replication::shared::lock;
+use crate::storage::{
+    Action, AskedBy, Data, Effect, Entry, Fact, Fingerprint, GuardedWrite, Idempotency, Operation, Outcome,
+    Precondition, Space, Value,
+};
+
+/// How many clients there are.
+pub(super) const CLIENTS: u32 = 5;
+
+/// Keys that clients read and write.
+pub(super) const KEYS: [&str; 4] = ["a", "b", "c", "d"];
+
+/// The key on which deletions leave their marks.
+const MARK: &str = "deleted";
+
+/// How long a node may take for one operation.
+const DEADLINE: Duration = Duration::from_millis(1_000);
+
+/// How long a client waits for an answer; a paused node does not keep its deadlines.
+const PATIENCE_MS: u64 = 1_300;
+
+/// Longest pause of a client between two operations, in milliseconds.
+const THINK_MS_MAX: u64 = 90;
+
+/// How often a named write is sent before its client leaves it at that.
+const TRIES_MAX: u32 = 5;
+
+/// What nodes have answered since the world looked last.
+pub(super) type Inbox = Arc<Mutex<Vec<(Unique, Response)>>>;
+
+/// A client.
+pub(super) struct Client {
+    number: u32,
+    /// The operation it waits for.
+    waiting: Option<(Unique, u64)>,
+    next_ms: u64,
+    /// A named write that may or may not have happened, and how often it was tried.
+    in_doubt: Option<(Request, Unique, u32)>,
+    named: u32,
+    /// What it last saw of each key.
+    seen: [Option<u64>; KEYS.len()],
+}
+
+impl Client {
+    pub(super) fn new(number: u32) -> Self {
+        Self { number, waiting: None, next_ms: 0, in_doubt: None, named: 0, seen: [None; KEYS.len()] }
+    }
+
+    /// Whether it is time for the client to do something.
+    pub(super) fn is_ready(&self, now_ms: u64) -> bool {
+        self.waiting.is_none() && now_ms >= self.next_ms
+    }
+
+    /// The operation that the client gives up now, if it does.
+    pub(super) fn gives_up(&self, now_ms: u64) -> Option<Unique> {
+        self.waiting.filter(|(_, since_ms)| now_ms >= since_ms + PATIENCE_MS).map(|(id, _)| id)
+    }
+
+    pub(super) fn waits_for(&self) -> Option<Unique> {
+        self.waiting.map(|(id, _)| id)
+    }
+
+    /// Does the next thing on a node.
+    pub(super) fn act(
+        &mut self,
+        rng: &mut fastrand::Rng,
+        history: &mut History,
+        node: (usize, &Running, &Handle),
+        inbox: &Inbox,
+        now_ms: u64,
+    ) {
+        // A named write that is tried again writes what it wrote the first time.
+        let (request, first, tries) = match self.in_doubt.take() {
+            Some((request, first, tries)) => (request, Some(first), tries + 1),
+            None => (self.choose(rng), None, 1),
+        };
+        let id = history.call(self.number, node.0, request.clone(), now_ms);
+        if matches!(&request, Request::Put { name: Some(_), .. }) {
+            self.in_doubt = Some((request.clone(), first.unwrap_or(id), tries));
+        }
+        self.waiting = Some((id, now_ms));
+        begin((node.1, node.2), inbox, request, (id, first.unwrap_or(id)), now_ms);
+    }
+
+    /// Takes an answer.
+    pub(super) fn take(&mut self, rng: &mut fastrand::Rng, request: &Request, response: &Response, now_ms: u64) {
+        self.waiting = None;
+        self.next_ms = now_ms + rng.u64(0..=THINK_MS_MAX);
+        match response {
+            Response::Committed(_) => self.in_doubt = None,
+            Response::Read(seen) => {
+                if let Request::StrongRead { key } | Request::LocalRead { key } = request
+                    && let Some(slot) = KEYS.iter().position(|known| known == key)
+                {
+                    self.seen[slot] = seen.map(|(revision, _)| revision);
+                }
+            }
+            Response::Refused(_) | Response::Lost => {}
+        }
+        if self.in_doubt.as_ref().is_some_and(|(_, _, tries)| *tries >= TRIES_MAX) {
+            self.in_doubt = None;
+        }
+    }
+
+    fn choose(&mut self, rng: &mut fastrand::Rng) -> Request {
+        let slot = rng.usize(0..KEYS.len());
+        let key = KEYS[slot].to_owned();
+        let put = |keys, expected, name| Request::Put { keys, expected, name };
+        match rng.u32(0..100) {
+            0..20 => put(vec![key], None, None),
+            20..35 => put(vec![key], Some(self.seen[slot]), None),
+            35..42 => {
+                let other = KEYS[(slot + 1 + rng.usize(0..KEYS.len() - 1)) % KEYS.len()];
+                put(vec![key, other.to_owned()], None, None)
+            }
+            42..52 => {
+                self.named += 1;
+                let name = format!("{}-{}", self.number, self.named);
+                // A key that nothing else writes, beside one that others write too.
+                put(vec![key, once(&name)], None, Some(name))
+            }
+            52..57 => Request::Delete { key },
+            57..90 => Request::StrongRead { key },
+            _ => Request::LocalRead { key },
+        }
+    }
+}
+
+/// The key that only the write of a name writes.
+pub(super) fn once(name: &str) -> String {
+    format!("once/{name}")
+}
+
+/// Has a node perform an operation; the answer comes into the inbox. `ids` are the operation's id and its unique value.
+pub(super) fn begin(node: (&Running, &Handle), inbox: &Inbox, request: Request, ids: (Unique, Unique), now_ms: u64) {
+    let (handle, data, inbox) = (node.1.clone(), node.0.data.clone(), inbox.clone());
+    node.0.spawn(async move {
+        let response = perform(&handle, &data, &request, ids.1, now_ms).await;
+        lock(&inbox).push((ids.0, response));
+    });
+}
+
+async fn perform(handle: &Handle, data: &Data, request: &Request, value: Unique, now_ms: u64) -> Response {
+    let deadline = Instant::now() + DEADLINE;
+    match request {
+        Request::StrongRead { key } => match handle.read_barrier(deadline).await {
+            // As the API reads: what was read lately, else the state itself.
+            Ok(()) => Response::Read(
+                data.cached(key).or_else(|| data.get_and_keep(key).unwrap()).and_then(|entry| seen(&entry)),
+            ),
+            Err(error) => Response::Refused(error),
+        },
+        Request::LocalRead { key } => Response::Read(data.get(Space::Kv, key).unwrap().and_then(|entry| seen(&entry))),
+        Request::Put { .. } | Request::Delete { .. } => {
+            match handle.propose(&guarded(request, value, now_ms), None, deadline).await {
+                Ok(outcome) => Response::Committed(outcome),
+                Err(error) => Response::Refused(error),
+            }
+        }
+    }
+}
+
+fn seen(entry: &Entry) -> Seen {
+    Some((entry.meta.revision, unique(&entry.value)?))
+}
+
+/// The unique value in a stored value.
+pub(super) fn unique(value: &Value) -> Option<Unique> {
+    std::str::from_utf8(&value.bytes).ok()?.parse().ok()
+}
+
+/// The write that a request asks for.
+fn guarded(request: &Request, value: Unique, now_ms: u64) -> GuardedWrite {
+    let operation = |key: &str, action| Operation { space: Space::Kv, key: key.to_owned(), action };
+    let (operations, expected, name) = match request {
+        Request::Put { keys, expected, name } => {
+            let put = |key: &String| operation(key, Action::Put(Value::json(value.to_string())));
+            (keys.iter().map(put).collect(), *expected, name.clone())
+        }
+        // Beside it a mark, by which the deletion is known in the log.
+        Request::Delete { key } => {
+            let mark = operation(MARK, Action::Put(Value::json(value.to_string())));
+            (vec![operation(key, Action::Delete), mark], None, None)
+        }
+        Request::StrongRead { .. } | Request::LocalRead { .. } => (Vec::new(), None, None),
+    };
+    let key = operations.first().map(|operation: &Operation| operation.key.clone()).unwrap_or_default();
+    let precondition = |revision| Precondition {
+        asked_by: AskedBy::Client,
+        space: Space::Kv,
+        fact: Fact::Revision { key: key.clone(), revision },
+    };
+    let preconditions: Vec<_> = expected.into_iter().map(precondition).collect();
+    let idempotency = name.map(|key| {
+        let fingerprint = Fingerprint::of(&operations, &preconditions).unwrap();
+        Idempotency { key, fingerprint, rewritten: false }
+    });
+    GuardedWrite { operations, preconditions, hook_epoch: None, proposed_at_ms: now_ms, idempotency }
+}
+
+/// The revision that a write has given the store; none if it changed nothing.
+pub(super) fn applied_revision(outcome: &Outcome) -> Option<u64> {
+    match outcome {
+        Outcome::Applied { revision, effects } => {
+            let changed = effects.iter().any(|effect| !matches!(effect, Effect::Deleted { existed: false }));
+            changed.then_some(*revision)
+        }
+        _ => None,
+    }
+}

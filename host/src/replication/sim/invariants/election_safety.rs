@@ -1,0 +1,57 @@
+//! Election safety and leader completeness: a leadership belongs to one life of one node, and whoever leads holds all
+//! that was committed before.
+//!
+//! Raft has one leader in a term; openraft orders leaders of one term by their ids, so the unit is the pair of both. A
+//! node that restarts must not go on leading, since it has forgotten whom it promised what: a leadership seen in two lives
+//! of a node is a violation.
+
+use std::collections::HashMap;
+
+use super::log_matching::LogMatching;
+use super::state_machine_safety::StateMachineSafety;
+use super::{Leadership, View, Violation};
+
+const NAME: &str = "election-safety";
+
+/// Every leadership seen so far, with the node and its life that had it.
+#[derive(Default)]
+pub(super) struct ElectionSafety {
+    leaderships: HashMap<Leadership, (usize, u64)>,
+}
+
+impl ElectionSafety {
+    pub(super) fn observe(
+        &mut self,
+        view: &View<'_>,
+        machine: &StateMachineSafety,
+        logs: &LogMatching,
+    ) -> Result<(), Violation> {
+        let Some(leadership) = view.leads else { return Ok(()) };
+        let own = (view.number, view.start);
+        match self.leaderships.insert(leadership, own) {
+            Some(before) if before == own => return Ok(()),
+            Some(before) => {
+                let detail = format!("{leadership:?} was led by (node, life) {before:?} and {own:?}");
+                return Err(Violation::new(NAME, detail));
+            }
+            None => {}
+        }
+        // Just elected: is everything here that was committed under earlier leaders?
+        let applied = view.applied.map_or(0, |applied| applied.index);
+        let earlier = machine.committed().iter().rev().find(|(_, (writer, _))| *writer < leadership);
+        match earlier {
+            Some((index, (writer, _))) if *index > applied => match logs.entry(view.number, *index) {
+                Some((held, _)) if held == *writer => Ok(()),
+                held => Err(Violation::new(
+                    NAME,
+                    format!(
+                        "node {} leads as {leadership:?} without entry {index} of {writer:?}, which is committed; it holds {:?}",
+                        view.number,
+                        held.map(|(writer, _)| writer)
+                    ),
+                )),
+            },
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! Idempotency: a named write is applied at most once, and whoever asks hears of the same outcome.
+
+use std::collections::HashMap;
+
+use super::Violation;
+use super::replay::Replay;
+use crate::replication::sim::clients::once;
+use crate::replication::sim::history::History;
+use crate::storage::{Data, Space};
+
+const NAME: &str = "idempotency";
+
+pub(super) fn conclude(history: &History, _replay: &Replay, datas: &[&Data]) -> Result<(), Violation> {
+    let mut outcomes = HashMap::new();
+    for operation in &history.operations {
+        let Some(name) = operation.name() else { continue };
+        for data in datas {
+            let entry = data.get(Space::Kv, &once(name)).map_err(|error| Violation::new(NAME, error.to_string()))?;
+            // Nothing else writes this key.
+            if let Some(entry) = entry.filter(|entry| entry.meta.version != 1) {
+                let detail = format!("the write named {name} was applied {} times", entry.meta.version);
+                return Err(Violation::new(NAME, detail));
+            }
+        }
+        let Some(outcome) = operation.outcome() else { continue };
+        match outcomes.insert(name, outcome) {
+            Some(other) if other != outcome => {
+                let detail = format!("the write named {name} had the outcomes {other:?} and {outcome:?}");
+                return Err(Violation::new(NAME, detail));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}

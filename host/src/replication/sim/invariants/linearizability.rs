@@ -1,0 +1,154 @@
+//! Linearizability: for every key, writes, refused conditions and strong reads can be put in one order that agrees with
+//! real time and in which every read sees the last write before it (Herlihy and Wing 1990). Porcupine looks for it.
+//!
+//! Each write is taken at the revision that the log gave it, which says nothing about when it happened. A write of which
+//! the client does not know what became of it happened at any time after its call, if the log has it, and else never.
+
+use std::collections::{BTreeSet, HashMap};
+
+use porcupine_rs::{Model, Operation as Step};
+
+use super::Violation;
+use super::replay::Replay;
+use crate::replication::sim::clients::{KEYS, applied_revision};
+use crate::replication::sim::history::{History, Operation, Request, Response, Seen, Unique};
+use crate::storage::Outcome;
+
+const NAME: &str = "linearizability";
+
+/// Later than everything.
+const NEVER: i64 = i64::MAX / 2;
+
+/// One key.
+#[derive(Clone, Debug)]
+struct Register;
+
+#[derive(Clone, Debug)]
+enum Act {
+    /// The key gets a value, or loses the one it has; if it has the expected revision. `before` is the revision of the
+    /// write before it, which keeps the search short: revisions order writes.
+    Write {
+        before: u64,
+        revision: u64,
+        value: Option<Unique>,
+        expected: Option<Option<u64>>,
+    },
+    /// A write was refused, since the key had another revision than expected.
+    Refusal {
+        expected: Option<u64>,
+        current: Option<u64>,
+    },
+    Read(Seen),
+}
+
+impl Model for Register {
+    /// The revision of the last write, and what the key holds.
+    type State = (u64, Seen);
+    type Op = Act;
+    type Metadata = ();
+
+    fn init() -> Self::State {
+        (0, None)
+    }
+
+    fn step(state: &Self::State, act: &Act) -> (bool, Self::State) {
+        let (last, seen) = *state;
+        let current = seen.map(|(revision, _)| revision);
+        match act {
+            Act::Write { before, revision, value, expected } => {
+                let may = *before == last && expected.is_none_or(|expected| expected == current);
+                (may, (*revision, value.map(|value| (*revision, value))))
+            }
+            Act::Refusal { expected, current: told } => (*told == current && *expected != current, *state),
+            Act::Read(read) => (*read == seen, *state),
+        }
+    }
+}
+
+pub(super) fn conclude(history: &History, replay: &Replay) -> Result<(), Violation> {
+    for key in KEYS {
+        let steps = steps_of(key, history, replay);
+        if !porcupine_rs::check_operations(&steps) {
+            let detail = format!("no order of these explains what clients saw of {key}:\n{}", shown(&steps));
+            return Err(Violation::new(NAME, detail));
+        }
+    }
+    Ok(())
+}
+
+fn shown(steps: &[Step<Register>]) -> String {
+    let mut lines: Vec<_> = steps.iter().collect();
+    lines.sort_by_key(|step| step.call_time);
+    let line = |step: &Step<Register>| {
+        let returned = if step.return_time == NEVER { "?".to_owned() } else { step.return_time.to_string() };
+        format!("  {:>4}..{returned:<4} client {:?} {:?}", step.call_time, step.client_id, step.op)
+    };
+    lines.into_iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+fn steps_of(key: &str, history: &History, replay: &Replay) -> Vec<Step<Register>> {
+    let mut steps = Vec::new();
+    // Named writes that were sent several times are one step, from the first call to the first acknowledgement.
+    let mut named: HashMap<&str, usize> = HashMap::new();
+    for operation in &history.operations {
+        let Some(act) = act_of(key, operation, history, replay) else { continue };
+        let returned = operation.returned.filter(|_| operation.outcome().is_some() || !operation.is_write());
+        let returned = returned.unwrap_or(NEVER);
+        if let Some(name) = operation.name() {
+            if let Some(step) = named.get(name).and_then(|step| steps.get_mut(*step)) {
+                let step: &mut Step<Register> = step;
+                step.return_time = step.return_time.min(returned);
+                continue;
+            }
+            named.insert(name, steps.len());
+        }
+        steps.push(Step {
+            client_id: Some(operation.client),
+            call_time: operation.called,
+            return_time: returned,
+            op: act,
+            metadata: None,
+        });
+    }
+    let revision = |step: &Step<Register>| match step.op {
+        Act::Write { revision, .. } => Some(revision),
+        Act::Refusal { .. } | Act::Read(_) => None,
+    };
+    let revisions: BTreeSet<u64> = steps.iter().filter_map(revision).collect();
+    for step in &mut steps {
+        if let Act::Write { before, revision, .. } = &mut step.op {
+            *before = revisions.range(..*revision).next_back().copied().unwrap_or(0);
+        }
+    }
+    steps
+}
+
+/// What an operation did to a key, or saw of it; nothing, if it had no part in it.
+fn act_of(key: &str, operation: &Operation, history: &History, replay: &Replay) -> Option<Act> {
+    let (touches, is_first, is_put, expected) = match &operation.request {
+        Request::Put { keys, expected, .. } => {
+            (keys.iter().any(|put| put == key), keys.first().is_some_and(|first| first == key), true, *expected)
+        }
+        Request::Delete { key: deleted } => (deleted == key, false, false, None),
+        Request::StrongRead { key: read } => {
+            return match &operation.response {
+                Some(Response::Read(seen)) if read == key => Some(Act::Read(*seen)),
+                _ => None,
+            };
+        }
+        Request::LocalRead { .. } => return None,
+    };
+    if !touches {
+        return None;
+    }
+    let id = history.value_of(operation);
+    let expected = expected.filter(|_| is_first);
+    let write = |revision| Act::Write { before: 0, revision, value: is_put.then_some(id), expected };
+    match operation.outcome() {
+        Some(Outcome::PreconditionFailed { current, .. }) => {
+            expected.map(|expected| Act::Refusal { expected, current: *current })
+        }
+        Some(outcome) => applied_revision(outcome).map(write),
+        None => replay.applied.get(&id).copied().map(write),
+    }
+}

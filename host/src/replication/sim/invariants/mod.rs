@@ -1,0 +1,103 @@
+//! What must hold in every course of a simulation, one file each.
+//!
+//! Some invariants are looked after while the simulation goes on, from inside the nodes ([`Invariants::observe`]); the
+//! others when it is over, from what the clients saw and what the log says ([`Invariants::conclude`]).
+
+mod durability;
+mod election_safety;
+mod idempotency;
+mod linearizability;
+mod log_matching;
+mod outcomes;
+mod replay;
+mod revisions;
+mod state_machine_safety;
+
+use self::replay::Replay;
+use super::chaos::metrics_of;
+use super::history::History;
+use super::node::Node;
+use crate::replication::state_machine::APPLIED;
+use crate::replication::types::{LogId, decode};
+use crate::storage::{Data, Log};
+
+/// A leadership: a term and the leader's id. Raft as openraft does it may have several leaders in one term, of which
+/// each counts as later than those with smaller ids.
+pub(super) type Leadership = (u64, u64);
+
+/// An invariant that did not hold.
+#[derive(Debug, Clone)]
+pub(super) struct Violation {
+    pub(super) invariant: &'static str,
+    pub(super) detail: String,
+}
+
+impl Violation {
+    pub(super) fn new(invariant: &'static str, detail: impl Into<String>) -> Self {
+        Self { invariant, detail: detail.into() }
+    }
+}
+
+/// A running node, looked at from inside.
+struct View<'a> {
+    number: usize,
+    /// Which of its lives this is.
+    start: u64,
+    log: &'a Log,
+    data: &'a Data,
+    /// The leadership it believes to have.
+    leads: Option<Leadership>,
+    /// The last entry it has applied.
+    applied: Option<LogId>,
+}
+
+/// All invariants.
+#[derive(Default)]
+pub(super) struct Invariants {
+    election_safety: election_safety::ElectionSafety,
+    log_matching: log_matching::LogMatching,
+    state_machine_safety: state_machine_safety::StateMachineSafety,
+    revisions: revisions::Revisions,
+}
+
+impl Invariants {
+    /// Looks at a node.
+    pub(super) fn observe(&mut self, node: &Node) -> Result<(), Violation> {
+        let Some(running) = &node.running else { return Ok(()) };
+        let Some(handle) = &running.handle else { return Ok(()) };
+        let leads = {
+            let metrics = metrics_of(handle);
+            if let Err(error) = &metrics.running_state {
+                return Err(Violation::new("availability", format!("node {} has stopped: {error}", node.number)));
+            }
+            let leader = metrics.vote.leader_id;
+            (metrics.state == openraft::ServerState::Leader).then_some((leader.term, leader.node_id))
+        };
+        let applied = running.data.meta(APPLIED).ok().flatten().and_then(|bytes| decode::<LogId>(&bytes).ok());
+        let (number, start) = (node.number, node.starts);
+        let view = View { number, start, log: &running.log, data: &running.data, leads, applied };
+        self.log_matching.observe(&view)?;
+        self.election_safety.observe(&view, &self.state_machine_safety, &self.log_matching)?;
+        self.state_machine_safety.observe(&view, &self.log_matching)?;
+        self.revisions.observe(&view)
+    }
+
+    /// Forgets what a node held that has crashed: it may hold less from now on.
+    pub(super) fn crashed(&mut self, number: usize) {
+        self.log_matching.crashed(number);
+        self.state_machine_safety.crashed(number);
+    }
+
+    /// Judges the whole course, when all nodes that are members have come to the same state.
+    pub(super) fn conclude(&self, history: &History, nodes: &[&Node]) -> Result<(), Violation> {
+        let replay = Replay::of(self.state_machine_safety.committed())?;
+        let datas: Vec<&Data> =
+            nodes.iter().filter_map(|node| node.running.as_ref()).map(|running| &running.data).collect();
+        idempotency::conclude(history, &replay, &datas)?;
+        revisions::conclude(history)?;
+        durability::conclude(history, &replay)?;
+        outcomes::conclude(history, &replay)?;
+        linearizability::conclude(history, &replay)?;
+        state_machine_safety::conclude(&replay, &datas)
+    }
+}

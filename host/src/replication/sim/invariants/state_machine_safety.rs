@@ -1,0 +1,87 @@
+//! State-machine safety: no two nodes apply different entries at an index, and nodes that have applied the same have the
+//! same state, which is the one that the log says.
+
+use std::collections::{BTreeMap, HashMap};
+
+use bytes::Bytes;
+
+use super::log_matching::LogMatching;
+use super::replay::Replay;
+use super::{Leadership, View, Violation};
+use crate::storage::{Data, RangeQuery};
+
+const NAME: &str = "state-machine-safety";
+
+/// What is committed, and what states it gave.
+#[derive(Default)]
+pub(super) struct StateMachineSafety {
+    committed: BTreeMap<u64, (Leadership, Bytes)>,
+    /// By the index of the last applied entry.
+    digests: HashMap<u64, (u64, usize)>,
+    /// How far each node was seen to have applied.
+    applied: HashMap<usize, u64>,
+}
+
+impl StateMachineSafety {
+    /// The committed entries, by index.
+    pub(super) fn committed(&self) -> &BTreeMap<u64, (Leadership, Bytes)> {
+        &self.committed
+    }
+
+    /// Looks at what a node has applied since the last look.
+    pub(super) fn observe(&mut self, view: &View<'_>, logs: &LogMatching) -> Result<(), Violation> {
+        let Some(applied) = view.applied else { return Ok(()) };
+        let before = self.applied.insert(view.number, applied.index);
+        if before == Some(applied.index) {
+            return Ok(());
+        }
+        for index in before.map_or(0, |before| before + 1)..=applied.index {
+            // What is not in the log any more came with a snapshot, and was seen on another node before.
+            let Some((writer, entry)) = logs.entry(view.number, index) else { continue };
+            match self.committed.get(&index) {
+                Some((known, _)) if *known != writer => {
+                    let detail = format!(
+                        "node {} applied the entry of {writer:?} at {index}, another that of {known:?}",
+                        view.number
+                    );
+                    return Err(Violation::new(NAME, detail));
+                }
+                Some(_) => {}
+                None => drop(self.committed.insert(index, (writer, entry))),
+            }
+        }
+        let digest = view.data.digest();
+        match self.digests.insert(applied.index, (digest, view.number)) {
+            Some((known, number)) if known != digest => Err(Violation::new(
+                NAME,
+                format!("having applied {}, nodes {number} and {} have different states", applied.index, view.number),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn crashed(&mut self, number: usize) {
+        self.applied.remove(&number);
+    }
+}
+
+/// Compares the nodes' states with what the log says.
+pub(super) fn conclude(replay: &Replay, datas: &[&Data]) -> Result<(), Violation> {
+    for data in datas {
+        let page = data.scan(&RangeQuery::default()).map_err(|error| Violation::new(NAME, error.to_string()))?;
+        let found = page.entries.into_iter().map(|entry| {
+            let value = String::from_utf8_lossy(&entry.value.bytes).into_owned();
+            (entry.key, (entry.meta.revision, entry.meta.version, value))
+        });
+        let found: BTreeMap<_, _> = found.collect();
+        if found != replay.state {
+            let detail = format!("the log gives {:?}, a node has {found:?}", replay.state);
+            return Err(Violation::new(NAME, detail));
+        }
+        if data.revision() != replay.revision {
+            let detail = format!("the log gives revision {}, a node has {}", replay.revision, data.revision());
+            return Err(Violation::new(NAME, detail));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,181 @@
+//! The network of a simulation: delays, losses, duplicates, reordering, and links that are cut in one direction or both.
+//!
+//! Nodes put their calls into an outbox; the world takes them out, decides by its seed what becomes of each, and delivers
+//! them when they are due. As on a real network, a caller whose call or answer is lost waits for its timeout; one whose
+//! peer dies learns that at once or not at all; one whose peer does not run is refused.
+//!
+//! A call may be delivered twice (a proxy on the way repeats it), except for `Propose`: the contract of [`Transport`]
+//! forbids that, since a write without a name is not to be done twice. A call may come long after its sender gave up.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use tokio::sync::oneshot;
+
+use crate::replication::identity::ClusterId;
+use crate::replication::shared::lock;
+use crate::replication::transport::{Call, CallError, Envelope, Transport, VANISHED_AFTER};
+
+/// Who waits for the answer to a call.
+pub(super) type Reply = oneshot::Sender<Result<Bytes, CallError>>;
+
+/// What a call carries.
+#[derive(Clone)]
+pub(super) enum Body {
+    Whole(Bytes),
+    /// The frames of a stream; it breaks off after them, if it is not whole.
+    Frames {
+        frames: Vec<Bytes>,
+        is_whole: bool,
+    },
+}
+
+/// A call that a node sends.
+pub(super) struct Outgoing {
+    pub(super) from: usize,
+    pub(super) url: String,
+    pub(super) envelope: Envelope,
+    pub(super) call: Call,
+    pub(super) body: Body,
+    pub(super) reply: Reply,
+}
+
+/// An answer that a node sends.
+pub(super) struct Answer {
+    pub(super) from: usize,
+    pub(super) to: usize,
+    pub(super) call: Call,
+    pub(super) result: Result<Bytes, CallError>,
+    pub(super) reply: Reply,
+}
+
+/// What nodes have sent since the world looked last.
+#[derive(Default)]
+pub(super) struct Outbox {
+    pub(super) calls: Vec<Outgoing>,
+    pub(super) answers: Vec<Answer>,
+}
+
+/// The network as a node uses it.
+pub(super) struct SimTransport {
+    from: usize,
+    outbox: Arc<Mutex<Outbox>>,
+    cluster: OnceLock<ClusterId>,
+}
+
+impl SimTransport {
+    pub(super) fn new(from: usize, outbox: Arc<Mutex<Outbox>>) -> Self {
+        Self { from, outbox, cluster: OnceLock::new() }
+    }
+
+    async fn send(&self, url: String, to: u64, call: Call, body: Body, timeout: Duration) -> Result<Bytes, CallError> {
+        let (reply, answer) = oneshot::channel();
+        let envelope = Envelope { to, cluster: self.cluster.get().copied() };
+        lock(&self.outbox).calls.push(Outgoing { from: self.from, url: url.clone(), envelope, call, body, reply });
+        match tokio::time::timeout(timeout, answer).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(CallError::NoAnswer { url, reason: "the connection broke".to_owned() }),
+            Err(_) => Err(CallError::NoAnswer { url, reason: "the call timed out".to_owned() }),
+        }
+    }
+}
+
+impl Transport for SimTransport {
+    fn set_cluster(&self, cluster: ClusterId) {
+        // A node belongs to one cluster for good.
+        let _ = self.cluster.set(cluster);
+    }
+
+    fn call(
+        &self,
+        to: u64,
+        url: &str,
+        call: Call,
+        body: Bytes,
+        timeout: Duration,
+    ) -> BoxFuture<'_, Result<Bytes, CallError>> {
+        Box::pin(self.send(url.to_owned(), to, call, Body::Whole(body), timeout))
+    }
+
+    fn stream(
+        &self,
+        to: u64,
+        url: &str,
+        call: Call,
+        body: BoxStream<'static, std::io::Result<Bytes>>,
+        timeout: Duration,
+    ) -> BoxFuture<'_, Result<Bytes, CallError>> {
+        let url = url.to_owned();
+        Box::pin(async move {
+            let sent: Vec<_> = body.collect().await;
+            let is_whole = sent.iter().all(Result::is_ok);
+            let frames = sent.into_iter().map_while(Result::ok).collect();
+            // The connection to a host that has vanished breaks long before a snapshot's timeout.
+            self.send(url, to, call, Body::Frames { frames, is_whole }, timeout.min(VANISHED_AFTER)).await
+        })
+    }
+}
+
+/// How the network is at the moment.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Weather {
+    /// Least and most time that a message takes.
+    pub(super) delay_ms: (u64, u64),
+    /// How many of a thousand messages take much longer.
+    pub(super) straggle_permille: u64,
+    /// How many of a thousand messages are lost.
+    pub(super) loss_permille: u64,
+    /// How many of a thousand calls are delivered twice.
+    pub(super) repeat_permille: u64,
+}
+
+impl Weather {
+    pub(super) const CALM: Self = Self { delay_ms: (1, 2), straggle_permille: 0, loss_permille: 0, repeat_permille: 0 };
+    pub(super) const UNEVEN: Self =
+        Self { delay_ms: (1, 15), straggle_permille: 20, loss_permille: 5, repeat_permille: 50 };
+    pub(super) const ROUGH: Self =
+        Self { delay_ms: (1, 60), straggle_permille: 60, loss_permille: 60, repeat_permille: 100 };
+
+    /// How long a straggler takes at most.
+    const STRAGGLER_MS_MAX: u64 = 1_500;
+
+    pub(super) fn delay(&self, rng: &mut fastrand::Rng) -> u64 {
+        if rng.u64(0..1_000) < self.straggle_permille {
+            return rng.u64(self.delay_ms.1..=Self::STRAGGLER_MS_MAX);
+        }
+        rng.u64(self.delay_ms.0..=self.delay_ms.1)
+    }
+
+    pub(super) fn loses(&self, rng: &mut fastrand::Rng) -> bool {
+        rng.u64(0..1_000) < self.loss_permille
+    }
+
+    pub(super) fn repeats(&self, call: Call, rng: &mut fastrand::Rng) -> bool {
+        !matches!(call, Call::Propose | Call::Snapshot) && rng.u64(0..1_000) < self.repeat_permille
+    }
+}
+
+/// The links that are cut, each in one direction.
+#[derive(Debug, Default)]
+pub(super) struct Cuts {
+    links: BTreeSet<(usize, usize)>,
+}
+
+impl Cuts {
+    pub(super) fn cut(&mut self, from: usize, to: usize) {
+        self.links.insert((from, to));
+    }
+
+    pub(super) fn heal(&mut self) {
+        self.links.clear();
+    }
+
+    pub(super) fn is_cut(&self, from: usize, to: usize) -> bool {
+        self.links.contains(&(from, to))
+    }
+}
