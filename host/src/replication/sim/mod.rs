@@ -159,7 +159,7 @@ fn finish(world: &mut World) -> Result<(), Violation> {
     }
     // The next look sees what was applied last.
     (0..10).try_for_each(|_| world.step())?;
-    world.invariants.conclude(&world.history, &members(world))
+    world.invariants.conclude(&world.history, &members(world), world.looks_for_orders)
 }
 
 fn was_written_since(world: &World, since_ms: u64) -> bool {

@@ -39,6 +39,8 @@ pub(super) struct World {
     pub(super) history: History,
     pub(super) clients: Vec<Client>,
     pub(super) clients_act: bool,
+    /// Whether the histories of clients are searched for an order, at the end.
+    pub(super) looks_for_orders: bool,
     pub(super) invariants: Invariants,
     outbox: Arc<Mutex<Outbox>>,
     inbox: Inbox,
@@ -66,6 +68,7 @@ impl World {
             history: History::default(),
             clients: (0..CLIENTS).map(Client::new).collect(),
             clients_act: false,
+            looks_for_orders: true,
             invariants: Invariants::default(),
             outbox: Arc::default(),
             inbox: Arc::default(),

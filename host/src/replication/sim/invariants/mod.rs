@@ -88,8 +88,9 @@ impl Invariants {
         self.state_machine_safety.crashed(number);
     }
 
-    /// Judges the whole course, when all nodes that are members have come to the same state.
-    pub(super) fn conclude(&self, history: &History, nodes: &[&Node]) -> Result<(), Violation> {
+    /// Judges the whole course, when all nodes that are members have come to the same state. An order of all reads and
+    /// writes is looked for if `orders` says so.
+    pub(super) fn conclude(&self, history: &History, nodes: &[&Node], orders: bool) -> Result<(), Violation> {
         let replay = Replay::of(self.state_machine_safety.committed())?;
         let datas: Vec<&Data> =
             nodes.iter().filter_map(|node| node.running.as_ref()).map(|running| &running.data).collect();
@@ -97,7 +98,7 @@ impl Invariants {
         revisions::conclude(history)?;
         durability::conclude(history, &replay)?;
         outcomes::conclude(history, &replay)?;
-        linearizability::conclude(history, &replay)?;
+        linearizability::conclude(history, &replay, orders)?;
         state_machine_safety::conclude(&replay, &datas)
     }
 }
