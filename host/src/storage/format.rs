@@ -6,7 +6,7 @@ use super::Error;
 use super::engine::{Database, Durability, Table};
 
 /// The format this version reads and writes. Any change of a stored layout raises it.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 const KEY: &str = "format";
 
