@@ -22,8 +22,8 @@ use super::scan::{self, Page, RangeQuery};
 use super::snapshot::{self, SnapshotReader};
 use super::{Error, format, record};
 
-/// Journal bytes kept before the engine flushes its tables. A node that comes back after a crash reads them all, at about
-/// 200 MiB a second, so that this bounds recovery time.
+/// Journal bytes kept before the engine flushes its tables. A node that comes back after a crash reads them all, which
+/// takes some seconds a GiB, so that this bounds recovery time.
 const JOURNAL_BYTES_MAX: u64 = 128 * 1024 * 1024;
 
 /// Memory for what was written to clients' entries lately, before it is written out. The engine holds up to four more of
