@@ -24,6 +24,7 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let (seeds, from) = (options.seeds.to_string(), options.from.to_string());
     let env = [("BRINK_SIM_SEEDS", Path::new(&seeds)), ("BRINK_SIM_FROM", Path::new(&from))];
-    let test = ["test", "--package", "brink", "--lib", "--", "--exact", TEST, "--nocapture"];
+    // The whole workspace, as `test` builds it, so that no dependency is built twice with other features.
+    let test = ["test", "--workspace", "--lib", "--", "--exact", TEST, "--nocapture"];
     build::run_with(&build::cargo(), &test, &env)
 }
