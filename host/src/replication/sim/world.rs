@@ -108,8 +108,10 @@ impl World {
     pub(super) fn crash(&mut self, number: usize, is_host_up: bool) {
         let polls = self.rng.u32(0..80);
         self.note(("crash", number, polls, is_host_up));
+        let now_ms = self.now_ms;
         if let Some(node) = self.nodes.get_mut(number) {
-            node.crash(polls);
+            // One that stands still does nothing more: its clock shows a time that is long past.
+            node.crash(if node.is_paused(now_ms) { 0 } else { polls });
             node.is_host_up = is_host_up;
         }
         self.take_what_was_sent();
