@@ -24,9 +24,10 @@
 //! # Guarantees
 //!
 //! - Before its id is decided a node neither votes nor takes log entries, so an empty disk never counts as a copy.
-//! - A node decides to be a founder only of a cluster whose id it has itself accepted, on this disk. So one that lost its
-//!   disk never takes its old id up again, even if the nodes that lost theirs form a new cluster of the same URLs, under
-//!   the same ids of nodes, at that moment.
+//! - A node decides to be a founder only of a cluster whose id it has itself accepted, on this disk; and one that is
+//!   decided takes part in no formation any more, so that nobody learns from it an id that was chosen before. So one that
+//!   lost its disk never takes its old id up again as long as it meets a node of its cluster, even if the nodes that lost
+//!   theirs form a new cluster of the same URLs, under the same ids of nodes, at that moment.
 //! - A call from another cluster is refused before anything else is looked at.
 //!
 //! # Failure model
@@ -34,7 +35,8 @@
 //! A majority that loses its disks is beyond help: what remains does not form a cluster by itself. And a node with an
 //! empty disk cannot tell a cluster that was never formed from one of which no node can be reached: if a majority of the
 //! nodes have empty disks while those that hold data are away, they form a new cluster. Those that come back with the
-//! data of the old one stay apart from it, and say so.
+//! data of the old one stay apart from it, and say so. Worse, if one of these accepted the old cluster's id and stopped
+//! before it heard that it was chosen, they found that cluster again; one that comes back then follows what they decide.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -171,32 +173,54 @@ struct Search {
 }
 
 async fn look_around(shared: &Arc<Shared>, search: &mut Search) -> Result<(), Error> {
-    let (without_cluster, in_cluster) = shared.survey();
-    if !in_cluster.is_empty() {
-        if !shared.is_decided() {
-            decide_who_to_be(shared).await?;
-        }
-        // A founder is a member already, and the leader brings it the log; if not, others have taken its place.
-        let waits = shared.id() == founding_id(shared) && search.began.elapsed() < FORM_PATIENCE + FIRST_PATIENCE;
-        return if waits { Ok(()) } else { ask_to_join(shared, &in_cluster).await };
-    }
-    let may_found = !shared.is_decided() || shared.id() == founding_id(shared);
-    let (there, all) = (without_cluster.len() + 1, shared.founders.len());
-    let is_first = without_cluster.iter().all(|url| shared.options.self_url < *url);
+    let survey = shared.survey();
     let waited = search.began.elapsed();
-    let everybody_or_enough = there == all || (there > all / 2 && waited > FORM_PATIENCE);
-    if may_found
-        && shared.options.may_found
-        && !shared.is_initialized()
-        && everybody_or_enough
-        && (is_first || waited > FIRST_PATIENCE)
-    {
-        form(shared, &without_cluster, &mut search.highest).await?;
-        if !shared.is_initialized() {
+    if !shared.is_decided() {
+        return match survey.in_cluster.is_empty() {
+            true => form_if_enough(shared, &survey.without_cluster, waited, &mut search.highest).await,
+            false => decide_who_to_be(shared).await,
+        };
+    }
+    let is_founder = shared.id() == founding_id(shared);
+    if is_founder && !shared.is_initialized() && survey.initialized == 0 {
+        // Those that chose the cluster may all have stopped before one of them initialised it.
+        let fellows = survey.in_cluster.iter().filter(|url| shared.founders.values().any(|founder| founder == *url));
+        if enough_are_there(shared, fellows.count() + 1, waited) && is_its_turn(shared, &survey.in_cluster, waited) {
+            initialize(shared, &shared.founders).await;
+        }
+        return Ok(());
+    }
+    // A founder is a member already, and the leader brings it the log; if not, others have taken its place.
+    if survey.in_cluster.is_empty() || (is_founder && waited < FORM_PATIENCE + FIRST_PATIENCE) {
+        return Ok(());
+    }
+    ask_to_join(shared, &survey.in_cluster).await
+}
+
+/// Forms the cluster with others that have none, once there are enough of them and it is this node's turn.
+async fn form_if_enough(
+    shared: &Arc<Shared>,
+    others: &[String],
+    waited: Duration,
+    highest: &mut u64,
+) -> Result<(), Error> {
+    let is_due = enough_are_there(shared, others.len() + 1, waited) && is_its_turn(shared, others, waited);
+    if shared.options.may_found && is_due {
+        form(shared, others, highest).await?;
+        if !shared.is_decided() {
             tokio::time::sleep(FORM_PAUSE_MAX.mul_f64(fastrand::f64())).await;
         }
     }
     Ok(())
+}
+
+fn enough_are_there(shared: &Shared, there: usize, waited: Duration) -> bool {
+    let all = shared.founders.len();
+    there == all || (there > all / 2 && waited > FORM_PATIENCE)
+}
+
+fn is_its_turn(shared: &Shared, others: &[String], waited: Duration) -> bool {
+    others.iter().all(|url| shared.options.self_url < *url) || waited > FIRST_PATIENCE
 }
 
 fn founding_id(shared: &Shared) -> u64 {
@@ -316,8 +340,8 @@ pub(super) async fn take_part(shared: &Shared, proposal: &Proposal) -> Result<Re
         tracing::warn!(theirs = ?proposal.founders.values(), ours = ?shared.founders.values(), "lists of nodes differ");
         return Ok(Reply::Refused(formation.promised));
     }
-    let may_found = shared.options.may_found;
-    if !may_found || shared.is_initialized() || (shared.is_decided() && shared.id() != founding_id(shared)) {
+    // To one that is decided the formation is over: whoever asks still is too late, or has lost its disk since (P8).
+    if !shared.options.may_found || shared.is_decided() {
         return Ok(Reply::Refused(formation.promised));
     }
     let before = formation;
@@ -332,11 +356,8 @@ pub(super) async fn take_part(shared: &Shared, proposal: &Proposal) -> Result<Re
 }
 
 /// Goes by the founding id, in a cluster whose id was chosen and which this node has accepted. The caller holds
-/// `deciding`.
+/// `deciding`, and the node is not decided yet.
 async fn become_founder(shared: &Shared, cluster: ClusterId) -> Result<(), Error> {
-    if shared.is_decided() {
-        return Ok(());
-    }
     let identity = Identity { id: founding_id(shared), cluster: Some(cluster) };
     keep(&shared.engine_parts.log, IDENTITY, &identity).await?;
     shared.set_cluster(cluster);

@@ -67,6 +67,16 @@ impl PeerState {
     }
 }
 
+/// The peers that can be reached, by what they belong to.
+#[derive(Debug, Default)]
+pub(super) struct Survey {
+    pub(super) without_cluster: Vec<String>,
+    /// Those whose disk says that they belong to one, whether or not they have heard anything of it yet.
+    pub(super) in_cluster: Vec<String>,
+    /// How many know a membership.
+    pub(super) initialized: usize,
+}
+
 /// The state shared by the tasks of replication.
 pub(super) struct Shared {
     pub(super) options: Options,
@@ -372,13 +382,15 @@ impl Shared {
         lock(&self.peers).get(url).cloned()
     }
 
-    /// The peers that can be reached and belong to no cluster yet, and those that belong to one.
-    pub(super) fn survey(&self) -> (Vec<String>, Vec<String>) {
-        let peers = lock(&self.peers);
-        let reachable = peers.iter().filter(|(_, peer)| peer.is_healthy());
-        let (members, without): (Vec<_>, Vec<_>) = reachable.partition(|(_, peer)| peer.initialized);
-        let urls = |peers: Vec<(&String, &PeerState)>| peers.into_iter().map(|(url, _)| url.clone()).collect();
-        (urls(without), urls(members))
+    /// The peers that can be reached.
+    pub(super) fn survey(&self) -> Survey {
+        let mut survey = Survey::default();
+        for (url, peer) in lock(&self.peers).iter().filter(|(_, peer)| peer.is_healthy()) {
+            let side = if peer.cluster.is_some() { &mut survey.in_cluster } else { &mut survey.without_cluster };
+            side.push(url.clone());
+            survey.initialized += usize::from(peer.initialized);
+        }
+        survey
     }
 
     /// Whether a peer that can be reached belongs to a cluster.
