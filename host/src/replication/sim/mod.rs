@@ -43,6 +43,7 @@
 mod chaos;
 mod clients;
 mod history;
+mod identities;
 mod invariants;
 mod leases;
 mod network;
