@@ -23,7 +23,7 @@
 //! disks, pauses, cut links, bad weather, slow syncs, leadership transfers, members that come and go. Meanwhile clients on
 //! all nodes write, delete and read, and what they saw is recorded (`clients`, `history`). Then everything heals, the
 //! cluster must be writable again soon and its nodes come to the same state, and the whole course is judged
-//! (`invariants`, one file each). Lease and restart rules have tests of their own (`leases`).
+//! (`invariants`, one file each). Lease, restart and identity rules have tests of their own (`leases`, `identities`).
 //!
 //! # Guarantees
 //!
