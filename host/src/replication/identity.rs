@@ -182,10 +182,10 @@ async fn look_around(shared: &Arc<Shared>, search: &mut Search) -> Result<(), Er
         };
     }
     let is_founder = shared.id() == founding_id(shared);
-    if is_founder && !shared.is_initialized() && survey.initialized == 0 {
+    if is_founder && !shared.is_initialized() && !survey.is_initialized {
         // Those that chose the cluster may all have stopped before one of them initialised it.
-        let fellows = survey.in_cluster.iter().filter(|url| shared.founders.values().any(|founder| founder == *url));
-        if enough_are_there(shared, fellows.count() + 1, waited) && is_its_turn(shared, &survey.in_cluster, waited) {
+        let fellows = &survey.fellows;
+        if enough_are_there(shared, fellows.len() + 1, waited) && is_its_turn(shared, fellows, waited) {
             initialize(shared, &shared.founders).await;
         }
         return Ok(());

@@ -243,9 +243,9 @@ async fn add(shared: &Shared, members: &Members, url: &str, role: Role) -> Progr
         Ok((hello, _)) => hello,
         Err(error) => return Progress::Refused(format!("the node must answer, so that it can be added: {error}")),
     };
-    if hello.initialized {
+    if hello.cluster.is_some() && hello.cluster != shared.cluster() {
         return Progress::Refused(format!(
-            "{url} belongs to a cluster already; it can be added with an empty --data-dir"
+            "{url} belongs to another cluster; it can be added with an empty --data-dir"
         ));
     }
     if hello.url != url {

@@ -34,7 +34,7 @@ pub(super) struct Hello {
     /// Whether it belongs to a cluster, and knows who else does.
     pub(super) initialized: bool,
     /// The cluster that it belongs to.
-    cluster: Option<ClusterId>,
+    pub(super) cluster: Option<ClusterId>,
     /// Whether it has just restarted, and neither votes nor stands yet.
     silent: bool,
     /// The URLs it was started with.

@@ -73,8 +73,10 @@ pub(super) struct Survey {
     pub(super) without_cluster: Vec<String>,
     /// Those whose disk says that they belong to one, whether or not they have heard anything of it yet.
     pub(super) in_cluster: Vec<String>,
-    /// How many know a membership.
-    pub(super) initialized: usize,
+    /// Those of `in_cluster` that belong to this node's.
+    pub(super) fellows: Vec<String>,
+    /// Whether one of them knows a membership.
+    pub(super) is_initialized: bool,
 }
 
 /// The state shared by the tasks of replication.
@@ -384,11 +386,14 @@ impl Shared {
 
     /// The peers that can be reached.
     pub(super) fn survey(&self) -> Survey {
-        let mut survey = Survey::default();
+        let (own, mut survey) = (self.cluster(), Survey::default());
         for (url, peer) in lock(&self.peers).iter().filter(|(_, peer)| peer.is_healthy()) {
             let side = if peer.cluster.is_some() { &mut survey.in_cluster } else { &mut survey.without_cluster };
             side.push(url.clone());
-            survey.initialized += usize::from(peer.initialized);
+            if own.is_some() && peer.cluster == own {
+                survey.fellows.push(url.clone());
+                survey.is_initialized |= peer.initialized;
+            }
         }
         survey
     }
