@@ -25,6 +25,7 @@ pub(super) fn start(shared: Arc<Shared>) {
         tokio::pin!(stopped);
         loop {
             tokio::select! {
+                biased;
                 () = &mut stopped => return,
                 () = tokio::time::sleep(INTERVAL) => {}
             }
