@@ -179,6 +179,7 @@ async fn forward(shared: &Shared, leader: u64, url: &str, round: &Round, deadlin
     let remaining = deadline.saturating_duration_since(Instant::now());
     let call = shared.transport.call(leader, url, Call::Propose, encode(&(round, remaining))?, remaining);
     let answer = tokio::select! {
+        biased;
         answer = call => answer,
         () = succession(shared, leader) => return Err(Error::LeaderLost),
     };

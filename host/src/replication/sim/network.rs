@@ -45,6 +45,14 @@ pub(super) struct Outgoing {
     pub(super) reply: Reply,
 }
 
+/// A call that a node serves.
+pub(super) struct Serving {
+    pub(super) from: usize,
+    pub(super) to: usize,
+    pub(super) call: Call,
+    pub(super) reply: Reply,
+}
+
 /// An answer that a node sends.
 pub(super) struct Answer {
     pub(super) from: usize,
@@ -58,7 +66,8 @@ pub(super) struct Answer {
 #[derive(Default)]
 pub(super) struct Outbox {
     pub(super) calls: Vec<Outgoing>,
-    pub(super) answers: Vec<Answer>,
+    /// What came of calls that are being served, by the numbers that the world gave them.
+    pub(super) served: Vec<(u64, Result<Bytes, CallError>)>,
 }
 
 /// The network as a node uses it.

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use super::clients::{self, CLIENTS, Client, Inbox};
 use super::history::{History, Request, Response};
 use super::invariants::{Invariants, Violation};
-use super::network::{Answer, Body, Cuts, Outbox, Outgoing, Reply, Weather};
+use super::network::{Answer, Body, Cuts, Outbox, Outgoing, Reply, Serving, Weather};
 use super::node::Node;
 use crate::replication::WriteOutcome;
 use crate::replication::shared::lock;
@@ -47,6 +47,10 @@ pub(super) struct World {
     /// By the time at which they are due, and the order in which they were sent.
     under_way: BTreeMap<(u64, u64), Message>,
     sent: u64,
+    /// The calls that nodes serve, in the order in which they were delivered. A node that dies breaks them in this order;
+    /// its runtime would drop its tasks in one that no seed decides.
+    serving: BTreeMap<u64, Serving>,
+    delivered: u64,
     /// Callers whose call or answer is lost wait for their timeouts.
     unanswered: Vec<Reply>,
     telemetry: Telemetry,
@@ -74,6 +78,8 @@ impl World {
             inbox: Arc::default(),
             under_way: BTreeMap::new(),
             sent: 0,
+            serving: BTreeMap::new(),
+            delivered: 0,
             unanswered: Vec::new(),
             telemetry: Telemetry::disabled(),
             events: DefaultHasher::new(),
@@ -115,6 +121,7 @@ impl World {
             node.is_host_up = is_host_up;
         }
         self.take_what_was_sent();
+        self.serving.retain(|_, serving| serving.from != number);
         self.invariants.crashed(number);
         let lost: Vec<_> = self.clients.iter().filter_map(Client::waits_for).collect();
         for id in lost {
@@ -187,12 +194,13 @@ impl World {
 
     /// Takes out what nodes have sent and answered.
     fn take_what_was_sent(&mut self) {
-        let Outbox { calls, answers } = std::mem::take(&mut *lock(&self.outbox));
+        let Outbox { calls, served } = std::mem::take(&mut *lock(&self.outbox));
         for call in calls {
             self.send(call);
         }
-        for answer in answers {
-            self.answer(answer);
+        for (number, result) in served {
+            let Some(Serving { from, to, call, reply }) = self.serving.remove(&number) else { continue };
+            self.answer(Answer { from, to, call, result, reply });
         }
         let responses = std::mem::take(&mut *lock(&self.inbox));
         for (id, response) in responses {
@@ -303,6 +311,11 @@ impl World {
             let result = Err(CallError::NotSent { url: node.url.clone(), reason: "connection refused".to_owned() });
             return self.under_way_in(1, Message::Answer(Answer { from: target, to: from, call, result, reply }));
         };
+        self.delivered += 1;
+        let delivered = self.delivered;
+        if let Some(reply) = reply {
+            self.serving.insert(delivered, Serving { from: target, to: from, call, reply });
+        }
         let (handle, outbox, url) = (handle.clone(), self.outbox.clone(), node.url.clone());
         running.spawn(async move {
             let served = match body {
@@ -320,9 +333,7 @@ impl World {
                     WriteOutcome::Unknown => CallError::NoAnswer { url, reason },
                 }
             });
-            if let Some(reply) = reply {
-                lock(&outbox).answers.push(Answer { from: target, to: from, call, result, reply });
-            }
+            lock(&outbox).served.push((delivered, result));
         });
         self.note(("deliver", from, target, call.name()));
     }
