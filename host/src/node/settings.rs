@@ -52,7 +52,7 @@ pub struct Given {
     #[arg(long, env = "BRINK_ALLOW_ANONYMOUS", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub allow_anonymous: Option<bool>,
 
-    /// Memory for cached blocks of data, in MiB [default: a sixteenth of the machine's, 32 to 96]
+    /// Memory for cached blocks of data, in MiB [default: a sixteenth of the machine's, 32 to 64]
     #[arg(long, env = "BRINK_CACHE_MIB", value_name = "MIB")]
     pub cache_mib: Option<u64>,
 
@@ -309,7 +309,7 @@ fn default_cache_mib() -> u64 {
         .find_map(|line| line.strip_prefix("MemTotal:"))
         .and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse().ok())
         .unwrap_or(1024 * 1024);
-    (total_kib / 1024 / 16).clamp(32, 96)
+    (total_kib / 1024 / 16).clamp(32, 64)
 }
 
 #[cfg(test)]
