@@ -6,7 +6,8 @@
 //! an older epoch commits; so a hook is in force everywhere as soon as its creation is acknowledged (P6).
 //!
 //! Every node compiles what it finds in the registry in the background, as soon as it is uploaded, and tells the others
-//! how far it is. A change is acknowledged once every node that can be reached is ready for it, so that no write has to
+//! how far it is. Once a hook is in force, it also makes the hook's image, with which calls start configured; until then
+//! they are configured one by one. A change is acknowledged once every node that can be reached is ready for it, so that no write has to
 //! wait for a compiler. Where one does (a node was cut off meanwhile), it waits until that node has built the set of
 //! hooks of the newest epoch.
 
@@ -19,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::hooks::{self, Binding, Pipeline, Plugin, Runtime};
+use crate::hooks::{self, Binding, Hook, Pipeline, Plugin, Runtime};
 use crate::limits::{
     HOOKS_MAX, PAGE_ENTRIES_MAX, PLUGIN_LIST_MAX, PREPARE_DEADLINE, PROMPT_READ_DEADLINE, REGISTRY_DEADLINE,
     WRITE_DEADLINE,
@@ -55,6 +56,12 @@ pub struct PluginInfo {
     pub size_bytes: u64,
     /// What it exports: `validator`, `transformer` or both.
     pub roles: Vec<String>,
+    /// The linear memory of an instance that has just started, in bytes.
+    #[serde(default)]
+    pub memory_bytes: u64,
+    /// How long an instance took to start on the node that took the upload, in microseconds, before any configuration.
+    #[serde(default)]
+    pub start_us: u64,
     /// The store's revision at which this version was uploaded.
     #[serde(default)]
     pub revision: u64,
@@ -140,7 +147,9 @@ impl Registry {
         let applied = replication.applied();
         let inner =
             Arc::new(Inner { runtime, pipeline, write_path, replication, data, compiled: Mutex::default(), stopped });
-        tokio::spawn(follow(inner.clone(), applied));
+        tokio::spawn(follow(inner.clone(), applied.clone()));
+        tokio::spawn(compile_ahead(inner.clone(), applied));
+        tokio::spawn(specialise(inner.clone()));
         Self { inner }
     }
 
@@ -171,8 +180,10 @@ impl Registry {
             let info = PluginInfo {
                 name: name.to_owned(),
                 digest: plugin.digest().to_owned(),
-                size_bytes: u64::try_from(plugin.size_bytes()).unwrap_or(u64::MAX),
-                roles: roles_of(&plugin),
+                size_bytes: bytes.len() as u64,
+                roles: plugin.roles().into_iter().map(str::to_owned).collect(),
+                memory_bytes: plugin.start_memory_bytes() as u64,
+                start_us: u64::try_from(plugin.start_time().as_micros()).unwrap_or(u64::MAX),
                 revision: 0,
             };
             let component = Value { content_type: "application/wasm".to_owned(), bytes: bytes.clone() };
@@ -375,10 +386,19 @@ impl Inner {
         if let Some(plugin) = self.lock_compiled().get(&(name.to_owned(), digest.to_owned())) {
             return Ok(plugin.clone());
         }
+        if let Some(plugin) = self.runtime.compiled_before(name, digest) {
+            let plugin = Arc::new(plugin);
+            self.lock_compiled().insert((name.to_owned(), digest.to_owned()), plugin.clone());
+            return Ok(plugin);
+        }
+        self.compile_blocking(name, &self.component(name, digest)?)
+    }
+
+    /// The bytes of a version.
+    fn component(&self, name: &str, digest: &str) -> Result<Bytes, Error> {
         let component = self.data.get(Space::System, &format!("{COMPONENTS_PREFIX}{digest}"))?;
-        let component = component
-            .ok_or_else(|| hooks::Error::PluginMissing { plugin: name.to_owned(), digest: Some(digest.to_owned()) })?;
-        self.compile_blocking(name, &component.value.bytes)
+        let missing = || hooks::Error::PluginMissing { plugin: name.to_owned(), digest: Some(digest.to_owned()) };
+        Ok(component.ok_or_else(missing)?.value.bytes)
     }
 
     async fn check_bind(self: &Arc<Self>, name: &str, binding: Binding, plugin: Arc<Plugin>) -> Result<(), Error> {
@@ -405,8 +425,15 @@ impl Inner {
             if self.data.hook_epoch() != epoch {
                 continue;
             }
+            let current = self.pipeline.active().current();
             let mut set = Vec::with_capacity(known.hooks.len());
             for hook in known.hooks.into_values() {
+                // What has not changed keeps its image, and its share of the node.
+                let same = |old: &&Hook| old.name() == hook.name && *old.binding() == hook.binding;
+                if let Some(old) = current.hooks().iter().find(same) {
+                    set.push(old.clone());
+                    continue;
+                }
                 let digest = hook.binding.digest.clone().unwrap_or_default();
                 let plugin = self.plugin_of_blocking(&hook.binding.plugin, &digest)?;
                 set.push(self.runtime.load(&hook.name, hook.binding, &plugin)?);
@@ -414,6 +441,29 @@ impl Inner {
             tracing::info!(epoch, hooks = set.len(), "hooks in force");
             self.pipeline.active().replace(hooks::Set::new(epoch, set));
         }
+    }
+
+    /// Makes the images of the hooks in force, as long as no others come.
+    fn specialise(&self) -> Result<(), Error> {
+        let set = self.pipeline.active().current();
+        for hook in set.hooks().iter().filter(|hook| hook.is_specialised().is_none()) {
+            if self.data.hook_epoch() != set.epoch() {
+                return Ok(());
+            }
+            let began = Instant::now();
+            let component = self.component(hook.plugin().name(), hook.plugin().digest())?;
+            self.runtime.specialise(hook, &component);
+            let (name, plugin, ms) = (hook.name(), hook.plugin().name(), began.elapsed().as_millis());
+            match hook.is_specialised() {
+                Some(Err(reason)) => {
+                    tracing::info!(hook = name, plugin, reason, "the plugin is configured before each call")
+                }
+                _ => tracing::info!(hook = name, plugin, ms, "the plugin starts configured"),
+            }
+        }
+        let compiled: Vec<Arc<Plugin>> = self.lock_compiled().values().cloned().collect();
+        self.runtime.keep_compiled(compiled.iter().map(|plugin| &**plugin), set.hooks());
+        Ok(())
     }
 
     /// Compiles what was uploaded and is not compiled yet, and forgets what is gone.
@@ -433,25 +483,53 @@ impl Inner {
     }
 }
 
-/// Follows the registry as the log is applied.
+/// Puts hooks in force as the log is applied.
 async fn follow(inner: Arc<Inner>, mut applied: watch::Receiver<u64>) {
     let mut stopped = inner.stopped.subscribe();
-    let mut looked_ahead: Option<Instant> = None;
     loop {
         let mut rest = None;
         if inner.data.hook_epoch() != inner.pipeline.active().current().epoch() {
             rest = run(&inner, Inner::refresh, "the hooks could not be put in force; writes wait").await;
         }
-        if looked_ahead.is_none_or(|looked| looked.elapsed() >= COMPILE_AHEAD_INTERVAL) {
-            let failed = run(&inner, Inner::compile_ahead, "a plugin could not be compiled ahead").await;
-            rest = rest.or(failed);
-            looked_ahead = Some(Instant::now());
-        } else {
-            rest = rest.or(Some(COMPILE_AHEAD_INTERVAL));
+        tokio::select! {
+            _ = stopped.wait_for(|stopped| *stopped) => return,
+            changed = applied.changed() => if changed.is_err() { return },
+            () = sleep(rest) => {}
+        }
+    }
+}
+
+/// Compiles what will be needed, beside the way of hooks into force: this may take long, and that must not.
+async fn compile_ahead(inner: Arc<Inner>, mut applied: watch::Receiver<u64>) {
+    let mut stopped = inner.stopped.subscribe();
+    let mut in_force = inner.pipeline.active().subscribe();
+    loop {
+        applied.mark_unchanged();
+        in_force.mark_unchanged();
+        let rest = run(&inner, Inner::compile_ahead, "a plugin could not be compiled ahead").await;
+        tokio::select! {
+            _ = stopped.wait_for(|stopped| *stopped) => return,
+            () = tokio::time::sleep(COMPILE_AHEAD_INTERVAL) => {}
         }
         tokio::select! {
             _ = stopped.wait_for(|stopped| *stopped) => return,
             changed = applied.changed() => if changed.is_err() { return },
+            changed = in_force.changed() => if changed.is_err() { return },
+            () = sleep(rest) => {}
+        }
+    }
+}
+
+/// Makes the images of hooks that are in force, which takes longest and which nothing waits for.
+async fn specialise(inner: Arc<Inner>) {
+    let mut stopped = inner.stopped.subscribe();
+    let mut in_force = inner.pipeline.active().subscribe();
+    loop {
+        in_force.mark_unchanged();
+        let rest = run(&inner, Inner::specialise, "a hook could not be configured ahead").await;
+        tokio::select! {
+            _ = stopped.wait_for(|stopped| *stopped) => return,
+            changed = in_force.changed() => if changed.is_err() { return },
             () = sleep(rest) => {}
         }
     }
@@ -547,12 +625,6 @@ impl Known {
         };
         Ok(Binding { digest: Some(digest), ..binding })
     }
-}
-
-/// What a plugin exports.
-fn roles_of(plugin: &Plugin) -> Vec<String> {
-    let roles = [(plugin.is_transformer(), "transformer"), (plugin.is_validator(), "validator")];
-    roles.into_iter().filter(|(has, _)| *has).map(|(_, role)| role.to_owned()).collect()
 }
 
 /// All entries under a prefix, and the precondition that they are still these.

@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use crate::{build, readme};
 
 /// What tests need beyond Rust: a file that shows it is there, and the Debian package that brings it.
-const NEEDED: [(&str, &str); 7] = [
+const NEEDED: [(&str, &str); 11] = [
     ("/usr/sbin/nginx", "nginx-light"),
     ("/usr/share/iso-codes/json/iso_639-3.json", "iso-codes"),
     ("/usr/bin/systemd-analyze", "systemd"),
@@ -16,6 +16,10 @@ const NEEDED: [(&str, &str); 7] = [
     ("/usr/bin/jq", "jq"),
     ("/usr/sbin/nft", "nftables"),
     ("/usr/sbin/ip", "iproute2"),
+    ("/usr/bin/node", "nodejs"),
+    ("/usr/bin/npm", "npm"),
+    ("/usr/bin/python3", "python3"),
+    ("/usr/share/doc/python3-venv", "python3-venv"),
 ];
 
 /// What tests need to mount a file system of their own if they are not run by root.

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::Common;
 use crate::api::BASE_PATH;
+use crate::hooks;
 
 /// How long a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -66,6 +67,23 @@ pub(super) enum Failure {
         /// How the process ends.
         code: u8,
     },
+    /// A plugin that runs here cannot be used, fails, or refuses.
+    #[error("{}", judged(.0))]
+    Plugin(#[from] hooks::Error),
+    /// Cases of a plugin's test failed.
+    #[error("{failed} of its cases failed")]
+    Cases {
+        /// How many.
+        failed: usize,
+    },
+    /// A tool that was called failed, or is missing.
+    #[error("`{command}` failed: {reason}")]
+    Tool {
+        /// How it was called.
+        command: String,
+        /// How it ended.
+        reason: String,
+    },
     /// Standard output cannot be written.
     #[error("the output cannot be written: {0}")]
     Output(#[from] std::io::Error),
@@ -82,6 +100,8 @@ impl Failure {
         match self {
             Self::Usage(_) | Self::File { .. } => 2,
             Self::Unreachable { .. } | Self::Strange { .. } | Self::Output(_) => 1,
+            Self::Tool { .. } | Self::Cases { .. } | Self::Plugin(hooks::Error::Engine { .. }) => 1,
+            Self::Plugin(_) => 4,
             Self::Refused(refusal) if refusal.status == StatusCode::NOT_FOUND => 3,
             Self::Refused(refusal) if refusal.status.is_client_error() => 4,
             // A plugin that fails refuses the write, too.
@@ -90,6 +110,21 @@ impl Failure {
             Self::Record { code, .. } => *code,
         }
     }
+}
+
+/// What a plugin said, and one more line for each violation.
+fn judged(error: &hooks::Error) -> String {
+    let violations = match error {
+        hooks::Error::Rejected(rejection) => rejection.violations.as_slice(),
+        _ => &[],
+    };
+    let lines = violations.iter().map(|violation| violated(&violation.path, &violation.message));
+    std::iter::once(error.to_string()).chain(lines).collect::<Vec<_>>().join("\n")
+}
+
+/// A broken rule in a line.
+fn violated(path: &str, message: &str) -> String {
+    format!("  {}: {message}", if path.is_empty() { "the value" } else { path })
 }
 
 /// An error that a node answered with.
@@ -114,10 +149,9 @@ impl Refusal {
             slug => format!("{detail} ({slug}, {})", self.status.as_u16()),
         };
         for violation in self.violations() {
-            let path = violation["path"].as_str().unwrap_or_default();
-            let path = if path.is_empty() { "the value" } else { path };
-            let message = violation["message"].as_str().unwrap_or_default();
-            text.push_str(&format!("\n  {path}: {message}"));
+            let [path, message] = ["path", "message"].map(|field| violation[field].as_str().unwrap_or_default());
+            text.push('\n');
+            text.push_str(&violated(path, message));
         }
         if self.problem["outcome"] == "unknown" {
             text.push_str("\n  the outcome is unknown: the write may have happened, or may yet appear");

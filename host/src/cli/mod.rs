@@ -5,7 +5,7 @@
 //! | code | meaning |
 //! |---|---|
 //! | 0 | done |
-//! | 1 | no node could be reached, or the node failed |
+//! | 1 | no node could be reached, or the node failed; a tool that builds a plugin, or a case of its test, failed |
 //! | 2 | wrong usage: a flag, a setting, a file that cannot be read |
 //! | 3 | not found |
 //! | 4 | refused: by a plugin, a precondition, a limit |
@@ -38,7 +38,7 @@ struct Cli {
     command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 the node could not be reached or failed, 2 wrong usage, 3 not found, \
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 the node or a tool could not be reached or failed, 2 wrong usage, 3 not found, \
                           4 refused by a plugin, a precondition or a limit";
 
 #[derive(Debug, Subcommand)]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use wasmtime::component::{HasSelf, Instance, Linker};
+use wasmtime::component::{HasSelf, Instance, Lift, Linker};
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
 
 use super::bindings::brink::hooks::types::{Rejection, Replacement, Write};
@@ -12,7 +12,7 @@ use super::bindings::exports::brink::hooks::configuration::Invalid;
 use super::error::Error;
 use super::limiter::{Limiter, Refused};
 use super::lines::{Lines, Speaker};
-use super::plugin::Plugin;
+use super::plugin::Code;
 use super::runtime::Core;
 use super::text::{cut, one_line};
 use super::ticker::{Running, Ticker};
@@ -35,13 +35,15 @@ pub(super) struct Allowance {
 pub(super) struct Call {
     pub(super) lines: Lines,
     pub(super) random: Random,
+    /// Whether the plugin was given a handle of WASI. What it refers to ends with the instance.
+    pub(super) has_handles: bool,
     limiter: Limiter,
     reads: Reads,
 }
 
 /// A running instance.
 pub(super) struct Guest<'a> {
-    plugin: &'a Plugin,
+    code: &'a Code,
     speaker: Arc<Speaker>,
     allowance: Allowance,
     instance: Instance,
@@ -53,13 +55,14 @@ impl<'a> Guest<'a> {
     /// A fresh instance. Its initialisation runs under the same limits as its calls.
     pub(super) fn start(
         core: &'a Core,
-        plugin: &'a Plugin,
+        code: &'a Code,
         speaker: &Arc<Speaker>,
         allowance: Allowance,
     ) -> Result<Self, Error> {
         let call = Call {
             lines: Lines::new(Arc::clone(speaker)),
             random: Random::new(allowance.seed),
+            has_handles: false,
             limiter: Limiter::new(allowance.memory_bytes),
             reads: Reads::default(),
         };
@@ -69,10 +72,10 @@ impl<'a> Guest<'a> {
         store.set_hostcall_fuel(limits::PLUGIN_OUTPUT_BYTES_MAX);
         // IMPORTANT: without a deadline the first check of the epoch traps.
         store.set_epoch_deadline(Ticker::ticks(allowance.deadline));
-        match plugin.pre().instantiate(&mut store) {
+        match code.pre.instantiate(&mut store) {
             Ok(instance) => {
                 let speaker = Arc::clone(speaker);
-                Ok(Self { plugin, speaker, allowance, instance, store, _running: running })
+                Ok(Self { code, speaker, allowance, instance, store, _running: running })
             }
             Err(error) => Err(explain(&error, speaker, allowance, &mut store)),
         }
@@ -80,7 +83,7 @@ impl<'a> Guest<'a> {
 
     /// Checks that every export of the plugin has the type it should have.
     pub(super) fn check_types(&mut self) -> wasmtime::Result<()> {
-        let exports = self.plugin.exports();
+        let exports = &self.code.exports;
         exports.configuration.load(&mut self.store, &self.instance)?;
         if let Some(validator) = &exports.validator {
             validator.load(&mut self.store, &self.instance)?;
@@ -94,7 +97,7 @@ impl<'a> Guest<'a> {
     /// Gives the plugin its configuration, as JSON text.
     pub(super) fn configure(&mut self, config: &str) -> Result<Result<(), Invalid>, Error> {
         self.wind_up();
-        let exports = self.plugin.exports();
+        let exports = &self.code.exports;
         let answer = exports
             .configuration
             .load(&mut self.store, &self.instance)
@@ -110,7 +113,7 @@ impl<'a> Guest<'a> {
     /// Asks the transformer. A plugin without that role changes nothing.
     pub(super) fn transform(&mut self, writes: &[Write<'_>]) -> Result<Result<Vec<Replacement>, Rejection>, Error> {
         self.wind_up();
-        let Some(transformer) = &self.plugin.exports().transformer else { return Ok(Ok(Vec::new())) };
+        let Some(transformer) = &self.code.exports.transformer else { return Ok(Ok(Vec::new())) };
         let answer = transformer
             .load(&mut self.store, &self.instance)
             .and_then(|guest| guest.call_transform(&mut self.store, writes));
@@ -120,11 +123,37 @@ impl<'a> Guest<'a> {
     /// Asks the validator. A plugin without that role accepts everything.
     pub(super) fn validate(&mut self, writes: &[Write<'_>]) -> Result<Result<(), Rejection>, Error> {
         self.wind_up();
-        let Some(validator) = &self.plugin.exports().validator else { return Ok(Ok(())) };
+        let Some(validator) = &self.code.exports.validator else { return Ok(Ok(())) };
         let answer = validator
             .load(&mut self.store, &self.instance)
             .and_then(|guest| guest.call_validate(&mut self.store, writes));
         self.settle(answer)
+    }
+
+    /// Whether the plugin has been given handles of WASI.
+    pub(super) fn has_handles(&self) -> bool {
+        self.store.data().has_handles
+    }
+
+    /// Lets the host read the whole state of the instance from now on, which is no output of the plugin's.
+    pub(super) fn allow_reading(&mut self) {
+        self.store.set_hostcall_fuel(usize::MAX);
+    }
+
+    /// What a function without arguments of an exported instance returns.
+    pub(super) fn read<R: Lift + 'static, T>(
+        &mut self,
+        instance: &str,
+        function: &str,
+        take: impl FnOnce(R, &Store<Call>) -> T,
+    ) -> wasmtime::Result<T> {
+        self.wind_up();
+        let missing = || wasmtime::format_err!("there is no {instance}#{function}");
+        let (_, exports) = self.instance.get_export(&mut self.store, None, instance).ok_or_else(missing)?;
+        let found = self.instance.get_export(&mut self.store, Some(&exports), function).ok_or_else(missing)?;
+        let function = self.instance.get_typed_func::<(), (R,)>(&mut self.store, found.1)?;
+        let (answer,) = function.call(&mut self.store, ())?;
+        Ok(take(answer, &self.store))
     }
 
     /// The memory the instance has, in bytes.

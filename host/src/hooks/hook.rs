@@ -1,7 +1,7 @@
 //! A hook: a binding and the plugin it names, ready to judge.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
@@ -11,7 +11,7 @@ use super::binding::{Binding, check_name, invalid};
 use super::error::Error;
 use super::guest::{Allowance, Guest};
 use super::lines::Speaker;
-use super::plugin::Plugin;
+use super::plugin::{Code, Plugin};
 use super::runtime::{Core, Runtime};
 use super::text::cut;
 use crate::limits;
@@ -28,6 +28,8 @@ struct Inner {
     speaker: Arc<Speaker>,
     seed: u64,
     share: Share,
+    /// The plugin with the configuration in it, or why there is none; empty until it has been tried.
+    image: OnceLock<Result<Code, String>>,
 }
 
 /// How much of a node's room for plugins one hook takes.
@@ -58,7 +60,7 @@ impl Runtime {
         let hook = self.load(name, binding, plugin)?;
         let _room = self.core().side_room()?;
         let allowance = Allowance { deadline: limits::PLUGIN_CONFIGURE_DEADLINE, ..hook.allowance() };
-        let mut guest = Guest::start(self.core(), plugin, hook.speaker(), allowance)?;
+        let mut guest = Guest::start(self.core(), plugin.code(), hook.speaker(), allowance)?;
         let started_at = Instant::now();
         hook.configure(&mut guest)?;
         let (took_ms, deadline_ms) = (started_at.elapsed().as_millis(), hook.binding().deadline_ms);
@@ -90,6 +92,7 @@ impl Runtime {
             plugin: plugin.clone(),
             speaker: Arc::new(Speaker { hook: name.to_owned(), plugin: plugin.name().to_owned() }),
             share: Share::new(),
+            image: OnceLock::new(),
             binding,
         };
         Ok(Hook(Arc::new(inner)))
@@ -110,6 +113,30 @@ impl Hook {
     /// The plugin that judges.
     pub fn plugin(&self) -> &Plugin {
         &self.0.plugin
+    }
+
+    /// Whether its calls start configured; an error says why they cannot. `None` until that is known.
+    pub fn is_specialised(&self) -> Option<Result<(), &str>> {
+        self.0.image.get().map(|image| image.as_ref().map(drop).map_err(String::as_str))
+    }
+
+    /// Keeps what `make` makes, unless it has been made before.
+    pub(super) fn specialise(&self, make: impl FnOnce() -> Result<Code, String>) {
+        self.0.image.get_or_init(make);
+    }
+
+    /// Starts an instance and has it configured, unless it starts so.
+    pub(super) fn start(&self, allowance: Allowance) -> Result<Guest<'_>, Error> {
+        if let Some(Ok(image)) = self.0.image.get() {
+            return Guest::start(&self.0.core, image, &self.0.speaker, allowance);
+        }
+        let mut guest = Guest::start(&self.0.core, self.0.plugin.code(), &self.0.speaker, allowance)?;
+        self.configure(&mut guest)?;
+        Ok(guest)
+    }
+
+    pub(super) fn config(&self) -> &str {
+        &self.0.config
     }
 
     pub(super) fn core(&self) -> &Arc<Core> {

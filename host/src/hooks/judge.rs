@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::binding::{Mode, OnFailure};
 use super::bindings::brink::hooks::types::{self, Replacement, Write};
 use super::error::{Error, Rejection, Violation};
-use super::guest::{Allowance, Guest};
+use super::guest::Allowance;
 use super::hook::Hook;
 use super::set::Set;
 use super::text::{compact_json, cut};
@@ -184,10 +184,7 @@ impl Judgement {
             matching.iter().filter_map(|position| self.operations.get(*position)).map(as_write).collect();
         let allowance = hook.allowance();
         let allowance = Allowance { deadline: allowance.deadline.min(left), ..allowance };
-        let mut guest = Guest::start(hook.core(), hook.plugin(), hook.speaker(), allowance)?;
-        let configured = hook.configure(&mut guest);
-        *memory_bytes = guest.memory_bytes();
-        configured?;
+        let mut guest = hook.start(allowance)?;
         guest.open(Arc::clone(&self.view));
         let answer = match role {
             Role::Transformer => guest.transform(&writes),

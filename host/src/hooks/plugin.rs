@@ -1,7 +1,7 @@
 //! A compiled plugin: a component that fits one of the worlds of `brink:hooks`.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 use wasmtime::component::types::{self, ComponentItem};
@@ -36,10 +36,22 @@ pub struct Plugin(Arc<Compiled>);
 struct Compiled {
     name: String,
     digest: String,
-    size_bytes: usize,
     imports: Vec<String>,
-    pre: InstancePre<Call>,
-    exports: Exports,
+    code: Code,
+    start: Start,
+}
+
+/// What instances are made of: a compiled component with its imports linked.
+pub(super) struct Code {
+    pub(super) pre: InstancePre<Call>,
+    pub(super) exports: Exports,
+}
+
+/// What starting an instance costs.
+#[derive(Debug, Clone, Copy, Default)]
+struct Start {
+    time: Duration,
+    memory_bytes: usize,
 }
 
 /// Where the exports of a plugin are.
@@ -60,19 +72,30 @@ impl Plugin {
         &self.0.digest
     }
 
-    /// Size of the component, in bytes.
-    pub fn size_bytes(&self) -> usize {
-        self.0.size_bytes
-    }
-
     /// Whether it judges writes.
     pub fn is_validator(&self) -> bool {
-        self.0.exports.validator.is_some()
+        self.0.code.exports.validator.is_some()
     }
 
     /// Whether it may rewrite values. A plugin that is not a transformer cannot.
     pub fn is_transformer(&self) -> bool {
-        self.0.exports.transformer.is_some()
+        self.0.code.exports.transformer.is_some()
+    }
+
+    /// Its roles: `transformer`, `validator` or both.
+    pub fn roles(&self) -> Vec<&'static str> {
+        let roles = [(self.is_transformer(), "transformer"), (self.is_validator(), "validator")];
+        roles.into_iter().filter_map(|(has, role)| has.then_some(role)).collect()
+    }
+
+    /// How long its first instance took to start on this machine, before any configuration.
+    pub fn start_time(&self) -> Duration {
+        self.0.start.time
+    }
+
+    /// The linear memory of an instance that has just started, in bytes.
+    pub fn start_memory_bytes(&self) -> usize {
+        self.0.start.memory_bytes
     }
 
     /// The functions of `brink:hooks` it imports, such as `store.get`, sorted. A plugin without one of `store` cannot
@@ -81,12 +104,8 @@ impl Plugin {
         &self.0.imports
     }
 
-    pub(super) fn pre(&self) -> &InstancePre<Call> {
-        &self.0.pre
-    }
-
-    pub(super) fn exports(&self) -> &Exports {
-        &self.0.exports
+    pub(super) fn code(&self) -> &Code {
+        &self.0.code
     }
 }
 
@@ -119,19 +138,43 @@ impl Runtime {
         check_preamble(bytes).map_err(|detail| Error::NotAComponent { plugin: name.to_owned(), detail })?;
         let core = self.core();
         let _room = core.side_room()?;
+        let digest = digest(bytes);
         let component =
-            compile(core, bytes).map_err(|detail| Error::NotAComponent { plugin: name.to_owned(), detail })?;
-        let mismatched = |mismatch| Error::WorldMismatch { plugin: name.to_owned(), mismatch };
+            core.compile(&digest, bytes).map_err(|detail| Error::NotAComponent { plugin: name.to_owned(), detail })?;
+        examine(core, name, digest, &component)
+    }
+
+    /// A plugin of this version that was compiled here before and is still in the cache; `None` if it is not.
+    pub fn compiled_before(&self, name: &str, digest: &str) -> Option<Plugin> {
+        let component = self.core().cached(digest)?;
+        // What cannot be used in spite of that is compiled again, and then says why.
+        examine(self.core(), name, digest.to_owned(), &component).ok()
+    }
+}
+
+/// Checks that a component is a plugin, and that it starts.
+fn examine(core: &Core, name: &str, digest: String, component: &Component) -> Result<Plugin, Error> {
+    let mismatched = |mismatch| Error::WorldMismatch { plugin: name.to_owned(), mismatch };
+    check_resources(component).map_err(mismatched)?;
+    let imports = check_imports(core, &component.component_type()).map_err(mismatched)?;
+    let code = Code::new(core, component).map_err(mismatched)?;
+    let (name, start) = (name.to_owned(), Start::default());
+    let mut plugin = Plugin(Arc::new(Compiled { name, digest, imports, code, start }));
+    let start = try_start(core, &plugin)?;
+    if let Some(compiled) = Arc::get_mut(&mut plugin.0) {
+        compiled.start = start;
+    }
+    Ok(plugin)
+}
+
+impl Code {
+    /// Links a component and finds its exports.
+    pub(super) fn new(core: &Core, component: &Component) -> Result<Self, Mismatch> {
         let ty = component.component_type();
-        check_resources(&component).map_err(mismatched)?;
-        let imports = check_imports(core, &ty).map_err(mismatched)?;
-        let roles = check_exports(core, &ty).map_err(mismatched)?;
-        let pre = link(core, &component, &ty).map_err(signature).map_err(mismatched)?;
-        let exports = roles.locate(&pre).map_err(signature).map_err(mismatched)?;
-        let (digest, size_bytes) = (digest(bytes), bytes.len());
-        let plugin = Plugin(Arc::new(Compiled { name: name.to_owned(), digest, size_bytes, imports, pre, exports }));
-        try_start(core, &plugin)?;
-        Ok(plugin)
+        let roles = check_exports(core, &ty)?;
+        let pre = link(core, component, &ty).map_err(signature)?;
+        let exports = roles.locate(&pre).map_err(signature)?;
+        Ok(Self { pre, exports })
     }
 }
 
@@ -155,14 +198,7 @@ fn check_preamble(bytes: &[u8]) -> Result<(), String> {
     }
 }
 
-/// The bytes come from outside, and compilers are large: should one panic on them, that is an error like any other.
-fn compile(core: &Core, bytes: &[u8]) -> Result<Component, String> {
-    catch_unwind(AssertUnwindSafe(|| Component::from_binary(core.engine(), bytes)))
-        .map_err(|_| "the compiler failed on it".to_owned())?
-        .map_err(|error| format!("{error:#}"))
-}
-
-fn check_resources(component: &Component) -> Result<(), Mismatch> {
+pub(super) fn check_resources(component: &Component) -> Result<(), Mismatch> {
     let Some(required) = component.resources_required() else {
         return Err(Mismatch::Signature { detail: "it imports core modules, which plugins cannot".to_owned() });
     };
@@ -278,15 +314,18 @@ fn signature(error: wasmtime::Error) -> Mismatch {
 }
 
 /// Starts one instance, so that what cannot start is refused now and not at the first write.
-fn try_start(core: &Core, plugin: &Plugin) -> Result<(), Error> {
+fn try_start(core: &Core, plugin: &Plugin) -> Result<Start, Error> {
     let speaker = Arc::new(Speaker { hook: String::new(), plugin: plugin.name().to_owned() });
     let allowance = Allowance {
         deadline: limits::PLUGIN_CONFIGURE_DEADLINE,
         memory_bytes: limits::PLUGIN_MEMORY_BYTES_MAX,
         seed: 0,
     };
-    let mut guest = Guest::start(core, plugin, &speaker, allowance)?;
+    let began = Instant::now();
+    let mut guest = Guest::start(core, plugin.code(), &speaker, allowance)?;
+    let start = Start { time: began.elapsed(), memory_bytes: guest.memory_bytes() };
     guest
         .check_types()
-        .map_err(|error| Error::WorldMismatch { plugin: plugin.name().to_owned(), mismatch: signature(error) })
+        .map_err(|error| Error::WorldMismatch { plugin: plugin.name().to_owned(), mismatch: signature(error) })?;
+    Ok(start)
 }

@@ -1,12 +1,22 @@
 //! The WebAssembly engine of a node: its configuration, its clock, and who is told what plugins cost.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rayon::{ThreadPool, ThreadPoolBuilder};
 use tokio::sync::{Semaphore, SemaphorePermit};
-use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
+use wasmtime::component::Component;
+use wasmtime::{
+    Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, RegallocAlgorithm,
+};
 
+use super::cache::Cache;
 use super::error::Error;
+use super::hook::Hook;
+use super::image;
+use super::plugin::Plugin;
 use super::ticker::Ticker;
 use crate::limits;
 
@@ -22,6 +32,9 @@ const TABLE_KEEP_RESIDENT_BYTES: usize = 16 << 10;
 
 /// The engine's own data of one instance (not its memory). The largest language runtimes need about one MiB.
 const INSTANCE_METADATA_BYTES_MAX: usize = 8 << 20;
+
+/// How far compilers stand back, of 0 to 19. On Linux this is a thread's own.
+const COMPILER_NICENESS: i32 = 5;
 
 /// Instances that may exist at once. An ended instance gives its slots back in a moment, hence a few to spare.
 const POOLED_INSTANCES: u32 = (limits::PLUGIN_INSTANCES_MAX + limits::PLUGIN_SIDE_INSTANCES_MAX + 4) as u32;
@@ -53,6 +66,8 @@ pub(super) struct Core {
     ticker: Ticker,
     observer: Arc<dyn Observer>,
     side: Semaphore,
+    compilers: Arc<ThreadPool>,
+    cache: Option<Cache>,
 }
 
 impl Runtime {
@@ -61,6 +76,16 @@ impl Runtime {
     /// Instances come from a pool that reserves address space (no memory) for all of them up front. Where the system
     /// denies that much (`ulimit -v`), instances are allocated one by one, which is slower, and a warning says so.
     pub fn new(observer: Arc<dyn Observer>) -> Result<Self, Error> {
+        Self::set_up(observer, None)
+    }
+
+    /// As above, for a node: its compilers stand back behind what serves, and what they made is kept in a folder, where
+    /// the next process finds it. A folder that cannot be used is reported, and done without.
+    pub fn on_node(observer: Arc<dyn Observer>, cache_dir: &Path) -> Result<Self, Error> {
+        Self::set_up(observer, Some(cache_dir))
+    }
+
+    fn set_up(observer: Arc<dyn Observer>, cache_dir: Option<&Path>) -> Result<Self, Error> {
         let fail = |detail: String| Error::Engine { detail };
         let engine = match Engine::new(config().allocation_strategy(pool())) {
             Ok(engine) => engine,
@@ -69,9 +94,36 @@ impl Runtime {
                 Engine::new(&config()).map_err(|error| fail(format!("{error:#}")))?
             }
         };
-        let ticker = Ticker::start(&engine).map_err(|error| fail(error.to_string()))?;
-        let side = Semaphore::new(limits::PLUGIN_SIDE_INSTANCES_MAX);
-        Ok(Self { core: Arc::new(Core { engine, ticker, observer, side }) })
+        let cache = cache_dir.and_then(|dir| match Cache::open(dir, &engine) {
+            Ok(cache) => Some(cache),
+            Err(error) => {
+                tracing::warn!(dir = %dir.display(), %error, "compiled code is not kept");
+                None
+            }
+        });
+        let is_node = cache_dir.is_some();
+        let compilers = ThreadPoolBuilder::new()
+            .thread_name(|index| format!("compiler-{index}"))
+            .start_handler(move |_| {
+                if is_node {
+                    step_back()
+                }
+            })
+            .build()
+            .map_err(|error| fail(error.to_string()))?;
+        let core = Core::new(engine, observer, Arc::new(compilers), cache).map_err(fail)?;
+        Ok(Self { core: Arc::new(core) })
+    }
+
+    /// Forgets the compiled code of everything but these.
+    pub fn keep_compiled<'a>(
+        &self,
+        plugins: impl IntoIterator<Item = &'a Plugin>,
+        hooks: impl IntoIterator<Item = &'a Hook>,
+    ) {
+        let Some(cache) = &self.core.cache else { return };
+        let plugins = plugins.into_iter().map(|plugin| plugin.digest().to_owned());
+        cache.keep(&plugins.chain(hooks.into_iter().map(image::key)).collect());
     }
 
     pub(super) fn core(&self) -> &Arc<Core> {
@@ -80,6 +132,53 @@ impl Runtime {
 }
 
 impl Core {
+    fn new(
+        engine: Engine,
+        observer: Arc<dyn Observer>,
+        compilers: Arc<ThreadPool>,
+        cache: Option<Cache>,
+    ) -> Result<Self, String> {
+        let ticker = Ticker::start(&engine).map_err(|error| error.to_string())?;
+        let side = Semaphore::new(limits::PLUGIN_SIDE_INSTANCES_MAX);
+        Ok(Self { engine, ticker, observer, side, compilers, cache })
+    }
+
+    /// An engine for one instance: it compiles quickly what then runs slowly.
+    pub(super) fn scratch(&self) -> Result<Self, String> {
+        let mut config = config();
+        config.cranelift_opt_level(OptLevel::None).cranelift_regalloc_algorithm(RegallocAlgorithm::SinglePass);
+        let engine = Engine::new(&config).map_err(|error| format!("{error:#}"))?;
+        Self::new(engine, Arc::new(Unobserved), Arc::clone(&self.compilers), None)
+    }
+
+    /// Compiles a component, or finds it compiled under this key.
+    pub(super) fn compile(&self, key: &str, bytes: &[u8]) -> Result<Component, String> {
+        if let Some(component) = self.cached(key) {
+            return Ok(component);
+        }
+        // The bytes come from outside, and compilers are large: should one panic on them, that is an error like any other.
+        let compile = || self.compilers.install(|| Component::from_binary(&self.engine, bytes));
+        let component = catch_unwind(AssertUnwindSafe(compile))
+            .map_err(|_| "the compiler failed on it".to_owned())?
+            .map_err(|error| format!("{error:#}"))?;
+        if let Some(cache) = &self.cache {
+            match component.serialize() {
+                Ok(code) => cache.put(key, &code),
+                Err(error) => tracing::warn!(error = format!("{error:#}"), "compiled code cannot be written out"),
+            }
+        }
+        Ok(component)
+    }
+
+    /// What was compiled under this key before.
+    pub(super) fn cached(&self, key: &str) -> Option<Component> {
+        let code = self.cache.as_ref()?.get(key)?;
+        #[allow(unsafe_code, reason = "the cache vouches for it: an engine with these settings wrote it, on this node")]
+        // SAFETY: the code was serialised by `compile`, and the cache has checked that it is whole and its owner's alone.
+        let component = unsafe { Component::deserialize(&self.engine, code) };
+        component.map_err(|error| tracing::warn!(error = format!("{error:#}"), "compiled code cannot be used")).ok()
+    }
+
     pub(super) fn engine(&self) -> &Engine {
         &self.engine
     }
@@ -95,6 +194,13 @@ impl Core {
     /// Room for an instance that is not there for a write.
     pub(super) fn side_room(&self) -> Result<SemaphorePermit<'_>, Error> {
         self.side.try_acquire().map_err(|_| Error::Busy { hook: None })
+    }
+}
+
+/// Lets the threads that serve go first: a compiler gets about a quarter of a core that is busy, and all of an idle one.
+fn step_back() {
+    if let Err(error) = rustix::process::setpriority_process(None, COMPILER_NICENESS) {
+        tracing::debug!(%error, "compilers run at the priority of everything else");
     }
 }
 

@@ -58,6 +58,11 @@ impl Active {
         Arc::clone(&self.sets.borrow())
     }
 
+    /// Tells when another set is in force.
+    pub fn subscribe(&self) -> watch::Receiver<Arc<Set>> {
+        self.sets.subscribe()
+    }
+
     /// Puts a set in force, unless one of a later epoch already is. Judgements under way end under the set they
     /// started with; the epoch they carry tells when they are applied.
     pub fn replace(&self, set: Set) {

@@ -19,7 +19,7 @@ pub(super) fn one_line(text: &str) -> String {
 
 /// `text` as compact JSON, every number as it was written. Says what is wrong if it is not JSON that every reader of
 /// the store can parse (nesting, escapes and numbers included).
-pub(super) fn compact_json(bytes: Vec<u8>) -> Result<Vec<u8>, String> {
+pub(crate) fn compact_json(bytes: Vec<u8>) -> Result<Vec<u8>, String> {
     serde_json::from_slice::<Strict>(&bytes).map_err(|error| error.to_string())?;
     if is_compact(&bytes) {
         return Ok(bytes);

@@ -81,6 +81,12 @@ impl Random {
 type Context<'a> = StoreContextMut<'a, Call>;
 type Written = wasmtime::Result<(Result<(), StreamError>,)>;
 
+/// A handle for the plugin.
+fn handle<T: 'static>(mut context: Context<'_>) -> Resource<T> {
+    context.data_mut().has_handles = true;
+    Resource::new_own(0)
+}
+
 /// Defines one type or function of a WASI interface, if it is one that plugins get. `interface` is its full name
 /// without the version. What is left undefined is made to trap by the caller.
 pub(super) fn define(linker: &mut LinkerInstance<'_, Call>, interface: &str, item: &str) -> wasmtime::Result<()> {
@@ -88,10 +94,10 @@ pub(super) fn define(linker: &mut LinkerInstance<'_, Call>, interface: &str, ite
         ("wasi:io/streams", _) if item.starts_with("[method]") => define_stream(linker, item),
         ("wasi:io/poll", _) if item != "pollable" => define_poll(linker, item),
         ("wasi:cli/stdout" | "wasi:cli/stderr", "get-stdout" | "get-stderr") => {
-            linker.func_wrap(item, |_: Context<'_>, (): ()| Ok((Resource::<OutputStream>::new_own(0),)))
+            linker.func_wrap(item, |context: Context<'_>, (): ()| Ok((handle::<OutputStream>(context),)))
         }
         ("wasi:cli/stdin", "get-stdin") => {
-            linker.func_wrap(item, |_: Context<'_>, (): ()| Ok((Resource::<InputStream>::new_own(0),)))
+            linker.func_wrap(item, |context: Context<'_>, (): ()| Ok((handle::<InputStream>(context),)))
         }
         ("wasi:cli/terminal-stdin" | "wasi:cli/terminal-stdout" | "wasi:cli/terminal-stderr", _)
             if item.starts_with("get-") =>
@@ -151,7 +157,7 @@ fn define_stream(linker: &mut LinkerInstance<'_, Call>, item: &str) -> wasmtime:
             linker.func_wrap(item, |_: Context<'_>, _: (Resource<OutputStream>,)| -> Written { Ok((Ok(()),)) })
         }
         "[method]output-stream.subscribe" => linker
-            .func_wrap(item, |_: Context<'_>, _: (Resource<OutputStream>,)| Ok((Resource::<Pollable>::new_own(0),))),
+            .func_wrap(item, |context: Context<'_>, _: (Resource<OutputStream>,)| Ok((handle::<Pollable>(context),))),
         "[method]input-stream.read" | "[method]input-stream.blocking-read" => linker
             .func_wrap(item, |_: Context<'_>, _: (Resource<InputStream>, u64)| {
                 Ok((Err::<Vec<u8>, _>(StreamError::Closed),))

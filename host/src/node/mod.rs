@@ -104,7 +104,8 @@ impl Node {
         let transport = Arc::new(HttpTransport::new()?);
         let replication =
             replication::Handle::start(options, log.clone(), data.clone(), transport, telemetry.clone()).await?;
-        let runtime = hooks::Runtime::new(Arc::new(HookMetrics(telemetry.clone())))?;
+        let observer = Arc::new(HookMetrics(telemetry.clone()));
+        let runtime = hooks::Runtime::on_node(observer, &settings.data_dir.join("compiled"))?;
         let pipeline = hooks::Pipeline::new(hooks::Active::default());
         let write_path = WritePath::new(pipeline.clone(), replication.clone(), data.clone(), telemetry.clone());
         let registry = Registry::start(runtime, pipeline, write_path.clone(), replication.clone(), data.clone());

@@ -9,6 +9,7 @@
     reason = "a failure here is a failed test"
 )]
 
+mod authors;
 mod epochs;
 mod examples;
 mod hostile;

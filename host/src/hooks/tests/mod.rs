@@ -2,6 +2,7 @@
 
 mod compile;
 mod contain;
+mod image;
 mod judge;
 mod pipeline;
 

@@ -1,5 +1,10 @@
 //! `brink plugin`: plugins and the hooks that run them.
 
+mod cases;
+mod local;
+mod project;
+mod trial;
+
 use std::path::PathBuf;
 
 use reqwest::Method;
@@ -16,6 +21,31 @@ const DIGEST_CHARS: usize = 12;
 /// What can be done with plugins.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
+    /// Begin a plugin: a project that builds, tests and deploys as it is
+    New {
+        /// The plugin's name
+        name: String,
+        /// The language it is written in
+        #[arg(long)]
+        lang: project::Language,
+        /// The new folder; one of the plugin's name if absent
+        #[arg(long)]
+        dir: Option<PathBuf>,
+    },
+    /// Build the component of a project
+    Build {
+        /// The project's folder
+        #[arg(default_value = ".")]
+        dir: PathBuf,
+    },
+    /// Run the cases of a project: writes, and what the plugin is to say to each
+    Test(cases::Args),
+    /// Ask a plugin about one write, without a node
+    Run(trial::RunArgs),
+    /// Measure what a write costs
+    Bench(trial::BenchArgs),
+    /// Say what a component is and can do
+    Inspect(trial::InspectArgs),
     /// Upload a plugin, or a new version of it
     Deploy {
         /// The plugin's name
@@ -89,6 +119,12 @@ pub(super) struct BindArgs {
 /// Runs a command.
 pub(super) async fn run(command: Command) -> Result<(), Failure> {
     match command {
+        Command::New { name, lang, dir } => project::create(&name, lang, dir),
+        Command::Build { dir } => project::build(&dir),
+        Command::Test(args) => tokio::task::block_in_place(|| cases::run(&args)),
+        Command::Run(args) => tokio::task::block_in_place(|| trial::run(&args)),
+        Command::Bench(args) => tokio::task::block_in_place(|| trial::bench(&args)),
+        Command::Inspect(args) => tokio::task::block_in_place(|| trial::inspect(&args)),
         Command::Deploy { name, file, common } => {
             let request = Request::new(Method::PUT, name_path("plugins", &name));
             let request = request.body("application/wasm", read_file(&file)?);

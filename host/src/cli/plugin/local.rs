@@ -1,0 +1,141 @@
+//! A plugin on this machine, without a node: what `test`, `run`, `bench` and `inspect` stand on.
+//!
+//! What runs is what runs on a node: the same engine, limits, hooks and judgement. Only the store is another one: the
+//! entries that the author names.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use serde_json::{Value as Json, json};
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use super::super::client::Failure;
+use super::project;
+use crate::hooks::{self, Binding, Hook, Judged, Observer, Plugin, Runtime, Set, View, ViewError};
+use crate::storage::command::{Action, Entry, EntryMeta, Operation, RangeDigest, Space, Value};
+
+/// How long a judgement may take in all; the hook's own deadline ends it sooner.
+const JUDGE_DEADLINE: Duration = Duration::from_secs(60);
+
+/// The media type of a value given as text, unless it is said to be another.
+pub(super) const TEXT: &str = "text/plain; charset=utf-8";
+
+/// Which component.
+#[derive(Debug, clap::Args)]
+pub(super) struct Target {
+    /// The component, or the folder of its project
+    #[arg(value_name = "PATH", default_value = ".")]
+    path: PathBuf,
+}
+
+/// A compiled plugin and the engine it runs on.
+pub(super) struct Local {
+    pub(super) plugin: Plugin,
+    pub(super) component: Vec<u8>,
+    runtime: Runtime,
+}
+
+impl Target {
+    /// The folder of the project; none, if a component is named.
+    pub(super) fn project(&self) -> Option<&Path> {
+        self.path.is_dir().then_some(&self.path)
+    }
+
+    /// Reads and compiles the component. Takes seconds if it is large.
+    pub(super) fn load(&self, observer: Arc<dyn Observer>) -> Result<Local, Failure> {
+        let (name, file) = match self.project() {
+            Some(dir) => project::built(dir)?,
+            None => (name_of(&self.path), self.path.clone()),
+        };
+        let component = fs::read(&file).map_err(|source| Failure::File { path: file, source })?;
+        let runtime = Runtime::new(observer)?;
+        let plugin = runtime.compile(&name, &component)?;
+        Ok(Local { plugin, component, runtime })
+    }
+}
+
+/// Shows what plugins log, on standard error.
+pub(super) fn show_lines() {
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).without_time().with_target(false);
+    let of_plugins = Targets::new().with_target("plugin", tracing::Level::DEBUG);
+    // Only a process that shows them already refuses.
+    let _ = tracing_subscriber::registry().with(lines.with_filter(of_plugins)).try_init();
+}
+
+/// The plugin's name, as good as it can be told from a file's.
+fn name_of(file: &Path) -> String {
+    let stem = file.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+    if hooks::check_name("plugin", stem).is_ok() { stem.to_owned() } else { "plugin".to_owned() }
+}
+
+impl Local {
+    /// A hook that judges every write, as `brink plugin bind` would set it: the plugin checks its configuration.
+    pub(super) fn bind(&self, config: &Json) -> Result<Hook, Failure> {
+        let binding = json!({
+            "plugin": self.plugin.name(), "config": config, "operations": ["put", "delete"],
+        });
+        let binding = Binding::parse(binding.to_string().as_bytes())?;
+        Ok(self.runtime.bind(self.plugin.name(), binding, &self.plugin)?)
+    }
+
+    /// Makes the image with which a hook's calls start configured, as nodes do. Takes seconds if the plugin is large.
+    pub(super) fn specialise(&self, hook: &Hook) {
+        self.runtime.specialise(hook, &self.component);
+    }
+}
+
+/// Has a hook judge one write, with a store of these entries.
+pub(super) fn judge(hook: &Hook, write: Operation, store: &Arc<Store>) -> Result<Judged, hooks::Error> {
+    let set = Arc::new(Set::new(1, vec![hook.clone()]));
+    set.judge(vec![write], store.clone(), Instant::now() + JUDGE_DEADLINE)
+}
+
+/// The write of a value, or the deletion of a key.
+pub(super) fn write(key: &str, value: Option<Value>) -> Operation {
+    let action = value.map_or(Action::Delete, Action::Put);
+    Operation { space: Space::Kv, key: key.to_owned(), action }
+}
+
+/// A JSON value as a node keeps it.
+pub(super) fn json_value(text: &str) -> Result<Value, String> {
+    hooks::compact_json(text.as_bytes().to_vec()).map(Value::json)
+}
+
+/// A value of any other type.
+pub(super) fn other_value(content_type: &str, bytes: impl Into<Bytes>) -> Value {
+    Value { content_type: content_type.to_owned(), bytes: bytes.into() }
+}
+
+/// What a plugin reads: entries that were each written once, in the order of their keys.
+#[derive(Default)]
+pub(super) struct Store(BTreeMap<String, Entry>);
+
+impl Store {
+    pub(super) fn new(values: impl IntoIterator<Item = (String, Value)>) -> Self {
+        let entries = (1..).zip(BTreeMap::from_iter(values)).map(|(revision, (key, value))| {
+            let meta = EntryMeta { version: 1, revision, created_at_ms: 0, updated_at_ms: 0 };
+            (key.clone(), Entry { key, meta, value })
+        });
+        Self(entries.collect())
+    }
+}
+
+impl View for Store {
+    fn get(&self, key: &str) -> Result<Option<Entry>, ViewError> {
+        Ok(self.0.get(key).cloned())
+    }
+
+    fn list(&self, start: &str, end: &str, limit: u32) -> Result<(Vec<String>, RangeDigest), ViewError> {
+        let found = self.0.values().filter(|entry| *entry.key >= *start && (end.is_empty() || *entry.key <= *end));
+        let found: Vec<&Entry> = found.take(usize::try_from(limit).unwrap_or(usize::MAX)).collect();
+        let digest = RangeDigest::of(found.iter().map(|entry| (entry.key.as_str(), entry.meta.revision)));
+        Ok((found.into_iter().map(|entry| entry.key.clone()).collect(), digest))
+    }
+}

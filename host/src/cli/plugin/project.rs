@@ -1,0 +1,280 @@
+//! `brink plugin new` and `brink plugin build`: an author's project, from its template to a component.
+//!
+//! A project is complete in itself: the interface lies in its `wit/`, and for Rust the SDK beside it, both of the version
+//! of the brink that made it. What builds it are the tools of its language; `build` only knows how they are called.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde::Deserialize;
+
+use super::super::client::Failure;
+use super::super::output;
+
+/// The file by which a project is known.
+const MANIFEST: &str = "brink-plugin.toml";
+
+/// Longest name of a project: it becomes that of a plugin, a crate and a package.
+const NAME_BYTES_MAX: usize = 64;
+
+/// Where Rust components are built.
+const RUST_TARGET: &str = "wasm32-wasip2";
+
+/// A language that there is a template for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(in crate::cli) enum Language {
+    /// Rust, with the SDK
+    Rust,
+    /// JavaScript, by way of QuickJS
+    Js,
+    /// Python, by way of CPython
+    Python,
+}
+
+/// What [`MANIFEST`] says.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Manifest {
+    name: String,
+    language: Language,
+    /// The world that the plugin is for; Rust and JavaScript say it elsewhere.
+    #[serde(default = "default_world")]
+    world: String,
+}
+
+fn default_world() -> String {
+    "validator-plugin".to_owned()
+}
+
+/// Files of a project with their texts, in which `{{name}}` and `{{language}}` stand for its own.
+type Files = &'static [(&'static str, &'static str)];
+
+macro_rules! files {
+    ($from:literal: $($path:literal),+ $(,)?) => { &[$(($path, include_str!(concat!($from, $path)))),+] };
+}
+
+const EVERY_PROJECT: Files = &[
+    (MANIFEST, include_str!("../../../templates/plugin/brink-plugin.toml")),
+    ("cases.toml", include_str!("../../../templates/plugin/cases.toml")),
+    ("build/.gitignore", include_str!("../../../templates/plugin/build.gitignore")),
+    ("wit/hooks.wit", include_str!("../../../../wit/hooks.wit")),
+];
+
+const RUST: Files = files!("../../../templates/plugin/rust/": "Cargo.toml", "src/lib.rs", "README.md", ".gitignore");
+
+const JS: Files = files!("../../../templates/plugin/js/": "package.json", "src/plugin.js", "src/brink.js",
+    "test/plugin.test.js", "README.md", ".gitignore");
+
+const PYTHON: Files = files!("../../../templates/plugin/python/": "requirements.txt", "plugin.py", "brink.py",
+    "test_plugin.py", "README.md", ".gitignore");
+
+/// The SDK; its `Cargo.toml` must be made independent of this workspace.
+const SDK: Files = files!("../../../../guest-sdk/": "Cargo.toml", "README.md", "src/lib.rs", "src/answer.rs",
+    "src/bindings.rs", "src/config.rs", "src/glue.rs", "src/json.rs", "src/log.rs", "src/mock.rs", "src/store.rs",
+    "src/write.rs");
+
+impl Language {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Rust => "rust",
+            Self::Js => "js",
+            Self::Python => "python",
+        }
+    }
+
+    fn files(self) -> Files {
+        match self {
+            Self::Rust => RUST,
+            Self::Js => JS,
+            Self::Python => PYTHON,
+        }
+    }
+}
+
+/// Makes a project in a new folder, by default one of its name.
+pub(super) fn create(name: &str, language: Language, dir: Option<PathBuf>) -> Result<(), Failure> {
+    check_name(name)?;
+    let dir = dir.unwrap_or_else(|| PathBuf::from(name));
+    let is_free = match fs::read_dir(&dir) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) if error.kind() == ErrorKind::NotFound => true,
+        Err(source) => return Err(Failure::File { path: dir, source }),
+    };
+    if !is_free {
+        return Err(Failure::Usage(format!("{} is not empty; a project begins in a new folder", dir.display())));
+    }
+    for (path, text) in EVERY_PROJECT.iter().chain(language.files()) {
+        let text = text.replace("{{name}}", name).replace("{{language}}", language.name());
+        write(&dir.join(path), &text)?;
+    }
+    if language == Language::Rust {
+        for (path, text) in SDK {
+            write(&dir.join("brink-guest").join(path), &independent(text))?;
+        }
+    }
+    output::line(&format!("{} made; next: cd {0}, then brink plugin build", dir.display()))
+}
+
+/// The name of a plugin that is also one of a crate and of a package.
+fn check_name(name: &str) -> Result<(), Failure> {
+    let is_allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    let begins_well = name.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase());
+    match begins_well && name.bytes().all(is_allowed) && name.len() <= NAME_BYTES_MAX {
+        true => Ok(()),
+        false => Err(Failure::Usage(format!(
+            "{name:?} cannot be a plugin's name: it has 1 to {NAME_BYTES_MAX} of a-z, 0-9 and `-`, the first a letter"
+        ))),
+    }
+}
+
+/// A `Cargo.toml` of this workspace with what it inherits written out. Other texts stay as they are.
+fn independent(text: &str) -> String {
+    let inherited = [
+        ("version", env!("CARGO_PKG_VERSION")),
+        ("edition", "2024"),
+        ("rust-version", env!("CARGO_PKG_RUST_VERSION")),
+        ("license", env!("CARGO_PKG_LICENSE")),
+    ];
+    let text = text.replace("\n[lints]\nworkspace = true\n", "");
+    inherited.iter().fold(text, |text, (field, value)| {
+        text.replace(&format!("\n{field}.workspace = true"), &format!("\n{field} = {value:?}"))
+    })
+}
+
+fn write(path: &Path, text: &str) -> Result<(), Failure> {
+    let written = path.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::write(path, text));
+    written.map_err(|source| Failure::File { path: path.to_owned(), source })
+}
+
+/// Builds the component of the project in a folder, with the tools of its language.
+pub(super) fn build(dir: &Path) -> Result<(), Failure> {
+    let manifest = manifest(dir)?;
+    let component = Path::new("build").join(format!("{}.wasm", manifest.name));
+    match manifest.language {
+        Language::Rust => build_rust(dir, &manifest, &component)?,
+        Language::Js => {
+            if !dir.join("node_modules").exists() {
+                call(dir, "npm", &["install", "--no-fund", "--no-audit"])?;
+            }
+            call(dir, "npm", &["run", "--silent", "build"])?;
+        }
+        Language::Python => build_python(dir, &manifest, &component)?,
+    }
+    let path = dir.join(&component);
+    let bytes = fs::metadata(&path).map_err(|source| Failure::File { path: path.clone(), source })?.len();
+    output::line(&format!("{}: {bytes} bytes", path.display()))
+}
+
+/// The name of the project in a folder, and its component, which must have been built.
+pub(super) fn built(dir: &Path) -> Result<(String, PathBuf), Failure> {
+    let name = manifest(dir)?.name;
+    let component = dir.join("build").join(format!("{name}.wasm"));
+    match component.exists() {
+        true => Ok((name, component)),
+        false => Err(Failure::Usage(format!("{} does not exist; `brink plugin build` makes it", component.display()))),
+    }
+}
+
+fn build_rust(dir: &Path, manifest: &Manifest, component: &Path) -> Result<(), Failure> {
+    call(dir, "cargo", &["build", "--release", "--target", RUST_TARGET])?;
+    let file = format!("{}.wasm", manifest.name.replace('-', "_"));
+    let built = dir.join("target").join(RUST_TARGET).join("release").join(file);
+    let copied = fs::create_dir_all(dir.join("build")).and_then(|()| fs::copy(&built, dir.join(component)));
+    copied.map(drop).map_err(|source| Failure::File { path: built, source })
+}
+
+fn build_python(dir: &Path, manifest: &Manifest, component: &Path) -> Result<(), Failure> {
+    let tools = Path::new(".venv").join("bin");
+    if !dir.join(&tools).exists() {
+        call(dir, "python3", &["-m", "venv", ".venv"])?;
+    }
+    let (pip, componentize) = (tools.join("pip"), tools.join("componentize-py"));
+    if !dir.join(&componentize).exists() {
+        call(dir, pip, &["install", "--quiet", "--requirement", "requirements.txt"])?;
+    }
+    let component = component.display().to_string();
+    let arguments =
+        ["--wit-path", "wit", "--world", &manifest.world, "componentize", "plugin", "--output", component.as_str()];
+    call(dir, componentize, &arguments)
+}
+
+fn manifest(dir: &Path) -> Result<Manifest, Failure> {
+    let path = dir.join(MANIFEST);
+    let text = fs::read_to_string(&path).map_err(|source| match source.kind() {
+        ErrorKind::NotFound => Failure::Usage(format!(
+            "{} is no plugin's project: it has no {MANIFEST}; `brink plugin new` begins one",
+            dir.display()
+        )),
+        _ => Failure::File { path: path.clone(), source },
+    })?;
+    let manifest: Manifest =
+        toml::from_str(&text).map_err(|error| Failure::Usage(format!("{}: {error}", path.display())))?;
+    check_name(&manifest.name)?;
+    Ok(manifest)
+}
+
+/// Runs a tool in the project's folder; what it prints is shown.
+fn call(dir: &Path, tool: impl AsRef<Path>, arguments: &[&str]) -> Result<(), Failure> {
+    let tool = tool.as_ref();
+    // A tool of the project is named from its folder, and found wherever this process runs.
+    let program = if tool.components().count() > 1 { std::path::absolute(dir)?.join(tool) } else { tool.to_owned() };
+    let command = format!("{} {}", tool.display(), arguments.join(" "));
+    let ended = Command::new(program).args(arguments).current_dir(dir).status();
+    match ended {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(Failure::Tool { command, reason: status.to_string() }),
+        Err(error) => Err(Failure::Tool { command, reason: error.to_string() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sdk_of_a_project_inherits_nothing() {
+        let (_, manifest) = SDK.iter().find(|(path, _)| *path == "Cargo.toml").unwrap();
+        assert!(manifest.contains("workspace"));
+        let text = independent(manifest);
+        assert!(!text.contains("workspace"), "{text}");
+        let table: toml::Table = toml::from_str(&text).unwrap();
+        assert_eq!(table["package"]["version"].as_str(), Some(env!("CARGO_PKG_VERSION")));
+        assert_eq!(table["package"]["rust-version"].as_str(), Some(env!("CARGO_PKG_RUST_VERSION")));
+    }
+
+    #[test]
+    fn a_new_project_has_every_file_of_the_sdk() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../guest-sdk/src");
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = format!("src/{}", entry.unwrap().file_name().to_str().unwrap());
+            assert!(SDK.iter().any(|(embedded, _)| *embedded == path), "{path} is not embedded");
+        }
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_template() {
+        let dir = tempfile::tempdir().unwrap();
+        for language in [Language::Rust, Language::Js, Language::Python] {
+            let project = dir.path().join(language.name());
+            create("my-rule", language, Some(project.clone())).unwrap();
+            let found = manifest(&project).unwrap();
+            assert_eq!((found.name.as_str(), found.language), ("my-rule", language));
+            for (path, _) in EVERY_PROJECT.iter().chain(language.files()) {
+                assert!(!fs::read_to_string(project.join(path)).unwrap().contains("{{"), "{path}");
+            }
+            // A second one does not overwrite it.
+            assert!(matches!(create("my-rule", language, Some(project)), Err(Failure::Usage(_))));
+        }
+    }
+
+    #[test]
+    fn a_name_is_one_of_a_crate_too() {
+        for name in ["", "1st", "My-rule", "a.b", "a_b", "ä", &"a".repeat(65)] {
+            assert!(check_name(name).is_err(), "{name}");
+        }
+        check_name("required-fields-2").unwrap();
+    }
+}
