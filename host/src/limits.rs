@@ -134,6 +134,18 @@ pub const PEER_BODY_BYTES_MAX: usize = PLUGIN_BYTES_MAX + 8 * 1024 * 1024;
 /// the disks.
 pub const SNAPSHOT_BYTES_PER_SECOND_MAX: u64 = 32 * 1024 * 1024;
 
+/// Plugins in the registry.
+pub const PLUGINS_MAX: usize = 256;
+
+/// Changes of the registry that are remembered.
+pub const HISTORY_CHANGES_MAX: usize = 200;
+
+/// Bytes of hooks' configurations in the changes that are remembered.
+pub const HISTORY_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Bytes of plugin versions that are kept only to be rolled back to.
+pub const HISTORY_VERSIONS_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
 /// How long a change of the registry may take: it carries plugins, and waits until hooks are in force.
 pub const REGISTRY_DEADLINE: Duration = Duration::from_secs(60);
 

@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 pub(crate) const WASM_TARGET: &str = "wasm32-wasip2";
 
 /// The packages that are plugins.
-pub(crate) const PLUGINS: [&str; 4] = ["json-schema", "normalize", "test-hostile", "test-reference"];
+pub(crate) const PLUGINS: [&str; 5] = ["json-schema", "normalize", "test-hostile", "test-reference", "test-stamp"];
 
 /// The directory of the workspace.
 pub(crate) fn root() -> PathBuf {

@@ -72,6 +72,8 @@ pub fn router(app: App) -> Router {
         ("/plugins", get(registry::plugins)),
         ("/plugins/{name}", get(registry::plugin).put(registry::put_plugin).delete(registry::delete_plugin)),
         ("/hooks", get(registry::hooks)),
+        ("/hooks/{name}/rollback", post(registry::roll_back)),
+        ("/registry/history", get(registry::history)),
         ("/hooks/{name}", get(registry::hook).put(registry::put_hook).delete(registry::delete_hook)),
     ];
     for (path, methods) in paths {

@@ -63,6 +63,8 @@ kinds! {
     CONFIG_REFUSED = "config-refused" UNPROCESSABLE_ENTITY "The plugin refuses the configuration";
     BAD_HOOK = "bad-hook" BAD_REQUEST "The hook is malformed";
     TOO_MANY_HOOKS = "too-many-hooks" CONFLICT "There are too many hooks";
+    TOO_MANY_PLUGINS = "too-many-plugins" CONFLICT "There are too many plugins";
+    NO_SUCH_STATE = "no-such-state" UNPROCESSABLE_ENTITY "The history does not tell what the hook was";
     NOT_A_MEMBER = "not-a-member" NOT_FOUND "The cluster has no such node";
     MEMBERSHIP_REFUSED = "membership-refused" CONFLICT "The cluster cannot be changed like that";
     MEMBERSHIP_PENDING = "membership-pending" SERVICE_UNAVAILABLE "The cluster is still changing";
@@ -240,6 +242,8 @@ impl From<registry::Error> for Problem {
                 Self::new(Kind::PLUGIN_IN_USE, detail).with("hooks", hooks).not_written()
             }
             registry::Error::TooManyHooks => Self::new(Kind::TOO_MANY_HOOKS, detail).not_written(),
+            registry::Error::TooManyPlugins => Self::new(Kind::TOO_MANY_PLUGINS, detail).not_written(),
+            registry::Error::NoSuchState { .. } => Self::new(Kind::NO_SUCH_STATE, detail).not_written(),
             registry::Error::Hook(error) => Self::from(error),
             registry::Error::Write(error) => Self::from(error),
             registry::Error::Storage(error) => Self::from(error).not_written(),

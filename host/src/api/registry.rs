@@ -6,7 +6,7 @@ use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::App;
@@ -14,10 +14,17 @@ use super::kv::json as json_answer;
 use super::problem::{Kind, Problem};
 use super::request::{self, Parameters};
 use crate::hooks::Binding;
-use crate::limits::{HOOK_CONFIG_BYTES_MAX, PLUGIN_BYTES_MAX};
+use crate::limits::{HOOK_CONFIG_BYTES_MAX, NAME_BYTES_MAX, PLUGIN_BYTES_MAX};
+use crate::registry::Author;
 
 /// Room in the body of a hook for all but its configuration, in bytes.
 const HOOK_BODY_SPARE_BYTES: usize = 16 * 1024;
+
+/// The body of a rollback, in bytes.
+const ROLL_BACK_BODY_BYTES_MAX: usize = 1024;
+
+/// The header in which a client says for whom it acts.
+const USER: &str = "brink-user";
 
 /// `PUT /plugins/<name>/`: uploads a component.
 pub(super) async fn put_plugin(
@@ -29,7 +36,7 @@ pub(super) async fn put_plugin(
 ) -> Result<Response, Problem> {
     Parameters::of(&uri, &[])?;
     let bytes = request::body(&headers, body, PLUGIN_BYTES_MAX).await?;
-    answer(StatusCode::OK, &app.registry.put_plugin(&name, bytes).await?)
+    answer(StatusCode::OK, &app.registry.put_plugin(&name, bytes, &author(&headers)?).await?)
 }
 
 /// `GET /plugins/`.
@@ -44,8 +51,12 @@ pub(super) async fn plugin(State(app): State<Arc<App>>, Path(name): Path<String>
 }
 
 /// `DELETE /plugins/<name>/`.
-pub(super) async fn delete_plugin(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Response, Problem> {
-    match app.registry.delete_plugin(&name).await? {
+pub(super) async fn delete_plugin(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    match app.registry.delete_plugin(&name, &author(&headers)?).await? {
         true => Ok(StatusCode::NO_CONTENT.into_response()),
         false => Err(absent("plugin", &name)),
     }
@@ -62,12 +73,14 @@ pub(super) async fn put_hook(
     Parameters::of(&uri, &[])?;
     let body = request::body(&headers, body, HOOK_CONFIG_BYTES_MAX + HOOK_BODY_SPARE_BYTES).await?;
     let binding = Binding::parse(&body)?;
-    answer(StatusCode::OK, &app.registry.put_hook(&name, binding).await?)
+    answer(StatusCode::OK, &app.registry.put_hook(&name, binding, &author(&headers)?).await?)
 }
 
-/// `GET /hooks/`.
+/// `GET /hooks/`: the hooks, and which nodes that can be reached have them in force.
 pub(super) async fn hooks(State(app): State<Arc<App>>) -> Result<Response, Problem> {
-    answer(StatusCode::OK, &json!({ "hooks": app.registry.hooks().await? }))
+    let (hooks, nodes) = (app.registry.hooks().await?, app.registry.readiness().await?);
+    let nodes: Vec<_> = nodes.iter().map(|(url, is_ready)| json!({ "url": url, "ready": is_ready })).collect();
+    answer(StatusCode::OK, &json!({ "hooks": hooks, "nodes": nodes }))
 }
 
 /// `GET /hooks/<name>/`.
@@ -77,10 +90,66 @@ pub(super) async fn hook(State(app): State<Arc<App>>, Path(name): Path<String>) 
 }
 
 /// `DELETE /hooks/<name>/`.
-pub(super) async fn delete_hook(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Response, Problem> {
-    match app.registry.delete_hook(&name).await? {
+pub(super) async fn delete_hook(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    match app.registry.delete_hook(&name, &author(&headers)?).await? {
         true => Ok(StatusCode::NO_CONTENT.into_response()),
         false => Err(absent("hook", &name)),
+    }
+}
+
+/// The body of `POST /hooks/<name>/rollback/`; empty for the state before the last change.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RollBack {
+    /// The number of a change.
+    to: Option<u64>,
+}
+
+/// `POST /hooks/<name>/rollback/`: makes a hook what it was; 204 if that is to be removed.
+pub(super) async fn roll_back(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    Parameters::of(&uri, &[])?;
+    let body = request::body(&headers, body, ROLL_BACK_BODY_BYTES_MAX).await?;
+    let RollBack { to } = match body.is_empty() {
+        true => RollBack::default(),
+        false => serde_json::from_slice(&body).map_err(|error| {
+            Problem::new(
+                Kind::BAD_BODY,
+                format!("the body must be empty or {{\"to\": <the number of a change>}}: {error}"),
+            )
+        })?,
+    };
+    match app.registry.roll_back(&name, to, &author(&headers)?).await? {
+        Some(hook) => answer(StatusCode::OK, &hook),
+        None => Ok(StatusCode::NO_CONTENT.into_response()),
+    }
+}
+
+/// `GET /registry/history/`: what was changed, when and by whom, newest first.
+pub(super) async fn history(State(app): State<Arc<App>>, uri: Uri) -> Result<Response, Problem> {
+    Parameters::of(&uri, &[])?;
+    answer(StatusCode::OK, &json!({ "changes": app.registry.history().await? }))
+}
+
+/// Who makes a change, as the client says in `Brink-User`.
+fn author(headers: &HeaderMap) -> Result<Author, Problem> {
+    let Some(by) = headers.get(USER) else { return Ok(Author::named(None)) };
+    match by.to_str() {
+        Ok(by) if (1..=NAME_BYTES_MAX).contains(&by.len()) => Ok(Author::named(Some(by.to_owned()))),
+        _ => Err(request::wrong(
+            "Brink-User",
+            &format!("{by:?}"),
+            &format!("1 to {NAME_BYTES_MAX} visible characters of ASCII"),
+        )),
     }
 }
 

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
-use reqwest::header::HeaderMap;
+use reqwest::header::{HeaderMap, HeaderValue};
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
 
 use super::Common;
 use crate::api::BASE_PATH;
 use crate::hooks;
+use crate::limits::NAME_BYTES_MAX;
 
 /// How long a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -250,7 +251,14 @@ impl Client {
     /// A client of the nodes that the command names.
     pub(super) fn new(common: &Common) -> Result<Self, Failure> {
         let urls = common.url.iter().map(|url| base_url("--url", url)).collect::<Result<Vec<_>, _>>()?;
+        let mut headers = HeaderMap::new();
+        let user = ["BRINK_USER", "USER"].iter().find_map(|name| std::env::var(name).ok());
+        let user = user.filter(|user| (1..=NAME_BYTES_MAX).contains(&user.len()));
+        if let Some(user) = user.and_then(|user| HeaderValue::from_str(&user).ok()) {
+            headers.insert("brink-user", user);
+        }
         let http = reqwest::Client::builder()
+            .default_headers(headers)
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(TIMEOUT)
             .tcp_nodelay(true)

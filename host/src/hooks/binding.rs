@@ -136,6 +136,11 @@ impl Binding {
         Ok(())
     }
 
+    /// The plugin's version; empty in a request that names none.
+    pub fn digest(&self) -> &str {
+        self.digest.as_deref().unwrap_or_default()
+    }
+
     /// Whether an operation is one that the hook judges.
     pub fn matches(&self, operation: &Operation) -> bool {
         let judges = match operation.action {

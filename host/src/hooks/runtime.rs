@@ -16,7 +16,6 @@ use super::cache::Cache;
 use super::error::Error;
 use super::hook::Hook;
 use super::image;
-use super::plugin::Plugin;
 use super::ticker::Ticker;
 use crate::limits;
 
@@ -115,15 +114,14 @@ impl Runtime {
         Ok(Self { core: Arc::new(core) })
     }
 
-    /// Forgets the compiled code of everything but these.
+    /// Forgets the compiled code of everything but these versions, by digest, and the images of these hooks.
     pub fn keep_compiled<'a>(
         &self,
-        plugins: impl IntoIterator<Item = &'a Plugin>,
+        versions: impl IntoIterator<Item = String>,
         hooks: impl IntoIterator<Item = &'a Hook>,
     ) {
         let Some(cache) = &self.core.cache else { return };
-        let plugins = plugins.into_iter().map(|plugin| plugin.digest().to_owned());
-        cache.keep(&plugins.chain(hooks.into_iter().map(image::key)).collect());
+        cache.keep(&versions.into_iter().chain(hooks.into_iter().map(image::key)).collect());
     }
 
     pub(super) fn core(&self) -> &Arc<Core> {

@@ -310,6 +310,18 @@ impl Handle {
         self.shared.options.free_space.shortage()
     }
 
+    /// This node's base URL, as the others know it.
+    pub fn url(&self) -> &str {
+        &self.shared.options.self_url
+    }
+
+    /// The nodes that can be reached, this one included, and up to which revision of the store each has prepared what it
+    /// holds.
+    pub fn prepared(&self) -> Vec<(String, u64)> {
+        let own = (self.url().to_owned(), self.shared.prepared_revision.load(Ordering::Relaxed));
+        std::iter::once(own).chain(self.shared.prepared_peers()).collect()
+    }
+
     /// Tells the other nodes up to which revision of the store this one has prepared what it holds.
     pub fn set_prepared(&self, revision: u64) {
         self.shared.prepared_revision.store(revision, Ordering::Relaxed);

@@ -403,11 +403,17 @@ impl Shared {
         lock(&self.peers).values().any(|peer| peer.is_healthy() && peer.cluster == Some(cluster))
     }
 
-    /// The peers that can be reached and have not yet prepared what the store held at a revision.
-    pub(super) fn unprepared(&self, revision: u64) -> Vec<String> {
+    /// The peers that can be reached, and up to which revision of the store they have prepared what it held.
+    pub(super) fn prepared_peers(&self) -> Vec<(String, u64)> {
         let peers = lock(&self.peers);
-        let lags = |peer: &PeerState| peer.is_healthy() && peer.prepared_revision < revision;
-        peers.iter().filter(|(_, peer)| lags(peer)).map(|(url, _)| url.clone()).collect()
+        let reached = peers.iter().filter(|(_, peer)| peer.is_healthy());
+        reached.map(|(url, peer)| (url.clone(), peer.prepared_revision)).collect()
+    }
+
+    /// Those of them that have not yet prepared what the store held at a revision.
+    pub(super) fn unprepared(&self, revision: u64) -> Vec<String> {
+        let peers = self.prepared_peers().into_iter();
+        peers.filter(|(_, prepared)| *prepared < revision).map(|(url, _)| url).collect()
     }
 
     /// Notes what came of asking to be let in, and says so if it is news.

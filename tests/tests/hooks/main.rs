@@ -12,6 +12,7 @@
 mod authors;
 mod epochs;
 mod examples;
+mod history;
 mod hostile;
 mod references;
 mod registry;

@@ -63,7 +63,22 @@ pub(super) enum Command {
         #[command(flatten)]
         common: Common,
     },
-    /// List plugins and hooks
+    /// Make a hook what it was before its last change, or when an earlier one had been made
+    Rollback {
+        /// The hook's name
+        hook: String,
+        /// The number of a change, as `brink plugin history` shows it
+        #[arg(long, value_name = "NUMBER")]
+        to: Option<u64>,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// List what was changed, when and by whom, newest first
+    History {
+        #[command(flatten)]
+        common: Common,
+    },
+    /// List plugins and hooks, and whether every node has them in force
     List {
         #[command(flatten)]
         common: Common,
@@ -147,6 +162,20 @@ pub(super) async fn run(command: Command) -> Result<(), Failure> {
             let request = Request::new(Method::DELETE, name_path("plugins", &name));
             send(&request, &common, |_| format!("plugin {name} removed")).await
         }
+        Command::Rollback { hook, to, common } => {
+            let path = format!("{}rollback/", name_path("hooks", &hook));
+            let request = Request::new(Method::POST, path).json(&json!({ "to": to }));
+            send(&request, &common, |binding| match binding.is_null() {
+                true => format!("hook {hook} removed"),
+                false => format!(
+                    "hook {hook} is in force as it was: {} {}",
+                    output::text(&binding["plugin"]),
+                    digest(binding)
+                ),
+            })
+            .await
+        }
+        Command::History { common } => history(&common).await,
         Command::List { common } => list(&common).await,
     }
 }
@@ -200,7 +229,9 @@ async fn list(common: &Common) -> Result<(), Failure> {
     let plugins = client.send(&Request::new(Method::GET, "/plugins/")).await?.json()?;
     let hooks = client.send(&Request::new(Method::GET, "/hooks/")).await?.json()?;
     if common.output == Format::Json {
-        return output::line(&json!({"plugins": plugins["plugins"], "hooks": hooks["hooks"]}).to_string());
+        return output::line(
+            &json!({"plugins": plugins["plugins"], "hooks": hooks["hooks"], "nodes": hooks["nodes"]}).to_string(),
+        );
     }
     let rows = |list: &Value, row: &dyn Fn(&Value) -> Vec<String>| -> Vec<Vec<String>> {
         list.as_array().into_iter().flatten().map(row).collect()
@@ -210,16 +241,47 @@ async fn list(common: &Common) -> Result<(), Failure> {
             output::text(&plugin["name"]),
             words(&plugin["roles"]),
             output::text(&plugin["size_bytes"]),
+            output::text(&plugin["memory_bytes"]),
+            output::text(&plugin["start_us"]),
             digest(plugin),
         ]
     });
-    output::table(&["PLUGIN", "ROLES", "BYTES", "DIGEST"], &plugin_rows)?;
+    output::table(&["PLUGIN", "ROLES", "BYTES", "MEMORY", "START µs", "DIGEST"], &plugin_rows)?;
     output::line("")?;
     let hook_rows = rows(&hooks["hooks"], &|hook| {
         let fields = ["name", "plugin", "prefix", "mode", "order"].map(|field| output::text(&hook[field]));
         fields.into_iter().chain([words(&hook["operations"]), digest(hook)]).collect()
     });
-    output::table(&["HOOK", "PLUGIN", "PREFIX", "MODE", "ORDER", "OPERATIONS", "DIGEST"], &hook_rows)
+    output::table(&["HOOK", "PLUGIN", "PREFIX", "MODE", "ORDER", "OPERATIONS", "DIGEST"], &hook_rows)?;
+    output::line("")?;
+    let node_rows = rows(&hooks["nodes"], &|node| {
+        let is_ready = if node["ready"] == true { "yes" } else { "not yet" };
+        vec![output::text(&node["url"]), is_ready.to_owned()]
+    });
+    output::table(&["NODE", "IN FORCE"], &node_rows)
+}
+
+async fn history(common: &Common) -> Result<(), Failure> {
+    let answer = Client::new(common)?.send(&Request::new(Method::GET, "/registry/history/")).await?.json()?;
+    let changes = answer["changes"].as_array().into_iter().flatten();
+    if common.output == Format::Json {
+        return changes.map(Value::to_string).try_for_each(|change| output::line(&change));
+    }
+    let rows: Vec<Vec<String>> = changes
+        .map(|change| {
+            let what = match (change["action"].as_str(), change["rolled_back_to"].as_u64()) {
+                (_, Some(to)) => format!("rolled-back to {to}"),
+                (action, None) => action.unwrap_or_default().to_owned(),
+            };
+            let hook = output::text(&change["hook"]);
+            let binding = if change["binding"].is_null() { change } else { &change["binding"] };
+            let at = std::time::UNIX_EPOCH + std::time::Duration::from_millis(change["at_ms"].as_u64().unwrap_or(0));
+            let at = humantime::format_rfc3339_millis(at).to_string();
+            let (number, by) = (output::text(&change["number"]), output::text(&change["by"]));
+            vec![number, at, by, what, hook, output::text(&binding["plugin"]), digest(binding)]
+        })
+        .collect();
+    output::table(&["CHANGE", "WHEN", "WHO", "WHAT", "HOOK", "PLUGIN", "DIGEST"], &rows)
 }
 
 fn describe(plugin: &Value) -> String {

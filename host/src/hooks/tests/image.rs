@@ -98,7 +98,7 @@ fn the_next_process_compiles_nothing_again() {
     assert!(second.compiled_before("p", &super::digest(b"other")).is_none());
 
     // What is not needed goes, and what is damaged is not used.
-    second.keep_compiled([&plugin], []);
+    second.keep_compiled([digest.clone()], []);
     assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1);
     let entry = std::fs::read_dir(&dir).unwrap().next().unwrap().unwrap().path();
     let mut bytes = std::fs::read(&entry).unwrap();

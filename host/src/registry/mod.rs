@@ -1,7 +1,7 @@
 //! Plugins and hooks as part of the replicated state.
 //!
-//! Three kinds of keys in the system space: `plugins/<name>` names a plugin's current version, `components/<digest>`
-//! holds a version's bytes, `hooks/<name>` says what runs where. They travel through the log like any write, so every
+//! Four kinds of keys in the system space: `plugins/<name>` names a plugin's current version, `components/<digest>`
+//! holds a version's bytes, `hooks/<name>` says what runs where, `history/<number>` what was changed, by whom and when. They travel through the log like any write, so every
 //! node has the same hooks at the same log index. A change of a hook changes the hook epoch, and no write judged under
 //! an older epoch commits; so a hook is in force everywhere as soon as its creation is acknowledged (P6).
 //!
@@ -11,7 +11,10 @@
 //! wait for a compiler. Where one does (a node was cut off meanwhile), it waits until that node has built the set of
 //! hooks of the newest epoch.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod history;
+mod known;
+
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,20 +23,16 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+pub use self::history::{Author, Change, What};
+use self::history::{COMPONENTS_PREFIX, History};
+use self::known::{Known, delete, json, put};
 use crate::hooks::{self, Binding, Hook, Pipeline, Plugin, Runtime};
 use crate::limits::{
-    HOOKS_MAX, PAGE_ENTRIES_MAX, PLUGIN_LIST_MAX, PREPARE_DEADLINE, PROMPT_READ_DEADLINE, REGISTRY_DEADLINE,
-    WRITE_DEADLINE,
+    HOOKS_MAX, PLUGINS_MAX, PREPARE_DEADLINE, PROMPT_READ_DEADLINE, REGISTRY_DEADLINE, WRITE_DEADLINE,
 };
 use crate::replication;
-use crate::storage::{
-    self, Action, AskedBy, Data, Entry, Fact, HOOKS_PREFIX, Operation, PLUGINS_PREFIX, Precondition, RangeQuery, Space,
-    Value,
-};
-use crate::write_path::{self, Request, WritePath};
-
-/// Keys of the system space under this prefix are the bytes of plugin versions: `components/<digest>`.
-const COMPONENTS_PREFIX: &str = "components/";
+use crate::storage::{self, Data, HOOKS_PREFIX, Operation, PLUGINS_PREFIX, Space, Value};
+use crate::write_path::{self, Request, WritePath, now_ms};
 
 /// How often a change of the registry is tried again when others change it at the same time.
 const ATTEMPTS_MAX: usize = 4;
@@ -89,6 +88,20 @@ pub enum Error {
         plugin: String,
         /// The hooks that run it.
         hooks: Vec<String>,
+    },
+    /// There are as many plugins as there may be.
+    #[error("there are {PLUGINS_MAX} plugins, and no more are allowed")]
+    TooManyPlugins,
+    /// The history does not tell what a hook was.
+    #[error(
+        "the history does not tell what hook {hook:?} was {}",
+        to.map_or_else(|| "before its last change".to_owned(), |to| format!("when change {to} had been made"))
+    )]
+    NoSuchState {
+        /// The hook.
+        hook: String,
+        /// The change named, if one was.
+        to: Option<u64>,
     },
     /// There are as many hooks as there may be.
     #[error("there are {HOOKS_MAX} hooks, and no more are allowed")]
@@ -168,14 +181,17 @@ impl Registry {
     /// # Errors
     ///
     /// If the bytes are not a plugin, or the upload was not committed; nothing is stored then.
-    pub async fn put_plugin(&self, name: &str, bytes: Bytes) -> Result<PluginInfo, Error> {
+    pub async fn put_plugin(&self, name: &str, bytes: Bytes, author: &Author) -> Result<PluginInfo, Error> {
         hooks::check_name("name", name)?;
         let deadline = Instant::now() + REGISTRY_DEADLINE;
         let plugin = self.inner.compile(name, bytes.clone()).await?;
         for _ in 0..ATTEMPTS_MAX {
-            let known = self.inner.current(deadline).await?;
+            let (known, history) = self.inner.current(deadline).await?;
             if let Some(info) = known.plugins.get(name).filter(|info| info.digest == plugin.digest()) {
                 return Ok(info.clone());
+            }
+            if known.plugins.len() >= PLUGINS_MAX && !known.plugins.contains_key(name) {
+                return Err(Error::TooManyPlugins);
             }
             let info = PluginInfo {
                 name: name.to_owned(),
@@ -187,17 +203,15 @@ impl Registry {
                 revision: 0,
             };
             let component = Value { content_type: "application/wasm".to_owned(), bytes: bytes.clone() };
-            let mut operations = vec![
+            let operations = vec![
                 put(format!("{COMPONENTS_PREFIX}{}", info.digest), component),
                 put(format!("{PLUGINS_PREFIX}{name}"), json(&info, name)?),
             ];
-            operations.extend(known.unused_version_of(name, &info.digest));
-            match self.change(operations, known.unchanged(), deadline).await? {
-                Some(revision) => {
-                    self.wait_everywhere(revision).await;
-                    return Ok(PluginInfo { revision, ..info });
-                }
-                None => continue,
+            let (plugin, digest, size_bytes) = (info.name.clone(), info.digest.clone(), info.size_bytes);
+            let what = What::PluginUploaded { plugin, digest, size_bytes };
+            if let Some(revision) = self.change(operations, what, author, (known, history), deadline).await? {
+                self.wait_everywhere(revision).await;
+                return Ok(PluginInfo { revision, ..info });
             }
         }
         Err(write_path::Error::Contended { attempts: ATTEMPTS_MAX }.into())
@@ -226,10 +240,10 @@ impl Registry {
     /// # Errors
     ///
     /// If a hook runs it, or the removal was not committed.
-    pub async fn delete_plugin(&self, name: &str) -> Result<bool, Error> {
+    pub async fn delete_plugin(&self, name: &str, author: &Author) -> Result<bool, Error> {
         let deadline = Instant::now() + REGISTRY_DEADLINE;
         for _ in 0..ATTEMPTS_MAX {
-            let known = self.inner.current(deadline).await?;
+            let (known, history) = self.inner.current(deadline).await?;
             if !known.plugins.contains_key(name) {
                 return Ok(false);
             }
@@ -237,9 +251,9 @@ impl Registry {
             if !hooks.is_empty() {
                 return Err(Error::PluginInUse { plugin: name.to_owned(), hooks });
             }
-            let mut operations = vec![delete(format!("{PLUGINS_PREFIX}{name}"))];
-            operations.extend(known.unused_version_of(name, ""));
-            if self.change(operations, known.unchanged(), deadline).await?.is_some() {
+            let operations = vec![delete(format!("{PLUGINS_PREFIX}{name}"))];
+            let what = What::PluginRemoved { plugin: name.to_owned() };
+            if self.change(operations, what, author, (known, history), deadline).await?.is_some() {
                 return Ok(true);
             }
         }
@@ -251,20 +265,20 @@ impl Registry {
     /// # Errors
     ///
     /// If the plugin is missing, refuses the configuration, or the change was not committed; nothing is changed then.
-    pub async fn put_hook(&self, name: &str, binding: Binding) -> Result<HookInfo, Error> {
+    pub async fn put_hook(&self, name: &str, binding: Binding, author: &Author) -> Result<HookInfo, Error> {
         hooks::check_name("name", name)?;
         let deadline = Instant::now() + REGISTRY_DEADLINE;
         for _ in 0..ATTEMPTS_MAX {
-            let known = self.inner.current(deadline).await?;
+            let (known, history) = self.inner.current(deadline).await?;
             if known.hooks.len() >= HOOKS_MAX && !known.hooks.contains_key(name) {
                 return Err(Error::TooManyHooks);
             }
-            let binding = known.pinned(binding.clone())?;
-            let digest = binding.digest.clone().unwrap_or_default();
-            let plugin = self.inner.plugin_of(&binding.plugin, &digest).await?;
+            let binding = known.pinned(binding.clone(), &history)?;
+            let plugin = self.inner.plugin_of(&binding.plugin, binding.digest()).await?;
             self.inner.check_bind(name, binding.clone(), plugin).await?;
             let operations = vec![put(format!("{HOOKS_PREFIX}{name}"), json(&binding, name)?)];
-            if let Some(revision) = self.change(operations, known.unchanged(), deadline).await? {
+            let what = What::HookSet { hook: name.to_owned(), binding: binding.clone() };
+            if let Some(revision) = self.change(operations, what, author, (known, history), deadline).await? {
                 // The hook is committed, and with it the epoch: writes here wait for it, if this node cannot put it in force.
                 if let Err(error) = self.inner.pipeline.active().wait_for(revision, deadline.into_std()).await {
                     tracing::warn!(name, %error, "the hook is committed, and not in force on this node yet");
@@ -276,6 +290,32 @@ impl Registry {
         Err(write_path::Error::Contended { attempts: ATTEMPTS_MAX }.into())
     }
 
+    /// Makes a hook what it was when change `to` had been made; what it was before its last change, if none is named.
+    /// `None` if that is to be removed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchState`] if the history does not tell what the hook was; else as for [`Registry::put_hook`].
+    pub async fn roll_back(&self, name: &str, to: Option<u64>, author: &Author) -> Result<Option<HookInfo>, Error> {
+        let (_, history) = self.inner.current(Instant::now() + REGISTRY_DEADLINE).await?;
+        let change = history.state_of(name, to).ok_or_else(|| Error::NoSuchState { hook: name.to_owned(), to })?;
+        let author = Author { rolls_back_to: Some(change.number), ..author.clone() };
+        match &change.what {
+            What::HookSet { binding, .. } => self.put_hook(name, binding.clone(), &author).await.map(Some),
+            _ => self.delete_hook(name, &author).await.map(|_| None),
+        }
+    }
+
+    /// The changes that are kept, newest first.
+    ///
+    /// # Errors
+    ///
+    /// If the registry cannot be read.
+    pub async fn history(&self) -> Result<Vec<Change>, Error> {
+        self.inner.catch_up_if_prompt().await;
+        Ok(self.inner.snapshot().await?.1.into_changes())
+    }
+
     /// The hooks, by name.
     ///
     /// # Errors
@@ -283,6 +323,19 @@ impl Registry {
     /// If the registry cannot be read.
     pub async fn hooks(&self) -> Result<Vec<HookInfo>, Error> {
         Ok(self.inner.fresh_if_prompt().await?.hooks.into_values().collect())
+    }
+
+    /// The nodes that can be reached, and whether each has what the registry holds compiled and in force.
+    ///
+    /// # Errors
+    ///
+    /// If the registry cannot be read.
+    pub async fn readiness(&self) -> Result<Vec<(String, bool)>, Error> {
+        let (known, _) = self.inner.snapshot().await?;
+        let plugins = known.plugins.values().map(|plugin| plugin.revision);
+        let newest = plugins.chain(known.hooks.values().map(|hook| hook.revision)).max().unwrap_or(0);
+        let nodes = self.inner.replication.prepared().into_iter();
+        Ok(nodes.map(|(url, prepared)| (url, prepared >= newest)).collect())
     }
 
     /// One hook.
@@ -299,15 +352,16 @@ impl Registry {
     /// # Errors
     ///
     /// If the removal was not committed.
-    pub async fn delete_hook(&self, name: &str) -> Result<bool, Error> {
+    pub async fn delete_hook(&self, name: &str, author: &Author) -> Result<bool, Error> {
         let deadline = Instant::now() + REGISTRY_DEADLINE;
         for _ in 0..ATTEMPTS_MAX {
-            let known = self.inner.current(deadline).await?;
+            let (known, history) = self.inner.current(deadline).await?;
             if !known.hooks.contains_key(name) {
                 return Ok(false);
             }
             let operations = vec![delete(format!("{HOOKS_PREFIX}{name}"))];
-            if self.change(operations, known.unchanged(), deadline).await?.is_some() {
+            let what = What::HookRemoved { hook: name.to_owned() };
+            if self.change(operations, what, author, (known, history), deadline).await?.is_some() {
                 return Ok(true);
             }
         }
@@ -322,13 +376,26 @@ impl Registry {
         }
     }
 
-    /// Commits a change of the registry; none if somebody else changed it first.
+    /// Commits a change of the registry and its record; none if somebody else changed it first.
     async fn change(
         &self,
-        operations: Vec<Operation>,
-        preconditions: Vec<Precondition>,
+        mut operations: Vec<Operation>,
+        what: What,
+        author: &Author,
+        (known, history): (Known, History),
         deadline: Instant,
     ) -> Result<Option<u64>, Error> {
+        let mut preconditions = known.unchanged();
+        preconditions.push(history.unchanged());
+        let change = Change {
+            number: history.next(),
+            at_ms: now_ms(),
+            by: author.by.clone(),
+            node: self.inner.replication.url().to_owned(),
+            what,
+            rolled_back_to: author.rolls_back_to,
+        };
+        operations.extend(history.record(&known, change)?);
         let request = Request { operations, preconditions, idempotency_key: None };
         match self.inner.write_path.write_unjudged(request, deadline).await {
             Ok(written) => Ok(Some(written.revision)),
@@ -340,23 +407,28 @@ impl Registry {
 
 impl Inner {
     /// The registry with every change acknowledged so far, by any node.
-    async fn current(self: &Arc<Self>, deadline: Instant) -> Result<Known, Error> {
+    async fn current(self: &Arc<Self>, deadline: Instant) -> Result<(Known, History), Error> {
         self.write_path.catch_up(deadline.min(Instant::now() + WRITE_DEADLINE)).await?;
         self.snapshot().await
     }
 
     /// The registry with every change acknowledged so far if that can be had promptly, else as this node has it.
     async fn fresh_if_prompt(self: &Arc<Self>) -> Result<Known, Error> {
+        self.catch_up_if_prompt().await;
+        Ok(self.snapshot().await?.0)
+    }
+
+    async fn catch_up_if_prompt(&self) {
         if let Err(error) = self.write_path.catch_up(Instant::now() + PROMPT_READ_DEADLINE).await {
             tracing::debug!(%error, "the registry is read as it is here");
         }
-        self.snapshot().await
     }
 
     /// Reads the whole registry, without the bytes of plugins.
-    async fn snapshot(self: &Arc<Self>) -> Result<Known, Error> {
+    async fn snapshot(self: &Arc<Self>) -> Result<(Known, History), Error> {
         let data = self.data.clone();
-        tokio::task::spawn_blocking(move || Known::read(&data)).await.map_err(|_| Error::Stopping)?
+        let read = move || Ok((Known::read(&data)?, History::read(&data)?));
+        tokio::task::spawn_blocking(read).await.map_err(|_| Error::Stopping)?
     }
 
     async fn compile(self: &Arc<Self>, name: &str, bytes: Bytes) -> Result<Arc<Plugin>, Error> {
@@ -434,8 +506,7 @@ impl Inner {
                     set.push(old.clone());
                     continue;
                 }
-                let digest = hook.binding.digest.clone().unwrap_or_default();
-                let plugin = self.plugin_of_blocking(&hook.binding.plugin, &digest)?;
+                let plugin = self.plugin_of_blocking(&hook.binding.plugin, hook.binding.digest())?;
                 set.push(self.runtime.load(&hook.name, hook.binding, &plugin)?);
             }
             tracing::info!(epoch, hooks = set.len(), "hooks in force");
@@ -461,8 +532,9 @@ impl Inner {
                 _ => tracing::info!(hook = name, plugin, ms, "the plugin starts configured"),
             }
         }
-        let compiled: Vec<Arc<Plugin>> = self.lock_compiled().values().cloned().collect();
-        self.runtime.keep_compiled(compiled.iter().map(|plugin| &**plugin), set.hooks());
+        // What a hook may be rolled back to stays compiled.
+        let versions = Known::read(&self.data)?.digests().into_iter().chain(History::read(&self.data)?.digests());
+        self.runtime.keep_compiled(versions, set.hooks());
         Ok(())
     }
 
@@ -556,112 +628,4 @@ async fn sleep(rest: Option<Duration>) {
         Some(rest) => tokio::time::sleep(rest).await,
         None => std::future::pending().await,
     }
-}
-
-/// The registry as of one look.
-struct Known {
-    plugins: BTreeMap<String, PluginInfo>,
-    hooks: BTreeMap<String, HookInfo>,
-    /// What must not have changed for a decision made on this look to be right.
-    unchanged: Vec<Precondition>,
-}
-
-impl Known {
-    fn read(data: &Data) -> Result<Self, Error> {
-        let mut plugins = BTreeMap::new();
-        let (entries, plugins_unchanged) = read_prefix(data, PLUGINS_PREFIX)?;
-        for entry in entries {
-            let name = name_of(&entry, PLUGINS_PREFIX);
-            let info: PluginInfo = decode(&entry)?;
-            plugins.insert(name.clone(), PluginInfo { name, revision: entry.meta.revision, ..info });
-        }
-        let mut hooks = BTreeMap::new();
-        let (entries, hooks_unchanged) = read_prefix(data, HOOKS_PREFIX)?;
-        for entry in entries {
-            let name = name_of(&entry, HOOKS_PREFIX);
-            let binding: Binding = decode(&entry)?;
-            hooks.insert(name.clone(), HookInfo { name, binding, revision: entry.meta.revision });
-        }
-        Ok(Self { plugins, hooks, unchanged: vec![plugins_unchanged, hooks_unchanged] })
-    }
-
-    fn unchanged(&self) -> Vec<Precondition> {
-        self.unchanged.clone()
-    }
-
-    /// The hooks that run a plugin.
-    fn hooks_of<'a>(&'a self, plugin: &'a str) -> impl Iterator<Item = &'a str> {
-        self.hooks.values().filter(move |hook| hook.binding.plugin == plugin).map(|hook| hook.name.as_str())
-    }
-
-    /// The versions that plugins name or hooks run, by name and digest.
-    fn versions(&self) -> BTreeSet<(String, String)> {
-        let named = self.plugins.values().map(|info| (info.name.clone(), info.digest.clone()));
-        let run = self.hooks.values().map(|hook| &hook.binding);
-        let run = run.filter_map(|binding| Some((binding.plugin.clone(), binding.digest.clone()?)));
-        named.chain(run).collect()
-    }
-
-    /// The removal of the bytes of a plugin's current version, if nothing else needs them once it is replaced.
-    fn unused_version_of(&self, name: &str, replaced_by: &str) -> Option<Operation> {
-        let current = self.plugins.get(name)?;
-        let others = self.plugins.values().filter(|info| info.name != name).map(|info| info.digest.as_str());
-        let run = self.hooks.values().filter_map(|hook| hook.binding.digest.as_deref());
-        let needed: BTreeSet<&str> = others.chain(run).chain(std::iter::once(replaced_by)).collect();
-        let unused = !needed.contains(current.digest.as_str());
-        unused.then(|| delete(format!("{COMPONENTS_PREFIX}{}", current.digest)))
-    }
-
-    /// The binding with the version it runs written out.
-    fn pinned(&self, binding: Binding) -> Result<Binding, Error> {
-        let missing = || hooks::Error::PluginMissing { plugin: binding.plugin.clone(), digest: binding.digest.clone() };
-        let info = self.plugins.get(&binding.plugin).ok_or_else(missing)?;
-        let digest = match &binding.digest {
-            Some(digest) if !self.versions().contains(&(binding.plugin.clone(), digest.clone())) => {
-                return Err(missing().into());
-            }
-            Some(digest) => digest.clone(),
-            None => info.digest.clone(),
-        };
-        Ok(Binding { digest: Some(digest), ..binding })
-    }
-}
-
-/// All entries under a prefix, and the precondition that they are still these.
-fn read_prefix(data: &Data, prefix: &str) -> Result<(Vec<Entry>, Precondition), Error> {
-    let end = format!("{prefix}{}", char::MAX);
-    let limit = u32::try_from(PLUGIN_LIST_MAX).unwrap_or(u32::MAX);
-    let query = RangeQuery {
-        space: Space::System,
-        prefix: Some(prefix.to_owned()),
-        limit: PAGE_ENTRIES_MAX,
-        ..RangeQuery::default()
-    };
-    let entries = data.scan(&query)?.entries;
-    let seen = entries.iter().take(PLUGIN_LIST_MAX).map(|entry| (entry.key.as_str(), entry.meta.revision));
-    let fact = Fact::Range { start: prefix.to_owned(), end, limit, digest: storage::RangeDigest::of(seen) };
-    Ok((entries, Precondition { asked_by: AskedBy::Client, space: Space::System, fact }))
-}
-
-fn name_of(entry: &Entry, prefix: &str) -> String {
-    entry.key.strip_prefix(prefix).unwrap_or(&entry.key).to_owned()
-}
-
-fn decode<T: serde::de::DeserializeOwned>(entry: &Entry) -> Result<T, Error> {
-    serde_json::from_slice(&entry.value.bytes)
-        .map_err(|source| Error::Undecodable { key: entry.key.clone(), source: Arc::new(source) })
-}
-
-fn json<T: Serialize>(value: &T, name: &str) -> Result<Value, Error> {
-    let text = serde_json::to_vec(value)
-        .map_err(|source| Error::Undecodable { key: name.to_owned(), source: Arc::new(source) })?;
-    Ok(Value::json(text))
-}
-
-fn put(key: String, value: Value) -> Operation {
-    Operation { space: Space::System, key, action: Action::Put(value) }
-}
-
-fn delete(key: String) -> Operation {
-    Operation { space: Space::System, key, action: Action::Delete }
 }
