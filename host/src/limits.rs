@@ -134,6 +134,9 @@ pub const PEER_BODY_BYTES_MAX: usize = PLUGIN_BYTES_MAX + 8 * 1024 * 1024;
 /// the disks.
 pub const SNAPSHOT_BYTES_PER_SECOND_MAX: u64 = 32 * 1024 * 1024;
 
+/// Lines of plugins that a node keeps for who asks for them.
+pub const PLUGIN_LINES_KEPT: usize = 1_000;
+
 /// Plugins in the registry.
 pub const PLUGINS_MAX: usize = 256;
 

@@ -24,14 +24,16 @@ use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, post};
+use tokio::sync::watch;
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::Instrument;
 
 use self::problem::{Kind, Problem};
+use crate::hooks::Record;
 use crate::registry::Registry;
 use crate::replication;
 use crate::storage::Data;
-use crate::telemetry::{Telemetry, TraceContext, new_trace_id};
+use crate::telemetry::{Telemetry, TraceContext, new_trace_id, within_request};
 use crate::write_path::WritePath;
 
 /// The path under which every node serves its API.
@@ -47,6 +49,10 @@ pub struct App {
     pub replication: replication::Handle,
     /// Plugins and hooks.
     pub registry: Registry,
+    /// What plugins did on this node.
+    pub plugin_record: Record,
+    /// True once the node stops: answers without an end must end then.
+    pub draining: watch::Receiver<bool>,
     /// The node's own state.
     pub data: Data,
     /// Metrics and traces.
@@ -74,6 +80,8 @@ pub fn router(app: App) -> Router {
         ("/hooks", get(registry::hooks)),
         ("/hooks/{name}/rollback", post(registry::roll_back)),
         ("/registry/history", get(registry::history)),
+        ("/registry/lines", get(registry::lines)),
+        ("/registry/stats", get(registry::stats)),
         ("/hooks/{name}", get(registry::hook).put(registry::put_hook).delete(registry::delete_hook)),
     ];
     for (path, methods) in paths {
@@ -119,7 +127,7 @@ async fn observe(State(telemetry): State<Telemetry>, request: Request, next: Nex
     span.record("trace_id", trace_id.as_str());
 
     let mut response = async {
-        let mut response = next.run(request).await;
+        let mut response = within_request(trace_id.as_str().into(), next.run(request)).await;
         match response.extensions_mut().remove::<Problem>() {
             // What a call that writes does not say otherwise of, it has not written.
             Some(problem) if !is_read => with_headers_of(response, problem.not_written().render(&trace_id)),

@@ -1,19 +1,23 @@
 //! Plugins and hooks: `<base>/plugins/…` and `<base>/hooks/…`.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::{Path, State};
+use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
+use futures::{StreamExt, future, stream};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use tokio::sync::broadcast::error::RecvError;
 
 use super::App;
 use super::kv::json as json_answer;
 use super::problem::{Kind, Problem};
 use super::request::{self, Parameters};
-use crate::hooks::Binding;
+use crate::hooks::{Binding, Line};
 use crate::limits::{HOOK_CONFIG_BYTES_MAX, NAME_BYTES_MAX, PLUGIN_BYTES_MAX};
 use crate::registry::Author;
 
@@ -138,6 +142,50 @@ pub(super) async fn roll_back(
 pub(super) async fn history(State(app): State<Arc<App>>, uri: Uri) -> Result<Response, Problem> {
     Parameters::of(&uri, &[])?;
     answer(StatusCode::OK, &json!({ "changes": app.registry.history().await? }))
+}
+
+/// `GET /registry/stats/`: what the calls of plugins came to on this node since it started.
+pub(super) async fn stats(State(app): State<Arc<App>>, uri: Uri) -> Result<Response, Problem> {
+    Parameters::of(&uri, &[])?;
+    let hooks = app.registry.starts();
+    answer(
+        StatusCode::OK,
+        &json!({ "node": app.replication.url(), "calls": app.plugin_record.tallies(), "hooks": hooks }),
+    )
+}
+
+/// `GET /registry/lines/?follow=true&hook=&plugin=`: what plugins wrote on this node, a line of JSON each; with `follow`,
+/// also what they will write.
+pub(super) async fn lines(State(app): State<Arc<App>>, uri: Uri) -> Result<Response, Problem> {
+    let mut parameters = Parameters::of(&uri, &["follow", "hook", "plugin"])?;
+    let (follow, hook, plugin) = (parameters.flag("follow")?, parameters.get("hook"), parameters.get("plugin"));
+    let (kept, coming) = app.plugin_record.lines();
+    let mut draining = app.draining.clone();
+    let coming = stream::unfold(coming, |mut coming| async move {
+        loop {
+            match coming.recv().await {
+                Ok(line) => return Some((line, coming)),
+                // Who reads too slowly misses lines, and gets the next.
+                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return None,
+            }
+        }
+    });
+    let stopped = async move { drop(draining.wait_for(|draining| *draining).await) };
+    let all = match follow {
+        true => stream::iter(kept).chain(coming.take_until(stopped)).boxed(),
+        false => stream::iter(kept).boxed(),
+    };
+    let is_wanted = move |line: &Line| {
+        hook.as_ref().is_none_or(|hook| line.hook == *hook)
+            && plugin.as_ref().is_none_or(|plugin| line.plugin == *plugin)
+    };
+    let texts = all.filter_map(move |line| {
+        let text = is_wanted(&line).then(|| serde_json::to_string(&*line).ok()).flatten();
+        future::ready(text.map(|text| Ok::<_, Infallible>(text + "\n")))
+    });
+    let content_type = [(CONTENT_TYPE, "application/x-ndjson")];
+    Ok((content_type, Body::from_stream(texts)).into_response())
 }
 
 /// Who makes a change, as the client says in `Brink-User`.

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::{Stream, TryStreamExt};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use reqwest::header::{HeaderMap, HeaderValue};
 use reqwest::{Method, StatusCode};
@@ -305,6 +306,30 @@ impl Client {
         }
         let problem = serde_json::from_slice(&body).unwrap_or(Value::Null);
         Err(Failure::Refused(Refusal { status, problem }))
+    }
+}
+
+impl Client {
+    /// Opens an answer that may have no end.
+    pub(super) async fn open(
+        &self,
+        url: &str,
+        path: &str,
+    ) -> Result<impl Stream<Item = Result<Bytes, Failure>>, Failure> {
+        let strange =
+            |url: &str, error: &reqwest::Error| Failure::Strange { url: url.to_owned(), reason: innermost(error) };
+        let response = self.http.get(format!("{url}{path}")).timeout(Duration::MAX).send().await.map_err(|error| {
+            let reason = innermost(&error);
+            if error.is_connect() { Failure::Unreachable { url: url.to_owned(), reason } } else { strange(url, &error) }
+        })?;
+        let status = response.status();
+        if !status.is_success() {
+            let body = response.bytes().await.map_err(|error| strange(url, &error))?;
+            let problem = serde_json::from_slice(&body).unwrap_or(Value::Null);
+            return Err(Failure::Refused(Refusal { status, problem }));
+        }
+        let url = url.to_owned();
+        Ok(response.bytes_stream().map_err(move |error| strange(&url, &error)))
     }
 }
 

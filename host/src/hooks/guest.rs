@@ -60,7 +60,7 @@ impl<'a> Guest<'a> {
         allowance: Allowance,
     ) -> Result<Self, Error> {
         let call = Call {
-            lines: Lines::new(Arc::clone(speaker)),
+            lines: Lines::new(Arc::clone(speaker), Arc::clone(core.observer())),
             random: Random::new(allowance.seed),
             has_handles: false,
             limiter: Limiter::new(allowance.memory_bytes),

@@ -90,7 +90,11 @@ impl Runtime {
             seed: seed(name, plugin, &config),
             config,
             plugin: plugin.clone(),
-            speaker: Arc::new(Speaker { hook: name.to_owned(), plugin: plugin.name().to_owned() }),
+            speaker: Arc::new(Speaker {
+                hook: name.to_owned(),
+                plugin: plugin.name().to_owned(),
+                digest: plugin.digest().to_owned(),
+            }),
             share: Share::new(),
             image: OnceLock::new(),
             binding,

@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::binding::{Mode, OnFailure};
+use super::bindings::brink::hooks::log::Level;
 use super::bindings::brink::hooks::types::{self, Replacement, Write};
 use super::error::{Error, Rejection, Violation};
 use super::guest::Allowance;
 use super::hook::Hook;
 use super::set::Set;
-use super::text::{compact_json, cut};
+use super::text::{compact_json, cut, one_line};
 use super::view::{Facts, Reads, View};
 use crate::limits;
 use crate::storage::command::{Action, Operation, Precondition, Value};
@@ -167,7 +168,12 @@ impl Judgement {
         if !is_timed_out || left >= hook.allowance().deadline {
             hook.share().note(is_timed_out);
         }
-        let observer = hook.core().observer();
+        let observer = &**hook.core().observer();
+        if let Err(error) = outcome.as_ref()
+            && error.is_plugin_failure()
+        {
+            hook.speaker().say(observer, Level::Error, one_line(&error.to_string()));
+        }
         observer.called(hook.name(), hook.plugin().name(), started_at.elapsed(), result, memory_bytes);
         outcome
     }

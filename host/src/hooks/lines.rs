@@ -7,8 +7,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::bindings::brink::hooks::log::Level;
+use super::runtime::Observer;
 use super::text::{cut, one_line};
 use crate::limits;
+
+/// Digits of a plugin's version in the node's log.
+const VERSION_CHARS: usize = 12;
 
 /// Lines of standard error kept to explain a trap.
 const LAST_LINES_MAX: usize = 8;
@@ -26,19 +30,43 @@ pub(super) struct Speaker {
     pub(super) hook: String,
     /// The plugin's name.
     pub(super) plugin: String,
+    /// The plugin's version.
+    pub(super) digest: String,
+}
+
+impl Speaker {
+    /// Says a line, to the node's log and to the observer.
+    pub(super) fn say(&self, observer: &dyn Observer, level: Level, line: String) {
+        let Self { hook, plugin, digest } = self;
+        let version = cut(digest, VERSION_CHARS);
+        match level {
+            Level::Debug => tracing::debug!(target: "plugin", hook, plugin, version, "{line}"),
+            Level::Info => tracing::info!(target: "plugin", hook, plugin, version, "{line}"),
+            Level::Warn => tracing::warn!(target: "plugin", hook, plugin, version, "{line}"),
+            Level::Error => tracing::error!(target: "plugin", hook, plugin, version, "{line}"),
+        }
+        let level = match level {
+            Level::Debug => "debug",
+            Level::Info => "info",
+            Level::Warn => "warn",
+            Level::Error => "error",
+        };
+        observer.said(hook, plugin, digest, level, line);
+    }
 }
 
 /// The lines of one call.
 pub(super) struct Lines {
     speaker: Arc<Speaker>,
+    observer: Arc<dyn Observer>,
     left: usize,
     unfinished: Vec<u8>,
     last: VecDeque<String>,
 }
 
 impl Lines {
-    pub(super) fn new(speaker: Arc<Speaker>) -> Self {
-        Self { speaker, left: limits::PLUGIN_LOG_LINES_MAX, unfinished: Vec::new(), last: VecDeque::new() }
+    pub(super) fn new(speaker: Arc<Speaker>, observer: Arc<dyn Observer>) -> Self {
+        Self { speaker, observer, left: limits::PLUGIN_LOG_LINES_MAX, unfinished: Vec::new(), last: VecDeque::new() }
     }
 
     /// One line of the `log` interface. Beyond the limits it is cut or dropped.
@@ -48,13 +76,7 @@ impl Lines {
         }
         self.left -= 1;
         let line = one_line(cut(message, limits::PLUGIN_LOG_LINE_BYTES_MAX));
-        let Speaker { hook, plugin } = &*self.speaker;
-        match level {
-            Level::Debug => tracing::debug!(target: "plugin", hook, plugin, "{line}"),
-            Level::Info => tracing::info!(target: "plugin", hook, plugin, "{line}"),
-            Level::Warn => tracing::warn!(target: "plugin", hook, plugin, "{line}"),
-            Level::Error => tracing::error!(target: "plugin", hook, plugin, "{line}"),
-        }
+        self.speaker.say(&*self.observer, level, line);
     }
 
     /// Bytes written to standard output or standard error, in pieces of any size.

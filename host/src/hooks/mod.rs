@@ -81,6 +81,7 @@ mod limiter;
 mod lines;
 mod pipeline;
 mod plugin;
+mod record;
 mod runtime;
 mod set;
 #[cfg(test)]
@@ -96,6 +97,7 @@ pub use hook::Hook;
 pub use judge::Judged;
 pub use pipeline::Pipeline;
 pub use plugin::{HOOKS_VERSION, Plugin, digest};
+pub use record::{Line, Record, Tally};
 pub use runtime::{Observer, Runtime, Unobserved};
 pub use set::{Active, Set};
 pub(crate) use text::compact_json;

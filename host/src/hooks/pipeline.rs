@@ -21,6 +21,7 @@ use super::set::Active;
 use super::view::View;
 use crate::limits;
 use crate::storage::command::Operation;
+use crate::telemetry::{request_trace_id, within_request_sync};
 
 /// Plugin instances that run at once, per core. More than one, since plugins may wait for reads.
 const INSTANCES_PER_CORE: usize = 4;
@@ -132,8 +133,8 @@ async fn wait_for_share(hook: &Hook) -> Result<Admission, Error> {
 
 /// Asks the next hook on a blocking thread, and those after it as long as their shares have room.
 async fn run(mut judgement: Judgement, admission: Admission, room: OwnedSemaphorePermit) -> Result<Judgement, Error> {
-    let span = tracing::Span::current();
-    let task = tokio::task::spawn_blocking(move || {
+    let (span, trace_id) = (tracing::Span::current(), request_trace_id());
+    let ask = move || {
         let _entered = span.enter();
         // Held by this thread, not by the waiting task: a client that goes away must not free room that is in use.
         let _room = room;
@@ -144,6 +145,7 @@ async fn run(mut judgement: Judgement, admission: Admission, room: OwnedSemaphor
             admission = judgement.next().and_then(try_admit);
         }
         Ok(judgement)
-    });
+    };
+    let task = tokio::task::spawn_blocking(move || within_request_sync(trace_id, ask));
     task.await.unwrap_or_else(|error| Err(Error::Interrupted { detail: error.to_string() }))
 }

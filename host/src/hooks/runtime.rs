@@ -38,11 +38,17 @@ const COMPILER_NICENESS: i32 = 5;
 /// Instances that may exist at once. An ended instance gives its slots back in a moment, hence a few to spare.
 const POOLED_INSTANCES: u32 = (limits::PLUGIN_INSTANCES_MAX + limits::PLUGIN_SIDE_INSTANCES_MAX + 4) as u32;
 
-/// Learns what every call of a plugin came to. Called on the thread that ran it; must not block.
+/// Learns what plugins do. Called on the thread that runs them, in the span of the request; must not block.
 pub trait Observer: Send + Sync {
     /// One call ended. `result` is `accepted` or the [`Error::word`] of what it ended in; `memory_bytes` is the linear
     /// memory the instance had.
     fn called(&self, hook: &str, plugin: &str, duration: Duration, result: &'static str, memory_bytes: usize);
+
+    /// A plugin wrote a line, or failed. `level` is `debug`, `info`, `warn` or `error`; `hook` is empty while the plugin
+    /// is only being compiled.
+    fn said(&self, hook: &str, plugin: &str, digest: &str, level: &'static str, line: String) {
+        let _ = (hook, plugin, digest, level, line);
+    }
 }
 
 /// An observer that does nothing.
@@ -185,8 +191,8 @@ impl Core {
         &self.ticker
     }
 
-    pub(super) fn observer(&self) -> &dyn Observer {
-        &*self.observer
+    pub(super) fn observer(&self) -> &Arc<dyn Observer> {
+        &self.observer
     }
 
     /// Room for an instance that is not there for a write.

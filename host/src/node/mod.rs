@@ -21,8 +21,8 @@ use crate::limits::{DISK_POLL, DRAIN_DEADLINE};
 use crate::registry::Registry;
 use crate::replication::{self, HttpTransport};
 use crate::storage::{self, Data, FreeSpace, Log};
-use crate::telemetry::Telemetry;
-use crate::write_path::WritePath;
+use crate::telemetry::{Telemetry, request_trace_id};
+use crate::write_path::{WritePath, now_ms};
 
 /// When the consensus engine stops: how long its reason may take to be told by the disk itself.
 const FAILURE_PATIENCE: Duration = Duration::from_millis(200);
@@ -104,7 +104,8 @@ impl Node {
         let transport = Arc::new(HttpTransport::new()?);
         let replication =
             replication::Handle::start(options, log.clone(), data.clone(), transport, telemetry.clone()).await?;
-        let observer = Arc::new(HookMetrics(telemetry.clone()));
+        let record = hooks::Record::default();
+        let observer = Arc::new(Watch { telemetry: telemetry.clone(), record: record.clone() });
         let runtime = hooks::Runtime::on_node(observer, &settings.data_dir.join("compiled"))?;
         let pipeline = hooks::Pipeline::new(hooks::Active::default());
         let write_path = WritePath::new(pipeline.clone(), replication.clone(), data.clone(), telemetry.clone());
@@ -115,6 +116,8 @@ impl Node {
             write_path,
             replication: replication.clone(),
             registry: registry.clone(),
+            plugin_record: record,
+            draining: draining.subscribe(),
             data: data.clone(),
             telemetry,
         };
@@ -208,12 +211,22 @@ async fn watch_free_space(free_space: FreeSpace) -> Result<JoinHandle<()>, Start
     }))
 }
 
-/// Counts what plugins do.
-struct HookMetrics(Telemetry);
+/// Counts what plugins do, and keeps what they say.
+struct Watch {
+    telemetry: Telemetry,
+    record: hooks::Record,
+}
 
-impl hooks::Observer for HookMetrics {
+impl hooks::Observer for Watch {
     fn called(&self, hook: &str, plugin: &str, took: Duration, result: &'static str, memory_bytes: usize) {
-        self.0.metrics().hook_called(hook, plugin, took, result, memory_bytes);
+        self.telemetry.metrics().hook_called(hook, plugin, took, result, memory_bytes);
+        self.record.count(hook, plugin, took, result, memory_bytes);
+    }
+
+    fn said(&self, hook: &str, plugin: &str, digest: &str, level: &'static str, message: String) {
+        let (hook, plugin, digest) = (hook.to_owned(), plugin.to_owned(), digest.to_owned());
+        let trace_id = request_trace_id().map(|id| id.to_string());
+        self.record.say(hooks::Line { at_ms: now_ms(), hook, plugin, digest, trace_id, level, message });
     }
 }
 

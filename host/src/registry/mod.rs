@@ -78,6 +78,22 @@ pub struct HookInfo {
     pub revision: u64,
 }
 
+/// How the calls of a hook start on this node.
+#[derive(Debug, Clone, Serialize)]
+pub struct Start {
+    /// The hook.
+    pub hook: String,
+    /// The plugin's name.
+    pub plugin: String,
+    /// The plugin's version.
+    pub digest: String,
+    /// Whether an instance starts with its configuration, instead of getting it before each call.
+    pub starts_configured: bool,
+    /// Why it does not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why_not: Option<String>,
+}
+
 /// Why the registry was not changed or read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -169,6 +185,26 @@ impl Registry {
     /// Whether the hooks of the newest epoch this node knows are in force here; until then its writes wait.
     pub fn is_ready(&self) -> bool {
         self.inner.pipeline.active().current().epoch() >= self.inner.data.hook_epoch()
+    }
+
+    /// The hooks in force here, and whether their calls start configured; if not, why.
+    pub fn starts(&self) -> Vec<Start> {
+        let set = self.inner.pipeline.active().current();
+        let start = |hook: &Hook| {
+            let is_specialised = hook.is_specialised();
+            Start {
+                hook: hook.name().to_owned(),
+                plugin: hook.plugin().name().to_owned(),
+                digest: hook.plugin().digest().to_owned(),
+                starts_configured: matches!(is_specialised, Some(Ok(()))),
+                why_not: match is_specialised {
+                    None => Some("its image is not ready yet".to_owned()),
+                    Some(Err(reason)) => Some(reason.to_owned()),
+                    Some(Ok(())) => None,
+                },
+            }
+        };
+        set.hooks().iter().map(start).collect()
     }
 
     /// Stops following.

@@ -1,6 +1,7 @@
 //! W3C trace context: where a request came from, and where its trace goes on.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use http::HeaderMap;
 use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState};
@@ -75,6 +76,29 @@ impl TraceContext {
             TraceState::default(),
         )
     }
+}
+
+tokio::task_local! {
+    /// The trace id of the request that is being answered, in hexadecimal.
+    static REQUEST: Arc<str>;
+}
+
+/// Runs the work of a request, which can ask for its trace id meanwhile.
+pub async fn within_request<T>(trace_id: Arc<str>, work: impl Future<Output = T>) -> T {
+    REQUEST.scope(trace_id, work).await
+}
+
+/// As above, for work on a thread of its own.
+pub fn within_request_sync<T>(trace_id: Option<Arc<str>>, work: impl FnOnce() -> T) -> T {
+    match trace_id {
+        Some(trace_id) => REQUEST.sync_scope(trace_id, work),
+        None => work(),
+    }
+}
+
+/// The trace id of the request that is being answered here; none if there is no request.
+pub fn request_trace_id() -> Option<Arc<str>> {
+    REQUEST.try_with(Arc::clone).ok()
 }
 
 /// A new trace id in hexadecimal, for a request that belongs to no trace.

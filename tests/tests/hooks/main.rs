@@ -14,5 +14,6 @@ mod epochs;
 mod examples;
 mod history;
 mod hostile;
+mod logs;
 mod references;
 mod registry;

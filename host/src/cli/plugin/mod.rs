@@ -4,6 +4,7 @@ mod cases;
 mod local;
 mod project;
 mod trial;
+mod watch;
 
 use std::path::PathBuf;
 
@@ -75,6 +76,13 @@ pub(super) enum Command {
     },
     /// List what was changed, when and by whom, newest first
     History {
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Show what plugins wrote, and how they failed, on every node
+    Logs(watch::LogsArgs),
+    /// Show what the calls of plugins came to, on every node since it started
+    Stats {
         #[command(flatten)]
         common: Common,
     },
@@ -176,6 +184,8 @@ pub(super) async fn run(command: Command) -> Result<(), Failure> {
             .await
         }
         Command::History { common } => history(&common).await,
+        Command::Logs(args) => watch::logs(&args).await,
+        Command::Stats { common } => watch::stats(&common).await,
         Command::List { common } => list(&common).await,
     }
 }
