@@ -568,6 +568,9 @@ impl Inner {
                 _ => tracing::info!(hook = name, plugin, ms, "the plugin starts configured"),
             }
         }
+        if self.data.hook_epoch() != set.epoch() {
+            return Ok(());
+        }
         // What a hook may be rolled back to stays compiled.
         let versions = Known::read(&self.data)?.digests().into_iter().chain(History::read(&self.data)?.digests());
         self.runtime.keep_compiled(versions, set.hooks());
