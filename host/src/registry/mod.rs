@@ -40,6 +40,9 @@ const ATTEMPTS_MAX: usize = 4;
 /// How long the registry rests between looks for plugins to compile ahead.
 const COMPILE_AHEAD_INTERVAL: Duration = Duration::from_millis(200);
 
+/// How long after its start a node forgets no compiled code: it may not have applied yet what it will need.
+const KEEP_ALL_COMPILED: Duration = Duration::from_secs(60);
+
 /// How long it waits before it tries again to build a set of hooks that could not be built.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -160,6 +163,7 @@ struct Inner {
     data: Data,
     /// Compiled versions by name and digest.
     compiled: Mutex<Compiled>,
+    started: Instant,
     stopped: watch::Sender<bool>,
 }
 
@@ -174,8 +178,16 @@ impl Registry {
     ) -> Self {
         let stopped = watch::Sender::new(false);
         let applied = replication.applied();
-        let inner =
-            Arc::new(Inner { runtime, pipeline, write_path, replication, data, compiled: Mutex::default(), stopped });
+        let inner = Arc::new(Inner {
+            runtime,
+            pipeline,
+            write_path,
+            replication,
+            data,
+            compiled: Mutex::default(),
+            started: Instant::now(),
+            stopped,
+        });
         tokio::spawn(follow(inner.clone(), applied.clone()));
         tokio::spawn(compile_ahead(inner.clone(), applied));
         tokio::spawn(specialise(inner.clone()));
@@ -568,7 +580,7 @@ impl Inner {
                 _ => tracing::info!(hook = name, plugin, ms, "the plugin starts configured"),
             }
         }
-        if self.data.hook_epoch() != set.epoch() {
+        if self.data.hook_epoch() != set.epoch() || self.started.elapsed() < KEEP_ALL_COMPILED {
             return Ok(());
         }
         // What a hook may be rolled back to stays compiled.

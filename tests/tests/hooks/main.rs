@@ -10,6 +10,7 @@
 )]
 
 mod authors;
+mod compatibility;
 mod epochs;
 mod examples;
 mod history;

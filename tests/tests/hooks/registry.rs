@@ -1,6 +1,8 @@
 //! Plugins and hooks are replicated, and what is refused leaves nothing behind.
 
-use brink_tests::{Client, Cluster, plugin_wasm};
+use std::time::Duration;
+
+use brink_tests::{Client, Cluster, eventually, plugin_wasm};
 use serde_json::{Value, json};
 
 /// A component that exports nothing.
@@ -112,4 +114,51 @@ async fn a_hook_keeps_its_version_when_the_plugin_gets_a_new_one() {
     client.put("a", &json!(1)).await.expect(422);
     client.put_json("/hooks/h/", &json!({"plugin": "p", "config": {"trim": [""]}})).await.expect(200);
     assert_eq!(client.put("a", &json!(" x ")).await.expect(201).json["value"], "x");
+}
+
+/// The files of compiled code that a node keeps, and when each was written.
+fn compiled(node: &brink_tests::Node) -> Vec<(std::path::PathBuf, std::time::SystemTime)> {
+    let entries = std::fs::read_dir(node.data_dir().join("compiled")).unwrap().map(|entry| entry.unwrap());
+    let mut files: Vec<_> = entries.map(|file| (file.path(), file.metadata().unwrap().modified().unwrap())).collect();
+    files.sort();
+    files
+}
+
+#[tokio::test]
+async fn a_node_that_restarts_compiles_and_configures_nothing_again() {
+    let mut cluster = Cluster::start(1).await;
+    let client = cluster.client(0).clone();
+    client.put_plugin("normalize", plugin_wasm("normalize")).await.expect(200);
+    client.put_json("/hooks/h/", &json!({"plugin": "normalize", "config": {"trim": [""]}})).await.expect(200);
+    let configured = async || {
+        eventually(Duration::from_secs(60), "the plugin starts configured", async || {
+            let stats = client.get("/registry/stats/").await.json;
+            (stats["hooks"][0]["starts_configured"] == true).then_some(())
+        })
+        .await;
+    };
+    configured().await;
+    let before = compiled(&cluster.nodes[0]);
+    assert_eq!(before.len(), 2, "the plugin and its image: {before:?}");
+
+    cluster.nodes[0].kill();
+    cluster.nodes[0].start();
+    cluster.ready().await;
+    configured().await;
+    assert_eq!(client.put("a", &json!(" x ")).await.expect(201).json["value"], "x");
+    assert_eq!(compiled(&cluster.nodes[0]), before);
+
+    // What is damaged is made again.
+    cluster.nodes[0].kill();
+    for (path, _) in &before {
+        let mut bytes = std::fs::read(path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(path, bytes).unwrap();
+    }
+    cluster.nodes[0].start();
+    cluster.ready().await;
+    configured().await;
+    assert_eq!(client.put("a", &json!(" y ")).await.expect(200).json["value"], "y");
+    assert_ne!(compiled(&cluster.nodes[0]), before);
 }
