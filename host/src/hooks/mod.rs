@@ -60,11 +60,19 @@
 //!
 //! # Cost
 //!
-//! Measured on two cores with Rust guests, whole calls (instance, call, check of the answer, teardown) at the median, by
-//! `brink plugin bench`: 10 µs for a rule over a few fields, 12 µs for `normalize` on 256 bytes, 16 µs for `json-schema`
-//! with the schema of ISO 639-3 records, whose compilation (1.1 ms) is part of the image; two threads do 1.5 to 1.9 times
-//! as much as one. A judgement that is handed to a blocking thread and back costs 30 to 70 µs more when the node is idle.
-//! A write that no hook matches costs a comparison with each prefix.
+//! Whole judgements (instance, call, check of the answer, teardown) of Rust guests on one thread of a small machine, in
+//! microseconds, by `cargo bench --bench hooks`, and what they would be without one thing:
+//!
+//! | | as it is | configured for each call | no pool | no copy-on-write | no scan for written pages |
+//! |---|---|---|---|---|---|
+//! | nothing to do | 9.5 | 10.3 | 42 | 11 | 23 |
+//! | `normalize`, 256 bytes | 12.4 | 13.7 | 47 | 15 | 26 |
+//! | `json-schema`, an ISO 639-3 record | 18.2 | 1,950 | 76 | 660 | 59 |
+//!
+//! Two threads do 1.5 to 1.9 times as much as one. A judgement that is handed to a blocking thread and back costs 30 to
+//! 70 µs more. Where three nodes and their load share two cores, a hook on every write costs 38 % of the throughput of 64
+//! clients: 57 µs in the process and 25 µs in the kernel for each write, most of it beside the guest. A write that no hook
+//! matches costs a comparison with each prefix.
 //!
 //! Compiling takes 0.1 s for a guest of 165 kB and 1.9 s for one of 3 MB, its image as much again and half of it; neither
 //! is done twice on a node, since compiled code is kept on disk (see `cache`).
@@ -98,7 +106,7 @@ pub use judge::Judged;
 pub use pipeline::Pipeline;
 pub use plugin::{HOOKS_VERSION, Plugin, digest};
 pub use record::{Line, Record, Tally};
-pub use runtime::{Observer, Runtime, Unobserved};
+pub use runtime::{Observer, Runtime, Tuning, Unobserved};
 pub use set::{Active, Set};
 pub(crate) use text::compact_json;
 pub use view::{View, ViewError};

@@ -59,6 +59,23 @@ impl Observer for Unobserved {
     fn called(&self, _: &str, _: &str, _: Duration, _: &'static str, _: usize) {}
 }
 
+/// What makes fresh instances cheap; all of it on, but to measure what each is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tuning {
+    /// Instances come from a pool with slots that were set up before.
+    pub pool: bool,
+    /// Their memory begins as a mapping of the component's image, copied when it is written to.
+    pub copy_on_write: bool,
+    /// Of an ended instance only the pages that were written to are reset (Linux, `PAGEMAP_SCAN`).
+    pub pagemap_scan: bool,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self { pool: true, copy_on_write: true, pagemap_scan: true }
+    }
+}
+
 /// The engine that compiles and runs plugins. Cheap to clone; its clock stops with the last clone, plugin and hook.
 #[derive(Clone)]
 pub struct Runtime {
@@ -81,22 +98,33 @@ impl Runtime {
     /// Instances come from a pool that reserves address space (no memory) for all of them up front. Where the system
     /// denies that much (`ulimit -v`), instances are allocated one by one, which is slower, and a warning says so.
     pub fn new(observer: Arc<dyn Observer>) -> Result<Self, Error> {
-        Self::set_up(observer, None)
+        Self::tuned(observer, Tuning::default())
+    }
+
+    /// As above, without some of what makes fresh instances cheap.
+    pub fn tuned(observer: Arc<dyn Observer>, tuning: Tuning) -> Result<Self, Error> {
+        Self::set_up(observer, tuning, None)
     }
 
     /// As above, for a node: its compilers stand back behind what serves, and what they made is kept in a folder, where
     /// the next process finds it. A folder that cannot be used is reported, and done without.
     pub fn on_node(observer: Arc<dyn Observer>, cache_dir: &Path) -> Result<Self, Error> {
-        Self::set_up(observer, Some(cache_dir))
+        Self::set_up(observer, Tuning::default(), Some(cache_dir))
     }
 
-    fn set_up(observer: Arc<dyn Observer>, cache_dir: Option<&Path>) -> Result<Self, Error> {
+    fn set_up(observer: Arc<dyn Observer>, tuning: Tuning, cache_dir: Option<&Path>) -> Result<Self, Error> {
         let fail = |detail: String| Error::Engine { detail };
-        let engine = match Engine::new(config().allocation_strategy(pool())) {
-            Ok(engine) => engine,
-            Err(error) => {
-                tracing::warn!(error = format!("{error:#}"), "plugin instances cannot be pooled; calls will be slower");
-                Engine::new(&config()).map_err(|error| fail(format!("{error:#}")))?
+        let mut config = config();
+        config.memory_init_cow(tuning.copy_on_write);
+        let pooled = tuning.pool.then(|| Engine::new(config.clone().allocation_strategy(pool(tuning.pagemap_scan))));
+        let engine = match pooled {
+            Some(Ok(engine)) => engine,
+            not_pooled => {
+                if let Some(Err(error)) = not_pooled {
+                    let error = format!("{error:#}");
+                    tracing::warn!(error, "plugin instances cannot be pooled; calls will be slower");
+                }
+                Engine::new(&config).map_err(|error| fail(format!("{error:#}")))?
             }
         };
         let cache = cache_dir.and_then(|dir| match Cache::open(dir, &engine) {
@@ -221,7 +249,7 @@ fn config() -> Config {
     config
 }
 
-fn pool() -> InstanceAllocationStrategy {
+fn pool(pagemap_scan: bool) -> InstanceAllocationStrategy {
     let per_instance = |count: usize| POOLED_INSTANCES.saturating_mul(u32::try_from(count).unwrap_or(u32::MAX));
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(POOLED_INSTANCES)
@@ -238,6 +266,6 @@ fn pool() -> InstanceAllocationStrategy {
         .max_memory_size(MEMORY_RESERVATION_BYTES as usize)
         .linear_memory_keep_resident(MEMORY_KEEP_RESIDENT_BYTES)
         .table_keep_resident(TABLE_KEEP_RESIDENT_BYTES)
-        .pagemap_scan(Enabled::Auto);
+        .pagemap_scan(if pagemap_scan { Enabled::Auto } else { Enabled::No });
     InstanceAllocationStrategy::Pooling(pool)
 }

@@ -382,8 +382,15 @@ impl Registry {
         let (known, _) = self.inner.snapshot().await?;
         let plugins = known.plugins.values().map(|plugin| plugin.revision);
         let newest = plugins.chain(known.hooks.values().map(|hook| hook.revision)).max().unwrap_or(0);
+        // Of itself a node knows it before it has told the others.
+        let is_own = |url: &str| url == self.inner.replication.url();
         let nodes = self.inner.replication.prepared().into_iter();
-        Ok(nodes.map(|(url, prepared)| (url, prepared >= newest)).collect())
+        let is_ready = |url: &str, prepared| if is_own(url) { self.is_ready() } else { prepared >= newest };
+        let readiness = nodes.map(|(url, prepared)| {
+            let is_ready = is_ready(&url, prepared);
+            (url, is_ready)
+        });
+        Ok(readiness.collect())
     }
 
     /// One hook.

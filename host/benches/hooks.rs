@@ -1,0 +1,136 @@
+//! What a judgement costs: whole, on a fresh instance, on one thread; and what each part of the engine's setting is worth.
+//!
+//! ```sh
+//! cargo build --profile plugin --target wasm32-wasip2 -p json-schema -p normalize -p test-reference
+//! cargo bench --bench hooks
+//! ```
+//!
+//! Each name says the plugin and how it ran: `image` as on a node, and then without one thing at a time: `configured` gets
+//! its configuration before each call instead of an image that has it; the others lack a pool, copy-on-write, or the scan
+//! for pages that were written to.
+
+#![allow(missing_docs, reason = "the harness makes a function without")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failed benchmark")]
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use brink::hooks::{Binding, Hook, Runtime, Set, Tuning, Unobserved, View, ViewError};
+use brink::storage::{Action, Entry, Operation, RangeDigest, Space, Value};
+use criterion::{Criterion, criterion_group, criterion_main};
+
+/// The schema of the records of ISO 639-3, as Debian's iso-codes has it.
+const RECORD_SCHEMA: &str = r#"{"schema": {"type": "object", "properties": {
+    "alpha_3": {"type": "string", "pattern": "^[a-z]{3}$"},
+    "name": {"type": "string", "minLength": 1},
+    "scope": {"type": "string", "pattern": "^[IMS]$"},
+    "type": {"type": "string", "pattern": "^[ACEHLS]$"},
+    "alpha_2": {"type": "string", "pattern": "^[a-z]{2}$"},
+    "bibliographic": {"type": "string", "pattern": "^[a-z]{3}$"},
+    "common_name": {"type": "string", "minLength": 1},
+    "inverted_name": {"type": "string", "minLength": 1}
+  }, "required": ["alpha_3", "name", "scope", "type"], "additionalProperties": false}}"#;
+
+/// Bytes of the value that `normalize` is given.
+const VALUE_BYTES: usize = 256;
+
+/// A store without entries.
+struct Nothing;
+
+impl View for Nothing {
+    fn get(&self, _: &str) -> Result<Option<Entry>, ViewError> {
+        Ok(None)
+    }
+
+    fn list(&self, _: &str, _: &str, _: u32) -> Result<(Vec<String>, RangeDigest), ViewError> {
+        Ok((Vec::new(), RangeDigest::of([])))
+    }
+}
+
+/// What is asked of which plugin.
+struct Subject {
+    name: &'static str,
+    package: &'static str,
+    config: &'static str,
+    action: Action,
+}
+
+fn subjects() -> [Subject; 3] {
+    let padding = "x".repeat(VALUE_BYTES - r#"{"name":"  "}"#.len());
+    let value = format!(r#"{{"name":" {padding} "}}"#);
+    let record = r#"{"alpha_2":"de","alpha_3":"deu","bibliographic":"ger","name":"German","scope":"I","type":"L"}"#;
+    [
+        // A deletion needs no reference: the plugin has nothing to do.
+        Subject {
+            name: "nothing",
+            package: "test_reference",
+            config: r#"{"reference": "of"}"#,
+            action: Action::Delete,
+        },
+        Subject {
+            name: "normalize",
+            package: "normalize",
+            config: r#"{"trim": ["/name"]}"#,
+            action: Action::Put(Value::json(value)),
+        },
+        Subject {
+            name: "json-schema",
+            package: "json_schema",
+            config: RECORD_SCHEMA,
+            action: Action::Put(Value::json(record)),
+        },
+    ]
+}
+
+fn component(package: &str) -> Vec<u8> {
+    let target = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/wasm32-wasip2/plugin"));
+    let dir = std::env::var_os("BRINK_PLUGINS_DIR").map_or(target, PathBuf::from);
+    let path = dir.join(format!("{package}.wasm"));
+    std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}; build the plugins first", path.display()))
+}
+
+fn hook(runtime: &Runtime, subject: &Subject, has_image: bool) -> Hook {
+    let component = component(subject.package);
+    let plugin = runtime.compile("p", &component).unwrap();
+    let binding = format!(r#"{{"plugin": "p", "operations": ["put", "delete"], "config": {}}}"#, subject.config);
+    let hook = runtime.bind("h", Binding::parse(binding.as_bytes()).unwrap(), &plugin).unwrap();
+    if has_image {
+        runtime.specialise(&hook, &component);
+        assert_eq!(hook.is_specialised(), Some(Ok(())));
+    }
+    hook
+}
+
+fn judgements(criterion: &mut Criterion) {
+    let all = Tuning::default();
+    let settings = [
+        ("image", all, true),
+        ("configured", all, false),
+        ("no-pool", Tuning { pool: false, ..all }, true),
+        ("no-copy-on-write", Tuning { copy_on_write: false, ..all }, true),
+        ("no-pagemap-scan", Tuning { pagemap_scan: false, ..all }, true),
+    ];
+    for subject in &subjects() {
+        let mut group = criterion.benchmark_group(subject.name);
+        for (name, tuning, has_image) in settings {
+            let runtime = Runtime::tuned(Arc::new(Unobserved), tuning).unwrap();
+            let set = Arc::new(Set::new(1, vec![hook(&runtime, subject, has_image)]));
+            let write = Operation { space: Space::Kv, key: "k".to_owned(), action: subject.action.clone() };
+            group.bench_function(name, |bencher| {
+                bencher.iter(|| {
+                    let deadline = Instant::now() + Duration::from_secs(10);
+                    set.judge(vec![write.clone()], Arc::new(Nothing), deadline).unwrap()
+                });
+            });
+        }
+        group.finish();
+    }
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
+    targets = judgements
+}
+criterion_main!(benches);
