@@ -3,6 +3,7 @@
 //! Both are bounded and of this process alone: lines are kept until newer ones take their place, figures begin anew when
 //! the node starts. What must last goes to the node's log and to its metrics, which have the same.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -109,7 +110,13 @@ impl Record {
         if tallies.len() >= TALLIES_MAX && !tallies.contains_key(&name) {
             tallies.pop_first();
         }
-        let calls = tallies.entry(name).or_insert_with(Calls::new);
+        let calls = match tallies.entry(name) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => match Calls::new() {
+                Some(calls) => new.insert(calls),
+                None => return,
+            },
+        };
         calls.micros.saturating_record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
         *calls.results.entry(result).or_default() += 1;
         calls.memory_bytes = calls.memory_bytes.max(memory_bytes);
@@ -133,13 +140,12 @@ impl Record {
 }
 
 impl Calls {
-    fn new() -> Self {
+    /// None yet; `None` if the bounds of the histogram make no sense, which a test would show.
+    fn new() -> Option<Self> {
         // A call is measured with what it waits for, which its deadline bounds.
-        let max_us = u64::try_from(PLUGIN_DEADLINE_MAX.as_micros()).unwrap_or(u64::MAX) * 2;
-        let micros = Histogram::new_with_max(max_us, DIGITS);
-        #[allow(clippy::unwrap_used, reason = "both bounds are constants, and a test makes one")]
-        let micros = micros.unwrap();
-        Self { micros, results: BTreeMap::new(), memory_bytes: 0 }
+        let max_us = u64::try_from(PLUGIN_DEADLINE_MAX.as_micros()).ok()?.saturating_mul(2);
+        let micros = Histogram::new_with_max(max_us, DIGITS).ok()?;
+        Some(Self { micros, results: BTreeMap::new(), memory_bytes: 0 })
     }
 }
 
