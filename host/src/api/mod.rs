@@ -117,14 +117,22 @@ async fn observe(State(telemetry): State<Telemetry>, request: Request, next: Nex
     let route = route.unwrap_or_else(|| "unmatched".to_owned());
 
     let parent = TraceContext::extract(request.headers());
+    // Known before the span unless the trace begins with it: a field that is recorded later costs more than all others.
+    let known = match (parent, telemetry.exports_traces()) {
+        (Some(parent), _) => Some(parent.trace_id_hex()),
+        (None, false) => Some(new_trace_id()),
+        (None, true) => None,
+    };
     let span =
-        tracing::info_span!(target: "brink::request", "http.request", %method, route, trace_id = tracing::field::Empty);
+        tracing::info_span!(target: "brink::request", "http.request", %method, route, trace_id = known.as_deref());
     if let Some(parent) = parent {
         parent.set_parent(&span);
     }
-    let trace = TraceContext::of_span(&span).or(parent);
-    let trace_id = trace.map_or_else(new_trace_id, |trace| trace.trace_id_hex());
-    span.record("trace_id", trace_id.as_str());
+    let trace_id = known.unwrap_or_else(|| {
+        let trace_id = TraceContext::of_span(&span).map_or_else(new_trace_id, |trace| trace.trace_id_hex());
+        span.record("trace_id", trace_id.as_str());
+        trace_id
+    });
 
     let mut response = async {
         let mut response = within_request(trace_id.as_str().into(), next.run(request)).await;

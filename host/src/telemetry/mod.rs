@@ -147,6 +147,11 @@ impl Telemetry {
         Ok(Self { metrics, tracer, providers: Arc::new(Providers { traces, metrics: provider }) })
     }
 
+    /// Whether traces are exported.
+    pub fn exports_traces(&self) -> bool {
+        self.providers.traces.is_some()
+    }
+
     /// The node's metrics.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
