@@ -153,9 +153,8 @@ impl Judgement {
         left: Duration,
     ) -> Result<(Vec<(usize, Bytes)>, Facts), Error> {
         let digest = cut(hook.plugin().digest(), 12);
-        // Log lines name the hook themselves; the span is for traces.
         let span = tracing::info_span!(
-            target: "brink::trace", "hook", hook = hook.name(), plugin = hook.plugin().name(), digest, role = ?role,
+            "hook", hook = hook.name(), plugin = hook.plugin().name(), digest, role = ?role,
             writes = matching.len(), result = tracing::field::Empty
         );
         let _entered = span.enter();
