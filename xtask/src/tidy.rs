@@ -16,7 +16,8 @@ const ARROWS: [(&str, &[&str]); 10] = [
     ("registry", &["write_path", "hooks", "replication", "storage"]),
     ("api", &["registry", "write_path", "hooks", "replication", "storage"]),
     ("node", &["api", "registry", "write_path", "hooks", "replication", "storage"]),
-    ("cli", &["node", "api"]),
+    // An author's plugin is tried by the command line, without a node.
+    ("cli", &["node", "api", "hooks", "storage"]),
 ];
 
 /// Crates that a module must not know.
