@@ -3,6 +3,8 @@
 use serde::de::DeserializeOwned;
 use serde_path_to_error::{Path, Segment};
 
+use crate::fields;
+
 /// Bytes kept of a text that may quote a value of any size.
 const QUOTE_BYTES_MAX: usize = 256;
 
@@ -44,19 +46,13 @@ fn say(error: &serde_json::Error) -> String {
 }
 
 fn pointer(path: &Path) -> String {
-    let mut pointer = String::new();
-    for segment in path {
-        let token = match segment {
-            Segment::Seq { index } => index.to_string(),
-            Segment::Map { key } => key.replace('~', "~0").replace('/', "~1"),
-            Segment::Enum { variant } => variant.clone(),
-            // The place is not known more precisely.
-            Segment::Unknown => break,
-        };
-        pointer.push('/');
-        pointer.push_str(&token);
-    }
-    pointer
+    fields::pointer(path.iter().map_while(|segment| match segment {
+        Segment::Seq { index } => Some(index.to_string()),
+        Segment::Map { key } => Some(key.clone()),
+        Segment::Enum { variant } => Some(variant.clone()),
+        // The place is not known more precisely.
+        Segment::Unknown => None,
+    }))
 }
 
 #[cfg(test)]

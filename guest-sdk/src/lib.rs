@@ -2,7 +2,23 @@
 //!
 //! A plugin sees every write under its prefix before the cluster commits it. A [`Validator`] accepts or refuses writes, a
 //! [`Transformer`] rewrites values, a [`Plugin`] does both. Implement one of the three, export it, and build for
-//! `wasm32-wasip2`: the result is a component that `brink plugin deploy` takes as it is.
+//! `wasm32-wasip2`: the result is a component that `brink plugin deploy` takes as it is. A rule over values of one form needs
+//! no more than a function over a type of yours:
+//!
+//! ```
+//! use brink_guest::Verdict;
+//!
+//! #[derive(serde::Deserialize)]
+//! struct User { name: String, age: u8 }
+//!
+//! fn validate(user: User) -> Verdict {
+//!     Verdict::accept().require(user.age >= 18, "/age", "minimum", "must be 18 or more")
+//! }
+//!
+//! brink_guest::export_validate!(validate);
+//! ```
+//!
+//! With keys, raw bytes, a configuration, and all writes of a request:
 //!
 //! ```
 //! use brink_guest::{Invalid, Rejection, Validator, Write};
@@ -70,12 +86,14 @@ mod answer;
 #[doc(hidden)]
 pub mod bindings;
 pub mod config;
+pub mod fields;
 mod glue;
 mod json;
 pub mod log;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod mock;
 pub mod store;
+mod verdict;
 mod write;
 
 use serde::de::DeserializeOwned;
@@ -84,6 +102,9 @@ pub use bindings::validating::brink::hooks::types::{Entry, Rejection, Replacemen
 pub use config::Invalid;
 #[doc(hidden)]
 pub use glue::State as __State;
+pub use verdict::Verdict;
+#[doc(hidden)]
+pub use verdict::judge as __judge;
 pub use write::Write;
 
 /// A plugin that accepts or refuses writes and cannot change them. Export it with [`export_validator!`].

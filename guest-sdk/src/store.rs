@@ -52,3 +52,52 @@ pub fn exists(key: &str) -> Result<bool, ReadError> {
 pub fn list(start: &str, end: &str, limit: u32) -> Result<Vec<String>, ReadError> {
     node::list(start, end, limit)
 }
+
+/// The keys that start with `prefix`, in byte order, the first `limit` of them.
+///
+/// # Errors
+///
+/// As for [`list`].
+pub fn list_prefix(prefix: &str, limit: u32) -> Result<Vec<String>, ReadError> {
+    let mut keys = node::list(prefix, &after(prefix), limit)?;
+    keys.retain(|key| key.starts_with(prefix));
+    Ok(keys)
+}
+
+/// The first text after all that start with `prefix`; empty, which is no bound, if there is none.
+fn after(prefix: &str) -> String {
+    let mut start = prefix.to_owned();
+    while let Some(last) = start.pop() {
+        // The code points of surrogates are no characters.
+        if let Some(next) = (last..=char::MAX).nth(1) {
+            start.push(next);
+            break;
+        }
+    }
+    start
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mock;
+
+    #[test]
+    fn a_prefix_is_a_range() {
+        let keys = ["a", "a/", "a/1", "a/\u{10FFFF}\u{10FFFF}x", "a0", "a0/"];
+        let store = keys.into_iter().fold(mock::Store::new(), |store, key| store.json(key, &1));
+        let _open = store.open();
+        assert_eq!(list_prefix("a/", 10).unwrap(), ["a/", "a/1", "a/\u{10FFFF}\u{10FFFF}x"]);
+        assert_eq!(list_prefix("a/", 3).unwrap().len(), 3);
+        assert_eq!(list_prefix("a/\u{10FFFF}", 10).unwrap().len(), 1);
+        assert_eq!(list_prefix("", 10).unwrap(), keys);
+    }
+
+    #[test]
+    fn the_bound_of_a_prefix_is_a_text() {
+        assert_eq!(after("a/"), "a0");
+        assert_eq!(after("a\u{D7FF}"), "a\u{E000}");
+        assert_eq!(after("a\u{10FFFF}\u{10FFFF}"), "b");
+        assert_eq!(after("\u{10FFFF}"), "");
+    }
+}

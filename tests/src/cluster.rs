@@ -308,13 +308,18 @@ pub fn brink_bin() -> PathBuf {
     path
 }
 
-/// The bytes of a compiled plugin: from `BRINK_PLUGINS_DIR`, or from this build's target directory.
+/// The bytes of a compiled plugin.
 pub fn plugin_wasm(package: &str) -> Vec<u8> {
+    std::fs::read(plugin_file(package)).unwrap()
+}
+
+/// A compiled plugin: from `BRINK_PLUGINS_DIR`, or from this build's target directory.
+pub fn plugin_file(package: &str) -> PathBuf {
     let dir = std::env::var_os("BRINK_PLUGINS_DIR")
         .map_or_else(|| build_dir().parent().unwrap().join("wasm32-wasip2").join("plugin"), PathBuf::from);
     let path = dir.join(format!("{}.wasm", package.replace('-', "_")));
-    std::fs::read(&path)
-        .unwrap_or_else(|error| panic!("{}: {error}; build the plugins, or run `cargo xtask test`", path.display()))
+    assert!(path.exists(), "{} is missing; build the plugins, or run `cargo xtask test`", path.display());
+    path
 }
 
 /// The directory of this build's binaries: test executables are in its `deps`.

@@ -24,7 +24,7 @@ pub mod workload;
 
 pub use cli::{Run, brink, brink_with};
 pub use client::{Answer, Client};
-pub use cluster::{Cluster, Node, Options, Place, brink_bin, build_dir, plugin_wasm};
+pub use cluster::{Cluster, Node, Options, Place, brink_bin, build_dir, plugin_file, plugin_wasm};
 pub use fault_fs::{CAPACITY_BYTES, FaultFs, Operation, Tail};
 pub use load::{Load, entries};
 pub use otlp::{Collector, Span};

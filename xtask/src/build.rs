@@ -9,7 +9,8 @@ use anyhow::{Context, bail};
 pub(crate) const WASM_TARGET: &str = "wasm32-wasip2";
 
 /// The packages that are plugins.
-pub(crate) const PLUGINS: [&str; 5] = ["json-schema", "normalize", "test-hostile", "test-reference", "test-stamp"];
+pub(crate) const PLUGINS: [&str; 8] =
+    ["json-schema", "limits", "normalize", "redact", "reference", "test-hostile", "test-reference", "test-stamp"];
 
 /// The directory of the workspace.
 pub(crate) fn root() -> PathBuf {

@@ -3,16 +3,12 @@
 //!
 //! What no rule names is passed on byte for byte: the order of fields, numbers of any precision, and escapes.
 
-mod rewrite;
-mod rules;
-
+use brink_guest::fields::{Edit, Fields, Unreadable};
 use brink_guest::{Invalid, Rejection, Replacement, Transformer, Write};
 use serde::Deserialize;
-use serde_json::value::RawValue;
 
-use rules::{Action, Rules};
-
-/// What is done to which fields: JSON pointers (RFC 6901), in which `*` stands for every element or member.
+/// What is done to which fields: JSON pointers (RFC 6901), in which `*` stands for every element or member, and `**` at the
+/// end for everything below.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
@@ -27,35 +23,60 @@ pub struct Config {
 /// The plugin.
 #[derive(Debug)]
 pub struct Normalize {
-    rules: Rules,
+    actions: Fields<Action>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Action {
+    Trim,
+    Lowercase,
+    Drop,
 }
 
 impl Transformer for Normalize {
     type Config = Config;
 
     fn configure(config: Config) -> Result<Self, Invalid> {
-        let mut rules = Rules::default();
-        for (field, pointers, action) in [
+        let mut actions = Fields::default();
+        for (list, pointers, action) in [
             ("trim", &config.trim, Action::Trim),
             ("lowercase", &config.lowercase, Action::Lowercase),
             ("drop", &config.drop, Action::Drop),
         ] {
             for (index, pointer) in pointers.iter().enumerate() {
-                rules.add(pointer, action).map_err(|message| Invalid::new(format!("/{field}/{index}"), message))?;
+                let refuse = |why: &dyn ToString| Invalid::new(format!("/{list}/{index}"), why.to_string());
+                if action == Action::Drop && pointer.is_empty() {
+                    return Err(refuse(&"the whole value cannot be dropped"));
+                }
+                actions.add(pointer, action).map_err(|malformed| refuse(&malformed))?;
             }
         }
-        match rules.is_empty() {
+        match actions.is_empty() {
             true => Err(Invalid::new("", "name at least one field in `trim`, `lowercase` or `drop`")),
-            false => Ok(Self { rules }),
+            false => Ok(Self { actions }),
         }
     }
 
     fn transform(&self, writes: &[Write]) -> Result<Vec<Replacement>, Rejection> {
         let changed = |write: &Write| {
-            let value = write.is_json().then(|| serde_json::from_slice::<&RawValue>(write.bytes()).ok()).flatten()?;
-            Some(write.replace(rewrite::rewrite(value.get(), &self.rules)?))
+            let json = write.is_json().then(|| std::str::from_utf8(write.bytes()).ok()).flatten()?;
+            let edit = |actions: &[&Action], json: &str| Ok::<_, Unreadable>(edit(actions, json));
+            Some(write.replace(self.actions.rewrite(json, edit).ok().flatten()?))
         };
         Ok(writes.iter().filter_map(changed).collect())
+    }
+}
+
+fn edit(actions: &[&Action], json: &str) -> Edit {
+    if actions.contains(&&Action::Drop) {
+        return Edit::Remove;
+    }
+    let Ok(before) = serde_json::from_str::<String>(json) else { return Edit::Keep };
+    let after = if actions.contains(&&Action::Trim) { before.trim() } else { &before };
+    let after = if actions.contains(&&Action::Lowercase) { after.to_lowercase() } else { after.to_owned() };
+    match serde_json::to_string(&after) {
+        Ok(text) if after != before => Edit::Replace(text),
+        _ => Edit::Keep,
     }
 }
 

@@ -1,7 +1,62 @@
 //! The plugins that come with brink, in a cluster.
 
-use brink_tests::{Cluster, plugin_wasm};
+use std::path::Path;
+
+use brink_tests::{Cluster, brink, plugin_file, plugin_wasm};
 use serde_json::json;
+
+/// Each plugin's `cases.toml`, on the engine of a node.
+#[test]
+fn the_cases_of_every_plugin_hold() {
+    let plugins = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../plugins"));
+    let mut count = 0;
+    for entry in plugins.read_dir().unwrap() {
+        let folder = entry.unwrap().path();
+        let (name, cases) = (folder.file_name().unwrap().to_str().unwrap(), folder.join("cases.toml"));
+        let component = plugin_file(name);
+        let arguments = ["plugin", "test", component.to_str().unwrap(), "--cases", cases.to_str().unwrap()];
+        let tested = brink("http://127.0.0.1:1", &arguments).expect(0);
+        assert!(tested.out.ends_with("cases, 0 failed\n"), "{tested:?}");
+        count += 1;
+    }
+    assert_eq!(count, 5);
+}
+
+#[tokio::test]
+async fn references_limits_and_masks_are_in_force_on_every_node() {
+    let cluster = Cluster::start(3).await;
+    let client = cluster.client(0);
+    for name in ["limits", "redact", "reference"] {
+        client.put_plugin(name, plugin_wasm(name)).await.expect(200);
+    }
+    let orders = json!({"references": [{"at": "/customer", "key": "customers/{}"}], "restrict_delete": ["{}/"]});
+    let both = ["put", "delete"];
+    for hook in [
+        json!({"plugin": "redact", "prefix": "customers/", "config": {"rules": [{"at": "/card", "keep_last": 4}]}}),
+        json!({"plugin": "limits", "prefix": "orders/", "config": {"counts": [{"under": "orders/*/", "max": 2}]}}),
+        json!({"plugin": "reference", "operations": both, "config": orders}),
+    ] {
+        client.put_json(&format!("/hooks/{}/", hook["plugin"].as_str().unwrap()), &hook).await.expect(200);
+    }
+    let (one, two) = (cluster.client(1), cluster.client(2));
+    let ann = two.put("customers/ann", &json!({"card": "4111111111111111"})).await.expect(201);
+    assert_eq!(ann.json["value"], json!({"card": "***1111"}));
+
+    let order = |customer: &str| json!({"customer": customer});
+    one.put("orders/ann/1", &order("ann")).await.expect(201);
+    two.put("orders/ann/2", &order("ann")).await.expect(201);
+    let refused = two.put("orders/ann/3", &order("ann")).await.expect(422);
+    assert_eq!(refused.json["violations"][0]["code"], "count", "{}", refused.json);
+    one.put("orders/ann/2", &order("ann")).await.expect(200);
+    let refused = one.put("orders/bob/1", &order("bob")).await.expect(422);
+    assert_eq!(refused.json["violations"][0]["path"], "/customer", "{}", refused.json);
+
+    one.put("customers/ann/notes", &json!("likes tea")).await.expect(201);
+    let refused = two.delete("/kv/customers/ann/").await.expect(422);
+    assert_eq!(refused.json["violations"][0]["code"], "in-use", "{}", refused.json);
+    two.delete("/kv/customers/ann/notes/").await.expect(204);
+    one.delete("/kv/customers/ann/").await.expect(204);
+}
 
 #[tokio::test]
 async fn a_transformer_runs_before_a_validator_and_a_batch_is_judged_as_one() {

@@ -73,8 +73,8 @@ const PYTHON: Files = files!("../../../templates/plugin/python/": "requirements.
 
 /// The SDK; its `Cargo.toml` must be made independent of this workspace.
 const SDK: Files = files!("../../../../guest-sdk/": "Cargo.toml", "README.md", "src/lib.rs", "src/answer.rs",
-    "src/bindings.rs", "src/config.rs", "src/glue.rs", "src/json.rs", "src/log.rs", "src/mock.rs", "src/store.rs",
-    "src/write.rs");
+    "src/bindings.rs", "src/config.rs", "src/fields.rs", "src/glue.rs", "src/json.rs", "src/log.rs", "src/mock.rs",
+    "src/store.rs", "src/verdict.rs", "src/write.rs");
 
 impl Language {
     fn name(self) -> &'static str {

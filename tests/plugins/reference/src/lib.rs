@@ -2,6 +2,7 @@
 //!
 //! One field of every value must name a key that exists.
 
+use brink_guest::fields::pointer;
 use brink_guest::{Invalid, Rejection, Validator, Write, store};
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -49,8 +50,7 @@ impl Reference {
         let Some(value) = write.json::<Map<String, Value>>()? else { return Ok(()) };
         let field = &self.0.reference;
         let refuse = |code: &str, message: &str| {
-            let path = format!("/{}", field.replace('~', "~0").replace('/', "~1"));
-            Rejection::new(code, message).with(write.violation(path, code, message))
+            Rejection::new(code, message).with(write.violation(pointer([field]), code, message))
         };
         let Some(key) = value.get(field).and_then(Value::as_str) else {
             return Err(refuse("no-reference", "the field must be there and name a key"));

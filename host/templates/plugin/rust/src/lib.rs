@@ -1,5 +1,6 @@
 //! The rule: a value must have every field that the hook's configuration names.
 
+use brink_guest::fields::pointer;
 use brink_guest::{Invalid, Rejection, Validator, Write};
 use serde_json::Value;
 
@@ -27,7 +28,7 @@ impl Validator for Fields {
             let Some(value) = write.json::<Value>()? else { continue };
             for field in self.required.iter().filter(|field| value.get(field.as_str()).is_none()) {
                 let message = format!("the field {field:?} is missing");
-                violations.push(write.violation(pointer(field), "required", message));
+                violations.push(write.violation(pointer([field]), "required", message));
             }
         }
         match violations.is_empty() {
@@ -38,11 +39,6 @@ impl Validator for Fields {
 }
 
 brink_guest::export_validator!(Fields);
-
-/// The JSON pointer (RFC 6901) to a field.
-fn pointer(field: &str) -> String {
-    format!("/{}", field.replace('~', "~0").replace('/', "~1"))
-}
 
 #[cfg(test)]
 mod tests {
