@@ -29,6 +29,8 @@ pub(super) struct Allowance {
     pub(super) memory_bytes: usize,
     /// Where its random numbers start.
     pub(super) seed: u64,
+    /// Whether the call is made again if it runs out of time: what it logged is then forgotten.
+    pub(super) is_provisional: bool,
 }
 
 /// What the host keeps beside one instance.
@@ -184,6 +186,9 @@ fn explain(error: &wasmtime::Error, speaker: &Speaker, allowance: Allowance, sto
     let call = store.data_mut();
     let trap = error.downcast_ref::<Trap>();
     if trap == Some(&Trap::Interrupt) {
+        if allowance.is_provisional {
+            call.lines.forget();
+        }
         let deadline_ms = u64::try_from(allowance.deadline.as_millis()).unwrap_or(u64::MAX);
         return Error::TimedOut { hook, plugin, deadline_ms };
     }

@@ -1,6 +1,5 @@
 //! A hook: a binding and the plugin it names, ready to judge.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -11,6 +10,7 @@ use super::binding::{Binding, check_name, invalid};
 use super::error::Error;
 use super::guest::{Allowance, Guest};
 use super::lines::Speaker;
+use super::pace::Pace;
 use super::plugin::{Code, Plugin};
 use super::runtime::{Core, Runtime};
 use super::text::cut;
@@ -38,8 +38,8 @@ pub(super) struct Share {
     pub(super) permits: Arc<Semaphore>,
     /// Writes that wait for one.
     pub(super) queue: Arc<Semaphore>,
-    /// Set while the last call ran into its deadline: until one ends in time, calls run one at a time.
-    is_slow: AtomicBool,
+    /// What its calls have shown.
+    pub(super) pace: Pace,
 }
 
 /// Calls of one hook that may run at once: half of what the node runs, so that one hook cannot have it all.
@@ -160,6 +160,7 @@ impl Hook {
             deadline: Duration::from_millis(self.0.binding.deadline_ms),
             memory_bytes: self.0.binding.memory_bytes,
             seed: self.0.seed,
+            is_provisional: false,
         }
     }
 
@@ -184,18 +185,13 @@ impl Share {
         Self {
             permits: Arc::new(Semaphore::new(share_max() as usize)),
             queue: Arc::new(Semaphore::new(limits::PLUGIN_QUEUE_MAX / 2)),
-            is_slow: AtomicBool::new(false),
+            pace: Pace::unknown(),
         }
     }
 
-    /// Permits one call needs now: all of them while the hook is slow, so that its calls run one at a time.
+    /// Permits one call needs now: all of them while the hook is stuck, so that its calls run one at a time.
     pub(super) fn permits_needed(&self) -> u32 {
-        if self.is_slow.load(Ordering::Relaxed) { share_max() } else { 1 }
-    }
-
-    /// Notes how a call ended.
-    pub(super) fn note(&self, is_slow: bool) {
-        self.is_slow.store(is_slow, Ordering::Relaxed);
+        if self.pace.is_stuck() { share_max() } else { 1 }
     }
 }
 

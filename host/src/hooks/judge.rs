@@ -11,11 +11,13 @@ use super::bindings::brink::hooks::types::{self, Replacement, Write};
 use super::error::{Error, Rejection, Violation};
 use super::guest::Allowance;
 use super::hook::Hook;
+use super::pace::STOP_AFTER;
 use super::set::Set;
 use super::text::{compact_json, cut, one_line};
 use super::view::{Facts, Reads, View};
 use crate::limits;
 use crate::storage::command::{Action, Operation, Precondition, Value};
+use crate::telemetry::names;
 
 /// What the hooks made of a request that they let through.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,6 +69,9 @@ struct Step {
     role: Role,
 }
 
+/// What a hook says: the new values by position, and what it read.
+type Answer = Result<(Vec<(usize, Bytes)>, Facts), Error>;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
     Transformer,
@@ -96,6 +101,18 @@ impl Judgement {
         self.steps.as_slice().first().map(|step| &step.hook)
     }
 
+    /// Whether the next hook's answer is expected so soon that it can be waited for on an async thread. A plugin that may
+    /// read is not: reads may wait for the disk.
+    pub(super) fn is_quick(&self) -> bool {
+        let Some(hook) = self.next().filter(|hook| !hook.plugin().reads()) else { return false };
+        let matching = self.operations.iter().filter(|operation| hook.binding().matches(operation));
+        let (writes, bytes) = matching.fold((0, 0), |(writes, bytes), operation| match &operation.action {
+            Action::Put(value) => (writes + 1, bytes + value.bytes.len()),
+            Action::Delete => (writes + 1, bytes),
+        });
+        hook.share().pace.is_quick(writes, bytes)
+    }
+
     /// Leaves out the hook that would be asked next.
     pub(super) fn skip(&mut self) {
         self.steps.next();
@@ -103,13 +120,31 @@ impl Judgement {
 
     /// Asks the next hook and does what it says.
     pub(super) fn step(&mut self) -> Result<(), Error> {
-        let Some(Step { hook, role }) = self.steps.next() else { return Ok(()) };
         let left = self.deadline.saturating_duration_since(Instant::now());
+        self.step_within(left, false).unwrap_or(Ok(()))
+    }
+
+    /// As above, on an async thread. `None`: the plugin did not answer quickly and was stopped; it is still the next one.
+    pub(super) fn step_quickly(&mut self) -> Option<Result<(), Error>> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        self.step_within(left.min(STOP_AFTER), left > STOP_AFTER)
+    }
+
+    /// Asks the next hook and does what it says, within `left` at most. `None`: it ran out of a time that was provisional.
+    fn step_within(&mut self, left: Duration, is_provisional: bool) -> Option<Result<(), Error>> {
+        let Step { hook, role } = self.steps.as_slice().first().cloned()?;
         if left.is_zero() {
-            return Err(Error::Busy { hook: Some(hook.name().to_owned()) });
+            return Some(Err(Error::Busy { hook: Some(hook.name().to_owned()) }));
         }
         let matching: Vec<usize> = positions(&self.operations, &hook);
-        let outcome = self.ask(&hook, role, &matching, left);
+        let is_provisional = is_provisional && left < hook.allowance().deadline;
+        let outcome = self.ask(&hook, role, &matching, left, is_provisional)?;
+        self.steps.next();
+        Some(self.heed(&hook, outcome))
+    }
+
+    /// Does what a hook says.
+    fn heed(&mut self, hook: &Hook, outcome: Answer) -> Result<(), Error> {
         let is_monitor = hook.binding().mode == Mode::Monitor;
         match outcome {
             Ok(_) if is_monitor => Ok(()),
@@ -144,29 +179,25 @@ impl Judgement {
         }
     }
 
-    /// Asks a hook, traced and measured. Answers with the new values by position, and with what was read.
-    fn ask(
-        &self,
-        hook: &Hook,
-        role: Role,
-        matching: &[usize],
-        left: Duration,
-    ) -> Result<(Vec<(usize, Bytes)>, Facts), Error> {
-        let digest = cut(hook.plugin().digest(), 12);
-        let span = tracing::info_span!(
-            "hook", hook = hook.name(), plugin = hook.plugin().name(), digest, role = ?role,
-            writes = matching.len(), result = tracing::field::Empty
-        );
+    /// Asks a hook, traced and measured. `None` if it ran out of a time that was provisional.
+    fn ask(&self, hook: &Hook, role: Role, matching: &[usize], left: Duration, is_provisional: bool) -> Option<Answer> {
+        let span = names::hook_span(hook.name(), hook.plugin().name(), hook.plugin().digest());
         let _entered = span.enter();
         let started_at = Instant::now();
         let mut memory_bytes = 0;
-        let outcome = self.call(hook, role, matching, left, &mut memory_bytes);
+        let allowance = hook.allowance();
+        let allowance = Allowance { deadline: allowance.deadline.min(left), is_provisional, ..allowance };
+        let outcome = self.call(hook, role, matching, allowance, &mut memory_bytes);
         let result = outcome.as_ref().map_or_else(Error::word, |_| "accepted");
         span.record("result", result);
         // A call that had less than the hook's own deadline says nothing about the plugin if it ran out of time.
         let is_timed_out = matches!(outcome, Err(Error::TimedOut { .. }));
+        if is_timed_out && is_provisional {
+            hook.share().pace.note_stopped();
+            return None;
+        }
         if !is_timed_out || left >= hook.allowance().deadline {
-            hook.share().note(is_timed_out);
+            hook.share().pace.note(started_at.elapsed(), is_timed_out);
         }
         let observer = &**hook.core().observer();
         if let Err(error) = outcome.as_ref()
@@ -175,7 +206,7 @@ impl Judgement {
             hook.speaker().say(observer, Level::Error, one_line(&error.to_string()));
         }
         observer.called(hook.name(), hook.plugin().name(), started_at.elapsed(), result, memory_bytes);
-        outcome
+        Some(outcome)
     }
 
     fn call(
@@ -183,13 +214,11 @@ impl Judgement {
         hook: &Hook,
         role: Role,
         matching: &[usize],
-        left: Duration,
+        allowance: Allowance,
         memory_bytes: &mut usize,
-    ) -> Result<(Vec<(usize, Bytes)>, Facts), Error> {
+    ) -> Answer {
         let writes: Vec<Write<'_>> =
             matching.iter().filter_map(|position| self.operations.get(*position)).map(as_write).collect();
-        let allowance = hook.allowance();
-        let allowance = Allowance { deadline: allowance.deadline.min(left), ..allowance };
         let mut guest = hook.start(allowance)?;
         guest.open(Arc::clone(&self.view));
         let answer = match role {

@@ -1,7 +1,7 @@
 //! The log lines of one call of a plugin: what it logs, and what it writes to standard output and standard error.
 //!
-//! Lines go to the node's log as events of target `plugin`. The last ones of standard error are kept, because that is
-//! where a panic says what happened.
+//! Lines go to the node's log as events of target `plugin` when the call has ended. The last ones of standard error are
+//! kept, because that is where a panic says what happened.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -55,10 +55,11 @@ impl Speaker {
     }
 }
 
-/// The lines of one call.
+/// The lines of one call. They are said when this is dropped.
 pub(super) struct Lines {
     speaker: Arc<Speaker>,
     observer: Arc<dyn Observer>,
+    unsaid: Vec<(Level, String)>,
     left: usize,
     unfinished: Vec<u8>,
     last: VecDeque<String>,
@@ -66,7 +67,14 @@ pub(super) struct Lines {
 
 impl Lines {
     pub(super) fn new(speaker: Arc<Speaker>, observer: Arc<dyn Observer>) -> Self {
-        Self { speaker, observer, left: limits::PLUGIN_LOG_LINES_MAX, unfinished: Vec::new(), last: VecDeque::new() }
+        let left = limits::PLUGIN_LOG_LINES_MAX;
+        Self { speaker, observer, unsaid: Vec::new(), left, unfinished: Vec::new(), last: VecDeque::new() }
+    }
+
+    /// Drops the lines so far, and all that follow.
+    pub(super) fn forget(&mut self) {
+        self.unsaid.clear();
+        self.left = 0;
     }
 
     /// One line of the `log` interface. Beyond the limits it is cut or dropped.
@@ -75,8 +83,7 @@ impl Lines {
             return;
         }
         self.left -= 1;
-        let line = one_line(cut(message, limits::PLUGIN_LOG_LINE_BYTES_MAX));
-        self.speaker.say(&*self.observer, level, line);
+        self.unsaid.push((level, one_line(cut(message, limits::PLUGIN_LOG_LINE_BYTES_MAX))));
     }
 
     /// Bytes written to standard output or standard error, in pieces of any size.
@@ -113,5 +120,52 @@ impl Lines {
             self.last.pop_front();
         }
         self.last.push_back(one_line(cut(text, LAST_LINE_BYTES_MAX)));
+    }
+}
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        self.finish();
+        for (level, line) in self.unsaid.drain(..) {
+            self.speaker.say(&*self.observer, level, line);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Said(Mutex<Vec<String>>);
+
+    impl Observer for Said {
+        fn called(&self, _: &str, _: &str, _: Duration, _: &'static str, _: usize) {}
+
+        fn said(&self, _: &str, _: &str, _: &str, _: &'static str, line: String) {
+            self.0.lock().unwrap().push(line);
+        }
+    }
+
+    #[test]
+    fn lines_are_said_at_the_end_unless_they_are_forgotten() {
+        let said = Arc::new(Said::default());
+        let mut lines = Lines::new(Arc::default(), said.clone());
+        lines.log(Level::Info, "one");
+        lines.write(b"two\nthr");
+        lines.write(b"ee");
+        assert!(said.0.lock().unwrap().is_empty());
+        drop(lines);
+        assert_eq!(*said.0.lock().unwrap(), ["one", "two", "three"]);
+
+        let mut lines = Lines::new(Arc::default(), said.clone());
+        lines.log(Level::Info, "four");
+        lines.forget();
+        lines.write(b"five");
+        drop(lines);
+        assert_eq!(said.0.lock().unwrap().len(), 3);
     }
 }

@@ -2,15 +2,17 @@
 //!
 //! Plugins are computation, so a node runs a few at once per core and no more. A judgement takes its hooks one by one.
 //! For each it first waits for the hook's own share, then for room on the node, and holds neither while it waits for
-//! the other hook's: a hook whose plugin is slow keeps its own writes waiting and nobody else's. While a hook's plugin
-//! runs into its deadline, the hook is given one thread instead of its whole share.
+//! the other hook's: a hook whose plugin is slow keeps its own writes waiting and nobody else's. Where a call runs depends on
+//! how fast the hook's calls have been (see `pace`): where the request is handled if it takes less than waking another thread
+//! and being woken by it, on a blocking thread, or on one that stands back behind the threads that serve.
 
 use std::num::NonZero;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::timeout_at;
 
 use super::binding::{Mode, OnFailure};
@@ -83,6 +85,12 @@ impl Pipeline {
             };
             let room = timeout_at(deadline.into(), Arc::clone(&self.room).acquire_owned()).await;
             let Ok(Ok(room)) = room else { return Err(Error::Busy { hook: None }) };
+            if judgement.is_quick()
+                && let Some(answer) = guard(|| judgement.step_quickly())?
+            {
+                answer?;
+                continue;
+            }
             judgement = run(judgement, admission, room).await?;
         }
         Ok(judgement.finish())
@@ -131,8 +139,11 @@ async fn wait_for_share(hook: &Hook) -> Result<Admission, Error> {
     }
 }
 
-/// Asks the next hook on a blocking thread, and those after it as long as their shares have room.
+/// Asks the next hook on another thread, and those after it as long as they belong there and their shares have room.
 async fn run(mut judgement: Judgement, admission: Admission, room: OwnedSemaphorePermit) -> Result<Judgement, Error> {
+    let heavy = judgement.next().filter(|hook| hook.share().pace.is_heavy());
+    let background = heavy.map(|hook| Arc::clone(hook.core().background()));
+    let is_heavy = background.is_some();
     let (span, trace_id) = (tracing::Span::current(), request_trace_id());
     let ask = move || {
         let _entered = span.enter();
@@ -142,10 +153,21 @@ async fn run(mut judgement: Judgement, admission: Admission, room: OwnedSemaphor
         while admission.is_some() && judgement.next().is_some() {
             judgement.step()?;
             drop(admission.take());
-            admission = judgement.next().and_then(try_admit);
+            admission = judgement.next().filter(|hook| hook.share().pace.is_heavy() == is_heavy).and_then(try_admit);
         }
         Ok(judgement)
     };
-    let task = tokio::task::spawn_blocking(move || within_request_sync(trace_id, ask));
-    task.await.unwrap_or_else(|error| Err(Error::Interrupted { detail: error.to_string() }))
+    let work = move || within_request_sync(trace_id, || guard(ask).and_then(|judgement| judgement));
+    let (done, answer) = oneshot::channel();
+    let work = move || drop(done.send(work()));
+    match background {
+        Some(background) => background.spawn(work),
+        None => drop(tokio::task::spawn_blocking(work)),
+    }
+    answer.await.unwrap_or_else(|_| Err(Error::Interrupted { detail: "the node is stopping".to_owned() }))
+}
+
+/// A panic of the host while it asks a plugin is an error like any other.
+fn guard<T>(ask: impl FnOnce() -> T) -> Result<T, Error> {
+    catch_unwind(AssertUnwindSafe(ask)).map_err(|_| Error::Interrupted { detail: "it panicked".to_owned() })
 }

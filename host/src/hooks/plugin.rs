@@ -104,6 +104,11 @@ impl Plugin {
         &self.0.imports
     }
 
+    /// Whether it may read other keys.
+    pub(super) fn reads(&self) -> bool {
+        self.0.imports.iter().any(|import| import.starts_with("store."))
+    }
+
     pub(super) fn code(&self) -> &Code {
         &self.0.code
     }
@@ -321,6 +326,7 @@ fn try_start(core: &Core, plugin: &Plugin) -> Result<Start, Error> {
         deadline: limits::PLUGIN_CONFIGURE_DEADLINE,
         memory_bytes: limits::PLUGIN_MEMORY_BYTES_MAX,
         seed: 0,
+        is_provisional: false,
     };
     let began = Instant::now();
     let mut guest = Guest::start(core, plugin.code(), &speaker, allowance)?;

@@ -32,8 +32,8 @@ const TABLE_KEEP_RESIDENT_BYTES: usize = 16 << 10;
 /// The engine's own data of one instance (not its memory). The largest language runtimes need about one MiB.
 const INSTANCE_METADATA_BYTES_MAX: usize = 8 << 20;
 
-/// How far compilers stand back, of 0 to 19. On Linux this is a thread's own.
-const COMPILER_NICENESS: i32 = 5;
+/// How far threads stand back that compile, or run what takes long; of 0 to 19. On Linux this is a thread's own.
+const NICENESS: i32 = 5;
 
 /// Instances that may exist at once. An ended instance gives its slots back in a moment, hence a few to spare.
 const POOLED_INSTANCES: u32 = (limits::PLUGIN_INSTANCES_MAX + limits::PLUGIN_SIDE_INSTANCES_MAX + 4) as u32;
@@ -89,6 +89,8 @@ pub(super) struct Core {
     observer: Arc<dyn Observer>,
     side: Semaphore,
     compilers: Arc<ThreadPool>,
+    /// Runs the calls of heavy hooks.
+    background: Arc<ThreadPool>,
     cache: Option<Cache>,
 }
 
@@ -135,16 +137,9 @@ impl Runtime {
             }
         });
         let is_node = cache_dir.is_some();
-        let compilers = ThreadPoolBuilder::new()
-            .thread_name(|index| format!("compiler-{index}"))
-            .start_handler(move |_| {
-                if is_node {
-                    step_back()
-                }
-            })
-            .build()
-            .map_err(|error| fail(error.to_string()))?;
-        let core = Core::new(engine, observer, Arc::new(compilers), cache).map_err(fail)?;
+        let compilers = threads("compiler", is_node).map_err(fail)?;
+        let background = threads("plugin", is_node).map_err(fail)?;
+        let core = Core::new(engine, observer, compilers, background, cache).map_err(fail)?;
         Ok(Self { core: Arc::new(core) })
     }
 
@@ -168,11 +163,12 @@ impl Core {
         engine: Engine,
         observer: Arc<dyn Observer>,
         compilers: Arc<ThreadPool>,
+        background: Arc<ThreadPool>,
         cache: Option<Cache>,
     ) -> Result<Self, String> {
         let ticker = Ticker::start(&engine).map_err(|error| error.to_string())?;
         let side = Semaphore::new(limits::PLUGIN_SIDE_INSTANCES_MAX);
-        Ok(Self { engine, ticker, observer, side, compilers, cache })
+        Ok(Self { engine, ticker, observer, side, compilers, background, cache })
     }
 
     /// An engine for one instance: it compiles quickly what then runs slowly.
@@ -180,7 +176,8 @@ impl Core {
         let mut config = config();
         config.cranelift_opt_level(OptLevel::None).cranelift_regalloc_algorithm(RegallocAlgorithm::SinglePass);
         let engine = Engine::new(&config).map_err(|error| format!("{error:#}"))?;
-        Self::new(engine, Arc::new(Unobserved), Arc::clone(&self.compilers), None)
+        let (compilers, background) = (Arc::clone(&self.compilers), Arc::clone(&self.background));
+        Self::new(engine, Arc::new(Unobserved), compilers, background, None)
     }
 
     /// Compiles a component, or finds it compiled under this key.
@@ -223,17 +220,28 @@ impl Core {
         &self.observer
     }
 
+    /// Threads for calls that take long, as many as there are cores.
+    pub(super) fn background(&self) -> &Arc<ThreadPool> {
+        &self.background
+    }
+
     /// Room for an instance that is not there for a write.
     pub(super) fn side_room(&self) -> Result<SemaphorePermit<'_>, Error> {
         self.side.try_acquire().map_err(|_| Error::Busy { hook: None })
     }
 }
 
-/// Lets the threads that serve go first: a compiler gets about a quarter of a core that is busy, and all of an idle one.
-fn step_back() {
-    if let Err(error) = rustix::process::setpriority_process(None, COMPILER_NICENESS) {
-        tracing::debug!(%error, "compilers run at the priority of everything else");
-    }
+/// As many threads as there are cores. On a node they let those that serve go first: each gets about a quarter of a core that
+/// is busy, and all of an idle one.
+fn threads(name: &'static str, is_node: bool) -> Result<Arc<ThreadPool>, String> {
+    let step_back = move || {
+        if is_node && let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
+            tracing::debug!(%error, name, "threads run at the priority of everything else");
+        }
+    };
+    let pool = ThreadPoolBuilder::new().thread_name(move |index| format!("{name}-{index}"));
+    let pool = pool.start_handler(move |_| step_back()).build();
+    pool.map(Arc::new).map_err(|error| error.to_string())
 }
 
 fn config() -> Config {

@@ -64,6 +64,8 @@ pub const REQUEST_TARGET: &str = "brink::request";
 pub const SPAN_REQUEST: &str = "http.request";
 /// The judgement of a write by its hooks.
 pub const SPAN_HOOKS: &str = "hooks.judge";
+/// One call of one plugin, within that.
+pub const SPAN_HOOK: &str = "hook";
 /// A write from being proposed to being applied by the leader.
 pub const SPAN_PROPOSE: &str = "replication.propose";
 /// A round on its way to the leader and back.
@@ -76,8 +78,8 @@ pub const SPAN_COMMIT: &str = "raft.commit";
 pub const SPAN_APPLY: &str = "storage.apply";
 
 /// All spans.
-pub const SPANS: [&str; 7] =
-    [SPAN_REQUEST, SPAN_HOOKS, SPAN_PROPOSE, SPAN_FORWARD, SPAN_LOG_APPEND, SPAN_COMMIT, SPAN_APPLY];
+pub const SPANS: [&str; 8] =
+    [SPAN_REQUEST, SPAN_HOOKS, SPAN_HOOK, SPAN_PROPOSE, SPAN_FORWARD, SPAN_LOG_APPEND, SPAN_COMMIT, SPAN_APPLY];
 
 /// The attribute that names a log position.
 pub fn log_index(index: u64) -> KeyValue {
@@ -87,6 +89,11 @@ pub fn log_index(index: u64) -> KeyValue {
 /// The span around proposing a write.
 pub fn propose_span() -> tracing::Span {
     tracing::info_span!(target: "brink::trace", "replication.propose")
+}
+
+/// The span around one call of a plugin. `result` is recorded at its end.
+pub fn hook_span(hook: &str, plugin: &str, digest: &str) -> tracing::Span {
+    tracing::info_span!(target: "brink::trace", "hook", hook, plugin, digest, result = tracing::field::Empty)
 }
 
 /// The span around judging a write.

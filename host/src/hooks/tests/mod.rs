@@ -21,6 +21,7 @@ struct Wat {
     transform: Option<String>,
     memory: &'static str,
     data: String,
+    reads: bool,
 }
 
 /// Where the answer of a guest is: 8 zero bytes, the `ok` of every result.
@@ -34,6 +35,7 @@ impl Wat {
             transform: None,
             memory: "1",
             data: String::new(),
+            reads: true,
         }
     }
 
@@ -75,6 +77,12 @@ impl Wat {
         self
     }
 
+    /// Without the import of `store`.
+    fn without_reads(mut self) -> Self {
+        self.reads = false;
+        self
+    }
+
     fn with_memory(mut self, memory: &'static str) -> Self {
         self.memory = memory;
         self
@@ -99,11 +107,19 @@ impl Wat {
     }
 
     fn text(&self) -> String {
+        let (imports, exists) = match self.reads {
+            true => (
+                IMPORTS,
+                "(core func $exists (canon lower (func $exists) (memory (core memory $mem \"memory\")) \
+                 (realloc (core func $mem \"realloc\"))))",
+            ),
+            false => ("", "(alias core export $mem \"none\" (core func $exists))"),
+        };
         format!(
-            "(component {IMPORTS} \
-               (core module $mem (memory (export \"memory\") {}) {REALLOC}) (core instance $mem (instantiate $mem)) \
-               (core func $exists (canon lower (func $exists) (memory (core memory $mem \"memory\")) \
-                 (realloc (core func $mem \"realloc\")))) \
+            "(component {imports} \
+               (core module $mem (memory (export \"memory\") {}) {REALLOC} (func (export \"none\") (param i32 i32 i32))) \
+               (core instance $mem (instantiate $mem)) \
+               {exists} \
                {} \
                (core instance $i (instantiate $m (with \"host\" (instance \
                  (export \"exists\" (func $exists)) (export \"memory\" (memory $mem \"memory\")))))) \

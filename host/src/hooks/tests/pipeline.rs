@@ -1,5 +1,8 @@
 //! Hooks on the way of many writes at once.
 
+use std::thread::Thread;
+
+use self::Place::{Background, Blocking, Here};
 use super::*;
 
 const LOOP: &str = "(loop $l (br $l)) (unreachable)";
@@ -8,6 +11,115 @@ fn pipeline(hooks: Vec<Hook>) -> Pipeline {
     let active = Active::default();
     active.replace(Set::new(1, hooks));
     Pipeline::new(active)
+}
+
+/// Loops for some tens of milliseconds if the value of the first write has more than three bytes.
+const BUSY_IF_LONG: &str = "(local $n i32) \
+    (if (i32.gt_u (i32.load offset=24 (local.get 0)) (i32.const 3)) (then \
+      (loop $l (br_if $l (i32.lt_u (local.tee $n (i32.add (local.get $n) (i32.const 1))) (i32.const 40000000)))))) \
+    (i32.const 1024)";
+
+/// Notes on which threads plugins run.
+#[derive(Default)]
+struct Threads(Mutex<Vec<Thread>>);
+
+/// Where a call ran.
+#[derive(Debug, PartialEq, Eq)]
+enum Place {
+    /// Where the request is.
+    Here,
+    Blocking,
+    Background,
+}
+
+impl Observer for Threads {
+    fn called(&self, _: &str, _: &str, _: Duration, _: &'static str, _: usize) {
+        self.0.lock().unwrap().push(std::thread::current());
+    }
+}
+
+impl Threads {
+    /// Where each call ran since this was last asked.
+    fn take(&self) -> Vec<Place> {
+        let threads = std::mem::take(&mut *self.0.lock().unwrap());
+        let place = |thread: Thread| match thread.name() {
+            _ if thread.id() == std::thread::current().id() => Place::Here,
+            Some(name) if name.starts_with("plugin-") => Place::Background,
+            _ => Place::Blocking,
+        };
+        threads.into_iter().map(place).collect()
+    }
+}
+
+/// A hook in a pipeline of its own.
+fn watched(wat: &Wat, binding: &str) -> (Pipeline, Arc<Threads>) {
+    let threads = Arc::new(Threads::default());
+    let runtime = Runtime::new(threads.clone()).unwrap();
+    (pipeline(vec![hook(&runtime, "h", wat, binding)]), threads)
+}
+
+/// As above, after it has shown itself quick. How long that takes depends on how busy the machine is.
+async fn quick(wat: &Wat, binding: &str) -> (Pipeline, Arc<Threads>) {
+    let (pipeline, threads) = watched(wat, binding);
+    for _ in 0..100_000 {
+        pipeline.judge(vec![put("k", "1")], view(), soon()).await.unwrap();
+        if threads.take() == [Here] {
+            return (pipeline, threads);
+        }
+    }
+    panic!("the hook was never quick");
+}
+
+#[tokio::test]
+async fn a_quick_hook_is_asked_where_the_request_is() {
+    let (pipeline, threads) = quick(&Wat::validator(OK).without_reads(), "{}").await;
+    // Not with a value that is large, nor with many.
+    pipeline.judge(vec![put("k", &"1".repeat(20_000))], view(), soon()).await.unwrap();
+    pipeline.judge(vec![put("k", "1"); 17], view(), soon()).await.unwrap();
+    assert_eq!(threads.take(), [Blocking, Blocking]);
+}
+
+#[tokio::test]
+async fn a_hook_that_may_read_is_never_asked_on_an_async_thread() {
+    let (pipeline, threads) = watched(&Wat::validator(OK), "{}");
+    for _ in 0..500 {
+        pipeline.judge(vec![put("k", "1")], view(), soon()).await.unwrap();
+        assert_ne!(threads.take(), [Here]);
+    }
+}
+
+#[tokio::test]
+async fn a_quick_hook_that_is_slow_for_once_is_asked_again_elsewhere() {
+    let (pipeline, threads) = quick(&Wat::validator(BUSY_IF_LONG).without_reads(), r#"{"deadline_ms":10000}"#).await;
+    pipeline.judge(vec![put("k", "1234")], view(), soon()).await.unwrap();
+    // One call counts, on a thread that may block; and it takes some short ones until the hook is trusted again.
+    assert_eq!(threads.take(), [Blocking]);
+    pipeline.judge(vec![put("k", "1")], view(), soon()).await.unwrap();
+    assert_ne!(threads.take(), [Here]);
+}
+
+#[tokio::test]
+async fn a_hook_whose_calls_take_long_stands_back() {
+    let (pipeline, threads) = watched(&Wat::validator(BUSY_IF_LONG).without_reads(), r#"{"deadline_ms":10000}"#);
+    for _ in 0..3 {
+        pipeline.judge(vec![put("k", "1234")], view(), soon()).await.unwrap();
+    }
+    assert_eq!(threads.take(), [Blocking, Background, Background]);
+    for _ in 0..100_000 {
+        pipeline.judge(vec![put("k", "1")], view(), soon()).await.unwrap();
+        if threads.take() != [Background] {
+            return;
+        }
+    }
+    panic!("short calls make it no lighter");
+}
+
+#[tokio::test]
+async fn a_quick_hook_has_its_own_deadline_all_the_same() {
+    let (pipeline, threads) = quick(&Wat::validator(BUSY_IF_LONG).without_reads(), r#"{"deadline_ms":5}"#).await;
+    let error = pipeline.judge(vec![put("k", "1234")], view(), soon()).await.unwrap_err();
+    assert!(matches!(error, Error::TimedOut { deadline_ms: 5, .. }), "{error:?}");
+    assert_eq!(threads.take(), [Blocking]);
 }
 
 fn view() -> Arc<dyn View> {

@@ -1,0 +1,149 @@
+//! How fast a hook's calls are, as far as they have shown it; what a node makes of that.
+//!
+//! | a hook is | if its calls | its calls run |
+//! |---|---|---|
+//! | quick | are so short that handing them to another thread would cost several times what they take | where the request is handled |
+//! | heavy | take long on average | on threads that stand back behind those that serve |
+//! | stuck | ran into the deadline, the last time | as heavy ones, and one at a time |
+//! | none of these | | on blocking threads |
+//!
+//! Being quick is earned by every short call and lost by long ones. A call that was expected to be short and is not is
+//! stopped after [`STOP_AFTER`] and made again elsewhere: instances are fresh and calls have no effects, so nobody can tell.
+//! Being stopped costs what [`STOP_COST`] short calls earn, so a plugin that alternates cannot take more of the async
+//! threads' time in long calls than a hook that is quick throughout.
+
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::time::Duration;
+
+/// How long a short call takes, at most. A few take longer because the thread was not scheduled.
+const SHORT: Duration = Duration::from_micros(100);
+
+/// When a call that was expected to be short is stopped.
+pub(super) const STOP_AFTER: Duration = Duration::from_millis(2);
+
+/// Writes that a quick call may judge, and their bytes: a call takes longer the more it is given.
+const WRITES_MAX: usize = 16;
+const BYTES_MAX: usize = 16 * 1024;
+
+/// Where a hook begins: some calls must have been short before one is expected to be.
+const CREDIT_AT_FIRST: i32 = -8;
+const CREDIT_MAX: i32 = 256;
+const CREDIT_MIN: i32 = -1_024;
+
+/// What calls that are not short cost. A short one earns 1.
+const LONG_COST: i32 = 4;
+const STOP_COST: i32 = 256;
+
+/// How long the calls of a heavy hook take on average, at least.
+const HEAVY: Duration = Duration::from_millis(1);
+
+/// The share of the newest call in the average: one of so many.
+const AVERAGE_OVER: u64 = 8;
+
+/// What a hook's calls have shown. Updates that are lost to others at the same time do no harm.
+#[derive(Debug)]
+pub(super) struct Pace {
+    credit: AtomicI32,
+    average_us: AtomicU64,
+    is_stuck: AtomicBool,
+}
+
+impl Pace {
+    pub(super) fn unknown() -> Self {
+        Self {
+            credit: AtomicI32::new(CREDIT_AT_FIRST),
+            average_us: AtomicU64::new(0),
+            is_stuck: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether a call that is given this much is expected to be short.
+    pub(super) fn is_quick(&self, writes: usize, bytes: usize) -> bool {
+        writes <= WRITES_MAX && bytes <= BYTES_MAX && self.credit.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether calls are expected to take long.
+    pub(super) fn is_heavy(&self) -> bool {
+        self.is_stuck() || u128::from(self.average_us.load(Ordering::Relaxed)) >= HEAVY.as_micros()
+    }
+
+    /// Whether the last call ran into its deadline.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.is_stuck.load(Ordering::Relaxed)
+    }
+
+    /// Notes how a call ended.
+    pub(super) fn note(&self, took: Duration, is_stuck: bool) {
+        self.is_stuck.store(is_stuck, Ordering::Relaxed);
+        let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let average_us = self.average_us.load(Ordering::Relaxed);
+        let average_us = average_us - average_us.div_ceil(AVERAGE_OVER) + took_us / AVERAGE_OVER;
+        self.average_us.store(average_us, Ordering::Relaxed);
+        self.earn(if took <= SHORT { 1 } else { -LONG_COST });
+    }
+
+    /// Notes that a call was stopped.
+    pub(super) fn note_stopped(&self) {
+        self.earn(-STOP_COST);
+    }
+
+    fn earn(&self, credit: i32) {
+        let credit = self.credit.load(Ordering::Relaxed) + credit;
+        self.credit.store(credit.clamp(CREDIT_MIN, CREDIT_MAX), Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn call(pace: &Pace, took: Duration, count: usize) {
+        (0..count).for_each(|_| pace.note(took, false));
+    }
+
+    #[test]
+    fn credit_is_earned_by_short_calls_and_lost_by_others() {
+        let pace = Pace::unknown();
+        assert!(!pace.is_quick(1, 1));
+        call(&pace, SHORT, 9);
+        assert!(pace.is_quick(1, 1) && pace.is_quick(WRITES_MAX, BYTES_MAX));
+        assert!(!pace.is_quick(WRITES_MAX + 1, 1) && !pace.is_quick(1, BYTES_MAX + 1));
+        call(&pace, SHORT * 2, 1);
+        assert!(!pace.is_quick(1, 1));
+        call(&pace, SHORT, 10_000);
+        pace.note_stopped();
+        assert!(!pace.is_quick(1, 1));
+        call(&pace, SHORT, 1);
+        assert!(pace.is_quick(1, 1));
+    }
+
+    #[test]
+    fn credit_that_is_lost_can_be_earned_again() {
+        let pace = Pace::unknown();
+        (0..1_000).for_each(|_| pace.note_stopped());
+        call(&pace, SHORT, 1_025);
+        assert!(pace.is_quick(1, 1));
+    }
+
+    #[test]
+    fn a_hook_is_heavy_while_its_calls_take_long_on_average() {
+        let pace = Pace::unknown();
+        call(&pace, HEAVY / 2, 1_000);
+        assert!(!pace.is_heavy());
+        call(&pace, HEAVY * 100, 1);
+        assert!(pace.is_heavy());
+        call(&pace, SHORT, 50);
+        assert!(!pace.is_heavy());
+        call(&pace, HEAVY * 2, 20);
+        assert!(pace.is_heavy());
+    }
+
+    #[test]
+    fn a_hook_is_stuck_until_a_call_ends_in_time() {
+        let pace = Pace::unknown();
+        pace.note(SHORT, true);
+        assert!(pace.is_stuck() && pace.is_heavy());
+        pace.note(SHORT, false);
+        assert!(!pace.is_stuck() && !pace.is_heavy());
+    }
+}
