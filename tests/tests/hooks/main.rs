@@ -18,3 +18,4 @@ mod hostile;
 mod logs;
 mod references;
 mod registry;
+mod rules;

@@ -1,0 +1,130 @@
+//! P6, all at once: rules over several keys hold in the final state although deployments, the keys that rules refer to, and the
+//! writes that they judge are raced against each other on all nodes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use brink_tests::{Client, Cluster, plugin_wasm};
+use serde_json::{Value, json};
+
+/// Customers that come and go.
+const CUSTOMERS: usize = 4;
+
+/// Orders that one customer may have.
+const ORDERS_MAX: usize = 3;
+
+/// Changes of the hook that marks values.
+const DEPLOYMENTS: u64 = 25;
+
+/// What one writer was answered, by status.
+type Answers = BTreeMap<u16, usize>;
+
+/// Random numbers that are the same in every run (xorshift, Marsaglia 2003).
+struct Draws(u64);
+
+impl Draws {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 % bound as u64).unwrap()
+    }
+}
+
+/// An order names its customer, which must exist; a customer that has orders stays; nobody has more than three.
+async fn set_rules(client: &Client) {
+    for name in ["limits", "reference"] {
+        client.put_plugin(name, plugin_wasm(name)).await.expect(200);
+    }
+    client.put_plugin("stamp", plugin_wasm("test-stamp")).await.expect(200);
+    let both = ["put", "delete"];
+    let orders = json!({"references": [{"at": "/customer"}], "restrict_delete": ["{}/"]});
+    let count = json!({"counts": [{"under": "customers/*/orders/", "max": ORDERS_MAX}]});
+    for (name, config) in [("reference", orders), ("limits", count)] {
+        let hook =
+            json!({"plugin": name, "prefix": "customers/", "operations": both, "config": config, "deadline_ms": 5_000});
+        client.put_json(&format!("/hooks/{name}/"), &hook).await.expect(200);
+    }
+}
+
+/// Marks values from now on; says from which revision.
+async fn mark(client: &Client, stamp: u64) -> u64 {
+    let hook = json!({"plugin": "stamp", "prefix": "customers/", "config": {"stamp": stamp}, "deadline_ms": 5_000});
+    client.put_json("/hooks/stamp/", &hook).await.expect(200).json["revision"].as_u64().unwrap()
+}
+
+/// Writes and deletes customers and orders, until it is told to stop.
+async fn write(client: Client, seed: u64, stop: Arc<AtomicBool>) -> Answers {
+    let mut draws = Draws(seed);
+    let mut answers = Answers::new();
+    while !stop.load(Ordering::Relaxed) {
+        let customer = format!("customers/{}", draws.below(CUSTOMERS));
+        let order = format!("{customer}/orders/{}", draws.below(2 * ORDERS_MAX));
+        let answer = match draws.below(6) {
+            0 => client.put(&customer, &json!({})).await,
+            1 => client.delete(&format!("/kv/{customer}/")).await,
+            2 | 3 => client.delete(&format!("/kv/{order}/")).await,
+            _ => client.put(&order, &json!({ "customer": customer })).await,
+        };
+        match answer.status {
+            200 | 201 | 204 | 404 => {}
+            // A rule, or contention: what both say is that nothing was written.
+            409 | 422 => assert_eq!(answer.json["outcome"], "not_written", "{answer:?}"),
+            _ => panic!("{answer:?}"),
+        }
+        *answers.entry(answer.status).or_default() += 1;
+    }
+    answers
+}
+
+#[tokio::test]
+async fn rules_over_several_keys_hold_while_hooks_and_keys_change_on_all_nodes() {
+    let cluster = Cluster::start(3).await;
+    set_rules(cluster.client(0)).await;
+    let mut in_force = BTreeMap::from([(mark(cluster.client(0), 0).await, 0)]);
+    let stop = Arc::new(AtomicBool::new(false));
+    let writers: Vec<_> =
+        (0..6).map(|n| tokio::spawn(write(cluster.client(n % 3).clone(), 7 + n as u64, stop.clone()))).collect();
+    for stamp in 1..=DEPLOYMENTS {
+        let node = usize::try_from(stamp % 3).unwrap();
+        in_force.insert(mark(cluster.client(node), stamp).await, stamp);
+        check(&cluster, &in_force).await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    let mut answers = Answers::new();
+    for writer in writers {
+        for (status, count) in writer.await.unwrap() {
+            *answers.entry(status).or_default() += count;
+        }
+    }
+    let stamps = check(&cluster, &in_force).await;
+    // Each rule was met and each was obeyed often enough to mean something.
+    for status in [200, 201, 204, 422] {
+        assert!(answers.get(&status).is_some_and(|count| *count > 50), "{answers:?}");
+    }
+    assert!(!stamps.is_empty(), "nothing is left to check: {answers:?}");
+}
+
+/// Checks the rules on one state of the store, read as one page. Returns the marks it has.
+async fn check(cluster: &Cluster, in_force: &BTreeMap<u64, u64>) -> BTreeSet<u64> {
+    let page = cluster.client(1).get("/kv/?prefix=customers/&limit=1000&consistency=strong").await.expect(200).json;
+    assert_eq!(page["has_more"], false);
+    let entries = page["results"].as_array().unwrap();
+    let keys: BTreeSet<&str> = entries.iter().map(|entry| entry["key"].as_str().unwrap()).collect();
+    let mut orders: BTreeMap<&str, usize> = BTreeMap::new();
+    for key in &keys {
+        if let Some((customer, _)) = key.split_once("/orders/") {
+            assert!(keys.contains(customer), "{key} is an order of nobody: {keys:?}");
+            *orders.entry(customer).or_default() += 1;
+        }
+    }
+    assert!(orders.values().all(|count| *count <= ORDERS_MAX), "too many orders: {keys:?}");
+    let stamp = |entry: &Value| {
+        let (revision, stamp) = (entry["revision"].as_u64().unwrap(), entry["value"]["stamp"].as_u64().unwrap());
+        let (_, expected) = in_force.range(..revision).next_back().unwrap();
+        assert_eq!(stamp, *expected, "{entry} was judged by the wrong version: {in_force:?}");
+        stamp
+    };
+    entries.iter().map(stamp).collect()
+}
