@@ -1,13 +1,15 @@
 //! What a judgement costs: whole, on a fresh instance, on one thread; and what each part of the engine's setting is worth.
 //!
 //! ```sh
-//! cargo build --profile plugin --target wasm32-wasip2 -p json-schema -p normalize -p test-reference
+//! cargo build --profile plugin --target wasm32-wasip2 -p json-schema -p limits -p normalize -p test-reference
 //! cargo bench --bench hooks
 //! ```
 //!
 //! Each name says the plugin and how it ran: `image` as on a node, and then without one thing at a time: `configured` gets
 //! its configuration before each call instead of an image that has it; the others lack a pool, copy-on-write, or the scan
-//! for pages that were written to.
+//! for pages that were written to. `instance` is only the start and the end of one, which is part of every call; `passing`
+//! is a call that looks at nothing but the length of values of several sizes, so that their difference is what it costs to hand
+//! a value over.
 
 #![allow(missing_docs, reason = "the harness makes a function without")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failed benchmark")]
@@ -117,15 +119,33 @@ fn judgements(criterion: &mut Criterion) {
             let runtime = Runtime::tuned(Arc::new(Unobserved), tuning).unwrap();
             let set = Arc::new(Set::new(1, vec![hook(&runtime, subject, has_image)]));
             let write = Operation { space: Space::Kv, key: "k".to_owned(), action: subject.action.clone() };
-            group.bench_function(name, |bencher| {
-                bencher.iter(|| {
-                    let deadline = Instant::now() + Duration::from_secs(10);
-                    set.judge(vec![write.clone()], Arc::new(Nothing), deadline).unwrap()
-                });
-            });
+            group.bench_function(name, |bencher| bencher.iter(|| judge(&set, &write)));
         }
+        let runtime = Runtime::new(Arc::new(Unobserved)).unwrap();
+        let hook = hook(&runtime, subject, true);
+        group.bench_function("instance", |bencher| bencher.iter(|| hook.start_and_end().unwrap()));
         group.finish();
     }
+    passing(criterion);
+}
+
+fn passing(criterion: &mut Criterion) {
+    let runtime = Runtime::new(Arc::new(Unobserved)).unwrap();
+    let mut group = criterion.benchmark_group("passing");
+    for bytes in [16, 1_024, 16_384, 262_144] {
+        let action = Action::Put(Value { content_type: "text/plain".to_owned(), bytes: vec![b'x'; bytes].into() });
+        let subject =
+            Subject { name: "limits", package: "limits", config: r#"{"bytes_max": 1000000}"#, action: action.clone() };
+        let set = Arc::new(Set::new(1, vec![hook(&runtime, &subject, true)]));
+        let write = Operation { space: Space::Kv, key: "k".to_owned(), action };
+        group.bench_function(bytes.to_string(), |bencher| bencher.iter(|| judge(&set, &write)));
+    }
+    group.finish();
+}
+
+fn judge(set: &Arc<Set>, write: &Operation) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    set.judge(vec![write.clone()], Arc::new(Nothing), deadline).unwrap();
 }
 
 criterion_group! {

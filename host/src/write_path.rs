@@ -261,11 +261,7 @@ impl WritePath {
 
     async fn judge(&self, operations: Vec<Operation>, deadline: Instant) -> Result<hooks::Judged, hooks::Error> {
         let began = std::time::Instant::now();
-        let judged = self
-            .pipeline
-            .judge(operations, self.view.clone(), deadline.into_std())
-            .instrument(names::hooks_span())
-            .await;
+        let judged = self.pipeline.judge(operations, self.view.clone(), deadline.into_std()).await;
         self.telemetry.metrics().write_stage(Stage::Hook, began.elapsed());
         judged
     }

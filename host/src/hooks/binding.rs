@@ -11,6 +11,9 @@ use crate::storage::command::{Action, Operation, Space};
 /// The smallest memory a hook may grant: one page of WebAssembly.
 const MEMORY_BYTES_MIN: usize = 64 * 1024;
 
+/// The smallest output a hook may grant: enough for a refusal with a few violations.
+const OUTPUT_BYTES_MIN: usize = 4 * 1024;
+
 /// A hook as users write it: the body of `PUT /hooks/<name>/`, and its stored form.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -44,6 +47,9 @@ pub struct Binding {
     /// Linear memory of an instance, in bytes.
     #[serde(default = "default_memory_bytes")]
     pub memory_bytes: usize,
+    /// What a call may return or otherwise pass to the host, in bytes.
+    #[serde(default = "default_output_bytes")]
+    pub output_bytes: usize,
 }
 
 /// A kind of operation that a hook judges.
@@ -90,12 +96,16 @@ fn default_memory_bytes() -> usize {
     limits::PLUGIN_MEMORY_BYTES_MAX
 }
 
+fn default_output_bytes() -> usize {
+    limits::PLUGIN_OUTPUT_BYTES_MAX
+}
+
 impl Binding {
     /// Reads a binding from JSON and checks it. The error names the field, what it holds and what is allowed.
     pub fn parse(json: &[u8]) -> Result<Self, Error> {
         let binding: Self = serde_json::from_slice(json).map_err(|error| {
             let allowed = "an object with `plugin` and, if wanted, `digest`, `prefix`, `operations`, `order`, \
-                           `config`, `mode`, `on_failure`, `deadline_ms`, `memory_bytes`";
+                           `config`, `mode`, `on_failure`, `deadline_ms`, `memory_bytes`, `output_bytes`";
             invalid("hook", format!("not a hook ({error})"), allowed)
         })?;
         binding.check()?;
@@ -128,10 +138,13 @@ impl Binding {
         if !(1..=deadline_ms_max).contains(&self.deadline_ms) {
             return Err(invalid("deadline_ms", self.deadline_ms.to_string(), format!("1 to {deadline_ms_max}")));
         }
-        let memory_bytes_max = limits::PLUGIN_MEMORY_BYTES_MAX;
-        if !(MEMORY_BYTES_MIN..=memory_bytes_max).contains(&self.memory_bytes) {
-            let allowed = format!("{MEMORY_BYTES_MIN} to {memory_bytes_max}");
-            return Err(invalid("memory_bytes", self.memory_bytes.to_string(), allowed));
+        let memory = MEMORY_BYTES_MIN..=limits::PLUGIN_MEMORY_BYTES_MAX;
+        let output = OUTPUT_BYTES_MIN..=limits::PLUGIN_OUTPUT_BYTES_MAX;
+        let bytes = [("memory_bytes", self.memory_bytes, memory), ("output_bytes", self.output_bytes, output)];
+        for (field, bytes, allowed) in bytes {
+            if !allowed.contains(&bytes) {
+                return Err(invalid(field, bytes.to_string(), format!("{} to {}", allowed.start(), allowed.end())));
+            }
         }
         Ok(())
     }

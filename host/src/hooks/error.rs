@@ -105,7 +105,7 @@ pub enum Error {
         hook: String,
         /// The plugin's name.
         plugin: String,
-        /// [`crate::limits::PLUGIN_OUTPUT_BYTES_MAX`].
+        /// How much it may pass.
         limit_bytes: usize,
     },
     /// A plugin's answer is not one it may give.

@@ -27,6 +27,8 @@ pub(super) struct Allowance {
     pub(super) deadline: Duration,
     /// Linear memory, in bytes.
     pub(super) memory_bytes: usize,
+    /// What it may pass to the host, in bytes.
+    pub(super) output_bytes: usize,
     /// Where its random numbers start.
     pub(super) seed: u64,
     /// Whether the call is made again if it runs out of time: what it logged is then forgotten.
@@ -71,7 +73,7 @@ impl<'a> Guest<'a> {
         let running = core.ticker().run();
         let mut store = Store::new(core.engine(), call);
         store.limiter(|call| &mut call.limiter);
-        store.set_hostcall_fuel(limits::PLUGIN_OUTPUT_BYTES_MAX);
+        store.set_hostcall_fuel(allowance.output_bytes);
         // IMPORTANT: without a deadline the first check of the epoch traps.
         store.set_epoch_deadline(Ticker::ticks(allowance.deadline));
         match code.pre.instantiate(&mut store) {
@@ -200,7 +202,7 @@ fn explain(error: &wasmtime::Error, speaker: &Speaker, allowance: Allowance, sto
     }
     let reason = format!("{:#}", error);
     if reason.contains(FUEL_EXHAUSTED) {
-        return Error::OutputLimit { hook, plugin, limit_bytes: limits::PLUGIN_OUTPUT_BYTES_MAX };
+        return Error::OutputLimit { hook, plugin, limit_bytes: allowance.output_bytes };
     }
     let reason = match trap {
         Some(Trap::UnreachableCodeReached) => "it aborted".to_owned(),

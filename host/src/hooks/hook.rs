@@ -124,6 +124,15 @@ impl Hook {
         self.0.image.get().map(|image| image.as_ref().map(drop).map_err(String::as_str))
     }
 
+    /// Starts an instance as each call does, and ends it: to measure what that costs.
+    ///
+    /// # Errors
+    ///
+    /// How the plugin failed, or [`Error::Busy`].
+    pub fn start_and_end(&self) -> Result<(), Error> {
+        self.start(self.allowance()).map(drop)
+    }
+
     /// Keeps what `make` makes, unless it has been made before.
     pub(super) fn specialise(&self, make: impl FnOnce() -> Result<Code, String>) {
         self.0.image.get_or_init(make);
@@ -159,6 +168,7 @@ impl Hook {
         Allowance {
             deadline: Duration::from_millis(self.0.binding.deadline_ms),
             memory_bytes: self.0.binding.memory_bytes,
+            output_bytes: self.0.binding.output_bytes,
             seed: self.0.seed,
             is_provisional: false,
         }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::timeout_at;
+use tracing::{Instrument, Span};
 
 use super::binding::{Mode, OnFailure};
 use super::error::Error;
@@ -23,7 +24,7 @@ use super::set::Active;
 use super::view::View;
 use crate::limits;
 use crate::storage::command::Operation;
-use crate::telemetry::{request_trace_id, within_request_sync};
+use crate::telemetry::{names, request_trace_id, within_request_sync};
 
 /// Plugin instances that run at once, per core. More than one, since plugins may wait for reads.
 const INSTANCES_PER_CORE: usize = 4;
@@ -75,8 +76,14 @@ impl Pipeline {
         if !set.matches(&operations) {
             return Ok(Judged { operations, reads: Vec::new(), epoch: set.epoch() });
         }
+        let request = Span::current();
+        let judgement = Judgement::new(set, operations, view, deadline);
+        self.ask_all(judgement, deadline, &request).instrument(names::hooks_span()).await
+    }
+
+    /// Asks the hooks one by one.
+    async fn ask_all(&self, mut judgement: Judgement, deadline: Instant, request: &Span) -> Result<Judged, Error> {
         let _place = Arc::clone(&self.queue).try_acquire_owned().map_err(|_| Error::Busy { hook: None })?;
-        let mut judgement = Judgement::new(set, operations, view, deadline);
         while let Some(hook) = judgement.next().cloned() {
             let Some(admission) = admit(&hook, deadline).await? else {
                 tracing::debug!(hook = hook.name(), "no room for the hook; left out");
@@ -91,7 +98,7 @@ impl Pipeline {
                 answer?;
                 continue;
             }
-            judgement = run(judgement, admission, room).await?;
+            judgement = run(judgement, admission, room, request.clone()).await?;
         }
         Ok(judgement.finish())
     }
@@ -140,13 +147,21 @@ async fn wait_for_share(hook: &Hook) -> Result<Admission, Error> {
 }
 
 /// Asks the next hook on another thread, and those after it as long as they belong there and their shares have room.
-async fn run(mut judgement: Judgement, admission: Admission, room: OwnedSemaphorePermit) -> Result<Judgement, Error> {
+async fn run(
+    mut judgement: Judgement,
+    admission: Admission,
+    room: OwnedSemaphorePermit,
+    request: Span,
+) -> Result<Judgement, Error> {
     let heavy = judgement.next().filter(|hook| hook.share().pace.is_heavy());
     let background = heavy.map(|hook| Arc::clone(hook.core().background()));
     let is_heavy = background.is_some();
-    let (span, trace_id) = (tracing::Span::current(), request_trace_id());
+    let (span, trace_id) = (Span::current(), request_trace_id());
     let ask = move || {
-        let _entered = span.enter();
+        // Both: a log line looks for its trace id in the spans that its thread has entered, and the inner one may be hidden
+        // from the log.
+        let _request = request.enter();
+        let _span = span.enter();
         // Held by this thread, not by the waiting task: a client that goes away must not free room that is in use.
         let _room = room;
         let mut admission = Some(admission);

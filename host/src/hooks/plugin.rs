@@ -325,6 +325,7 @@ fn try_start(core: &Core, plugin: &Plugin) -> Result<Start, Error> {
     let allowance = Allowance {
         deadline: limits::PLUGIN_CONFIGURE_DEADLINE,
         memory_bytes: limits::PLUGIN_MEMORY_BYTES_MAX,
+        output_bytes: limits::PLUGIN_OUTPUT_BYTES_MAX,
         seed: 0,
         is_provisional: false,
     };

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use brink_tests::{Cluster, Collector, Options, Span, eventually};
+use brink_tests::{Cluster, Collector, Options, Span, eventually, plugin_wasm};
 use serde_json::json;
 
 const TRACE_ID: &str = "0af7651916cd43dd8448eb211c80319c";
@@ -17,6 +17,10 @@ async fn a_write_through_a_follower_is_one_trace_over_three_processes() {
     let cluster = Cluster::start_with(3, Options { env, ..Options::default() }).await;
     let leader = cluster.leader().await;
     let follower = (leader + 1) % 3;
+
+    cluster.client(leader).put_plugin("limits", plugin_wasm("limits")).await.expect(200);
+    let hook = json!({"plugin": "limits", "config": {"bytes_max": 100}});
+    cluster.client(leader).put_json("/hooks/small/", &hook).await.expect(200);
 
     let body = json!({"value": 1}).to_string();
     let traceparent = format!("00-{TRACE_ID}-{CLIENT_SPAN}-01");
@@ -32,7 +36,9 @@ async fn a_write_through_a_follower_is_one_trace_over_three_processes() {
 
     let request = one(&spans, "http.request");
     assert_eq!(request.parent_id, CLIENT_SPAN, "the client's context goes on");
-    assert_eq!(one(&spans, "hooks.judge").parent_id, request.span_id);
+    let judge = one(&spans, "hooks.judge");
+    assert_eq!(judge.parent_id, request.span_id);
+    assert_eq!(one(&spans, "hook").parent_id, judge.span_id);
     let propose = one(&spans, "replication.propose");
     assert_eq!(propose.parent_id, request.span_id);
     for name in ["replication.forward", "raft.append", "raft.commit", "storage.apply"] {
@@ -45,7 +51,7 @@ async fn a_write_through_a_follower_is_one_trace_over_three_processes() {
     assert_eq!(nodes("raft.append"), urls);
     assert_eq!(nodes("storage.apply"), urls);
     assert_eq!(nodes("raft.commit"), BTreeSet::from([cluster.nodes[leader].url.clone()]));
-    for name in ["http.request", "hooks.judge", "replication.propose", "replication.forward"] {
+    for name in ["http.request", "hooks.judge", "hook", "replication.propose", "replication.forward"] {
         assert_eq!(nodes(name), BTreeSet::from([cluster.nodes[follower].url.clone()]), "{name}");
     }
 }

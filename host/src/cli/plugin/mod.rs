@@ -135,6 +135,9 @@ pub(super) struct BindArgs {
     /// Memory of an instance, in bytes
     #[arg(long, value_name = "BYTES")]
     memory_bytes: Option<u64>,
+    /// What a call may pass to the host, in bytes: 4 KiB to 16 MiB, 16 MiB if absent
+    #[arg(long, value_name = "BYTES")]
+    output_bytes: Option<u64>,
     #[command(flatten)]
     common: Common,
 }
@@ -215,6 +218,7 @@ fn binding(args: &BindArgs) -> Result<Value, Failure> {
         ("on_failure", args.on_failure.as_ref().map(|action| json!(action))),
         ("deadline_ms", args.deadline_ms.map(|ms| json!(ms))),
         ("memory_bytes", args.memory_bytes.map(|bytes| json!(bytes))),
+        ("output_bytes", args.output_bytes.map(|bytes| json!(bytes))),
     ];
     for (name, value) in fields {
         if let Some(value) = value {

@@ -14,7 +14,7 @@ use super::super::kv::read_file;
 use super::super::output::{self, Format};
 use super::cases;
 use super::local::{self, Store, Target};
-use crate::hooks::{self, HOOKS_VERSION, Hook, Observer, Unobserved};
+use crate::hooks::{self, HOOKS_VERSION, Observer, Unobserved};
 use crate::storage::command::{Action, Operation, Value};
 
 /// Calls before those that are measured.
@@ -228,9 +228,11 @@ pub(super) fn bench(args: &BenchArgs) -> Result<(), Failure> {
         Err(hooks::Error::Rejected(_)) => "rejected",
         Err(error) => return Err(error.into()),
     };
-    let alone = measure(&hook, &trial, args.duration, 1)?;
+    let call = || drop(local::judge(&hook, trial.write.clone(), &trial.store));
+    let instance = measure(|| drop(hook.start_and_end()), args.duration / 3, 1)?;
+    let alone = measure(call, args.duration, 1)?;
     let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let together = measure(&hook, &trial, args.duration, cores)?;
+    let together = measure(call, args.duration, cores)?;
     let speedup = together.per_second / alone.per_second;
     let memory_bytes = peak.0.load(Ordering::Relaxed);
     if args.output == Format::Json {
@@ -239,7 +241,7 @@ pub(super) fn bench(args: &BenchArgs) -> Result<(), Failure> {
             "specialise_ms": millis(specialised), "starts_configured": matches!(hook.is_specialised(), Some(Ok(()))), "calls": alone.nanos.len(),
             "p50_us": alone.micros(0.5), "p99_us": alone.micros(0.99), "per_second": alone.per_second, "threads": cores,
             "per_second_on_all": together.per_second, "memory_bytes": memory_bytes,
-            "start_us": micros(local.plugin.start_time()),
+            "start_us": micros(local.plugin.start_time()), "instance_p50_us": instance.micros(0.5),
         });
         return output::line(&text.to_string());
     }
@@ -259,6 +261,10 @@ pub(super) fn bench(args: &BenchArgs) -> Result<(), Failure> {
         alone.nanos.len()
     ))?;
     output::line(&format!(
+        "instance   {:.1} µs of that: to start and end one, without the call",
+        instance.micros(0.5)
+    ))?;
+    output::line(&format!(
         "rate       {:.0} a second on one thread, {:.0} on {cores} ({speedup:.2} times)",
         alone.per_second, together.per_second
     ))?;
@@ -276,12 +282,11 @@ impl Measured {
     }
 }
 
-/// Repeats a judgement on some threads. What it comes to has been looked at before.
-fn measure(hook: &Hook, trial: &Trial, duration: Duration, threads: usize) -> Result<Measured, Failure> {
+/// Repeats a call on some threads. What it comes to has been looked at before.
+fn measure(call: impl Fn() + Sync, duration: Duration, threads: usize) -> Result<Measured, Failure> {
     let call = || {
-        let write = trial.write.clone();
         let began = Instant::now();
-        drop(local::judge(hook, write, &trial.store));
+        call();
         u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX)
     };
     let work = |nanos: &mut Histogram<u64>| {

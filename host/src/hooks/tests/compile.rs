@@ -90,6 +90,7 @@ fn a_wrong_binding_is_told_field_value_and_what_is_allowed() {
         (r#"{"plugin":"p","digest":"abc"}"#, "digest"),
         (r#"{"plugin":"p","operations":[]}"#, "operations"),
         (r#"{"plugin":"p","operations":["put","put"]}"#, "operations"),
+        (r#"{"plugin":"p","output_bytes":4095}"#, "output_bytes"),
         (r#"{"plugin":"p","deadline_ms":0}"#, "deadline_ms"),
         (r#"{"plugin":"p","deadline_ms":10001}"#, "deadline_ms"),
         (r#"{"plugin":"p","memory_bytes":1}"#, "memory_bytes"),
