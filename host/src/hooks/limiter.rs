@@ -59,8 +59,9 @@ impl Budget {
 
     fn grow(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> bool {
         self.last_growth = 0;
-        if maximum.is_some_and(|maximum| desired > maximum) {
-            // The guest's own declared bound: the engine refuses it, and it is not our limit that was met.
+        if maximum.is_some_and(|maximum| desired > maximum && maximum < self.limit) {
+            // The guest's own declared bound: the engine refuses it, and it is not our limit that was met. What a slot of
+            // the pool holds is told as a maximum too, and is no less than our limit.
             return false;
         }
         let growth = desired.saturating_sub(current);

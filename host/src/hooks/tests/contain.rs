@@ -80,6 +80,32 @@ fn an_answer_that_is_too_large_costs_an_error_and_no_memory() {
 }
 
 #[test]
+fn a_loop_at_the_start_of_an_instance_makes_no_plugin() {
+    let mut wat = Wat::validator(OK);
+    wat.data = "(func $start (loop $l (br $l))) (start $start)".to_owned();
+    let error = runtime().compile("p", &wat.bytes()).unwrap_err();
+    assert!(matches!(&error, Error::TimedOut { deadline_ms: 5_000, .. }), "{error:?}");
+}
+
+#[test]
+fn tables_have_a_limit_too() {
+    let grow = "(if (i32.eq (table.grow $t (ref.null func) (i32.const 200000)) (i32.const -1)) (then (unreachable))) \
+                (i32.const 1024)";
+    let mut wat = Wat::validator(grow);
+    wat.data = "(table $t 1 funcref)".to_owned();
+    let error = outcome(&wat, "{}");
+    assert!(matches!(&error, Error::MemoryLimit { what: "table elements", .. }), "{error:?}");
+}
+
+#[test]
+fn a_text_that_is_none_ends_the_call() {
+    let mut wat = Wat::rejecting(0);
+    wat.data = wat.data.replace("nope", "\\ff\\fe\\ff\\fe");
+    let error = outcome(&wat, "{}");
+    assert!(matches!(&error, Error::Trapped { message, .. } if message.contains("utf-8")), "{error:?}");
+}
+
+#[test]
 fn pointers_out_of_bounds_are_traps() {
     let error = outcome(&Wat::transformer("(i32.const -8)"), "{}");
     assert!(matches!(&error, Error::Trapped { .. }), "{error:?}");

@@ -1,0 +1,130 @@
+//! Guests of random code, and components with random damage: whatever they are, what a node says of them is one of the errors
+//! of plugins, and hooks beside them go on to judge.
+//!
+//! Each case follows from its seed. `BRINK_FUZZ_CASES` says how many are tried, from the seed `BRINK_FUZZ_FROM`.
+
+use arbitrary::Unstructured;
+use fastrand::Rng;
+use wasm_smith::{Config, Module};
+
+use super::*;
+
+/// Cases of each kind unless the environment says otherwise.
+const CASES: u64 = 120;
+
+/// Random bytes from which one guest is made.
+const ENTROPY_BYTES: usize = 8 * 1024;
+
+/// What random code is to import and export: the shape of the core module of [`Wat`].
+const SHAPE: &str = r#"(module
+    (import "host" "exists" (func (param i32 i32 i32)))
+    (import "host" "memory" (memory 1))
+    (func (export "configure") (param i32 i32) (result i32) unreachable)
+    (func (export "validate") (param i32 i32) (result i32) unreachable)
+    (func (export "transform") (param i32 i32) (result i32) unreachable))"#;
+
+fn seeds() -> std::ops::Range<u64> {
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
+    let from = number("BRINK_FUZZ_FROM").unwrap_or(0);
+    from..from + number("BRINK_FUZZ_CASES").unwrap_or(CASES)
+}
+
+/// A plugin in both roles whose code is random.
+fn random_guest(seed: u64) -> Vec<u8> {
+    let mut entropy = vec![0; ENTROPY_BYTES];
+    Rng::with_seed(seed).fill(&mut entropy);
+    let config = Config {
+        module_shape: Some(wat::parse_str(SHAPE).unwrap()),
+        // What the engine of a node does not have.
+        gc_enabled: false,
+        reference_types_enabled: false,
+        exceptions_enabled: false,
+        threads_enabled: false,
+        memory64_enabled: false,
+        ..Config::default()
+    };
+    let module = Module::new(config, &mut Unstructured::new(&entropy)).unwrap();
+    let text = wasmprinter::print_bytes(module.to_bytes()).unwrap();
+    let core = text.replacen("(module", "(core module $m", 1);
+    let wat = Wat { core: Some(core), transform: Some(String::new()), ..Wat::validator("") };
+    wat.bytes()
+}
+
+/// Gives a component some damage: bytes changed, moved, left out or doubled.
+fn damage(component: &mut Vec<u8>, rng: &mut Rng) {
+    for _ in 0..rng.usize(1..=4) {
+        let at = rng.usize(8..component.len());
+        let until = (at + rng.usize(1..=16)).min(component.len());
+        match rng.u8(0..4) {
+            0 => component[at] = rng.u8(..),
+            1 => component[at..until].rotate_left(1),
+            2 => drop(component.drain(at..until)),
+            _ => {
+                let piece = component[at..until].to_vec();
+                component.splice(at..at, piece);
+            }
+        }
+    }
+}
+
+/// What became of a case, as a word.
+fn observe(runtime: &Runtime, component: &[u8]) -> &'static str {
+    let plugin = match runtime.compile("p", component) {
+        Ok(plugin) => plugin,
+        Err(error) => return error.word(),
+    };
+    let binding = Binding::parse(br#"{"plugin":"p","deadline_ms":20,"memory_bytes":1048576}"#).unwrap();
+    let set = Arc::new(Set::new(1, vec![runtime.load("h", binding, &plugin).unwrap()]));
+    match set.judge(vec![put("k", "1")], Arc::new(Kept::default()), soon()) {
+        Ok(_) => "accepted",
+        Err(error) => {
+            assert!(error.is_plugin_failure() || matches!(error, Error::Rejected(_)), "{error:?}");
+            error.word()
+        }
+    }
+}
+
+/// Tries cases beside two hooks that must go on to say what they said.
+fn try_all(cases: impl Iterator<Item = (u64, Vec<u8>)>) -> BTreeMap<&'static str, usize> {
+    let runtime = runtime();
+    let good = hook(&runtime, "good", &Wat::replacing(0, "2"), "{}");
+    let bad = hook(&runtime, "bad", &Wat::rejecting(0), "{}");
+    let mut seen = BTreeMap::new();
+    for (seed, component) in cases {
+        *seen.entry(observe(&runtime, &component)).or_default() += 1;
+        let judge = |hook: &Hook| {
+            let set = Arc::new(Set::new(1, vec![hook.clone()]));
+            set.judge(vec![put("k", "1")], Arc::new(Kept::default()), soon())
+        };
+        let judged = judge(&good).unwrap();
+        assert_eq!(judged.operations, [put("k", "2")], "after seed {seed}");
+        assert!(matches!(judge(&bad), Err(Error::Rejected(_))), "after seed {seed}");
+    }
+    println!("{seen:?}");
+    seen
+}
+
+#[test]
+fn whatever_a_guest_computes_is_one_of_the_outcomes_of_plugins() {
+    let seen = try_all(seeds().map(|seed| (seed, random_guest(seed))));
+    // Most of them do run, and stop in more ways than one.
+    let ran: usize = seen
+        .iter()
+        .filter(|(word, _)| ["accepted", "rejected", "trapped", "timed_out"].contains(word))
+        .map(|(_, count)| count)
+        .sum();
+    assert!(seen.len() > 1 && ran > seen.values().sum::<usize>() / 2, "{seen:?}");
+}
+
+#[test]
+fn whatever_is_damaged_in_a_component_is_refused_or_runs() {
+    let whole = [Wat::rejecting(0).bytes(), Wat::replacing(0, "2").bytes(), random_guest(1)];
+    let damaged = seeds().map(|seed| {
+        let mut rng = Rng::with_seed(seed);
+        let mut component = whole[rng.usize(0..whole.len())].clone();
+        damage(&mut component, &mut rng);
+        (seed, component)
+    });
+    let seen = try_all(damaged);
+    assert!(seen.len() > 1, "{seen:?}");
+}
