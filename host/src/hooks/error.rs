@@ -250,6 +250,11 @@ impl Error {
         }
     }
 
+    /// Whether a call met one of its limits.
+    pub(super) fn is_limit(&self) -> bool {
+        matches!(self, Self::TimedOut { .. } | Self::MemoryLimit { .. } | Self::OutputLimit { .. })
+    }
+
     /// Whether this is a refusal that rests on what the plugin read (see [`Rejection::has_read`]).
     pub fn has_read(&self) -> bool {
         matches!(self, Self::Rejected(rejection) if rejection.has_read)

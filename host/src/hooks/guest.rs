@@ -23,7 +23,7 @@ use crate::limits;
 /// What one call may use.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Allowance {
-    /// How long each step (`configure`, the call itself) may take.
+    /// How long each step (start, `configure`, the call itself) may take.
     pub(super) deadline: Duration,
     /// Linear memory, in bytes.
     pub(super) memory_bytes: usize,
@@ -31,7 +31,8 @@ pub(super) struct Allowance {
     pub(super) output_bytes: usize,
     /// Where its random numbers start.
     pub(super) seed: u64,
-    /// Whether the call is made again if it runs out of time: what it logged is then forgotten.
+    /// Whether the call is made again if it meets a limit: what it logged is then forgotten, and all its steps share one
+    /// deadline.
     pub(super) is_provisional: bool,
 }
 
@@ -172,8 +173,21 @@ impl<'a> Guest<'a> {
         std::mem::take(&mut call.reads)
     }
 
-    /// Each step gets the whole deadline.
+    /// Whether growth was refused, so that the answer may not be what it would have been. What was logged is then forgotten.
+    pub(super) fn is_cut_short(&mut self) -> bool {
+        let call = self.store.data_mut();
+        let is_refused = call.limiter.refused().is_some();
+        if is_refused {
+            call.lines.forget();
+        }
+        is_refused
+    }
+
+    /// Each step gets the whole deadline, unless the call is provisional.
     fn wind_up(&mut self) {
+        if self.allowance.is_provisional {
+            return;
+        }
         self.store.set_epoch_deadline(Ticker::ticks(self.allowance.deadline));
     }
 
@@ -184,13 +198,18 @@ impl<'a> Guest<'a> {
 
 /// Why an instance stopped.
 fn explain(error: &wasmtime::Error, speaker: &Speaker, allowance: Allowance, store: &mut Store<Call>) -> Error {
+    let error = reason(error, speaker, allowance, store);
+    if allowance.is_provisional && error.is_limit() {
+        store.data_mut().lines.forget();
+    }
+    error
+}
+
+fn reason(error: &wasmtime::Error, speaker: &Speaker, allowance: Allowance, store: &mut Store<Call>) -> Error {
     let (hook, plugin) = (speaker.hook.clone(), speaker.plugin.clone());
     let call = store.data_mut();
     let trap = error.downcast_ref::<Trap>();
     if trap == Some(&Trap::Interrupt) {
-        if allowance.is_provisional {
-            call.lines.forget();
-        }
         let deadline_ms = u64::try_from(allowance.deadline.as_millis()).unwrap_or(u64::MAX);
         return Error::TimedOut { hook, plugin, deadline_ms };
     }

@@ -11,7 +11,7 @@ use super::bindings::brink::hooks::types::{self, Replacement, Write};
 use super::error::{Error, Rejection, Violation};
 use super::guest::Allowance;
 use super::hook::Hook;
-use super::pace::STOP_AFTER;
+use super::pace::{QUICK_MEMORY_BYTES, QUICK_OUTPUT_BYTES, STOP_AFTER};
 use super::set::Set;
 use super::text::{compact_json, cut, one_line};
 use super::view::{Facts, Reads, View};
@@ -105,6 +105,10 @@ impl Judgement {
     /// read is not: reads may wait for the disk.
     pub(super) fn is_quick(&self) -> bool {
         let Some(hook) = self.next().filter(|hook| !hook.plugin().reads()) else { return false };
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.min(hook.allowance().deadline) <= STOP_AFTER {
+            return false;
+        }
         let matching = self.operations.iter().filter(|operation| hook.binding().matches(operation));
         let (writes, bytes) = matching.fold((0, 0), |(writes, bytes), operation| match &operation.action {
             Action::Put(value) => (writes + 1, bytes + value.bytes.len()),
@@ -120,24 +124,23 @@ impl Judgement {
 
     /// Asks the next hook and does what it says.
     pub(super) fn step(&mut self) -> Result<(), Error> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        self.step_within(left, false).unwrap_or(Ok(()))
+        self.advance(false).unwrap_or(Ok(()))
     }
 
-    /// As above, on an async thread. `None`: the plugin did not answer quickly and was stopped; it is still the next one.
+    /// As above, on an async thread: for what [`Self::is_quick`] said of the next hook. `None`: it was not, and was stopped;
+    /// it is still the next one.
     pub(super) fn step_quickly(&mut self) -> Option<Result<(), Error>> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        self.step_within(left.min(STOP_AFTER), left > STOP_AFTER)
+        self.advance(true)
     }
 
-    /// Asks the next hook and does what it says, within `left` at most. `None`: it ran out of a time that was provisional.
-    fn step_within(&mut self, left: Duration, is_provisional: bool) -> Option<Result<(), Error>> {
+    /// Asks the next hook and does what it says. `None`: there is none, or it met a limit that was provisional.
+    fn advance(&mut self, is_provisional: bool) -> Option<Result<(), Error>> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
         let Step { hook, role } = self.steps.as_slice().first().cloned()?;
         if left.is_zero() {
             return Some(Err(Error::Busy { hook: Some(hook.name().to_owned()) }));
         }
         let matching: Vec<usize> = positions(&self.operations, &hook);
-        let is_provisional = is_provisional && left < hook.allowance().deadline;
         let outcome = self.ask(&hook, role, &matching, left, is_provisional)?;
         self.steps.next();
         Some(self.heed(&hook, outcome))
@@ -179,23 +182,32 @@ impl Judgement {
         }
     }
 
-    /// Asks a hook, traced and measured. `None` if it ran out of a time that was provisional.
+    /// Asks a hook, traced and measured. `None` if it met a limit that was provisional.
     fn ask(&self, hook: &Hook, role: Role, matching: &[usize], left: Duration, is_provisional: bool) -> Option<Answer> {
         let span = names::hook_span(hook.name(), hook.plugin().name(), hook.plugin().digest());
         let _entered = span.enter();
         let started_at = Instant::now();
         let mut memory_bytes = 0;
-        let allowance = hook.allowance();
-        let allowance = Allowance { deadline: allowance.deadline.min(left), is_provisional, ..allowance };
-        let outcome = self.call(hook, role, matching, allowance, &mut memory_bytes);
+        let own = hook.allowance();
+        let allowance = match is_provisional {
+            true => Allowance {
+                deadline: STOP_AFTER,
+                memory_bytes: own.memory_bytes.min(QUICK_MEMORY_BYTES),
+                output_bytes: own.output_bytes.min(QUICK_OUTPUT_BYTES),
+                is_provisional,
+                ..own
+            },
+            false => Allowance { deadline: own.deadline.min(left), ..own },
+        };
+        let Some(outcome) = self.call(hook, role, matching, allowance, &mut memory_bytes) else {
+            span.record("result", "stopped");
+            hook.share().pace.note_stopped();
+            return None;
+        };
         let result = outcome.as_ref().map_or_else(Error::word, |_| "accepted");
         span.record("result", result);
         // A call that had less than the hook's own deadline says nothing about the plugin if it ran out of time.
         let is_timed_out = matches!(outcome, Err(Error::TimedOut { .. }));
-        if is_timed_out && is_provisional {
-            hook.share().pace.note_stopped();
-            return None;
-        }
         if !is_timed_out || left >= hook.allowance().deadline {
             hook.share().pace.note(started_at.elapsed(), is_timed_out);
         }
@@ -216,17 +228,35 @@ impl Judgement {
         matching: &[usize],
         allowance: Allowance,
         memory_bytes: &mut usize,
-    ) -> Answer {
+    ) -> Option<Answer> {
         let writes: Vec<Write<'_>> =
             matching.iter().filter_map(|position| self.operations.get(*position)).map(as_write).collect();
-        let mut guest = hook.start(allowance)?;
+        let is_provisional = allowance.is_provisional;
+        let mut guest = match hook.start(allowance) {
+            Err(error) if is_provisional && error.is_limit() => return None,
+            Err(error) => return Some(Err(error)),
+            Ok(guest) => guest,
+        };
         guest.open(Arc::clone(&self.view));
         let answer = match role {
             Role::Transformer => guest.transform(&writes),
             Role::Validator => guest.validate(&writes).map(|verdict| verdict.map(|()| Vec::new())),
         };
         *memory_bytes = guest.memory_bytes();
-        let reads = guest.finish();
+        if is_provisional && (guest.is_cut_short() || answer.as_ref().is_err_and(Error::is_limit)) {
+            return None;
+        }
+        Some(self.read_answer(hook, matching, answer, guest.finish()))
+    }
+
+    /// What a plugin's answer means.
+    fn read_answer(
+        &self,
+        hook: &Hook,
+        matching: &[usize],
+        answer: Result<Result<Vec<Replacement>, types::Rejection>, Error>,
+        reads: Reads,
+    ) -> Answer {
         // A verdict that was reached without an answer from the store is none, whatever it says.
         let (has_read, facts) = close(reads)?;
         match answer? {

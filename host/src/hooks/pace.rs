@@ -18,8 +18,13 @@ use std::time::Duration;
 /// How long a short call takes, at most. A few take longer because the thread was not scheduled.
 const SHORT: Duration = Duration::from_micros(100);
 
-/// When a call that was expected to be short is stopped.
+/// When a call that was expected to be short is stopped: its start, `configure` and the call together.
 pub(super) const STOP_AFTER: Duration = Duration::from_millis(2);
+
+/// What such a call may have and pass to the host. The host copies what it is passed, and some instructions fill whole
+/// memories: neither is interrupted by a deadline. A call that needs more is made again elsewhere, too.
+pub(super) const QUICK_MEMORY_BYTES: usize = 8 * 1024 * 1024;
+pub(super) const QUICK_OUTPUT_BYTES: usize = 64 * 1024;
 
 /// Writes that a quick call may judge, and their bytes: a call takes longer the more it is given.
 const WRITES_MAX: usize = 16;

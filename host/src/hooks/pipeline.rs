@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
+use rayon::ThreadPool;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::timeout_at;
 use tracing::{Instrument, Span};
@@ -27,13 +28,15 @@ use crate::storage::command::Operation;
 use crate::telemetry::{names, request_trace_id, within_request_sync};
 
 /// Plugin instances that run at once, per core. More than one, since plugins may wait for reads.
-const INSTANCES_PER_CORE: usize = 4;
+pub(super) const INSTANCES_PER_CORE: usize = 4;
 
 /// Runs judgements for a node. Cheap to clone; all clones share the same room.
 #[derive(Clone)]
 pub struct Pipeline {
     active: Active,
     room: Arc<Semaphore>,
+    /// Room of heavy hooks: their calls wait for one another, and nobody else's for them.
+    background_room: Arc<Semaphore>,
     queue: Arc<Semaphore>,
 }
 
@@ -48,12 +51,18 @@ pub(super) fn instances_max() -> usize {
     cores.saturating_mul(INSTANCES_PER_CORE).min(limits::PLUGIN_INSTANCES_MAX)
 }
 
+/// Calls of heavy hooks that run at once, apart from those: one a core.
+pub(super) fn background_max() -> usize {
+    (instances_max() / INSTANCES_PER_CORE).max(1)
+}
+
 impl Pipeline {
     /// A pipeline for the hooks that are in force at `active`.
     pub fn new(active: Active) -> Self {
         let room = Arc::new(Semaphore::new(instances_max()));
+        let background_room = Arc::new(Semaphore::new(background_max()));
         let queue = Arc::new(Semaphore::new(limits::PLUGIN_QUEUE_MAX));
-        Self { active, room, queue }
+        Self { active, room, background_room, queue }
     }
 
     /// Where the hooks in force are found.
@@ -90,15 +99,18 @@ impl Pipeline {
                 judgement.skip();
                 continue;
             };
-            let room = timeout_at(deadline.into(), Arc::clone(&self.room).acquire_owned()).await;
+            let background = hook.share().pace.is_heavy().then(|| Arc::clone(hook.core().background()));
+            let room = if background.is_some() { &self.background_room } else { &self.room };
+            let room = timeout_at(deadline.into(), Arc::clone(room).acquire_owned()).await;
             let Ok(Ok(room)) = room else { return Err(Error::Busy { hook: None }) };
-            if judgement.is_quick()
+            if background.is_none()
+                && judgement.is_quick()
                 && let Some(answer) = guard(|| judgement.step_quickly())?
             {
                 answer?;
                 continue;
             }
-            judgement = run(judgement, admission, room, request.clone()).await?;
+            judgement = run(judgement, background, admission, room, request.clone()).await?;
         }
         Ok(judgement.finish())
     }
@@ -149,12 +161,11 @@ async fn wait_for_share(hook: &Hook) -> Result<Admission, Error> {
 /// Asks the next hook on another thread, and those after it as long as they belong there and their shares have room.
 async fn run(
     mut judgement: Judgement,
+    background: Option<Arc<ThreadPool>>,
     admission: Admission,
     room: OwnedSemaphorePermit,
     request: Span,
 ) -> Result<Judgement, Error> {
-    let heavy = judgement.next().filter(|hook| hook.share().pace.is_heavy());
-    let background = heavy.map(|hook| Arc::clone(hook.core().background()));
     let is_heavy = background.is_some();
     let (span, trace_id) = (Span::current(), request_trace_id());
     let ask = move || {

@@ -16,6 +16,7 @@ use super::cache::Cache;
 use super::error::Error;
 use super::hook::Hook;
 use super::image;
+use super::pipeline::{INSTANCES_PER_CORE, background_max};
 use super::ticker::Ticker;
 use crate::limits;
 
@@ -36,7 +37,11 @@ const INSTANCE_METADATA_BYTES_MAX: usize = 8 << 20;
 const NICENESS: i32 = 5;
 
 /// Instances that may exist at once. An ended instance gives its slots back in a moment, hence a few to spare.
-const POOLED_INSTANCES: u32 = (limits::PLUGIN_INSTANCES_MAX + limits::PLUGIN_SIDE_INSTANCES_MAX + 4) as u32;
+const POOLED_INSTANCES: u32 =
+    (limits::PLUGIN_INSTANCES_MAX + HEAVY_INSTANCES_MAX + limits::PLUGIN_SIDE_INSTANCES_MAX + 4) as u32;
+
+/// Of them, those of heavy hooks.
+const HEAVY_INSTANCES_MAX: usize = limits::PLUGIN_INSTANCES_MAX / INSTANCES_PER_CORE;
 
 /// Learns what plugins do. Called on the thread that runs them, in the span of the request; must not block.
 pub trait Observer: Send + Sync {
@@ -137,8 +142,9 @@ impl Runtime {
             }
         });
         let is_node = cache_dir.is_some();
-        let compilers = threads("compiler", is_node).map_err(fail)?;
-        let background = threads("plugin", is_node).map_err(fail)?;
+        // 0: as many as there are cores.
+        let compilers = threads("compiler", 0, is_node).map_err(fail)?;
+        let background = threads("plugin", background_max(), is_node).map_err(fail)?;
         let core = Core::new(engine, observer, compilers, background, cache).map_err(fail)?;
         Ok(Self { core: Arc::new(core) })
     }
@@ -220,7 +226,7 @@ impl Core {
         &self.observer
     }
 
-    /// Threads for calls that take long, as many as there are cores.
+    /// Threads for calls that take long, one for each that may run at once.
     pub(super) fn background(&self) -> &Arc<ThreadPool> {
         &self.background
     }
@@ -231,15 +237,15 @@ impl Core {
     }
 }
 
-/// As many threads as there are cores. On a node they let those that serve go first: each gets about a quarter of a core that
+/// Some threads. On a node they let those that serve go first: each gets about a quarter of a core that
 /// is busy, and all of an idle one.
-fn threads(name: &'static str, is_node: bool) -> Result<Arc<ThreadPool>, String> {
+fn threads(name: &'static str, count: usize, is_node: bool) -> Result<Arc<ThreadPool>, String> {
     let step_back = move || {
         if is_node && let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
             tracing::debug!(%error, name, "threads run at the priority of everything else");
         }
     };
-    let pool = ThreadPoolBuilder::new().thread_name(move |index| format!("{name}-{index}"));
+    let pool = ThreadPoolBuilder::new().num_threads(count).thread_name(move |index| format!("{name}-{index}"));
     let pool = pool.start_handler(move |_| step_back()).build();
     pool.map(Arc::new).map_err(|error| error.to_string())
 }

@@ -99,6 +99,48 @@ async fn a_quick_hook_that_is_slow_for_once_is_asked_again_elsewhere() {
 }
 
 #[tokio::test]
+async fn a_quick_hook_that_needs_much_for_once_is_asked_again_elsewhere() {
+    // Aborts if it does not get 200 pages more.
+    let grow = "(if (i32.gt_u (i32.load offset=24 (local.get 0)) (i32.const 3)) (then \
+        (if (i32.eq (memory.grow (i32.const 200)) (i32.const -1)) (then (unreachable))))) (i32.const 1024)";
+    let (pipeline, threads) = quick(&Wat::validator(grow).without_reads(), "{}").await;
+    pipeline.judge(vec![put("k", "1234")], view(), soon()).await.unwrap();
+    assert_eq!(threads.take(), [Blocking]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heavy_hooks_take_no_room_of_others() {
+    let runtime = runtime();
+    let heavy = Wat::validator(BUSY_IF_LONG).without_reads();
+    let mut hooks = vec![hook(&runtime, "good", &Wat::validator(OK), r#"{"prefix":"g"}"#)];
+    for name in ["a", "b", "c"] {
+        hooks.push(hook(&runtime, name, &heavy, &format!(r#"{{"prefix":"{name}","deadline_ms":10000}}"#)));
+    }
+    let pipeline = pipeline(hooks);
+    let until = Instant::now() + Duration::from_secs(3);
+    let mut tasks = tokio::task::JoinSet::new();
+    for key in ["a", "b", "c"].repeat(8) {
+        let pipeline = pipeline.clone();
+        tasks.spawn(async move {
+            while Instant::now() < until {
+                pipeline.judge(vec![put(key, "1234")], view(), soon()).await.unwrap();
+            }
+        });
+    }
+    // Until each has shown what it is.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let mut judged = 0;
+    while Instant::now() < until {
+        pipeline.judge(vec![put("g", "1")], view(), soon()).await.unwrap();
+        judged += 1;
+    }
+    assert!(judged > 500, "{judged} judged in two seconds");
+    while let Some(task) = tasks.join_next().await {
+        task.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_hook_whose_calls_take_long_stands_back() {
     let (pipeline, threads) = watched(&Wat::validator(BUSY_IF_LONG).without_reads(), r#"{"deadline_ms":10000}"#);
     for _ in 0..3 {
