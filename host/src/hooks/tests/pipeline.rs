@@ -100,10 +100,11 @@ async fn a_quick_hook_that_is_slow_for_once_is_asked_again_elsewhere() {
 
 #[tokio::test]
 async fn a_quick_hook_that_needs_much_for_once_is_asked_again_elsewhere() {
-    // Aborts if it does not get 200 pages more.
+    // Refuses the write if it does not get 200 pages more.
     let grow = "(if (i32.gt_u (i32.load offset=24 (local.get 0)) (i32.const 3)) (then \
-        (if (i32.eq (memory.grow (i32.const 200)) (i32.const -1)) (then (unreachable))))) (i32.const 1024)";
-    let (pipeline, threads) = quick(&Wat::validator(grow).without_reads(), "{}").await;
+        (if (i32.eq (memory.grow (i32.const 200)) (i32.const -1)) (then (return (i32.const 2048)))))) (i32.const 1024)";
+    let wat = Wat { validate: Some(grow.to_owned()), ..Wat::rejecting(0) }.without_reads();
+    let (pipeline, threads) = quick(&wat, "{}").await;
     pipeline.judge(vec![put("k", "1234")], view(), soon()).await.unwrap();
     assert_eq!(threads.take(), [Blocking]);
 }
