@@ -22,6 +22,10 @@ use brink::hooks::{Binding, Hook, Runtime, Set, Tuning, Unobserved, View, ViewEr
 use brink::storage::{Action, Entry, Operation, RangeDigest, Space, Value};
 use criterion::{Criterion, criterion_group, criterion_main};
 
+/// As in the node: a fresh instance is some hundred allocations.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// The schema of the records of ISO 639-3, as Debian's iso-codes has it.
 const RECORD_SCHEMA: &str = r#"{"schema": {"type": "object", "properties": {
     "alpha_3": {"type": "string", "pattern": "^[a-z]{3}$"},

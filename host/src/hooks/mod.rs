@@ -70,19 +70,20 @@
 //!
 //! | | as it is | configured for each call | no pool | no copy-on-write | no scan for written pages |
 //! |---|---|---|---|---|---|
-//! | nothing to do | 9.5 | 10.3 | 42 | 11 | 23 |
-//! | `normalize`, 256 bytes | 12.4 | 13.7 | 47 | 15 | 26 |
-//! | `json-schema`, an ISO 639-3 record | 18.2 | 1,950 | 76 | 660 | 59 |
+//! | nothing to do | 9.1 | 9.9 | 44 | 11 | 23 |
+//! | `normalize`, 256 bytes | 12.9 | 14.5 | 45 | 16 | 28 |
+//! | `json-schema`, an ISO 639-3 record | 18.5 | 1,960 | 77 | 640 | 58 |
 //!
-//! Of the first column, 6.3 are the instance (8.7 for `json-schema`): taking it from the pool, linking it, resetting what it has
-//! written to. The rest is the call; a value of 16 KiB costs 3 more to hand over than one of 16 bytes, one of 256 KiB 140, since
+//! Of the first column, 6.0 are the instance (8.1 for `json-schema`): taking it from the pool, linking it, resetting what it has
+//! written to. The rest is the call; a value of 16 KiB costs no more to hand over than one of 16 bytes, one of 256 KiB 125, since
 //! it takes more memory than a slot of the pool keeps.
 //!
 //! Two threads do 1.5 to 1.9 times as much as one. A judgement that is handed to a blocking thread and back costs 30 to
 //! 70 µs more. Where three nodes and their load share two cores, a quick hook on every write costs 20 to 25 % of the
-//! throughput of 64 clients, and would cost 38 % if it were handed to another thread: of the 35 µs that it adds to a write's
-//! 110 in the process, half are the guest's, the other half is what it pushes out of the caches. A write that no hook matches
-//! costs a comparison with each prefix.
+//! throughput of 64 clients, and would cost 38 % if it were handed to another thread: beside a node at work, its call adds
+//! 25 to 40 µs to the 145 that a write takes of all processors together, since caches are cold for it and colder after it. The
+//! allocator matters: an instance is some hundred allocations (decision 15). A write that no hook matches costs a comparison
+//! with each prefix.
 //!
 //! Compiling takes 0.1 s for a guest of 165 kB and 1.9 s for one of 3 MB, its image as much again and half of it; neither
 //! is done twice on a node, since compiled code is kept on disk (see `cache`).
