@@ -78,10 +78,10 @@
 //! written to. The rest is the call; a value of 16 KiB costs no more to hand over than one of 16 bytes, one of 256 KiB 125, since
 //! it takes more memory than a slot of the pool keeps.
 //!
-//! Two threads do 1.5 to 1.9 times as much as one. A judgement that is handed to a blocking thread and back costs 30 to
-//! 70 µs more. Where three nodes and their load share two cores, a quick hook on every write costs 20 to 25 % of the
+//! Two threads do 1.4 to 1.9 times as much as one. A judgement that is handed to a blocking thread and back costs 30 to
+//! 70 µs more. Where three nodes and their load share two cores, a quick hook on every write costs 19 to 27 % of the
 //! throughput of 64 clients, and would cost 38 % if it were handed to another thread: beside a node at work, its call adds
-//! 25 to 40 µs to the 145 that a write takes of all processors together, since caches are cold for it and colder after it. The
+//! 25 to 50 µs to the 145 that a write takes of all processors together, since caches are cold for it and colder after it. The
 //! allocator matters: an instance is some hundred allocations (decision 15). A write that no hook matches costs a comparison
 //! with each prefix.
 //!
