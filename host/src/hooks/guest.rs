@@ -46,10 +46,11 @@ pub(super) struct Call {
     reads: Reads,
 }
 
-/// A running instance.
+/// A running instance. What it logged is said when it is dropped.
 pub(super) struct Guest<'a> {
+    core: &'a Core,
     code: &'a Code,
-    speaker: Arc<Speaker>,
+    speaker: &'a Speaker,
     allowance: Allowance,
     instance: Instance,
     store: Store<Call>,
@@ -61,11 +62,11 @@ impl<'a> Guest<'a> {
     pub(super) fn start(
         core: &'a Core,
         code: &'a Code,
-        speaker: &Arc<Speaker>,
+        speaker: &'a Speaker,
         allowance: Allowance,
     ) -> Result<Self, Error> {
         let call = Call {
-            lines: Lines::new(Arc::clone(speaker), Arc::clone(core.observer())),
+            lines: Lines::new(),
             random: Random::new(allowance.seed),
             has_handles: false,
             limiter: Limiter::new(allowance.memory_bytes),
@@ -78,11 +79,12 @@ impl<'a> Guest<'a> {
         // IMPORTANT: without a deadline the first check of the epoch traps.
         store.set_epoch_deadline(Ticker::ticks(allowance.deadline));
         match code.pre.instantiate(&mut store) {
-            Ok(instance) => {
-                let speaker = Arc::clone(speaker);
-                Ok(Self { code, speaker, allowance, instance, store, _running: running })
+            Ok(instance) => Ok(Self { core, code, speaker, allowance, instance, store, _running: running }),
+            Err(error) => {
+                let error = explain(&error, speaker, allowance, &mut store);
+                store.data_mut().lines.say(speaker, core.observer());
+                Err(error)
             }
-            Err(error) => Err(explain(&error, speaker, allowance, &mut store)),
         }
     }
 
@@ -168,9 +170,7 @@ impl<'a> Guest<'a> {
 
     /// Ends the instance and returns what it has read.
     pub(super) fn finish(mut self) -> Reads {
-        let call = self.store.data_mut();
-        call.lines.finish();
-        std::mem::take(&mut call.reads)
+        std::mem::take(&mut self.store.data_mut().reads)
     }
 
     /// Whether growth was refused, so that the answer may not be what it would have been. What was logged is then forgotten.
@@ -192,7 +192,13 @@ impl<'a> Guest<'a> {
     }
 
     fn settle<T>(&mut self, answer: wasmtime::Result<T>) -> Result<T, Error> {
-        answer.map_err(|error| explain(&error, &self.speaker, self.allowance, &mut self.store))
+        answer.map_err(|error| explain(&error, self.speaker, self.allowance, &mut self.store))
+    }
+}
+
+impl Drop for Guest<'_> {
+    fn drop(&mut self) {
+        self.store.data_mut().lines.say(self.speaker, self.core.observer());
     }
 }
 

@@ -25,7 +25,7 @@ struct Inner {
     binding: Binding,
     config: String,
     plugin: Plugin,
-    speaker: Arc<Speaker>,
+    speaker: Speaker,
     seed: u64,
     share: Share,
     /// The plugin with the configuration in it, or why there is none; empty until it has been tried.
@@ -64,6 +64,7 @@ impl Runtime {
         let started_at = Instant::now();
         hook.configure(&mut guest)?;
         let (took_ms, deadline_ms) = (started_at.elapsed().as_millis(), hook.binding().deadline_ms);
+        drop(guest);
         if took_ms > u128::from(deadline_ms) {
             let found = format!("{deadline_ms}, but `configure`, which precedes every call, took {took_ms} ms");
             return Err(invalid("deadline_ms", found, format!("more than {took_ms}")));
@@ -90,11 +91,11 @@ impl Runtime {
             seed: seed(name, plugin, &config),
             config,
             plugin: plugin.clone(),
-            speaker: Arc::new(Speaker {
+            speaker: Speaker {
                 hook: name.to_owned(),
                 plugin: plugin.name().to_owned(),
                 digest: plugin.digest().to_owned(),
-            }),
+            },
             share: Share::new(),
             image: OnceLock::new(),
             binding,
@@ -156,7 +157,7 @@ impl Hook {
         &self.0.core
     }
 
-    pub(super) fn speaker(&self) -> &Arc<Speaker> {
+    pub(super) fn speaker(&self) -> &Speaker {
         &self.0.speaker
     }
 

@@ -62,10 +62,10 @@ pub(super) struct Judgement {
     facts: Facts,
 }
 
-/// One call of one hook.
-#[derive(Clone)]
+/// One call of one hook, by its place in the set.
+#[derive(Clone, Copy)]
 struct Step {
-    hook: Hook,
+    index: usize,
     role: Role,
 }
 
@@ -82,14 +82,14 @@ impl Judgement {
     pub(super) fn new(set: Arc<Set>, operations: Vec<Operation>, view: Arc<dyn View>, deadline: Instant) -> Self {
         let mut steps = Vec::new();
         for role in [Role::Transformer, Role::Validator] {
-            for hook in set.hooks() {
+            for (index, hook) in set.hooks().iter().enumerate() {
                 let has_role = match role {
                     Role::Transformer => hook.plugin().is_transformer(),
                     Role::Validator => hook.plugin().is_validator(),
                 };
                 // Whether a hook is for a write depends on its key and kind, which transformers cannot change.
                 if has_role && operations.iter().any(|operation| hook.binding().matches(operation)) {
-                    steps.push(Step { hook: hook.clone(), role });
+                    steps.push(Step { index, role });
                 }
             }
         }
@@ -98,7 +98,7 @@ impl Judgement {
 
     /// The hook that is asked next.
     pub(super) fn next(&self) -> Option<&Hook> {
-        self.steps.as_slice().first().map(|step| &step.hook)
+        self.set.hooks().get(self.steps.as_slice().first()?.index)
     }
 
     /// Whether the next hook's answer is expected so soon that it can be waited for on an async thread. A plugin that may
@@ -136,37 +136,22 @@ impl Judgement {
     /// Asks the next hook and does what it says. `None`: there is none, or it met a limit that was provisional.
     fn advance(&mut self, is_provisional: bool) -> Option<Result<(), Error>> {
         let left = self.deadline.saturating_duration_since(Instant::now());
-        let Step { hook, role } = self.steps.as_slice().first().cloned()?;
+        let Step { index, role } = *self.steps.as_slice().first()?;
+        let hook = self.set.hooks().get(index)?;
         if left.is_zero() {
             return Some(Err(Error::Busy { hook: Some(hook.name().to_owned()) }));
         }
-        let matching: Vec<usize> = positions(&self.operations, &hook);
-        let outcome = self.ask(&hook, role, &matching, left, is_provisional)?;
+        let matching: Vec<usize> = positions(&self.operations, hook);
+        let outcome = self.ask(hook, role, &matching, left, is_provisional)?;
         self.steps.next();
-        Some(self.heed(&hook, outcome))
-    }
-
-    /// Does what a hook says.
-    fn heed(&mut self, hook: &Hook, outcome: Answer) -> Result<(), Error> {
-        let is_monitor = hook.binding().mode == Mode::Monitor;
-        match outcome {
-            Ok(_) if is_monitor => Ok(()),
+        Some(match heed(hook, outcome) {
             Ok((values, facts)) => {
                 self.replace(values);
                 self.facts.absorb(facts);
                 Ok(())
             }
-            Err(error) if is_monitor => {
-                tracing::info!(hook = hook.name(), plugin = hook.plugin().name(), verdict = error.word(), "monitored");
-                Ok(())
-            }
-            Err(error) if error.is_plugin_failure() && hook.binding().on_failure == OnFailure::Skip => {
-                let reason = error.to_string();
-                tracing::warn!(hook = hook.name(), plugin = hook.plugin().name(), reason, "failed hook skipped");
-                Ok(())
-            }
             Err(error) => Err(error),
-        }
+        })
     }
 
     pub(super) fn finish(self) -> Judged {
@@ -211,7 +196,7 @@ impl Judgement {
         if !is_timed_out || left >= hook.allowance().deadline {
             hook.share().pace.note(started_at.elapsed(), is_timed_out);
         }
-        let observer = &**hook.core().observer();
+        let observer = hook.core().observer();
         if let Err(error) = outcome.as_ref()
             && error.is_plugin_failure()
         {
@@ -270,6 +255,24 @@ impl Judgement {
             }
             Err(rejection) => Err(Error::Rejected(Box::new(rejected(hook, matching, rejection, has_read)))),
         }
+    }
+}
+
+/// What of an answer counts: nothing from a hook that only watches, nor that a hook failed which is skipped then.
+fn heed(hook: &Hook, answer: Answer) -> Answer {
+    let is_monitor = hook.binding().mode == Mode::Monitor;
+    match answer {
+        Ok(_) if is_monitor => Ok(Default::default()),
+        Err(error) if is_monitor => {
+            tracing::info!(hook = hook.name(), plugin = hook.plugin().name(), verdict = error.word(), "monitored");
+            Ok(Default::default())
+        }
+        Err(error) if error.is_plugin_failure() && hook.binding().on_failure == OnFailure::Skip => {
+            let reason = error.to_string();
+            tracing::warn!(hook = hook.name(), plugin = hook.plugin().name(), reason, "failed hook skipped");
+            Ok(Default::default())
+        }
+        answer => answer,
     }
 }
 

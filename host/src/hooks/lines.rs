@@ -4,7 +4,6 @@
 //! kept, because that is where a panic says what happened.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 use super::bindings::brink::hooks::log::Level;
 use super::runtime::Observer;
@@ -55,10 +54,8 @@ impl Speaker {
     }
 }
 
-/// The lines of one call. They are said when this is dropped.
+/// The lines of one call.
 pub(super) struct Lines {
-    speaker: Arc<Speaker>,
-    observer: Arc<dyn Observer>,
     unsaid: Vec<(Level, String)>,
     left: usize,
     unfinished: Vec<u8>,
@@ -66,9 +63,17 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    pub(super) fn new(speaker: Arc<Speaker>, observer: Arc<dyn Observer>) -> Self {
+    pub(super) fn new() -> Self {
         let left = limits::PLUGIN_LOG_LINES_MAX;
-        Self { speaker, observer, unsaid: Vec::new(), left, unfinished: Vec::new(), last: VecDeque::new() }
+        Self { unsaid: Vec::new(), left, unfinished: Vec::new(), last: VecDeque::new() }
+    }
+
+    /// Says what has not been said yet.
+    pub(super) fn say(&mut self, speaker: &Speaker, observer: &dyn Observer) {
+        self.finish();
+        for (level, line) in self.unsaid.drain(..) {
+            speaker.say(observer, level, line);
+        }
     }
 
     /// Drops the lines so far, and all that follow.
@@ -123,15 +128,6 @@ impl Lines {
     }
 }
 
-impl Drop for Lines {
-    fn drop(&mut self) {
-        self.finish();
-        for (level, line) in self.unsaid.drain(..) {
-            self.speaker.say(&*self.observer, level, line);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
@@ -152,20 +148,21 @@ mod tests {
 
     #[test]
     fn lines_are_said_at_the_end_unless_they_are_forgotten() {
-        let said = Arc::new(Said::default());
-        let mut lines = Lines::new(Arc::default(), said.clone());
+        let (speaker, said) = (Speaker::default(), Said::default());
+        let mut lines = Lines::new();
         lines.log(Level::Info, "one");
         lines.write(b"two\nthr");
         lines.write(b"ee");
         assert!(said.0.lock().unwrap().is_empty());
-        drop(lines);
+        lines.say(&speaker, &said);
+        lines.say(&speaker, &said);
         assert_eq!(*said.0.lock().unwrap(), ["one", "two", "three"]);
 
-        let mut lines = Lines::new(Arc::default(), said.clone());
+        let mut lines = Lines::new();
         lines.log(Level::Info, "four");
         lines.forget();
         lines.write(b"five");
-        drop(lines);
+        lines.say(&speaker, &said);
         assert_eq!(said.0.lock().unwrap().len(), 3);
     }
 }

@@ -45,7 +45,8 @@ const HEAVY: Duration = Duration::from_millis(1);
 /// The share of the newest call in the average: one of so many.
 const AVERAGE_OVER: u64 = 8;
 
-/// What a hook's calls have shown. Updates that are lost to others at the same time do no harm.
+/// What a hook's calls have shown. Updates that are lost to others at the same time do no harm. All threads that judge read
+/// this, so it is written to only where that changes something: a hook that is quick throughout then costs them nothing.
 #[derive(Debug)]
 pub(super) struct Pace {
     credit: AtomicI32,
@@ -79,11 +80,15 @@ impl Pace {
 
     /// Notes how a call ended.
     pub(super) fn note(&self, took: Duration, is_stuck: bool) {
-        self.is_stuck.store(is_stuck, Ordering::Relaxed);
+        if is_stuck != self.is_stuck() {
+            self.is_stuck.store(is_stuck, Ordering::Relaxed);
+        }
         let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let average_us = self.average_us.load(Ordering::Relaxed);
-        let average_us = average_us - average_us.div_ceil(AVERAGE_OVER) + took_us / AVERAGE_OVER;
-        self.average_us.store(average_us, Ordering::Relaxed);
+        let new_average_us = average_us - average_us.div_ceil(AVERAGE_OVER) + took_us / AVERAGE_OVER;
+        if new_average_us != average_us {
+            self.average_us.store(new_average_us, Ordering::Relaxed);
+        }
         self.earn(if took <= SHORT { 1 } else { -LONG_COST });
     }
 
@@ -93,8 +98,11 @@ impl Pace {
     }
 
     fn earn(&self, credit: i32) {
-        let credit = self.credit.load(Ordering::Relaxed) + credit;
-        self.credit.store(credit.clamp(CREDIT_MIN, CREDIT_MAX), Ordering::Relaxed);
+        let old = self.credit.load(Ordering::Relaxed);
+        let new = (old + credit).clamp(CREDIT_MIN, CREDIT_MAX);
+        if new != old {
+            self.credit.store(new, Ordering::Relaxed);
+        }
     }
 }
 

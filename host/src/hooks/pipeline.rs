@@ -93,8 +93,8 @@ impl Pipeline {
     /// Asks the hooks one by one.
     async fn ask_all(&self, mut judgement: Judgement, deadline: Instant, request: &Span) -> Result<Judged, Error> {
         let _place = Arc::clone(&self.queue).try_acquire_owned().map_err(|_| Error::Busy { hook: None })?;
-        while let Some(hook) = judgement.next().cloned() {
-            let Some(admission) = admit(&hook, deadline).await? else {
+        while let Some(hook) = judgement.next() {
+            let Some(admission) = admit(hook, deadline).await? else {
                 tracing::debug!(hook = hook.name(), "no room for the hook; left out");
                 judgement.skip();
                 continue;

@@ -321,7 +321,7 @@ fn signature(error: wasmtime::Error) -> Mismatch {
 /// Starts one instance, so that what cannot start is refused now and not at the first write.
 fn try_start(core: &Core, plugin: &Plugin) -> Result<Start, Error> {
     let (plugin_name, digest) = (plugin.name().to_owned(), plugin.digest().to_owned());
-    let speaker = Arc::new(Speaker { hook: String::new(), plugin: plugin_name, digest });
+    let speaker = Speaker { hook: String::new(), plugin: plugin_name, digest };
     let allowance = Allowance {
         deadline: limits::PLUGIN_CONFIGURE_DEADLINE,
         memory_bytes: limits::PLUGIN_MEMORY_BYTES_MAX,

@@ -222,8 +222,8 @@ impl Core {
         &self.ticker
     }
 
-    pub(super) fn observer(&self) -> &Arc<dyn Observer> {
-        &self.observer
+    pub(super) fn observer(&self) -> &dyn Observer {
+        &*self.observer
     }
 
     /// Threads for calls that take long, one for each that may run at once.
