@@ -37,8 +37,9 @@ const OTHER_MEMTABLE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// Values larger than this are kept apart from their keys, so that compaction does not copy them.
 const SEPARATE_BYTES_MIN: u32 = 4 * 1024;
 
-/// Threads that write the tables out and merge them.
-const DATA_WORKERS: usize = 2;
+/// Threads that write the tables out and merge them. With more than one, the first takes no merges and hands each to itself
+/// again until another takes it: it keeps a core busy for as long as the others merge.
+const DATA_WORKERS: usize = 1;
 
 /// The share of the cache that holds entries as they are; the rest holds blocks of the tables.
 const ENTRY_CACHE_SHARE: u64 = 4;
