@@ -127,7 +127,7 @@ pub const STRONG_READ_DEADLINE: Duration = Duration::from_millis(2_500);
 /// How long a read without `consistency=` tries to be strong before it falls back to local.
 pub const PROMPT_READ_DEADLINE: Duration = Duration::from_millis(150);
 
-/// Largest body of a call between nodes, in bytes: one entry that carries a whole plugin.
+/// Largest body of a call between nodes, in bytes: one entry that carries a batch and what plugins made of it.
 pub const PEER_BODY_BYTES_MAX: usize = PLUGIN_BYTES_MAX + 8 * 1024 * 1024;
 
 /// How fast a snapshot is sent to another node, in bytes per second, so that writes keep their share of the network and of

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use serde::{Deserialize, Serialize};
 
 use super::Error;
+use super::components::Stored;
 use super::known::{Known, decode, delete, json, put, read_prefix};
 use crate::hooks::Binding;
 use crate::limits::{HISTORY_BYTES_MAX, HISTORY_CHANGES_MAX, HISTORY_VERSIONS_BYTES_MAX};
@@ -15,9 +16,6 @@ use crate::storage::{Data, Operation, Precondition};
 
 /// Keys of the system space under this prefix are changes: `history/<number>`, so written that they sort by number.
 const HISTORY_PREFIX: &str = "history/";
-
-/// Keys of the system space under this prefix are the bytes of plugin versions: `components/<digest>`.
-pub(super) const COMPONENTS_PREFIX: &str = "components/";
 
 /// One change of the registry.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -149,17 +147,17 @@ impl History {
     }
 
     /// What has to be written for a change to be recorded: itself, and the removal of what is kept no longer.
-    pub(super) fn record(mut self, known: &Known, change: Change) -> Result<Vec<Operation>, Error> {
+    pub(super) fn record(mut self, known: &Known, stored: &Stored, change: Change) -> Result<Vec<Operation>, Error> {
         let before: BTreeSet<String> = known.digests().into_iter().chain(self.digests()).collect();
         let needed = known.digests_after(&change.what);
-        let name = key(change.number);
+        let (name, now_ms) = (key(change.number), change.at_ms);
         let mut operations = vec![put(name.clone(), json(&change, &name)?)];
         self.changes.push_back(change);
         while self.changes.len() > 1 && self.is_too_large(known, &needed) {
             operations.extend(self.changes.pop_front().map(|oldest| delete(key(oldest.number))));
         }
         let kept: BTreeSet<String> = needed.into_iter().chain(self.digests()).collect();
-        operations.extend(before.difference(&kept).map(|digest| delete(format!("{COMPONENTS_PREFIX}{digest}"))));
+        operations.extend(stored.removals(&kept, &before, now_ms));
         Ok(operations)
     }
 

@@ -1,8 +1,9 @@
 //! Plugins and hooks as part of the replicated state.
 //!
-//! Four kinds of keys in the system space: `plugins/<name>` names a plugin's current version, `components/<digest>`
-//! holds a version's bytes, `hooks/<name>` says what runs where, `history/<number>` what was changed, by whom and when. They travel through the log like any write, so every
-//! node has the same hooks at the same log index. A change of a hook changes the hook epoch, and no write judged under
+//! Four kinds of keys in the system space: `plugins/<name>` names a plugin's current version, those under
+//! `components/<digest>/` hold a version's bytes in pieces, `hooks/<name>` says what runs where, `history/<number>` what was
+//! changed, by whom and when. They travel through the log like any write, so every node has the same hooks at the same log
+//! index. A change of a hook changes the hook epoch, and no write judged under
 //! an older epoch commits; so a hook is in force everywhere as soon as its creation is acknowledged (P6).
 //!
 //! Every node compiles what it finds in the registry in the background, as soon as it is uploaded, and tells the others
@@ -11,6 +12,7 @@
 //! wait for a compiler. Where one does (a node was cut off meanwhile), it waits until that node has built the set of
 //! hooks of the newest epoch.
 
+mod components;
 mod history;
 mod known;
 
@@ -24,18 +26,22 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 pub use self::history::{Author, Change, What};
-use self::history::{COMPONENTS_PREFIX, History};
+use self::components::Stored;
+use self::history::History;
 use self::known::{Known, delete, json, put};
 use crate::hooks::{self, Binding, Hook, Pipeline, Plugin, Runtime};
 use crate::limits::{
     HOOKS_MAX, PLUGINS_MAX, PREPARE_DEADLINE, PROMPT_READ_DEADLINE, REGISTRY_DEADLINE, WRITE_DEADLINE,
 };
 use crate::replication;
-use crate::storage::{self, Data, HOOKS_PREFIX, Operation, PLUGINS_PREFIX, Space, Value};
+use crate::storage::{self, Data, HOOKS_PREFIX, Operation, PLUGINS_PREFIX, Precondition};
 use crate::write_path::{self, Request, WritePath, now_ms};
 
 /// How often a change of the registry is tried again when others change it at the same time.
 const ATTEMPTS_MAX: usize = 4;
+
+/// How long an upload rests before it writes a piece again when the leader was lost meanwhile.
+const PIECE_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How long the registry rests between looks for plugins to compile ahead.
 const COMPILE_AHEAD_INTERVAL: Duration = Duration::from_millis(200);
@@ -250,14 +256,17 @@ impl Registry {
                 start_us: u64::try_from(plugin.start_time().as_micros()).unwrap_or(u64::MAX),
                 revision: 0,
             };
-            let component = Value { content_type: "application/wasm".to_owned(), bytes: bytes.clone() };
-            let operations = vec![
-                put(format!("{COMPONENTS_PREFIX}{}", info.digest), component),
-                put(format!("{PLUGINS_PREFIX}{name}"), json(&info, name)?),
-            ];
+            let stored = self.inner.stored().await?;
+            let missing = stored.missing(&info.digest, &bytes);
+            if !missing.is_empty() {
+                self.store(missing, deadline).await?;
+                continue;
+            }
+            let operations = vec![put(format!("{PLUGINS_PREFIX}{name}"), json(&info, name)?)];
             let (plugin, digest, size_bytes) = (info.name.clone(), info.digest.clone(), info.size_bytes);
             let what = What::PluginUploaded { plugin, digest, size_bytes };
-            if let Some(revision) = self.change(operations, what, author, (known, history), deadline).await? {
+            let is_whole = Some(stored.unchanged(&info.digest));
+            if let Some(revision) = self.change(operations, what, author, (known, history), is_whole, deadline).await? {
                 self.wait_everywhere(revision).await;
                 return Ok(PluginInfo { revision, ..info });
             }
@@ -301,7 +310,7 @@ impl Registry {
             }
             let operations = vec![delete(format!("{PLUGINS_PREFIX}{name}"))];
             let what = What::PluginRemoved { plugin: name.to_owned() };
-            if self.change(operations, what, author, (known, history), deadline).await?.is_some() {
+            if self.change(operations, what, author, (known, history), None, deadline).await?.is_some() {
                 return Ok(true);
             }
         }
@@ -326,7 +335,7 @@ impl Registry {
             self.inner.check_bind(name, binding.clone(), plugin).await?;
             let operations = vec![put(format!("{HOOKS_PREFIX}{name}"), json(&binding, name)?)];
             let what = What::HookSet { hook: name.to_owned(), binding: binding.clone() };
-            if let Some(revision) = self.change(operations, what, author, (known, history), deadline).await? {
+            if let Some(revision) = self.change(operations, what, author, (known, history), None, deadline).await? {
                 // The hook is committed, and with it the epoch: writes here wait for it, if this node cannot put it in force.
                 if let Err(error) = self.inner.pipeline.active().wait_for(revision, deadline.into_std()).await {
                     tracing::warn!(name, %error, "the hook is committed, and not in force on this node yet");
@@ -416,7 +425,7 @@ impl Registry {
             }
             let operations = vec![delete(format!("{HOOKS_PREFIX}{name}"))];
             let what = What::HookRemoved { hook: name.to_owned() };
-            if self.change(operations, what, author, (known, history), deadline).await?.is_some() {
+            if self.change(operations, what, author, (known, history), None, deadline).await?.is_some() {
                 return Ok(true);
             }
         }
@@ -431,6 +440,24 @@ impl Registry {
         }
     }
 
+    /// Commits pieces of a version, one by one, so that other writes go between them.
+    async fn store(&self, pieces: Vec<Operation>, deadline: Instant) -> Result<(), Error> {
+        for piece in pieces {
+            let request = || Request { operations: vec![piece.clone()], preconditions: Vec::new(), idempotency_key: None };
+            loop {
+                match self.inner.write_path.write_unjudged(request(), deadline).await {
+                    Ok(_) => break,
+                    // Whether it was committed does not matter: it can be written again.
+                    Err(write_path::Error::Replication(replication::Error::LeaderLost)) if Instant::now() < deadline => {
+                        tokio::time::sleep(PIECE_RETRY_INTERVAL).await;
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Commits a change of the registry and its record; none if somebody else changed it first.
     async fn change(
         &self,
@@ -438,10 +465,12 @@ impl Registry {
         what: What,
         author: &Author,
         (known, history): (Known, History),
+        condition: Option<Precondition>,
         deadline: Instant,
     ) -> Result<Option<u64>, Error> {
         let mut preconditions = known.unchanged();
         preconditions.push(history.unchanged());
+        preconditions.extend(condition);
         let change = Change {
             number: history.next(),
             at_ms: now_ms(),
@@ -450,7 +479,7 @@ impl Registry {
             what,
             rolled_back_to: author.rolls_back_to,
         };
-        operations.extend(history.record(&known, change)?);
+        operations.extend(history.record(&known, &self.inner.stored().await?, change)?);
         let request = Request { operations, preconditions, idempotency_key: None };
         match self.inner.write_path.write_unjudged(request, deadline).await {
             Ok(written) => Ok(Some(written.revision)),
@@ -477,6 +506,12 @@ impl Inner {
         if let Err(error) = self.write_path.catch_up(Instant::now() + PROMPT_READ_DEADLINE).await {
             tracing::debug!(%error, "the registry is read as it is here");
         }
+    }
+
+    /// The pieces of versions that this node has.
+    async fn stored(&self) -> Result<Stored, Error> {
+        let data = self.data.clone();
+        tokio::task::spawn_blocking(move || Stored::read(&data)).await.map_err(|_| Error::Stopping)?
     }
 
     /// Reads the whole registry, without the bytes of plugins.
@@ -523,9 +558,9 @@ impl Inner {
 
     /// The bytes of a version.
     fn component(&self, name: &str, digest: &str) -> Result<Bytes, Error> {
-        let component = self.data.get(Space::System, &format!("{COMPONENTS_PREFIX}{digest}"))?;
+        let component = components::read(&self.data, digest)?.filter(|component| hooks::digest(component) == digest);
         let missing = || hooks::Error::PluginMissing { plugin: name.to_owned(), digest: Some(digest.to_owned()) };
-        Ok(component.ok_or_else(missing)?.value.bytes)
+        component.ok_or_else(|| missing().into())
     }
 
     async fn check_bind(self: &Arc<Self>, name: &str, binding: Binding, plugin: Arc<Plugin>) -> Result<(), Error> {
