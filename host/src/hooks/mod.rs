@@ -27,7 +27,7 @@
 //!
 //! Guests are called synchronously. Where, depends on how fast the hook's calls have shown themselves (see `pace`): on a
 //! blocking thread; if calls take long, on threads of a lower priority, where compilers run too; and if they are shorter than
-//! the way to another thread and back, where the request is handled, for 2 ms at most.
+//! the way to another thread and back, where the request is handled, for 2 to 7 ms at most.
 //!
 //! # Guarantees
 //!
@@ -35,7 +35,7 @@
 //!   the epoch of the set: applied under another epoch, it is sent back and judged again.
 //! - What a plugin read is a precondition of the write, recorded as first seen; a list covers its range, phantoms
 //!   included. Reads of hooks that only monitor do not count, nor do those of failed calls that were skipped.
-//! - A call is bounded in time (wall clock, epoch interruption at 1 ms), linear memory and table elements (over all
+//! - A call is bounded in time (wall clock, epoch interruption 1 to 6 ms after its deadline), linear memory and table elements (over all
 //!   memories and tables of the instance), instances, stack, bytes passed to the host, reads, log lines and log bytes.
 //! - A plugin has no clock, network, files, environment or entropy. Of WASI it gets what reveals nothing (see `wasi`).
 //!   No call sees another's leftovers.
@@ -43,7 +43,7 @@
 //!   thread. One whose calls take 1 ms or more on average runs behind everything that serves. Hooks in [`Mode::Monitor`]
 //!   never hold a write up for want of room.
 //! - An async thread is held up by guest code only by hooks whose calls are expected to take 0.1 ms and which cannot read,
-//!   and by one that disappoints for 2 ms, once in 256 calls on average.
+//!   and by one that disappoints for 2 to 7 ms, once in 256 calls on average.
 //!
 //! # Failure model
 //!
@@ -78,12 +78,13 @@
 //! written to. The rest is the call; a value of 16 KiB costs no more to hand over than one of 16 bytes, one of 256 KiB 125, since
 //! it takes more memory than a slot of the pool keeps.
 //!
-//! Two threads do 1.4 to 1.9 times as much as one. A judgement that is handed to a blocking thread and back costs 30 to
-//! 70 µs more. Where three nodes and their load share two cores, a quick hook on every write costs 19 to 27 % of the
-//! throughput of 64 clients, and would cost 38 % if it were handed to another thread: beside a node at work, its call adds
-//! 25 to 50 µs to the 145 that a write takes of all processors together, since caches are cold for it and colder after it. The
-//! allocator matters: an instance is some hundred allocations (decision 15). A write that no hook matches costs a comparison
-//! with each prefix.
+//! Two threads do 1.7 to 2 times as much as one where a line of memory goes from core to core in 35 ns, and 1.3 to 1.7 times
+//! where that takes 165: a call passes some twenty lines, nearly all of them counters of the engine. A judgement that is handed
+//! to a blocking thread and back costs 30 to 70 µs more. Where three nodes and their load share two cores, a quick hook on every
+//! write costs 18 to 27 % of the throughput of 64 clients, and would cost 38 % if it were handed to another thread: beside a node
+//! at work, its call adds 31 to 51 µs to the 115 to 135 that a write takes of all processors together, since caches are cold for
+//! it and colder after it. The allocator matters: an instance is some hundred allocations (decision 15). A write that no hook
+//! matches costs a comparison with each prefix.
 //!
 //! Compiling takes 0.1 s for a guest of 165 kB and 1.9 s for one of 3 MB, its image as much again and half of it; neither
 //! is done twice on a node, since compiled code is kept on disk (see `cache`).

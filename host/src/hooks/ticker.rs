@@ -2,8 +2,8 @@
 //!
 //! Compiled code compares the epoch with its deadline at every loop and function entry. A tick is a millisecond in which
 //! the thread has seen a call run. Where it sees none it looks again after [`REST`], and that time counts for nobody: short
-//! calls, which it hardly ever sees, then cost few wake-ups, nobody is stopped early, and a call that takes long is stopped at
-//! most [`REST`] and two ticks late. After a second without a call the thread sleeps until the next one, so an idle node pays
+//! calls, which it hardly ever sees, then cost few wake-ups, and a call that takes long is stopped up to [`REST`] and two ticks
+//! late. After a second without a call the thread sleeps until the next one, so an idle node pays
 //! nothing; the call that wakes it pays one system call.
 
 use std::sync::Arc;
@@ -48,7 +48,7 @@ struct Shared {
 pub(super) struct Running<'a>(&'a AtomicUsize);
 
 thread_local! {
-    /// The counter of this thread.
+    /// Which counter is this thread's.
     static COUNTER: usize = {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         NEXT.fetch_add(1, Ordering::Relaxed) % COUNTERS
@@ -70,7 +70,7 @@ impl Ticker {
     pub(super) fn run(&self) -> Running<'_> {
         // IMPORTANT: both sides write their own flag before they read the other's, in one total order (`SeqCst`), so
         // that the thread cannot fall asleep unseen by a call that starts at the same time.
-        let running = COUNTER.with(|counter| &*self.shared.running[*counter]);
+        let running = self.shared.counter();
         running.fetch_add(1, Ordering::SeqCst);
         if self.shared.is_asleep.load(Ordering::SeqCst) {
             self.wake();
@@ -109,6 +109,12 @@ impl Drop for Ticker {
 }
 
 impl Shared {
+    /// The counter of this thread.
+    fn counter(&self) -> &AtomicUsize {
+        let [first, ..] = &self.running;
+        COUNTER.with(|counter| self.running.get(*counter).unwrap_or(first))
+    }
+
     fn is_running(&self) -> bool {
         self.running.iter().any(|running| running.load(Ordering::SeqCst) > 0)
     }

@@ -68,9 +68,8 @@ impl Stored {
             let newest_ms = pieces.iter().map(|(_, meta)| meta.updated_at_ms).max().unwrap_or(0);
             now_ms > newest_ms.saturating_add(patience_ms)
         };
-        let removed = self.by_digest.iter().filter(|(digest, pieces)| {
-            !needed.contains(*digest) && (let_go.contains(*digest) || is_abandoned(pieces))
-        });
+        let unneeded = self.by_digest.iter().filter(|(digest, _)| !needed.contains(*digest));
+        let removed = unneeded.filter(|(digest, pieces)| let_go.contains(*digest) || is_abandoned(pieces));
         removed.flat_map(|(_, pieces)| pieces).map(|(key, _)| delete(key.clone())).collect()
     }
 

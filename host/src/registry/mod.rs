@@ -25,9 +25,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-pub use self::history::{Author, Change, What};
 use self::components::Stored;
 use self::history::History;
+pub use self::history::{Author, Change, What};
 use self::known::{Known, delete, json, put};
 use crate::hooks::{self, Binding, Hook, Pipeline, Plugin, Runtime};
 use crate::limits::{
@@ -443,16 +443,14 @@ impl Registry {
     /// Commits pieces of a version, one by one, so that other writes go between them.
     async fn store(&self, pieces: Vec<Operation>, deadline: Instant) -> Result<(), Error> {
         for piece in pieces {
-            let request = || Request { operations: vec![piece.clone()], preconditions: Vec::new(), idempotency_key: None };
-            loop {
-                match self.inner.write_path.write_unjudged(request(), deadline).await {
-                    Ok(_) => break,
-                    // Whether it was committed does not matter: it can be written again.
-                    Err(write_path::Error::Replication(replication::Error::LeaderLost)) if Instant::now() < deadline => {
-                        tokio::time::sleep(PIECE_RETRY_INTERVAL).await;
-                    }
-                    Err(error) => return Err(error.into()),
+            let request = Request { operations: vec![piece], preconditions: Vec::new(), idempotency_key: None };
+            while let Err(error) = self.inner.write_path.write_unjudged(request.clone(), deadline).await {
+                // Whether it was committed does not matter then: it can be written again.
+                let is_in_doubt = matches!(error, write_path::Error::Replication(replication::Error::LeaderLost));
+                if !is_in_doubt || Instant::now() >= deadline {
+                    return Err(error.into());
                 }
+                tokio::time::sleep(PIECE_RETRY_INTERVAL).await;
             }
         }
         Ok(())

@@ -88,6 +88,34 @@ async fn a_hook_set_on_one_node_is_in_force_on_all_and_survives_a_restart() {
 }
 
 #[tokio::test]
+async fn a_large_plugin_is_uploaded_beside_writes_and_judges_on_every_node() {
+    const PADDING_BYTES: usize = 60 << 20;
+    let cluster = Cluster::start(3).await;
+    let writer = tokio::spawn({
+        let client = cluster.client(0).clone();
+        async move {
+            for number in 0_u64.. {
+                assert!(client.put("beside", &json!(number)).await.status < 300, "write {number}");
+            }
+        }
+    });
+    let mut wasm = plugin_wasm("normalize");
+    // A custom section: its id, its length as five digits to the base 128, the length of its name, the rest.
+    wasm.push(0);
+    wasm.extend((0..5).map(|digit| (PADDING_BYTES >> (7 * digit)) as u8 & 0x7f | if digit < 4 { 0x80 } else { 0 }));
+    wasm.resize(wasm.len() + PADDING_BYTES, 0);
+    let deployed = cluster.client(1).put_plugin("large", wasm.clone()).await.expect(200);
+    assert_eq!(deployed.json["size_bytes"], wasm.len());
+    let hook = json!({"plugin": "large", "prefix": "l/", "config": {"trim": [""]}});
+    cluster.client(2).put_json("/hooks/large/", &hook).await.expect(200);
+    for node in &cluster.nodes {
+        assert_eq!(node.client.put("l/a", &json!(" x ")).await.json["value"], "x");
+    }
+    assert!(!writer.is_finished(), "{:?}", writer.await);
+    writer.abort();
+}
+
+#[tokio::test]
 async fn a_plugin_in_use_stays_and_an_unused_one_goes() {
     let cluster = Cluster::start(1).await;
     let client = cluster.client(0);
