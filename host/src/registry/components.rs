@@ -11,9 +11,9 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::Error;
-use super::known::{delete, put, range_unchanged};
+use super::known::{delete, put};
 use crate::limits::PLUGIN_BYTES_MAX;
-use crate::storage::{Data, EntryMeta, Operation, Precondition, RangeQuery, Space, Value};
+use crate::storage::{AskedBy, Data, EntryMeta, Fact, Operation, Precondition, RangeQuery, Space, Value};
 
 /// Keys of the system space under this prefix are the bytes of plugin versions.
 const PREFIX: &str = "components/";
@@ -54,10 +54,15 @@ impl Stored {
         pieces.map(|(key, bytes)| put(key, value(bytes))).collect()
     }
 
-    /// What must not have changed for a version to be whole that was whole on this look.
-    pub(super) fn unchanged(&self, digest: &str) -> Precondition {
-        let pieces = self.of(digest).iter().map(|(key, meta)| (key.as_str(), meta.revision));
-        range_unchanged(&format!("{PREFIX}{digest}"), pieces)
+    /// The conditions that a version is still whole which was whole on this look. Its pieces cannot have become others: their
+    /// bytes follow from their keys.
+    pub(super) fn is_whole(&self, digest: &str) -> Vec<Precondition> {
+        let is_there = |key: &String| Precondition {
+            asked_by: AskedBy::Client,
+            space: Space::System,
+            fact: Fact::Exists { key: key.clone() },
+        };
+        self.of(digest).iter().map(|(key, _)| is_there(key)).collect()
     }
 
     /// The writes that remove what is not needed: the versions that nobody names any more, and pieces that nobody has named
@@ -146,10 +151,14 @@ mod tests {
         let component = Bytes::from(vec![1; PIECE_BYTES * 2]);
         let digest = upload(&data, &component, 0);
         let name = || vec![put("plugins/p".to_owned(), Value::json("{}"))];
-        let is_whole = Stored::read(&data).unwrap().unchanged(&digest);
-        assert!(matches!(apply(&data, name(), vec![is_whole.clone()], 0), Outcome::Applied { .. }));
+        let is_whole = Stored::read(&data).unwrap().is_whole(&digest);
+        assert!(matches!(apply(&data, name(), is_whole.clone(), 0), Outcome::Applied { .. }));
+        // To store a piece again changes nothing, to take one away does.
+        let again = Stored { by_digest: BTreeMap::new() }.missing(&digest, &component);
+        apply(&data, again, Vec::new(), 0);
+        assert!(matches!(apply(&data, name(), is_whole.clone(), 0), Outcome::Applied { .. }));
         apply(&data, vec![delete(key(&digest, 1))], Vec::new(), 0);
-        assert!(matches!(apply(&data, name(), vec![is_whole], 0), Outcome::PreconditionFailed { .. }));
+        assert!(matches!(apply(&data, name(), is_whole, 0), Outcome::PreconditionFailed { .. }));
     }
 
     #[test]

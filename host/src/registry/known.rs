@@ -94,6 +94,8 @@ impl Known {
 
 /// All entries under a prefix, and the precondition that they are still these.
 pub(super) fn read_prefix(data: &Data, prefix: &str) -> Result<(Vec<Entry>, Precondition), Error> {
+    let end = format!("{prefix}{}", char::MAX);
+    let limit = u32::try_from(PLUGIN_LIST_MAX).unwrap_or(u32::MAX);
     let query = RangeQuery {
         space: Space::System,
         prefix: Some(prefix.to_owned()),
@@ -101,17 +103,9 @@ pub(super) fn read_prefix(data: &Data, prefix: &str) -> Result<(Vec<Entry>, Prec
         ..RangeQuery::default()
     };
     let entries = data.scan(&query)?.entries;
-    let unchanged = range_unchanged(prefix, entries.iter().map(|entry| (entry.key.as_str(), entry.meta.revision)));
-    Ok((entries, unchanged))
-}
-
-/// The precondition that the first entries under a prefix are still these, by key and revision.
-pub(super) fn range_unchanged<'a>(prefix: &str, entries: impl Iterator<Item = (&'a str, u64)>) -> Precondition {
-    let end = format!("{prefix}{}", char::MAX);
-    let limit = u32::try_from(PLUGIN_LIST_MAX).unwrap_or(u32::MAX);
-    let digest = storage::RangeDigest::of(entries.take(PLUGIN_LIST_MAX));
-    let fact = Fact::Range { start: prefix.to_owned(), end, limit, digest };
-    Precondition { asked_by: AskedBy::Client, space: Space::System, fact }
+    let seen = entries.iter().take(PLUGIN_LIST_MAX).map(|entry| (entry.key.as_str(), entry.meta.revision));
+    let fact = Fact::Range { start: prefix.to_owned(), end, limit, digest: storage::RangeDigest::of(seen) };
+    Ok((entries, Precondition { asked_by: AskedBy::Client, space: Space::System, fact }))
 }
 
 pub(super) fn name_of(entry: &Entry, prefix: &str) -> String {

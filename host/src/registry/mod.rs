@@ -265,7 +265,7 @@ impl Registry {
             let operations = vec![put(format!("{PLUGINS_PREFIX}{name}"), json(&info, name)?)];
             let (plugin, digest, size_bytes) = (info.name.clone(), info.digest.clone(), info.size_bytes);
             let what = What::PluginUploaded { plugin, digest, size_bytes };
-            let is_whole = Some(stored.unchanged(&info.digest));
+            let is_whole = stored.is_whole(&info.digest);
             if let Some(revision) = self.change(operations, what, author, (known, history), is_whole, deadline).await? {
                 self.wait_everywhere(revision).await;
                 return Ok(PluginInfo { revision, ..info });
@@ -310,7 +310,7 @@ impl Registry {
             }
             let operations = vec![delete(format!("{PLUGINS_PREFIX}{name}"))];
             let what = What::PluginRemoved { plugin: name.to_owned() };
-            if self.change(operations, what, author, (known, history), None, deadline).await?.is_some() {
+            if self.change(operations, what, author, (known, history), Vec::new(), deadline).await?.is_some() {
                 return Ok(true);
             }
         }
@@ -335,7 +335,9 @@ impl Registry {
             self.inner.check_bind(name, binding.clone(), plugin).await?;
             let operations = vec![put(format!("{HOOKS_PREFIX}{name}"), json(&binding, name)?)];
             let what = What::HookSet { hook: name.to_owned(), binding: binding.clone() };
-            if let Some(revision) = self.change(operations, what, author, (known, history), None, deadline).await? {
+            if let Some(revision) =
+                self.change(operations, what, author, (known, history), Vec::new(), deadline).await?
+            {
                 // The hook is committed, and with it the epoch: writes here wait for it, if this node cannot put it in force.
                 if let Err(error) = self.inner.pipeline.active().wait_for(revision, deadline.into_std()).await {
                     tracing::warn!(name, %error, "the hook is committed, and not in force on this node yet");
@@ -425,7 +427,7 @@ impl Registry {
             }
             let operations = vec![delete(format!("{HOOKS_PREFIX}{name}"))];
             let what = What::HookRemoved { hook: name.to_owned() };
-            if self.change(operations, what, author, (known, history), None, deadline).await?.is_some() {
+            if self.change(operations, what, author, (known, history), Vec::new(), deadline).await?.is_some() {
                 return Ok(true);
             }
         }
@@ -463,12 +465,12 @@ impl Registry {
         what: What,
         author: &Author,
         (known, history): (Known, History),
-        condition: Option<Precondition>,
+        conditions: Vec<Precondition>,
         deadline: Instant,
     ) -> Result<Option<u64>, Error> {
         let mut preconditions = known.unchanged();
         preconditions.push(history.unchanged());
-        preconditions.extend(condition);
+        preconditions.extend(conditions);
         let change = Change {
             number: history.next(),
             at_ms: now_ms(),
