@@ -35,7 +35,7 @@
 //!   the epoch of the set: applied under another epoch, it is sent back and judged again.
 //! - What a plugin read is a precondition of the write, recorded as first seen; a list covers its range, phantoms
 //!   included. Reads of hooks that only monitor do not count, nor do those of failed calls that were skipped.
-//! - A call is bounded in time (wall clock, epoch interruption 1 to 6 ms after its deadline), linear memory and table elements (over all
+//! - A call is bounded in time (wall clock, stopped by the epoch up to 6 ms late), linear memory and table elements (over all
 //!   memories and tables of the instance), instances, stack, bytes passed to the host, reads, log lines and log bytes.
 //! - A plugin has no clock, network, files, environment or entropy. Of WASI it gets what reveals nothing (see `wasi`).
 //!   No call sees another's leftovers.

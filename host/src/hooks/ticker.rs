@@ -3,8 +3,8 @@
 //! Compiled code compares the epoch with its deadline at every loop and function entry. A tick is a millisecond in which
 //! the thread has seen a call run. Where it sees none it looks again after [`REST`], and that time counts for nobody: short
 //! calls, which it hardly ever sees, then cost few wake-ups, and a call that takes long is stopped up to [`REST`] and two ticks
-//! late. After a second without a call the thread sleeps until the next one, so an idle node pays
-//! nothing; the call that wakes it pays one system call.
+//! late. After a second without a call the thread sleeps until the next one, so an idle node pays nothing; the call that wakes
+//! it pays one system call.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
