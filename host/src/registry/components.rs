@@ -13,7 +13,7 @@ use bytes::Bytes;
 use super::Error;
 use super::known::{delete, put};
 use crate::limits::PLUGIN_BYTES_MAX;
-use crate::storage::{AskedBy, Data, EntryMeta, Fact, Operation, Precondition, RangeQuery, Space, Value};
+use crate::storage::{AskedBy, Data, Fact, Operation, Precondition, Space, Value};
 
 /// Keys of the system space under this prefix are the bytes of plugin versions.
 const PREFIX: &str = "components/";
@@ -24,32 +24,34 @@ const PIECE_BYTES: usize = 1024 * 1024;
 /// After how long pieces that nobody names are taken for those of an upload that has ended.
 const ABANDONED_AFTER: Duration = Duration::from_secs(15 * 60);
 
-/// The pieces that are stored, without their bytes, as of one look.
+/// The keys of the pieces that are stored, as of one look.
 pub(super) struct Stored {
-    by_digest: BTreeMap<String, Vec<(String, EntryMeta)>>,
+    by_digest: BTreeMap<String, Vec<String>>,
+    /// When the newest piece of each version was stored which nobody names, in Unix milliseconds.
+    unnamed_since_ms: BTreeMap<String, u64>,
 }
 
 impl Stored {
-    pub(super) fn read(data: &Data) -> Result<Self, Error> {
-        let query = RangeQuery {
-            space: Space::System,
-            prefix: Some(PREFIX.to_owned()),
-            keys_only: true,
-            ..RangeQuery::default()
-        };
-        let mut by_digest: BTreeMap<String, Vec<(String, EntryMeta)>> = BTreeMap::new();
-        for entry in data.scan(&query)?.entries {
-            let path = entry.key.strip_prefix(PREFIX).unwrap_or(&entry.key);
+    /// Of versions that are not `named`, the last piece is read, else nothing but keys.
+    pub(super) fn read(data: &Data, named: &BTreeSet<String>) -> Result<Self, Error> {
+        let mut by_digest: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for key in data.keys(Space::System, PREFIX)? {
+            let path = key.strip_prefix(PREFIX).unwrap_or(&key);
             let digest = path.split('/').next().unwrap_or(path).to_owned();
-            by_digest.entry(digest).or_default().push((entry.key, entry.meta));
+            by_digest.entry(digest).or_default().push(key);
         }
-        Ok(Self { by_digest })
+        let mut unnamed_since_ms = BTreeMap::new();
+        for (digest, keys) in by_digest.iter().filter(|(digest, _)| !named.contains(*digest)) {
+            let last = keys.last().map(|key| data.get(Space::System, key)).transpose()?.flatten();
+            unnamed_since_ms.extend(last.map(|piece| (digest.clone(), piece.meta.updated_at_ms)));
+        }
+        Ok(Self { by_digest, unnamed_since_ms })
     }
 
     /// The writes that store what is missing of a version, one for each piece.
     pub(super) fn missing(&self, digest: &str, component: &Bytes) -> Vec<Operation> {
-        let stored: BTreeSet<&str> = self.of(digest).iter().map(|(key, _)| key.as_str()).collect();
-        let pieces = pieces(digest, component).filter(|(key, _)| !stored.contains(key.as_str()));
+        let stored: BTreeSet<&String> = self.of(digest).iter().collect();
+        let pieces = pieces(digest, component).filter(|(key, _)| !stored.contains(key));
         let value = |bytes| Value { content_type: "application/wasm".to_owned(), bytes };
         pieces.map(|(key, bytes)| put(key, value(bytes))).collect()
     }
@@ -62,23 +64,21 @@ impl Stored {
             space: Space::System,
             fact: Fact::Exists { key: key.clone() },
         };
-        self.of(digest).iter().map(|(key, _)| is_there(key)).collect()
+        self.of(digest).iter().map(is_there).collect()
     }
 
-    /// The writes that remove what is not needed: the versions that nobody names any more, and pieces that nobody has named
-    /// for long.
-    pub(super) fn removals(&self, needed: &BTreeSet<String>, let_go: &BTreeSet<String>, now_ms: u64) -> Vec<Operation> {
+    /// The writes that remove what is not needed: the versions that were named and are no more, and pieces that have not been
+    /// named for long.
+    pub(super) fn removals(&self, needed: &BTreeSet<String>, now_ms: u64) -> Vec<Operation> {
         let patience_ms = u64::try_from(ABANDONED_AFTER.as_millis()).unwrap_or(u64::MAX);
-        let is_abandoned = |pieces: &[(String, EntryMeta)]| {
-            let newest_ms = pieces.iter().map(|(_, meta)| meta.updated_at_ms).max().unwrap_or(0);
-            now_ms > newest_ms.saturating_add(patience_ms)
+        let is_under_way = |digest: &String| {
+            self.unnamed_since_ms.get(digest).is_some_and(|since_ms| now_ms <= since_ms.saturating_add(patience_ms))
         };
-        let unneeded = self.by_digest.iter().filter(|(digest, _)| !needed.contains(*digest));
-        let removed = unneeded.filter(|(digest, pieces)| let_go.contains(*digest) || is_abandoned(pieces));
-        removed.flat_map(|(_, pieces)| pieces).map(|(key, _)| delete(key.clone())).collect()
+        let removed = self.by_digest.iter().filter(|(digest, _)| !needed.contains(*digest) && !is_under_way(digest));
+        removed.flat_map(|(_, keys)| keys).map(|key| delete(key.clone())).collect()
     }
 
-    fn of(&self, digest: &str) -> &[(String, EntryMeta)] {
+    fn of(&self, digest: &str) -> &[String] {
         self.by_digest.get(digest).map_or(&[], Vec::as_slice)
     }
 }
@@ -123,9 +123,13 @@ mod tests {
         data.apply(&[write], &[]).unwrap().remove(0)
     }
 
+    fn stored(data: &Data) -> Stored {
+        Stored::read(data, &BTreeSet::new()).unwrap()
+    }
+
     fn upload(data: &Data, component: &Bytes, at_ms: u64) -> String {
         let digest = hooks::digest(component);
-        for piece in Stored::read(data).unwrap().missing(&digest, component) {
+        for piece in stored(data).missing(&digest, component) {
             apply(data, vec![piece], Vec::new(), at_ms);
         }
         digest
@@ -138,9 +142,9 @@ mod tests {
             let component: Bytes = (0..len).map(|index| (index / 7 + len) as u8).collect();
             let digest = upload(&data, &component, 0);
             assert!(read(&data, &digest).unwrap() == Some(component.clone()), "{len} bytes");
-            assert!(Stored::read(&data).unwrap().missing(&digest, &component).is_empty(), "{len} bytes");
+            assert!(stored(&data).missing(&digest, &component).is_empty(), "{len} bytes");
             apply(&data, vec![delete(key(&digest, 0))], Vec::new(), 0);
-            assert_eq!(Stored::read(&data).unwrap().missing(&digest, &component).len(), 1, "{len} bytes");
+            assert_eq!(stored(&data).missing(&digest, &component).len(), 1, "{len} bytes");
         }
         assert_eq!(read(&data, "absent").unwrap(), None);
     }
@@ -151,10 +155,12 @@ mod tests {
         let component = Bytes::from(vec![1; PIECE_BYTES * 2]);
         let digest = upload(&data, &component, 0);
         let name = || vec![put("plugins/p".to_owned(), Value::json("{}"))];
-        let is_whole = Stored::read(&data).unwrap().is_whole(&digest);
+        let is_whole = stored(&data).is_whole(&digest);
         assert!(matches!(apply(&data, name(), is_whole.clone(), 0), Outcome::Applied { .. }));
         // To store a piece again changes nothing, to take one away does.
-        let again = Stored { by_digest: BTreeMap::new() }.missing(&digest, &component);
+        let again = pieces(&digest, &component)
+            .map(|(key, bytes)| put(key, Value { content_type: "application/wasm".to_owned(), bytes }));
+        let again = again.collect();
         apply(&data, again, Vec::new(), 0);
         assert!(matches!(apply(&data, name(), is_whole.clone(), 0), Outcome::Applied { .. }));
         apply(&data, vec![delete(key(&digest, 1))], Vec::new(), 0);
@@ -169,10 +175,11 @@ mod tests {
         let [needed, let_go, abandoned] = [1, 2, 3].map(|number| upload(&data, &version(number), 0));
         let under_way = upload(&data, &version(4), patience_ms);
         let set = |digest: &String| BTreeSet::from([digest.clone()]);
-        let removals = Stored::read(&data).unwrap().removals(&set(&needed), &set(&let_go), patience_ms + 1);
+        let named = BTreeSet::from([needed.clone(), let_go]);
+        let removals = Stored::read(&data, &named).unwrap().removals(&set(&needed), patience_ms + 1);
         assert_eq!(removals.len(), 4);
         apply(&data, removals, Vec::new(), 0);
-        assert_eq!(Stored::read(&data).unwrap().by_digest.into_keys().collect::<BTreeSet<_>>(), {
+        assert_eq!(stored(&data).by_digest.into_keys().collect::<BTreeSet<_>>(), {
             BTreeSet::from([needed, under_way])
         });
         assert_eq!(read(&data, &abandoned).unwrap(), None);

@@ -148,7 +148,6 @@ impl History {
 
     /// What has to be written for a change to be recorded: itself, and the removal of what is kept no longer.
     pub(super) fn record(mut self, known: &Known, stored: &Stored, change: Change) -> Result<Vec<Operation>, Error> {
-        let before: BTreeSet<String> = known.digests().into_iter().chain(self.digests()).collect();
         let needed = known.digests_after(&change.what);
         let (name, now_ms) = (key(change.number), change.at_ms);
         let mut operations = vec![put(name.clone(), json(&change, &name)?)];
@@ -157,7 +156,7 @@ impl History {
             operations.extend(self.changes.pop_front().map(|oldest| delete(key(oldest.number))));
         }
         let kept: BTreeSet<String> = needed.into_iter().chain(self.digests()).collect();
-        operations.extend(stored.removals(&kept, &before, now_ms));
+        operations.extend(stored.removals(&kept, now_ms));
         Ok(operations)
     }
 

@@ -257,7 +257,7 @@ impl Registry {
                 start_us: u64::try_from(plugin.start_time().as_micros()).unwrap_or(u64::MAX),
                 revision: 0,
             };
-            let stored = self.inner.stored().await?;
+            let stored = self.inner.stored(&known, &history).await?;
             let missing = stored.missing(&info.digest, &bytes);
             if !missing.is_empty() {
                 self.store(missing, deadline).await?;
@@ -480,7 +480,8 @@ impl Registry {
             what,
             rolled_back_to: author.rolls_back_to,
         };
-        operations.extend(history.record(&known, &self.inner.stored().await?, change)?);
+        let stored = self.inner.stored(&known, &history).await?;
+        operations.extend(history.record(&known, &stored, change)?);
         let request = Request { operations, preconditions, idempotency_key: None };
         match self.inner.write_path.write_unjudged(request, deadline).await {
             Ok(written) => Ok(Some(written.revision)),
@@ -510,9 +511,9 @@ impl Inner {
     }
 
     /// The pieces of versions that this node has.
-    async fn stored(&self) -> Result<Stored, Error> {
-        let data = self.data.clone();
-        tokio::task::spawn_blocking(move || Stored::read(&data)).await.map_err(|_| Error::Stopping)?
+    async fn stored(&self, known: &Known, history: &History) -> Result<Stored, Error> {
+        let (data, named) = (self.data.clone(), known.digests().into_iter().chain(history.digests()).collect());
+        tokio::task::spawn_blocking(move || Stored::read(&data, &named)).await.map_err(|_| Error::Stopping)?
     }
 
     /// Reads the whole registry, without the bytes of plugins.

@@ -221,6 +221,16 @@ impl Data {
         scan::page(&view, self.inner.keyspace(query.space), query, revision)
     }
 
+    /// The keys with a prefix, whatever their values: large ones are not read.
+    ///
+    /// # Errors
+    ///
+    /// If they cannot be read or are damaged.
+    pub fn keys(&self, space: Space, prefix: &str) -> Result<Vec<String>, Error> {
+        let _whole = self.whole();
+        scan::keys(self.inner.keyspace(space), prefix)
+    }
+
     /// The first `limit` keys from `start` to `end` (inclusive; empty: no upper bound), with their digest.
     ///
     /// # Errors

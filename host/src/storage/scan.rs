@@ -140,6 +140,13 @@ pub(super) fn page(view: &View, table: &Table, query: &RangeQuery, revision: u64
     Ok(page)
 }
 
+/// The keys with a prefix.
+pub(super) fn keys(table: &Table, prefix: &str) -> Result<Vec<String>, Error> {
+    let query = RangeQuery { prefix: Some(prefix.to_owned()), ..RangeQuery::default() };
+    let Some(bounds) = query.bounds() else { return Ok(Vec::new()) };
+    table.range(bounds).keys().map(|key| record::decode_key(&key?)).collect()
+}
+
 /// The first `limit` keys of a range with their revisions. An empty `end` means no upper bound.
 pub(super) fn revisions(table: &Table, start: &str, end: &str, limit: usize) -> Result<Vec<(String, u64)>, Error> {
     let end = if end.is_empty() { None } else { Some(end.to_owned()) };

@@ -280,6 +280,17 @@ impl View {
     }
 }
 
+impl Iter {
+    /// The keys alone. Values that are kept apart from them are not read.
+    pub(super) fn keys(mut self) -> impl Iterator<Item = Result<Slice, Error>> {
+        std::iter::from_fn(move || match &mut self {
+            Self::Disk(iter) => iter.next().map(|item| Ok(item.key()?)),
+            #[cfg(test)]
+            Self::Memory(iter) => iter.next().map(|(key, _)| Ok(key)),
+        })
+    }
+}
+
 impl Iterator for Iter {
     type Item = Result<(Slice, Slice), Error>;
 
