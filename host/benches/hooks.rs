@@ -1,14 +1,14 @@
-//! What a judgement costs: whole, on a fresh instance, on one thread; and what each part of the engine's setting is worth.
+//! What a judgement costs: whole, on one thread; and what each part of the engine's setting is worth.
 //!
 //! ```sh
 //! cargo build --profile plugin --target wasm32-wasip2 -p json-schema -p limits -p normalize -p test-reference
 //! cargo bench --bench hooks
 //! ```
 //!
-//! Each name says the plugin and how it ran: `image` as on a node, and then without one thing at a time: `configured` gets
-//! its configuration before each call instead of an image that has it; the others lack a pool, copy-on-write, or the scan
-//! for pages that were written to. `instance` is only the start and the end of one, which is part of every call; `passing`
-//! is a call that looks at nothing but the length of values of several sizes, so that their difference is what it costs to hand
+//! Each name says the plugin and how it ran: `put-back` as on a node, `image` with a new instance for each call, and that without
+//! one thing at a time: `configured` gets its configuration before each call instead of an image that has it; the others lack a
+//! pool, copy-on-write, or the scan for pages that were written to. `instance` only takes one and puts it back, `new-instance`
+//! starts one and ends it, which is part of every call; `passing` is a call that looks at nothing but the length of values of several sizes, so that their difference is what it costs to hand
 //! a value over.
 
 #![allow(missing_docs, reason = "the harness makes a function without")]
@@ -22,7 +22,7 @@ use brink::hooks::{Binding, Hook, Runtime, Set, Tuning, Unobserved, View, ViewEr
 use brink::storage::{Action, Entry, Operation, RangeDigest, Space, Value};
 use criterion::{Criterion, criterion_group, criterion_main};
 
-/// As in the node: a fresh instance is some hundred allocations.
+/// As in the node: a new instance is some hundred allocations.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
@@ -110,12 +110,15 @@ fn hook(runtime: &Runtime, subject: &Subject, has_image: bool) -> Hook {
 
 fn judgements(criterion: &mut Criterion) {
     let all = Tuning::default();
+    // Each of these makes an instance for each call, whose cost the others are about.
+    let new = Tuning { rewind: false, ..all };
     let settings = [
-        ("image", all, true),
-        ("configured", all, false),
-        ("no-pool", Tuning { pool: false, ..all }, true),
-        ("no-copy-on-write", Tuning { copy_on_write: false, ..all }, true),
-        ("no-pagemap-scan", Tuning { pagemap_scan: false, ..all }, true),
+        ("put-back", all, true),
+        ("image", new, true),
+        ("configured", new, false),
+        ("no-pool", Tuning { pool: false, ..new }, true),
+        ("no-copy-on-write", Tuning { copy_on_write: false, ..new }, true),
+        ("no-pagemap-scan", Tuning { pagemap_scan: false, ..new }, true),
     ];
     for subject in &subjects() {
         let mut group = criterion.benchmark_group(subject.name);
@@ -125,9 +128,11 @@ fn judgements(criterion: &mut Criterion) {
             let write = Operation { space: Space::Kv, key: "k".to_owned(), action: subject.action.clone() };
             group.bench_function(name, |bencher| bencher.iter(|| judge(&set, &write)));
         }
-        let runtime = Runtime::new(Arc::new(Unobserved)).unwrap();
-        let hook = hook(&runtime, subject, true);
-        group.bench_function("instance", |bencher| bencher.iter(|| hook.start_and_end().unwrap()));
+        for (name, tuning) in [("instance", all), ("new-instance", new)] {
+            let runtime = Runtime::tuned(Arc::new(Unobserved), tuning).unwrap();
+            let hook = hook(&runtime, subject, true);
+            group.bench_function(name, |bencher| bencher.iter(|| hook.start_and_end().unwrap()));
+        }
         group.finish();
     }
     passing(criterion);

@@ -64,6 +64,13 @@ pub const PLUGIN_OUTPUT_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Plugin instances running at once on a node; further writes wait their turn.
 pub const PLUGIN_INSTANCES_MAX: usize = 32;
 
+/// Memory of plugin instances that wait for the next call of their hook, and of the copy that each such hook needs of what
+/// they began with; in MiB, each counted in full and as at least one. Beyond it instances are thrown away after their calls.
+pub const PLUGIN_KEPT_MIB_MAX: usize = 256;
+
+/// What an instance may have written to and wait, in bytes.
+pub const PLUGIN_KEPT_WRITTEN_BYTES_MAX: usize = 4 * 1024 * 1024;
+
 /// Writes that wait for a plugin instance; over it a write is refused with 503.
 pub const PLUGIN_QUEUE_MAX: usize = 4_096;
 

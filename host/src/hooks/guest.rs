@@ -1,4 +1,4 @@
-//! One call of a plugin: a fresh instance, configured, asked once, thrown away.
+//! One call of a plugin: an instance that nobody has used, configured, asked once.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,9 +13,10 @@ use super::error::Error;
 use super::limiter::{Limiter, Refused};
 use super::lines::{Lines, Speaker};
 use super::plugin::Code;
+use super::rewind::{Rewinder, WayBack};
 use super::runtime::Core;
 use super::text::{cut, one_line};
-use super::ticker::{Running, Ticker};
+use super::ticker::Ticker;
 use super::view::{Reads, Refusal, View};
 use super::wasi::{Exit, Random};
 use crate::limits;
@@ -46,40 +47,32 @@ pub(super) struct Call {
     reads: Reads,
 }
 
-/// A running instance. What it logged is said when it is dropped.
+/// An instance, and what belongs to it.
+pub(super) struct Live {
+    pub(super) instance: Instance,
+    pub(super) store: Store<Call>,
+    pub(super) way_back: Option<WayBack>,
+}
+
+/// An instance in use.
 pub(super) struct Guest<'a> {
-    core: &'a Core,
     code: &'a Code,
     speaker: &'a Speaker,
     allowance: Allowance,
-    instance: Instance,
-    store: Store<Call>,
-    _running: Running<'a>,
+    live: Live,
+    has_failed: bool,
 }
 
-impl<'a> Guest<'a> {
-    /// A fresh instance. Its initialisation runs under the same limits as its calls.
-    pub(super) fn start(
-        core: &'a Core,
-        code: &'a Code,
-        speaker: &'a Speaker,
-        allowance: Allowance,
-    ) -> Result<Self, Error> {
-        let call = Call {
-            lines: Lines::new(),
-            random: Random::new(allowance.seed),
-            has_handles: false,
-            limiter: Limiter::new(allowance.memory_bytes),
-            reads: Reads::default(),
-        };
-        let running = core.ticker().run();
-        let mut store = Store::new(core.engine(), call);
+impl Live {
+    /// A new instance. Its initialisation runs under the same limits as its calls.
+    fn start(core: &Core, code: &Code, speaker: &Speaker, allowance: Allowance) -> Result<Self, Error> {
+        let mut store = Store::new(core.engine(), Call::new(allowance));
         store.limiter(|call| &mut call.limiter);
         store.set_hostcall_fuel(allowance.output_bytes);
         // IMPORTANT: without a deadline the first check of the epoch traps.
         store.set_epoch_deadline(Ticker::ticks(allowance.deadline));
         match code.pre.instantiate(&mut store) {
-            Ok(instance) => Ok(Self { core, code, speaker, allowance, instance, store, _running: running }),
+            Ok(instance) => Ok(Self { instance, store, way_back: None }),
             Err(error) => {
                 let error = explain(&error, speaker, allowance, &mut store);
                 store.data_mut().lines.say(speaker, core.observer());
@@ -88,15 +81,82 @@ impl<'a> Guest<'a> {
         }
     }
 
+    /// One that was put back, with what a new one would be given. `None`: a new one could not start.
+    fn renewed(mut self, allowance: Allowance) -> Option<Self> {
+        self.store.set_hostcall_fuel(allowance.output_bytes);
+        self.store.set_epoch_deadline(Ticker::ticks(allowance.deadline));
+        let call = self.store.data_mut();
+        call.lines = Lines::new();
+        call.random = Random::new(allowance.seed);
+        call.limiter.renew(allowance.memory_bytes).then_some(self)
+    }
+
+    /// Lets the host read the whole memory from now on, which is no output of the plugin's.
+    pub(super) fn expect_reading(&mut self) {
+        self.store.set_hostcall_fuel(usize::MAX);
+    }
+}
+
+impl Call {
+    fn new(allowance: Allowance) -> Self {
+        Self {
+            lines: Lines::new(),
+            random: Random::new(allowance.seed),
+            has_handles: false,
+            limiter: Limiter::new(allowance.memory_bytes),
+            reads: Reads::default(),
+        }
+    }
+
+    /// Whether an instance has what it did not begin with and that cannot be taken from it. It began with this much memory.
+    pub(super) fn has_more_than(&self, memory_bytes: usize) -> bool {
+        self.has_handles || self.limiter.refused().is_some() || self.limiter.memory_bytes() != memory_bytes
+    }
+}
+
+impl Guest<'_> {
+    /// Has `ask` use an instance that nobody has used, or that cannot be told from one. When `ask` returns, what the plugin
+    /// logged is said, and the instance ends.
+    pub(super) fn with<T>(
+        core: &Core,
+        code: &Code,
+        speaker: &Speaker,
+        allowance: Allowance,
+        ask: impl FnOnce(&mut Guest<'_>) -> T,
+    ) -> Result<T, Error> {
+        let _running = core.ticker().run();
+        let waiting = code.rewinder.as_ref().ok().and_then(Rewinder::take);
+        let live = match waiting.and_then(|live| live.renewed(allowance)) {
+            Some(live) => live,
+            None => Live::start(core, code, speaker, allowance)?,
+        };
+        let mut guest = Guest { code, speaker, allowance, live, has_failed: false };
+        let answer = ask(&mut guest);
+        let Guest { mut live, has_failed, .. } = guest;
+        let call = live.store.data_mut();
+        call.lines.say(speaker, core.observer());
+        call.reads = Reads::default();
+        if let Ok(rewinder) = &code.rewinder
+            && !has_failed
+        {
+            rewinder.keep(live);
+        }
+        Ok(answer)
+    }
+
+    pub(super) fn live(&mut self) -> &mut Live {
+        &mut self.live
+    }
+
     /// Checks that every export of the plugin has the type it should have.
     pub(super) fn check_types(&mut self) -> wasmtime::Result<()> {
         let exports = &self.code.exports;
-        exports.configuration.load(&mut self.store, &self.instance)?;
+        exports.configuration.load(&mut self.live.store, &self.live.instance)?;
         if let Some(validator) = &exports.validator {
-            validator.load(&mut self.store, &self.instance)?;
+            validator.load(&mut self.live.store, &self.live.instance)?;
         }
         if let Some(transformer) = &exports.transformer {
-            transformer.load(&mut self.store, &self.instance)?;
+            transformer.load(&mut self.live.store, &self.live.instance)?;
         }
         Ok(())
     }
@@ -107,14 +167,14 @@ impl<'a> Guest<'a> {
         let exports = &self.code.exports;
         let answer = exports
             .configuration
-            .load(&mut self.store, &self.instance)
-            .and_then(|guest| guest.call_configure(&mut self.store, config));
+            .load(&mut self.live.store, &self.live.instance)
+            .and_then(|guest| guest.call_configure(&mut self.live.store, config));
         self.settle(answer)
     }
 
     /// Lets the plugin read from `view` from now on.
     pub(super) fn open(&mut self, view: Arc<dyn View>) {
-        self.store.data_mut().reads.open(view);
+        self.live.store.data_mut().reads.open(view);
     }
 
     /// Asks the transformer. A plugin without that role changes nothing.
@@ -122,8 +182,8 @@ impl<'a> Guest<'a> {
         self.wind_up();
         let Some(transformer) = &self.code.exports.transformer else { return Ok(Ok(Vec::new())) };
         let answer = transformer
-            .load(&mut self.store, &self.instance)
-            .and_then(|guest| guest.call_transform(&mut self.store, writes));
+            .load(&mut self.live.store, &self.live.instance)
+            .and_then(|guest| guest.call_transform(&mut self.live.store, writes));
         self.settle(answer)
     }
 
@@ -132,19 +192,14 @@ impl<'a> Guest<'a> {
         self.wind_up();
         let Some(validator) = &self.code.exports.validator else { return Ok(Ok(())) };
         let answer = validator
-            .load(&mut self.store, &self.instance)
-            .and_then(|guest| guest.call_validate(&mut self.store, writes));
+            .load(&mut self.live.store, &self.live.instance)
+            .and_then(|guest| guest.call_validate(&mut self.live.store, writes));
         self.settle(answer)
     }
 
     /// Whether the plugin has been given handles of WASI.
     pub(super) fn has_handles(&self) -> bool {
-        self.store.data().has_handles
-    }
-
-    /// Lets the host read the whole state of the instance from now on, which is no output of the plugin's.
-    pub(super) fn allow_reading(&mut self) {
-        self.store.set_hostcall_fuel(usize::MAX);
+        self.live.store.data().has_handles
     }
 
     /// What a function without arguments of an exported instance returns.
@@ -156,26 +211,27 @@ impl<'a> Guest<'a> {
     ) -> wasmtime::Result<T> {
         self.wind_up();
         let missing = || wasmtime::format_err!("there is no {instance}#{function}");
-        let (_, exports) = self.instance.get_export(&mut self.store, None, instance).ok_or_else(missing)?;
-        let found = self.instance.get_export(&mut self.store, Some(&exports), function).ok_or_else(missing)?;
-        let function = self.instance.get_typed_func::<(), (R,)>(&mut self.store, found.1)?;
-        let (answer,) = function.call(&mut self.store, ())?;
-        Ok(take(answer, &self.store))
+        let (_, exports) = self.live.instance.get_export(&mut self.live.store, None, instance).ok_or_else(missing)?;
+        let found =
+            self.live.instance.get_export(&mut self.live.store, Some(&exports), function).ok_or_else(missing)?;
+        let function = self.live.instance.get_typed_func::<(), (R,)>(&mut self.live.store, found.1)?;
+        let (answer,) = function.call(&mut self.live.store, ())?;
+        Ok(take(answer, &self.live.store))
     }
 
     /// The memory the instance has, in bytes.
     pub(super) fn memory_bytes(&self) -> usize {
-        self.store.data().limiter.memory_bytes()
+        self.live.store.data().limiter.memory_bytes()
     }
 
-    /// Ends the instance and returns what it has read.
-    pub(super) fn finish(mut self) -> Reads {
-        std::mem::take(&mut self.store.data_mut().reads)
+    /// What it has read.
+    pub(super) fn take_reads(&mut self) -> Reads {
+        std::mem::take(&mut self.live.store.data_mut().reads)
     }
 
     /// Whether growth was refused, so that the answer may not be what it would have been. What was logged is then forgotten.
     pub(super) fn is_cut_short(&mut self) -> bool {
-        let call = self.store.data_mut();
+        let call = self.live.store.data_mut();
         let is_refused = call.limiter.refused().is_some();
         if is_refused {
             call.lines.forget();
@@ -188,17 +244,12 @@ impl<'a> Guest<'a> {
         if self.allowance.is_provisional {
             return;
         }
-        self.store.set_epoch_deadline(Ticker::ticks(self.allowance.deadline));
+        self.live.store.set_epoch_deadline(Ticker::ticks(self.allowance.deadline));
     }
 
     fn settle<T>(&mut self, answer: wasmtime::Result<T>) -> Result<T, Error> {
-        answer.map_err(|error| explain(&error, self.speaker, self.allowance, &mut self.store))
-    }
-}
-
-impl Drop for Guest<'_> {
-    fn drop(&mut self) {
-        self.store.data_mut().lines.say(self.speaker, self.core.observer());
+        self.has_failed |= answer.is_err();
+        answer.map_err(|error| explain(&error, self.speaker, self.allowance, &mut self.live.store))
     }
 }
 

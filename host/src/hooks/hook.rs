@@ -12,6 +12,7 @@ use super::guest::{Allowance, Guest};
 use super::lines::Speaker;
 use super::pace::Pace;
 use super::plugin::{Code, Plugin};
+use super::rewind::Rewinder;
 use super::runtime::{Core, Runtime};
 use super::text::cut;
 use crate::limits;
@@ -60,11 +61,11 @@ impl Runtime {
         let hook = self.load(name, binding, plugin)?;
         let _room = self.core().side_room()?;
         let allowance = Allowance { deadline: limits::PLUGIN_CONFIGURE_DEADLINE, ..hook.allowance() };
-        let mut guest = Guest::start(self.core(), plugin.code(), hook.speaker(), allowance)?;
-        let started_at = Instant::now();
-        hook.configure(&mut guest)?;
-        let (took_ms, deadline_ms) = (started_at.elapsed().as_millis(), hook.binding().deadline_ms);
-        drop(guest);
+        let took = Guest::with(self.core(), plugin.code(), hook.speaker(), allowance, |guest| {
+            let started_at = Instant::now();
+            hook.configure(guest).map(|()| started_at.elapsed())
+        });
+        let (took_ms, deadline_ms) = (took.flatten()?.as_millis(), hook.binding().deadline_ms);
         if took_ms > u128::from(deadline_ms) {
             let found = format!("{deadline_ms}, but `configure`, which precedes every call, took {took_ms} ms");
             return Err(invalid("deadline_ms", found, format!("more than {took_ms}")));
@@ -131,7 +132,7 @@ impl Hook {
     ///
     /// How the plugin failed, or [`Error::Busy`].
     pub fn start_and_end(&self) -> Result<(), Error> {
-        self.start(self.allowance()).map(drop)
+        self.with_instance(self.allowance(), |_| ())
     }
 
     /// Keeps what `make` makes, unless it has been made before.
@@ -139,14 +140,34 @@ impl Hook {
         self.0.image.get_or_init(make);
     }
 
-    /// Starts an instance and has it configured, unless it starts so.
-    pub(super) fn start(&self, allowance: Allowance) -> Result<Guest<'_>, Error> {
+    /// Has `ask` use an instance of its own, which is configured.
+    pub(super) fn with_instance<T>(
+        &self,
+        allowance: Allowance,
+        ask: impl FnOnce(&mut Guest<'_>) -> T,
+    ) -> Result<T, Error> {
+        let Inner { core, speaker, .. } = &*self.0;
         if let Some(Ok(image)) = self.0.image.get() {
-            return Guest::start(&self.0.core, image, &self.0.speaker, allowance);
+            return Guest::with(core, image, speaker, allowance, ask);
         }
-        let mut guest = Guest::start(&self.0.core, self.0.plugin.code(), &self.0.speaker, allowance)?;
-        self.configure(&mut guest)?;
-        Ok(guest)
+        let asked = Guest::with(core, self.0.plugin.code(), speaker, allowance, |guest| {
+            self.configure(guest)?;
+            Ok(ask(guest))
+        });
+        asked.flatten()
+    }
+
+    /// Instances that were put back to where they began after their calls, and wait for others; an error says why none can
+    /// be, so that each call starts a new one.
+    ///
+    /// None at all after a call: the instance was thrown away, since its memory had grown, or it had written to more than 4 MiB
+    /// of it, or was given handles of WASI, or the call failed, or too many others wait.
+    pub fn waiting(&self) -> Result<usize, &str> {
+        match self.0.image.get() {
+            Some(Ok(image)) => image.rewinder.as_ref().map(Rewinder::waiting).map_err(String::as_str),
+            Some(Err(why)) => Err(why),
+            None => Err("it has no image yet"),
+        }
     }
 
     pub(super) fn config(&self) -> &str {

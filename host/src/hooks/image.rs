@@ -2,14 +2,15 @@
 //!
 //! # Problem
 //!
-//! Each write gets a fresh instance, and each instance must know its hook's configuration. To configure it anew is to
+//! No write may see what another left in an instance, and each instance must know its hook's configuration. To configure it anew is to
 //! compile a schema, or to import a language's modules, for every write.
 //!
 //! # Approach
 //!
 //! Pre-initialisation, by `wasmtime-wizer`. The component is instrumented so that its memories and globals can be read
 //! from outside; one instance of it is configured; what it then holds is written into a copy of the component. Instances
-//! of the copy begin where `configure` ended, and the system maps their memory when they touch it.
+//! of the copy begin where `configure` ended, and the system maps their memory when they touch it. If it can be, the copy is
+//! also given what puts its instances back there after a call (see `rewindable`).
 //!
 //! # Guarantees
 //!
@@ -31,12 +32,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use futures::FutureExt;
 use sha2::{Digest, Sha256};
-use wasmtime::component::{Lift, WasmList};
+use wasmtime::component::{Component, Lift, WasmList};
 use wasmtime_wizer::{ComponentInstanceState, Wizer};
 
 use super::guest::{Allowance, Guest};
 use super::hook::Hook;
 use super::plugin::{Code, check_resources};
+use super::rewind::Rewinder;
+use super::rewindable::rewindable;
 use super::runtime::Runtime;
 use crate::limits;
 
@@ -52,22 +55,36 @@ impl Runtime {
         hook.specialise(|| {
             let key = key(hook);
             if let Some(cached) = self.core().cached(&key) {
-                return Code::new(self.core(), &cached).map_err(|mismatch| mismatch.to_string());
+                return ready(hook, &cached);
             }
             // The component comes from outside, and reading it is intricate: a panic is a reason like any other.
             let image = catch_unwind(AssertUnwindSafe(|| image(hook, component)));
             let image = image.unwrap_or_else(|_| Err("it cannot be instrumented".to_owned()))?;
             let compiled = self.core().compile(&key, &image)?;
             check_resources(&compiled).map_err(|mismatch| mismatch.to_string())?;
-            Code::new(self.core(), &compiled).map_err(|mismatch| mismatch.to_string())
+            ready(hook, &compiled)
         });
     }
+}
+
+/// An image that was compiled, and what puts its instances back if that can be done.
+fn ready(hook: &Hook, compiled: &Component) -> Result<Code, String> {
+    let core = hook.core();
+    let mut code = Code::new(core, compiled).map_err(|mismatch| mismatch.to_string())?;
+    code.rewinder = match core.rewinding() {
+        Some(means) => Rewinder::new(means, &code, hook),
+        None => Err("this node cannot".to_owned()),
+    };
+    if let Err(why) = &code.rewinder {
+        tracing::debug!(hook = hook.name(), why, "each call starts an instance");
+    }
+    Ok(code)
 }
 
 /// The name of a hook's image in the cache: it is the same for the same code, configuration and random numbers.
 pub(super) fn key(hook: &Hook) -> String {
     let mut hash = Sha256::new();
-    for part in ["image", hook.name(), hook.plugin().digest(), hook.config()] {
+    for part in ["rewindable image", hook.name(), hook.plugin().digest(), hook.config()] {
         hash.update((part.len() as u64).to_be_bytes());
         hash.update(part);
     }
@@ -88,20 +105,27 @@ fn image(hook: &Hook, component: &[u8]) -> Result<Vec<u8>, String> {
         memory_bytes: allowance.memory_bytes + HEADROOM_BYTES,
         ..allowance
     };
-    let mut guest = Guest::start(&scratch, &code, hook.speaker(), allowance).map_err(|error| error.to_string())?;
-    hook.configure(&mut guest).map_err(|error| error.to_string())?;
-    if guest.has_handles() {
-        return Err("it holds handles of WASI when it is configured, such as that of standard output".to_owned());
-    }
-    guest.allow_reading();
-    let mut state = State { guest, failure: None };
-    // Nothing in it waits: what it asks for is answered at once.
-    let image = wizer.snapshot_component(&context, &mut state).now_or_never();
-    match (state.failure, image) {
-        (None, Some(image)) => image.map_err(reason),
-        (Some(failure), _) => Err(failure),
-        (None, None) => Err("its state cannot be read at once".to_owned()),
-    }
+    let image = Guest::with(&scratch, &code, hook.speaker(), allowance, |guest| {
+        hook.configure(guest).map_err(|error| error.to_string())?;
+        if guest.has_handles() {
+            return Err("it holds handles of WASI when it is configured, such as that of standard output".to_owned());
+        }
+        guest.live().expect_reading();
+        let mut state = State { guest, failure: None };
+        // Nothing in it waits: what it asks for is answered at once.
+        let image = wizer.snapshot_component(&context, &mut state).now_or_never();
+        match (state.failure, image) {
+            (None, Some(image)) => image.map_err(reason),
+            (Some(failure), _) => Err(failure),
+            (None, None) => Err("its state cannot be read at once".to_owned()),
+        }
+    });
+    let image = image.map_err(|error| error.to_string()).flatten()?;
+    // Where its instances cannot be put back, each call starts one.
+    Ok(rewindable(&image).unwrap_or_else(|why| {
+        tracing::debug!(hook = hook.name(), why, "its instances cannot be put back");
+        image
+    }))
 }
 
 fn reason(error: impl std::fmt::Display) -> String {
@@ -109,12 +133,12 @@ fn reason(error: impl std::fmt::Display) -> String {
 }
 
 /// The state of an instrumented instance. The first failure is kept; what is read after it does not matter.
-struct State<'a> {
-    guest: Guest<'a>,
+struct State<'a, 'b> {
+    guest: &'a mut Guest<'b>,
     failure: Option<String>,
 }
 
-impl State<'_> {
+impl State<'_, '_> {
     fn read<R: Lift + 'static, T: Default>(
         &mut self,
         instance: &str,
@@ -128,7 +152,7 @@ impl State<'_> {
     }
 }
 
-impl ComponentInstanceState for State<'_> {
+impl ComponentInstanceState for State<'_, '_> {
     async fn call_func_ret_list_u8(&mut self, instance: &str, function: &str, contents: impl FnOnce(&[u8]) + Send) {
         self.read(instance, function, |list: WasmList<u8>, store| contents(list.as_le_slice(store)));
     }

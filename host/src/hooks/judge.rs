@@ -102,9 +102,12 @@ impl Judgement {
     }
 
     /// Whether the next hook's answer is expected so soon that it can be waited for on an async thread. A plugin that may
-    /// read is not: reads may wait for the disk.
+    /// read is not: reads may wait for the disk. Nor is one that begins with more memory than it may have there.
     pub(super) fn is_quick(&self) -> bool {
         let Some(hook) = self.next().filter(|hook| !hook.plugin().reads()) else { return false };
+        if hook.plugin().start_memory_bytes() > QUICK_MEMORY_BYTES {
+            return false;
+        }
         let left = self.deadline.saturating_duration_since(Instant::now());
         if left.min(hook.allowance().deadline) <= STOP_AFTER {
             return false;
@@ -217,21 +220,21 @@ impl Judgement {
         let writes: Vec<Write<'_>> =
             matching.iter().filter_map(|position| self.operations.get(*position)).map(as_write).collect();
         let is_provisional = allowance.is_provisional;
-        let mut guest = match hook.start(allowance) {
-            Err(error) if is_provisional && error.is_limit() => return None,
-            Err(error) => return Some(Err(error)),
-            Ok(guest) => guest,
-        };
-        guest.open(Arc::clone(&self.view));
-        let answer = match role {
-            Role::Transformer => guest.transform(&writes),
-            Role::Validator => guest.validate(&writes).map(|verdict| verdict.map(|()| Vec::new())),
-        };
-        *memory_bytes = guest.memory_bytes();
-        if is_provisional && (guest.is_cut_short() || answer.as_ref().is_err_and(Error::is_limit)) {
-            return None;
+        let asked = hook.with_instance(allowance, |guest| {
+            guest.open(Arc::clone(&self.view));
+            let answer = match role {
+                Role::Transformer => guest.transform(&writes),
+                Role::Validator => guest.validate(&writes).map(|verdict| verdict.map(|()| Vec::new())),
+            };
+            *memory_bytes = guest.memory_bytes();
+            let is_stopped = is_provisional && (guest.is_cut_short() || answer.as_ref().is_err_and(Error::is_limit));
+            (!is_stopped).then(|| (answer, guest.take_reads()))
+        });
+        match asked {
+            Err(error) if is_provisional && error.is_limit() => None,
+            Err(error) => Some(Err(error)),
+            Ok(asked) => asked.map(|(answer, reads)| self.read_answer(hook, matching, answer, reads)),
         }
-        Some(self.read_answer(hook, matching, answer, guest.finish()))
     }
 
     /// What a plugin's answer means.

@@ -33,6 +33,12 @@ impl Limiter {
         }
     }
 
+    /// For another call of an instance that was put back to where it began. `false`: it has more than it may have now.
+    pub(super) fn renew(&mut self, memory_bytes_max: usize) -> bool {
+        self.memory.limit = memory_bytes_max;
+        self.memory.used <= memory_bytes_max
+    }
+
     /// The growth that was refused, if any was.
     pub(super) fn refused(&self) -> Option<Refused> {
         self.memory.refused.or(self.tables.refused)

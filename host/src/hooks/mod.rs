@@ -17,13 +17,14 @@
 //! judge ── no hook matches ──────────────────────────────────────────────> Judged (no thread hop)
 //!   │
 //!   ├─ transformers in order ─┐   for each: share of the hook → room on the node → a thread that suits its pace:
-//!   └─ validators in order  ──┤     fresh, configured instance → one call with all matching writes → check the answer
+//!   └─ validators in order  ──┤     configured, untouched instance → one call with all matching writes → check the answer
 //!                             └──> Judged { operations, reads as preconditions, epoch }
 //! ```
 //!
-//! Every call gets a fresh instance from a pool, thrown away after it. `configure` runs when a hook is made; what it leaves
-//! in memory becomes part of the component, so that instances start configured (see `image`). Where that is not possible,
-//! and until it is done, each instance is configured before its call, within the hook's own deadline.
+//! Every call gets an instance in which no call has left anything. `configure` runs when a hook is made; what it leaves in
+//! memory becomes part of the component, so that instances start configured (see `image`). After a call an instance is put back
+//! to exactly there, for another call, if nothing else can have changed in it (see `rewind`), or thrown away. Where there is no
+//! image, and until there is one, each call gets a new instance, which is configured first, within the hook's own deadline.
 //!
 //! Guests are called synchronously. Where, depends on how fast the hook's calls have shown themselves (see `pace`): on a
 //! blocking thread; if calls take long, on threads of a lower priority, where compilers run too; and if they are shorter than
@@ -39,7 +40,7 @@
 //!   memories and tables of the instance), instances, stack, bytes passed to the host, reads, log lines and log bytes.
 //! - A plugin has no clock, network, files, environment or entropy. Of WASI it gets what reveals nothing (see `wasi`).
 //!   No call sees another's leftovers.
-//! - One hook gets at most half of the room for plugins and half of the queue; while it runs into its deadline, one
+//! - One hook gets at most half of the room for plugins and half of the queue; while it goes on failing slowly, a fifth of one
 //!   thread. One whose calls take 1 ms or more on average runs behind everything that serves. Hooks in [`Mode::Monitor`]
 //!   never hold a write up for want of room.
 //! - An async thread is held up by guest code only by hooks whose calls are expected to take 0.1 ms and which cannot read,
@@ -65,26 +66,24 @@
 //!
 //! # Cost
 //!
-//! Whole judgements (instance, call, check of the answer, teardown) of Rust guests on one thread of a small machine, in
-//! microseconds, by `cargo bench --bench hooks`, and what they would be without one thing:
+//! Whole judgements (instance, call, check of the answer, putting back) of Rust guests on one thread of a small machine, in
+//! microseconds, by `cargo bench --bench hooks`; with a new instance for each call, and what that would be without one thing:
 //!
-//! | | as it is | configured for each call | no pool | no copy-on-write | no scan for written pages |
-//! |---|---|---|---|---|---|
-//! | nothing to do | 9.1 | 9.9 | 44 | 11 | 23 |
-//! | `normalize`, 256 bytes | 12.9 | 14.5 | 45 | 16 | 28 |
-//! | `json-schema`, an ISO 639-3 record | 18.5 | 1,960 | 77 | 640 | 58 |
+//! | | as it is | new instance | configured for each call | no pool | no copy-on-write | no scan for written pages |
+//! |---|---|---|---|---|---|---|
+//! | nothing to do | 4.3 | 9.9 | 10.7 | 41 | 12 | 23 |
+//! | `normalize`, 256 bytes | 7.2 | 12.8 | 14.1 | 48 | 16 | 27 |
+//! | `json-schema`, an ISO 639-3 record | 10.2 | 18.9 | 1,980 | 76 | 639 | 59 |
 //!
-//! Of the first column, 6.0 are the instance (8.1 for `json-schema`): taking it from the pool, linking it, resetting what it has
-//! written to. The rest is the call; a value of 16 KiB costs no more to hand over than one of 16 bytes, one of 256 KiB 125, since
-//! it takes more memory than a slot of the pool keeps.
+//! An instance that nothing has used is put back in 2.0 (2.2 for `json-schema`), most of it the system's scan; to take a new one
+//! from the pool, link it and end it takes 6.6 (9.1). The rest is the call, and copies of the pages it wrote to. A value of 16 KiB
+//! takes 0.6 more to hand over than one of 16 bytes, one of 256 KiB 137, since memory grows for it, and that cannot be put back.
 //!
-//! Two threads do 1.7 to 2 times as much as one where a line of memory goes from core to core in 35 ns, and 1.3 to 1.7 times
-//! where that takes 165: a call passes some twenty lines, nearly all of them counters of the engine. A judgement that is handed
-//! to a blocking thread and back costs 30 to 70 µs more. Where three nodes and their load share two cores, a quick hook on every
-//! write costs 18 to 27 % of the throughput of 64 clients, and would cost 38 % if it were handed to another thread: beside a node
-//! at work, its call adds 31 to 51 µs to the 115 to 135 that a write takes of all processors together, since caches are cold for
-//! it and colder after it. The allocator matters: an instance is some hundred allocations (decision 15). A write that no hook
-//! matches costs a comparison with each prefix.
+//! Two threads do 1.8 to 1.95 times as much as one where a line of memory goes from core to core in 32 ns, and 1.74 to 1.8 times
+//! where that takes 165. A judgement that is handed to a blocking thread and back costs 30 to 70 µs more. Where three nodes and
+//! their load share two cores, a quick hook on every write costs 7 to 11 % of the throughput of 64 clients (13 to 27 % with new
+//! instances): beside a node at work, its call adds 10 to 25 µs to the 115 to 145 that a write takes of all processors together,
+//! since caches are cold for it and colder after it. A write that no hook matches costs a comparison with each prefix.
 //!
 //! Compiling takes 0.1 s for a guest of 165 kB and 1.9 s for one of 3 MB, its image as much again and half of it; neither
 //! is done twice on a node, since compiled code is kept on disk (see `cache`).
@@ -100,9 +99,13 @@ mod judge;
 mod limiter;
 mod lines;
 mod pace;
+mod pages;
+mod per_thread;
 mod pipeline;
 mod plugin;
 mod record;
+mod rewind;
+mod rewindable;
 mod runtime;
 mod set;
 #[cfg(test)]

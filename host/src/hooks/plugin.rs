@@ -11,6 +11,7 @@ use super::bindings::exports::brink::hooks::{configuration, transformer, validat
 use super::error::{Error, Mismatch};
 use super::guest::{self, Allowance, Call, Guest};
 use super::lines::Speaker;
+use super::rewind::Rewinder;
 use super::runtime::{Core, Runtime};
 use super::wasi;
 use crate::limits;
@@ -45,6 +46,8 @@ struct Compiled {
 pub(super) struct Code {
     pub(super) pre: InstancePre<Call>,
     pub(super) exports: Exports,
+    /// What puts its instances back after a call, or why that cannot be done.
+    pub(super) rewinder: Result<Rewinder, String>,
 }
 
 /// What starting an instance costs.
@@ -179,7 +182,7 @@ impl Code {
         let roles = check_exports(core, &ty)?;
         let pre = link(core, component, &ty).map_err(signature)?;
         let exports = roles.locate(&pre).map_err(signature)?;
-        Ok(Self { pre, exports })
+        Ok(Self { pre, exports, rewinder: Err("it is not configured".to_owned()) })
     }
 }
 
@@ -330,10 +333,9 @@ fn try_start(core: &Core, plugin: &Plugin) -> Result<Start, Error> {
         is_provisional: false,
     };
     let began = Instant::now();
-    let mut guest = Guest::start(core, plugin.code(), &speaker, allowance)?;
-    let start = Start { time: began.elapsed(), memory_bytes: guest.memory_bytes() };
-    guest
-        .check_types()
-        .map_err(|error| Error::WorldMismatch { plugin: plugin.name().to_owned(), mismatch: signature(error) })?;
-    Ok(start)
+    Guest::with(core, plugin.code(), &speaker, allowance, |guest| {
+        let start = Start { time: began.elapsed(), memory_bytes: guest.memory_bytes() };
+        let mismatched = |error| Error::WorldMismatch { plugin: plugin.name().to_owned(), mismatch: signature(error) };
+        guest.check_types().map(|()| start).map_err(mismatched)
+    })?
 }

@@ -17,6 +17,7 @@ use super::error::Error;
 use super::hook::Hook;
 use super::image;
 use super::pipeline::{INSTANCES_PER_CORE, background_max};
+use super::rewind::Means;
 use super::ticker::Ticker;
 use crate::limits;
 
@@ -37,8 +38,12 @@ const INSTANCE_METADATA_BYTES_MAX: usize = 8 << 20;
 const NICENESS: i32 = 5;
 
 /// Instances that may exist at once. An ended instance gives its slots back in a moment, hence a few to spare.
-const POOLED_INSTANCES: u32 =
+const RUNNING_INSTANCES: u32 =
     (limits::PLUGIN_INSTANCES_MAX + HEAVY_INSTANCES_MAX + limits::PLUGIN_SIDE_INSTANCES_MAX + 4) as u32;
+
+/// Instances that may wait for calls, beside those: at least a MiB each. They are of images that can be put back, which have
+/// one memory.
+const KEPT_INSTANCES: u32 = limits::PLUGIN_KEPT_MIB_MAX as u32;
 
 /// Of them, those of heavy hooks.
 const HEAVY_INSTANCES_MAX: usize = limits::PLUGIN_INSTANCES_MAX / INSTANCES_PER_CORE;
@@ -73,11 +78,13 @@ pub struct Tuning {
     pub copy_on_write: bool,
     /// Of an ended instance only the pages that were written to are reset (Linux, `PAGEMAP_SCAN`).
     pub pagemap_scan: bool,
+    /// Instances are put back after their calls, for other calls (Linux, `PAGEMAP_SCAN`).
+    pub rewind: bool,
 }
 
 impl Default for Tuning {
     fn default() -> Self {
-        Self { pool: true, copy_on_write: true, pagemap_scan: true }
+        Self { pool: true, copy_on_write: true, pagemap_scan: true, rewind: true }
     }
 }
 
@@ -97,6 +104,7 @@ pub(super) struct Core {
     /// Runs the calls of heavy hooks.
     background: Arc<ThreadPool>,
     cache: Option<Cache>,
+    rewinding: Option<Arc<Means>>,
 }
 
 impl Runtime {
@@ -145,7 +153,8 @@ impl Runtime {
         // 0: as many as there are cores.
         let compilers = threads("compiler", 0, is_node).map_err(fail)?;
         let background = threads("plugin", background_max(), is_node).map_err(fail)?;
-        let core = Core::new(engine, observer, compilers, background, cache).map_err(fail)?;
+        let mut core = Core::new(engine, observer, compilers, background, cache).map_err(fail)?;
+        core.rewinding = tuning.rewind.then(Means::find).flatten();
         Ok(Self { core: Arc::new(core) })
     }
 
@@ -174,7 +183,7 @@ impl Core {
     ) -> Result<Self, String> {
         let ticker = Ticker::start(&engine).map_err(|error| error.to_string())?;
         let side = Semaphore::new(limits::PLUGIN_SIDE_INSTANCES_MAX);
-        Ok(Self { engine, ticker, observer, side, compilers, background, cache })
+        Ok(Self { engine, ticker, observer, side, compilers, background, cache, rewinding: None })
     }
 
     /// An engine for one instance: it compiles quickly what then runs slowly.
@@ -216,6 +225,11 @@ impl Core {
 
     pub(super) fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// What puts instances back; absent where that cannot be done.
+    pub(super) fn rewinding(&self) -> Option<&Arc<Means>> {
+        self.rewinding.as_ref()
     }
 
     pub(super) fn ticker(&self) -> &Ticker {
@@ -264,12 +278,13 @@ fn config() -> Config {
 }
 
 fn pool(pagemap_scan: bool) -> InstanceAllocationStrategy {
-    let per_instance = |count: usize| POOLED_INSTANCES.saturating_mul(u32::try_from(count).unwrap_or(u32::MAX));
+    let instances = RUNNING_INSTANCES + KEPT_INSTANCES;
+    let each = |instances: u32, count: usize| instances.saturating_mul(u32::try_from(count).unwrap_or(u32::MAX));
     let mut pool = PoolingAllocationConfig::new();
-    pool.total_component_instances(POOLED_INSTANCES)
-        .total_core_instances(per_instance(limits::PLUGIN_CORE_INSTANCES_MAX))
-        .total_memories(per_instance(limits::PLUGIN_MEMORIES_MAX))
-        .total_tables(per_instance(limits::PLUGIN_TABLES_MAX))
+    pool.total_component_instances(instances)
+        .total_core_instances(each(instances, limits::PLUGIN_CORE_INSTANCES_MAX))
+        .total_memories(each(RUNNING_INSTANCES, limits::PLUGIN_MEMORIES_MAX) + KEPT_INSTANCES)
+        .total_tables(each(instances, limits::PLUGIN_TABLES_MAX))
         .max_memories_per_module(limits::PLUGIN_MEMORIES_MAX as u32)
         .max_tables_per_module(limits::PLUGIN_TABLES_MAX as u32)
         .table_elements(limits::PLUGIN_TABLE_ELEMENTS_MAX)

@@ -11,8 +11,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam_utils::CachePadded;
 use wasmtime::Engine;
+
+use super::per_thread::PerThread;
 
 /// The resolution of deadlines.
 const TICK: Duration = Duration::from_millis(1);
@@ -22,10 +23,6 @@ const REST: Duration = Duration::from_millis(4);
 
 /// Looks without a call after which the thread sleeps.
 const IDLE_LOOKS_MAX: u32 = 250;
-
-/// Counters of running calls. Threads take them in turn, so that those which call at the same time hardly ever pass one
-/// from core to core, which costs more than all else here.
-const COUNTERS: usize = 16;
 
 /// Ticks made up for at once when the thread was not scheduled for a while; beyond the longest deadline more make no
 /// difference.
@@ -39,21 +36,14 @@ pub(super) struct Ticker {
 
 #[derive(Default)]
 struct Shared {
-    running: [CachePadded<AtomicUsize>; COUNTERS],
+    /// Running calls.
+    running: PerThread<AtomicUsize>,
     is_asleep: AtomicBool,
     is_stopped: AtomicBool,
 }
 
 /// Keeps the epoch advancing while it lives.
 pub(super) struct Running<'a>(&'a AtomicUsize);
-
-thread_local! {
-    /// Which counter is this thread's.
-    static COUNTER: usize = {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        NEXT.fetch_add(1, Ordering::Relaxed) % COUNTERS
-    };
-}
 
 impl Ticker {
     /// Starts the thread for an engine.
@@ -70,7 +60,7 @@ impl Ticker {
     pub(super) fn run(&self) -> Running<'_> {
         // IMPORTANT: both sides write their own flag before they read the other's, in one total order (`SeqCst`), so
         // that the thread cannot fall asleep unseen by a call that starts at the same time.
-        let running = self.shared.counter();
+        let running = self.shared.running.mine();
         running.fetch_add(1, Ordering::SeqCst);
         if self.shared.is_asleep.load(Ordering::SeqCst) {
             self.wake();
@@ -109,12 +99,6 @@ impl Drop for Ticker {
 }
 
 impl Shared {
-    /// The counter of this thread.
-    fn counter(&self) -> &AtomicUsize {
-        let [first, ..] = &self.running;
-        COUNTER.with(|counter| self.running.get(*counter).unwrap_or(first))
-    }
-
     fn is_running(&self) -> bool {
         self.running.iter().any(|running| running.load(Ordering::SeqCst) > 0)
     }

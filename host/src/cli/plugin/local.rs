@@ -93,7 +93,16 @@ impl Local {
 
 /// Has a hook judge one write, with a store of these entries.
 pub(super) fn judge(hook: &Hook, write: Operation, store: &Arc<Store>) -> Result<Judged, hooks::Error> {
-    let set = Arc::new(Set::new(1, vec![hook.clone()]));
+    ask(&set(hook), write, store)
+}
+
+/// A hook that is alone in force.
+pub(super) fn set(hook: &Hook) -> Arc<Set> {
+    Arc::new(Set::new(1, vec![hook.clone()]))
+}
+
+/// As [`judge`], of hooks that are asked more than once.
+pub(super) fn ask(set: &Arc<Set>, write: Operation, store: &Arc<Store>) -> Result<Judged, hooks::Error> {
     set.judge(vec![write], store.clone(), Instant::now() + JUDGE_DEADLINE)
 }
 
@@ -114,7 +123,7 @@ pub(super) fn other_value(content_type: &str, bytes: impl Into<Bytes>) -> Value 
 }
 
 /// What a plugin reads: entries that were each written once, in the order of their keys.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub(super) struct Store(BTreeMap<String, Entry>);
 
 impl Store {

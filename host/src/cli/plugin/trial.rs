@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use hdrhistogram::Histogram;
 use serde_json::{Value as Json, json};
 
@@ -205,7 +206,10 @@ struct Peak(AtomicUsize);
 
 impl Observer for Peak {
     fn called(&self, _: &str, _: &str, _: Duration, _: &'static str, memory_bytes: usize) {
-        self.0.fetch_max(memory_bytes, Ordering::Relaxed);
+        // It hardly ever changes, and what is only read does not go from thread to thread.
+        if memory_bytes > self.0.load(Ordering::Relaxed) {
+            self.0.fetch_max(memory_bytes, Ordering::Relaxed);
+        }
     }
 }
 
@@ -228,8 +232,12 @@ pub(super) fn bench(args: &BenchArgs) -> Result<(), Failure> {
         Err(hooks::Error::Rejected(_)) => "rejected",
         Err(error) => return Err(error.into()),
     };
-    let call = || drop(local::judge(&hook, trial.write.clone(), &trial.store));
-    let instance = measure(|| drop(hook.start_and_end()), args.duration / 3, 1)?;
+    // Threads ask with data of their own, as requests do: else what they share would be measured.
+    let call = || {
+        let (set, write, store) = (local::set(&hook), own(&trial.write), Arc::new(Store::clone(&trial.store)));
+        move || drop(local::ask(&set, write.clone(), &store))
+    };
+    let instance = measure(|| || drop(hook.start_and_end()), args.duration / 3, 1)?;
     let alone = measure(call, args.duration, 1)?;
     let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let together = measure(call, args.duration, cores)?;
@@ -238,7 +246,8 @@ pub(super) fn bench(args: &BenchArgs) -> Result<(), Failure> {
     if args.output == Format::Json {
         let text = json!({
             "verdict": verdict, "compile_ms": millis(compiled), "bind_ms": millis(bound),
-            "specialise_ms": millis(specialised), "starts_configured": matches!(hook.is_specialised(), Some(Ok(()))), "calls": alone.nanos.len(),
+            "specialise_ms": millis(specialised), "starts_configured": matches!(hook.is_specialised(), Some(Ok(()))),
+            "is_put_back": matches!(hook.waiting(), Ok(1..)), "calls": alone.nanos.len(),
             "p50_us": alone.micros(0.5), "p99_us": alone.micros(0.99), "per_second": alone.per_second, "threads": cores,
             "per_second_on_all": together.per_second, "memory_bytes": memory_bytes,
             "start_us": micros(local.plugin.start_time()), "instance_p50_us": instance.micros(0.5),
@@ -255,15 +264,20 @@ pub(super) fn bench(args: &BenchArgs) -> Result<(), Failure> {
         ),
     })?;
     output::line(&format!(
-        "write      {:.1} µs at the median, {:.1} µs at the 99th percentile ({} calls, each on a fresh instance, {verdict})",
+        "write      {:.1} µs at the median, {:.1} µs at the 99th percentile ({} calls, each in an instance as `configure` left it; {verdict})",
         alone.micros(0.5),
         alone.micros(0.99),
         alone.nanos.len()
     ))?;
-    output::line(&format!(
-        "instance   {:.1} µs of that: to start and end one, without the call",
-        instance.micros(0.5)
-    ))?;
+    let how = match hook.waiting() {
+        Ok(1..) => "to put one back to where it began",
+        Ok(0) => {
+            "to start and end one; it cannot be put back, since its memory grows, or it writes to more than 4 MiB of it, or is \
+             given handles of WASI"
+        }
+        Err(why) => &format!("to start and end one; it cannot be put back: {why}"),
+    };
+    output::line(&format!("instance   {:.1} µs of that, without the call: {how}", instance.micros(0.5)))?;
     output::line(&format!(
         "rate       {:.0} a second on one thread, {:.0} on {cores} ({speedup:.2} times)",
         alone.per_second, together.per_second
@@ -282,14 +296,28 @@ impl Measured {
     }
 }
 
-/// Repeats a call on some threads. What it comes to has been looked at before.
-fn measure(call: impl Fn() + Sync, duration: Duration, threads: usize) -> Result<Measured, Failure> {
-    let call = || {
-        let began = Instant::now();
-        call();
-        u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX)
-    };
+/// A write that shares nothing with the one it is made of.
+fn own(write: &Operation) -> Operation {
+    let mut own = write.clone();
+    if let Action::Put(value) = &mut own.action {
+        value.bytes = Bytes::copy_from_slice(&value.bytes);
+    }
+    own
+}
+
+/// Has each of some threads prepare a call and repeat it. What it comes to has been looked at before.
+fn measure<C: FnMut()>(
+    prepare: impl Fn() -> C + Sync,
+    duration: Duration,
+    threads: usize,
+) -> Result<Measured, Failure> {
     let work = |nanos: &mut Histogram<u64>| {
+        let mut call = prepare();
+        let mut call = || {
+            let began = Instant::now();
+            call();
+            u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        };
         for _ in 0..WARM_UP_CALLS {
             call();
         }

@@ -23,6 +23,11 @@ const SHAPE: &str = r#"(module
     (func (export "validate") (param i32 i32) (result i32) unreachable)
     (func (export "transform") (param i32 i32) (result i32) unreachable))"#;
 
+/// As above, of code that counts.
+const STEP: &str = r#"(module
+    (import "host" "memory" (memory 1))
+    (func (export "step") (param i32 i32) (result i32) unreachable))"#;
+
 fn seeds() -> std::ops::Range<u64> {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
     let from = number("BRINK_FUZZ_FROM").unwrap_or(0);
@@ -31,23 +36,58 @@ fn seeds() -> std::ops::Range<u64> {
 
 /// A plugin in both roles whose code is random.
 fn random_guest(seed: u64) -> Vec<u8> {
+    let core = random_code(seed, SHAPE, Config::default());
+    Wat { core: Some(core), transform: Some(String::new()), ..Wat::validator("") }.bytes()
+}
+
+/// A validator whose verdict is a sum of its whole state before the call, which random code then changes: it refuses with
+/// a message of so many letters. It does not trap, and changes no tables and drops no segments, so that an image can be
+/// made of it.
+fn counting_guest(seed: u64) -> Vec<u8> {
+    let config = Config { disallow_traps: true, bulk_memory_enabled: false, simd_enabled: false, ..Config::default() };
+    let core = random_code(seed, STEP, config);
+    let (_, rest) = core.split_once("(export \"step\" (func ").unwrap();
+    let step = rest.split(')').next().unwrap();
+    let globals: String = (0..core.matches("(global (;").count())
+        .filter(|index| core.contains(&format!("(global (;{index};) (mut i32)")))
+        .map(|index| format!("(local.set $sum (i32.add (local.get $sum) (global.get {index})))"))
+        .collect();
+    let verdict = format!(
+        "(func (export \"configure\") (param i32 i32) (result i32) {OK}) \
+         (func (export \"validate\") (param i32 i32) (result i32) (local $sum i32) (local $at i32) \
+           (loop $next \
+             (local.set $sum (i32.add (i32.mul (local.get $sum) (i32.const 31)) (i32.load (local.get $at)))) \
+             (br_if $next (i32.lt_u (local.tee $at (i32.add (local.get $at) (i32.const 4))) (i32.const 65536)))) \
+           {globals} \
+           (drop (call {step} (local.get 0) (local.get 1))) \
+           (memory.fill (i32.const 8192) (i32.const 0) (i32.const 64)) \
+           (memory.fill (i32.const 16384) (i32.const 120) (i32.const 1024)) \
+           (i32.store8 (i32.const 8192) (i32.const 1)) \
+           (i32.store (i32.const 8204) (i32.const 16384)) \
+           (i32.store (i32.const 8208) (i32.and (local.get $sum) (i32.const 1023))) \
+           (i32.const 8192)))"
+    );
+    let core = core.trim_end().strip_suffix(')').unwrap().to_owned() + &verdict;
+    Wat { core: Some(core), ..Wat::validator("").without_reads() }.bytes()
+}
+
+/// A core module of random code, as text.
+fn random_code(seed: u64, shape: &str, config: Config) -> String {
     let mut entropy = vec![0; ENTROPY_BYTES];
     Rng::with_seed(seed).fill(&mut entropy);
     let config = Config {
-        module_shape: Some(wat::parse_str(SHAPE).unwrap()),
+        module_shape: Some(wat::parse_str(shape).unwrap()),
         // What the engine of a node does not have.
         gc_enabled: false,
         reference_types_enabled: false,
         exceptions_enabled: false,
         threads_enabled: false,
         memory64_enabled: false,
-        ..Config::default()
+        ..config
     };
     let module = Module::new(config, &mut Unstructured::new(&entropy)).unwrap();
     let text = wasmprinter::print_bytes(module.to_bytes()).unwrap();
-    let core = text.replacen("(module", "(core module $m", 1);
-    let wat = Wat { core: Some(core), transform: Some(String::new()), ..Wat::validator("") };
-    wat.bytes()
+    text.replacen("(module", "(core module $m", 1)
 }
 
 /// Gives a component some damage: bytes changed, moved, left out or doubled.
@@ -127,4 +167,43 @@ fn whatever_is_damaged_in_a_component_is_refused_or_runs() {
     });
     let seen = try_all(damaged);
     assert!(seen.len() > 1, "{seen:?}");
+}
+
+/// What several calls of a guest that starts configured come to, one after the other.
+fn call_often(runtime: &Runtime, component: &[u8]) -> Option<(Vec<String>, usize)> {
+    let plugin = runtime.compile("p", component).ok()?;
+    let binding = Binding::parse(br#"{"plugin":"p","deadline_ms":20,"memory_bytes":1048576}"#).unwrap();
+    let hook = runtime.load("h", binding, &plugin).unwrap();
+    runtime.specialise(&hook, component);
+    hook.is_specialised()?.ok()?;
+    let set = Arc::new(Set::new(1, vec![hook.clone()]));
+    let mut was_put_back = 0;
+    let answers = (0..4).map(|_| {
+        let answer = set.judge(vec![put("k", "1")], Arc::new(Kept::default()), soon());
+        was_put_back += hook.waiting().unwrap_or(0);
+        format!("{answer:?}")
+    });
+    let answers = answers.collect();
+    Some((answers, was_put_back))
+}
+
+#[test]
+fn calls_of_instances_that_were_put_back_answer_like_those_of_new_ones() {
+    let rewinding = runtime();
+    let starting = Runtime::tuned(Arc::new(Unobserved), Tuning { rewind: false, ..Tuning::default() }).unwrap();
+    let mut were_put_back = 0;
+    // Each takes as long as three of the others.
+    for seed in seeds().step_by(3) {
+        let component = counting_guest(seed);
+        let Some((answers, was_put_back)) = call_often(&rewinding, &component) else { continue };
+        let (expected, _) = call_often(&starting, &component).unwrap();
+        // Time is not part of what a guest computes.
+        if !expected.iter().chain(&answers).any(|answer| answer.starts_with("Err(TimedOut")) {
+            assert_eq!(answers, expected, "seed {seed}");
+            were_put_back += was_put_back;
+        }
+    }
+    println!("{were_put_back} calls ended with an instance that was put back");
+    // Most of four for each guest.
+    assert!(were_put_back > seeds().step_by(3).count() * 2);
 }

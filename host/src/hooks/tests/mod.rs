@@ -6,6 +6,7 @@ mod fuzz;
 mod image;
 mod judge;
 mod pipeline;
+mod rewind;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};

@@ -1,0 +1,127 @@
+//! Which pages of a range of memory are not what was mapped there.
+//!
+//! The system is asked (`PAGEMAP_SCAN`, Linux 6.7): it copies a page of a private mapping when it is first written to, and knows
+//! which are such copies. Where it cannot be asked there is no [`PageMap`].
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+
+/// Runs of neighbouring pages that are told at once.
+pub(super) const RUNS_MAX: usize = 64;
+
+/// The page map of this process.
+pub(super) struct PageMap(File);
+
+/// Neighbouring pages that were written to, by address.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub(super) struct Pages {
+    start: u64,
+    end: u64,
+    categories: u64,
+}
+
+/// `struct pm_scan_arg` of `linux/fs.h`.
+#[derive(Default)]
+#[repr(C)]
+struct Scan {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+const PAGE_IS_FILE: u64 = 1 << 2;
+const PAGE_IS_PRESENT: u64 = 1 << 3;
+const PAGE_IS_SWAPPED: u64 = 1 << 4;
+const PAGE_IS_PFNZERO: u64 = 1 << 5;
+
+impl PageMap {
+    /// Opens the page map, if the system can be asked.
+    pub(super) fn open() -> io::Result<Self> {
+        let map = Self(File::open("/proc/self/pagemap")?);
+        map.written(0..0, &mut [Pages::default(); RUNS_MAX])?;
+        Ok(map)
+    }
+
+    /// The pages of `range`, which begins and ends with one, that were written to since they were mapped, and how far it was
+    /// looked at: at [`RUNS_MAX`] that is not to its end. Pages that were only read are not among them.
+    pub(super) fn written<'a>(
+        &self,
+        range: Range<usize>,
+        found: &'a mut [Pages; RUNS_MAX],
+    ) -> io::Result<(&'a [Pages], usize)> {
+        found.fill(Pages::default());
+        let mut scan = Scan {
+            size: size_of::<Scan>() as u64,
+            start: range.start as u64,
+            end: range.end as u64,
+            vec: found.as_mut_ptr().expose_provenance() as u64,
+            vec_len: RUNS_MAX as u64,
+            // Of a file (an image is one) or the zero page: as it was mapped.
+            category_inverted: PAGE_IS_FILE | PAGE_IS_PFNZERO,
+            category_mask: PAGE_IS_FILE | PAGE_IS_PFNZERO,
+            category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+            ..Scan::default()
+        };
+        self.ask(&mut scan)?;
+        let count = found.iter().take_while(|pages| pages.end > 0).count();
+        Ok((found.get(..count).unwrap_or_default(), scan.walk_end as usize))
+    }
+
+    #[cfg(target_os = "linux")]
+    #[allow(unsafe_code, reason = "the system has no other way to tell")]
+    fn ask(&self, scan: &mut Scan) -> io::Result<()> {
+        const PAGEMAP_SCAN: rustix::ioctl::Opcode = rustix::ioctl::opcode::read_write::<Scan>(b'f', 16);
+        // SAFETY: the argument is the one of this request, and `vec` and `vec_len` are of an array that is borrowed meanwhile.
+        // The system reads its own tables of pages, and writes to nothing else.
+        unsafe {
+            let request = rustix::ioctl::Updater::<PAGEMAP_SCAN, Scan>::new(scan);
+            rustix::ioctl::ioctl(&self.0, request)?;
+        }
+        Ok(())
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn ask(&self, _: &mut Scan) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// Has the system forget that pages of a mapping were read or written to. A scan looks at each that was, so a memory that was
+/// read as a whole would make all scans of its place take three times as long.
+///
+/// # Safety
+///
+/// The range is of a private mapping, which is as it was mapped from then on. Nobody refers to what is in it.
+#[allow(unsafe_code, reason = "the system has no other way to be told")]
+pub(super) unsafe fn forget(range: Range<*const u8>) {
+    #[cfg(target_os = "linux")]
+    // SAFETY: as the caller says.
+    let told = unsafe {
+        let advice = rustix::mm::Advice::LinuxDontNeed;
+        rustix::mm::madvise(range.start.cast_mut().cast(), range.end.addr() - range.start.addr(), advice)
+    };
+    #[cfg(target_os = "linux")]
+    if let Err(error) = told {
+        tracing::debug!(%error, "scans of pages take longer");
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = range;
+}
+
+impl Pages {
+    /// Where they are.
+    pub(super) fn range(self) -> Range<usize> {
+        self.start as usize..self.end as usize
+    }
+}

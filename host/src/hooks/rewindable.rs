@@ -1,0 +1,364 @@
+//! What is added to an image so that an instance of it can be put back to where it began.
+//!
+//! # Problem
+//!
+//! The state of a WebAssembly instance is in its memories, globals and tables. A component hides all of them: what it
+//! does not export cannot be put back from outside.
+//!
+//! # Approach
+//!
+//! One more core module, the rewinder, is instantiated after all others and given their globals and their memory, which
+//! their modules then export under names of ours. When it starts it keeps what the globals hold. The component exports two
+//! functions of it: [`PUT_BACK`] gives the globals what they held, [`MEMORY`] returns the whole memory as a list, so that
+//! the host learns where it is. The memory is put back by the host (see `rewind`).
+//!
+//! # Guarantees
+//!
+//! An instance whose globals and memory are put back is as it was, since there is nothing else that changes: a component is
+//! refused here or by `wasmtime-wizer`, which made the image, if it could
+//!
+//! | | refused by |
+//! |---|---|
+//! | change a table, drop a segment of elements or data, change an object of the collector | wizer |
+//! | hold references in mutable globals | wizer, and here |
+//! | instantiate a module twice, or one of a nested component | wizer, and here |
+//! | have more than one memory, one of 64 bits, or one that threads share | here |
+//! | run code when it is instantiated, which could do something else each time | here |
+//! | create handles of its own resources, tasks or streams: of the canonical built-ins it may have `lift`, `lower`, and `resource.drop` | here |
+//!
+//! Two things are left to who puts it back: a memory that has grown cannot shrink, and handles of WASI that the guest
+//! did not drop stay in its table of handles. Such instances are thrown away.
+
+use std::fmt::Display;
+use std::ops::Range;
+
+use wasm_encoder as encode;
+use wasm_encoder::{CanonicalOption, ComponentExportKind, ExportKind, MemArg, ModuleArg, PrimitiveValType};
+use wasmparser::{
+    CanonicalFunction, Encoding, ExternalKind, Instance, Parser, Payload, TypeRef, ValType, ValidPayload, Validator,
+    WasmFeatures,
+};
+
+/// The function that gives the globals what they held at the start.
+pub(super) const PUT_BACK: &str = "brink-put-back";
+
+/// The function that returns the whole memory.
+pub(super) const MEMORY: &str = "brink-memory";
+
+/// Exports of the rewinder beside those: what starts it has none.
+const AFTER_MEMORY: &str = "after";
+
+/// The component with a rewinder. An error says why it can have none.
+pub(super) fn rewindable(component: &[u8]) -> Result<Vec<u8>, String> {
+    let mut parts = Parts::default();
+    let mut validator = Validator::new_with_features(WasmFeatures::all());
+    let mut depth = 0_usize;
+    for payload in Parser::new(0).parse_all(component) {
+        let payload = payload.map_err(text)?;
+        let validated = validator.payload(&payload).map_err(text)?;
+        match (&payload, validated) {
+            (Payload::Version { encoding: Encoding::Component, .. }, _) if depth == 0 => continue,
+            (Payload::ComponentCanonicalSection(functions), _) => check_built_ins(functions.clone())?,
+            (Payload::End(_), ValidPayload::End(types)) => match depth.checked_sub(1) {
+                Some(outer) => {
+                    depth = outer;
+                    continue;
+                }
+                None => return parts.finish(types.as_ref()),
+            },
+            _ => {}
+        }
+        if depth == 0 {
+            parts.take(component, &payload)?;
+        }
+        if matches!(payload, Payload::ModuleSection { .. } | Payload::ComponentSection { .. }) {
+            depth += 1;
+        }
+    }
+    Err("it has no end".to_owned())
+}
+
+fn text(error: impl Display) -> String {
+    error.to_string()
+}
+
+/// Handles are state too, which is not in any memory.
+fn check_built_ins(functions: wasmparser::ComponentCanonicalSectionReader<'_>) -> Result<(), String> {
+    for function in functions {
+        match function.map_err(text)? {
+            CanonicalFunction::Lift { .. }
+            | CanonicalFunction::Lower { .. }
+            | CanonicalFunction::ResourceDrop { .. } => {}
+            _ => return Err("it has built-in functions that keep state".to_owned()),
+        }
+    }
+    Ok(())
+}
+
+fn bytes(from: &[u8], range: Range<usize>) -> Result<&[u8], String> {
+    from.get(range).ok_or_else(|| "it ends in a section".to_owned())
+}
+
+/// The state that a module defines, under the names it is exported by.
+#[derive(Default)]
+struct State {
+    globals: Vec<(String, encode::ValType)>,
+    memories: Vec<(String, encode::MemoryType)>,
+}
+
+/// The outermost component, as far as it was read.
+#[derive(Default)]
+struct Parts {
+    component: encode::Component,
+    modules: Vec<State>,
+    /// The core instances of modules: which instance, and of which module.
+    instances: Vec<(u32, u32)>,
+    core_instances: u32,
+}
+
+impl Parts {
+    /// Takes over a section; modules with their state exported.
+    fn take(&mut self, component: &[u8], payload: &Payload<'_>) -> Result<(), String> {
+        if let Payload::ModuleSection { unchecked_range, .. } = payload {
+            let (module, state) = expose(bytes(component, unchecked_range.clone())?)?;
+            self.modules.push(state);
+            self.component
+                .section(&encode::RawSection { id: encode::ComponentSectionId::CoreModule as u8, data: &module });
+            return Ok(());
+        }
+        if let Payload::InstanceSection(instances) = payload {
+            for instance in instances.clone() {
+                if let Instance::Instantiate { module_index, .. } = instance.map_err(text)? {
+                    if self.instances.iter().any(|(_, module)| *module == module_index) {
+                        return Err("it instantiates a module twice".to_owned());
+                    }
+                    self.instances.push((self.core_instances, module_index));
+                }
+                self.core_instances += 1;
+            }
+        }
+        let (id, range) = payload.as_section().ok_or_else(|| "it has something unknown".to_owned())?;
+        self.component.section(&encode::RawSection { id, data: bytes(component, range)? });
+        Ok(())
+    }
+
+    /// Appends the rewinder.
+    fn finish(mut self, types: wasmparser::types::TypesRef<'_>) -> Result<Vec<u8>, String> {
+        let states = self.instances.iter().filter_map(|(instance, module)| {
+            let state = self.modules.get(*module as usize)?;
+            Some((*instance, state))
+        });
+        let states: Vec<(u32, &State)> = states.collect();
+        let mut memories =
+            states.iter().flat_map(|(instance, state)| state.memories.iter().map(move |it| (*instance, it)));
+        let (Some((memory_instance, (memory_name, memory_type))), None) = (memories.next(), memories.next()) else {
+            return Err("it has no memory, or more than one".to_owned());
+        };
+        let rewinder = rewinder(&states, memory_instance, memory_name, *memory_type);
+
+        let mut instances = encode::InstanceSection::new();
+        let arguments = states.iter().map(|(instance, _)| (instance.to_string(), ModuleArg::Instance(*instance)));
+        instances.instantiate(types.module_count(), arguments.collect::<Vec<_>>());
+
+        let mut aliases = encode::ComponentAliasSection::new();
+        let mut alias = |instance, kind, name| {
+            aliases.alias(encode::Alias::CoreInstanceExport { instance, kind, name });
+        };
+        alias(memory_instance, ExportKind::Memory, memory_name);
+        for name in [PUT_BACK, MEMORY, AFTER_MEMORY] {
+            alias(types.core_instance_count(), ExportKind::Func, name);
+        }
+        let (put_back, memory, after) =
+            (types.function_count(), types.function_count() + 1, types.function_count() + 2);
+
+        let mut added_types = encode::ComponentTypeSection::new();
+        let nothing = types.component_type_count();
+        added_types.function().params([] as [(&str, PrimitiveValType); 0]).result(None);
+        added_types.defined_type().list(PrimitiveValType::U8);
+        let list = encode::ComponentValType::Type(nothing + 1);
+        added_types.function().params([] as [(&str, PrimitiveValType); 0]).result(Some(list));
+
+        let mut lifted = encode::CanonicalFunctionSection::new();
+        lifted.lift(put_back, nothing, []);
+        let options = [CanonicalOption::Memory(types.memory_count()), CanonicalOption::PostReturn(after)];
+        lifted.lift(memory, nothing + 2, options);
+
+        let mut exports = encode::ComponentExportSection::new();
+        for (name, index) in [(PUT_BACK, 0), (MEMORY, 1)] {
+            exports.export(name, ComponentExportKind::Func, types.component_function_count() + index, None);
+        }
+        self.component.section(&encode::ModuleSection(&rewinder));
+        self.component.section(&instances).section(&aliases).section(&added_types).section(&lifted).section(&exports);
+        Ok(self.component.finish())
+    }
+}
+
+/// A module with its state exported.
+fn expose(module: &[u8]) -> Result<(Vec<u8>, State), String> {
+    let mut exposed = encode::Module::new();
+    let mut state = State::default();
+    let (mut globals, mut memories) = (Vec::new(), Vec::new());
+    let mut has_exports = false;
+    let (mut global_index, mut memory_index) = (0, 0);
+    for payload in Parser::new(0).parse_all(module) {
+        let payload = payload.map_err(text)?;
+        match &payload {
+            Payload::ImportSection(imports) => {
+                for import in imports.clone().into_imports() {
+                    match import.map_err(text)?.ty {
+                        TypeRef::Global(_) => global_index += 1,
+                        TypeRef::Memory(_) => memory_index += 1,
+                        _ => {}
+                    }
+                }
+            }
+            Payload::MemorySection(defined) => {
+                for ty in defined.clone() {
+                    memories.push((memory_index, memory_type(ty.map_err(text)?)?));
+                    memory_index += 1;
+                }
+            }
+            Payload::GlobalSection(defined) => {
+                for global in defined.clone() {
+                    let ty = global.map_err(text)?.ty;
+                    if ty.mutable {
+                        globals.push((global_index, value_type(ty)?));
+                    }
+                    global_index += 1;
+                }
+            }
+            Payload::StartSection { .. } => return Err("it runs code when it is instantiated".to_owned()),
+            Payload::ExportSection(exports) => {
+                has_exports = true;
+                let mut section = encode::ExportSection::new();
+                for export in exports.clone() {
+                    let export = export.map_err(text)?;
+                    section.export(export.name, export_kind(export.kind)?, export.index);
+                }
+                for (index, ty) in globals.drain(..) {
+                    let name = format!("brink-global-{index}");
+                    section.export(&name, ExportKind::Global, index);
+                    state.globals.push((name, ty));
+                }
+                for (index, ty) in memories.drain(..) {
+                    let name = format!("brink-memory-{index}");
+                    section.export(&name, ExportKind::Memory, index);
+                    state.memories.push((name, ty));
+                }
+                exposed.section(&section);
+                continue;
+            }
+            _ => {}
+        }
+        // Function bodies are part of the section that was taken over when it began.
+        if let Some((id, range)) = payload.as_section() {
+            exposed.section(&encode::RawSection { id, data: bytes(module, range)? });
+        }
+    }
+    match has_exports || (globals.is_empty() && memories.is_empty()) {
+        true => Ok((exposed.finish(), state)),
+        false => Err("it has a module with state and without exports".to_owned()),
+    }
+}
+
+fn memory_type(ty: wasmparser::MemoryType) -> Result<encode::MemoryType, String> {
+    if ty.memory64 || ty.shared || ty.page_size_log2.is_some() {
+        return Err("it has a memory of an unusual kind".to_owned());
+    }
+    Ok(encode::MemoryType {
+        minimum: ty.initial,
+        maximum: ty.maximum,
+        memory64: false,
+        shared: false,
+        page_size_log2: None,
+    })
+}
+
+fn value_type(ty: wasmparser::GlobalType) -> Result<encode::ValType, String> {
+    match (ty.shared, ty.content_type) {
+        (false, ValType::I32) => Ok(encode::ValType::I32),
+        (false, ValType::I64) => Ok(encode::ValType::I64),
+        (false, ValType::F32) => Ok(encode::ValType::F32),
+        (false, ValType::F64) => Ok(encode::ValType::F64),
+        _ => Err("it has a mutable global of an unusual kind".to_owned()),
+    }
+}
+
+fn export_kind(kind: ExternalKind) -> Result<ExportKind, String> {
+    match kind {
+        ExternalKind::Func => Ok(ExportKind::Func),
+        ExternalKind::Table => Ok(ExportKind::Table),
+        ExternalKind::Memory => Ok(ExportKind::Memory),
+        ExternalKind::Global => Ok(ExportKind::Global),
+        ExternalKind::Tag => Ok(ExportKind::Tag),
+        ExternalKind::FuncExact => Err("it has an export of an unusual kind".to_owned()),
+    }
+}
+
+/// The module that keeps the globals of these instances, and knows their memory.
+fn rewinder(
+    states: &[(u32, &State)],
+    memory_instance: u32,
+    memory_name: &str,
+    memory: encode::MemoryType,
+) -> encode::Module {
+    let mut imports = encode::ImportSection::new();
+    let mut kept = encode::GlobalSection::new();
+    let (mut keep, mut put_back) = (encode::Function::new([]), encode::Function::new([]));
+    let count: u32 = states.iter().map(|(_, state)| state.globals.len() as u32).sum();
+    let mut index = 0;
+    for (instance, state) in states {
+        for (name, ty) in &state.globals {
+            let ty = encode::GlobalType { val_type: *ty, mutable: true, shared: false };
+            imports.import(&instance.to_string(), name, ty);
+            kept.global(ty, &zero(ty.val_type));
+            keep.instructions().global_get(index).global_set(count + index);
+            put_back.instructions().global_get(count + index).global_set(index);
+            index += 1;
+        }
+    }
+    imports.import(&memory_instance.to_string(), memory_name, memory);
+    keep.instructions().end();
+    put_back.instructions().end();
+
+    // A list is returned as an address of its address and length. They are put where the memory begins, and what was
+    // there is put back when the host has read them.
+    let word = encode::GlobalType { val_type: encode::ValType::I64, mutable: true, shared: false };
+    kept.global(word, &zero(word.val_type));
+    let at = |offset| MemArg { offset, align: 0, memory_index: 0 };
+    let mut whole = encode::Function::new([]);
+    whole.instructions().i32_const(0).i64_load(at(0)).global_set(count * 2);
+    whole.instructions().i32_const(0).i32_const(0).i32_store(at(0));
+    whole.instructions().i32_const(0).memory_size(0).i32_const(16).i32_shl().i32_store(at(4));
+    whole.instructions().i32_const(0).end();
+    let mut after = encode::Function::new([]);
+    after.instructions().i32_const(0).global_get(count * 2).i64_store(at(0)).end();
+
+    let mut types = encode::TypeSection::new();
+    types.ty().function([], []);
+    types.ty().function([], [encode::ValType::I32]);
+    types.ty().function([encode::ValType::I32], []);
+    let mut functions = encode::FunctionSection::new();
+    let mut code = encode::CodeSection::new();
+    for (ty, body) in [(0, keep), (0, put_back), (1, whole), (2, after)] {
+        functions.function(ty);
+        code.function(&body);
+    }
+    let mut exports = encode::ExportSection::new();
+    for (name, index) in [(PUT_BACK, 1), (MEMORY, 2), (AFTER_MEMORY, 3)] {
+        exports.export(name, ExportKind::Func, index);
+    }
+    let mut module = encode::Module::new();
+    module.section(&types).section(&imports).section(&functions).section(&kept).section(&exports);
+    module.section(&encode::StartSection { function_index: 0 }).section(&code);
+    module
+}
+
+fn zero(ty: encode::ValType) -> encode::ConstExpr {
+    match ty {
+        encode::ValType::I64 => encode::ConstExpr::i64_const(0),
+        encode::ValType::F32 => encode::ConstExpr::f32_const(0.0.into()),
+        encode::ValType::F64 => encode::ConstExpr::f64_const(0.0.into()),
+        _ => encode::ConstExpr::i32_const(0),
+    }
+}

@@ -1,0 +1,208 @@
+//! An instance that was put back after its call cannot be told from a new one; what cannot be put back is thrown away.
+
+use super::super::rewindable::rewindable;
+use super::*;
+
+/// Traps unless its globals and its memory are as in a new instance, and changes all of them: a page of zeros, one of data, the
+/// one that holds its arguments, and (in the allocator of [`Wat`]) a global of another module.
+fn suspicious() -> Wat {
+    let mut wat = Wat::validator(
+        "(if (i32.load (i32.const 20000)) (then unreachable)) (i32.store (i32.const 20000) (i32.const 1)) \
+         (if (i32.ne (i32.load (i32.const 40000)) (i32.const 0x64636261)) (then unreachable)) \
+         (i32.store (i32.const 40000) (i32.const 1)) \
+         (if (i32.ne (global.get $count) (i32.const 3)) (then unreachable)) (global.set $count (i32.const 9)) \
+         (if (i64.ne (global.get $wide) (i64.const 5)) (then unreachable)) (global.set $wide (i64.const 9)) \
+         (if (f32.ne (global.get $small) (f32.const 0.5)) (then unreachable)) (global.set $small (f32.const 9)) \
+         (if (f64.ne (global.get $real) (f64.const 1.5)) (then unreachable)) (global.set $real (f64.const 9)) \
+         (i32.const 1024)",
+    );
+    wat.data = "(global $count (mut i32) (i32.const 1)) (global $wide (mut i64) (i64.const 5)) \
+                (global $small (mut f32) (f32.const 0.5)) (global $real (mut f64) (f64.const 1.5)) \
+                (data (i32.const 40000) \"abcd\")"
+        .to_owned();
+    wat.with_configure("(global.set $count (i32.const 3)) (i32.const 1024)")
+}
+
+/// A hook that has its image.
+fn specialised(runtime: &Runtime, wat: &Wat, json: &str) -> Hook {
+    let hook = hook(runtime, "h", wat, json);
+    runtime.specialise(&hook, &wat.bytes());
+    assert_eq!(hook.is_specialised(), Some(Ok(())));
+    hook
+}
+
+fn judge(hook: &Hook, key: &str) -> Result<Judged, Error> {
+    super::judge(vec![hook.clone()], vec![put(key, "1")])
+}
+
+#[test]
+fn an_instance_that_was_put_back_is_like_a_new_one() {
+    let runtime = runtime();
+    let hook = specialised(&runtime, &suspicious(), "{}");
+    for number in 0..100 {
+        judge(&hook, &format!("key-{number}")).unwrap();
+        assert_eq!(hook.waiting(), Ok(1));
+    }
+}
+
+#[test]
+fn each_thread_has_its_own() {
+    let runtime = runtime();
+    let hook = specialised(&runtime, &suspicious(), "{}");
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| (0..200).for_each(|_| drop(judge(&hook, "k").unwrap())));
+        }
+    });
+    assert!((1..=4).contains(&hook.waiting().unwrap()));
+}
+
+#[test]
+fn after_a_trap_or_a_missed_deadline_nobody_gets_the_instance() {
+    let runtime = runtime();
+    for (body, word) in [("unreachable", "trapped"), ("(loop $l (br $l))", "timed_out")] {
+        let wat = Wat::validator(&format!(
+            "(i32.store (i32.const 20000) (i32.const 1)) \
+             (if (i32.eq (i32.load8_u (i32.load (local.get 0))) (i32.const 0x74)) (then {body})) (i32.const 1024)"
+        ));
+        let hook = specialised(&runtime, &wat, r#"{"deadline_ms": 20}"#);
+        judge(&hook, "a").unwrap();
+        assert_eq!(hook.waiting(), Ok(1));
+        assert_eq!(judge(&hook, "t").unwrap_err().word(), word);
+        assert_eq!(hook.waiting(), Ok(0));
+        judge(&hook, "a").unwrap();
+    }
+}
+
+#[test]
+fn what_has_grown_or_written_to_much_is_thrown_away() {
+    let runtime = runtime();
+    let grow = "(if (i32.ne (memory.size) (i32.const 80)) (then unreachable)) \
+                (drop (memory.grow (i32.const 1))) (i32.const 1024)";
+    // A page of the system more than is put back.
+    let fill = "(if (i32.load (i32.const 66000)) (then unreachable)) \
+                (memory.fill (i32.const 65536) (i32.const 7) (i32.const 4194305)) (i32.const 1024)";
+    // A growth that is refused leaves no trace but that.
+    let refused = "(drop (memory.grow (i32.const 10000))) (i32.const 1024)";
+    for body in [grow, fill, refused] {
+        let hook = specialised(&runtime, &Wat::validator(body).with_memory("80"), "{}");
+        for _ in 0..3 {
+            judge(&hook, "k").unwrap();
+            assert_eq!(hook.waiting(), Ok(0), "{body}");
+        }
+    }
+}
+
+#[test]
+fn an_instance_that_was_given_handles_is_thrown_away() {
+    let runtime = runtime();
+    // Its table of handles would tell: the first handle of an instance is 1.
+    let wat = Wat::validator("(if (i32.ne (call $stderr) (i32.const 1)) (then unreachable)) (i32.const 1024)");
+    let imports = r#"(component
+        (import "wasi:io/streams@0.2.0" (instance $streams (export "output-stream" (type (sub resource)))))
+        (alias export $streams "output-stream" (type $stream))
+        (import "wasi:cli/stderr@0.2.0" (instance $cli
+            (alias outer 1 $stream (type $outer)) (export "output-stream" (type $inner (eq $outer)))
+            (export "get-stderr" (func (result (own $inner))))))
+        (alias export $cli "get-stderr" (func $stderr))
+        (core func $stderr (canon lower (func $stderr))) "#;
+    let text = wat
+        .text()
+        .replacen("(component ", imports, 1)
+        .replacen("(core module $m ", r#"(core module $m (import "host" "stderr" (func $stderr (result i32))) "#, 1)
+        .replacen(r#"(export "exists" (func $e"#, r#"(export "stderr" (func $stderr)) (export "exists" (func $e"#, 1);
+    let component = wat::parse_str(&text).unwrap();
+    let plugin = runtime.compile("p", &component).unwrap();
+    let hook = runtime.bind("h", binding("{}"), &plugin).unwrap();
+    runtime.specialise(&hook, &component);
+    for _ in 0..3 {
+        judge(&hook, "k").unwrap();
+        assert_eq!(hook.waiting(), Ok(0));
+    }
+}
+
+#[test]
+fn pages_that_lie_apart_are_put_back_too() {
+    let runtime = runtime();
+    // Every other page of 4 MiB: more runs than are told at once.
+    let wat = Wat::validator(
+        "(local $at i32) \
+         (loop $next \
+           (if (i32.load (i32.add (local.get $at) (i32.const 65536))) (then unreachable)) \
+           (i32.store (i32.add (local.get $at) (i32.const 65536)) (i32.const 7)) \
+           (br_if $next (i32.lt_u (local.tee $at (i32.add (local.get $at) (i32.const 8192))) (i32.const 4194304)))) \
+         (i32.const 1024)",
+    );
+    let hook = specialised(&runtime, &wat.with_memory("80"), "{}");
+    for _ in 0..3 {
+        judge(&hook, "k").unwrap();
+        assert_eq!(hook.waiting(), Ok(1));
+    }
+}
+
+#[test]
+fn a_node_keeps_only_so_much_memory() {
+    let runtime = runtime();
+    let wat = Wat::validator(OK).with_memory("800");
+    let next = || {
+        let hook = specialised(&runtime, &wat, r#"{"memory_bytes": 67108864}"#);
+        judge(&hook, "k").unwrap();
+        judge(&hook, "k").unwrap();
+        hook
+    };
+    // 50 MiB each, and as much for the copy: two with an instance, one without room for it, one without room for the copy.
+    let hooks = [next(), next(), next(), next()];
+    let waiting = hooks.each_ref().map(Hook::waiting);
+    assert!(matches!(waiting, [Ok(1), Ok(1), Ok(0), Err(_)]), "{waiting:?}");
+    drop(hooks);
+    assert_eq!(next().waiting(), Ok(1));
+}
+
+#[test]
+fn a_call_that_may_have_less_memory_than_there_is_meets_its_limit() {
+    let runtime = runtime();
+    let wat = Wat::validator(OK).with_memory("4");
+    let hook = specialised(&runtime, &wat, "{}");
+    judge(&hook, "k").unwrap();
+    assert_eq!(hook.waiting(), Ok(1));
+    let allowance = super::super::guest::Allowance { memory_bytes: 65_536, ..hook.allowance() };
+    assert!(matches!(hook.with_instance(allowance, |_| ()), Err(Error::MemoryLimit { .. })));
+}
+
+#[test]
+fn a_component_with_state_that_cannot_be_reached_has_no_rewinder() {
+    let module = |text: &str| format!("(component (core module $m {text}) (core instance (instantiate $m)))");
+    let cases = [
+        (module(r#"(memory (export "m") 1) (func $f) (start $f)"#), "runs code"),
+        (module("(memory 1)"), "without exports"),
+        (module(r#"(global (mut i32) (i32.const 0)) (func (export "f"))"#), "no memory"),
+        (module(r#"(memory (export "a") 1) (memory (export "b") 1)"#), "more than one"),
+        (module(r#"(memory (export "m") 1 1 shared)"#), "unusual"),
+        (module(r#"(memory (export "m") i64 1)"#), "unusual"),
+        (module(r#"(memory (export "m") 1) (global (mut funcref) (ref.null func))"#), "unusual"),
+        (
+            r#"(component (core module $m (memory (export "m") 1)) (core instance (instantiate $m)) (core instance (instantiate $m)))"#
+                .to_owned(),
+            "twice",
+        ),
+        (
+            r#"(component (type $r (resource (rep i32))) (core func (canon resource.new $r))
+                (core module $m (memory (export "m") 1)) (core instance (instantiate $m)))"#
+                .to_owned(),
+            "built-in",
+        ),
+        (
+            r#"(component (component (type $r (resource (rep i32))) (core func (canon resource.new $r)))
+                (core module $m (memory (export "m") 1)) (core instance (instantiate $m)))"#
+                .to_owned(),
+            "built-in",
+        ),
+    ];
+    for (text, reason) in cases {
+        let error = rewindable(&wat::parse_str(&text).unwrap()).unwrap_err();
+        assert!(error.contains(reason), "{text}: {error}");
+    }
+    // Its parts are no different from these.
+    let fine = rewindable(&suspicious().bytes()).unwrap();
+    assert!(rewindable(&fine).is_err(), "two rewinders would put back what the other keeps");
+}
