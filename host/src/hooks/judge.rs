@@ -197,7 +197,8 @@ impl Judgement {
         // A call that had less than the hook's own deadline says nothing about the plugin if it ran out of time.
         let is_timed_out = matches!(outcome, Err(Error::TimedOut { .. }));
         if !is_timed_out || left >= hook.allowance().deadline {
-            hook.share().pace.note(started_at.elapsed(), is_timed_out);
+            let has_failed = outcome.as_ref().is_err_and(Error::is_plugin_failure);
+            hook.share().pace.note(started_at.elapsed(), has_failed);
         }
         let observer = hook.core().observer();
         if let Err(error) = outcome.as_ref()

@@ -4,16 +4,19 @@
 //! |---|---|---|
 //! | quick | are so short that handing them to another thread would cost several times what they take | where the request is handled |
 //! | heavy | take long on average | on threads that stand back behind those that serve |
-//! | stuck | ran into the deadline, the last time | as heavy ones, and one at a time |
+//! | stuck | failed after a millisecond or more, the last time | as heavy ones, one at a time, and with rests between them |
 //! | none of these | | on blocking threads |
 //!
 //! Being quick is earned by every short call and lost by long ones. A call that was expected to be short and is not is
 //! stopped after [`STOP_AFTER`] and made again elsewhere: instances are fresh and calls have no effects, so nobody can tell.
 //! Being stopped costs what [`STOP_COST`] short calls earn, so a plugin that alternates cannot take more of the async
 //! threads' time in long calls than a hook that is quick throughout.
+//!
+//! A hook that goes on failing slowly, such as one that loops, has nothing to give for the time it takes. After each such call
+//! but the first it rests, in the end four times as long as the call took, so that it keeps a fifth of one thread busy.
 
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 /// How long a short call takes, at most. A few take longer because the thread was not scheduled.
 const SHORT: Duration = Duration::from_micros(100);
@@ -42,6 +45,10 @@ const STOP_COST: i32 = 256;
 /// How long the calls of a heavy hook take on average, at least.
 const HEAVY: Duration = Duration::from_millis(1);
 
+/// The longest rest of a stuck hook, as so many times its last call, and at most.
+const REST_FACTOR_MAX: u32 = 4;
+const REST_MAX: Duration = Duration::from_secs(1);
+
 /// The share of the newest call in the average: one of so many.
 const AVERAGE_OVER: u64 = 8;
 
@@ -51,7 +58,11 @@ const AVERAGE_OVER: u64 = 8;
 pub(super) struct Pace {
     credit: AtomicI32,
     average_us: AtomicU64,
-    is_stuck: AtomicBool,
+    /// Calls that failed slowly, one after the other.
+    stuck: AtomicU32,
+    /// Until when it rests, in microseconds from `since`.
+    rests_until_us: AtomicU64,
+    since: Instant,
 }
 
 impl Pace {
@@ -59,7 +70,9 @@ impl Pace {
         Self {
             credit: AtomicI32::new(CREDIT_AT_FIRST),
             average_us: AtomicU64::new(0),
-            is_stuck: AtomicBool::new(false),
+            stuck: AtomicU32::new(0),
+            rests_until_us: AtomicU64::new(0),
+            since: Instant::now(),
         }
     }
 
@@ -73,17 +86,32 @@ impl Pace {
         self.is_stuck() || u128::from(self.average_us.load(Ordering::Relaxed)) >= HEAVY.as_micros()
     }
 
-    /// Whether the last call ran into its deadline.
+    /// Whether the last call failed slowly.
     pub(super) fn is_stuck(&self) -> bool {
-        self.is_stuck.load(Ordering::Relaxed)
+        self.stuck.load(Ordering::Relaxed) > 0
+    }
+
+    /// How long the hook still rests.
+    pub(super) fn rest(&self) -> Duration {
+        match self.is_stuck() {
+            true => {
+                Duration::from_micros(self.rests_until_us.load(Ordering::Relaxed)).saturating_sub(self.since.elapsed())
+            }
+            false => Duration::ZERO,
+        }
     }
 
     /// Notes how a call ended.
-    pub(super) fn note(&self, took: Duration, is_stuck: bool) {
-        if is_stuck != self.is_stuck() {
-            self.is_stuck.store(is_stuck, Ordering::Relaxed);
+    pub(super) fn note(&self, took: Duration, has_failed: bool) {
+        if has_failed && took >= HEAVY {
+            let before = self.stuck.load(Ordering::Relaxed).min(REST_FACTOR_MAX);
+            let rest = took.saturating_mul(before).min(REST_MAX);
+            self.rests_until_us.store(micros(self.since.elapsed() + rest), Ordering::Relaxed);
+            self.stuck.store(before + 1, Ordering::Relaxed);
+        } else if self.is_stuck() {
+            self.stuck.store(0, Ordering::Relaxed);
         }
-        let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let took_us = micros(took);
         let average_us = self.average_us.load(Ordering::Relaxed);
         let new_average_us = average_us - average_us.div_ceil(AVERAGE_OVER) + took_us / AVERAGE_OVER;
         if new_average_us != average_us {
@@ -104,6 +132,10 @@ impl Pace {
             self.credit.store(new, Ordering::Relaxed);
         }
     }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -152,11 +184,20 @@ mod tests {
     }
 
     #[test]
-    fn a_hook_is_stuck_until_a_call_ends_in_time() {
+    fn a_hook_that_fails_slowly_is_stuck_and_rests_longer_each_time() {
         let pace = Pace::unknown();
         pace.note(SHORT, true);
-        assert!(pace.is_stuck() && pace.is_heavy());
+        assert!(!pace.is_stuck());
+        let took = Duration::from_millis(100);
+        for times in [0, 1, 2, 3, 4, 4] {
+            pace.note(took, true);
+            let rest = pace.rest();
+            assert!(pace.is_stuck() && pace.is_heavy());
+            assert!(rest <= took * times && rest + took >= took * times, "{rest:?} {times}");
+        }
+        pace.note(Duration::from_secs(10), true);
+        assert!(pace.rest() <= REST_MAX);
         pace.note(SHORT, false);
-        assert!(!pace.is_stuck() && !pace.is_heavy());
+        assert!(!pace.is_stuck() && pace.rest().is_zero());
     }
 }

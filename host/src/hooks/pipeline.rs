@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use rayon::ThreadPool;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
-use tokio::time::timeout_at;
+use tokio::time::{sleep, timeout_at};
 use tracing::{Instrument, Span};
 
 use super::binding::{Mode, OnFailure};
@@ -140,6 +140,9 @@ async fn admit(hook: &Hook, deadline: Instant) -> Result<Option<Admission>, Erro
 
 fn try_admit(hook: &Hook) -> Option<Admission> {
     let share = hook.share();
+    if !share.pace.rest().is_zero() {
+        return None;
+    }
     let permits = Arc::clone(&share.permits).try_acquire_many_owned(share.permits_needed()).ok()?;
     Some(Admission { _share: permits })
 }
@@ -151,10 +154,16 @@ async fn wait_for_share(hook: &Hook) -> Result<Admission, Error> {
     loop {
         let needed = share.permits_needed();
         let permits = Arc::clone(&share.permits).acquire_many_owned(needed).await.map_err(|_| busy())?;
-        // The hook may have become slow while this write waited.
-        if share.permits_needed() <= needed {
-            return Ok(Admission { _share: permits });
+        // The hook may have become stuck while this write waited, and then needs more.
+        if share.permits_needed() > needed {
+            continue;
         }
+        let rest = share.pace.rest();
+        if !rest.is_zero() {
+            // All others wait behind this one.
+            sleep(rest).await;
+        }
+        return Ok(Admission { _share: permits });
     }
 }
 

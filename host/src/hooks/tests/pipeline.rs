@@ -196,6 +196,29 @@ async fn a_looping_hook_does_not_hold_up_the_writes_of_others() {
 }
 
 #[tokio::test]
+async fn a_hook_that_goes_on_looping_rests_between_its_calls() {
+    let loop_if_long = "(if (i32.gt_u (i32.load offset=24 (local.get 0)) (i32.const 3)) (then (loop $l (br $l)))) \
+                        (i32.const 1024)";
+    let hook = hook(&runtime(), "h", &Wat::validator(loop_if_long), r#"{"deadline_ms":50}"#);
+    let pipeline = pipeline(vec![hook]);
+    let judge = async |json: &str| {
+        let started_at = Instant::now();
+        let judged = pipeline.judge(vec![put("k", json)], view(), soon()).await;
+        (judged.map_err(|error| error.word()).err(), started_at.elapsed())
+    };
+    for rests in [0, 0, 1, 2, 3, 4, 4] {
+        let (error, took) = judge("\"long\"").await;
+        assert_eq!(error, Some("timed_out"));
+        assert!(took >= Duration::from_millis(50 + 50 * rests), "{took:?} with {rests} rests");
+    }
+    // The next one waits too, since nobody knows that it ends in time. It does, and all is forgotten.
+    let (error, took) = judge("1").await;
+    assert!(error.is_none() && took >= Duration::from_millis(200), "{error:?} {took:?}");
+    let (error, took) = judge("1").await;
+    assert!(error.is_none() && took < Duration::from_millis(200), "{error:?} {took:?}");
+}
+
+#[tokio::test]
 async fn writes_beyond_the_queue_are_refused_at_once() {
     let hook = hook(&runtime(), "loop", &Wat::validator(LOOP), r#"{"deadline_ms":400}"#);
     let pipeline = pipeline(vec![hook]);
