@@ -93,7 +93,11 @@ impl Means {
 impl Rewinder {
     /// For the instances of an image that is `rewindable`.
     pub(super) fn new(means: &Arc<Means>, code: &Code, hook: &Hook) -> Result<Self, String> {
-        let component = code.pre.component();
+        // IMPORTANT: only what we added may be called. If the plugin had such exports, nothing was added, and they are its own.
+        let (plugin, component) = (hook.plugin().code().pre.component(), code.pre.component());
+        if [PUT_BACK, MEMORY].iter().any(|name| plugin.get_export_index(None, name).is_some()) {
+            return Err("it has exports of its own that are named like ours".to_owned());
+        }
         let export = |name| component.get_export_index(None, name).ok_or_else(|| format!("it has no {name}"));
         let (put_back, memory) = (export(PUT_BACK)?, export(MEMORY)?);
         let pristine = Guest::with(hook.core(), code, hook.speaker(), hook.allowance(), |guest| {

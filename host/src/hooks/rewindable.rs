@@ -45,8 +45,11 @@ pub(super) const PUT_BACK: &str = "brink-put-back";
 /// The function that returns the whole memory.
 pub(super) const MEMORY: &str = "brink-memory";
 
-/// Exports of the rewinder beside those: what starts it has none.
+/// An export of the rewinder beside those, which the component does not have.
 const AFTER_MEMORY: &str = "after";
+
+/// How our names begin. What has one of its own gets no rewinder.
+const OURS: &str = "brink-";
 
 /// The component with a rewinder. An error says why it can have none.
 pub(super) fn rewindable(component: &[u8]) -> Result<Vec<u8>, String> {
@@ -59,6 +62,11 @@ pub(super) fn rewindable(component: &[u8]) -> Result<Vec<u8>, String> {
         match (&payload, validated) {
             (Payload::Version { encoding: Encoding::Component, .. }, _) if depth == 0 => continue,
             (Payload::ComponentCanonicalSection(functions), _) => check_built_ins(functions.clone())?,
+            (Payload::ComponentExportSection(exports), _) if depth == 0 => {
+                for export in exports.clone() {
+                    check_name(export.map_err(text)?.name.name)?;
+                }
+            }
             (Payload::End(_), ValidPayload::End(types)) => match depth.checked_sub(1) {
                 Some(outer) => {
                     depth = outer;
@@ -80,6 +88,13 @@ pub(super) fn rewindable(component: &[u8]) -> Result<Vec<u8>, String> {
 
 fn text(error: impl Display) -> String {
     error.to_string()
+}
+
+fn check_name(name: &str) -> Result<(), String> {
+    match name.starts_with(OURS) {
+        true => Err(format!("it exports `{name}`, and names that begin with `{OURS}` are the node's")),
+        false => Ok(()),
+    }
 }
 
 /// Handles are state too, which is not in any memory.
@@ -233,6 +248,7 @@ fn expose(module: &[u8]) -> Result<(Vec<u8>, State), String> {
                 let mut section = encode::ExportSection::new();
                 for export in exports.clone() {
                     let export = export.map_err(text)?;
+                    check_name(export.name)?;
                     section.export(export.name, export_kind(export.kind)?, export.index);
                 }
                 for (index, ty) in globals.drain(..) {

@@ -122,6 +122,28 @@ fn an_instance_that_was_given_handles_is_thrown_away() {
 }
 
 #[test]
+fn what_a_plugin_exports_under_our_names_is_not_called() {
+    let runtime = runtime();
+    let mut wat = suspicious();
+    wat.data += "(func (export \"nothing\")) (func (export \"all\") (result i32) (i32.const 1024))";
+    let text = wat.text();
+    let text = text.trim_end().strip_suffix(')').unwrap();
+    let put_back = r#"(func $b (canon lift (core func $i "nothing"))) (export "brink-put-back" (func $b))"#;
+    let memory = r#"(type $l (list u8)) (func $a (result $l) (canon lift (core func $i "all") (memory (core memory $mem "memory"))))
+                    (export "brink-memory" (func $a))"#;
+    for added in [put_back.to_owned(), memory.to_owned(), format!("{put_back} {memory}")] {
+        let component = wat::parse_str(format!("{text} {added})")).unwrap();
+        let plugin = runtime.compile("p", &component).unwrap();
+        let hook = runtime.bind("h", binding("{}"), &plugin).unwrap();
+        runtime.specialise(&hook, &component);
+        assert_eq!(hook.is_specialised(), Some(Ok(())));
+        assert!(hook.waiting().unwrap_err().contains("named like ours"));
+        judge(&hook, "k").unwrap();
+        judge(&hook, "k").unwrap();
+    }
+}
+
+#[test]
 fn pages_that_lie_apart_are_put_back_too() {
     let runtime = runtime();
     // Every other page of 4 MiB: more runs than are told at once.
@@ -175,6 +197,7 @@ fn a_component_with_state_that_cannot_be_reached_has_no_rewinder() {
     let cases = [
         (module(r#"(memory (export "m") 1) (func $f) (start $f)"#), "runs code"),
         (module("(memory 1)"), "without exports"),
+        (module(r#"(memory (export "brink-memory-0") 1)"#), "names that begin with"),
         (module(r#"(global (mut i32) (i32.const 0)) (func (export "f"))"#), "no memory"),
         (module(r#"(memory (export "a") 1) (memory (export "b") 1)"#), "more than one"),
         (module(r#"(memory (export "m") 1 1 shared)"#), "unusual"),
