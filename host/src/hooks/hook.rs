@@ -35,6 +35,8 @@ struct Inner {
 
 /// How much of a node's room for plugins one hook takes.
 pub(super) struct Share {
+    /// All permits there are. What the machine has to run on may change later.
+    max: u32,
     /// One permit per running call.
     pub(super) permits: Arc<Semaphore>,
     /// Writes that wait for one.
@@ -214,8 +216,10 @@ impl std::fmt::Debug for Hook {
 
 impl Share {
     fn new() -> Self {
+        let max = share_max();
         Self {
-            permits: Arc::new(Semaphore::new(share_max() as usize)),
+            max,
+            permits: Arc::new(Semaphore::new(max as usize)),
             queue: Arc::new(Semaphore::new(limits::PLUGIN_QUEUE_MAX / 2)),
             pace: Pace::unknown(),
         }
@@ -223,7 +227,7 @@ impl Share {
 
     /// Permits one call needs now: all of them while the hook is stuck, so that its calls run one at a time.
     pub(super) fn permits_needed(&self) -> u32 {
-        if self.pace.is_stuck() { share_max() } else { 1 }
+        if self.pace.is_stuck() { self.max } else { 1 }
     }
 }
 

@@ -19,6 +19,10 @@ use crate::limits;
 use crate::storage::command::{Action, Operation, Precondition, Value};
 use crate::telemetry::names;
 
+/// A call that took so long and did not end is its plugin's fault, however long its deadline is: a write does not have more
+/// than some times that in all.
+const TELLING: Duration = Duration::from_millis(500);
+
 /// What the hooks made of a request that they let through.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Judged {
@@ -194,9 +198,9 @@ impl Judgement {
         };
         let result = outcome.as_ref().map_or_else(Error::word, |_| "accepted");
         span.record("result", result);
-        // A call that had less than the hook's own deadline says nothing about the plugin if it ran out of time.
+        // A call that had little of the hook's own deadline left says nothing about the plugin if it ran out of time.
         let is_timed_out = matches!(outcome, Err(Error::TimedOut { .. }));
-        if !is_timed_out || left >= hook.allowance().deadline {
+        if !is_timed_out || left >= hook.allowance().deadline.min(TELLING) {
             let has_failed = outcome.as_ref().is_err_and(Error::is_plugin_failure);
             hook.share().pace.note(started_at.elapsed(), has_failed);
         }

@@ -40,8 +40,9 @@
 //!   memories and tables of the instance), instances, stack, bytes passed to the host, reads, log lines and log bytes.
 //! - A plugin has no clock, network, files, environment or entropy. Of WASI it gets what reveals nothing (see `wasi`).
 //!   No call sees another's leftovers.
-//! - One hook gets at most half of the room for plugins and half of the queue; while it goes on failing slowly, a fifth of one
-//!   thread. One whose calls take 1 ms or more on average runs behind everything that serves. Hooks in [`Mode::Monitor`]
+//! - One hook gets at most half of the room for plugins and half of the queue; while it goes on failing slowly, one thread,
+//!   with rests of up to four times as long as each call took, and a second at most. One whose calls take 1 ms or more on
+//!   average runs behind everything that serves. Hooks in [`Mode::Monitor`]
 //!   never hold a write up for want of room.
 //! - An async thread is held up by guest code only by hooks whose calls are expected to take 0.1 ms and which cannot read,
 //!   and by one that disappoints for 2 to 7 ms, once in 256 calls on average.

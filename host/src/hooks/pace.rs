@@ -8,12 +8,12 @@
 //! | none of these | | on blocking threads |
 //!
 //! Being quick is earned by every short call and lost by long ones. A call that was expected to be short and is not is
-//! stopped after [`STOP_AFTER`] and made again elsewhere: instances are fresh and calls have no effects, so nobody can tell.
+//! stopped after [`STOP_AFTER`] and made again elsewhere: no call sees another's leftovers or has effects, so nobody can tell.
 //! Being stopped costs what [`STOP_COST`] short calls earn, so a plugin that alternates cannot take more of the async
 //! threads' time in long calls than a hook that is quick throughout.
 //!
 //! A hook that goes on failing slowly, such as one that loops, has nothing to give for the time it takes. After each such call
-//! but the first it rests, in the end four times as long as the call took, so that it keeps a fifth of one thread busy.
+//! but the first it rests, in the end four times as long as the call took, and a second at most.
 
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};

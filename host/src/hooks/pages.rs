@@ -13,7 +13,7 @@ pub(super) const RUNS_MAX: usize = 64;
 /// The page map of this process.
 pub(super) struct PageMap(File);
 
-/// Neighbouring pages that were written to, by address.
+/// Neighbouring pages, by address.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub(super) struct Pages {
@@ -54,7 +54,7 @@ impl PageMap {
     }
 
     /// The pages of `range`, which begins and ends with one, that were written to since they were mapped, and how far it was
-    /// looked at: at [`RUNS_MAX`] that is not to its end. Pages that were only read are not among them.
+    /// looked at: at [`RUNS_MAX`] that is not to its end. Pages that were only read are not among them, but for those of zeros.
     pub(super) fn written<'a>(
         &self,
         range: Range<usize>,
@@ -67,10 +67,11 @@ impl PageMap {
             end: range.end as u64,
             vec: found.as_mut_ptr().expose_provenance() as u64,
             vec_len: RUNS_MAX as u64,
-            // Of a file (an image is one) or the zero page: as it was mapped.
-            category_inverted: PAGE_IS_FILE | PAGE_IS_PFNZERO,
-            category_mask: PAGE_IS_FILE | PAGE_IS_PFNZERO,
+            // Of a file (an image is one): as it was mapped.
+            category_inverted: PAGE_IS_FILE,
+            category_mask: PAGE_IS_FILE,
             category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+            return_mask: PAGE_IS_PFNZERO,
             ..Scan::default()
         };
         self.ask(&mut scan)?;
@@ -102,7 +103,7 @@ impl PageMap {
 ///
 /// # Safety
 ///
-/// The range is of a private mapping, which is as it was mapped from then on. Nobody refers to what is in it.
+/// The range is of a private mapping, which has what was mapped from then on and nothing else. Nobody refers to what is in it.
 #[allow(unsafe_code, reason = "the system has no other way to be told")]
 pub(super) unsafe fn forget(range: Range<*const u8>) {
     #[cfg(target_os = "linux")]
@@ -120,6 +121,11 @@ pub(super) unsafe fn forget(range: Range<*const u8>) {
 }
 
 impl Pages {
+    /// Whether they hold zeros: they were read, or the system has seen that what was written is no more.
+    pub(super) fn are_zero(self) -> bool {
+        self.categories & PAGE_IS_PFNZERO != 0
+    }
+
     /// Where they are.
     pub(super) fn range(self) -> Range<usize> {
         self.start as usize..self.end as usize

@@ -50,6 +50,10 @@ use crate::limits;
 /// How long putting the globals back may take. It is a few instructions.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// Of an image to which nothing could be added that puts it back.
+const NOT_REWINDABLE: &str =
+    "it may have state that cannot be reached (the log of making its image says which, at level debug)";
+
 /// What lets a node put instances back.
 pub(super) struct Means {
     pages: PageMap,
@@ -98,7 +102,7 @@ impl Rewinder {
         if [PUT_BACK, MEMORY].iter().any(|name| plugin.get_export_index(None, name).is_some()) {
             return Err("it has exports of its own that are named like ours".to_owned());
         }
-        let export = |name| component.get_export_index(None, name).ok_or_else(|| format!("it has no {name}"));
+        let export = |name| component.get_export_index(None, name).ok_or_else(|| NOT_REWINDABLE.to_owned());
         let (put_back, memory) = (export(PUT_BACK)?, export(MEMORY)?);
         let pristine = Guest::with(hook.core(), code, hook.speaker(), hook.allowance(), |guest| {
             let live = guest.live();
@@ -163,15 +167,20 @@ impl Rewinder {
         let (mut at, mut left) = (memory.start.addr(), limits::PLUGIN_KEPT_WRITTEN_BYTES_MAX);
         while at < memory.end.addr() {
             let (written, end) = self.means.pages.written(at..memory.end.addr(), &mut found)?;
-            for range in written.iter().map(|pages| pages.range()) {
-                let Some(rest) = left.checked_sub(range.len()) else { return Ok(false) };
-                left = rest;
+            for pages in written {
+                let range = pages.range();
+                if !pages.are_zero() {
+                    let Some(rest) = left.checked_sub(range.len()) else { return Ok(false) };
+                    left = rest;
+                }
                 let range = range.start - memory.start.addr()..range.end - memory.start.addr();
                 #[allow(unsafe_code, reason = "what runs in the instance hides its memory")]
                 // SAFETY: the instance is borrowed for us alone and does not run; its memory has as many bytes as the pristine
-                // one (checked above: it has not grown) and begins there.
+                // one (checked above: it has not grown) and begins there. It is the system's, and compiled code, which the
+                // language knows nothing of, writes to it by its address; so do we.
                 unsafe {
-                    self.pristine.put_back(memory.start.cast_mut(), range);
+                    let memory = std::ptr::with_exposed_provenance_mut(memory.start.expose_provenance());
+                    self.pristine.put_back(memory, range, pages.are_zero());
                 }
             }
             if end <= at {
@@ -226,13 +235,13 @@ impl Pristine {
         rest.is_empty() && pieces.len() == self.0.len() && pieces.iter().zip(&self.0).all(are_same)
     }
 
-    /// Puts back what a range of a memory began with, which is of whole pieces.
+    /// Puts back what a range of a memory began with, which is of whole pieces; `is_zero`: it holds zeros now.
     ///
     /// # Safety
     ///
     /// At `memory` are as many bytes as this has, which nobody else refers to.
     #[allow(unsafe_code, reason = "what runs in the instance hides its memory")]
-    unsafe fn put_back(&self, memory: *mut u8, range: Range<usize>) {
+    unsafe fn put_back(&self, memory: *mut u8, range: Range<usize>, is_zero: bool) {
         let pieces = range.start / PIECE_BYTES..range.end / PIECE_BYTES;
         for (index, piece) in pieces.clone().zip(self.0.get(pieces).unwrap_or_default()) {
             // SAFETY: the piece is one of ours, so there is memory for it, as the caller says.
@@ -240,6 +249,7 @@ impl Pristine {
                 let at = memory.add(index * PIECE_BYTES);
                 match piece {
                     Some(piece) => piece.as_ptr().copy_to_nonoverlapping(at, PIECE_BYTES),
+                    None if is_zero => {}
                     None => at.write_bytes(0, PIECE_BYTES),
                 }
             }

@@ -67,6 +67,9 @@ pub(super) fn rewindable(component: &[u8]) -> Result<Vec<u8>, String> {
                     check_name(export.map_err(text)?.name.name)?;
                 }
             }
+            (Payload::ModuleSection { .. }, _) if depth > 0 => {
+                return Err("it has a module in a nested component".to_owned());
+            }
             (Payload::End(_), ValidPayload::End(types)) => match depth.checked_sub(1) {
                 Some(outer) => {
                     depth = outer;
@@ -159,11 +162,11 @@ impl Parts {
 
     /// Appends the rewinder.
     fn finish(mut self, types: wasmparser::types::TypesRef<'_>) -> Result<Vec<u8>, String> {
-        let states = self.instances.iter().filter_map(|(instance, module)| {
-            let state = self.modules.get(*module as usize)?;
-            Some((*instance, state))
+        let states = self.instances.iter().map(|(instance, module)| {
+            let state = self.modules.get(*module as usize).ok_or("it has a module from elsewhere")?;
+            Ok((*instance, state))
         });
-        let states: Vec<(u32, &State)> = states.collect();
+        let states: Vec<(u32, &State)> = states.collect::<Result<_, String>>()?;
         let mut memories =
             states.iter().flat_map(|(instance, state)| state.memories.iter().map(move |it| (*instance, it)));
         let (Some((memory_instance, (memory_name, memory_type))), None) = (memories.next(), memories.next()) else {

@@ -277,6 +277,13 @@ fn config() -> Config {
     config
 }
 
+/// Whether pages may have been swapped out. The engine's scan does not see those that were written to and then swapped out, so
+/// that the next instance in their place would find them.
+fn has_swap() -> bool {
+    // The first line is a heading.
+    std::fs::read_to_string("/proc/swaps").is_ok_and(|swaps| swaps.lines().count() > 1)
+}
+
 fn pool(pagemap_scan: bool) -> InstanceAllocationStrategy {
     let instances = RUNNING_INSTANCES + KEPT_INSTANCES;
     let each = |instances: u32, count: usize| instances.saturating_mul(u32::try_from(count).unwrap_or(u32::MAX));
@@ -295,6 +302,6 @@ fn pool(pagemap_scan: bool) -> InstanceAllocationStrategy {
         .max_memory_size(MEMORY_RESERVATION_BYTES as usize)
         .linear_memory_keep_resident(MEMORY_KEEP_RESIDENT_BYTES)
         .table_keep_resident(TABLE_KEEP_RESIDENT_BYTES)
-        .pagemap_scan(if pagemap_scan { Enabled::Auto } else { Enabled::No });
+        .pagemap_scan(if pagemap_scan && !has_swap() { Enabled::Auto } else { Enabled::No });
     InstanceAllocationStrategy::Pooling(pool)
 }

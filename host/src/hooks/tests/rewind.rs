@@ -25,8 +25,13 @@ fn suspicious() -> Wat {
 
 /// A hook that has its image.
 fn specialised(runtime: &Runtime, wat: &Wat, json: &str) -> Hook {
-    let hook = hook(runtime, "h", wat, json);
-    runtime.specialise(&hook, &wat.bytes());
+    specialised_from(runtime, &wat.bytes(), json)
+}
+
+fn specialised_from(runtime: &Runtime, component: &[u8], json: &str) -> Hook {
+    let plugin = runtime.compile("p", component).unwrap();
+    let hook = runtime.bind("h", binding(json), &plugin).unwrap();
+    runtime.specialise(&hook, component);
     assert_eq!(hook.is_specialised(), Some(Ok(())));
     hook
 }
@@ -111,10 +116,7 @@ fn an_instance_that_was_given_handles_is_thrown_away() {
         .replacen("(component ", imports, 1)
         .replacen("(core module $m ", r#"(core module $m (import "host" "stderr" (func $stderr (result i32))) "#, 1)
         .replacen(r#"(export "exists" (func $e"#, r#"(export "stderr" (func $stderr)) (export "exists" (func $e"#, 1);
-    let component = wat::parse_str(&text).unwrap();
-    let plugin = runtime.compile("p", &component).unwrap();
-    let hook = runtime.bind("h", binding("{}"), &plugin).unwrap();
-    runtime.specialise(&hook, &component);
+    let hook = specialised_from(&runtime, &wat::parse_str(&text).unwrap(), "{}");
     for _ in 0..3 {
         judge(&hook, "k").unwrap();
         assert_eq!(hook.waiting(), Ok(0));
@@ -132,11 +134,7 @@ fn what_a_plugin_exports_under_our_names_is_not_called() {
     let memory = r#"(type $l (list u8)) (func $a (result $l) (canon lift (core func $i "all") (memory (core memory $mem "memory"))))
                     (export "brink-memory" (func $a))"#;
     for added in [put_back.to_owned(), memory.to_owned(), format!("{put_back} {memory}")] {
-        let component = wat::parse_str(format!("{text} {added})")).unwrap();
-        let plugin = runtime.compile("p", &component).unwrap();
-        let hook = runtime.bind("h", binding("{}"), &plugin).unwrap();
-        runtime.specialise(&hook, &component);
-        assert_eq!(hook.is_specialised(), Some(Ok(())));
+        let hook = specialised_from(&runtime, &wat::parse_str(format!("{text} {added})")).unwrap(), "{}");
         assert!(hook.waiting().unwrap_err().contains("named like ours"));
         judge(&hook, "k").unwrap();
         judge(&hook, "k").unwrap();
@@ -219,6 +217,18 @@ fn a_component_with_state_that_cannot_be_reached_has_no_rewinder() {
                 (core module $m (memory (export "m") 1)) (core instance (instantiate $m)))"#
                 .to_owned(),
             "built-in",
+        ),
+        (
+            r#"(component (component (core module $n (global (export "g") (mut i32) (i32.const 0))) (core instance (instantiate $n)))
+                (core module $m (memory (export "m") 1)) (core instance (instantiate $m)))"#
+                .to_owned(),
+            "nested",
+        ),
+        (
+            r#"(component (import "n" (core module $n)) (core instance (instantiate $n))
+                (core module $m (memory (export "m") 1)) (core instance (instantiate $m)))"#
+                .to_owned(),
+            "elsewhere",
         ),
     ];
     for (text, reason) in cases {
