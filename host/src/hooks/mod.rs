@@ -82,8 +82,8 @@
 //!
 //! Two threads do 1.8 to 1.95 times as much as one where a line of memory goes from core to core in 32 ns, and 1.74 to 1.8 times
 //! where that takes 165. A judgement that is handed to a blocking thread and back costs 30 to 70 µs more. Where three nodes and
-//! their load share two cores, a quick hook on every write costs 7 to 11 % of the throughput of 64 clients (13 to 27 % with new
-//! instances): beside a node at work, its call adds 10 to 25 µs to the 115 to 145 that a write takes of all processors together,
+//! their load share two cores, a quick hook on every write costs 7 to 17 % of the throughput of 64 clients (13 to 27 % with new
+//! instances): beside a node at work, its call adds 10 to 32 µs to the 115 to 145 that a write takes of all processors together,
 //! since caches are cold for it and colder after it. A write that no hook matches costs a comparison with each prefix.
 //!
 //! Compiling takes 0.1 s for a guest of 165 kB and 1.9 s for one of 3 MB, its image as much again and half of it; neither
