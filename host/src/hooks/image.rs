@@ -2,8 +2,8 @@
 //!
 //! # Problem
 //!
-//! No write may see what another left in an instance, and each instance must know its hook's configuration. To configure it anew is to
-//! compile a schema, or to import a language's modules, for every write.
+//! No write may see what another left in an instance, and each instance must know its hook's configuration. To configure it
+//! anew is to compile a schema, or to import a language's modules, for every write.
 //!
 //! # Approach
 //!

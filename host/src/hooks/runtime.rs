@@ -37,16 +37,16 @@ const INSTANCE_METADATA_BYTES_MAX: usize = 8 << 20;
 /// How far threads stand back that compile, or run what takes long; of 0 to 19. On Linux this is a thread's own.
 const NICENESS: i32 = 5;
 
-/// Instances that may exist at once. An ended instance gives its slots back in a moment, hence a few to spare.
+/// Instances that may run at once. An ended instance gives its slots back in a moment, hence a few to spare.
 const RUNNING_INSTANCES: u32 =
     (limits::PLUGIN_INSTANCES_MAX + HEAVY_INSTANCES_MAX + limits::PLUGIN_SIDE_INSTANCES_MAX + 4) as u32;
 
-/// Instances that may wait for calls, beside those: at least a MiB each. They are of images that can be put back, which have
-/// one memory.
-const KEPT_INSTANCES: u32 = limits::PLUGIN_KEPT_MIB_MAX as u32;
-
 /// Of them, those of heavy hooks.
 const HEAVY_INSTANCES_MAX: usize = limits::PLUGIN_INSTANCES_MAX / INSTANCES_PER_CORE;
+
+/// Instances that may wait for calls, beside those that run: at least a MiB each. They are of images that can be put back,
+/// which have one memory.
+const KEPT_INSTANCES: u32 = limits::PLUGIN_KEPT_MIB_MAX as u32;
 
 /// Learns what plugins do. Called on the thread that runs them, in the span of the request; must not block.
 pub trait Observer: Send + Sync {
