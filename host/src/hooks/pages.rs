@@ -2,6 +2,9 @@
 //!
 //! The system is asked (`PAGEMAP_SCAN`, Linux 6.7): it copies a page of a private mapping when it is first written to, and knows
 //! which are such copies. Where it cannot be asked there is no [`PageMap`].
+//!
+//! To ask takes longer the larger the range is. That no page has become such a copy since is told by less: each is made in a page
+//! fault of the thread that writes, and [`Faults`] are counted.
 
 use std::fs::File;
 use std::io;
@@ -98,6 +101,49 @@ impl PageMap {
     }
 }
 
+/// How many page faults a thread has had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Faults(i64);
+
+impl Faults {
+    /// Those of the thread that asks, since it started.
+    #[cfg(target_os = "linux")]
+    pub(super) fn of_this_thread() -> io::Result<Self> {
+        use nix::sys::resource::{UsageWho, getrusage};
+
+        let usage = getrusage(UsageWho::RUSAGE_THREAD)?;
+        Ok(Self(usage.minor_page_faults().wrapping_add(usage.major_page_faults())))
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn of_this_thread() -> io::Result<Self> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// Has the system make no huge pages of the pages of a mapping: it does so in a thread of its own, and a page that nobody has
+/// written to can then be written to without a fault.
+pub(super) fn stay_small(range: Range<*const u8>) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    #[allow(unsafe_code, reason = "the system has no other way to be told")]
+    // SAFETY: this changes nothing of what is in memory, only of how the system keeps it.
+    let told = unsafe {
+        let advice = rustix::mm::Advice::LinuxNoHugepage;
+        rustix::mm::madvise(range.start.cast_mut().cast(), range.end.addr() - range.start.addr(), advice)
+    };
+    #[cfg(target_os = "linux")]
+    match told {
+        // It has no huge pages at all.
+        Ok(()) | Err(rustix::io::Errno::INVAL) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = range;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
 /// Has the system forget that pages of a mapping were read or written to. A scan looks at each that was, so a memory that was
 /// read as a whole would make all scans of its place take three times as long.
 ///
@@ -129,5 +175,71 @@ impl Pages {
     /// Where they are.
     pub(super) fn range(self) -> Range<usize> {
         self.start as usize..self.end as usize
+    }
+}
+
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code, reason = "memory is asked for as the engine does")]
+mod tests {
+    use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+
+    use super::*;
+
+    const BYTES: usize = 1 << 20;
+
+    /// No page of any system is larger, so that bytes so far apart are in two.
+    const APART: usize = 1 << 16;
+
+    /// A mapping, and where it is.
+    fn mapped<T>(ask: impl FnOnce(*mut u8, Range<usize>) -> T) -> T {
+        let flags = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: the system chooses a place where nothing is, and it is given back when nobody refers to it any more.
+        unsafe {
+            let start = mmap_anonymous(std::ptr::null_mut(), BYTES, flags, MapFlags::PRIVATE).unwrap();
+            let answer = ask(start.cast(), start.addr()..start.addr() + BYTES);
+            munmap(start, BYTES).unwrap();
+            answer
+        }
+    }
+
+    #[test]
+    fn a_page_is_first_written_to_in_a_fault_and_told_of() {
+        let map = PageMap::open().unwrap();
+        mapped(|memory, range| {
+            let mut found = [Pages::default(); RUNS_MAX];
+            assert_eq!(map.written(range.clone(), &mut found).unwrap(), (&[][..], range.end));
+            // SAFETY: this is in the mapping.
+            let write = |number: usize| unsafe { memory.add(number * APART).write_volatile(1) };
+            let told = |numbers: &[usize], found: &mut _| {
+                let (written, _) = map.written(range.clone(), found).unwrap();
+                let starts: Vec<usize> = written.iter().map(|run| (run.range().start - range.start) / APART).collect();
+                assert_eq!(starts, numbers);
+            };
+            let before = Faults::of_this_thread().unwrap();
+            write(3);
+            let after = Faults::of_this_thread().unwrap();
+            assert_ne!(before, after);
+            told(&[3], &mut found);
+            write(3);
+            told(&[3], &mut found);
+            write(7);
+            assert_ne!(after, Faults::of_this_thread().unwrap());
+            told(&[3, 7], &mut found);
+        });
+    }
+
+    #[test]
+    fn a_mapping_that_is_to_stay_small_is_marked_so() {
+        if !std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
+            return;
+        }
+        mapped(|_, range| {
+            stay_small(std::ptr::without_provenance(range.start)..std::ptr::without_provenance(range.end)).unwrap();
+            let mappings = std::fs::read_to_string("/proc/self/smaps").unwrap();
+            let ours = mappings.split_once(&format!("{:x}-", range.start)).unwrap().1;
+            let flags = ours.lines().find_map(|line| line.strip_prefix("VmFlags:")).unwrap();
+            assert!(flags.split_whitespace().any(|flag| flag == "nh"), "{flags}");
+        });
     }
 }

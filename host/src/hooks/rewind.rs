@@ -40,7 +40,7 @@ use wasmtime::component::{ComponentExportIndex, TypedFunc, WasmList};
 
 use super::guest::{Guest, Live};
 use super::hook::Hook;
-use super::pages::{self, PageMap, Pages, RUNS_MAX};
+use super::pages::{self, Faults, PageMap, Pages, RUNS_MAX};
 use super::per_thread::PerThread;
 use super::plugin::Code;
 use super::rewindable::{MEMORY, PUT_BACK};
@@ -75,6 +75,10 @@ pub(super) struct Rewinder {
 pub(super) struct WayBack {
     put_back: TypedFunc<(), ()>,
     memory: WasmList<u8>,
+    /// Pieces of the memory (see [`Pristine`]) that it has written to since it started, in order.
+    written: Vec<usize>,
+    /// The page faults of the thread when `written` was all, if they could be counted.
+    faults: Option<Faults>,
     _room: OwnedSemaphorePermit,
 }
 
@@ -127,7 +131,11 @@ impl Rewinder {
 
     /// An instance that waits at this thread.
     pub(super) fn take(&self) -> Option<Live> {
-        self.waiting.mine().try_lock().ok()?.take()
+        let mut live = self.waiting.mine().try_lock().ok()?.take()?;
+        if let Some(way_back) = &mut live.way_back {
+            way_back.faults = Faults::of_this_thread().ok();
+        }
+        Some(live)
     }
 
     /// Puts an instance back, to wait at this thread; or ends it.
@@ -154,7 +162,7 @@ impl Rewinder {
             return Ok(false);
         }
         live.store.set_epoch_deadline(Ticker::ticks(PATIENCE));
-        let way_back = match live.way_back.take() {
+        let mut way_back = match live.way_back.take() {
             Some(way_back) => way_back,
             None => match self.find_way_back(live)? {
                 Some(way_back) => way_back,
@@ -163,33 +171,40 @@ impl Rewinder {
         };
         way_back.put_back.call(&mut live.store, ())?;
         let memory = way_back.memory.as_le_slice(&live.store).as_ptr_range();
+        let is_known = way_back.faults.is_some() && way_back.faults == Faults::of_this_thread().ok();
+        if !is_known && !self.look(memory.start.addr()..memory.end.addr(), &mut way_back.written)? {
+            return Ok(false);
+        }
+        #[allow(unsafe_code, reason = "what runs in the instance hides its memory")]
+        // SAFETY: the instance is borrowed for us alone and does not run; its memory has as many bytes as the pristine one
+        // (checked above: it has not grown) and begins there. It is the system's, and compiled code, which the language knows
+        // nothing of, writes to it by its address; so do we.
+        unsafe {
+            let memory = std::ptr::with_exposed_provenance_mut(memory.start.expose_provenance());
+            self.pristine.put_back(memory, &way_back.written);
+        }
+        debug_assert!(self.pristine.is(way_back.memory.as_le_slice(&live.store)), "memory is as in the image");
+        live.way_back = Some(way_back);
+        Ok(true)
+    }
+
+    /// Finds the pieces of a memory that were written to. `false`: they are too many, or the system does not tell.
+    fn look(&self, memory: Range<usize>, written: &mut Vec<usize>) -> wasmtime::Result<bool> {
+        written.clear();
         let mut found = [Pages::default(); RUNS_MAX];
-        let (mut at, mut left) = (memory.start.addr(), limits::PLUGIN_KEPT_WRITTEN_BYTES_MAX);
-        while at < memory.end.addr() {
-            let (written, end) = self.means.pages.written(at..memory.end.addr(), &mut found)?;
-            for pages in written {
+        let mut at = memory.start;
+        while at < memory.end {
+            let (runs, end) = self.means.pages.written(at..memory.end, &mut found)?;
+            for pages in runs {
                 let range = pages.range();
-                if !pages.are_zero() {
-                    let Some(rest) = left.checked_sub(range.len()) else { return Ok(false) };
-                    left = rest;
-                }
-                let range = range.start - memory.start.addr()..range.end - memory.start.addr();
-                #[allow(unsafe_code, reason = "what runs in the instance hides its memory")]
-                // SAFETY: the instance is borrowed for us alone and does not run; its memory has as many bytes as the pristine
-                // one (checked above: it has not grown) and begins there. It is the system's, and compiled code, which the
-                // language knows nothing of, writes to it by its address; so do we.
-                unsafe {
-                    let memory = std::ptr::with_exposed_provenance_mut(memory.start.expose_provenance());
-                    self.pristine.put_back(memory, range, pages.are_zero());
-                }
+                let pieces = (range.start - memory.start) / PIECE_BYTES..(range.end - memory.start) / PIECE_BYTES;
+                written.extend(pieces.filter(|piece| !pages.are_zero() || self.pristine.has(*piece)));
             }
-            if end <= at {
+            if end <= at || written.len() * PIECE_BYTES > limits::PLUGIN_KEPT_WRITTEN_BYTES_MAX {
                 return Ok(false);
             }
             at = end;
         }
-        debug_assert!(self.pristine.is(way_back.memory.as_le_slice(&live.store)), "memory is as in the image");
-        live.way_back = Some(way_back);
         Ok(true)
     }
 
@@ -198,7 +213,8 @@ impl Rewinder {
         live.expect_reading();
         let put_back = live.instance.get_typed_func(&mut live.store, self.put_back)?;
         let memory = read_memory(live, self.memory)?;
-        Ok(Some(WayBack { put_back, memory, _room: room }))
+        pages::stay_small(memory.as_le_slice(&live.store).as_ptr_range())?;
+        Ok(Some(WayBack { put_back, memory, written: Vec::new(), faults: None, _room: room }))
     }
 }
 
@@ -235,21 +251,25 @@ impl Pristine {
         rest.is_empty() && pieces.len() == self.0.len() && pieces.iter().zip(&self.0).all(are_same)
     }
 
-    /// Puts back what a range of a memory began with, which is of whole pieces; `is_zero`: it holds zeros now.
+    /// Whether a piece is not of zeros.
+    fn has(&self, piece: usize) -> bool {
+        self.0.get(piece).is_some_and(Option::is_some)
+    }
+
+    /// Puts back what some pieces of a memory began with.
     ///
     /// # Safety
     ///
     /// At `memory` are as many bytes as this has, which nobody else refers to.
     #[allow(unsafe_code, reason = "what runs in the instance hides its memory")]
-    unsafe fn put_back(&self, memory: *mut u8, range: Range<usize>, is_zero: bool) {
-        let pieces = range.start / PIECE_BYTES..range.end / PIECE_BYTES;
-        for (index, piece) in pieces.clone().zip(self.0.get(pieces).unwrap_or_default()) {
+    unsafe fn put_back(&self, memory: *mut u8, pieces: &[usize]) {
+        for index in pieces {
+            let Some(piece) = self.0.get(*index) else { continue };
             // SAFETY: the piece is one of ours, so there is memory for it, as the caller says.
             unsafe {
                 let at = memory.add(index * PIECE_BYTES);
                 match piece {
                     Some(piece) => piece.as_ptr().copy_to_nonoverlapping(at, PIECE_BYTES),
-                    None if is_zero => {}
                     None => at.write_bytes(0, PIECE_BYTES),
                 }
             }

@@ -161,6 +161,26 @@ fn pages_that_lie_apart_are_put_back_too() {
 }
 
 #[test]
+fn a_page_that_is_written_to_first_by_a_later_call_is_put_back_too() {
+    let runtime = runtime();
+    // Each key has a page of its own.
+    let wat = Wat::validator(
+        "(local $at i32) \
+         (local.set $at (i32.mul (i32.load8_u (i32.load (local.get 0))) (i32.const 4096))) \
+         (if (i32.load (i32.add (local.get $at) (i32.const 65536))) (then unreachable)) \
+         (i32.store (i32.add (local.get $at) (i32.const 65536)) (i32.const 7)) \
+         (i32.const 1024)",
+    );
+    let hook = specialised(&runtime, &wat.with_memory("80"), "{}");
+    for round in 0..4 {
+        for key in ["a", "b", "a", "c", "b", "z"] {
+            judge(&hook, key).unwrap();
+            assert_eq!(hook.waiting(), Ok(1), "{round} {key}");
+        }
+    }
+}
+
+#[test]
 fn a_node_keeps_only_so_much_memory() {
     let runtime = runtime();
     let wat = Wat::validator(OK).with_memory("800");
