@@ -13,7 +13,7 @@ use super::lines::Speaker;
 use super::pace::Pace;
 use super::plugin::{Code, Plugin};
 use super::rewind::Rewinder;
-use super::runtime::{Core, Runtime};
+use super::runtime::{Calls, Core, Runtime};
 use super::text::cut;
 use crate::limits;
 
@@ -29,6 +29,8 @@ struct Inner {
     speaker: Speaker,
     seed: u64,
     share: Share,
+    /// Who learns of its calls; empty before the first.
+    calls: OnceLock<Arc<dyn Calls>>,
     /// The plugin with the configuration in it, or why there is none; empty until it has been tried.
     image: OnceLock<Result<Code, String>>,
 }
@@ -100,6 +102,7 @@ impl Runtime {
                 digest: plugin.digest().to_owned(),
             },
             share: Share::new(),
+            calls: OnceLock::new(),
             image: OnceLock::new(),
             binding,
         };
@@ -186,6 +189,12 @@ impl Hook {
 
     pub(super) fn share(&self) -> &Share {
         &self.0.share
+    }
+
+    /// Who learns of its calls.
+    pub(super) fn calls(&self) -> &dyn Calls {
+        let Speaker { hook, plugin, .. } = self.speaker();
+        &**self.0.calls.get_or_init(|| self.core().observer().calls_of(hook, plugin))
     }
 
     pub(super) fn allowance(&self) -> Allowance {

@@ -204,13 +204,12 @@ impl Judgement {
             let has_failed = outcome.as_ref().is_err_and(Error::is_plugin_failure);
             hook.share().pace.note(started_at.elapsed(), has_failed);
         }
-        let observer = hook.core().observer();
         if let Err(error) = outcome.as_ref()
             && error.is_plugin_failure()
         {
-            hook.speaker().say(observer, Level::Error, one_line(&error.to_string()));
+            hook.speaker().say(hook.core().observer(), Level::Error, one_line(&error.to_string()));
         }
-        observer.called(hook.name(), hook.plugin().name(), started_at.elapsed(), result, memory_bytes);
+        hook.calls().ended(started_at.elapsed(), result, memory_bytes);
         Some(outcome)
     }
 

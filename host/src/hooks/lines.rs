@@ -130,16 +130,18 @@ impl Lines {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-    use std::time::Duration;
+    use std::sync::{Arc, Mutex};
 
+    use super::super::runtime::{Calls, Unobserved};
     use super::*;
 
     #[derive(Default)]
     struct Said(Mutex<Vec<String>>);
 
     impl Observer for Said {
-        fn called(&self, _: &str, _: &str, _: Duration, _: &'static str, _: usize) {}
+        fn calls_of(&self, _: &str, _: &str) -> Arc<dyn Calls> {
+            Arc::new(Unobserved)
+        }
 
         fn said(&self, _: &str, _: &str, _: &str, _: &'static str, line: String) {
             self.0.lock().unwrap().push(line);

@@ -18,7 +18,7 @@ use crate::limits::{HOOKS_MAX, PLUGIN_DEADLINE_MAX, PLUGIN_LINES_KEPT};
 const DIGITS: u8 = 2;
 
 /// Hooks of which figures are kept: those that are in force, and as many again that were.
-const TALLIES_MAX: usize = HOOKS_MAX * 2;
+const FIGURES_MAX: usize = HOOKS_MAX * 2;
 
 /// One line that a plugin wrote, or one failure of it.
 #[derive(Debug, Clone, Serialize)]
@@ -68,8 +68,12 @@ pub struct Record(Arc<Inner>);
 struct Inner {
     last: Mutex<VecDeque<Arc<Line>>>,
     lines: broadcast::Sender<Arc<Line>>,
-    tallies: Mutex<BTreeMap<(String, String), Calls>>,
+    figures: Mutex<BTreeMap<(String, String), Figures>>,
 }
+
+/// The figures of one hook. Cheap to clone; all clones are the same figures.
+#[derive(Clone)]
+pub struct Figures(Arc<Mutex<Calls>>);
 
 struct Calls {
     micros: Histogram<u64>,
@@ -80,7 +84,7 @@ struct Calls {
 impl Default for Record {
     fn default() -> Self {
         let (lines, _) = broadcast::channel(PLUGIN_LINES_KEPT);
-        Self(Arc::new(Inner { last: Mutex::default(), lines, tallies: Mutex::default() }))
+        Self(Arc::new(Inner { last: Mutex::default(), lines, figures: Mutex::default() }))
     }
 }
 
@@ -103,39 +107,47 @@ impl Record {
         (last.iter().cloned().collect(), self.0.lines.subscribe())
     }
 
-    /// Counts a call.
-    pub fn count(&self, hook: &str, plugin: &str, took: Duration, result: &'static str, memory_bytes: usize) {
-        let mut tallies = lock(&self.0.tallies);
+    /// The figures of a hook, in which its calls are to be counted. They are listed as long as there is room, or somebody has
+    /// them.
+    pub fn of_hook(&self, hook: &str, plugin: &str) -> Option<Figures> {
+        let mut all = lock(&self.0.figures);
         let name = (hook.to_owned(), plugin.to_owned());
-        if tallies.len() >= TALLIES_MAX && !tallies.contains_key(&name) {
-            tallies.pop_first();
+        if all.len() >= FIGURES_MAX && !all.contains_key(&name) {
+            all.retain(|_, figures| Arc::strong_count(&figures.0) > 1);
         }
-        let calls = match tallies.entry(name) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(new) => match Calls::new() {
-                Some(calls) => new.insert(calls),
-                None => return,
-            },
-        };
-        calls.micros.saturating_record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
-        *calls.results.entry(result).or_default() += 1;
-        calls.memory_bytes = calls.memory_bytes.max(memory_bytes);
+        match all.entry(name) {
+            Entry::Occupied(known) => Some(known.get().clone()),
+            Entry::Vacant(new) => Some(new.insert(Figures(Arc::new(Mutex::new(Calls::new()?)))).clone()),
+        }
     }
 
     /// What the calls of every hook came to.
     pub fn tallies(&self) -> Vec<Tally> {
-        let tallies = lock(&self.0.tallies);
-        let tallies = tallies.iter().map(|((hook, plugin), calls)| Tally {
-            hook: hook.clone(),
-            plugin: plugin.clone(),
-            calls: calls.micros.len(),
-            results: calls.results.clone(),
-            p50_us: calls.micros.value_at_quantile(0.5),
-            p99_us: calls.micros.value_at_quantile(0.99),
-            max_us: calls.micros.max(),
-            memory_bytes: calls.memory_bytes as u64,
+        let all = lock(&self.0.figures);
+        let tallies = all.iter().map(|((hook, plugin), figures)| {
+            let calls = lock(&figures.0);
+            Tally {
+                hook: hook.clone(),
+                plugin: plugin.clone(),
+                calls: calls.micros.len(),
+                results: calls.results.clone(),
+                p50_us: calls.micros.value_at_quantile(0.5),
+                p99_us: calls.micros.value_at_quantile(0.99),
+                max_us: calls.micros.max(),
+                memory_bytes: calls.memory_bytes as u64,
+            }
         });
         tallies.collect()
+    }
+}
+
+impl Figures {
+    /// Counts a call.
+    pub fn count(&self, took: Duration, result: &'static str, memory_bytes: usize) {
+        let mut calls = lock(&self.0);
+        calls.micros.saturating_record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+        *calls.results.entry(result).or_default() += 1;
+        calls.memory_bytes = calls.memory_bytes.max(memory_bytes);
     }
 }
 
@@ -177,15 +189,18 @@ mod tests {
     fn calls_are_counted_by_hook_and_bounded() {
         let record = Record::default();
         for (result, micros) in [("accepted", 10), ("accepted", 20), ("rejected", 1_000)] {
-            record.count("h", "p", Duration::from_micros(micros), result, 65_536);
+            record.of_hook("h", "p").unwrap().count(Duration::from_micros(micros), result, 65_536);
         }
         let tallies = record.tallies();
         let tally = &tallies[0];
         assert_eq!((tally.calls, tally.results["accepted"], tally.results["rejected"]), (3, 2, 1));
         assert_eq!((tally.p50_us, tally.memory_bytes), (20, 65_536));
-        for number in 0..TALLIES_MAX * 2 {
-            record.count(&number.to_string(), "p", Duration::from_secs(3_600), "timed_out", 0);
+        let in_force = record.of_hook("h", "p").unwrap();
+        for number in 0..FIGURES_MAX * 2 {
+            record.of_hook(&number.to_string(), "p").unwrap().count(Duration::from_secs(3_600), "timed_out", 0);
         }
-        assert_eq!(record.tallies().len(), TALLIES_MAX);
+        assert!((1..=FIGURES_MAX).contains(&record.tallies().len()));
+        in_force.count(Duration::from_micros(10), "accepted", 65_536);
+        assert!(record.tallies().iter().any(|tally| (&*tally.hook, tally.calls) == ("h", 4)));
     }
 }

@@ -50,9 +50,8 @@ const KEPT_INSTANCES: u32 = limits::PLUGIN_KEPT_MIB_MAX as u32;
 
 /// Learns what plugins do. Called on the thread that runs them, in the span of the request; must not block.
 pub trait Observer: Send + Sync {
-    /// One call ended. `result` is `accepted` or the [`Error::word`] of what it ended in; `memory_bytes` is the linear
-    /// memory the instance had.
-    fn called(&self, hook: &str, plugin: &str, duration: Duration, result: &'static str, memory_bytes: usize);
+    /// What learns of the calls of a hook from now on.
+    fn calls_of(&self, hook: &str, plugin: &str) -> Arc<dyn Calls>;
 
     /// A plugin wrote a line, or failed. `level` is `debug`, `info`, `warn` or `error`; `hook` is empty while the plugin
     /// is only being compiled.
@@ -61,12 +60,25 @@ pub trait Observer: Send + Sync {
     }
 }
 
+/// Learns of the calls of one hook, as [`Observer`] does.
+pub trait Calls: Send + Sync {
+    /// One call ended. `result` is `accepted` or the [`Error::word`] of what it ended in; `memory_bytes` is the linear
+    /// memory the instance had.
+    fn ended(&self, took: Duration, result: &'static str, memory_bytes: usize);
+}
+
 /// An observer that does nothing.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Unobserved;
 
 impl Observer for Unobserved {
-    fn called(&self, _: &str, _: &str, _: Duration, _: &'static str, _: usize) {}
+    fn calls_of(&self, _: &str, _: &str) -> Arc<dyn Calls> {
+        Arc::new(Self)
+    }
+}
+
+impl Calls for Unobserved {
+    fn ended(&self, _: Duration, _: &'static str, _: usize) {}
 }
 
 /// What makes fresh instances cheap; all of it on, but to measure what each is worth.

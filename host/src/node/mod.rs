@@ -21,7 +21,7 @@ use crate::limits::{DISK_POLL, DRAIN_DEADLINE};
 use crate::registry::Registry;
 use crate::replication::{self, HttpTransport};
 use crate::storage::{self, Data, FreeSpace, Log};
-use crate::telemetry::{Telemetry, request_trace_id};
+use crate::telemetry::{HookMetrics, Telemetry, request_trace_id};
 use crate::write_path::{WritePath, now_ms};
 
 /// When the consensus engine stops: how long its reason may take to be told by the disk itself.
@@ -218,15 +218,30 @@ struct Watch {
 }
 
 impl hooks::Observer for Watch {
-    fn called(&self, hook: &str, plugin: &str, took: Duration, result: &'static str, memory_bytes: usize) {
-        self.telemetry.metrics().hook_called(hook, plugin, took, result, memory_bytes);
-        self.record.count(hook, plugin, took, result, memory_bytes);
+    fn calls_of(&self, hook: &str, plugin: &str) -> Arc<dyn hooks::Calls> {
+        let metrics = self.telemetry.metrics().of_hook(hook, plugin);
+        Arc::new(WatchOfHook { metrics, figures: self.record.of_hook(hook, plugin) })
     }
 
     fn said(&self, hook: &str, plugin: &str, digest: &str, level: &'static str, message: String) {
         let (hook, plugin, digest) = (hook.to_owned(), plugin.to_owned(), digest.to_owned());
         let trace_id = request_trace_id().map(|id| id.to_string());
         self.record.say(hooks::Line { at_ms: now_ms(), hook, plugin, digest, trace_id, level, message });
+    }
+}
+
+/// Counts the calls of one hook.
+struct WatchOfHook {
+    metrics: HookMetrics,
+    figures: Option<hooks::Figures>,
+}
+
+impl hooks::Calls for WatchOfHook {
+    fn ended(&self, took: Duration, result: &'static str, memory_bytes: usize) {
+        self.metrics.call(took, result, memory_bytes);
+        if let Some(figures) = &self.figures {
+            figures.count(took, result, memory_bytes);
+        }
     }
 }
 

@@ -88,6 +88,17 @@ struct Instruments {
     http: Histogram<f64>,
 }
 
+/// How most calls of plugins end.
+const ACCEPTED: &str = "accepted";
+
+/// The instruments of one hook's calls.
+pub struct HookMetrics {
+    metrics: Metrics,
+    labels: [KeyValue; 2],
+    /// The labels of most calls, made once.
+    accepted: [KeyValue; 3],
+}
+
 impl Metrics {
     /// The instruments of a provider that also feeds `registry`.
     pub(super) fn new(provider: SdkMeterProvider, registry: Registry) -> Self {
@@ -170,19 +181,12 @@ impl Metrics {
         self.inner.pending.add(change, &[]);
     }
 
-    /// A call of a plugin ended.
-    pub fn hook_called(&self, hook: &str, plugin: &str, took: Duration, result: &'static str, memory_bytes: usize) {
-        let hook = KeyValue::new("hook", hook.to_owned());
-        let plugin = KeyValue::new("plugin", plugin.to_owned());
-        let labels = [hook.clone(), plugin.clone(), KeyValue::new("result", result)];
-        self.inner.hook.record(took.as_secs_f64(), &labels);
-        let memory = f64::from(u32::try_from(memory_bytes).unwrap_or(u32::MAX));
-        self.inner.hook_memory.record(memory, &[hook.clone(), plugin.clone()]);
-        match result {
-            "accepted" => {}
-            "rejected" => self.inner.hook_rejections.add(1, &[hook, plugin]),
-            reason => self.inner.hook_traps.add(1, &[hook, plugin, KeyValue::new("reason", reason)]),
-        }
+    /// Those of one hook.
+    pub fn of_hook(&self, hook: &str, plugin: &str) -> HookMetrics {
+        let shared = |name, value: &str| KeyValue::new(name, Arc::<str>::from(value));
+        let labels = [shared("hook", hook), shared("plugin", plugin)];
+        let accepted = with(&labels, "result", ACCEPTED);
+        HookMetrics { metrics: self.clone(), labels, accepted }
     }
 
     /// A request was answered.
@@ -203,6 +207,28 @@ impl Metrics {
         }
         String::from_utf8_lossy(&text).into_owned()
     }
+}
+
+impl HookMetrics {
+    /// A call of the plugin ended: `accepted`, `rejected`, or how it failed.
+    pub fn call(&self, took: Duration, result: &'static str, memory_bytes: usize) {
+        let instruments = &self.metrics.inner;
+        let (took, memory) = (took.as_secs_f64(), f64::from(u32::try_from(memory_bytes).unwrap_or(u32::MAX)));
+        instruments.hook_memory.record(memory, &self.labels);
+        if result == ACCEPTED {
+            instruments.hook.record(took, &self.accepted);
+            return;
+        }
+        instruments.hook.record(took, &with(&self.labels, "result", result));
+        match result {
+            "rejected" => instruments.hook_rejections.add(1, &self.labels),
+            reason => instruments.hook_traps.add(1, &with(&self.labels, "reason", reason)),
+        }
+    }
+}
+
+fn with([hook, plugin]: &[KeyValue; 2], name: &'static str, value: &'static str) -> [KeyValue; 3] {
+    [hook.clone(), plugin.clone(), KeyValue::new(name, value)]
 }
 
 fn seconds(meter: &Meter, name: &'static str) -> Histogram<f64> {
@@ -226,8 +252,9 @@ mod tests {
         metrics.read("local", Duration::from_millis(1));
         metrics.set_cluster(2, Some(7), true);
         metrics.pending(1);
-        metrics.hook_called("h", "p", Duration::from_micros(20), "rejected", 65_536);
-        metrics.hook_called("h", "p", Duration::from_micros(20), "trapped", 65_536);
+        for result in ["accepted", "rejected", "trapped"] {
+            metrics.of_hook("h", "p").call(Duration::from_micros(20), result, 65_536);
+        }
         metrics.http("GET", "/kv", 200, Duration::from_millis(1));
         let text = metrics.render_prometheus();
         for name in names::METRICS {

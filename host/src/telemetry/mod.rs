@@ -34,7 +34,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
 pub use self::context::{TraceContext, new_trace_id, request_trace_id, within_request, within_request_sync};
-pub use self::metrics::{Metrics, Stage};
+pub use self::metrics::{HookMetrics, Metrics, Stage};
 pub use self::tracer::Tracer;
 
 /// How log lines look.

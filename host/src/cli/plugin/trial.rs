@@ -15,7 +15,7 @@ use super::super::kv::read_file;
 use super::super::output::{self, Format};
 use super::cases;
 use super::local::{self, Store, Target};
-use crate::hooks::{self, HOOKS_VERSION, Observer, Unobserved};
+use crate::hooks::{self, Calls, HOOKS_VERSION, Observer, Unobserved};
 use crate::storage::command::{Action, Operation, Value};
 
 /// Calls before those that are measured.
@@ -201,11 +201,17 @@ pub(super) fn run(args: &RunArgs) -> Result<(), Failure> {
 }
 
 /// The most memory that any call had.
-#[derive(Default)]
-struct Peak(AtomicUsize);
+#[derive(Default, Clone)]
+struct Peak(Arc<AtomicUsize>);
 
 impl Observer for Peak {
-    fn called(&self, _: &str, _: &str, _: Duration, _: &'static str, memory_bytes: usize) {
+    fn calls_of(&self, _: &str, _: &str) -> Arc<dyn Calls> {
+        Arc::new(self.clone())
+    }
+}
+
+impl Calls for Peak {
+    fn ended(&self, _: Duration, _: &'static str, memory_bytes: usize) {
         // It hardly ever changes, and what is only read does not go from thread to thread.
         if memory_bytes > self.0.load(Ordering::Relaxed) {
             self.0.fetch_max(memory_bytes, Ordering::Relaxed);
@@ -216,9 +222,9 @@ impl Observer for Peak {
 /// Measures what a write costs, on one thread and on all cores.
 pub(super) fn bench(args: &BenchArgs) -> Result<(), Failure> {
     let trial = args.write.trial(&args.target)?;
-    let peak = Arc::new(Peak::default());
+    let peak = Peak::default();
     let began = Instant::now();
-    let local = args.target.load(peak.clone())?;
+    let local = args.target.load(Arc::new(peak.clone()))?;
     let compiled = began.elapsed();
     let began = Instant::now();
     let hook = local.bind(&trial.config)?;

@@ -221,22 +221,29 @@ fn interface(name: &str, function: &str, (types, signature): Shape) -> String {
 }
 
 /// A runtime that remembers what it observed: hook and result.
-fn observed() -> (Runtime, Arc<Seen>) {
-    let seen = Arc::new(Seen::default());
-    let observer: Arc<dyn Observer> = seen.clone();
-    (Runtime::new(observer).unwrap(), seen)
+fn observed() -> (Runtime, Seen) {
+    let seen = Seen::default();
+    (Runtime::new(Arc::new(seen.clone())).unwrap(), seen)
 }
 
 fn runtime() -> Runtime {
     Runtime::new(Arc::new(Unobserved)).unwrap()
 }
 
-#[derive(Default)]
-struct Seen(Mutex<Vec<(String, &'static str)>>);
+#[derive(Default, Clone)]
+struct Seen(Arc<Mutex<Vec<(String, &'static str)>>>);
+
+struct SeenOf(String, Seen);
 
 impl Observer for Seen {
-    fn called(&self, hook: &str, _: &str, _: Duration, result: &'static str, _: usize) {
-        self.0.lock().unwrap().push((hook.to_owned(), result));
+    fn calls_of(&self, hook: &str, _: &str) -> Arc<dyn Calls> {
+        Arc::new(SeenOf(hook.to_owned(), self.clone()))
+    }
+}
+
+impl Calls for SeenOf {
+    fn ended(&self, _: Duration, result: &'static str, _: usize) {
+        self.1.0.lock().unwrap().push((self.0.clone(), result));
     }
 }
 

@@ -20,8 +20,8 @@ const BUSY_IF_LONG: &str = "(local $n i32) \
     (i32.const 1024)";
 
 /// Notes on which threads plugins run.
-#[derive(Default)]
-struct Threads(Mutex<Vec<Thread>>);
+#[derive(Default, Clone)]
+struct Threads(Arc<Mutex<Vec<Thread>>>);
 
 /// Where a call ran.
 #[derive(Debug, PartialEq, Eq)]
@@ -33,7 +33,13 @@ enum Place {
 }
 
 impl Observer for Threads {
-    fn called(&self, _: &str, _: &str, _: Duration, _: &'static str, _: usize) {
+    fn calls_of(&self, _: &str, _: &str) -> Arc<dyn Calls> {
+        Arc::new(self.clone())
+    }
+}
+
+impl Calls for Threads {
+    fn ended(&self, _: Duration, _: &'static str, _: usize) {
         self.0.lock().unwrap().push(std::thread::current());
     }
 }
@@ -52,14 +58,14 @@ impl Threads {
 }
 
 /// A hook in a pipeline of its own.
-fn watched(wat: &Wat, binding: &str) -> (Pipeline, Arc<Threads>) {
-    let threads = Arc::new(Threads::default());
-    let runtime = Runtime::new(threads.clone()).unwrap();
+fn watched(wat: &Wat, binding: &str) -> (Pipeline, Threads) {
+    let threads = Threads::default();
+    let runtime = Runtime::new(Arc::new(threads.clone())).unwrap();
     (pipeline(vec![hook(&runtime, "h", wat, binding)]), threads)
 }
 
 /// As above, after it has shown itself quick. How long that takes depends on how busy the machine is.
-async fn quick(wat: &Wat, binding: &str) -> (Pipeline, Arc<Threads>) {
+async fn quick(wat: &Wat, binding: &str) -> (Pipeline, Threads) {
     let (pipeline, threads) = watched(wat, binding);
     for _ in 0..100_000 {
         pipeline.judge(vec![put("k", "1")], view(), soon()).await.unwrap();
