@@ -37,6 +37,12 @@ pub const PAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Largest plugin, in bytes of the component.
 pub const PLUGIN_BYTES_MAX: usize = 64 * 1024 * 1024;
 
+/// Uploads of plugins that a node takes at once; over it one is refused with 503. Each keeps its component in memory.
+pub const UPLOADS_MAX: usize = 4;
+
+/// How long the body of an upload may take to arrive: the largest one needs a line of 1 Mbit/s.
+pub const UPLOAD_BODY_DEADLINE: Duration = Duration::from_secs(600);
+
 /// Longest name of a plugin or a hook, in bytes.
 pub const NAME_BYTES_MAX: usize = 64;
 

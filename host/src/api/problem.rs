@@ -245,6 +245,8 @@ impl From<registry::Error> for Problem {
             registry::Error::TooManyPlugins => Self::new(Kind::TOO_MANY_PLUGINS, detail).not_written(),
             registry::Error::NoSuchState { .. } => Self::new(Kind::NO_SUCH_STATE, detail).not_written(),
             registry::Error::Hook(error) => Self::from(error),
+            registry::Error::TooManyUploads => Self::new(Kind::BUSY, detail).inviting_retry().not_written(),
+            registry::Error::Piece(error) => Self::from(error).with_outcome(WriteOutcome::NotWritten),
             registry::Error::Write(error) => Self::from(error),
             registry::Error::Storage(error) => Self::from(error).not_written(),
             registry::Error::Undecodable { .. } => {

@@ -12,13 +12,14 @@ use futures::{StreamExt, future, stream};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::broadcast::error::RecvError;
+use tokio::time::timeout;
 
 use super::App;
 use super::kv::json as json_answer;
 use super::problem::{Kind, Problem};
 use super::request::{self, Parameters};
 use crate::hooks::{Binding, Line};
-use crate::limits::{HOOK_CONFIG_BYTES_MAX, NAME_BYTES_MAX, PLUGIN_BYTES_MAX};
+use crate::limits::{HOOK_CONFIG_BYTES_MAX, NAME_BYTES_MAX, PLUGIN_BYTES_MAX, UPLOAD_BODY_DEADLINE};
 use crate::registry::Author;
 
 /// Room in the body of a hook for all but its configuration, in bytes.
@@ -39,8 +40,17 @@ pub(super) async fn put_plugin(
     body: Body,
 ) -> Result<Response, Problem> {
     Parameters::of(&uri, &[])?;
-    let bytes = request::body(&headers, body, PLUGIN_BYTES_MAX).await?;
-    answer(StatusCode::OK, &app.registry.put_plugin(&name, bytes, &author(&headers)?).await?)
+    let _room = match app.registry.upload_room() {
+        Ok(room) => room,
+        Err(error) => return Err(request::refuse(&headers, body, error.into()).await),
+    };
+    let author = author(&headers)?;
+    let bytes = timeout(UPLOAD_BODY_DEADLINE, request::body(&headers, body, PLUGIN_BYTES_MAX)).await;
+    let bytes = bytes.map_err(|_| {
+        let seconds = UPLOAD_BODY_DEADLINE.as_secs();
+        Problem::new(Kind::BAD_BODY, format!("the body did not arrive within {seconds} seconds"))
+    })??;
+    answer(StatusCode::OK, &app.registry.put_plugin(&name, bytes, &author).await?)
 }
 
 /// `GET /plugins/`.

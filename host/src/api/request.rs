@@ -105,17 +105,22 @@ pub(super) async fn body(headers: &HeaderMap, body: Body, limit: usize) -> Resul
     let too_large = || Problem::new(Kind::TOO_LARGE, format!("the body has more than {limit} bytes"));
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
     if announced.is_some_and(|length| length > limit) {
-        // A client that asks before it sends (RFC 9110, section 10.1.1) has sent nothing yet.
-        if !headers.contains_key(header::EXPECT) {
-            discard(body).await;
-        }
-        return Err(too_large());
+        return Err(refuse(headers, body, too_large()).await);
     }
     axum::body::to_bytes(body, limit).await.map_err(|error| {
         let is_limit =
             std::error::Error::source(&error).is_some_and(|source| source.to_string().contains("length limit"));
         if is_limit { too_large() } else { Problem::new(Kind::BAD_BODY, "the body ended early") }
     })
+}
+
+/// Refuses a request whose body has not been read.
+pub(super) async fn refuse(headers: &HeaderMap, body: Body, problem: Problem) -> Problem {
+    // A client that asks before it sends (RFC 9110, section 10.1.1) has sent nothing yet.
+    if !headers.contains_key(header::EXPECT) {
+        discard(body).await;
+    }
+    problem
 }
 
 /// Reads a body and forgets it, within limits: a client that is cut off while it sends does not see the answer.

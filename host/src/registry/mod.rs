@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::Instant;
 
 use self::components::Stored;
@@ -31,7 +31,7 @@ pub use self::history::{Author, Change, What};
 use self::known::{Known, delete, json, put};
 use crate::hooks::{self, Binding, Hook, Pipeline, Plugin, Runtime};
 use crate::limits::{
-    HOOKS_MAX, PLUGINS_MAX, PREPARE_DEADLINE, PROMPT_READ_DEADLINE, REGISTRY_DEADLINE, WRITE_DEADLINE,
+    HOOKS_MAX, PLUGINS_MAX, PREPARE_DEADLINE, PROMPT_READ_DEADLINE, REGISTRY_DEADLINE, UPLOADS_MAX, WRITE_DEADLINE,
 };
 use crate::replication;
 use crate::storage::{self, Data, HOOKS_PREFIX, Operation, PLUGINS_PREFIX, Precondition};
@@ -131,6 +131,12 @@ pub enum Error {
     /// There are as many hooks as there may be.
     #[error("there are {HOOKS_MAX} hooks, and no more are allowed")]
     TooManyHooks,
+    /// As many uploads as a node takes at once are under way.
+    #[error("{UPLOADS_MAX} uploads are under way on this node, and it takes no more at once")]
+    TooManyUploads,
+    /// A piece of an upload was not committed, so that the plugin is what it was.
+    #[error(transparent)]
+    Piece(write_path::Error),
     /// The plugin or the binding is refused.
     #[error(transparent)]
     Hook(#[from] hooks::Error),
@@ -169,6 +175,7 @@ struct Inner {
     data: Data,
     /// Compiled versions by name and digest.
     compiled: Mutex<Compiled>,
+    uploads: Semaphore,
     started: Instant,
     stopped: watch::Sender<bool>,
 }
@@ -191,6 +198,7 @@ impl Registry {
             replication,
             data,
             compiled: Mutex::default(),
+            uploads: Semaphore::new(UPLOADS_MAX),
             started: Instant::now(),
             stopped,
         });
@@ -228,6 +236,15 @@ impl Registry {
     /// Stops following.
     pub fn stop(&self) {
         self.inner.stopped.send_replace(true);
+    }
+
+    /// Room for one upload, to be had before its body is read.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooManyUploads`] if there is none.
+    pub fn upload_room(&self) -> Result<SemaphorePermit<'_>, Error> {
+        self.inner.uploads.try_acquire().map_err(|_| Error::TooManyUploads)
     }
 
     /// Uploads a plugin, or a new version of it. Hooks keep the version they were bound to.
@@ -451,7 +468,7 @@ impl Registry {
                 // Whether it was committed does not matter then: it can be written again.
                 let is_in_doubt = matches!(error, write_path::Error::Replication(replication::Error::LeaderLost));
                 if !is_in_doubt || Instant::now() >= deadline {
-                    return Err(error.into());
+                    return Err(Error::Piece(error));
                 }
                 tokio::time::sleep(PIECE_RETRY_INTERVAL).await;
             }

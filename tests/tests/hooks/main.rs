@@ -19,3 +19,4 @@ mod logs;
 mod references;
 mod registry;
 mod rules;
+mod uploads;
