@@ -72,18 +72,18 @@
 //!
 //! | | as it is | new instance | configured for each call | no pool | no copy-on-write | no scan for written pages |
 //! |---|---|---|---|---|---|---|
-//! | nothing to do | 4.3 | 9.9 | 10.7 | 41 | 12 | 23 |
-//! | `normalize`, 256 bytes | 7.2 | 12.8 | 14.1 | 48 | 16 | 27 |
-//! | `json-schema`, an ISO 639-3 record | 10.2 | 18.9 | 1,980 | 76 | 639 | 59 |
+//! | nothing to do | 2.8 | 9.7 | 10.1 | 41 | 12 | 24 |
+//! | `normalize`, 256 bytes | 5.8 | 12.8 | 14.2 | 46 | 17 | 27 |
+//! | `json-schema`, an ISO 639-3 record | 7.2 | 19.6 | 2,000 | 80 | 670 | 58 |
 //!
-//! An instance that nothing has used is put back in 2.0 (2.2 for `json-schema`), most of it the system's scan; to take a new one
-//! from the pool, link it and end it takes 6.6 (9.1). The rest is the call, and copies of the pages it wrote to. A value of 16 KiB
-//! takes 0.6 more to hand over than one of 16 bytes, one of 256 KiB 137, since memory grows for it, and that cannot be put back.
+//! An instance that nothing has used is taken and put back in 1.0, more than half of it to ask for the thread's page faults; to
+//! take a new one from the pool, link it and end it takes 6.6 (9.0 for `json-schema`). The rest is the call, and copies of the
+//! pages it wrote to. A value of 16 KiB takes 0.6 more to hand over than one of 16 bytes, one of 256 KiB 130, since memory grows
+//! for it, and that cannot be put back.
 //!
-//! Two threads do 1.8 to 1.95 times as much as one where a line of memory goes from core to core in 32 ns, and 1.74 to 1.8 times
-//! where that takes 165. A judgement that is handed to a blocking thread and back costs 30 to 70 µs more. Where three nodes and
-//! their load share two cores, a quick hook on every write costs 7 to 17 % of the throughput of 64 clients (13 to 27 % with new
-//! instances): beside a node at work, its call adds 10 to 32 µs to the 115 to 145 that a write takes of all processors together,
+//! Two threads do 1.74 to 1.93 times as much as one. A judgement that is handed to a blocking thread and back costs 30 to 70 µs more. Where three nodes and
+//! their load share two cores, a quick hook on every write costs 3 to 10 % of the throughput of 64 clients (13 to 27 % with new
+//! instances): beside a node at work, its call adds 7 to 14 µs to the 115 to 145 that a write takes of all processors together,
 //! since caches are cold for it and colder after it. A write that no hook matches costs a comparison with each prefix.
 //!
 //! Compiling takes 0.1 s for a guest of 165 kB and 1.9 s for one of 3 MB, its image as much again and half of it; neither

@@ -10,7 +10,8 @@
 //!
 //! What a call can leave is known (see `rewindable`): globals, pages of memory, and nothing else. The globals are put back by a
 //! function in the instance; of the memory, the system says which pages were written to (see `pages`), and these get the
-//! bytes of the image again. An instance that was put back cannot be told from a new one by what runs in it.
+//! bytes of the image again. It is asked when a call had page faults, which is mostly the first of an instance: without one,
+//! the call wrote to no pages but those that were found before. An instance that was put back cannot be told from a new one by what runs in it.
 //!
 //! One instance of each hook waits at each thread that asks, as long as all have [`limits::PLUGIN_KEPT_MIB_MAX`] of memory. They
 //! are only a stock: where none waits, a call starts a new one.
@@ -26,10 +27,10 @@
 //!
 //! # Cost
 //!
-//! A system call, which takes longer the larger the memory is, and a copy of the pages that this instance has written to since it
-//! started. 2 to 4 µs for plugins in Rust, where ending an instance and starting another costs 7 to 9, and what is called for
-//! the first time in an instance as much again. A call of a plugin in Python takes 67 µs in place of 1,200: its memory of 13 MiB
-//! need not be mapped and copied anew.
+//! Two short system calls, and a copy of the pages that this instance has written to since it started; after a page fault one
+//! more call, which takes longer the larger the memory is. 1 µs and the copies, where ending an instance and starting another
+//! costs 7 to 9, and what is called for the first time in an instance as much again. A call of a plugin in Python takes 31 µs in
+//! place of 1,200: its memory of 13 MiB need not be mapped and copied anew.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
