@@ -11,7 +11,8 @@
 //! What a call can leave is known (see `rewindable`): globals, pages of memory, and nothing else. The globals are put back by a
 //! function in the instance; of the memory, the system says which pages were written to (see `pages`), and these get the
 //! bytes of the image again. It is asked when a call had page faults, which is mostly the first of an instance: without one,
-//! the call wrote to no pages but those that were found before. An instance that was put back cannot be told from a new one by what runs in it.
+//! the call wrote to no pages but those that were found before. An instance that was put back cannot be told from a new one by
+//! what runs in it.
 //!
 //! One instance of each hook waits at each thread that asks, as long as all have [`limits::PLUGIN_KEPT_MIB_MAX`] of memory. They
 //! are only a stock: where none waits, a call starts a new one.
