@@ -44,13 +44,12 @@ pub(super) async fn put_plugin(
         Ok(room) => room,
         Err(error) => return Err(request::refuse(&headers, body, error.into()).await),
     };
-    let author = author(&headers)?;
     let bytes = timeout(UPLOAD_BODY_DEADLINE, request::body(&headers, body, PLUGIN_BYTES_MAX)).await;
     let bytes = bytes.map_err(|_| {
         let seconds = UPLOAD_BODY_DEADLINE.as_secs();
         Problem::new(Kind::BAD_BODY, format!("the body did not arrive within {seconds} seconds"))
     })??;
-    answer(StatusCode::OK, &app.registry.put_plugin(&name, bytes, &author).await?)
+    answer(StatusCode::OK, &app.registry.put_plugin(&name, bytes, &author(&headers)?).await?)
 }
 
 /// `GET /plugins/`.

@@ -196,7 +196,7 @@ impl Judgement {
             hook.share().pace.note_stopped();
             return None;
         };
-        let result = outcome.as_ref().map_or_else(Error::word, |_| "accepted");
+        let result = outcome.as_ref().map_or_else(Error::word, |_| names::ACCEPTED);
         span.record("result", result);
         // A call that had little of the hook's own deadline left says nothing about the plugin if it ran out of time.
         let is_timed_out = matches!(outcome, Err(Error::TimedOut { .. }));

@@ -81,10 +81,11 @@
 //! pages it wrote to. A value of 16 KiB takes 0.6 more to hand over than one of 16 bytes, one of 256 KiB 130, since memory grows
 //! for it, and that cannot be put back.
 //!
-//! Two threads do 1.74 to 1.93 times as much as one. A judgement that is handed to a blocking thread and back costs 30 to 70 µs more. Where three nodes and
-//! their load share two cores, a quick hook on every write costs 3 to 10 % of the throughput of 64 clients (13 to 27 % with new
-//! instances): beside a node at work, its call adds 7 to 14 µs to the 115 to 145 that a write takes of all processors together,
-//! since caches are cold for it and colder after it. A write that no hook matches costs a comparison with each prefix.
+//! Two threads do 1.74 to 1.93 times as much as one. A judgement that is handed to a blocking thread and back costs 30 to 70
+//! µs more. Where three nodes and their load share two cores, a quick hook on every write costs 3 to 10 % of the throughput of
+//! 64 clients (13 to 27 % with new instances): beside a node at work, its call adds 7 to 14 µs to the 115 to 145 that a write
+//! takes of all processors together, since caches are cold for it and colder after it. A write that no hook matches costs a
+//! comparison with each prefix.
 //!
 //! Compiling takes 0.1 s for a guest of 165 kB and 1.9 s for one of 3 MB, its image as much again and half of it; neither
 //! is done twice on a node, since compiled code is kept on disk (see `cache`).

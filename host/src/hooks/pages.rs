@@ -197,6 +197,8 @@ mod tests {
         // SAFETY: the system chooses a place where nothing is, and it is given back when nobody refers to it any more.
         unsafe {
             let start = mmap_anonymous(std::ptr::null_mut(), BYTES, flags, MapFlags::PRIVATE).unwrap();
+            let memory = start.cast::<u8>().cast_const();
+            stay_small(memory..memory.add(BYTES)).unwrap();
             let answer = ask(start.cast(), start.addr()..start.addr() + BYTES);
             munmap(start, BYTES).unwrap();
             answer
@@ -216,15 +218,17 @@ mod tests {
                 let starts: Vec<usize> = written.iter().map(|run| (run.range().start - range.start) / APART).collect();
                 assert_eq!(starts, numbers);
             };
-            let before = Faults::of_this_thread().unwrap();
-            write(3);
-            let after = Faults::of_this_thread().unwrap();
-            assert_ne!(before, after);
+            let is_counted = |number: usize| {
+                let before = Faults::of_this_thread().unwrap();
+                write(number);
+                before != Faults::of_this_thread().unwrap()
+            };
+            assert!(is_counted(3));
             told(&[3], &mut found);
-            write(3);
+            // The system may take a page away for a moment, which is a fault more.
+            assert!((0..10).any(|_| !is_counted(3)));
             told(&[3], &mut found);
-            write(7);
-            assert_ne!(after, Faults::of_this_thread().unwrap());
+            assert!(is_counted(7));
             told(&[3, 7], &mut found);
         });
     }
@@ -235,7 +239,6 @@ mod tests {
             return;
         }
         mapped(|_, range| {
-            stay_small(std::ptr::without_provenance(range.start)..std::ptr::without_provenance(range.end)).unwrap();
             let mappings = std::fs::read_to_string("/proc/self/smaps").unwrap();
             let ours = mappings.split_once(&format!("{:x}-", range.start)).unwrap().1;
             let flags = ours.lines().find_map(|line| line.strip_prefix("VmFlags:")).unwrap();

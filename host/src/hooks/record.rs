@@ -17,7 +17,8 @@ use crate::limits::{HOOKS_MAX, PLUGIN_DEADLINE_MAX, PLUGIN_LINES_KEPT};
 /// Digits of a histogram of calls.
 const DIGITS: u8 = 2;
 
-/// Hooks of which figures are kept: those that are in force, and as many again that were.
+/// Hooks of which figures are kept: those that are in force, and as many again that were; one more, and the latter are
+/// forgotten.
 const FIGURES_MAX: usize = HOOKS_MAX * 2;
 
 /// One line that a plugin wrote, or one failure of it.
@@ -73,9 +74,9 @@ struct Inner {
 
 /// The figures of one hook. Cheap to clone; all clones are the same figures.
 #[derive(Clone)]
-pub struct Figures(Arc<Mutex<Calls>>);
+pub struct Figures(Arc<Mutex<Counts>>);
 
-struct Calls {
+struct Counts {
     micros: Histogram<u64>,
     results: BTreeMap<&'static str, u64>,
     memory_bytes: usize,
@@ -117,7 +118,7 @@ impl Record {
         }
         match all.entry(name) {
             Entry::Occupied(known) => Some(known.get().clone()),
-            Entry::Vacant(new) => Some(new.insert(Figures(Arc::new(Mutex::new(Calls::new()?)))).clone()),
+            Entry::Vacant(new) => Some(new.insert(Figures(Arc::new(Mutex::new(Counts::new()?)))).clone()),
         }
     }
 
@@ -151,7 +152,7 @@ impl Figures {
     }
 }
 
-impl Calls {
+impl Counts {
     /// None yet; `None` if the bounds of the histogram make no sense, which a test would show.
     fn new() -> Option<Self> {
         // A call is measured with what it waits for, which its deadline bounds.

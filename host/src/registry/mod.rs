@@ -251,8 +251,8 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// If the bytes are not a plugin, or the upload was not committed: the plugin is what it was then, and pieces that were
-    /// stored are removed later.
+    /// If the bytes are not a plugin, or the upload was not committed. The plugin is then what it was, unless the leader was
+    /// lost with the last write ([`Error::Write`]), which may still be committed. Pieces that nobody names are removed later.
     pub async fn put_plugin(&self, name: &str, bytes: Bytes, author: &Author) -> Result<PluginInfo, Error> {
         hooks::check_name("name", name)?;
         let deadline = Instant::now() + REGISTRY_DEADLINE;

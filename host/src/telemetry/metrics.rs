@@ -88,9 +88,6 @@ struct Instruments {
     http: Histogram<f64>,
 }
 
-/// How most calls of plugins end.
-const ACCEPTED: &str = "accepted";
-
 /// The instruments of one hook's calls.
 pub struct HookMetrics {
     metrics: Metrics,
@@ -185,7 +182,7 @@ impl Metrics {
     pub fn of_hook(&self, hook: &str, plugin: &str) -> HookMetrics {
         let shared = |name, value: &str| KeyValue::new(name, Arc::<str>::from(value));
         let labels = [shared("hook", hook), shared("plugin", plugin)];
-        let accepted = with(&labels, "result", ACCEPTED);
+        let accepted = with(&labels, "result", names::ACCEPTED);
         HookMetrics { metrics: self.clone(), labels, accepted }
     }
 
@@ -215,7 +212,7 @@ impl HookMetrics {
         let instruments = &self.metrics.inner;
         let (took, memory) = (took.as_secs_f64(), f64::from(u32::try_from(memory_bytes).unwrap_or(u32::MAX)));
         instruments.hook_memory.record(memory, &self.labels);
-        if result == ACCEPTED {
+        if result == names::ACCEPTED {
             instruments.hook.record(took, &self.accepted);
             return;
         }

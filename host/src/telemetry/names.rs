@@ -91,6 +91,9 @@ pub fn propose_span() -> tracing::Span {
     tracing::info_span!(target: "brink::trace", "replication.propose")
 }
 
+/// How most calls of plugins end.
+pub const ACCEPTED: &str = "accepted";
+
 /// The span around one call of a plugin. `result` is recorded at its end.
 pub fn hook_span(hook: &str, plugin: &str, digest: &str) -> tracing::Span {
     tracing::info_span!(target: "brink::trace", "hook", hook, plugin, digest, result = tracing::field::Empty)

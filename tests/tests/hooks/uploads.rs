@@ -43,7 +43,13 @@ async fn log_entries(client: &Client) -> u64 {
 
 /// Begins an upload, and waits until another node has some of its pieces.
 async fn begin(uploader: &Client, witness: &Client, component: &[u8]) -> tokio::task::JoinHandle<Option<Answer>> {
-    let before = log_entries(witness).await;
+    // The figure is some moments old: what it shows must not be what came before.
+    let before = eventually(LIMIT, "nothing else is written", || async {
+        let before = log_entries(witness).await;
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        (log_entries(witness).await == before).then_some(before)
+    })
+    .await;
     let (uploader, body) = (uploader.clone(), component.to_vec());
     let headers = [("content-type", "application/wasm")];
     let upload = tokio::spawn(async move { uploader.try_send("PUT", "/plugins/padded/", &headers, body).await.ok() });
@@ -65,7 +71,7 @@ async fn assert_judges(cluster: &Cluster, digest: &str) {
 #[tokio::test]
 async fn an_upload_whose_node_dies_leaves_no_plugin_and_can_be_made_again_anywhere() {
     let mut cluster = Cluster::start(3).await;
-    let component = padded(24);
+    let component = padded(48);
     let uploader = (cluster.leader().await + 1) % 3;
     let other = (uploader + 1) % 3;
     let upload = begin(cluster.client(uploader), cluster.client(other), &component).await;
@@ -81,7 +87,7 @@ async fn an_upload_whose_node_dies_leaves_no_plugin_and_can_be_made_again_anywhe
 #[tokio::test]
 async fn an_upload_goes_on_when_the_leader_dies() {
     let mut cluster = Cluster::start(3).await;
-    let component = padded(24);
+    let component = padded(48);
     let leader = cluster.leader().await;
     let (uploader, witness) = ((leader + 1) % 3, (leader + 2) % 3);
     let upload = begin(cluster.client(uploader), cluster.client(witness), &component).await;
