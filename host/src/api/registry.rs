@@ -40,7 +40,7 @@ pub(super) async fn put_plugin(
     body: Body,
 ) -> Result<Response, Problem> {
     Parameters::of(&uri, &[])?;
-    let _room = match app.registry.upload_room() {
+    let room = match app.registry.upload_room() {
         Ok(room) => room,
         Err(error) => return Err(request::refuse(&headers, body, error.into()).await),
     };
@@ -49,7 +49,7 @@ pub(super) async fn put_plugin(
         let seconds = UPLOAD_BODY_DEADLINE.as_secs();
         Problem::new(Kind::BAD_BODY, format!("the body did not arrive within {seconds} seconds"))
     })??;
-    answer(StatusCode::OK, &app.registry.put_plugin(&name, bytes, &author(&headers)?).await?)
+    answer(StatusCode::OK, &app.registry.put_plugin(&name, bytes, &author(&headers)?, room).await?)
 }
 
 /// `GET /plugins/`.

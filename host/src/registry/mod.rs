@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 
 use self::components::Stored;
@@ -175,7 +175,7 @@ struct Inner {
     data: Data,
     /// Compiled versions by name and digest.
     compiled: Mutex<Compiled>,
-    uploads: Semaphore,
+    uploads: Arc<Semaphore>,
     started: Instant,
     stopped: watch::Sender<bool>,
 }
@@ -198,7 +198,7 @@ impl Registry {
             replication,
             data,
             compiled: Mutex::default(),
-            uploads: Semaphore::new(UPLOADS_MAX),
+            uploads: Arc::new(Semaphore::new(UPLOADS_MAX)),
             started: Instant::now(),
             stopped,
         });
@@ -243,8 +243,8 @@ impl Registry {
     /// # Errors
     ///
     /// [`Error::TooManyUploads`] if there is none.
-    pub fn upload_room(&self) -> Result<SemaphorePermit<'_>, Error> {
-        self.inner.uploads.try_acquire().map_err(|_| Error::TooManyUploads)
+    pub fn upload_room(&self) -> Result<OwnedSemaphorePermit, Error> {
+        Arc::clone(&self.inner.uploads).try_acquire_owned().map_err(|_| Error::TooManyUploads)
     }
 
     /// Uploads a plugin, or a new version of it. Hooks keep the version they were bound to.
@@ -253,10 +253,16 @@ impl Registry {
     ///
     /// If the bytes are not a plugin, or the upload was not committed. The plugin is then what it was, unless the leader was
     /// lost with the last write ([`Error::Write`]), which may still be committed. Pieces that nobody names are removed later.
-    pub async fn put_plugin(&self, name: &str, bytes: Bytes, author: &Author) -> Result<PluginInfo, Error> {
+    pub async fn put_plugin(
+        &self,
+        name: &str,
+        bytes: Bytes,
+        author: &Author,
+        room: OwnedSemaphorePermit,
+    ) -> Result<PluginInfo, Error> {
         hooks::check_name("name", name)?;
         let deadline = Instant::now() + REGISTRY_DEADLINE;
-        let plugin = self.inner.compile(name, bytes.clone()).await?;
+        let (plugin, _room) = self.inner.compile(name, bytes.clone(), room).await?;
         for _ in 0..ATTEMPTS_MAX {
             let (known, history) = self.inner.current(deadline).await?;
             if let Some(info) = known.plugins.get(name).filter(|info| info.digest == plugin.digest()) {
@@ -540,9 +546,16 @@ impl Inner {
         tokio::task::spawn_blocking(read).await.map_err(|_| Error::Stopping)?
     }
 
-    async fn compile(self: &Arc<Self>, name: &str, bytes: Bytes) -> Result<Arc<Plugin>, Error> {
+    /// Compiles an upload, which has its room for as long as that takes, even if nobody waits for it any more.
+    async fn compile(
+        self: &Arc<Self>,
+        name: &str,
+        bytes: Bytes,
+        room: OwnedSemaphorePermit,
+    ) -> Result<(Arc<Plugin>, OwnedSemaphorePermit), Error> {
         let (inner, name) = (self.clone(), name.to_owned());
-        tokio::task::spawn_blocking(move || inner.compile_blocking(&name, &bytes)).await.map_err(|_| Error::Stopping)?
+        let compile = move || Ok((inner.compile_blocking(&name, &bytes)?, room));
+        tokio::task::spawn_blocking(compile).await.map_err(|_| Error::Stopping)?
     }
 
     fn compile_blocking(&self, name: &str, bytes: &[u8]) -> Result<Arc<Plugin>, Error> {
