@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! cli → node → api → {registry, write_path} → {hooks, replication} → storage
-//! telemetry and limits may be used by all
+//! net, telemetry, json, clock and limits may be used by those above them
 //! ```
 //!
 //! - [`cli`]: the command line: `serve`, and the clients.
@@ -18,12 +18,18 @@
 //! - [`replication`]: Raft: proposals, reads, peers, transport.
 //! - [`storage`]: the log and the data on disk.
 //! - [`telemetry`]: traces, metrics, logs.
-//! - [`limits`]: every limit, by name.
+//! - [`net`]: the only sockets.
+//! - [`json`]: the one rule for JSON that enters the store.
+//! - [`clock`]: wall time.
+//! - [`limits`]: the limits that clients, plugin authors and operators meet, by name.
 
 pub mod api;
 pub mod cli;
+pub mod clock;
 pub mod hooks;
+pub mod json;
 pub mod limits;
+pub mod net;
 pub mod node;
 pub mod registry;
 pub mod replication;

@@ -8,11 +8,12 @@
 //! sent. So it may be proposed again here while it is unknown what became of the first attempt (P4).
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio::time::Instant;
 use tracing::Instrument;
 
+use crate::clock;
 use crate::hooks::{self, Pipeline, View, ViewError};
 use crate::limits::REJUDGE_MAX;
 use crate::replication::{self, WriteOutcome};
@@ -177,7 +178,7 @@ impl WritePath {
                 operations: judged.operations,
                 preconditions: request.preconditions.iter().cloned().chain(judged.reads).collect(),
                 hook_epoch: Some(judged.epoch),
-                proposed_at_ms: now_ms(),
+                proposed_at_ms: clock::unix_ms(),
                 idempotency,
             };
             let outcome = self.propose(&write, deadline).await?;
@@ -222,7 +223,7 @@ impl WritePath {
     /// What this node remembers of a write with a name.
     async fn recall(&self, request: &Request, name: &Idempotency, deadline: Instant) -> Result<Option<Written>, Error> {
         let (data, name) = (self.data.clone(), name.clone());
-        let recalled = tokio::task::spawn_blocking(move || data.recall(&name, now_ms())).await;
+        let recalled = tokio::task::spawn_blocking(move || data.recall(&name, clock::unix_ms())).await;
         let recalled = recalled.map_err(|_| replication::Error::Stopped { outcome: WriteOutcome::NotWritten })?;
         match recalled.map_err(Error::Storage)? {
             Some(outcome) => self.conclude(request, Vec::new(), outcome, deadline).await,
@@ -240,7 +241,7 @@ impl WritePath {
             operations: request.operations,
             preconditions: request.preconditions,
             hook_epoch: None,
-            proposed_at_ms: now_ms(),
+            proposed_at_ms: clock::unix_ms(),
             idempotency: None,
         };
         let outcome = self.propose(&write, deadline).await?;
@@ -286,12 +287,6 @@ fn key_of(precondition: &Precondition) -> String {
 
 fn usize_of(index: u32) -> usize {
     usize::try_from(index).unwrap_or(usize::MAX)
-}
-
-/// Unix time in milliseconds.
-pub(crate) fn now_ms() -> u64 {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// What plugins may read: this node's own state. Each read becomes a precondition, so a stale one is noticed.

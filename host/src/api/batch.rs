@@ -103,7 +103,10 @@ fn action_of(item: Item) -> Result<Action, Problem> {
     match (item.op, item.value, item.value_base64) {
         (Op::Delete, None, None) => Ok(Action::Delete),
         (Op::Delete, _, _) => Err(bad("deletes, so it must not have a value")),
-        (Op::Put, Some(json), None) => Ok(Action::Put(checked(Value::json(value::compact(json.get())))?)),
+        (Op::Put, Some(json), None) => {
+            let json = String::from(Box::<str>::from(json));
+            Ok(Action::Put(checked(Value::json(request::compact(json.into())?))?))
+        }
         (Op::Put, None, Some(text)) => {
             let bytes = value::from_base64(&text).ok_or_else(|| bad("has a value_base64 that is not base64"))?;
             let content_type = item.content_type.ok_or_else(|| bad("has a value_base64 but no content_type"))?;

@@ -17,6 +17,7 @@ use super::kv::{deadline, json as json_answer};
 use super::problem::{Kind, Problem};
 use super::request::{self, Parameters};
 use crate::limits::{MEMBERSHIP_BODY_BYTES_MAX, MEMBERSHIP_DEADLINE};
+use crate::net;
 use crate::replication::{Role, Status};
 
 /// The body of `POST /cluster/members/`.
@@ -56,7 +57,7 @@ pub(super) async fn add(
     let body = request::body(&headers, body, MEMBERSHIP_BODY_BYTES_MAX).await?;
     let shape = "{\"url\": \"<base URL>\", \"role\": \"voter\" or \"learner\"}";
     let member: Member = serde_json::from_slice(&body).map_err(|error| malformed(shape, &error))?;
-    app.replication.add_member(base_url(&member.url)?, member.role, deadline(MEMBERSHIP_DEADLINE)).await?;
+    app.replication.add_member(&base_url(&member.url)?, member.role, deadline(MEMBERSHIP_DEADLINE)).await?;
     Ok(list(&app.replication.status()))
 }
 
@@ -67,7 +68,7 @@ pub(super) async fn remove(
     uri: Uri,
 ) -> Result<Response, Problem> {
     Parameters::of(&uri, &[])?;
-    app.replication.remove_member(base_url(&url)?, deadline(MEMBERSHIP_DEADLINE)).await?;
+    app.replication.remove_member(&base_url(&url)?, deadline(MEMBERSHIP_DEADLINE)).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -90,7 +91,7 @@ pub(super) async fn transfer(
     let leader: Leader =
         serde_json::from_slice(&body).map_err(|error| malformed("{\"url\": \"<base URL>\"}", &error))?;
     let url = base_url(&leader.url)?;
-    app.replication.transfer_leader(url, deadline(MEMBERSHIP_DEADLINE)).await?;
+    app.replication.transfer_leader(&url, deadline(MEMBERSHIP_DEADLINE)).await?;
     Ok(json_answer(StatusCode::OK, json!({ "url": url }).to_string()))
 }
 
@@ -111,15 +112,11 @@ fn list(status: &Status) -> Response {
 }
 
 /// A node's base URL, as the nodes know it: without a slash at its end.
-fn base_url(url: &str) -> Result<&str, Problem> {
-    let base = url.trim_end_matches('/');
-    match base.split_once("://") {
-        Some(("http" | "https", rest)) if !rest.is_empty() => Ok(base),
-        _ => Err(Problem::new(
-            Kind::BAD_BODY,
-            format!("url is {url:?}; it must be a node's base URL, as /health/ shows"),
-        )),
-    }
+fn base_url(url: &str) -> Result<String, Problem> {
+    net::base_url(url, net::Path::Required).map_err(|error| {
+        let detail = format!("url is {url:?}: {error}; it must be a node's base URL, as /health/ shows");
+        Problem::new(Kind::BAD_BODY, detail)
+    })
 }
 
 fn malformed(shape: &str, error: &serde_json::Error) -> Problem {

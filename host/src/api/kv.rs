@@ -160,10 +160,11 @@ fn value_of(headers: &HeaderMap, body: Bytes) -> Result<Value, Problem> {
     let essence = content_type.map(|value| value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase());
     match essence.as_deref() {
         None | Some(Value::JSON) => {
-            let body: PutBody<'_> = serde_json::from_slice(&body).map_err(|error| {
+            let bytes = body;
+            let body: PutBody<'_> = serde_json::from_slice(&bytes).map_err(|error| {
                 Problem::new(Kind::BAD_BODY, format!("the body must be {{\"value\": <any JSON>}}: {error}"))
             })?;
-            checked(Value::json(value::compact(body.value.get())))
+            checked(Value::json(request::compact(bytes.slice_ref(body.value.get().as_bytes()))?))
         }
         // What curl sends when it is not told otherwise: almost surely meant to be JSON.
         Some("application/x-www-form-urlencoded" | "multipart/form-data") => Err(Problem::new(

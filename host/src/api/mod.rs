@@ -24,20 +24,18 @@ use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, post};
-use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::Instrument;
 
 use self::problem::{Kind, Problem};
 use crate::hooks::Record;
+pub use crate::net::BASE_PATH;
 use crate::registry::Registry;
 use crate::replication;
 use crate::storage::Data;
 use crate::telemetry::{Telemetry, TraceContext, new_trace_id, within_request};
 use crate::write_path::WritePath;
-
-/// The path under which every node serves its API.
-pub const BASE_PATH: &str = "/kv-store/v1";
 
 const TRACE_ID: HeaderName = HeaderName::from_static("brink-trace-id");
 
@@ -52,7 +50,7 @@ pub struct App {
     /// What plugins did on this node.
     pub plugin_record: Record,
     /// True once the node stops: answers without an end must end then.
-    pub draining: watch::Receiver<bool>,
+    pub draining: CancellationToken,
     /// The node's own state.
     pub data: Data,
     /// Metrics and traces.

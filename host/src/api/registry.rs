@@ -169,7 +169,6 @@ pub(super) async fn lines(State(app): State<Arc<App>>, uri: Uri) -> Result<Respo
     let mut parameters = Parameters::of(&uri, &["follow", "hook", "plugin"])?;
     let (follow, hook, plugin) = (parameters.flag("follow")?, parameters.get("hook"), parameters.get("plugin"));
     let (kept, coming) = app.plugin_record.lines();
-    let mut draining = app.draining.clone();
     let coming = stream::unfold(coming, |mut coming| async move {
         loop {
             match coming.recv().await {
@@ -180,7 +179,7 @@ pub(super) async fn lines(State(app): State<Arc<App>>, uri: Uri) -> Result<Respo
             }
         }
     });
-    let stopped = async move { drop(draining.wait_for(|draining| *draining).await) };
+    let stopped = app.draining.clone().cancelled_owned();
     let all = match follow {
         true => stream::iter(kept).chain(coming.take_until(stopped)).boxed(),
         false => stream::iter(kept).boxed(),

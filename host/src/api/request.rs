@@ -8,6 +8,7 @@ use futures::StreamExt as _;
 use percent_encoding::percent_decode_str;
 
 use super::problem::{Kind, Problem};
+use crate::json;
 use crate::limits::{IDEMPOTENCY_KEY_BYTES_MAX, KEY_BYTES_MAX, REFUSED_BODY_BYTES_MAX, REFUSED_BODY_DEADLINE};
 use crate::storage::{AskedBy, Fact, Precondition, Space};
 
@@ -137,6 +138,13 @@ async fn discard(body: Body) {
     };
     // A slow client has had its chance.
     let _ = tokio::time::timeout(REFUSED_BODY_DEADLINE, all).await;
+}
+
+/// A JSON value in the form in which it is stored.
+pub(super) fn compact(json: Bytes) -> Result<Bytes, Problem> {
+    json::compact(json).map_err(|error| {
+        Problem::new(Kind::BAD_BODY, format!("the value is not JSON as brink takes it: {error} of the value"))
+    })
 }
 
 /// What `If-Match` and `If-None-Match` demand of a write to `key`.

@@ -7,25 +7,6 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 
 use crate::storage::{EntryMeta, Value};
 
-/// JSON text without the white space between its tokens. Numbers and strings stay as they were written, so that no
-/// digit is lost. `json` must be valid JSON.
-pub(super) fn compact(json: &str) -> String {
-    let mut text = String::with_capacity(json.len());
-    let (mut in_string, mut escaped) = (false, false);
-    for character in json.chars() {
-        if in_string {
-            in_string = escaped || character != '"';
-            escaped = !escaped && character == '\\';
-        } else if character.is_ascii_whitespace() {
-            continue;
-        } else {
-            in_string = character == '"';
-        }
-        text.push(character);
-    }
-    text
-}
-
 /// Appends an entry as the JSON object clients see. Without a value, only its key and what is kept beside it.
 pub(super) fn push_entry(text: &mut String, key: &str, meta: EntryMeta, value: Option<&Value>) {
     text.push_str("{\"key\":");
@@ -78,14 +59,6 @@ fn timestamp(unix_ms: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn compact_json_keeps_every_token_as_it_was() {
-        let json =
-            "{ \"a b\" : [ 1.50 , 1e400,\n 123456789012345678901234567890 ], \"q\\\" x\":\"\\\\\" , \"é\" : null }";
-        let expected = r#"{"a b":[1.50,1e400,123456789012345678901234567890],"q\" x":"\\","é":null}"#;
-        assert_eq!(compact(json), expected);
-    }
 
     #[test]
     fn an_entry_is_shown_with_its_value_or_its_bytes() {

@@ -15,6 +15,7 @@ use super::Common;
 use crate::api::BASE_PATH;
 use crate::hooks;
 use crate::limits::NAME_BYTES_MAX;
+use crate::net;
 
 /// How long a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -258,12 +259,14 @@ impl Client {
         if let Some(user) = user.and_then(|user| HeaderValue::from_str(&user).ok()) {
             headers.insert("brink-user", user);
         }
-        let http = reqwest::Client::builder()
+        let options = net::HttpClientOptions {
+            connect_timeout: CONNECT_TIMEOUT,
+            timeout: Some(TIMEOUT),
+            vanished_after: None,
+            uses_proxy: true,
+        };
+        let http = net::http_client(options)
             .default_headers(headers)
-            .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(TIMEOUT)
-            .tcp_nodelay(true)
-            .user_agent(concat!("brink/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|error| Failure::Usage(format!("the HTTP client cannot be built: {error}")))?;
         Ok(Self { http, urls })
@@ -360,20 +363,11 @@ pub(super) fn query(parameters: &[(&str, Option<String>)]) -> String {
 
 /// Checks a base URL; one without a path gets the API's. `given_as` is the flag or argument it was given as.
 pub(super) fn base_url(given_as: &str, found: &str) -> Result<String, Failure> {
-    let wrong = |reason: &str| {
+    net::base_url(found, net::Path::Optional).map_err(|reason| {
         Failure::Usage(format!(
             "{given_as}: {found:?}: {reason}; a node's URL looks like http://127.0.0.1:8000{BASE_PATH}"
         ))
-    };
-    let url = reqwest::Url::parse(found.trim()).map_err(|error| wrong(&format!("it is not a URL ({error})")))?;
-    if url.scheme() != "http" {
-        return Err(wrong("only http:// is supported"));
-    }
-    match url.path().trim_end_matches('/') {
-        "" => Ok(format!("{}{BASE_PATH}", url.as_str().trim_end_matches('/'))),
-        BASE_PATH => Ok(url.as_str().trim_end_matches('/').to_owned()),
-        _ => Err(wrong(&format!("its path must be {BASE_PATH}"))),
-    }
+    })
 }
 
 /// The cause of an error that says most: the last of its chain.

@@ -9,6 +9,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::client::{Failure, Refusal, Request, TIMEOUT};
+use crate::net;
 
 /// Headers an answer may have.
 const HEADERS_MAX: usize = 64;
@@ -29,9 +30,14 @@ pub(super) struct Wire {
 impl Wire {
     /// A connection to a node by its base URL.
     pub(super) fn to(base_url: &str) -> Self {
-        let rest = base_url.strip_prefix("http://").unwrap_or(base_url);
-        let (authority, path) = rest.split_once('/').map_or((rest, String::new()), |(a, p)| (a, format!("/{p}")));
-        Self { authority: authority.to_owned(), base_path: path, stream: None, output: Vec::new(), input: Vec::new() }
+        let (authority, base_path) = net::authority_and_path(base_url);
+        Self {
+            authority: authority.to_owned(),
+            base_path: base_path.to_owned(),
+            stream: None,
+            output: Vec::new(),
+            input: Vec::new(),
+        }
     }
 
     /// Sends a request and reads the whole answer, which must be one of success.
@@ -64,8 +70,7 @@ impl Wire {
         let stream = match &mut self.stream {
             Some(stream) => stream,
             None => {
-                let stream = TcpStream::connect(&self.authority).await.map_err(say)?;
-                stream.set_nodelay(true).map_err(say)?;
+                let stream = net::connect(&self.authority, None).await.map_err(say)?;
                 self.stream.insert(stream)
             }
         };

@@ -7,7 +7,6 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use super::databases::{DATA, LOG, WATERMARK};
 use crate::storage::dir;
@@ -21,7 +20,7 @@ const PARTS: [&str; 3] = [DATA, LOG, WATERMARK];
 /// Moves the databases out of the way. Returns where they are now.
 pub(super) fn set_aside(data_dir: &Path) -> io::Result<PathBuf> {
     let earlier = all(data_dir)?;
-    let now = humantime::format_rfc3339_millis(SystemTime::now()).to_string().replace(':', "-");
+    let now = humantime::format_rfc3339_millis(crate::clock::now()).to_string().replace(':', "-");
     let aside = data_dir.join(format!("{PREFIX}{now}"));
     dir::create(&aside)?;
     for part in PARTS {

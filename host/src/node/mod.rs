@@ -9,20 +9,21 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 pub use self::databases::Error as DataError;
 pub use self::settings::{Error as SettingsError, Given, Settings};
 use crate::api;
+use crate::clock;
 use crate::hooks;
 use crate::limits::{DISK_POLL, DRAIN_DEADLINE};
+use crate::net::Listener;
 use crate::registry::Registry;
 use crate::replication::{self, HttpTransport};
 use crate::storage::{self, Data, FreeSpace, Log};
 use crate::telemetry::{HookMetrics, Telemetry, request_trace_id};
-use crate::write_path::{WritePath, now_ms};
+use crate::write_path::WritePath;
 
 /// When the consensus engine stops: how long its reason may take to be told by the disk itself.
 const FAILURE_PATIENCE: Duration = Duration::from_millis(200);
@@ -67,7 +68,7 @@ pub struct Node {
     replication: replication::Handle,
     registry: Registry,
     /// Tells the server to take no more connections.
-    draining: watch::Sender<bool>,
+    draining: CancellationToken,
     server: JoinHandle<std::io::Result<()>>,
     /// Looks at the free space.
     space_watch: JoinHandle<()>,
@@ -81,11 +82,10 @@ impl Node {
     /// See [`StartError`]. Nothing half-made stays behind: directories that were created are valid and empty.
     pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Self, StartError> {
         // The port comes first: a node that cannot be reached must not touch its data.
-        let listener = TcpListener::bind(settings.listen)
+        let listener = Listener::bind(settings.listen)
             .await
             .map_err(|source| StartError::Listen { address: settings.listen, source })?;
-        let address =
-            listener.local_addr().map_err(|source| StartError::Listen { address: settings.listen, source })?;
+        let address = listener.address();
         let url = settings.self_url(address)?;
 
         let (log, data) = open_storage(&settings, &telemetry).await?;
@@ -111,17 +111,17 @@ impl Node {
         let write_path = WritePath::new(pipeline.clone(), replication.clone(), data.clone(), telemetry.clone());
         let registry = Registry::start(runtime, pipeline, write_path.clone(), replication.clone(), data.clone());
 
-        let draining = watch::Sender::new(false);
+        let draining = CancellationToken::new();
         let app = api::App {
             write_path,
             replication: replication.clone(),
             registry: registry.clone(),
             plugin_record: record,
-            draining: draining.subscribe(),
+            draining: draining.clone(),
             data: data.clone(),
             telemetry,
         };
-        let server = tokio::spawn(serve(listener, app, draining.subscribe()));
+        let server = tokio::spawn(listener.serve(api::router(app), draining.clone()));
         tracing::info!(%url, %address, peers = settings.peer_urls.len(), data_dir = %settings.data_dir.display(), "started");
         Ok(Self { url, address, log, data, replication, registry, draining, server, space_watch })
     }
@@ -163,7 +163,7 @@ impl Node {
     pub async fn stop(self) {
         // First, so that writes go on elsewhere while the requests of this node are answered.
         self.replication.hand_over().await;
-        self.draining.send_replace(true);
+        self.draining.cancel();
         if tokio::time::timeout(DRAIN_DEADLINE, self.server).await.is_err() {
             tracing::warn!(deadline = ?DRAIN_DEADLINE, "some requests were cut off");
         }
@@ -226,7 +226,7 @@ impl hooks::Observer for Watch {
     fn said(&self, hook: &str, plugin: &str, digest: &str, level: &'static str, message: String) {
         let (hook, plugin, digest) = (hook.to_owned(), plugin.to_owned(), digest.to_owned());
         let trace_id = request_trace_id().map(|id| id.to_string());
-        self.record.say(hooks::Line { at_ms: now_ms(), hook, plugin, digest, trace_id, level, message });
+        self.record.say(hooks::Line { at_ms: clock::unix_ms(), hook, plugin, digest, trace_id, level, message });
     }
 }
 
@@ -243,22 +243,6 @@ impl hooks::Calls for WatchOfHook {
             figures.count(took, result, memory_bytes);
         }
     }
-}
-
-async fn serve(listener: TcpListener, app: api::App, mut draining: watch::Receiver<bool>) -> std::io::Result<()> {
-    use axum::serve::ListenerExt;
-
-    // Small answers must not wait for an acknowledgement of earlier ones.
-    let listener = listener.tap_io(|stream| {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY could not be set");
-        }
-    });
-    let drained = async move {
-        // An error means that the node is gone altogether.
-        let _ = draining.wait_for(|draining| *draining).await;
-    };
-    axum::serve(listener, api::router(app)).with_graceful_shutdown(drained).await
 }
 
 fn has_set_data_aside(data_dir: &std::path::Path) -> Result<bool, DataError> {

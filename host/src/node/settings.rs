@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use crate::api::BASE_PATH;
 use crate::limits::DISK_RESERVE_BYTES;
+use crate::net;
 use crate::replication::Timing;
 use crate::telemetry::LogFormat;
 
@@ -271,22 +272,12 @@ fn parse_nodes(json: &str) -> Result<Vec<String>, Error> {
 
 /// Checks the base URL of a node and writes it in its one normal form, without a trailing slash.
 fn base_url(setting: &'static str, found: &str) -> Result<String, Error> {
-    let wrong = |reason: &str| Error {
+    let wrong = |reason: net::UrlError| Error {
         setting,
         found: found.to_owned(),
         reason: format!("{reason}; a node's URL looks like http://node2:8000{BASE_PATH}"),
     };
-    let url = reqwest::Url::parse(found.trim()).map_err(|error| wrong(&format!("it is not a URL ({error})")))?;
-    if url.scheme() != "http" {
-        return Err(wrong("only http:// is supported between nodes"));
-    }
-    if url.path().trim_end_matches('/') != BASE_PATH || url.query().is_some() || url.fragment().is_some() {
-        return Err(wrong(&format!("its path must be {BASE_PATH}")));
-    }
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err(wrong("it must not contain a user or password"));
-    }
-    Ok(url.as_str().trim_end_matches('/').to_owned())
+    net::base_url(found, net::Path::Required).map_err(wrong)
 }
 
 fn parse_log_format(found: &str) -> Result<LogFormat, Error> {

@@ -29,13 +29,14 @@ use self::components::Stored;
 use self::history::History;
 pub use self::history::{Author, Change, What};
 use self::known::{Known, delete, json, put};
+use crate::clock;
 use crate::hooks::{self, Binding, Hook, Pipeline, Plugin, Runtime};
 use crate::limits::{
     HOOKS_MAX, PLUGINS_MAX, PREPARE_DEADLINE, PROMPT_READ_DEADLINE, REGISTRY_DEADLINE, UPLOADS_MAX, WRITE_DEADLINE,
 };
 use crate::replication;
 use crate::storage::{self, Data, HOOKS_PREFIX, Operation, PLUGINS_PREFIX, Precondition};
-use crate::write_path::{self, Request, WritePath, now_ms};
+use crate::write_path::{self, Request, WritePath};
 
 /// How often a change of the registry is tried again when others change it at the same time.
 const ATTEMPTS_MAX: usize = 4;
@@ -497,7 +498,7 @@ impl Registry {
         preconditions.extend(conditions);
         let change = Change {
             number: history.next(),
-            at_ms: now_ms(),
+            at_ms: clock::unix_ms(),
             by: author.by.clone(),
             node: self.inner.replication.url().to_owned(),
             what,

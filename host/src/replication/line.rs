@@ -41,10 +41,9 @@ use std::time::Duration;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
-use http::{HeaderValue, Request, StatusCode, Uri, header};
+use http::{HeaderValue, Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::error::{Error, WriteOutcome};
@@ -52,6 +51,7 @@ use super::identity::ClusterId;
 use super::shared::lock;
 use super::transport::{Call, CallError, Envelope};
 use crate::limits::PEER_BODY_BYTES_MAX;
+use crate::net;
 
 /// What the upgrade is called.
 pub const PROTOCOL: &str = "brink-line";
@@ -189,18 +189,13 @@ fn refuse_all(url: &str, first: Queued, calls: &mut mpsc::Receiver<Queued>, erro
 
 /// Asks the node for a line.
 async fn connect(url: &str) -> io::Result<TokioIo<hyper::upgrade::Upgraded>> {
-    let uri: Uri = format!("{url}/peer/line").parse().map_err(io::Error::other)?;
-    let (Some(host), Some(authority)) = (uri.host(), uri.authority()) else {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the URL names no host"));
-    };
-    let stream = TcpStream::connect((host.trim_matches(['[', ']']), uri.port_u16().unwrap_or(80))).await?;
-    stream.set_nodelay(true)?;
-    socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX))?;
+    let (authority, base_path) = net::authority_and_path(url);
+    let stream = net::connect(url, Some(UNACKNOWLEDGED_MAX)).await?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
     tokio::spawn(connection.with_upgrades());
-    let request = Request::post(uri.path())
-        .header(header::HOST, authority.as_str())
+    let request = Request::post(format!("{base_path}/peer/line"))
+        .header(header::HOST, authority)
         .header(header::CONNECTION, HeaderValue::from_static("upgrade"))
         .header(header::UPGRADE, HeaderValue::from_static(PROTOCOL))
         .body(http_body_util::Empty::<Bytes>::new())

@@ -7,7 +7,6 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
@@ -15,6 +14,7 @@ use openraft::{EntryPayload, OptionalSend};
 use tokio::sync::oneshot;
 
 use super::types::{LogEntry, LogId, TypeConfig, Vote, decode, encode};
+use crate::clock;
 use crate::storage::{self, Log};
 use crate::telemetry::{Stage, Telemetry, TraceContext, names};
 
@@ -49,9 +49,9 @@ impl LogStore {
     fn traced(&self, entries: &[LogEntry], flushed: IOFlushed<TypeConfig>) -> storage::Done {
         let traces: Arc<[TraceContext]> = entries.iter().flat_map(traces_of).collect();
         let telemetry = self.telemetry.clone();
-        let began = SystemTime::now();
+        let began = clock::now();
         Box::new(move |result| {
-            let ended = SystemTime::now();
+            let ended = clock::now();
             telemetry.metrics().write_stage(Stage::Append, ended.duration_since(began).unwrap_or_default());
             for trace in traces.iter() {
                 telemetry.tracer().record_span(names::SPAN_LOG_APPEND, *trace, began, ended, &[]);

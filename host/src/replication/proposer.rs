@@ -6,7 +6,6 @@
 //! wherever it is, and is sent again only when it is certain that nobody appended it.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
@@ -16,6 +15,7 @@ use super::error::{Error, WriteOutcome};
 use super::transport::{Call, CallError};
 use super::types::{Round, RoundWrite, TypeConfig, decode, encode};
 use super::{membership, space};
+use crate::clock;
 use crate::limits::{PROPOSE_QUEUE_MAX, ROUND_BYTES_MAX, ROUND_PATIENCE, ROUND_WRITES_MAX, ROUNDS_IN_FLIGHT_MAX};
 use crate::storage::{Outcome, Shortage};
 use crate::telemetry::{Stage, names};
@@ -146,7 +146,7 @@ async fn propose_here(shared: &Arc<Shared>, round: Round, deadline: Instant) -> 
     use openraft::error::ClientWriteError;
     use openraft::impls::ProgressResponder;
 
-    let began = (std::time::Instant::now(), SystemTime::now());
+    let began = (std::time::Instant::now(), clock::now());
     let traces: Vec<_> = round.writes.iter().filter_map(|write| write.trace).collect();
     let (responder, committed, completed) = ProgressResponder::<TypeConfig, _>::new();
     let stopped = |outcome| move |_| Error::Stopped { outcome };
@@ -154,7 +154,7 @@ async fn propose_here(shared: &Arc<Shared>, round: Round, deadline: Instant) -> 
 
     let in_flight = async {
         if let Ok(log_id) = committed.await {
-            let ended = SystemTime::now();
+            let ended = clock::now();
             shared.telemetry.metrics().write_stage(Stage::Commit, began.0.elapsed());
             for trace in &traces {
                 let position = [names::log_index(log_id.index())];
@@ -175,7 +175,7 @@ async fn propose_here(shared: &Arc<Shared>, round: Round, deadline: Instant) -> 
 
 /// Sends the round to the leader. Only a round that was surely not appended may be tried again.
 async fn forward(shared: &Shared, leader: u64, url: &str, round: &Round, deadline: Instant) -> Result<Attempt, Error> {
-    let began = SystemTime::now();
+    let began = clock::now();
     let remaining = deadline.saturating_duration_since(Instant::now());
     let call = shared.transport.call(leader, url, Call::Propose, encode(&(round, remaining))?, remaining);
     let answer = tokio::select! {
@@ -183,7 +183,7 @@ async fn forward(shared: &Shared, leader: u64, url: &str, round: &Round, deadlin
         answer = call => answer,
         () = succession(shared, leader) => return Err(Error::LeaderLost),
     };
-    let ended = SystemTime::now();
+    let ended = clock::now();
     for trace in round.writes.iter().filter_map(|write| write.trace) {
         shared.telemetry.tracer().record_span(names::SPAN_FORWARD, trace, began, ended, &[]);
     }

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use futures::{Stream, StreamExt};
 use openraft::entry::RaftEntry;
@@ -18,6 +18,7 @@ use super::blocking::Blocking;
 use super::log_store::traces_of;
 use super::snapshot::SnapshotSource;
 use super::types::{LogEntry, LogId, SnapshotMeta, StoredMembership, TypeConfig, decode, encode};
+use crate::clock;
 use crate::storage::{self, Data, GuardedWrite};
 use crate::telemetry::{Stage, Telemetry, names};
 
@@ -54,7 +55,7 @@ impl StateMachine {
 
     /// Applies entries as one storage batch and answers those who wait for them.
     async fn apply_chunk(&self, chunk: Vec<EntryResponder<TypeConfig>>) -> io::Result<()> {
-        let began = (Instant::now(), SystemTime::now());
+        let began = (Instant::now(), clock::now());
         let (entries, responders): (Vec<LogEntry>, Vec<_>) = chunk.into_iter().unzip();
         let Some(last) = entries.last() else { return Ok(()) };
         let last_index = last.log_id().index();
@@ -67,7 +68,7 @@ impl StateMachine {
         };
 
         self.telemetry.metrics().write_stage(Stage::Apply, began.0.elapsed());
-        let ended = SystemTime::now();
+        let ended = clock::now();
         for trace in entries.iter().flat_map(traces_of) {
             self.telemetry.tracer().record_span(names::SPAN_APPLY, trace, began.1, ended, &[]);
         }

@@ -32,6 +32,7 @@ use super::shared::lock;
 use super::snapshot::{Outgoing, RESUME_PAUSE, RESUME_TRIES_MAX, SnapshotSource};
 use super::types::{TypeConfig, Vote, decode, encode};
 use crate::limits::SNAPSHOT_BYTES_PER_SECOND_MAX;
+use crate::net::{self, HttpClientOptions};
 use crate::telemetry::Telemetry;
 
 /// What a node can ask of another.
@@ -215,24 +216,19 @@ pub struct HttpTransport {
 /// one whose receiver lost its power would else hold up replication to it until then.
 pub(super) const VANISHED_AFTER: Duration = Duration::from_secs(3);
 
-/// So many probes of a silent connection tell that its peer has vanished.
-const PROBES: u32 = 3;
-
 /// How long a connection attempt may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl HttpTransport {
     /// A transport with its own connections.
     pub fn new() -> Result<Self, reqwest::Error> {
-        let http = reqwest::Client::builder()
-            .http1_only()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .tcp_nodelay(true)
-            .tcp_keepalive(VANISHED_AFTER / 4)
-            .tcp_keepalive_interval(VANISHED_AFTER / 4)
-            .tcp_keepalive_retries(PROBES)
-            .no_proxy()
-            .build()?;
+        let options = HttpClientOptions {
+            connect_timeout: CONNECT_TIMEOUT,
+            timeout: None,
+            vanished_after: Some(VANISHED_AFTER),
+            uses_proxy: false,
+        };
+        let http = net::http_client(options).build()?;
         Ok(Self { http, cluster: OnceLock::new(), lines: Mutex::new(HashMap::new()) })
     }
 
