@@ -109,7 +109,7 @@ impl Node {
         let runtime = hooks::Runtime::on_node(observer, &settings.data_dir.join("compiled"))?;
         let pipeline = hooks::Pipeline::new(hooks::Active::default());
         let write_path = WritePath::new(pipeline.clone(), replication.clone(), data.clone(), telemetry.clone());
-        let registry = Registry::start(runtime, pipeline, write_path.clone(), replication.clone(), data.clone());
+        let registry = Registry::start(runtime, &pipeline, write_path.clone(), replication.clone(), data.clone());
 
         let draining = CancellationToken::new();
         let app = api::App {
@@ -168,7 +168,7 @@ impl Node {
             tracing::warn!(deadline = ?DRAIN_DEADLINE, "some requests were cut off");
         }
         self.space_watch.abort();
-        self.registry.stop();
+        self.registry.stop().await;
         self.replication.shutdown().await;
         let log = self.log;
         if tokio::task::spawn_blocking(move || log.close()).await.is_err() {

@@ -1,28 +1,59 @@
-//! The registry as one look at the state shows it.
+//! The plugins and hooks of the registry at one moment.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::history::{History, What};
-use super::{Error, HookInfo, PluginInfo};
-use crate::hooks::{self, Binding};
-use crate::limits::{PAGE_ENTRIES_MAX, PLUGIN_LIST_MAX};
-use crate::storage::{
-    self, Action, AskedBy, Data, Entry, Fact, HOOKS_PREFIX, Operation, PLUGINS_PREFIX, Precondition, RangeQuery, Space,
-    Value,
-};
+use super::change::Edit;
+use super::entry::{decode, name_of, read_prefix};
+use super::error::Error;
+use crate::hooks::Binding;
+use crate::storage::{Data, HOOKS_PREFIX, PLUGINS_PREFIX, Precondition};
 
-/// The registry as of one look.
-pub(super) struct Known {
-    pub(super) plugins: BTreeMap<String, PluginInfo>,
-    pub(super) hooks: BTreeMap<String, HookInfo>,
-    /// What must not have changed for a decision made on this look to be right.
-    unchanged: Vec<Precondition>,
+/// A plugin in the registry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PluginInfo {
+    /// Its name.
+    #[serde(default)]
+    pub name: String,
+    /// SHA-256 of its bytes, in hexadecimal.
+    pub digest: String,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// Its exports: `validator`, `transformer` or both.
+    pub roles: Vec<String>,
+    /// The linear memory of a new instance, in bytes.
+    #[serde(default)]
+    pub memory_bytes: u64,
+    /// How long an instance took to start on the node that received the upload, in microseconds, without configuration.
+    #[serde(default)]
+    pub start_us: u64,
+    /// The store's revision at which this version was uploaded.
+    #[serde(default)]
+    pub revision: u64,
 }
 
-impl Known {
+/// A hook in force.
+#[derive(Debug, Clone, Serialize)]
+pub struct HookInfo {
+    /// Its name.
+    pub name: String,
+    /// The plugin it runs, and on which writes.
+    #[serde(flatten)]
+    pub binding: Binding,
+    /// The store's revision at which it was set.
+    pub revision: u64,
+}
+
+/// The plugins and hooks at one moment.
+pub(super) struct Catalog {
+    pub(super) plugins: BTreeMap<String, PluginInfo>,
+    pub(super) hooks: BTreeMap<String, HookInfo>,
+    /// The preconditions that no plugin and no hook has changed.
+    unchanged: [Precondition; 2],
+}
+
+impl Catalog {
     pub(super) fn read(data: &Data) -> Result<Self, Error> {
         let mut plugins = BTreeMap::new();
         let (entries, plugins_unchanged) = read_prefix(data, PLUGINS_PREFIX)?;
@@ -38,11 +69,12 @@ impl Known {
             let binding: Binding = decode(&entry)?;
             hooks.insert(name.clone(), HookInfo { name, binding, revision: entry.meta.revision });
         }
-        Ok(Self { plugins, hooks, unchanged: vec![plugins_unchanged, hooks_unchanged] })
+        Ok(Self { plugins, hooks, unchanged: [plugins_unchanged, hooks_unchanged] })
     }
 
-    pub(super) fn unchanged(&self) -> Vec<Precondition> {
-        self.unchanged.clone()
+    /// The preconditions that no plugin and no hook has changed since this was read.
+    pub(super) fn unchanged(&self) -> &[Precondition] {
+        &self.unchanged
     }
 
     /// The hooks that run a plugin.
@@ -50,83 +82,31 @@ impl Known {
         self.hooks.values().filter(move |hook| hook.binding.plugin == plugin).map(|hook| hook.name.as_str())
     }
 
-    /// The versions that plugins name or hooks run, by name and digest.
+    /// The newest version of each plugin and the versions that hooks run, by name and digest.
     pub(super) fn versions(&self) -> BTreeSet<(String, String)> {
-        let named = self.plugins.values().map(|info| (info.name.clone(), info.digest.clone()));
-        let run = self.hooks.values().map(|hook| &hook.binding);
-        let run = run.filter_map(|binding| Some((binding.plugin.clone(), binding.digest.clone()?)));
-        named.chain(run).collect()
+        let newest = self.plugins.values().map(|info| (info.name.clone(), info.digest.clone()));
+        let bindings = self.hooks.values().map(|hook| &hook.binding);
+        let run = bindings.filter_map(|binding| Some((binding.plugin.clone(), binding.digest.clone()?)));
+        newest.chain(run).collect()
     }
 
-    /// The versions that plugins name or hooks run once a change is made, by digest.
-    pub(super) fn digests_after(&self, change: &What) -> BTreeSet<String> {
-        let mut named: BTreeMap<&str, &str> =
-            self.plugins.values().map(|info| (info.name.as_str(), info.digest.as_str())).collect();
-        let mut run: BTreeMap<&str, &str> =
-            self.hooks.values().map(|hook| (hook.name.as_str(), hook.binding.digest())).collect();
-        match change {
-            What::PluginUploaded { plugin, digest, .. } => named.insert(plugin, digest),
-            What::PluginRemoved { plugin } => named.remove(plugin.as_str()),
-            What::HookSet { hook, binding } => run.insert(hook, binding.digest()),
-            What::HookRemoved { hook } => run.remove(hook.as_str()),
-        };
-        named.into_values().chain(run.into_values()).map(str::to_owned).collect()
-    }
-
-    /// The versions that plugins name or hooks run, by digest.
+    /// As [`Catalog::versions`], by digest only.
     pub(super) fn digests(&self) -> BTreeSet<String> {
         self.versions().into_iter().map(|(_, digest)| digest).collect()
     }
 
-    /// The binding with the version it runs written out.
-    pub(super) fn pinned(&self, binding: Binding, history: &History) -> Result<Binding, Error> {
-        let missing = || hooks::Error::PluginMissing { plugin: binding.plugin.clone(), digest: binding.digest.clone() };
-        let is_kept = |digest: &String| {
-            let version = (binding.plugin.clone(), digest.clone());
-            self.versions().contains(&version) || history.versions().contains(&version)
+    /// As [`Catalog::digests`], once an edit is made.
+    pub(super) fn digests_after(&self, edit: &Edit) -> BTreeSet<String> {
+        let mut newest: BTreeMap<&str, &str> =
+            self.plugins.values().map(|info| (info.name.as_str(), info.digest.as_str())).collect();
+        let mut run: BTreeMap<&str, &str> =
+            self.hooks.values().map(|hook| (hook.name.as_str(), hook.binding.digest())).collect();
+        match edit {
+            Edit::PluginUploaded { plugin, digest, .. } => newest.insert(plugin, digest),
+            Edit::PluginRemoved { plugin } => newest.remove(plugin.as_str()),
+            Edit::HookSet { hook, binding } => run.insert(hook, binding.digest()),
+            Edit::HookRemoved { hook } => run.remove(hook.as_str()),
         };
-        let newest = || self.plugins.get(&binding.plugin).map(|info| info.digest.clone());
-        let digest = binding.digest.clone().filter(is_kept).or_else(|| binding.digest.is_none().then(newest).flatten());
-        let digest = digest.ok_or_else(missing)?;
-        Ok(Binding { digest: Some(digest), ..binding })
+        newest.into_values().chain(run.into_values()).map(str::to_owned).collect()
     }
-}
-
-/// All entries under a prefix, and the precondition that they are still these.
-pub(super) fn read_prefix(data: &Data, prefix: &str) -> Result<(Vec<Entry>, Precondition), Error> {
-    let end = format!("{prefix}{}", char::MAX);
-    let limit = u32::try_from(PLUGIN_LIST_MAX).unwrap_or(u32::MAX);
-    let query = RangeQuery {
-        space: Space::System,
-        prefix: Some(prefix.to_owned()),
-        limit: PAGE_ENTRIES_MAX,
-        ..RangeQuery::default()
-    };
-    let entries = data.scan(&query)?.entries;
-    let seen = entries.iter().take(PLUGIN_LIST_MAX).map(|entry| (entry.key.as_str(), entry.meta.revision));
-    let fact = Fact::Range { start: prefix.to_owned(), end, limit, digest: storage::RangeDigest::of(seen) };
-    Ok((entries, Precondition { asked_by: AskedBy::Client, space: Space::System, fact }))
-}
-
-pub(super) fn name_of(entry: &Entry, prefix: &str) -> String {
-    entry.key.strip_prefix(prefix).unwrap_or(&entry.key).to_owned()
-}
-
-pub(super) fn decode<T: serde::de::DeserializeOwned>(entry: &Entry) -> Result<T, Error> {
-    serde_json::from_slice(&entry.value.bytes)
-        .map_err(|source| Error::Undecodable { key: entry.key.clone(), source: Arc::new(source) })
-}
-
-pub(super) fn json<T: Serialize>(value: &T, name: &str) -> Result<Value, Error> {
-    let text = serde_json::to_vec(value)
-        .map_err(|source| Error::Undecodable { key: name.to_owned(), source: Arc::new(source) })?;
-    Ok(Value::json(text))
-}
-
-pub(super) fn put(key: String, value: Value) -> Operation {
-    Operation { space: Space::System, key, action: Action::Put(value) }
-}
-
-pub(super) fn delete(key: String) -> Operation {
-    Operation { space: Space::System, key, action: Action::Delete }
 }
