@@ -40,8 +40,8 @@ pub(super) async fn put_plugin(
     body: Body,
 ) -> Result<Response, Problem> {
     Parameters::of(&uri, &[])?;
-    let room = match app.registry.upload_room() {
-        Ok(room) => room,
+    let upload = match app.registry.reserve_upload() {
+        Ok(upload) => upload,
         Err(error) => return Err(request::refuse(&headers, body, error.into()).await),
     };
     let bytes = timeout(UPLOAD_BODY_DEADLINE, request::body(&headers, body, PLUGIN_BYTES_MAX)).await;
@@ -49,7 +49,7 @@ pub(super) async fn put_plugin(
         let seconds = UPLOAD_BODY_DEADLINE.as_secs();
         Problem::new(Kind::BAD_BODY, format!("the body did not arrive within {seconds} seconds"))
     })??;
-    answer(StatusCode::OK, &app.registry.put_plugin(&name, bytes, &author(&headers)?, room).await?)
+    answer(StatusCode::OK, &app.registry.put_plugin(&name, bytes, &author(&headers)?, upload).await?)
 }
 
 /// `GET /plugins/`.

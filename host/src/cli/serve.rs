@@ -105,7 +105,7 @@ async fn fail(failure: &Failure, telemetry: Telemetry) {
     eprintln!("brink: {failure}");
     let code = match failure {
         Failure::Disk { .. } => DISK_FAILED,
-        Failure::Engine { .. } => 1,
+        Failure::Consensus { .. } => 1,
     };
     std::process::exit(code.into())
 }
