@@ -13,6 +13,12 @@ pub const KEY_BYTES_MAX: usize = 1_024;
 /// Largest value, in bytes, before and after transformers.
 pub const VALUE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
+/// Longest content type that is kept with a value, in bytes.
+pub const CONTENT_TYPE_BYTES_MAX: usize = 255;
+
+/// Deepest nesting of arrays and objects in a JSON value.
+pub const JSON_LEVELS_MAX: usize = 128;
+
 // Requests
 
 /// Largest body of a `PUT` of one key, in bytes.
@@ -92,6 +98,12 @@ pub const HOOKS_MAX: usize = 64;
 
 /// Largest configuration of a hook, in bytes of JSON.
 pub const HOOK_CONFIG_BYTES_MAX: usize = 1024 * 1024;
+
+/// Largest body of a `PUT` of a hook, in bytes: its configuration, and room for the other fields.
+pub const HOOK_BODY_BYTES_MAX: usize = HOOK_CONFIG_BYTES_MAX + 16 * 1024;
+
+/// Largest body of a rollback, in bytes.
+pub const ROLL_BACK_BODY_BYTES_MAX: usize = 1024;
 
 /// Changes of the registry kept in its history.
 pub const HISTORY_CHANGES_MAX: usize = 200;

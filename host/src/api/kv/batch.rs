@@ -3,20 +3,20 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::http::StatusCode;
 use axum::response::Response;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
+use tokio::time::Instant;
 
-use super::kv::{checked, deadline, json, telling_repetition};
-use super::problem::{Kind, Problem};
-use super::request::{self, Parameters};
-use super::{App, value};
-use crate::limits::{BATCH_BODY_BYTES_MAX, BATCH_ITEMS_MAX, WRITE_DEADLINE};
-use crate::storage::{Action, AskedBy, Effect, Fact, Operation, Precondition, Space, Value};
-use crate::write_path::{Request, Written};
+use super::{entry, value};
+use crate::api::extract::{self, Body, IdempotencyKey, NoParameters, Query};
+use crate::api::problem::{Kind, Problem};
+use crate::api::{App, answer};
+use crate::limits::{BATCH_BODY_BYTES_MAX, BATCH_ITEMS_MAX, CONTENT_TYPE_BYTES_MAX, WRITE_DEADLINE};
+use crate::storage::{Action, AskedBy, Fact, Operation, Precondition, Space, Value};
+use crate::write_path::Request;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -24,7 +24,7 @@ struct BatchBody {
     items: Vec<Item>,
 }
 
-/// One item. What it must and must not have depends on `op`.
+/// One item. Which members it must have depends on `op`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Item {
@@ -47,28 +47,26 @@ enum Op {
     Delete,
 }
 
-/// Tells a `null` that is there from a value that is not.
+/// Distinguishes a `null` from an absent value.
 fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawValue>>, D::Error> {
     Box::<RawValue>::deserialize(deserializer).map(Some)
 }
 
 /// `POST`: applies all items or none.
-pub(super) async fn post(
+pub(crate) async fn post(
+    _: Query<NoParameters>,
     State(app): State<Arc<App>>,
-    uri: Uri,
-    headers: HeaderMap,
-    body: Body,
+    idempotency_key: Result<IdempotencyKey, Problem>,
+    Body(body): Body<BATCH_BODY_BYTES_MAX>,
 ) -> Result<Response, Problem> {
-    Parameters::of(&uri, &[])?;
-    let body = request::body(&headers, body, BATCH_BODY_BYTES_MAX).await?;
-    let body: BatchBody = serde_json::from_slice(&body).map_err(|error| {
-        let shape = "{\"items\": [{\"key\", \"value\"} or {\"op\": \"delete\", \"key\"}, …]}";
-        Problem::new(Kind::BAD_BODY, format!("the body must be {shape}: {error}"))
-    })?;
-    let idempotency_key = request::idempotency_key(&headers)?;
-    let request = Request { idempotency_key, ..request_of(body.items)? };
-    let written = app.write_path.write(request, deadline(WRITE_DEADLINE)).await?;
-    Ok(telling_repetition(&written, json(StatusCode::OK, written_json(&written))))
+    let shape = "{\"items\": [{\"key\", \"value\"} or {\"op\": \"delete\", \"key\"}, …]}";
+    let BatchBody { items } = extract::json(&body, shape)?;
+    let IdempotencyKey(idempotency_key) = idempotency_key?;
+    let request = Request { idempotency_key, ..request_of(items)? };
+    let written = app.write_path.write(request, Instant::now() + WRITE_DEADLINE).await?;
+    let mut response = answer::json(StatusCode::OK, entry::batch(&written));
+    answer::set_repeated(&mut response, written.repeated);
+    Ok(response)
 }
 
 fn request_of(items: Vec<Item>) -> Result<Request, Problem> {
@@ -81,7 +79,7 @@ fn request_of(items: Vec<Item>) -> Result<Request, Problem> {
     let mut preconditions = Vec::new();
     for (position, item) in items.into_iter().enumerate() {
         let at = |problem: Problem| problem.with("item", position);
-        request::check_key(&item.key).map_err(at)?;
+        extract::check_key(&item.key).map_err(at)?;
         if let Some(first) = seen.insert(item.key.clone(), position) {
             let detail = format!("items {first} and {position} have the same key {:?}", item.key);
             return Err(at(Problem::new(Kind::DUPLICATE_KEY, detail)));
@@ -104,42 +102,20 @@ fn action_of(item: Item) -> Result<Action, Problem> {
         (Op::Delete, None, None) => Ok(Action::Delete),
         (Op::Delete, _, _) => Err(bad("deletes, so it must not have a value")),
         (Op::Put, Some(json), None) => {
-            let json = String::from(Box::<str>::from(json));
-            Ok(Action::Put(checked(Value::json(request::compact(json.into())?))?))
+            let text = String::from(Box::<str>::from(json));
+            Ok(Action::Put(value::of_json(text.into())?))
         }
         (Op::Put, None, Some(text)) => {
             let bytes = value::from_base64(&text).ok_or_else(|| bad("has a value_base64 that is not base64"))?;
             let content_type = item.content_type.ok_or_else(|| bad("has a value_base64 but no content_type"))?;
-            if content_type.is_empty() || content_type == Value::JSON || content_type.len() > 255 {
+            if content_type.is_empty() || content_type == Value::JSON || content_type.len() > CONTENT_TYPE_BYTES_MAX {
                 return Err(bad("has a content_type that is not allowed: 1 to 255 bytes, and JSON goes into value"));
             }
-            Ok(Action::Put(checked(Value { content_type, bytes: bytes.into() })?))
+            Ok(Action::Put(value::of_bytes(content_type, bytes)?))
         }
         (Op::Put, Some(_), Some(_)) => Err(bad("has both value and value_base64")),
         (Op::Put, None, None) => Err(bad("has no value")),
     }
-}
-
-fn written_json(written: &Written) -> String {
-    let mut text = format!("{{\"count\":{},\"revision\":{},\"results\":[", written.operations.len(), written.revision);
-    for (position, (operation, effect)) in written.operations.iter().zip(&written.effects).enumerate() {
-        if position > 0 {
-            text.push(',');
-        }
-        match (effect, &operation.action) {
-            (Effect::Put(meta), Action::Put(value)) => {
-                value::push_entry(&mut text, &operation.key, *meta, Some(value));
-            }
-            (effect, _) => {
-                text.push_str("{\"key\":");
-                value::push_string(&mut text, &operation.key);
-                let existed = matches!(effect, Effect::Deleted { existed: true });
-                text.push_str(&format!(",\"deleted\":true,\"existed\":{existed}}}"));
-            }
-        }
-    }
-    text.push_str("]}");
-    text
 }
 
 #[cfg(test)]
