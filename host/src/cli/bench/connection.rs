@@ -1,14 +1,15 @@
-//! One kept-alive connection to a node, as lean as it can be: a loader shares the machine with what it measures.
+//! A kept-alive connection to a node, with as little CPU per request as possible.
 //!
-//! It speaks just the HTTP/1.1 that nodes answer with: one request in flight, and an answer whose length is told before
-//! its body or by its chunks. Buffers are used again, so that a request costs one write and one read.
+//! It understands only the HTTP/1.1 that nodes answer with: one request in flight, and bodies with a length or in chunks.
+//! Buffers are reused, and a request costs one write and one read.
 
 use http::StatusCode;
-use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use super::client::{Failure, Refusal, Request, TIMEOUT};
+use super::super::client::TIMEOUT;
+use super::super::failure::{Failure, Refusal};
+use super::super::request::Request;
 use crate::net;
 
 /// Headers an answer may have.
@@ -18,7 +19,7 @@ const HEADERS_MAX: usize = 64;
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// A connection that is made when it is first needed, and again after it broke.
-pub(super) struct Wire {
+pub(super) struct Connection {
     /// Host and port.
     authority: String,
     base_path: String,
@@ -27,9 +28,9 @@ pub(super) struct Wire {
     input: Vec<u8>,
 }
 
-impl Wire {
+impl Connection {
     /// A connection to a node by its base URL.
-    pub(super) fn to(base_url: &str) -> Self {
+    pub(super) fn new(base_url: &str) -> Self {
         let (authority, base_path) = net::authority_and_path(base_url);
         Self {
             authority: authority.to_owned(),
@@ -50,8 +51,7 @@ impl Wire {
                 if answer.status.is_success() {
                     return Ok(());
                 }
-                let problem = serde_json::from_slice(&answer.body).unwrap_or(Value::Null);
-                Err(Failure::Refused(Refusal { status: answer.status, problem }))
+                Err(Failure::Refused(Refusal::parse(answer.status, &answer.body)))
             }
             Ok(Err(reason)) => Err(self.broken(reason)),
             Err(_) => Err(self.broken("it did not answer in time".to_owned())),
@@ -60,7 +60,7 @@ impl Wire {
 
     fn broken(&mut self, reason: String) -> Failure {
         self.stream = None;
-        Failure::Strange { url: self.authority.clone(), reason }
+        Failure::BadAnswer { url: self.authority.clone(), reason }
     }
 
     async fn exchange(&mut self, request: &Request) -> Result<Answer, String> {
