@@ -8,7 +8,7 @@ use reqwest::Method;
 use reqwest::header::{HeaderMap, HeaderValue};
 use serde_json::Value;
 
-use super::failure::{Failure, Refusal};
+use super::failure::{Failure, Refusal, root_cause};
 use super::output::Format;
 use super::request::Request;
 use crate::api::BASE_PATH;
@@ -155,20 +155,9 @@ pub(super) fn base_url(flag: &str, found: &str) -> Result<String, Failure> {
 }
 
 fn failure(url: &str, error: &reqwest::Error) -> Failure {
-    let (url, reason) = (url.to_owned(), root_cause(error));
+    let reason = if error.is_timeout() { "it did not answer in time".to_owned() } else { root_cause(error) };
+    let url = url.to_owned();
     if error.is_connect() { Failure::Unreachable { url, reason } } else { Failure::BadAnswer { url, reason } }
-}
-
-/// The last error of the chain, which says most.
-fn root_cause(error: &reqwest::Error) -> String {
-    if error.is_timeout() {
-        return "it did not answer in time".to_owned();
-    }
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }
 
 #[cfg(test)]

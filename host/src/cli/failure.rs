@@ -157,3 +157,12 @@ fn describe_plugin_error(error: &hooks::Error) -> String {
 fn violation_line(path: &str, message: &str) -> String {
     format!("  {}: {message}", if path.is_empty() { "the value" } else { path })
 }
+
+/// The text of the last error in a chain of causes, which says most.
+pub(super) fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}

@@ -1,9 +1,12 @@
 //! Requests to nodes, and the paths they go to.
 
 use bytes::Bytes;
+use http_body_util::Full;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use reqwest::Method;
 use serde_json::Value;
+
+use crate::net;
 
 /// Characters that are escaped in a path. The slashes of a key are not, unless they would be lost: see [`key_path`].
 const ESCAPED: &AsciiSet =
@@ -42,24 +45,15 @@ impl Request {
         self.body("application/json", body.to_string())
     }
 
-    /// Appends the request to `out` as HTTP/1.1 sends it.
-    pub(super) fn write_http1(&self, base_path: &str, host: &str, out: &mut Vec<u8>) {
-        let Self { method, path, headers, body } = self;
-        for part in [method.as_str(), " ", base_path, path, " HTTP/1.1\r\nhost: ", host, "\r\n"] {
-            out.extend_from_slice(part.as_bytes());
+    /// The request as hyper sends it to the node at a base URL.
+    pub(super) fn into_http(self, base_url: &str) -> http::Result<http::Request<Full<Bytes>>> {
+        let (authority, base_path) = net::authority_and_path(base_url);
+        let uri = format!("{base_path}{}", self.path);
+        let mut request = http::Request::builder().method(self.method).uri(uri).header(http::header::HOST, authority);
+        for (name, value) in self.headers {
+            request = request.header(name, value);
         }
-        for (name, value) in headers {
-            for part in [*name, ": ", value, "\r\n"] {
-                out.extend_from_slice(part.as_bytes());
-            }
-        }
-        if !body.is_empty() {
-            out.extend_from_slice(b"content-length: ");
-            out.extend_from_slice(body.len().to_string().as_bytes());
-            out.extend_from_slice(b"\r\n");
-        }
-        out.extend_from_slice(b"\r\n");
-        out.extend_from_slice(body);
+        request.body(Full::new(self.body))
     }
 }
 
@@ -102,14 +96,11 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_written_with_its_length() {
-        let mut out = Vec::new();
-        Request::new(Method::PUT, "/kv/a/").body("text/plain", "hello").write_http1("/base", "h:1", &mut out);
-        let expected =
-            "PUT /base/kv/a/ HTTP/1.1\r\nhost: h:1\r\ncontent-type: text/plain\r\ncontent-length: 5\r\n\r\nhello";
-        assert_eq!(String::from_utf8(out).unwrap(), expected);
-        let mut out = Vec::new();
-        Request::new(Method::GET, "/kv/a/").write_http1("", "h:1", &mut out);
-        assert_eq!(String::from_utf8(out).unwrap(), "GET /kv/a/ HTTP/1.1\r\nhost: h:1\r\n\r\n");
+    fn a_request_names_its_host_and_has_the_path_below_the_base_url() {
+        let request = Request::new(Method::PUT, "/kv/a/?x=1").body("text/plain", "hello");
+        let request = request.into_http("http://h:1/base").unwrap();
+        assert_eq!((request.method(), request.uri().to_string()), (&Method::PUT, "/base/kv/a/?x=1".to_owned()));
+        assert_eq!(request.headers()["host"], "h:1");
+        assert_eq!(request.headers()["content-type"], "text/plain");
     }
 }

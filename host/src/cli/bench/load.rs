@@ -71,7 +71,7 @@ async fn run_client(load: Arc<Load>, number: usize) -> Measured {
             break;
         }
         let (kind, request) = load.next_request();
-        let result = connection.send(&request).await;
+        let result = connection.send(request).await;
         let is_error = result.is_err();
         if began >= load.measure_from {
             measured.note(kind, began.elapsed(), result.err());
