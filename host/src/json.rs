@@ -346,8 +346,8 @@ mod tests {
         );
     }
 
-    /// Whatever serde_json refuses of a text without large numbers, this refuses too; what it accepts is refused only
-    /// for a member that is there twice.
+    /// The two differ in two cases: a repeated member, which only this rule refuses, and a number beyond `f64`, which only
+    /// `serde_json` refuses.
     #[test]
     fn it_agrees_with_serde_json_on_random_texts() {
         let mut random = fastrand::Rng::with_seed(1);
@@ -363,7 +363,7 @@ mod tests {
                     assert_eq!(serde_json::from_str::<serde_json::Value>(compact).unwrap(), *value);
                 }
                 (Err(error), Ok(_)) => assert!(error.reason.contains("twice"), "{text}: {error}"),
-                (Ok(_), Err(error)) => panic!("{text}: {error}"),
+                (Ok(_), Err(error)) => assert!(error.to_string().contains("out of range"), "{text}: {error}"),
                 (Err(_), Err(_)) => {}
             }
         }

@@ -16,9 +16,9 @@ const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// `GET /health/`: the cluster as this node sees it; 200 with or without quorum.
 pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
-    let mut health = health_json(&app.replication.status(), app.replication.shortage().is_none());
-    if let (Some(shortage), Some(members)) = (app.replication.shortage(), health.as_object_mut()) {
-        members.insert("disk_full".to_owned(), json!(shortage));
+    let mut health = health_json(&app.replication.status(), app.replication.disk_full().is_none());
+    if let (Some(disk_full), Some(members)) = (app.replication.disk_full(), health.as_object_mut()) {
+        members.insert("disk_full".to_owned(), json!(disk_full));
     }
     json_answer(StatusCode::OK, health.to_string())
 }

@@ -173,10 +173,10 @@ impl From<replication::Error> for Problem {
             replication::Error::MembershipPending => Self::new(Kind::MEMBERSHIP_PENDING, detail).inviting_retry(),
             replication::Error::LeaderLost => Self::new(Kind::LEADER_LOST, detail),
             replication::Error::Busy { .. } => Self::new(Kind::BUSY, detail).inviting_retry(),
-            replication::Error::DiskFull(shortage) => Self::new(Kind::DISK_FULL, detail)
-                .with("path", shortage.path)
-                .with("free_bytes", shortage.free_bytes)
-                .with("reserve_bytes", shortage.reserve_bytes)
+            replication::Error::DiskFull(disk_full) => Self::new(Kind::DISK_FULL, detail)
+                .with("path", disk_full.path)
+                .with("free_bytes", disk_full.free_bytes)
+                .with("reserve_bytes", disk_full.reserve_bytes)
                 .inviting_retry(),
             replication::Error::Stopped { .. } => Self::new(Kind::STOPPING, detail),
             replication::Error::Storage(error) => Self::from(error),

@@ -198,7 +198,7 @@ pub enum Failure {
 
 /// Looks at the free space now, and again and again in a task of its own.
 async fn watch_free_space(free_space: FreeSpace) -> Result<JoinHandle<()>, StartError> {
-    let look = |free_space: FreeSpace| tokio::task::spawn_blocking(move || free_space.look());
+    let look = |free_space: FreeSpace| tokio::task::spawn_blocking(move || free_space.measure());
     look(free_space.clone()).await?;
     Ok(tokio::spawn(async move {
         loop {

@@ -1,6 +1,6 @@
 //! What can go wrong between proposing a write and its commit.
 
-use crate::storage::{self, Shortage};
+use crate::storage::{self, DiskFull};
 
 /// What is known about a write that was not acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -34,7 +34,7 @@ pub enum Error {
     },
     /// The disk of this node, or of a leader that has nobody to hand over to, is full.
     #[error("{0}")]
-    DiskFull(Shortage),
+    DiskFull(DiskFull),
     /// The cluster cannot be changed like that.
     #[error("{0}")]
     MembershipRefused(String),

@@ -101,7 +101,7 @@ pub use self::transport::{
 use self::types::{LogId, decode};
 pub use self::types::{Round, RoundWrite, TypeConfig, node_id};
 use crate::limits::PROPOSE_QUEUE_MAX;
-use crate::storage::{Data, FreeSpace, GuardedWrite, Log, Outcome, Shortage};
+use crate::storage::{Data, DiskFull, FreeSpace, GuardedWrite, Log, Outcome};
 use crate::telemetry::{Telemetry, TraceContext};
 
 /// How a node takes part in its cluster.
@@ -306,8 +306,8 @@ impl Handle {
     }
 
     /// If the disk of this node is full: the figures. Writes are refused then.
-    pub fn shortage(&self) -> Option<Shortage> {
-        self.shared.options.free_space.shortage()
+    pub fn disk_full(&self) -> Option<DiskFull> {
+        self.shared.options.free_space.disk_full()
     }
 
     /// This node's base URL, as the others know it.

@@ -176,7 +176,7 @@ fn hello(shared: &Shared) -> Hello {
         last_log_index: metrics.last_log_index,
         matched: matched(&metrics),
         prepared_revision: shared.prepared_revision.load(Ordering::Relaxed),
-        is_full: shared.options.free_space.is_short(),
+        is_full: shared.options.free_space.is_full(),
     }
 }
 

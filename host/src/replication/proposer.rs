@@ -17,7 +17,7 @@ use super::types::{Round, RoundWrite, TypeConfig, decode, encode};
 use super::{membership, space};
 use crate::clock;
 use crate::limits::{PROPOSE_QUEUE_MAX, ROUND_BYTES_MAX, ROUND_PATIENCE, ROUND_WRITES_MAX, ROUNDS_IN_FLIGHT_MAX};
-use crate::storage::{Outcome, Shortage};
+use crate::storage::{DiskFull, Outcome};
 use crate::telemetry::{Stage, names};
 
 /// How long a node waits before it looks for the leader again, if nothing tells it sooner.
@@ -42,7 +42,7 @@ pub(super) enum Forwarded {
     /// This node is not the leader, or soon will not be, and has appended nothing.
     NotLeader,
     /// The leader's disk is full, and so are those of the nodes that could take over. Nothing was appended.
-    DiskFull(Shortage),
+    DiskFull(DiskFull),
     /// The leader could not finish the round.
     Failed { successful: u32, outcome: WriteOutcome },
     /// The leader lost its office while the round was in its log.
@@ -192,7 +192,7 @@ async fn forward(shared: &Shared, leader: u64, url: &str, round: &Round, deadlin
         Ok(body) => match decode(&body).map_err(|_| Error::LeaderLost)? {
             Forwarded::Done(outcomes) => Ok(Attempt::Done(outcomes)),
             Forwarded::NotLeader => Ok(Attempt::NotAppended),
-            Forwarded::DiskFull(shortage) => Err(Error::DiskFull(shortage)),
+            Forwarded::DiskFull(disk_full) => Err(Error::DiskFull(disk_full)),
             Forwarded::Failed { successful, outcome } => {
                 Err(Error::NoQuorum { successful: usize::try_from(successful).unwrap_or(usize::MAX), outcome })
             }
@@ -221,9 +221,9 @@ pub(super) async fn serve(shared: &Arc<Shared>, body: &[u8]) -> Result<Forwarded
     if shared.leader().is_none_or(|(leader, _)| leader != shared.id()) {
         return Ok(Forwarded::NotLeader);
     }
-    if let Err(Error::DiskFull(shortage)) = space::check(shared) {
+    if let Err(Error::DiskFull(disk_full)) = space::check(shared) {
         let has_heir = membership::heir_with_space(shared).is_some();
-        return Ok(if has_heir { Forwarded::NotLeader } else { Forwarded::DiskFull(shortage) });
+        return Ok(if has_heir { Forwarded::NotLeader } else { Forwarded::DiskFull(disk_full) });
     }
     // A little less than the other side waits, so that its answer is ours and not a broken connection.
     let deadline = Instant::now() + remaining.saturating_sub(LEADER_POLL);

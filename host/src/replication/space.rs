@@ -26,7 +26,7 @@ pub(super) async fn attend(shared: Arc<Shared>) {
         tokio::select! {
             biased;
             () = &mut stopped => return,
-            () = shared.options.free_space.short() => {}
+            () = shared.options.free_space.until_full() => {}
         }
         if shared.metrics().state == ServerState::Leader {
             membership::hand_to_one_with_space(&shared).await;
@@ -50,5 +50,5 @@ pub(super) fn check_entries(shared: &Shared, entries: &[LogEntry]) -> Result<(),
 
 /// Refuses what would take space, if there is too little.
 pub(super) fn check(shared: &Shared) -> Result<(), Error> {
-    shared.options.free_space.shortage().map_or(Ok(()), |shortage| Err(Error::DiskFull(shortage)))
+    shared.options.free_space.disk_full().map_or(Ok(()), |disk_full| Err(Error::DiskFull(disk_full)))
 }

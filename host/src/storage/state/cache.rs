@@ -1,32 +1,34 @@
-//! Entries that were read lately, for readers that must not wait for the disk.
-//!
-//! A reader that finds its entry here needs no thread that may block. What is found is what the state holds: a change of
-//! the state forgets the entries it changes before it is done, and nothing is kept that was read before the last change
-//! began. So a read that begins after a write was applied never finds what the write replaced.
+//! Caches of the state: entries for readers that must not wait for the disk, and metadata for apply.
 
-use std::sync::{Arc, PoisonError, RwLock, TryLockError};
+use std::sync::Arc;
 
+use parking_lot::RwLock;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
-use super::command::{Entry, EntryMeta};
+use crate::storage::command::{Entry, EntryMeta};
 
-/// Counted for each entry beside its key and value, in bytes.
+/// Memory counted for each entry beside its key and value, in bytes.
 const ENTRY_OVERHEAD_BYTES: usize = 256;
 
-/// Entries are assumed to be about this large when the table is laid out, in bytes.
+/// Assumed size of an entry when the cache is laid out, in bytes.
 const ENTRY_BYTES_TYPICAL: u64 = 1_024;
 
+/// Recently read entries. A reader that finds its entry here needs no thread that may block.
+///
+/// A cached entry is never older than the state: a change of the state removes the changed entries before it ends, and an
+/// entry is cached only if no change began since it was read. So a read that begins after a write was applied never
+/// returns the replaced entry.
 pub(super) struct EntryCache {
-    entries: Cache<String, Arc<Entry>, Bytes>,
-    /// How often the state began to change. Held for writing while it changes.
+    entries: Cache<String, Arc<Entry>, EntryBytes>,
+    /// Number of changes of the state that have begun. Locked for writing during a change.
     changes: RwLock<u64>,
 }
 
 #[derive(Clone)]
-struct Bytes;
+struct EntryBytes;
 
-impl Weighter<String, Arc<Entry>> for Bytes {
+impl Weighter<String, Arc<Entry>> for EntryBytes {
     fn weight(&self, key: &String, entry: &Arc<Entry>) -> u64 {
         let value = &entry.value;
         let bytes = 2 * key.len() + value.content_type.len() + value.bytes.len() + ENTRY_OVERHEAD_BYTES;
@@ -37,34 +39,31 @@ impl Weighter<String, Arc<Entry>> for Bytes {
 impl EntryCache {
     pub(super) fn new(bytes_max: u64) -> Self {
         let entries = usize::try_from(bytes_max / ENTRY_BYTES_TYPICAL).unwrap_or(usize::MAX);
-        Self { entries: Cache::with_weighter(entries, bytes_max, Bytes), changes: RwLock::new(0) }
+        Self { entries: Cache::with_weighter(entries, bytes_max, EntryBytes), changes: RwLock::new(0) }
     }
 
-    /// An entry that was read lately.
+    /// A cached entry.
     pub(super) fn get(&self, key: &str) -> Option<Arc<Entry>> {
         self.entries.get(key)
     }
 
-    /// The changes so far; to be asked before the state is read. Waits for a change that goes on.
+    /// The number of changes, to be asked for before the state is read. Waits for a change in progress.
     pub(super) fn changes(&self) -> u64 {
-        *self.changes.read().unwrap_or_else(PoisonError::into_inner)
+        *self.changes.read()
     }
 
-    /// Keeps an entry that was read after so many changes, unless there were more since.
+    /// Caches an entry that was read after this number of changes, unless another change has begun since.
     pub(super) fn keep(&self, entry: &Arc<Entry>, read_after: u64) {
-        let changes = match self.changes.try_read() {
-            Ok(changes) => changes,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return,
-        };
+        // IMPORTANT: locked until the entry is inserted, so that no change begins in between.
+        let Some(changes) = self.changes.try_read() else { return };
         if *changes == read_after {
             self.entries.insert(entry.key.clone(), entry.clone());
         }
     }
 
-    /// Changes the state, and forgets the entries of these keys; of all, if none are named.
+    /// Changes the state, and removes the entries of these keys; every entry, without keys.
     pub(super) fn change<T, V>(&self, keys: Option<&[(String, V)]>, change: impl FnOnce() -> T) -> T {
-        let mut changes = self.changes.write().unwrap_or_else(PoisonError::into_inner);
+        let mut changes = self.changes.write();
         *changes += 1;
         let changed = change();
         match keys {
@@ -75,11 +74,17 @@ impl EntryCache {
     }
 }
 
-/// Bytes of what apply remembers of its own writes.
+/// Memory for recently written metadata, in bytes.
 const RECENT_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
-/// What applying wrote lately, without the values: a key that is written again and again is not looked for in the tables
-/// each time. Not more than that: what is not here must be looked for.
+/// Memory counted for each item of metadata beside its key and itself, in bytes.
+const META_OVERHEAD_BYTES: usize = 32;
+
+/// Assumed size of an item of metadata when the cache is laid out, in bytes.
+const META_BYTES_TYPICAL: u64 = 128;
+
+/// Metadata of recently written entries, so that apply need not look up a key in the tables each time it is written. A key
+/// that is absent here may be present in the tables.
 pub(super) struct RecentMetas {
     metas: quick_cache::unsync::Cache<String, EntryMeta, MetaBytes>,
 }
@@ -94,12 +99,6 @@ impl Weighter<String, EntryMeta> for MetaBytes {
     }
 }
 
-/// Counted for each meta beside its key and itself, in bytes.
-const META_OVERHEAD_BYTES: usize = 32;
-
-/// Metas are assumed to be about this large when the table is laid out, in bytes.
-const META_BYTES_TYPICAL: u64 = 128;
-
 impl Default for RecentMetas {
     fn default() -> Self {
         let metas = usize::try_from(RECENT_BYTES_MAX / META_BYTES_TYPICAL).unwrap_or(usize::MAX);
@@ -108,12 +107,12 @@ impl Default for RecentMetas {
 }
 
 impl RecentMetas {
-    /// What a key's entry has, if it was written lately and is still there.
+    /// The metadata of a key's entry, if it is cached.
     pub(super) fn get(&self, key: &str) -> Option<EntryMeta> {
         self.metas.get(key).copied()
     }
 
-    /// Notes what was written.
+    /// Caches written metadata, and removes that of deleted keys.
     pub(super) fn note(&mut self, written: Vec<(String, Option<EntryMeta>)>) {
         for (key, meta) in written {
             match meta {

@@ -2,9 +2,10 @@
 
 use std::ops::Bound;
 
-use super::command::{Entry, Space};
-use super::engine::{Slice, Table, View};
-use super::{Error, record};
+use super::tables;
+use crate::storage::command::{Entry, Space};
+use crate::storage::engine::{Bounds, ReadTables, Slice};
+use crate::storage::{Error, record};
 
 /// Which entries to read, and how many.
 #[derive(Debug, Clone)]
@@ -15,17 +16,17 @@ pub struct RangeQuery {
     pub start: Option<String>,
     /// Last key, inclusive.
     pub end: Option<String>,
-    /// What keys begin with.
+    /// Only keys with this prefix.
     pub prefix: Option<String>,
-    /// Where an earlier page ended: only keys beyond it, in the direction of reading.
+    /// The last key of the previous page: only keys after it, in the direction of reading.
     pub after: Option<String>,
     /// From the last key to the first.
     pub reverse: bool,
     /// Leave the values out.
     pub keys_only: bool,
-    /// Most entries.
+    /// Maximum number of entries.
     pub limit: usize,
-    /// A page ends once its values reach this many bytes; it has one entry at least.
+    /// A page ends once its values reach this many bytes; it has at least one entry.
     pub bytes_max: usize,
 }
 
@@ -46,21 +47,19 @@ impl Default for RangeQuery {
     }
 }
 
-/// A part of a range, as of one moment.
+/// A part of a range at one moment.
 #[derive(Debug, Clone)]
 pub struct Page {
-    /// The entries, in the order asked for.
+    /// The entries, in the requested order.
     pub entries: Vec<Entry>,
-    /// Whether there are more beyond the last one.
+    /// Whether the range has more entries after the last one.
     pub has_more: bool,
-    /// The store's revision of that moment.
+    /// The store's revision at that moment.
     pub revision: u64,
 }
 
-type Bounds = (Bound<Vec<u8>>, Bound<Vec<u8>>);
-
 impl RangeQuery {
-    /// The bounds of the keys wanted; none if no key can be wanted.
+    /// The bounds of the requested keys; none if no key can match.
     fn bounds(&self) -> Option<Bounds> {
         let mut low = self.start.clone().map_or(Bound::Unbounded, |start| Bound::Included(start.into_bytes()));
         let mut high = self.end.clone().map_or(Bound::Unbounded, |end| Bound::Included(end.into_bytes()));
@@ -85,7 +84,7 @@ impl RangeQuery {
     }
 }
 
-/// Where the keys with a prefix end. UTF-8 has no byte 0xFF, so the last byte of a prefix can always be raised.
+/// The upper bound of the keys with a prefix. UTF-8 has no byte 0xFF, so the last byte of a prefix can be incremented.
 fn end_of_prefix(prefix: &str) -> Bound<Vec<u8>> {
     let mut end = prefix.as_bytes().to_vec();
     match end.pop() {
@@ -97,7 +96,7 @@ fn end_of_prefix(prefix: &str) -> Bound<Vec<u8>> {
     }
 }
 
-/// The lower bound that admits less.
+/// The stricter of two lower bounds.
 fn higher(one: Bound<Vec<u8>>, other: Bound<Vec<u8>>) -> Bound<Vec<u8>> {
     match (&one, &other) {
         (Bound::Unbounded, _) => other,
@@ -108,7 +107,7 @@ fn higher(one: Bound<Vec<u8>>, other: Bound<Vec<u8>>) -> Bound<Vec<u8>> {
     }
 }
 
-/// The upper bound that admits less.
+/// The stricter of two upper bounds.
 fn lower(one: Bound<Vec<u8>>, other: Bound<Vec<u8>>) -> Bound<Vec<u8>> {
     match (&one, &other) {
         (Bound::Unbounded, _) => other,
@@ -120,19 +119,17 @@ fn lower(one: Bound<Vec<u8>>, other: Bound<Vec<u8>>) -> Bound<Vec<u8>> {
 }
 
 /// Reads one page.
-pub(super) fn page(view: &View, table: &Table, query: &RangeQuery, revision: u64) -> Result<Page, Error> {
+pub(super) fn page(view: &dyn ReadTables, query: &RangeQuery, revision: u64) -> Result<Page, Error> {
     let mut page = Page { entries: Vec::new(), has_more: false, revision };
     let Some(bounds) = query.bounds() else { return Ok(page) };
-    let iter = view.range(table, bounds);
-    let mut directed: Box<dyn Iterator<Item = Result<(Slice, Slice), Error>>> =
-        if query.reverse { Box::new(iter.rev()) } else { Box::new(iter) };
+    let mut rows = view.range(tables::of(query.space), bounds)?;
     let mut bytes = 0;
-    for item in directed.by_ref() {
+    while let Some(row) = if query.reverse { rows.next_back() } else { rows.next() } {
         if page.entries.len() >= query.limit || bytes >= query.bytes_max {
             page.has_more = true;
             break;
         }
-        let (key, found) = item?;
+        let (key, found) = row?;
         let entry = record::decode(record::decode_key(&key)?, &found, !query.keys_only)?;
         bytes += entry.value.bytes.len();
         page.entries.push(entry);
@@ -141,21 +138,26 @@ pub(super) fn page(view: &View, table: &Table, query: &RangeQuery, revision: u64
 }
 
 /// The keys with a prefix.
-pub(super) fn keys(table: &Table, prefix: &str) -> Result<Vec<String>, Error> {
+pub(super) fn keys(tables: &dyn ReadTables, space: Space, prefix: &str) -> Result<Vec<String>, Error> {
     let query = RangeQuery { prefix: Some(prefix.to_owned()), ..RangeQuery::default() };
     let Some(bounds) = query.bounds() else { return Ok(Vec::new()) };
-    table.range(bounds).keys().map(|key| record::decode_key(&key?)).collect()
+    tables.keys(tables::of(space), bounds)?.map(|key| record::decode_key(&key?)).collect()
 }
 
 /// The first `limit` keys of a range with their revisions. An empty `end` means no upper bound.
-pub(super) fn revisions(table: &Table, start: &str, end: &str, limit: usize) -> Result<Vec<(String, u64)>, Error> {
+pub(super) fn revisions(
+    tables: &dyn ReadTables,
+    space: Space,
+    start: &str,
+    end: &str,
+    limit: usize,
+) -> Result<Vec<(String, u64)>, Error> {
     let end = if end.is_empty() { None } else { Some(end.to_owned()) };
     let query = RangeQuery { start: Some(start.to_owned()), end, ..RangeQuery::default() };
     let Some(bounds) = query.bounds() else { return Ok(Vec::new()) };
-    let mut found = Vec::new();
-    for item in table.range(bounds).take(limit) {
-        let (key, value) = item?;
-        found.push((record::decode_key(&key)?, record::decode_meta(&value)?.revision));
-    }
-    Ok(found)
+    let revision = |row: Result<_, Error>| {
+        let (key, found): (Slice, Slice) = row?;
+        Ok((record::decode_key(&key)?, record::decode_meta(&found)?.revision))
+    };
+    tables.range(tables::of(space), bounds)?.take(limit).map(revision).collect()
 }

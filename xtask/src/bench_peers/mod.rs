@@ -1,12 +1,13 @@
-//! `cargo xtask bench-peers`: brink and etcd side by side, under the same load.
+//! `cargo xtask bench-peers`: compares brink and etcd under the same load.
 //!
 //! Both run on loopback, with their data on the same disk (below the target directory) and their default durability: a
-//! write is answered once a majority has synced it. While one is measured the other idles. The loader is `brink bench`
-//! for both; it speaks etcd's JSON gateway as well, and tells how busy it was itself, since it shares the machine. Figures
-//! drift with the machine, so that each case alternates between the two, and what counts is the ratio of the medians.
+//! write is answered once a majority has synced it. While one is measured the other is idle. `brink bench` loads both; it
+//! can use etcd's JSON gateway. The loader shares the machine, so it reports its own CPU time. Since figures drift with the
+//! machine, each case alternates between the two, and the ratio of the medians counts.
 //!
 //! Writes go to all nodes, the first client to the leader. Strong reads go to the leader, local ones to a follower.
 
+mod case;
 mod figures;
 mod servers;
 
@@ -18,35 +19,36 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use serde_json::Value;
 
+use self::case::{Case, Load};
 use self::figures::{Compared, Figures};
 use self::servers::{Peer, Servers};
 use crate::{build, test};
 
-/// The Debian package of etcd, and the file that shows that it is there.
+/// The file that shows that etcd is installed, and its Debian package.
 const ETCD: (&str, &str) = ("/usr/bin/etcd", "etcd-server");
 
-/// How often each case is measured; the medians count.
+/// Number of runs of each case; the medians count.
 const ROUNDS: usize = 3;
 
-/// Bytes of a value.
+/// Size of a value in bytes.
 const VALUE_BYTES: &str = "256";
 
-/// Different keys.
+/// Number of keys.
 const KEYS: &str = "20000";
 
-/// How long the load runs before it is measured.
+/// Duration of the load before the measurement.
 const WARMUP: &str = "1s";
 
-/// How long one run of the loader may take beyond what it was told, the preparation of keys included.
+/// Maximum time that a run may take beyond its duration, to prepare the keys for example.
 const RUN_MARGIN: Duration = Duration::from_secs(60);
 
-/// How often a running loader is looked at.
+/// Time between two checks of a running loader.
 const POLL: Duration = Duration::from_millis(50);
 
-/// What `bench-peers` can be told.
+/// The options of `bench-peers`.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// How long each of the runs measures, in seconds
+    /// Duration of each run, in seconds
     #[arg(long, default_value_t = 8)]
     seconds: u64,
     /// Numbers of clients, separated by commas [default: 1,16,64,256 for writes, 64 for reads]
@@ -58,7 +60,7 @@ pub(crate) struct Options {
     /// Measure this binary instead of building one
     #[arg(long, value_name = "FILE")]
     brink: Option<std::path::PathBuf>,
-    /// How the figures are printed
+    /// Format of the figures
     #[arg(short, long, default_value = "table")]
     output: Output,
 }
@@ -80,24 +82,7 @@ enum Output {
     Json,
 }
 
-/// What is done to the nodes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Load {
-    Writes,
-    StrongReads,
-    LocalReads,
-    SingleWrites,
-}
-
-/// One case: a load of so many clients, and how many times etcd's rate brink is to reach.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Case {
-    load: Load,
-    clients: u32,
-    target: Option<f64>,
-}
-
-/// Installs, builds, starts, measures, prints.
+/// Installs etcd, builds brink, measures both, and prints the comparison.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     test::install(&[ETCD])?;
     let brink = match &options.brink {
@@ -126,7 +111,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The cases for three nodes or for a single one.
+/// The cases for three nodes, or for a single node.
 fn cases(options: &Options, single: bool) -> Vec<Case> {
     let wanted = |part| options.only.is_none_or(|only| only == part);
     let clients = |default: &[u32]| if options.clients.is_empty() { default.to_vec() } else { options.clients.clone() };
@@ -141,28 +126,11 @@ fn cases(options: &Options, single: bool) -> Vec<Case> {
     };
     let wanted = loads.iter().filter(|(part, _, _)| wanted(*part));
     wanted
-        .flat_map(|(_, load, default)| {
-            clients(default).into_iter().map(|clients| Case { load: *load, clients, target: target(*load, clients) })
-        })
+        .flat_map(|(_, load, default)| clients(default).into_iter().map(|clients| Case::new(*load, clients)))
         .collect()
 }
 
-/// How many times etcd's rate brink is to reach.
-fn target(load: Load, clients: u32) -> Option<f64> {
-    match (load, clients) {
-        (Load::Writes, 1) => Some(1.6),
-        (Load::Writes, 16) => Some(2.5),
-        (Load::Writes, 64) => Some(3.5),
-        (Load::Writes, 256) => Some(4.0),
-        (Load::Writes, _) => None,
-        (Load::StrongReads, 64) => Some(5.0),
-        (Load::LocalReads, 64) => Some(6.0),
-        (Load::StrongReads | Load::LocalReads, _) => None,
-        (Load::SingleWrites, _) => Some(2.0),
-    }
-}
-
-/// What all runs have in common.
+/// The settings of all runs.
 struct Bench {
     brink: std::path::PathBuf,
     seconds: u64,
@@ -170,7 +138,7 @@ struct Bench {
 }
 
 impl Bench {
-    /// Measures cases on so many nodes of each.
+    /// Measures cases on clusters of `nodes` nodes.
     fn compare_all(&self, nodes: usize, cases: &[Case]) -> anyhow::Result<Vec<Compared>> {
         let dir = build::target_dir()?.join("bench-peers");
         let mut brink = Servers::start(Peer::Brink, nodes, &self.brink, &dir)?;
@@ -181,7 +149,7 @@ impl Bench {
         for case in cases {
             let mut runs = (Vec::new(), Vec::new());
             for round in 0..ROUNDS {
-                // Neither always comes after the other.
+                // Alternate the order: the first run may warm the machine for the second.
                 let order = if round % 2 == 0 { [Peer::Brink, Peer::Etcd] } else { [Peer::Etcd, Peer::Brink] };
                 for peer in order {
                     let (servers, runs) = match peer {
@@ -228,7 +196,7 @@ impl Bench {
     fn run_loader(&self, mut command: Command) -> anyhow::Result<Value> {
         let mut loader = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("the loader")?;
         let deadline = Instant::now() + Duration::from_secs(self.seconds) + RUN_MARGIN;
-        // Its report is shorter than what a pipe holds, so that it can be read at the end.
+        // The report is shorter than a pipe's buffer, so it can be read at the end.
         let status = loop {
             if let Some(status) = loader.try_wait()? {
                 break status;

@@ -1,17 +1,17 @@
 //! The whole state as a sequence of chunks, in bounded memory.
 //!
-//! The first chunk is a magic word and a format number. Each further chunk is a tag (one byte: the part its entries are
-//! of, or the end), the entries (each: length of the key, length of the value, key, value), and a CRC-32 of all that.
-//! The last chunk carries the number of entries, so that a snapshot that was cut short is noticed. Numbers are
-//! big-endian, lengths of four bytes.
+//! The first chunk is a magic word and a format number. Each later chunk is a tag (one byte: the table of its entries, or
+//! the end), the entries (each: length of the key, length of the value, key, value), and a CRC-32 of all that. The last
+//! chunk carries the number of entries, so that a truncated snapshot is noticed. Numbers are big-endian, lengths take four
+//! bytes.
 
 use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use super::data::Inner;
-use super::engine::{Iter, Table, View};
-use super::{Error, format, record};
+use super::tables::{IDEMPOTENCY, KV, META, SYSTEM};
+use crate::storage::engine::{EVERYTHING, ReadTables, Rows, Table};
+use crate::storage::{Error, format};
 
 const MAGIC: &[u8] = b"brink snapshot";
 const FORMAT: u32 = 1;
@@ -19,53 +19,21 @@ const FORMAT: u32 = 1;
 /// A chunk is closed once it has this many bytes.
 const CHUNK_BYTES: usize = 256 * 1024;
 
+/// The tag of the last chunk.
 const END: u8 = 0;
 
-/// What the entries of a chunk are part of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
-    /// What clients wrote.
-    Kv,
-    /// The registry.
-    System,
-    /// Revision, hook epoch and the caller's own values.
-    Meta,
-    /// What became of the writes that clients gave a name.
-    Idempotency,
-}
+/// The tables in the order of their chunks, with their tags.
+const PARTS: [(u8, Table); 4] = [(1, KV), (2, SYSTEM), (3, META), (4, IDEMPOTENCY)];
 
-impl Part {
-    const ALL: [Self; 4] = [Self::Kv, Self::System, Self::Meta, Self::Idempotency];
-
-    const fn tag(self) -> u8 {
-        match self {
-            Self::Kv => 1,
-            Self::System => 2,
-            Self::Meta => 3,
-            Self::Idempotency => 4,
-        }
-    }
-
-    fn table(self, inner: &Inner) -> &Table {
-        match self {
-            Self::Kv => &inner.kv,
-            Self::System => &inner.system,
-            Self::Meta => &inner.meta,
-            Self::Idempotency => &inner.idempotency,
-        }
-    }
-}
-
-/// The state as of one moment. Cheap to clone.
+/// The state at one moment. Cheap to clone.
 #[derive(Clone)]
 pub struct SnapshotReader {
-    view: Arc<View>,
-    inner: Arc<Inner>,
+    view: Arc<dyn ReadTables>,
 }
 
 impl SnapshotReader {
-    pub(super) fn new(inner: &Arc<Inner>) -> Self {
-        Self { view: Arc::new(inner.db.view()), inner: inner.clone() }
+    pub(super) fn new(view: Box<dyn ReadTables>) -> Self {
+        Self { view: Arc::from(view) }
     }
 
     /// A value given to [`super::Data::apply`], as of the snapshot.
@@ -74,36 +42,36 @@ impl SnapshotReader {
     ///
     /// If it cannot be read.
     pub fn meta(&self, key: &str) -> Result<Option<Bytes>, Error> {
-        Ok(self.view.get(&self.inner.meta, key)?.map(|value| Bytes::copy_from_slice(&value)))
+        Ok(self.view.get(META, key.as_bytes())?.map(|value| Bytes::copy_from_slice(&value)))
     }
 
-    /// The chunks, read as they are asked for; those of clones are the same.
+    /// The chunks, read on demand; those of clones are the same.
     pub fn into_chunks(self) -> impl Iterator<Item = Result<Bytes, Error>> + Send {
         let mut head = BytesMut::from(MAGIC);
         head.put_u32(FORMAT);
-        let parts = Part::ALL.into_iter();
-        let chunks = Chunks { reader: self, parts, current: None, entries: 0, ended: false };
+        let chunks = Chunks { reader: self, parts: PARTS.into_iter(), current: None, entries: 0, ended: false };
         std::iter::once(Ok(head.freeze())).chain(chunks)
     }
 }
 
 struct Chunks {
     reader: SnapshotReader,
-    parts: std::array::IntoIter<Part, 4>,
-    current: Option<(Part, Iter)>,
+    parts: std::array::IntoIter<(u8, Table), 4>,
+    /// The table that is being read, with its tag and its remaining rows.
+    current: Option<(u8, Table, Rows)>,
     entries: u64,
     ended: bool,
 }
 
 impl Chunks {
-    /// The next chunk of the current part; none at its end.
+    /// The next chunk of the current table; none at its end.
     fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
-        let Some((part, iter)) = &mut self.current else { return Ok(None) };
+        let Some((tag, table, rows)) = &mut self.current else { return Ok(None) };
         let mut chunk = BytesMut::with_capacity(CHUNK_BYTES);
-        chunk.put_u8(part.tag());
-        for item in iter.by_ref() {
-            let (key, value) = item?;
-            if *part == Part::Meta && format::is_marker(&key) {
+        chunk.put_u8(*tag);
+        for row in rows {
+            let (key, value) = row?;
+            if *table == META && format::is_format(&key) {
                 continue;
             }
             chunk.put_u32(length(&key)?);
@@ -124,10 +92,7 @@ impl Chunks {
                 return Ok(Some(chunk));
             }
             match self.parts.next() {
-                Some(part) => {
-                    let table = part.table(&self.reader.inner);
-                    self.current = Some((part, self.reader.view.iter(table)));
-                }
+                Some((tag, table)) => self.current = Some((tag, table, self.reader.view.range(table, EVERYTHING)?)),
                 None if self.ended => return Ok(None),
                 None => {
                     self.ended = true;
@@ -151,7 +116,7 @@ impl Iterator for Chunks {
 }
 
 fn length(bytes: &[u8]) -> Result<u32, Error> {
-    u32::try_from(bytes.len()).map_err(|_| record::corrupt("the length of an entry"))
+    u32::try_from(bytes.len()).map_err(|_| Error::corrupt("the length of an entry"))
 }
 
 fn sealed(mut chunk: BytesMut) -> Bytes {
@@ -160,21 +125,21 @@ fn sealed(mut chunk: BytesMut) -> Bytes {
     chunk.freeze()
 }
 
-/// Checks that a snapshot is whole and undamaged, without installing it.
+/// Checks that a snapshot is complete and undamaged, without installing it.
 ///
 /// # Errors
 ///
-/// If it is not.
+/// If it is not, or cannot be read.
 pub fn verify(chunks: impl Iterator<Item = Result<Bytes, Error>>) -> Result<(), Error> {
     read(chunks, |_, _| Ok(()))
 }
 
-/// Reads a snapshot, giving each chunk's entries to `take`.
+/// Reads a snapshot, and passes the entries of each chunk to `take`.
 pub(super) fn read(
     mut chunks: impl Iterator<Item = Result<Bytes, Error>>,
-    mut take: impl FnMut(Part, Vec<(Bytes, Bytes)>) -> Result<(), Error>,
+    mut take: impl FnMut(Table, Vec<(Bytes, Bytes)>) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let damaged = || record::corrupt("the snapshot");
+    let damaged = || Error::corrupt("the snapshot");
     let head = chunks.next().ok_or_else(damaged)??;
     if head.strip_prefix(MAGIC) != Some(FORMAT.to_be_bytes().as_slice()) {
         return Err(damaged());
@@ -191,13 +156,13 @@ pub(super) fn read(
         if tag == END {
             return if body.try_get_u64().is_ok_and(|count| count == entries) { Ok(()) } else { Err(damaged()) };
         }
-        let part = Part::ALL.into_iter().find(|part| part.tag() == tag).ok_or_else(damaged)?;
+        let (_, table) = PARTS.into_iter().find(|part| part.0 == tag).ok_or_else(damaged)?;
         let mut found = Vec::new();
         while body.has_remaining() {
             found.push(read_entry(&mut body).ok_or_else(damaged)?);
         }
         entries += u64::try_from(found.len()).unwrap_or(u64::MAX);
-        take(part, found)?;
+        take(table, found)?;
     }
     // The end is missing.
     Err(damaged())

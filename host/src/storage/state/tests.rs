@@ -1,14 +1,14 @@
-//! The storage layer by itself: what is applied, what is read, what survives.
+//! What is applied to the state, what is read from it, and what survives.
 
-use std::sync::mpsc;
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::io;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tempfile::TempDir;
 
-use super::memory::{self, SimDisk};
-use super::*;
+use super::simulated;
+use crate::storage::memory::{Operation as DiskOperation, SimDisk};
+use crate::storage::*;
 
 fn data() -> (TempDir, Data) {
     let dir = tempfile::tempdir().unwrap();
@@ -342,209 +342,34 @@ fn a_snapshot_cut_short_or_changed_is_noticed_and_leaves_no_half_state() {
     verify_snapshot(chunks.into_iter().map(Ok)).unwrap();
 }
 
-fn log(dir: &TempDir) -> (Log, Arc<Mutex<Vec<usize>>>) {
-    let syncs = Arc::new(Mutex::new(Vec::new()));
-    let seen = syncs.clone();
-    let log =
-        Log::open(&dir.path().join("log"), Box::new(move |_, entries| seen.lock().unwrap().push(entries))).unwrap();
-    (log, syncs)
-}
-
-fn entries(range: std::ops::Range<u64>) -> Vec<(u64, Bytes)> {
-    range.map(|index| (index, format!("entry {index}").into())).collect()
-}
-
-fn wait(operation: impl FnOnce(Done)) -> Result<(), Error> {
-    let (sender, receiver) = mpsc::channel();
-    operation(Box::new(move |result| sender.send(result).unwrap()));
-    receiver.recv_timeout(Duration::from_secs(10)).unwrap()
-}
-
 #[test]
-fn entries_can_be_read_at_once_and_are_reported_after_a_sync() {
-    let dir = tempfile::tempdir().unwrap();
-    let (log, syncs) = log(&dir);
-    let (sender, receiver) = mpsc::channel();
-    let syncs_seen = syncs.clone();
-    log.append(
-        entries(1..4),
-        Box::new(move |result| {
-            result.unwrap();
-            sender.send(syncs_seen.lock().unwrap().iter().sum::<usize>()).unwrap();
-        }),
-    );
-    assert_eq!(log.read(0..10).unwrap(), ["entry 1", "entry 2", "entry 3"]);
-    assert_eq!(receiver.recv_timeout(Duration::from_secs(10)).unwrap(), 3);
-}
-
-#[test]
-fn the_log_survives_closing_with_its_truncations_and_purges() {
-    let dir = tempfile::tempdir().unwrap();
-    let (log, _) = log(&dir);
-    log.append(entries(0..100), Box::new(|_| {}));
-    log.truncate_after(Some(79), Box::new(|_| {}));
-    log.append(vec![(80, "again".into())], Box::new(|_| {}));
-    wait(|done| log.purge_upto(9, "nine".into(), done)).unwrap();
-    log.save_meta("vote", Some("mine".into()), true, Box::new(|_| {}));
-    log.close();
-    drop(log);
-
-    let (log, _) = self::log(&dir);
-    assert_eq!(log.first_last().unwrap(), Some((10, 80)));
-    assert_eq!(log.read(0..12).unwrap(), ["entry 10", "entry 11"]);
-    assert_eq!(log.read(79..200).unwrap(), ["entry 79", "again"]);
-    assert_eq!(log.read_bounded(10..50, 1).unwrap(), ["entry 10"]);
-    assert_eq!((log.purged_marker().unwrap(), log.meta("vote").unwrap()), (Some("nine".into()), Some("mine".into())));
-    wait(|done| log.purge_upto(500, "all".into(), done)).unwrap();
-    assert_eq!(log.first_last().unwrap(), None);
-    wait(|done| log.append(entries(501..502), done)).unwrap();
-    assert_eq!(log.first_last().unwrap(), Some((501, 501)));
-}
-
-#[test]
-fn a_damaged_entry_is_noticed() {
-    let dir = tempfile::tempdir().unwrap();
-    let (log, _) = log(&dir);
-    wait(|done| log.append(entries(1..3), done)).unwrap();
-    log.close();
-    drop(log);
-    {
-        let db = fjall::Database::builder(dir.path().join("log")).open().unwrap();
-        let entries = db.keyspace("entries", fjall::KeyspaceCreateOptions::default).unwrap();
-        let mut record = entries.get(2_u64.to_be_bytes()).unwrap().unwrap().to_vec();
-        record[6] ^= 1;
-        entries.insert(2_u64.to_be_bytes(), record).unwrap();
-    }
-    let open = || Log::open(&dir.path().join("log"), Box::new(|_, _| {}));
-    let Err(Error::Lost { what, .. }) = open() else { panic!("the damage is not noticed") };
-    assert_eq!(what, "entry 2 is damaged or missing");
-    let log = Log::open_with_losses(&dir.path().join("log"), Box::new(|_, _| {})).unwrap();
-    assert_eq!(log.read(0..10).unwrap(), ["entry 1"]);
-    log.close();
-    drop(log);
-    open().unwrap().close();
-}
-
-/// One that is found while the log is in use ends its use, for good.
-#[test]
-fn an_entry_that_is_damaged_while_the_log_is_open_condemns_it() {
-    let dir = tempfile::tempdir().unwrap();
-    let (log, _) = log(&dir);
-    wait(|done| log.append(entries(1..5), done)).unwrap();
-    log.close();
-    drop(log);
-    let (log, _) = self::log(&dir);
-    log.damage(2);
-    assert!(matches!(log.get(2), Err(Error::Corrupt { .. })));
-    assert!(matches!(wait(|done| log.append(entries(5..6), done)), Err(Error::Poisoned(_))));
-    log.close();
-    drop(log);
-    let reopened = Log::open(&dir.path().join("log"), Box::new(|_, _| {}));
-    assert!(matches!(reopened, Err(Error::Lost { .. })));
-}
-
-#[test]
-fn a_closed_log_refuses_changes() {
-    let dir = tempfile::tempdir().unwrap();
-    let (log, _) = log(&dir);
-    log.close();
-    assert!(matches!(wait(|done| log.append(entries(1..2), done)), Err(Error::Closed)));
-}
-
-fn log_on(disk: &SimDisk) -> Log {
-    Log::open_on(disk, Box::new(|_, _| {})).unwrap()
-}
-
-/// Closes a log and lets go of its disk.
-fn shut(log: Log) {
-    log.close();
-}
-
-/// First and last index of the log on a disk.
-fn range_on(disk: &SimDisk) -> Option<(u64, u64)> {
-    let log = log_on(disk);
-    let range = log.first_last().unwrap();
-    log.close();
-    range
-}
-
-#[test]
-fn what_was_reported_as_written_survives_a_loss_of_power_at_any_time() {
-    for seed in 0..30 {
-        let disk = SimDisk::new(seed);
-        let log = log_on(&disk);
-        let reported = Arc::new(Mutex::new(0));
-        for index in 1..200 {
-            let reported = reported.clone();
-            let note = move |result: Result<(), Error>| {
-                if result.is_ok() {
-                    *reported.lock().unwrap() = index;
-                }
-            };
-            log.append(entries(index..index + 1), Box::new(note));
-            if index == 50 + 5 * seed {
-                disk.lose_power();
-            }
-        }
-        log.close();
-        let last = range_on(&disk).map_or(0, |(_, last)| last);
-        let reported = *reported.lock().unwrap();
-        assert!(last >= reported, "{reported} was reported, and the log ends at {last}");
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_simulated_log_reports_a_write_once_its_sync_has_taken_its_time() {
-    let disk = SimDisk::new(1);
-    disk.set_sync_time(20..=20);
-    let log = Log::open_simulated(&disk, Box::new(|_, _| {})).unwrap();
-    let began = tokio::time::Instant::now();
-    let (sender, receiver) = tokio::sync::oneshot::channel();
-    log.append(entries(1..2), Box::new(move |result| sender.send(result).unwrap()));
-    tokio::time::sleep(Duration::from_millis(10)).await;
-    // Written, and not yet synced.
-    assert_eq!(disk.records(), (2, 1));
-    receiver.await.unwrap().unwrap();
-    assert_eq!((began.elapsed(), disk.records()), (Duration::from_millis(20), (2, 2)));
-}
-
-#[test]
-fn a_log_that_could_not_be_written_takes_nothing_more_until_it_is_opened_anew() {
-    let disk = SimDisk::new(1);
-    disk.set_sync_time(1..=2);
-    let log = log_on(&disk);
-    wait(|done| log.append(entries(1..2), done)).unwrap();
-    disk.fail_next(memory::Operation::Sync, std::io::ErrorKind::Other);
-    assert!(matches!(wait(|done| log.append(entries(2..3), done)), Err(Error::Engine(_))));
-    assert!(matches!(wait(|done| log.append(entries(3..4), done)), Err(Error::Poisoned(_))));
-    shut(log);
-
-    let log = log_on(&disk);
-    disk.set_full(true);
-    assert!(wait(|done| log.append(entries(3..4), done)).is_err());
-    shut(log);
-    disk.set_full(false);
-    // What was written when the sync failed is there or not; here it is, and a disk that lies loses it.
-    assert_eq!(range_on(&disk), Some((1, 2)));
-    disk.lose_tail(1);
-    assert!(matches!(Log::open_on(&disk, Box::new(|_, _| {})), Err(Error::Lost { .. })));
-    disk.wipe();
-    assert_eq!(range_on(&disk), None);
-}
-
-#[test]
-fn the_state_on_a_modelled_disk_is_the_state_on_a_real_one() {
+fn the_state_on_a_simulated_disk_is_the_state_on_a_real_one() {
     let disk = SimDisk::new(1);
     let (_dir, real) = data();
-    let modelled = Data::open_on(&disk, 8 << 20).unwrap();
-    for data in [&real, &modelled] {
+    let simulated = simulated::open(&disk, 8 << 20).unwrap();
+    for data in [&real, &simulated] {
         apply(data, &[write(vec![put("a", "1"), put("b", "2")], vec![]), write(vec![delete("a")], vec![])]);
         apply(data, &[named("n", write(vec![put("c", "3")], vec![revision_is("b", Some(1))]))]);
     }
     let chunks = |data: &Data| data.snapshot().into_chunks().map(Result::unwrap).collect::<Vec<_>>();
-    assert_eq!(chunks(&modelled), chunks(&real));
-    modelled.sync().unwrap();
-    drop(modelled);
+    assert_eq!(chunks(&simulated), chunks(&real));
+    simulated.sync().unwrap();
+    drop(simulated);
     disk.lose_power();
-    assert_eq!(chunks(&Data::open_on(&disk, 8 << 20).unwrap()), chunks(&real));
+    assert_eq!(chunks(&simulated::open(&disk, 8 << 20).unwrap()), chunks(&real));
+}
+
+#[test]
+fn a_state_that_cannot_be_written_is_not_written_again() {
+    let disk = SimDisk::new(1);
+    let data = simulated::open(&disk, 1 << 20).unwrap();
+    let value = |text: &'static str| [("key", Bytes::from_static(text.as_bytes()))];
+    data.apply(&[], &value("before")).unwrap();
+    assert!(futures::FutureExt::now_or_never(data.poison().poisoned()).is_none());
+    disk.fail_next(DiskOperation::Write, io::ErrorKind::StorageFull);
+    assert!(data.apply(&[], &value("failed")).is_err());
+    assert!(matches!(data.apply(&[], &value("later")), Err(Error::Poisoned(_))));
+    assert!(matches!(data.sync(), Err(Error::Poisoned(_))));
+    assert_eq!(data.meta("key").unwrap().unwrap(), "before");
+    assert!(futures::FutureExt::now_or_never(data.poison().poisoned()).is_some());
 }

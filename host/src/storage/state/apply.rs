@@ -1,26 +1,25 @@
-//! Applying guarded writes, deterministically: no clock, no randomness, nothing but the state and the write.
+//! Applies guarded writes, deterministically: the result depends on the state and the write alone.
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::Error;
 use super::cache::RecentMetas;
-use super::command::{
+use super::idempotency::Outcomes;
+use super::{scan, tables};
+use crate::storage::command::{
     Action, AskedBy, Effect, EntryMeta, Fact, GuardedWrite, HOOKS_PREFIX, Operation, Outcome, Precondition,
     RangeDigest, Space, Value,
 };
-use super::data::Inner;
-use super::engine::Batch;
-use super::idempotency::Memory;
-use super::{record, scan};
+use crate::storage::engine::{ReadTables, WriteBatch};
+use crate::storage::{Error, record};
 
-/// What a batch has changed so far, over the state below it. Later writes of a batch see earlier ones.
+/// The changes of a batch so far, over the state below it. Later writes of a batch see earlier ones.
 pub(super) struct Overlay<'a> {
-    state: &'a Inner,
+    tables: &'a dyn ReadTables,
     recent: &'a RecentMetas,
     revision: u64,
     hook_epoch: u64,
     changed: HashMap<Space, BTreeMap<String, Change>>,
-    memory: Memory<'a>,
+    outcomes: Outcomes<'a>,
 }
 
 enum Change {
@@ -38,20 +37,19 @@ impl Change {
 }
 
 impl<'a> Overlay<'a> {
-    pub(super) fn new(state: &'a Inner, recent: &'a RecentMetas, revision: u64, hook_epoch: u64) -> Self {
-        let memory = Memory::new(&state.idempotency);
-        Self { state, recent, revision, hook_epoch, changed: HashMap::new(), memory }
+    pub(super) fn new(tables: &'a dyn ReadTables, recent: &'a RecentMetas, revision: u64, hook_epoch: u64) -> Self {
+        Self { tables, recent, revision, hook_epoch, changed: HashMap::new(), outcomes: Outcomes::new(tables) }
     }
 
-    /// Applies one write, whole or not at all; one that was applied before under the same name, not again.
+    /// Applies one write as a whole or not at all. A write whose idempotency key is remembered is not applied again.
     pub(super) fn apply(&mut self, write: &GuardedWrite) -> Result<Outcome, Error> {
         let Some(idempotency) = &write.idempotency else { return self.apply_new(write) };
-        if let Some(outcome) = self.memory.recall(idempotency, write.proposed_at_ms)? {
+        if let Some(outcome) = self.outcomes.recall(idempotency, write.proposed_at_ms)? {
             return Ok(outcome);
         }
         let outcome = self.apply_new(write)?;
         if is_final(&outcome, write) {
-            self.memory.remember(idempotency, &write.operations, &outcome, write.proposed_at_ms)?;
+            self.outcomes.remember(idempotency, &write.operations, &outcome, write.proposed_at_ms)?;
         }
         Ok(outcome)
     }
@@ -79,24 +77,24 @@ impl<'a> Overlay<'a> {
         Ok(Outcome::Applied { revision: self.revision, effects })
     }
 
-    /// The keys of a space that the batch changes, with what is kept of them then; nothing, if they are gone.
+    /// The keys of a space that the batch changes, with the new metadata of their entries; none for deleted ones.
     pub(super) fn metas(&self, space: Space) -> Vec<(String, Option<EntryMeta>)> {
         let changes = self.changed.get(&space).into_iter().flatten();
         changes.map(|(key, change)| (key.clone(), change.meta())).collect()
     }
 
-    /// Writes the changes into a batch; returns the new revision and hook epoch.
-    pub(super) fn stage(self, batch: &mut Batch) -> Result<(u64, u64), Error> {
+    /// Adds the changes to a batch; returns the new revision and hook epoch.
+    pub(super) fn stage(self, batch: &mut WriteBatch) -> Result<(u64, u64), Error> {
         for (space, changes) in self.changed {
-            let keyspace = self.state.keyspace(space);
+            let table = tables::of(space);
             for (key, change) in changes {
                 match change {
-                    Change::Put(meta, value) => batch.insert(keyspace, key.as_str(), record::encode(meta, &value)?),
-                    Change::Deleted => batch.remove(keyspace, key.as_str()),
+                    Change::Put(meta, value) => batch.insert(table, key, record::encode(meta, &value)?),
+                    Change::Deleted => batch.remove(table, key),
                 }
             }
         }
-        self.memory.stage(batch);
+        self.outcomes.stage(batch);
         Ok((self.revision, self.hook_epoch))
     }
 
@@ -126,10 +124,11 @@ impl<'a> Overlay<'a> {
         if let (Space::Kv, Some(meta)) = (space, self.recent.get(key)) {
             return Ok(Some(meta));
         }
-        self.state.keyspace(space).get(key)?.map(|found| record::decode_meta(&found)).transpose()
+        let found = self.tables.get(tables::of(space), key.as_bytes())?;
+        found.map(|found| record::decode_meta(&found)).transpose()
     }
 
-    /// If a precondition does not hold: the current revision of its key.
+    /// The current revision of a precondition's key, if the precondition does not hold.
     fn violated(&self, precondition: &Precondition) -> Result<Option<Option<u64>>, Error> {
         let revision_of = |key: &str| Ok::<_, Error>(self.current(precondition.space, key)?.map(|meta| meta.revision));
         Ok(match &precondition.fact {
@@ -147,9 +146,9 @@ impl<'a> Overlay<'a> {
         let changed = self.changed.get(&space);
         let in_range = |key: &str| key >= start && (end.is_empty() || key <= end);
         let changes = changed.into_iter().flatten().filter(|(key, _)| in_range(key));
-        // Each deletion of the batch may hide one entry of the state, so that many more are read.
+        // Each deletion of the batch may hide one entry of the state, so one more is read for each change.
         let spare = changes.clone().count();
-        let found = scan::revisions(self.state.keyspace(space), start, end, limit.saturating_add(spare))?;
+        let found = scan::revisions(self.tables, space, start, end, limit.saturating_add(spare))?;
         let mut merged: BTreeMap<String, u64> = found.into_iter().collect();
         for (key, change) in changes {
             match change {
@@ -161,7 +160,7 @@ impl<'a> Overlay<'a> {
     }
 }
 
-/// Whether an outcome is the client's answer, and not a reason to judge the write again.
+/// Whether an outcome is the client's answer, rather than a reason to judge the write again.
 fn is_final(outcome: &Outcome, write: &GuardedWrite) -> bool {
     match outcome {
         Outcome::Applied { .. } => true,
