@@ -1,26 +1,34 @@
-//! `brink kv`: keys.
+//! `brink kv`: reads and writes keys.
+//!
+//! - `range`: the pages of a key range.
+//! - `import`, `export`: many entries from and to files.
 
-use std::io::Read as _;
-use std::path::{Path, PathBuf};
+mod export;
+mod import;
+mod range;
+
+use std::path::PathBuf;
 
 use reqwest::Method;
-use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use super::client::{Client, Failure, Request, key_path, query};
+pub(super) use self::range::Consistency;
+use self::range::{Pages, Range};
+use super::client::{Client, Common};
+use super::failure::Failure;
+use super::input::read_file;
 use super::output::{self, Format};
-use super::{Common, export, import};
-use crate::limits::PAGE_ENTRIES_MAX;
+use super::request::{Request, key_path, query};
 
-/// What can be done with keys.
+/// The commands.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
     /// Print the value of a key
     Get {
         /// The key
         key: String,
-        /// How fresh the answer must be; strong if that can be had promptly, else local, unless said
+        /// Consistency of the read; by default strong if the node can do it promptly, else local
         #[arg(long, value_name = "CONSISTENCY")]
         consistency: Option<Consistency>,
         #[command(flatten)]
@@ -35,17 +43,17 @@ pub(super) enum Command {
         #[command(flatten)]
         common: Common,
     },
-    /// List entries in the order of their keys
+    /// List entries in key order
     List {
         #[command(flatten)]
         range: Range,
-        /// How many entries at most
+        /// Maximum number of entries
         #[arg(long, value_name = "N")]
         limit: Option<usize>,
-        /// Last key first
+        /// Descending key order
         #[arg(long)]
         reverse: bool,
-        /// Only keys, without values
+        /// Keys without their values
         #[arg(long)]
         keys_only: bool,
         #[command(flatten)]
@@ -55,60 +63,24 @@ pub(super) enum Command {
     Export(export::Args),
 }
 
-/// Which keys.
-#[derive(Debug, Clone, clap::Args)]
-pub(super) struct Range {
-    /// Keys that start with this
-    #[arg(long)]
-    prefix: Option<String>,
-    /// The first key, inclusive
-    #[arg(long)]
-    start: Option<String>,
-    /// The last key, inclusive
-    #[arg(long)]
-    end: Option<String>,
-    /// How fresh the answer must be
-    #[arg(long, value_name = "CONSISTENCY")]
-    consistency: Option<Consistency>,
-}
-
-/// How fresh a read must be.
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-pub(super) enum Consistency {
-    /// Linearizable, or an error
-    Strong,
-    /// What the node has, at once
-    Local,
-}
-
-impl Consistency {
-    /// As the API writes it.
-    pub(super) fn word(self) -> String {
-        match self {
-            Self::Strong => "strong".to_owned(),
-            Self::Local => "local".to_owned(),
-        }
-    }
-}
-
 /// Set the value of a key
 #[derive(Debug, clap::Args)]
 pub(super) struct PutArgs {
     /// The key
     key: String,
-    /// The value, as JSON; with --content-type, as it is
+    /// The value: JSON, or any text with --content-type
     #[arg(required_unless_present = "file", conflicts_with = "file")]
     value: Option<String>,
-    /// Read the value from a file, or from standard input if it is -
+    /// Read the value from a file; - is standard input
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Store the bytes as they are, with this content type
+    /// Store the value's bytes unchanged under this content type
     #[arg(long, value_name = "TYPE")]
     content_type: Option<String>,
-    /// Only if the entry has this revision
+    /// Write only if the entry has this revision
     #[arg(long, value_name = "REVISION", conflicts_with = "if_absent")]
     if_revision: Option<u64>,
-    /// Only if there is no entry
+    /// Write only if the key does not exist
     #[arg(long)]
     if_absent: bool,
     #[command(flatten)]
@@ -154,9 +126,9 @@ async fn put(args: PutArgs) -> Result<(), Failure> {
     request = match args.content_type {
         Some(content_type) => request.body(&content_type, value),
         None => {
-            // Sent as it was written: the node keeps every digit.
+            // Sent unchanged, so that no digit of a number is lost.
             let text = std::str::from_utf8(&value).ok().filter(|text| is_json(text)).ok_or_else(|| {
-                let hint = "quote a text as '\"text\"', or store it as it is with --content-type text/plain";
+                let hint = "quote text as '\"text\"', or store it unchanged with --content-type text/plain";
                 Failure::Usage(format!("the value is not JSON; {hint}"))
             })?;
             request.body("application/json", format!("{{\"value\":{text}}}"))
@@ -201,7 +173,7 @@ async fn list(
     let mut pages = Pages::new(Client::new(common)?, range, reverse, keys_only);
     let mut left = limit.unwrap_or(usize::MAX);
     let mut rows = Vec::new();
-    while let Some(page) = pages.next(left).await? {
+    while let Some(page) = pages.next_page(left).await? {
         left -= page.len();
         for entry in page {
             match common.output {
@@ -221,65 +193,6 @@ async fn list(
         (Format::Table, true) => output::table(&["KEY", "VERSION", "REVISION", "UPDATED"], &rows),
         (Format::Table, false) => output::table(&["KEY", "VERSION", "REVISION", "UPDATED", "VALUE"], &rows),
     }
-}
-
-/// A page as the node answers it. Entries stay text, so that no digit of a number is lost.
-#[derive(Deserialize)]
-struct Page {
-    results: Vec<Box<RawValue>>,
-    next_cursor: Option<String>,
-}
-
-/// The pages of a range, one after the other.
-pub(super) struct Pages {
-    client: Client,
-    range: Range,
-    reverse: bool,
-    keys_only: bool,
-    /// Where the next page begins; none once there is no more.
-    cursor: Option<Option<String>>,
-}
-
-impl Pages {
-    /// The pages of a range.
-    pub(super) fn new(client: Client, range: Range, reverse: bool, keys_only: bool) -> Self {
-        Self { client, range, reverse, keys_only, cursor: Some(None) }
-    }
-
-    /// The next page, of at most `limit` entries; none at the end.
-    pub(super) async fn next(&mut self, limit: usize) -> Result<Option<Vec<Box<RawValue>>>, Failure> {
-        let Some(cursor) = self.cursor.take() else { return Ok(None) };
-        if limit == 0 {
-            return Ok(None);
-        }
-        let limit = limit.min(PAGE_ENTRIES_MAX);
-        let query = query(&[
-            ("prefix", self.range.prefix.clone()),
-            ("start", self.range.start.clone()),
-            ("end", self.range.end.clone()),
-            ("consistency", self.range.consistency.map(Consistency::word)),
-            ("limit", Some(limit.to_string())),
-            ("reverse", self.reverse.then(|| "true".to_owned())),
-            ("keys_only", self.keys_only.then(|| "true".to_owned())),
-            ("cursor", cursor),
-        ]);
-        let answer = self.client.send(&Request::new(Method::GET, format!("/kv/?{query}"))).await?;
-        let page: Page = serde_json::from_slice(&answer.body)
-            .map_err(|error| Failure::Strange { url: answer.url, reason: error.to_string() })?;
-        self.cursor = page.next_cursor.map(Some);
-        Ok(Some(page.results))
-    }
-}
-
-/// Reads a file, or standard input if it is `-`.
-pub(super) fn read_file(path: &Path) -> Result<Vec<u8>, Failure> {
-    let mut bytes = Vec::new();
-    let read = if path == Path::new("-") {
-        std::io::stdin().lock().read_to_end(&mut bytes).map(|_| bytes)
-    } else {
-        std::fs::read(path)
-    };
-    read.map_err(|source| Failure::File { path: path.to_owned(), source })
 }
 
 fn is_json(text: &str) -> bool {

@@ -1,4 +1,4 @@
-//! `brink kv export`: entries as lines of JSON, which `brink kv import` reads back.
+//! `brink kv export`: writes entries as lines of JSON, which `brink kv import` reads.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -7,19 +7,20 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::client::{Client, Failure};
-use super::kv::{Pages, Range};
-use super::{Common, output};
+use super::super::client::{Client, Common};
+use super::super::failure::Failure;
+use super::super::output;
+use super::range::{Pages, Range};
 
-/// Entries asked for at once.
+/// Entries of a page.
 const PAGE_ENTRIES: usize = 1_000;
 
 /// Write entries as lines of JSON: {"key", "value"}, or {"key", "value_base64", "content_type"}
 ///
-/// Each page of a thousand entries is consistent in itself; writes between two pages may show.
+/// Each page of 1,000 entries is consistent; writes between two pages may show.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
-    /// Where to; standard output if absent or -
+pub(in crate::cli) struct Args {
+    /// The output file; standard output if absent or -
     file: Option<PathBuf>,
     #[command(flatten)]
     range: Range,
@@ -27,7 +28,7 @@ pub(super) struct Args {
     common: Common,
 }
 
-/// What is kept of an entry: the form of an item of a batch.
+/// A line of the export: the fields of an entry that a batch item has.
 #[derive(Serialize, Deserialize)]
 struct Line<'a> {
     key: &'a RawValue,
@@ -39,7 +40,7 @@ struct Line<'a> {
     content_type: Option<&'a RawValue>,
 }
 
-/// Exports.
+/// Runs the command.
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let client = Client::new(&args.common)?;
     let file = args.file.filter(|file| file.as_os_str() != "-");
@@ -55,7 +56,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let bar = output::progress(0, "entries");
     let mut pages = Pages::new(client, args.range, false, false);
     let mut count = 0;
-    while let Some(page) = pages.next(PAGE_ENTRIES).await? {
+    while let Some(page) = pages.next_page(PAGE_ENTRIES).await? {
         for entry in &page {
             let line = serde_json::from_str::<Line<'_>>(entry.get()).map_err(|error| failed(error.into()))?;
             serde_json::to_writer(&mut out, &line).map_err(|error| failed(error.into()))?;

@@ -1,4 +1,4 @@
-//! `brink kv import`: many records, in batches that are written whole or not at all.
+//! `brink kv import`: writes records in atomic batches.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -8,56 +8,60 @@ use reqwest::Method;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::client::{Answer, Client, Failure, Refusal, Request};
-use super::kv::read_file;
-use super::{Common, output};
+use super::super::client::{Answer, Client, Common};
+use super::super::failure::{Failure, Refusal};
+use super::super::input::read_file;
+use super::super::output;
+use super::super::request::Request;
 use crate::limits::BATCH_ITEMS_MAX;
 
-/// Records of a batch, unless told otherwise.
+/// Default number of records in a batch.
 const BATCH_RECORDS: usize = 500;
 
-/// Bytes of a batch, unless a single record is larger.
-const BATCH_BYTES: usize = 4 * 1024 * 1024;
+/// Maximum bytes of records in a batch; a larger record gets its own batch.
+const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// How often a batch is sent that a node could not write.
+/// Attempts to write a batch.
 const ATTEMPTS_MAX: u32 = 8;
 
-/// The rest before a batch is sent again.
+/// Pause between two attempts.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
-/// Load records in batches
+/// Write records in batches
 ///
-/// Without --items: lines of JSON as `brink kv export` writes them. With --items: one JSON document that holds an array
-/// of objects; each becomes a value, and its key is --prefix followed by what its --key-field says.
+/// Without --items, the file has lines of JSON as `brink kv export` writes them. With --items, it is one JSON document
+/// with an array of objects: each object is a value, and its key is --prefix followed by its field --key-field.
 ///
-/// A record that is refused stops the import; it and the others of its batch are not written, earlier batches are.
+/// A refused record stops the import. Its batch is not written; earlier batches stay written.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
-    /// Where from; standard input if -
+pub(in crate::cli) struct Args {
+    /// The input file; - is standard input
     file: PathBuf,
-    /// Where in the document the array of records is, as a JSON pointer; empty if it is the array
+    /// JSON pointer to the array of records in the document; empty if the document is the array
     #[arg(long, value_name = "POINTER", requires = "key_field")]
     items: Option<String>,
-    /// The field of a record that is its key, a string or a number
+    /// The field of a record with its key, a string or a number
     #[arg(long, value_name = "FIELD", requires = "items")]
     key_field: Option<String>,
-    /// Put before the key of every record of --items
+    /// Prefix of the keys of --items
     #[arg(long, default_value = "", requires = "items")]
     prefix: String,
-    /// Records of a batch
+    /// Maximum number of records in a batch
     #[arg(long, value_name = "N", default_value_t = BATCH_RECORDS)]
     batch: usize,
     #[command(flatten)]
     common: Common,
 }
 
-/// One record: an item of a batch, and its key as far as it is known here.
+/// A record of the import.
 struct Record {
+    /// The JSON of the batch item.
     item: String,
+    /// The key; `None` if a line has none, which the node refuses.
     key: Option<String>,
 }
 
-/// Imports.
+/// Runs the command.
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
     if !(1..=BATCH_ITEMS_MAX).contains(&args.batch) {
         return Err(Failure::Usage(format!("--batch: {}: it must be 1 to {BATCH_ITEMS_MAX}", args.batch)));
@@ -83,7 +87,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     output::line(&format!("{} records imported", records.len()))
 }
 
-/// The records of lines of JSON; empty lines mean nothing.
+/// The records of lines of JSON; empty lines are skipped.
 fn records_of_lines(text: &str) -> Result<Vec<Record>, String> {
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     lines
@@ -116,7 +120,7 @@ fn records_of_document(text: &str, pointer: &str, key_field: &str, prefix: &str)
     records.into_iter().enumerate().map(record_of).collect()
 }
 
-/// What is at a JSON pointer (RFC 6901) that leads through objects.
+/// The value at a JSON pointer (RFC 6901). Only objects are looked into, not arrays.
 fn at<'a>(document: &'a RawValue, pointer: &str) -> Result<&'a RawValue, String> {
     if pointer.is_empty() {
         return Ok(document);
@@ -131,18 +135,18 @@ fn at<'a>(document: &'a RawValue, pointer: &str) -> Result<&'a RawValue, String>
     })
 }
 
-/// As many records as go into one batch.
+/// The first of the records, as many as fit into one batch.
 fn next_batch(records: &[Record], records_max: usize) -> &[Record] {
     let mut bytes = 0;
     let fits = |record: &&Record| {
         bytes += record.item.len();
-        bytes <= BATCH_BYTES
+        bytes <= BATCH_BYTES_MAX
     };
     let count = records.iter().take(records_max).take_while(fits).count().max(1);
     records.get(..count).unwrap_or(records)
 }
 
-/// Writes one batch; sends it again while a node says that it was not written and may be.
+/// Writes one batch. Repeats it only after failures that certainly wrote nothing.
 async fn write(client: &Client, batch: &[Record]) -> Result<Answer, Failure> {
     let items: Vec<&str> = batch.iter().map(|record| record.item.as_str()).collect();
     let request = Request::new(Method::POST, "/kv/batch/")
@@ -159,7 +163,7 @@ async fn write(client: &Client, batch: &[Record]) -> Result<Answer, Failure> {
     }
 }
 
-/// Says which record of the import a refusal is about.
+/// Adds the refused record's place in the import to a failure.
 fn locate(failure: Failure, batch: &[Record], first: usize) -> Failure {
     let code = failure.code();
     let Failure::Refused(refusal) = failure else { return failure };
@@ -173,7 +177,7 @@ fn locate(failure: Failure, batch: &[Record], first: usize) -> Failure {
     Failure::Record { place, refusal, code }
 }
 
-/// The item of a batch that a refusal is about.
+/// The index of the batch item that was refused.
 fn item_of(refusal: &Refusal) -> Option<usize> {
     let item = refusal.problem["item"].as_u64().or_else(|| refusal.violations().next()?["item"].as_u64());
     item.and_then(|item| usize::try_from(item).ok())
@@ -208,7 +212,7 @@ mod tests {
         let records =
             |bytes: usize| -> Vec<Record> { (0..5).map(|_| Record { item: "x".repeat(bytes), key: None }).collect() };
         assert_eq!(next_batch(&records(10), 3).len(), 3);
-        assert_eq!(next_batch(&records(BATCH_BYTES / 2), 5).len(), 2);
-        assert_eq!(next_batch(&records(BATCH_BYTES + 1), 5).len(), 1);
+        assert_eq!(next_batch(&records(BATCH_BYTES_MAX / 2), 5).len(), 2);
+        assert_eq!(next_batch(&records(BATCH_BYTES_MAX + 1), 5).len(), 1);
     }
 }
