@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use crate::hooks::Tally;
 use crate::registry::{Change, HookInfo, PluginInfo, Start};
 use crate::replication::WriteOutcome;
-use crate::storage::Shortage;
+use crate::storage::DiskFull;
 
 /// Any error, as a problem object (RFC 9457).
 #[derive(Serialize)]
@@ -35,7 +35,7 @@ pub(super) struct Health<'a> {
     pub(super) cluster: ClusterHealth<'a>,
     /// Present while the node refuses writes for lack of disk space.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) disk_full: Option<Shortage>,
+    pub(super) disk_full: Option<DiskFull>,
 }
 
 /// The cluster as this node sees it.

@@ -1,22 +1,22 @@
-//! Whether what a node finds on its disk fits together, before it takes any part with it.
+//! The check that the log and the state on a node's disk belong together, before the node takes part with them.
 //!
-//! The log's own losses are found by its watermark. What is found here is a log and a state that tell different stories:
-//! they are two databases, and each may lose what the other kept.
+//! The log detects its own losses by its watermark. This check detects that the log and the state contradict each other:
+//! they are two databases, and each may have lost entries that the other still shows.
 
 use std::path::Path;
 
 use super::state_machine::{APPLIED, INSTALLED};
-use super::types::{LogId, decode};
+use crate::replication::types::{LogId, decode};
 use crate::storage::{Data, Error, Log};
 
-/// The first index that a log may begin with if nothing was ever cut from it.
+/// The highest index at which a log that was never cut may begin.
 const FIRST_INDEX_MAX: u64 = 1;
 
 /// Checks that the log and the state in `dir` belong together.
 ///
 /// # Errors
 ///
-/// [`Error::Lost`] if one of them lacks what the other shows it once had; others if they cannot be read.
+/// [`Error::Lost`] if one of them lacks entries that it once had, as the other shows; other errors if they cannot be read.
 pub fn check(log: &Log, data: &Data, dir: &Path) -> Result<(), Error> {
     let lost = |what: String| Error::Lost { path: dir.to_path_buf(), what };
     let purged = index(log.purged_marker()?)?;
@@ -29,7 +29,7 @@ pub fn check(log: &Log, data: &Data, dir: &Path) -> Result<(), Error> {
             )));
         }
     }
-    // A snapshot brings the state ahead of the log until the log is cut behind it.
+    // After a snapshot was installed, the state is ahead of the log until the log is purged.
     let known = [range.map(|(_, last)| last), purged, index(data.meta(INSTALLED)?)?].into_iter().max().flatten();
     match (index(data.meta(APPLIED)?)?, known) {
         (applied, _) if applied < purged => Err(lost(format!(

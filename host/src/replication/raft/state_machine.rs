@@ -1,8 +1,8 @@
 //! openraft's state machine on the `data/` database.
 //!
-//! Committed entries are applied in chunks: one storage batch carries the writes of all entries that are ready, with
-//! the position of the last one. `data/` is not fsynced per chunk, since the log holds what a crash takes from it; it
-//! is fsynced before a snapshot is reported, because a snapshot lets the log be purged.
+//! Committed entries are applied in chunks: one storage batch carries the writes of all entries that are ready, and the
+//! position of the last one. `data/` is not fsynced per chunk, since the log restores it after a crash. It is fsynced
+//! before a snapshot is reported, because the log may be purged up to a snapshot.
 
 use std::io;
 use std::sync::Arc;
@@ -12,21 +12,24 @@ use futures::{Stream, StreamExt};
 use openraft::entry::RaftEntry;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
-use tokio::sync::watch;
 
-use super::blocking::Blocking;
-use super::log_store::traces_of;
-use super::snapshot::SnapshotSource;
-use super::types::{LogEntry, LogId, SnapshotMeta, StoredMembership, TypeConfig, decode, encode};
+use super::applied::Applied;
 use crate::clock;
+use crate::replication::blocking::Blocking;
+use crate::replication::peer::snapshot::SnapshotSource;
+use crate::replication::types::{
+    LogEntry, LogId, SnapshotMeta, StoredMembership, TypeConfig, decode, encode, traces_of,
+};
 use crate::storage::{self, Data, GuardedWrite};
 use crate::telemetry::{Stage, Telemetry, names};
 
-pub(super) const APPLIED: &str = "applied";
-/// The log id of the last snapshot that was installed: the state is ahead of the log until the log is cut behind it.
+/// Key of the log id of the last applied entry.
+pub(crate) const APPLIED: &str = "applied";
+/// Key of the log id of the last installed snapshot: the state is ahead of the log until the log is purged up to there.
 pub(super) const INSTALLED: &str = "installed";
+/// Key of the last applied membership.
 const MEMBERSHIP: &str = "membership";
-/// Present once a snapshot was built or installed: from then on the log may be shorter than the state.
+/// Key that is present once a snapshot was built or installed: from then on the log may begin after the first entry.
 const SNAPSHOT_TAKEN: &str = "snapshot-taken";
 
 /// Entries applied in one storage batch.
@@ -37,14 +40,14 @@ type Snapshot = openraft::alias::SnapshotOf<TypeConfig, SnapshotSource>;
 /// The replicated state of this node.
 pub struct StateMachine {
     data: Data,
-    applied: watch::Sender<u64>,
+    applied: Arc<Applied>,
     telemetry: Telemetry,
     blocking: Blocking,
 }
 
 impl StateMachine {
-    /// A state machine on an open database. `applied` is told the index of the last applied entry.
-    pub fn new(data: Data, applied: watch::Sender<u64>, telemetry: Telemetry, blocking: Blocking) -> Self {
+    /// A state machine on an open database; it keeps `applied` up to date.
+    pub(crate) fn new(data: Data, applied: Arc<Applied>, telemetry: Telemetry, blocking: Blocking) -> Self {
         Self { data, applied, telemetry, blocking }
     }
 
@@ -53,7 +56,7 @@ impl StateMachine {
         bytes.map(|bytes| decode(&bytes).map_err(io::Error::other)).transpose()
     }
 
-    /// Applies entries as one storage batch and answers those who wait for them.
+    /// Applies entries as one storage batch and answers the proposers that wait for them.
     async fn apply_chunk(&self, chunk: Vec<EntryResponder<TypeConfig>>) -> io::Result<()> {
         let began = (Instant::now(), clock::now());
         let (entries, responders): (Vec<LogEntry>, Vec<_>) = chunk.into_iter().unzip();
@@ -61,7 +64,7 @@ impl StateMachine {
         let last_index = last.log_id().index();
         let entries = Arc::new(entries);
 
-        // fjall may stall a writer with blocking sleeps, so this never runs on an async thread.
+        // fjall may stall a writer with blocking sleeps, so this must not run on an async thread.
         let outcomes = {
             let (data, entries) = (self.data.clone(), entries.clone());
             self.blocking.run(move || apply_entries(&data, &entries)).await??
@@ -72,7 +75,7 @@ impl StateMachine {
         for trace in entries.iter().flat_map(traces_of) {
             self.telemetry.tracer().record_span(names::SPAN_APPLY, trace, began.1, ended, &[]);
         }
-        self.applied.send_replace(last_index);
+        self.applied.advance(last_index);
         for (responder, outcome) in responders.into_iter().zip(outcomes) {
             if let Some(responder) = responder {
                 responder.send(outcome);
@@ -111,7 +114,7 @@ fn apply_entries(data: &Data, entries: &[LogEntry]) -> io::Result<Vec<Vec<storag
     Ok(counts.into_iter().map(|count| outcomes.by_ref().take(count).collect()).collect())
 }
 
-/// A snapshot of the state as it is now, durable to the point it covers.
+/// A snapshot of the current state, which is durable up to the position it covers.
 fn snapshot_of(data: &Data) -> io::Result<Snapshot> {
     let reader = data.snapshot();
     let applied = reader.meta(APPLIED).map_err(io::Error::other)?;
@@ -159,13 +162,13 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let install = move || -> io::Result<_> { data.install(snapshot.chunks()?, &own).map_err(io::Error::other) };
         self.blocking.run(install).await??;
         if let Some(last) = meta.last_log_id() {
-            self.applied.send_replace(last.index());
+            self.applied.advance(last.index());
         }
         tracing::info!(last_log_id = ?meta.last_log_id(), "snapshot installed");
         Ok(())
     }
 
-    /// Nothing is kept on disk for a snapshot: it is read from the state itself when it is needed.
+    /// A snapshot takes no space on disk: it is read from the state when it is needed.
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
         if self.data.meta(SNAPSHOT_TAKEN).map_err(io::Error::other)?.is_none() {
             return Ok(None);
@@ -175,7 +178,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 }
 
-/// Takes snapshots beside the state machine, without holding anything that apply needs.
+/// Takes snapshots. It holds nothing that apply waits for.
 pub struct SnapshotBuilder {
     data: Data,
     blocking: Blocking,

@@ -1,27 +1,27 @@
 //! openraft's log on the `log/` database.
 //!
-//! Translation only: entries become bytes here, and durability is the business of [`crate::storage::Log`], whose
-//! writer thread calls openraft back after the fsync.
+//! This file only translates entries to bytes. Durability is up to [`crate::storage::Log`], whose writer calls openraft
+//! back after the fsync.
 
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 
+use openraft::OptionalSend;
 use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
-use openraft::{EntryPayload, OptionalSend};
 use tokio::sync::oneshot;
 
-use super::types::{LogEntry, LogId, TypeConfig, Vote, decode, encode};
 use crate::clock;
+use crate::replication::types::{LogEntry, LogId, TypeConfig, Vote, decode, encode, traces_of};
 use crate::storage::{self, Log};
 use crate::telemetry::{Stage, Telemetry, TraceContext, names};
 
 const VOTE: &str = "vote";
 const COMMITTED: &str = "committed";
 
-/// Bytes of entries that one read of the log for replication or apply returns at most (one entry at least).
+/// Maximum bytes of entries returned by one read of the log for replication or apply; at least one entry is returned.
 const READ_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// The Raft log of this node. Cheap to clone.
@@ -45,7 +45,7 @@ impl LogStore {
         encoded.map_err(io::Error::other)?.iter().map(|bytes| decode(bytes).map_err(io::Error::other)).collect()
     }
 
-    /// A callback that records the append in the trace of every write it covers.
+    /// A callback that records the append in the traces of its writes, and reports it to openraft.
     fn traced(&self, entries: &[LogEntry], flushed: IOFlushed<TypeConfig>) -> storage::Done {
         let traces: Arc<[TraceContext]> = entries.iter().flat_map(traces_of).collect();
         let telemetry = self.telemetry.clone();
@@ -61,20 +61,11 @@ impl LogStore {
     }
 }
 
-/// The sampled traces of the writes in an entry.
-pub(super) fn traces_of(entry: &LogEntry) -> impl Iterator<Item = TraceContext> + '_ {
-    let writes = match &entry.payload {
-        EntryPayload::Normal(round) => round.writes.as_slice(),
-        EntryPayload::Blank | EntryPayload::Membership(_) => &[],
-    };
-    writes.iter().filter_map(|write| write.trace)
-}
-
-/// Hands an operation to the writer thread and waits until it is done.
+/// Hands an operation to the log's writer and waits until it is done.
 async fn wait_for(operation: impl FnOnce(storage::Done)) -> io::Result<()> {
     let (done, result) = oneshot::channel();
     operation(Box::new(move |outcome| {
-        // A receiver that is gone no longer wants to know.
+        // Sending fails if the caller has stopped waiting.
         let _ = done.send(outcome);
     }));
     result.await.map_err(|_| io::Error::other("the log's writer has stopped"))?.map_err(io::Error::other)
@@ -140,8 +131,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         wait_for(|done| self.log.save_meta(VOTE, Some(vote), true, done)).await
     }
 
-    /// Not fsynced: a commit position that a crash takes back is learnt again from the leader, and with `data/`
-    /// rebuilt from the log no read goes back in time, since the node serves none before it has recovered.
+    /// Not fsynced: after a crash the leader tells the commit position again. Reads do not go back in time, since the node
+    /// serves none before it has rebuilt `data/` from the log.
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
         let committed = encode(&committed).map_err(io::Error::other)?;
         self.log.save_meta(COMMITTED, Some(committed), false, Box::new(|_| {}));

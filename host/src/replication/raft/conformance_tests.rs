@@ -1,14 +1,16 @@
 //! openraft's own conformance suite, on the real stores.
 
+use std::sync::Arc;
+
 use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite};
 use tempfile::TempDir;
-use tokio::sync::watch;
 
-use super::blocking::Blocking;
+use super::applied::Applied;
 use super::log_store::LogStore;
 use super::state_machine::StateMachine;
-use super::types::TypeConfig;
+use crate::replication::blocking::Blocking;
+use crate::replication::types::TypeConfig;
 use crate::storage::{Data, Log};
 use crate::telemetry::Telemetry;
 
@@ -21,7 +23,7 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Disk {
         let log = Log::open(&dir.path().join("log"), Box::new(|_, _| {})).unwrap();
         let data = Data::open(&dir.path().join("data"), 8 << 20).unwrap();
         let telemetry = Telemetry::disabled();
-        let state_machine = StateMachine::new(data, watch::Sender::new(0), telemetry.clone(), Blocking::Threads);
+        let state_machine = StateMachine::new(data, Arc::new(Applied::new(0)), telemetry.clone(), Blocking::Threads);
         Ok((dir, LogStore::new(log, telemetry), state_machine))
     }
 }
