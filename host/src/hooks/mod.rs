@@ -126,5 +126,4 @@ pub use plugin::{HOOKS_VERSION, Plugin, digest};
 pub use record::{Figures, Line, Record, Tally};
 pub use runtime::{Calls, Observer, Runtime, Tuning, Unobserved};
 pub use set::{Active, Set};
-pub(crate) use text::compact_json;
 pub use view::{View, ViewError};

@@ -12,11 +12,11 @@ const HTTP_PORT: u16 = 80;
 
 /// Connects to the node at a base URL.
 ///
-/// What was sent may stay unacknowledged for `unacknowledged_max`; then the kernel gives the connection up.
+/// The kernel breaks the connection once sent bytes have been unacknowledged for `unacknowledged_max`.
 ///
 /// # Errors
 ///
-/// What the system says. There is no timeout: the caller sets one.
+/// The system's. There is no timeout; the caller sets one.
 pub async fn connect(base_url: &str, unacknowledged_max: Option<Duration>) -> io::Result<TcpStream> {
     let (authority, _) = authority_and_path(base_url);
     let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
@@ -36,18 +36,18 @@ pub async fn connect(base_url: &str, unacknowledged_max: Option<Duration>) -> io
 pub struct HttpClientOptions {
     /// How long a connection attempt may take.
     pub connect_timeout: Duration,
-    /// How long a whole exchange may take; without a limit if each request sets its own.
+    /// How long a whole exchange may take; `None` if each request sets its own timeout.
     pub timeout: Option<Duration>,
-    /// After how long a silent connection breaks whose peer has vanished; never, if not given.
+    /// After how long a connection to a vanished peer breaks; `None` means never.
     pub vanished_after: Option<Duration>,
     /// Whether the environment may name a proxy.
     pub uses_proxy: bool,
 }
 
-/// Probes of a silent connection that must go unanswered before it breaks.
+/// Unanswered probes after which a silent connection breaks.
 const KEEPALIVE_PROBES: u32 = 3;
 
-/// An HTTP/1.1 client with connections of its own. The caller adds what is special and builds it.
+/// The builder of an HTTP/1.1 client, which has connections of its own. The caller may add options before it builds.
 pub fn http_client(options: HttpClientOptions) -> reqwest::ClientBuilder {
     let mut client = reqwest::Client::builder()
         .http1_only()

@@ -19,20 +19,20 @@ impl Listener {
     ///
     /// # Errors
     ///
-    /// If the address cannot be had.
+    /// If the address cannot be bound.
     pub async fn bind(address: SocketAddr) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         Ok(Self { listener, address })
     }
 
-    /// The address that is bound, with the port that the system chose.
+    /// The bound address, with the port that the system chose.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Serves HTTP until `draining` is cancelled; then takes no more connections, and returns once every request that had begun is
-    /// answered.
+    /// Serves HTTP until `draining` is cancelled. Then it accepts no more connections, and returns once every request in
+    /// progress is answered.
     ///
     /// # Errors
     ///

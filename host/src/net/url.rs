@@ -6,28 +6,28 @@ pub const BASE_PATH: &str = "/kv-store/v1";
 /// Whether a base URL must name its path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Path {
-    /// It must.
+    /// The URL must name [`BASE_PATH`].
     Required,
-    /// It may end after the port; [`BASE_PATH`] is added then.
+    /// The URL may end after the port; [`BASE_PATH`] is added then.
     Optional,
 }
 
-/// Why a text is not the base URL of a node.
+/// The reason why a text is not the base URL of a node.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UrlError {
     /// It cannot be parsed.
     #[error("it is not a URL ({reason})")]
     Malformed {
-        /// What the parser said.
+        /// The parser's message.
         reason: String,
     },
-    /// Another scheme than `http`.
+    /// The scheme is not `http`.
     #[error("only http:// is supported")]
     Scheme,
-    /// Another path, a query or a fragment.
+    /// The path is not [`BASE_PATH`], or there is a query or a fragment.
     #[error("its path must be {BASE_PATH}")]
     Path,
-    /// A user or a password.
+    /// There is a user or a password.
     #[error("it must not contain a user or password")]
     Credentials,
 }
@@ -55,7 +55,7 @@ pub fn base_url(found: &str, path: Path) -> Result<String, UrlError> {
     Ok(url.into())
 }
 
-/// The parts of a base URL that a request needs: `host:port` and the path.
+/// Splits a base URL into the parts that a request needs: `host:port` and the path.
 pub fn authority_and_path(base_url: &str) -> (&str, &str) {
     let rest = base_url.strip_prefix("http://").unwrap_or(base_url);
     rest.split_at(rest.find('/').unwrap_or(rest.len()))

@@ -20,7 +20,7 @@ const HAND_OVER_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Hands over whenever this node leads with a full disk.
 pub(super) async fn watch(free_space: FreeSpace, leadership: Arc<Leadership>, stop: CancellationToken) {
-    while stop.run_until_cancelled(free_space.short()).await.is_some() {
+    while stop.run_until_cancelled(free_space.until_full()).await.is_some() {
         if leadership.leads() {
             leadership.hand_over_full().await;
         }
@@ -41,5 +41,5 @@ pub(super) fn check_entries(free_space: &FreeSpace, entries: &[LogEntry]) -> Res
 
 /// Refuses a request that takes space, if the disk is full.
 pub(super) fn check(free_space: &FreeSpace) -> Result<(), Error> {
-    free_space.shortage().map_or(Ok(()), |shortage| Err(Error::DiskFull(shortage)))
+    free_space.disk_full().map_or(Ok(()), |disk_full| Err(Error::DiskFull(disk_full)))
 }

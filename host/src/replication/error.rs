@@ -1,6 +1,6 @@
 //! Errors of replication, and what each says about the write that met it.
 
-use crate::storage::{self, Shortage};
+use crate::storage::{self, DiskFull};
 
 /// The fate of a write that was not acknowledged, as far as it is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -34,7 +34,7 @@ pub enum Error {
     },
     /// The disk is full: this node's, or that of a leader without a successor.
     #[error("{0}")]
-    DiskFull(Shortage),
+    DiskFull(DiskFull),
     /// The requested membership change is not possible.
     #[error("{0}")]
     MembershipRefused(String),

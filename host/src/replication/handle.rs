@@ -26,7 +26,7 @@ use super::raft::config::openraft_config;
 use super::raft::engine::{EngineParts, RaftHandle, applied_index};
 use super::server::Server;
 use super::types::TypeConfig;
-use crate::storage::{Data, GuardedWrite, Log, Outcome, Shortage};
+use crate::storage::{Data, DiskFull, GuardedWrite, Log, Outcome};
 use crate::telemetry::{Telemetry, TraceContext};
 
 /// Interval at which the consensus engine is checked for a failure.
@@ -242,8 +242,8 @@ impl Handle {
     }
 
     /// The figures of this node's disk, if it is full; writes are refused then.
-    pub fn shortage(&self) -> Option<Shortage> {
-        self.0.server.free_space.shortage()
+    pub fn disk_full(&self) -> Option<DiskFull> {
+        self.0.server.free_space.disk_full()
     }
 
     /// This node's base URL, as the others know it.

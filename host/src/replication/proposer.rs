@@ -19,7 +19,7 @@ use super::raft::engine::RaftHandle;
 use super::types::{Round, RoundWrite, TypeConfig, decode, encode};
 use crate::clock;
 use crate::limits::{PROPOSE_QUEUE_MAX, ROUND_BYTES_MAX, ROUND_PATIENCE, ROUND_WRITES_MAX, ROUNDS_IN_FLIGHT_MAX};
-use crate::storage::{FreeSpace, GuardedWrite, Outcome, Shortage};
+use crate::storage::{DiskFull, FreeSpace, GuardedWrite, Outcome};
 use crate::telemetry::{Stage, Telemetry, TraceContext, names};
 
 /// Pause before a node looks for the leader again.
@@ -81,7 +81,7 @@ pub(super) enum Forwarded {
     /// The node does not lead, or soon will not, and has appended nothing.
     NotLeader,
     /// The disks of the leader and of every possible successor are full. Nothing was appended.
-    DiskFull(Shortage),
+    DiskFull(DiskFull),
     /// The leader could not complete the round.
     Failed { successful: u32, outcome: WriteOutcome },
     /// The leader lost the leadership while the round was in its log.
@@ -238,7 +238,7 @@ impl Proposer {
             Ok(body) => match decode(&body).map_err(|_| Error::LeaderLost)? {
                 Forwarded::Done(outcomes) => Ok(Attempt::Done(outcomes)),
                 Forwarded::NotLeader => Ok(Attempt::NotAppended),
-                Forwarded::DiskFull(shortage) => Err(Error::DiskFull(shortage)),
+                Forwarded::DiskFull(disk_full) => Err(Error::DiskFull(disk_full)),
                 Forwarded::Failed { successful, outcome } => {
                     Err(Error::NoQuorum { successful: usize::try_from(successful).unwrap_or(usize::MAX), outcome })
                 }
@@ -267,11 +267,11 @@ impl Proposer {
         if self.view.leader().is_none_or(|(leader, _)| leader != self.raft.id()) {
             return Ok(Forwarded::NotLeader);
         }
-        if let Err(Error::DiskFull(shortage)) = disk_full::check(&self.free_space) {
+        if let Err(Error::DiskFull(disk_full)) = disk_full::check(&self.free_space) {
             return Ok(if self.leadership.has_successor_with_space() {
                 Forwarded::NotLeader
             } else {
-                Forwarded::DiskFull(shortage)
+                Forwarded::DiskFull(disk_full)
             });
         }
         // A little earlier than the other side's, so that it receives our answer and not a timeout.

@@ -110,7 +110,7 @@ impl Greeter {
             last_log_index: metrics.last_log_index,
             matched: matched(&metrics),
             prepared_revision: self.prepared.own(),
-            is_full: self.free_space.is_short(),
+            is_full: self.free_space.is_full(),
         }
     }
 }

@@ -110,7 +110,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let purged = self.log.purged_marker().map_err(io::Error::other)?;
         let last_purged_log_id: Option<LogId> =
             purged.map(|bytes| decode(&bytes).map_err(io::Error::other)).transpose()?;
-        let last_log_id = match self.log.first_last().map_err(io::Error::other)? {
+        let last_log_id = match self.log.first_last() {
             Some((_, last)) => {
                 let bytes = self.log.get(last).map_err(io::Error::other)?;
                 let bytes = bytes.ok_or_else(|| io::Error::other("the last log entry cannot be read"))?;

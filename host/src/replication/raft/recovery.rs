@@ -20,7 +20,7 @@ const FIRST_INDEX_MAX: u64 = 1;
 pub fn check(log: &Log, data: &Data, dir: &Path) -> Result<(), Error> {
     let lost = |what: String| Error::Lost { path: dir.to_path_buf(), what };
     let purged = index(log.purged_marker()?)?;
-    let range = log.first_last()?;
+    let range = log.first_last();
     if let Some((first, _)) = range {
         let expected = purged.map_or(FIRST_INDEX_MAX, |purged| purged + 1);
         if first > expected {

@@ -19,7 +19,7 @@ use crate::replication::blocking::{Blocking, Delay};
 use crate::replication::types::Metrics;
 use crate::replication::{Handle, Options, StartError, Timing};
 use crate::storage::memory::SimDisk;
-use crate::storage::{Data, FreeSpace, Log};
+use crate::storage::{Data, FreeSpace, Log, simulated_data, simulated_log};
 use crate::telemetry::Telemetry;
 
 /// Size of the entry cache.
@@ -85,8 +85,8 @@ impl Node {
         let start = Arc::new(Mutex::new(None));
         let entered = runtime.enter();
         let clock_start = Instant::now();
-        let log = Log::open_simulated(&self.log_disk, Box::new(|_, _| {})).unwrap();
-        let data = Data::open_on(&self.data_disk, CACHE_BYTES).unwrap();
+        let log = simulated_log::open(&self.log_disk).unwrap();
+        let data = simulated_data::open(&self.data_disk, CACHE_BYTES).unwrap();
         let options = Options {
             self_url: self.url.clone(),
             peer_urls: self.peer_urls.clone(),
