@@ -19,7 +19,7 @@ use super::raft::engine::RaftHandle;
 use super::types::{Round, RoundWrite, TypeConfig, decode, encode};
 use crate::clock;
 use crate::limits::{PROPOSE_QUEUE_MAX, ROUND_BYTES_MAX, ROUND_PATIENCE, ROUND_WRITES_MAX, ROUNDS_IN_FLIGHT_MAX};
-use crate::storage::{FreeSpace, GuardedWrite, Outcome, DiskFull};
+use crate::storage::{DiskFull, FreeSpace, GuardedWrite, Outcome};
 use crate::telemetry::{Stage, Telemetry, TraceContext, names};
 
 /// Pause before a node looks for the leader again.

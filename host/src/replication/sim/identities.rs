@@ -1,8 +1,9 @@
 //! The identity of a node that lost its disk: it never returns under its former id (P8).
 
 use super::chaos::leader;
+use super::course::finish;
+use super::node::Node;
 use super::world::World;
-use super::{Node, finish};
 
 fn cut(world: &mut World, one: usize, other: usize) {
     world.cuts.cut(one, other);
