@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::hooks::Tally;
-use crate::registry::{Change, HookInfo, PluginInfo, Start};
+use crate::registry::{Change, HookInfo, HookStart, PluginInfo};
 use crate::replication::WriteOutcome;
 use crate::storage::DiskFull;
 
@@ -142,5 +142,5 @@ pub(super) struct Stats<'a> {
     /// Figures of the calls since the node started, by hook.
     pub(super) calls: Vec<Tally>,
     /// How the calls of each hook start.
-    pub(super) hooks: Vec<Start>,
+    pub(super) hooks: Vec<HookStart>,
 }
