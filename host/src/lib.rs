@@ -5,7 +5,7 @@
 //! read; here is the map. Arrows run one way, and a test keeps them so:
 //!
 //! ```text
-//! cli → node → api → {registry, write_path} → {hooks, replication} → storage
+//! cli → node → api → {registry, write_path} → {hooks → sandbox, replication} → storage
 //! telemetry and limits may be used by all
 //! ```
 //!
@@ -14,7 +14,8 @@
 //! - [`api`]: HTTP: decoding, limits, status codes, problem objects.
 //! - [`registry`]: plugins and hooks as part of the replicated state.
 //! - [`write_path`]: the way of one write: judged by hooks, then proposed.
-//! - [`hooks`]: running plugins: wasmtime, limits, verdicts.
+//! - [`hooks`]: which plugin judges which write.
+//! - [`sandbox`]: guest code within limits.
 //! - [`replication`]: Raft: proposals, reads, peers, transport.
 //! - [`storage`]: the log and the data on disk.
 //! - [`telemetry`]: traces, metrics, logs.
@@ -27,6 +28,7 @@ pub mod limits;
 pub mod node;
 pub mod registry;
 pub mod replication;
+pub mod sandbox;
 pub mod storage;
 pub mod telemetry;
 pub mod write_path;

@@ -1,21 +1,6 @@
-//! Texts from outside, made safe to keep: of bounded length, without control characters, and compact where they are
-//! JSON.
+//! JSON from outside, made compact.
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
-
-/// The start of `text`, at most `bytes_max` bytes, ending between two characters.
-pub(super) fn cut(text: &str, bytes_max: usize) -> &str {
-    if text.len() <= bytes_max {
-        return text;
-    }
-    let end = (0..=bytes_max).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
-    text.get(..end).unwrap_or_default()
-}
-
-/// `text` on one line and without control characters, so that it cannot pass for other lines of a log.
-pub(super) fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
-}
 
 /// `text` as compact JSON, every number as it was written. Says what is wrong if it is not JSON that every reader of
 /// the store can parse (nesting, escapes and numbers included).
@@ -110,13 +95,6 @@ impl<'de> Visitor<'de> for Strict {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_text_is_cut_between_characters() {
-        assert_eq!(cut("héllo", 2), "h");
-        assert_eq!(cut("héllo", 3), "hé");
-        assert_eq!(cut("hé", 10), "hé");
-    }
 
     #[test]
     fn compacting_keeps_strings_and_numbers_as_they_are() {

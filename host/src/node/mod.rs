@@ -222,9 +222,12 @@ impl hooks::Observer for Watch {
         let metrics = self.telemetry.metrics().of_hook(hook, plugin);
         Arc::new(WatchOfHook { metrics, figures: self.record.of_hook(hook, plugin) })
     }
+}
 
-    fn said(&self, hook: &str, plugin: &str, digest: &str, level: &'static str, message: String) {
-        let (hook, plugin, digest) = (hook.to_owned(), plugin.to_owned(), digest.to_owned());
+impl hooks::LogSink for Watch {
+    fn log(&self, source: &hooks::LogSource, level: &'static str, message: String) {
+        let hooks::LogSource { hook, plugin, digest } = source;
+        let (hook, plugin, digest) = (hook.clone(), plugin.clone(), digest.clone());
         let trace_id = request_trace_id().map(|id| id.to_string());
         self.record.say(hooks::Line { at_ms: now_ms(), hook, plugin, digest, trace_id, level, message });
     }

@@ -7,7 +7,7 @@
 //! an older epoch commits; so a hook is in force everywhere as soon as its creation is acknowledged (P6).
 //!
 //! Every node compiles what it finds in the registry in the background, as soon as it is uploaded, and tells the others
-//! how far it is. Once a hook is in force, it also makes the hook's image, with which calls start configured; until then
+//! how far it is. Once a hook is in force, it also pre-initializes the hook, so that calls start configured; until then
 //! they are configured one by one. A change is acknowledged once every node that can be reached is ready for it, so that no write has to
 //! wait for a compiler. Where one does (a node was cut off meanwhile), it waits until that node has built the set of
 //! hooks of the newest epoch.
@@ -204,7 +204,7 @@ impl Registry {
         });
         tokio::spawn(follow(inner.clone(), applied.clone()));
         tokio::spawn(compile_ahead(inner.clone(), applied));
-        tokio::spawn(specialise(inner.clone()));
+        tokio::spawn(pre_initialize(inner.clone()));
         Self { inner }
     }
 
@@ -217,14 +217,14 @@ impl Registry {
     pub fn starts(&self) -> Vec<Start> {
         let set = self.inner.pipeline.active().current();
         let start = |hook: &Hook| {
-            let is_specialised = hook.is_specialised();
+            let pre_initialized = hook.pre_initialized();
             Start {
                 hook: hook.name().to_owned(),
                 plugin: hook.plugin().name().to_owned(),
                 digest: hook.plugin().digest().to_owned(),
-                starts_configured: matches!(is_specialised, Some(Ok(()))),
-                why_not: match is_specialised {
-                    None => Some("its image is not ready yet".to_owned()),
+                starts_configured: matches!(pre_initialized, Some(Ok(()))),
+                why_not: match pre_initialized {
+                    None => Some("it is not pre-initialized yet".to_owned()),
                     Some(Err(reason)) => Some(reason.to_owned()),
                     Some(Ok(())) => None,
                 },
@@ -622,7 +622,7 @@ impl Inner {
             let current = self.pipeline.active().current();
             let mut set = Vec::with_capacity(known.hooks.len());
             for hook in known.hooks.into_values() {
-                // What has not changed keeps its image, and its share of the node.
+                // A hook that has not changed stays pre-initialized, and keeps its share of the node.
                 let same = |old: &&Hook| old.name() == hook.name && *old.binding() == hook.binding;
                 if let Some(old) = current.hooks().iter().find(same) {
                     set.push(old.clone());
@@ -636,22 +636,22 @@ impl Inner {
         }
     }
 
-    /// Makes the images of the hooks in force, as long as no others come.
-    fn specialise(&self) -> Result<(), Error> {
+    /// Pre-initializes the hooks in force, until others come into force.
+    fn pre_initialize(&self) -> Result<(), Error> {
         let set = self.pipeline.active().current();
-        for hook in set.hooks().iter().filter(|hook| hook.is_specialised().is_none()) {
+        for hook in set.hooks().iter().filter(|hook| hook.pre_initialized().is_none()) {
             if self.data.hook_epoch() != set.epoch() {
                 return Ok(());
             }
             let began = Instant::now();
             let component = self.component(hook.plugin().name(), hook.plugin().digest())?;
-            self.runtime.specialise(hook, &component);
+            self.runtime.pre_initialize(hook, &component);
             let (name, plugin, ms) = (hook.name(), hook.plugin().name(), began.elapsed().as_millis());
-            match hook.is_specialised() {
+            match hook.pre_initialized() {
                 Some(Err(reason)) => {
                     tracing::info!(hook = name, plugin, reason, "the plugin is configured before each call")
                 }
-                _ => tracing::info!(hook = name, plugin, ms, "the plugin starts configured"),
+                _ => tracing::info!(hook = name, plugin, ms, "the plugin is pre-initialized"),
             }
         }
         if self.data.hook_epoch() != set.epoch() || self.started.elapsed() < KEEP_ALL_COMPILED {
@@ -717,13 +717,13 @@ async fn compile_ahead(inner: Arc<Inner>, mut applied: watch::Receiver<u64>) {
     }
 }
 
-/// Makes the images of hooks that are in force, which takes longest and which nothing waits for.
-async fn specialise(inner: Arc<Inner>) {
+/// Pre-initializes the hooks in force, which takes longest, and nothing waits for it.
+async fn pre_initialize(inner: Arc<Inner>) {
     let mut stopped = inner.stopped.subscribe();
     let mut in_force = inner.pipeline.active().subscribe();
     loop {
         in_force.mark_unchanged();
-        let rest = run(&inner, Inner::specialise, "a hook could not be configured ahead").await;
+        let rest = run(&inner, Inner::pre_initialize, "a hook could not be pre-initialized").await;
         tokio::select! {
             _ = stopped.wait_for(|stopped| *stopped) => return,
             changed = in_force.changed() => if changed.is_err() { return },

@@ -85,9 +85,9 @@ impl Local {
         Ok(self.runtime.bind(self.plugin.name(), binding, &self.plugin)?)
     }
 
-    /// Makes the image with which a hook's calls start configured, as nodes do. Takes seconds if the plugin is large.
-    pub(super) fn specialise(&self, hook: &Hook) {
-        self.runtime.specialise(hook, &self.component);
+    /// Pre-initializes a hook, as nodes do. Takes seconds if the plugin is large.
+    pub(super) fn pre_initialize(&self, hook: &Hook) {
+        self.runtime.pre_initialize(hook, &self.component);
     }
 }
 
@@ -103,7 +103,7 @@ pub(super) fn set(hook: &Hook) -> Arc<Set> {
 
 /// As [`judge`], of hooks that are asked more than once.
 pub(super) fn ask(set: &Arc<Set>, write: Operation, store: &Arc<Store>) -> Result<Judged, hooks::Error> {
-    set.judge(vec![write], store.clone(), Instant::now() + JUDGE_DEADLINE)
+    hooks::judge(set, vec![write], store.clone(), Instant::now() + JUDGE_DEADLINE)
 }
 
 /// The write of a value, or the deletion of a key.

@@ -15,7 +15,7 @@ use super::super::kv::read_file;
 use super::super::output::{self, Format};
 use super::cases;
 use super::local::{self, Store, Target};
-use crate::hooks::{self, Calls, HOOKS_VERSION, Observer, Unobserved};
+use crate::hooks::{self, Calls, HOOKS_VERSION, LogSink, Observer, Unobserved};
 use crate::storage::command::{Action, Operation, Value};
 
 /// Calls before those that are measured.
@@ -204,6 +204,8 @@ pub(super) fn run(args: &RunArgs) -> Result<(), Failure> {
 #[derive(Default, Clone)]
 struct Peak(Arc<AtomicUsize>);
 
+impl LogSink for Peak {}
+
 impl Observer for Peak {
     fn calls_of(&self, _: &str, _: &str) -> Arc<dyn Calls> {
         Arc::new(self.clone())
@@ -230,8 +232,8 @@ pub(super) fn bench(args: &BenchArgs) -> Result<(), Failure> {
     let hook = local.bind(&trial.config)?;
     let bound = began.elapsed();
     let began = Instant::now();
-    local.specialise(&hook);
-    let specialised = began.elapsed();
+    local.pre_initialize(&hook);
+    let pre_initialized = began.elapsed();
     let verdict = match local::judge(&hook, trial.write.clone(), &trial.store) {
         Ok(_) => "accepted",
         // A refusal is a result like any other; a failure is not.
@@ -243,7 +245,7 @@ pub(super) fn bench(args: &BenchArgs) -> Result<(), Failure> {
         let (set, write, store) = (local::set(&hook), own(&trial.write), Arc::new(Store::clone(&trial.store)));
         move || drop(local::ask(&set, write.clone(), &store))
     };
-    let instance = measure(|| || drop(hook.start_and_end()), args.duration / 3, 1)?;
+    let instance = measure(|| || drop(hook.provide_instance()), args.duration / 3, 1)?;
     let alone = measure(call, args.duration, 1)?;
     let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let together = measure(call, args.duration, cores)?;
@@ -252,7 +254,7 @@ pub(super) fn bench(args: &BenchArgs) -> Result<(), Failure> {
     if args.output == Format::Json {
         let text = json!({
             "verdict": verdict, "compile_ms": millis(compiled), "bind_ms": millis(bound),
-            "specialise_ms": millis(specialised), "starts_configured": matches!(hook.is_specialised(), Some(Ok(()))),
+            "specialise_ms": millis(pre_initialized), "starts_configured": matches!(hook.pre_initialized(), Some(Ok(()))),
             "is_put_back": matches!(hook.waiting(), Ok(1..)), "calls": alone.nanos.len(),
             "p50_us": alone.micros(0.5), "p99_us": alone.micros(0.99), "per_second": alone.per_second, "threads": cores,
             "per_second_on_all": together.per_second, "memory_bytes": memory_bytes,
@@ -261,12 +263,12 @@ pub(super) fn bench(args: &BenchArgs) -> Result<(), Failure> {
         return output::line(&text.to_string());
     }
     output::line(&format!("compile    {:.0} ms", millis(compiled)))?;
-    output::line(&match hook.is_specialised() {
+    output::line(&match hook.pre_initialized() {
         Some(Err(reason)) => format!("configure  {:.2} ms, before each write: {reason}", millis(bound)),
         _ => format!(
-            "configure  {:.2} ms, once: writes start configured, after {:.0} ms",
+            "configure  {:.2} ms, once: the plugin was pre-initialized in {:.0} ms",
             millis(bound),
-            millis(specialised)
+            millis(pre_initialized)
         ),
     })?;
     output::line(&format!(
@@ -276,12 +278,12 @@ pub(super) fn bench(args: &BenchArgs) -> Result<(), Failure> {
         alone.nanos.len()
     ))?;
     let how = match hook.waiting() {
-        Ok(1..) => "to put one back to where it began",
+        Ok(1..) => "to reset one",
         Ok(0) => {
-            "to start and end one; it cannot be put back, since its memory grows, or it writes to more than 4 MiB of it, or is \
+            "to start and end one; it cannot be reset, because its memory grows, or it writes to more than 4 MiB of it, or is \
              given handles of WASI"
         }
-        Err(why) => &format!("to start and end one; it cannot be put back: {why}"),
+        Err(why) => &format!("to start and end one; it cannot be reset: {why}"),
     };
     output::line(&format!("instance   {:.1} µs of that, without the call: {how}", instance.micros(0.5)))?;
     output::line(&format!(
