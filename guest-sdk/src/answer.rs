@@ -1,4 +1,4 @@
-//! What plugins answer with, and what the store holds: methods on the generated types.
+//! Methods of the generated types: a plugin's answers, and the entries of the store.
 
 use serde::de::DeserializeOwned;
 
@@ -7,7 +7,7 @@ use crate::store::ReadError;
 use crate::{Entry, Rejection, Replacement, Violation};
 
 impl Rejection {
-    /// A refusal of the request. `code` is a short stable word for programs, `message` a sentence for people.
+    /// Refuses a request. `code` is a short stable word for programs, `message` a sentence for people.
     ///
     /// ```
     /// # use brink_guest::Rejection;
@@ -19,8 +19,8 @@ impl Rejection {
         Self { code: code.into(), message: message.into(), violations: Vec::new() }
     }
 
-    /// Adds one rule that was broken: by which write (its position in the request, from 0), where in its value (a JSON
-    /// pointer, empty for the whole), and how. The node keeps the first 100.
+    /// Adds a broken rule. `item` is the position of the write in the request, from 0; `path` is a JSON pointer into its
+    /// value, empty for the whole value. The node keeps the first 100 violations.
     ///
     /// [`Write::violation`](crate::Write::violation) fills in the position.
     #[must_use]
@@ -34,7 +34,7 @@ impl Rejection {
         self.with(Violation { item, path: path.into(), code: code.into(), message: message.into() })
     }
 
-    /// Adds one rule that was broken. The node keeps the first 100.
+    /// Adds a broken rule. The node keeps the first 100.
     #[must_use]
     pub fn with(mut self, violation: Violation) -> Self {
         self.violations.push(violation);
@@ -42,7 +42,7 @@ impl Rejection {
     }
 }
 
-/// A plugin that cannot read cannot judge: the request is refused, with code `read-limit` or `store-unavailable`.
+/// A plugin that cannot read cannot judge, so the request is refused with code `read-limit` or `store-unavailable`.
 impl From<ReadError> for Rejection {
     fn from(error: ReadError) -> Self {
         match error {
@@ -55,7 +55,7 @@ impl From<ReadError> for Rejection {
 }
 
 impl Replacement {
-    /// A new value for the write at a position in the request, from 0.
+    /// A new value for the write at position `item` of the request, from 0.
     /// [`Write::replace`](crate::Write::replace) fills in the position.
     pub fn new(item: u32, value: impl Into<Vec<u8>>) -> Self {
         Self { item, value: value.into() }
@@ -67,7 +67,7 @@ impl Entry {
     ///
     /// # Errors
     ///
-    /// A rejection with code `stored-form` if what is stored does not have the form of `T`.
+    /// A rejection with code `stored-form` if the stored value does not have the form of `T`.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, Rejection> {
         json::read(&self.value).map_err(|error| {
             let (key, path) = (json::cut(&self.key), &error.path);

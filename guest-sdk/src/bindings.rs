@@ -1,10 +1,10 @@
-//! The guest side of `wit/hooks.wit`, generated. The only place where bindings are generated.
+//! The guest side of `wit/hooks.wit`. All bindings are generated here.
 //!
-//! One small world for each interface that a plugin exports; a plugin's world is the union of those it uses, which the
-//! linker forms. So the plugin of one role and that of both share all types, and the component exports what its author
-//! implemented and nothing else.
+//! Each interface that a plugin can export has a small world of its own. The linker merges the worlds that a plugin uses.
+//! Plugins of one role and of both roles therefore share all types, and a component exports only what its author
+//! implemented.
 
-#![allow(missing_docs, reason = "generated from wit/hooks.wit, where everything is documented")]
+#![allow(missing_docs, reason = "generated from wit/hooks.wit, which has the documentation")]
 #![allow(unsafe_code, reason = "the canonical ABI passes pointers")]
 #![allow(clippy::all, reason = "generated code")]
 #![allow(clippy::pedantic, clippy::restriction, reason = "generated code")]
@@ -21,7 +21,7 @@ pub mod configured {
     });
 }
 
-/// Exports `validator`, and imports what every plugin may import.
+/// Exports `validator`, and imports the interfaces that every plugin may use.
 pub mod validating {
     wit_bindgen::generate!({
         path: "../wit",

@@ -1,4 +1,4 @@
-//! The configuration of a hook: from JSON to the plugin's own type.
+//! Reading the configuration of a hook into the plugin's own type.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use crate::json::{self, Mismatch};
 /// Why a configuration is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invalid {
-    /// Where in the configuration, as a JSON pointer (RFC 6901); empty for the whole.
+    /// The place in the configuration, as a JSON pointer (RFC 6901); empty for the whole.
     pub path: String,
     /// What is wrong there, and what would be right.
     pub message: String,
@@ -52,9 +52,9 @@ impl From<Invalid> for configuration::Invalid {
     }
 }
 
-/// Reads a configuration as a node hands it over: JSON text, `null` if the hook has none.
+/// Reads a configuration as nodes pass it: JSON text, `null` if the hook has none.
 ///
-/// A `null` that a type cannot be read from counts as `{}`, so a struct whose fields all have defaults needs no
+/// If `C` cannot be read from `null`, it is read from `{}` instead, so a struct whose fields all have defaults needs no
 /// configuration.
 ///
 /// ```
@@ -73,7 +73,7 @@ impl From<Invalid> for configuration::Invalid {
 ///
 /// # Errors
 ///
-/// [`Invalid`] if the text is not JSON or does not have the form of `C`, with the place of the first difference.
+/// [`Invalid`], with the place of the first mismatch, if the text is not JSON or does not have the form of `C`.
 pub fn parse<C: DeserializeOwned>(text: &str) -> Result<C, Invalid> {
     let refusal = match json::read(text.as_bytes()) {
         Ok(config) => return Ok(config),
@@ -82,7 +82,7 @@ pub fn parse<C: DeserializeOwned>(text: &str) -> Result<C, Invalid> {
     if text.trim() != "null" {
         return Err(refusal.into());
     }
-    // Of the two refusals, the one that names what is missing helps more.
+    // A missing field helps more than the complaint that `null` is no object.
     json::read(b"{}").map_err(|empty| if empty.message.starts_with("missing field") { empty } else { refusal }.into())
 }
 

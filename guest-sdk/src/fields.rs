@@ -1,5 +1,5 @@
-//! Fields of JSON values, named by pointers with wildcards: to find them, and to rewrite them while the rest of the text
-//! stays byte for byte.
+//! Finding and rewriting fields of JSON values. Pointers with wildcards name the fields; a rewrite keeps the rest of the
+//! text byte for byte.
 //!
 //! ```
 //! use brink_guest::fields::{Edit, Fields, Unreadable};
@@ -21,11 +21,11 @@ use serde_json::value::RawValue;
 
 use crate::Rejection;
 
-/// How deep a value may be nested where fields are looked for: as deep as JSON values of a node.
+/// Maximum nesting of a value that is searched, the same as for JSON values on a node.
 const DEPTH_MAX: usize = 128;
 
-/// Rules of type `R` for fields. A field is named by a JSON pointer (RFC 6901), in which `*` stands for every element of an
-/// array and every member of an object, and `**`, as the last part, for everything below at any depth.
+/// Rules of type `R` for fields. A field is named by a JSON pointer (RFC 6901). In a pointer, `*` stands for every element of
+/// an array and every member of an object; `**`, as the last part, stands for everything below, at any depth.
 #[derive(Debug, Clone)]
 pub struct Fields<R> {
     here: Vec<R>,
@@ -34,25 +34,25 @@ pub struct Fields<R> {
     below: Vec<R>,
 }
 
-/// What becomes of a field.
+/// What to do with a field.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Edit {
-    /// It stays; rules for what is below it still apply.
+    /// Keep it. Rules for fields below it still apply.
     Keep,
-    /// It gets a new value, as JSON text.
+    /// Give it a new value, as JSON text.
     Replace(String),
-    /// It goes, with its name. A whole value cannot go: it stays.
+    /// Remove it and its name. A whole value cannot be removed: it is kept.
     Remove,
 }
 
-/// A pointer that cannot be read.
+/// Why a pointer cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Malformed {
     /// It does not begin with `/`.
     Start,
-    /// A `~` that is not part of `~0` or `~1`.
+    /// It has a `~` that is not part of `~0` or `~1`.
     Escape,
-    /// A `**` that is not the last part.
+    /// It has a `**` that is not the last part.
     Below,
 }
 
@@ -60,7 +60,7 @@ pub enum Malformed {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unreadable;
 
-/// The JSON pointer (RFC 6901) along these names and positions.
+/// The JSON pointer (RFC 6901) of a list of names and positions.
 ///
 /// ```
 /// assert_eq!(brink_guest::fields::pointer(["users", "0", "a/b"]), "/users/0/a~1b");
@@ -102,7 +102,7 @@ impl<R> Fields<R> {
 
     /// The fields of a value that have rules, in order: pointer, rule, value.
     ///
-    /// Do not call it with values nested deeper than those that `serde_json` reads, 128.
+    /// It recurses: do not pass values nested more than 128 deep, which is what `serde_json` reads.
     pub fn find<'a>(&'a self, value: &'a Value) -> Vec<(String, &'a R, &'a Value)> {
         let mut found = Vec::new();
         collect(value, &Here::of(self), &mut Vec::new(), &mut found);
@@ -111,9 +111,9 @@ impl<R> Fields<R> {
 
     /// The new text of a JSON value, or `None` if it stays as it is.
     ///
-    /// `edit` gets the rules of a field and its JSON text, white space around it left out. What no rule names stays byte for
-    /// byte: the order of members, repeated names, numbers of any precision, escapes. Only the white space between the
-    /// members of what is taken apart goes.
+    /// `edit` gets the rules of a field and its JSON text without surrounding white space. Everything that no rule names stays
+    /// byte for byte: the order of members, repeated names, numbers of any precision, escapes. Only white space between
+    /// the members of a rewritten array or object is dropped.
     ///
     /// # Errors
     ///
@@ -130,7 +130,7 @@ impl<R> Fields<R> {
         }
     }
 
-    /// Whether no rule is for what is below.
+    /// Whether no rule names anything below.
     fn is_leaf(&self) -> bool {
         self.members.is_empty() && self.every.is_none() && self.below.is_empty()
     }
@@ -176,14 +176,14 @@ impl fmt::Display for Unreadable {
 
 impl std::error::Error for Unreadable {}
 
-/// A plugin that cannot look into a value cannot judge it: code `form`.
+/// A plugin that cannot look into a value cannot judge it, so the request is refused with code `form`.
 impl From<Unreadable> for Rejection {
     fn from(error: Unreadable) -> Self {
         Self::new("form", error.to_string())
     }
 }
 
-/// The rules at one place of a value: those of its name, those of `*`, and those of every `**` above.
+/// The rules at one place of a value: those for its name, those for `*`, and those of every `**` above.
 struct Here<'a, R> {
     places: Vec<&'a Fields<R>>,
     inherited: Vec<&'a R>,
@@ -241,7 +241,7 @@ fn collect<'a, R>(
     }
 }
 
-/// Edits one place and what is below it. `depth` is how many levels are left.
+/// Edits one place and everything below it. `depth` is the number of levels left.
 fn rewrite<R, E: From<Unreadable>>(
     json: &str,
     here: &Here<'_, R>,
@@ -296,7 +296,7 @@ fn read<'a, T: Deserialize<'a>>(json: &'a str) -> Result<T, Unreadable> {
     serde_json::from_str(json).map_err(|_| Unreadable)
 }
 
-/// The members of an object in their order, repeated names included, with names as they are written.
+/// The members of an object in their order, repeated names included. Names keep their escapes.
 struct Members<'a>(Vec<(&'a RawValue, &'a RawValue)>);
 
 struct MembersVisitor;
@@ -405,7 +405,7 @@ mod tests {
         assert_eq!(rewrite(&deep(1_000_000)), Err(Unreadable));
         assert_eq!(rewrite("{"), Err(Unreadable));
         assert_eq!(rewrite("1 2"), Err(Unreadable));
-        // Half of a surrogate pair: valid JSON, and no name that could be compared.
+        // Half of a surrogate pair is valid JSON, but no name can be made of it.
         assert_eq!(rewrite(r#"{"\ud800": 1}"#), Err(Unreadable));
         assert_eq!(fields(&[""]).rewrite("1", |_, _| Err(Unreadable)), Err(Unreadable));
         assert_eq!(Rejection::from(Unreadable).code, "form");

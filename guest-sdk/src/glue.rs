@@ -1,5 +1,4 @@
-//! What stands between an author's type and the exports of a component: one instance of the plugin, kept from
-//! `configure` on, and the macros that export it.
+//! The macros that export an author's type as a component, and the configured plugin that the exports call.
 
 use std::cell::RefCell;
 
@@ -9,17 +8,17 @@ use crate::bindings::configured::exports::brink::hooks::configuration;
 use crate::bindings::validating::brink::hooks::types;
 use crate::{Invalid, Write, config};
 
-/// The plugin of this instance, once it is configured. For the macros of this crate only.
+/// The configured plugin of a component instance. For the macros of this crate only.
 #[doc(hidden)]
 pub struct State<P>(RefCell<Option<P>>);
 
 impl<P> State<P> {
-    /// Not configured yet.
+    /// A plugin that is not configured yet.
     pub const fn empty() -> Self {
         Self(RefCell::new(None))
     }
 
-    /// Makes the plugin from its configuration, in place of an earlier one.
+    /// Makes the plugin from its configuration. It replaces an earlier one.
     pub fn configure<C: DeserializeOwned>(
         &self,
         text: &str,
@@ -30,12 +29,12 @@ impl<P> State<P> {
         Ok(())
     }
 
-    /// Asks the plugin about the writes of one request.
+    /// Calls the plugin with the writes of one request.
     ///
     /// # Panics
     ///
-    /// If the plugin is not configured: the host has broken the contract of `brink:hooks`.
-    #[allow(clippy::panic, reason = "a trap is the only answer left")]
+    /// If the plugin is not configured, which means that the host broke the contract of `brink:hooks`.
+    #[allow(clippy::panic, reason = "the interface has no other way to report a broken contract")]
     pub fn ask<A>(&self, call: &str, writes: Vec<types::Write>, ask: impl FnOnce(&P, &[Write]) -> A) -> A {
         match &*self.0.borrow() {
             Some(plugin) => ask(plugin, &Write::number(writes)),
@@ -44,9 +43,9 @@ impl<P> State<P> {
     }
 }
 
-/// Exports a type that implements [`Validator`](crate::Validator). Once per crate, which must be a `cdylib`.
+/// Exports a type that implements [`Validator`](crate::Validator). Use it once per crate; the crate must be a `cdylib`.
 ///
-/// Compiled natively, it exports nothing and only checks the type, so that tests can use it.
+/// In native builds it exports nothing and only checks the type, so that tests can use it.
 #[macro_export]
 macro_rules! export_validator {
     ($plugin:ty) => {
@@ -54,9 +53,9 @@ macro_rules! export_validator {
     };
 }
 
-/// Exports a type that implements [`Transformer`](crate::Transformer). Once per crate, which must be a `cdylib`.
+/// Exports a type that implements [`Transformer`](crate::Transformer). Use it once per crate; the crate must be a `cdylib`.
 ///
-/// Compiled natively, it exports nothing and only checks the type, so that tests can use it.
+/// In native builds it exports nothing and only checks the type, so that tests can use it.
 #[macro_export]
 macro_rules! export_transformer {
     ($plugin:ty) => {
@@ -64,9 +63,10 @@ macro_rules! export_transformer {
     };
 }
 
-/// Exports a type that implements [`Plugin`](crate::Plugin), in both roles. Once per crate, which must be a `cdylib`.
+/// Exports a type that implements [`Plugin`](crate::Plugin), in both roles. Use it once per crate; the crate must be a
+/// `cdylib`.
 ///
-/// Compiled natively, it exports nothing and only checks the type, so that tests can use it.
+/// In native builds it exports nothing and only checks the type, so that tests can use it.
 #[macro_export]
 macro_rules! export_plugin {
     ($plugin:ty) => {
@@ -111,7 +111,7 @@ macro_rules! __export {
     };
 }
 
-/// Exports one role, into the `Exports` and from the `STATE` of the macro above.
+/// Implements one role for the `Exports` of [`__export!`], with its `STATE`.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __export_role {

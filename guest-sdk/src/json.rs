@@ -1,19 +1,19 @@
-//! Reading JSON into types, with errors that say where.
+//! Reading JSON into types, with errors that name the place.
 
 use serde::de::DeserializeOwned;
 use serde_path_to_error::{Path, Segment};
 
 use crate::fields;
 
-/// Bytes kept of a text that may quote a value of any size.
+/// Maximum length of a message that may quote a value of any size.
 const QUOTE_BYTES_MAX: usize = 256;
 
-/// Where JSON differs from what a type needs.
+/// The first place where JSON does not have the form that a type needs.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Mismatch {
     /// A JSON pointer (RFC 6901); empty for the whole.
     pub(crate) path: String,
-    /// What was found and what was expected there.
+    /// What was found there and what was expected.
     pub(crate) message: String,
 }
 
@@ -37,7 +37,7 @@ pub(crate) fn cut(text: &str) -> String {
     format!("{}…", text.get(..end).unwrap_or_default())
 }
 
-/// The error in words, without line and column where the path says more.
+/// The error in words, without line and column if the path is more precise.
 fn say(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let position = format!(" at line {} column {}", error.line(), error.column());
@@ -50,7 +50,7 @@ fn pointer(path: &Path) -> String {
         Segment::Seq { index } => Some(index.to_string()),
         Segment::Map { key } => Some(key.clone()),
         Segment::Enum { variant } => Some(variant.clone()),
-        // The place is not known more precisely.
+        // The rest of the path is not known.
         Segment::Unknown => None,
     }))
 }

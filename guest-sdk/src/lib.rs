@@ -2,8 +2,8 @@
 //!
 //! A plugin sees every write under its prefix before the cluster commits it. A [`Validator`] accepts or refuses writes, a
 //! [`Transformer`] rewrites values, a [`Plugin`] does both. Implement one of the three, export it, and build for
-//! `wasm32-wasip2`: the result is a component that `brink plugin deploy` takes as it is. A rule over values of one form needs
-//! no more than a function over a type of yours:
+//! `wasm32-wasip2`: the result is a component for `brink plugin deploy`. A rule about one value needs only a function over
+//! a type of yours:
 //!
 //! ```
 //! use brink_guest::Verdict;
@@ -18,7 +18,7 @@
 //! brink_guest::export_validate!(validate);
 //! ```
 //!
-//! With keys, raw bytes, a configuration, and all writes of a request:
+//! A validator that uses keys, raw bytes, a configuration, or all writes of a request together implements the trait:
 //!
 //! ```
 //! use brink_guest::{Invalid, Rejection, Validator, Write};
@@ -42,23 +42,22 @@
 //!
 //! # Configuration
 //!
-//! The configuration of a hook is JSON. The SDK turns it into [`Validator::Config`], any type that `serde` can read; what
-//! does not fit is refused when the hook is created, with the place of the error and what was expected there. A hook
-//! without configuration sends `null`: that is `None` for an `Option`, `()` for `()`, and for a struct the same as
-//! `{}`, so `#[serde(default)]` fields take their defaults.
+//! The configuration of a hook is JSON. The SDK reads it into [`Validator::Config`], any type that `serde` can read. A
+//! mismatch is refused when the hook is created, with the place and what was expected there. Without a configuration
+//! the node sends `null`: an `Option` becomes `None`, and a struct is read from `{}`, so `#[serde(default)]` fields take
+//! their defaults.
 //!
 //! # What a plugin may do
 //!
 //! Look at the writes of one request, read other keys ([`store`]), and log ([`log`]). It has no clock, no network, no
-//! files, no environment and no entropy. Each request gets a fresh instance, so nothing kept in memory is seen by the
-//! next one. A panic stops the request, which is then not written, and its message is shown to the client and in the
-//! node's log.
+//! files, no environment and no entropy. Each request starts from the memory that `configure` left; changes that a request
+//! makes are undone after it. A panic refuses the request, and its message goes to the client and to the node's log.
 //!
 //! # Tests
 //!
 //! Plugin logic is ordinary Rust: test it with `cargo test`, without a node and without WebAssembly. [`Write`] has
-//! constructors for every kind of write, [`config::parse`] reads a configuration as a node would, and `mock` stands in
-//! for the node's store and log.
+//! constructors for every kind of write, [`config::parse`] reads a configuration as a node does, and `mock` replaces the
+//! node's store and log.
 //!
 //! ```
 //! # use brink_guest::{Invalid, Rejection, Validator, Write};
@@ -114,7 +113,8 @@ pub trait Validator: Sized + 'static {
 
     /// Checks the configuration and prepares for the calls that follow.
     ///
-    /// Called when a hook is created, and again in each fresh instance: keep it cheap. The store cannot be read here.
+    /// It runs when a hook is created. Until a node has pre-initialized the plugin, it also runs before each request, within
+    /// the deadline of the hook: keep it cheap. It must be deterministic, and the store cannot be read here.
     ///
     /// # Errors
     ///
@@ -163,8 +163,8 @@ pub trait Transformer: Sized + 'static {
     /// [`Invalid`] says what is wrong with the configuration and where; the hook is then not created.
     fn configure(config: Self::Config) -> Result<Self, Invalid>;
 
-    /// Returns the new values of those writes that change: at most one [`Replacement`] for each, and none for deletions.
-    /// A write that is not named stays as it is.
+    /// Returns the new values of the writes to change: at most one [`Replacement`] for each write, and none for deletions.
+    /// A write without a replacement stays as it is.
     ///
     /// # Errors
     ///
@@ -174,13 +174,12 @@ pub trait Transformer: Sized + 'static {
 
 /// A plugin in both roles, with one configuration. Export it with [`export_plugin!`].
 ///
-/// The node calls [`transform`](Plugin::transform), then [`validate`](Plugin::validate) on what all transformers made of
-/// the request.
+/// The node calls [`transform`](Plugin::transform), then [`validate`](Plugin::validate) on the result of all transformers.
 ///
 /// ```
 /// use brink_guest::{Invalid, Plugin, Rejection, Replacement, Write};
 ///
-/// /// Keeps texts lower-case and not empty.
+/// /// Makes texts lower-case, and refuses empty ones.
 /// struct Texts;
 ///
 /// impl Plugin for Texts {

@@ -1,4 +1,4 @@
-//! Log lines. They go to the node's log with plugin, hook and trace id.
+//! Writing to the node's log. Each line carries plugin, hook and trace id.
 //!
 //! ```
 //! use brink_guest::log;
@@ -8,8 +8,7 @@
 //! log::warn!("{} of them are late", 1);
 //! ```
 //!
-//! A line may have 4 KiB and a call 64 lines; the rest is dropped. Compiled natively, lines are kept for
-//! `mock::take_lines`.
+//! Text beyond 4 KiB a line or 64 lines a call is dropped. In native builds, `mock::take_lines` returns the lines.
 
 #[cfg(target_arch = "wasm32")]
 use crate::bindings::validating::brink::hooks::log as node;

@@ -1,4 +1,4 @@
-//! A node's store and log for native tests of plugins. Not there in WebAssembly.
+//! A node's store and log for native tests of plugins. This module does not exist in WebAssembly.
 //!
 //! ```
 //! use brink_guest::{Rejection, log, mock, store};
@@ -27,13 +27,13 @@ use std::ops::Bound;
 use serde::Serialize;
 
 use crate::Entry;
-use crate::log::Level;
-use crate::store::ReadError;
+use crate::bindings::validating::brink::hooks::log::Level;
+use crate::bindings::validating::brink::hooks::store::ReadError;
 
-/// Reads in one call, as on a node.
+/// Maximum number of reads in one call, as on a node.
 const READS_MAX: usize = 1_000;
 
-/// Keys in one answer of `list`, as on a node.
+/// Maximum number of keys in one answer of `list`, as on a node.
 const LIST_MAX: u32 = 1_000;
 
 thread_local! {
@@ -41,13 +41,13 @@ thread_local! {
     static LINES: RefCell<Vec<(Level, String)>> = const { RefCell::new(Vec::new()) };
 }
 
-/// What the store holds, for the functions of [`store`](crate::store) on this thread once it is open.
+/// The entries that the functions of [`store`](crate::store) find on this thread while the store is open.
 #[derive(Debug, Clone, Default)]
 pub struct Store {
     entries: BTreeMap<String, Entry>,
 }
 
-/// Keeps a [`Store`] open on this thread. When it is dropped, reads answer [`ReadError::Unavailable`] again.
+/// A guard that keeps a [`Store`] open on this thread. Once it is dropped, reads answer [`ReadError::Unavailable`] again.
 #[derive(Debug)]
 #[must_use = "the store is closed when this is dropped"]
 pub struct Open(std::marker::PhantomData<*const ()>);
@@ -67,7 +67,7 @@ impl Store {
     ///
     /// # Panics
     ///
-    /// If `value` has no JSON form, such as a map whose keys are not texts.
+    /// If `value` has no JSON form, for example a map whose keys are not strings.
     #[must_use]
     #[allow(clippy::panic, reason = "exists for tests only")]
     pub fn json(self, key: impl Into<String>, value: &impl Serialize) -> Self {
@@ -77,7 +77,7 @@ impl Store {
         }
     }
 
-    /// Adds an entry with a value of any media type. A key that has an entry gets its next version.
+    /// Adds an entry with a value of any media type. If the key has an entry already, its version goes up by one.
     #[must_use]
     pub fn raw(mut self, key: impl Into<String>, content_type: impl Into<String>, value: impl Into<Vec<u8>>) -> Self {
         let (key, content_type, value) = (key.into(), content_type.into(), value.into());
@@ -87,8 +87,8 @@ impl Store {
         self
     }
 
-    /// Lets the functions of [`store`](crate::store) read from here, on this thread, for as long as the answer lives.
-    /// Counts as a new call: it may read 1,000 times.
+    /// Makes the functions of [`store`](crate::store) read from this store, on this thread, until the guard is dropped.
+    /// This starts a new call, with 1,000 reads.
     pub fn open(self) -> Open {
         OPEN.set(Some(Reads { store: self, count: 0 }));
         Open(std::marker::PhantomData)
@@ -101,7 +101,7 @@ impl Drop for Open {
     }
 }
 
-/// The lines logged on this thread since this was last asked.
+/// Takes the lines logged on this thread since the last call.
 pub fn take_lines() -> Vec<(Level, String)> {
     LINES.take()
 }

@@ -1,10 +1,10 @@
 //! Reading other keys.
 //!
-//! Each read becomes a precondition of the write: if what was read has changed when the write commits, the write is
-//! judged again, so a rule over several keys holds. What is read is committed; the writes of the request itself do not
-//! show. A call may read 1,000 times. During `configure`, reads answer [`ReadError::Unavailable`].
+//! Each read becomes a precondition of the write: if the value has changed by the time the write commits, the write is
+//! judged again. So a rule over several keys holds. Reads return committed values, without the writes of the request
+//! itself. A call may read 1,000 times. During `configure`, reads answer [`ReadError::Unavailable`].
 //!
-//! Compiled natively, these functions read from `mock::Store`.
+//! In native builds, these functions read from `mock::Store`.
 //!
 //! ```
 //! use brink_guest::{mock, store};
@@ -33,8 +33,8 @@ pub fn get(key: &str) -> Result<Option<Entry>, ReadError> {
     node::get(key)
 }
 
-/// Whether a key has an entry. Cheaper than [`get`], also for the write: it need not be judged again when the value of
-/// the key changes, only when the key goes.
+/// Whether a key has an entry. This is cheaper than [`get`], for the write too: a new value of the key does not cause the
+/// write to be judged again, only its deletion or creation does.
 ///
 /// # Errors
 ///
@@ -64,11 +64,11 @@ pub fn list_prefix(prefix: &str, limit: u32) -> Result<Vec<String>, ReadError> {
     Ok(keys)
 }
 
-/// The first text after all that start with `prefix`; empty, which is no bound, if there is none.
+/// The first string after all that start with `prefix`. If there is none, the empty string, which means no bound.
 fn after(prefix: &str) -> String {
     let mut start = prefix.to_owned();
     while let Some(last) = start.pop() {
-        // The code points of surrogates are no characters.
+        // `RangeInclusive<char>` skips the surrogates.
         if let Some(next) = (last..=char::MAX).nth(1) {
             start.push(next);
             break;

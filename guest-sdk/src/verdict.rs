@@ -1,11 +1,11 @@
-//! Validators that are one function over a value of the author's own type.
+//! Validators made of one function over a type of the author.
 
 use serde::de::DeserializeOwned;
 
 use crate::{Rejection, Write};
 
-/// What a function of [`export_validate!`](crate::export_validate) says about one value: the rules it breaks, none if it is
-/// accepted.
+/// The answer of a function of [`export_validate!`](crate::export_validate) for one value: the rules that the value breaks.
+/// Without any, the value is accepted.
 ///
 /// ```
 /// use brink_guest::Verdict;
@@ -40,13 +40,13 @@ impl Verdict {
         Self::default()
     }
 
-    /// A rule is broken: where in the value (a JSON pointer, empty for the whole), and how. The node keeps the first 100.
+    /// Adds a broken rule. `path` is a JSON pointer into the value, empty for the whole. The node keeps the first 100.
     pub fn refuse(mut self, path: impl Into<String>, code: impl Into<String>, message: impl Into<String>) -> Self {
         self.broken.push(Broken { path: path.into(), code: code.into(), message: message.into() });
         self
     }
 
-    /// Refuses unless `holds`.
+    /// Adds a broken rule unless `holds` is true.
     pub fn require(self, holds: bool, path: &str, code: &str, message: &str) -> Self {
         if holds { self } else { self.refuse(path, code, message) }
     }
@@ -62,8 +62,8 @@ impl Verdict {
 
 /// Judges every value of a request. For the macros of this crate only.
 ///
-/// Values that are not JSON or do not have the form of `T` are refused, deletions pass. The request is refused with the code
-/// of the first rule that is broken, and the violations of all its writes.
+/// Values that are not JSON or do not have the form of `T` are refused; deletions pass. The rejection has the code of the
+/// first broken rule, and the violations of all writes.
 #[doc(hidden)]
 pub fn judge<T: DeserializeOwned>(writes: &[Write], validate: impl Fn(T) -> Verdict) -> Result<(), Rejection> {
     let mut refusal: Option<Rejection> = None;
@@ -82,12 +82,12 @@ pub fn judge<T: DeserializeOwned>(writes: &[Write], validate: impl Fn(T) -> Verd
     refusal.map_or(Ok(()), Err)
 }
 
-/// Exports a function over values of the author's own type as a validator: `fn(T) -> Verdict`, or with the hook's
-/// configuration `fn(&Config, T) -> Verdict`, where `T` and `Config` are types that `serde` can read.
+/// Exports a function as a validator: `fn(T) -> Verdict`, or `fn(&Config, T) -> Verdict` with the configuration of the hook.
+/// `T` and `Config` are any types that `serde` can read.
 ///
-/// What does not have the form of `T` is refused before the function is called; deletions are accepted. Once per crate, which
-/// must be a `cdylib`. A plugin that looks at keys, at raw bytes or at several writes together implements
-/// [`Validator`](crate::Validator).
+/// Values without the form of `T` are refused before the function is called; deletions are accepted. Use it once per crate;
+/// the crate must be a `cdylib`. A plugin that looks at keys, at raw bytes or at several writes together implements
+/// [`Validator`](crate::Validator) instead.
 ///
 /// ```
 /// use brink_guest::Verdict;

@@ -12,8 +12,8 @@ const JSON: &str = "application/json";
 
 /// One write of a request, as the client sent it or as earlier transformers left it.
 ///
-/// A write knows its position in the request, so what is made from it (violations, rejections, replacements) names the
-/// right one in a batch too.
+/// A write knows its position in the request. Violations, rejections and replacements made from it carry that position,
+/// so they are right in a batch too.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Write {
     item: u32,
@@ -27,7 +27,7 @@ impl Write {
     ///
     /// # Panics
     ///
-    /// If `value` has no JSON form, such as a map whose keys are not texts.
+    /// If `value` has no JSON form, for example a map whose keys are not strings.
     #[cfg(not(target_arch = "wasm32"))]
     #[allow(clippy::panic, reason = "exists for tests only")]
     pub fn json_value(item: u32, key: impl Into<String>, value: &impl Serialize) -> Self {
@@ -49,7 +49,7 @@ impl Write {
         Self { item, key: key.into(), content_type: String::new(), value: None }
     }
 
-    /// The writes of a call, numbered as the host counts them.
+    /// The writes of a call, with their positions.
     pub(crate) fn number(writes: Vec<wire::Write>) -> Vec<Self> {
         let numbered = (0..).zip(writes);
         numbered
@@ -57,7 +57,7 @@ impl Write {
             .collect()
     }
 
-    /// Its position in the request, from 0.
+    /// The position in the request, from 0.
     pub fn item(&self) -> u32 {
         self.item
     }
@@ -87,7 +87,7 @@ impl Write {
         self.value.is_none()
     }
 
-    /// Whether the value says it is JSON: `application/json` or a type that ends in `+json`.
+    /// Whether the media type is JSON: `application/json` or a type that ends in `+json`.
     pub fn is_json(&self) -> bool {
         let essence = self.content_type.split(';').next().unwrap_or_default().trim();
         let ends_in_json = || essence.rsplit_once('+').is_some_and(|(_, suffix)| suffix.eq_ignore_ascii_case("json"));
@@ -113,8 +113,8 @@ impl Write {
     ///
     /// # Errors
     ///
-    /// A rejection that says where the value differs from what `T` needs: code `not-json` if the value is of another
-    /// media type, `form` if it does not have the form of `T`.
+    /// A rejection that names the place: code `not-json` if the value has another media type, `form` if it does not have
+    /// the form of `T`.
     pub fn json<T: DeserializeOwned>(&self) -> Result<Option<T>, Rejection> {
         let Some(value) = self.value() else { return Ok(None) };
         if !self.is_json() {
@@ -130,18 +130,19 @@ impl Write {
         })
     }
 
-    /// A rule that this write breaks. `path` is a JSON pointer into the value, empty for the whole.
+    /// A rule that this write breaks. `path` is a JSON pointer into the value, empty for the whole value.
     pub fn violation(&self, path: impl Into<String>, code: impl Into<String>, message: impl Into<String>) -> Violation {
         Violation { item: self.item, path: path.into(), code: code.into(), message: message.into() }
     }
 
-    /// A rejection of the request because of this write as a whole: one violation with the same code and message.
+    /// Refuses the request because of this write: the rejection has one violation, for the whole value, with the same code
+    /// and message.
     pub fn reject(&self, code: impl Into<String>, message: impl Into<String>) -> Rejection {
         let (code, message) = (code.into(), message.into());
         Rejection::new(code.clone(), message.clone()).with(self.violation("", code, message))
     }
 
-    /// A new value for this write. The media type stays, so for JSON it must be JSON.
+    /// A new value for this write. The media type stays, so a JSON value must be replaced by JSON.
     pub fn replace(&self, value: impl Into<Vec<u8>>) -> Replacement {
         Replacement { item: self.item, value: value.into() }
     }
@@ -150,7 +151,7 @@ impl Write {
     ///
     /// # Errors
     ///
-    /// A rejection with code `no-json` if `value` has no JSON form, such as a map whose keys are not texts.
+    /// A rejection with code `no-json` if `value` has no JSON form, for example a map whose keys are not strings.
     pub fn replace_json(&self, value: &impl Serialize) -> Result<Replacement, Rejection> {
         match serde_json::to_vec(value) {
             Ok(value) => Ok(self.replace(value)),

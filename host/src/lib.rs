@@ -1,30 +1,39 @@
 //! brink: a replicated key-value store for the edge.
 //!
 //! Each node keeps a full copy on disk, serves it over HTTP, commits writes through a Raft majority, and passes every
-//! write through the WebAssembly plugins that its users uploaded. `ARCHITECTURE.md` draws the way of one write and one
-//! read; here is the map. Arrows run one way, and a test keeps them so:
+//! write through the WebAssembly plugins that its users have uploaded. `ARCHITECTURE.md` has the promises (P1 to P13), the
+//! glossary, and the way of one write and one read. This is the map of the rooms. Arrows run one way, between rooms and
+//! between the files of a room; a test checks that:
 //!
 //! ```text
-//! cli → node → api → {registry, write_path} → {hooks → sandbox, replication} → storage
-//! telemetry and limits may be used by all
+//! cli → node → api → registry → write_path → {hooks → sandbox, replication} → storage
+//! net, telemetry, json, clock and limits may be used by those above them
 //! ```
 //!
-//! - [`cli`]: the command line: `serve`, and the clients.
-//! - [`node`]: one node: its settings, its parts put together, its start and its end.
-//! - [`api`]: HTTP: decoding, limits, status codes, problem objects.
-//! - [`registry`]: plugins and hooks as part of the replicated state.
-//! - [`write_path`]: the way of one write: judged by hooks, then proposed.
-//! - [`hooks`]: which plugin judges which write.
-//! - [`sandbox`]: guest code within limits.
-//! - [`replication`]: Raft: proposals, reads, peers, transport.
-//! - [`storage`]: the log and the data on disk.
-//! - [`telemetry`]: traces, metrics, logs.
-//! - [`limits`]: every limit, by name.
+//! | room | one line |
+//! |---|---|
+//! | [`cli`] | the command line: `serve`, and the client commands |
+//! | [`node`] | one node: its settings, its parts put together, its start and its end |
+//! | [`api`] | HTTP: decoding, status codes, problem objects |
+//! | [`registry`] | plugins and hooks as part of the replicated state |
+//! | [`write_path`] | the way of one write: recalled, judged, proposed, concluded |
+//! | [`hooks`] | which plugin judges which write |
+//! | [`sandbox`] | guest code within limits |
+//! | [`replication`] | how a write becomes durable, how a read is fresh |
+//! | [`storage`] | what a node keeps: the log and the state |
+//! | [`net`] | the only sockets: dial and listen |
+//! | [`telemetry`] | traces, metrics and logs |
+//! | [`json`] | the one rule for JSON that enters the store |
+//! | [`clock`] | wall time |
+//! | [`limits`] | every limit that a client, a plugin author or an operator can meet |
 
 pub mod api;
 pub mod cli;
+pub mod clock;
 pub mod hooks;
+pub mod json;
 pub mod limits;
+pub mod net;
 pub mod node;
 pub mod registry;
 pub mod replication;

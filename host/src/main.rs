@@ -1,4 +1,4 @@
-//! The `brink` binary: starts, reports, drains.
+//! The `brink` binary. `brink serve` starts a node, reports its end and drains it; see [`brink::cli`].
 
 use std::process::ExitCode;
 

@@ -1,13 +1,13 @@
-//! The command line, run as users run it.
+//! The command line, as users run it.
 
 use std::process::{Command, Stdio};
 
-use crate::brink_bin;
+use crate::artifacts::brink_bin;
 
-/// What a command printed, and how it ended.
+/// The output and the exit code of a command.
 #[derive(Debug)]
 pub struct Run {
-    /// The exit code; -1 if a signal ended it.
+    /// The exit code, or -1 if a signal ended the process.
     pub code: i32,
     /// Standard output.
     pub out: String,
@@ -16,7 +16,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// The run, which must have ended with this code.
+    /// Returns the run. Panics if its exit code differs.
     #[track_caller]
     pub fn expect(self, code: i32) -> Self {
         assert_eq!(self.code, code, "{self:?}");
@@ -24,7 +24,7 @@ impl Run {
     }
 }
 
-/// Seconds that a command may take; `timeout` ends it with code 124 then.
+/// Time limit of a command in seconds. `timeout` then ends it with code 124.
 const SECONDS_MAX: &str = "120";
 
 /// Runs `brink` with arguments, against the node at `url`.

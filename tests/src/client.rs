@@ -1,11 +1,11 @@
-//! A plain HTTP client of one node, that shows answers as they are.
+//! An HTTP client of one node that returns answers unchanged.
 
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-/// How long a connection may take to be made.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
+/// Time to establish a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One answer of a node.
 #[derive(Debug, Clone)]
@@ -14,9 +14,9 @@ pub struct Answer {
     pub status: u16,
     /// The headers, names in lower case.
     pub headers: Vec<(String, String)>,
-    /// The body as JSON; `null` if it is not JSON.
+    /// The body as JSON, or `null` if it is not JSON.
     pub json: Value,
-    /// The body as it came.
+    /// The body's bytes.
     pub body: Vec<u8>,
 }
 
@@ -26,7 +26,7 @@ impl Answer {
         self.headers.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
     }
 
-    /// The answer, which must have this status.
+    /// Returns the answer. Panics if its status differs.
     #[track_caller]
     pub fn expect(self, status: u16) -> Self {
         assert_eq!(self.status, status, "{}", String::from_utf8_lossy(&self.body));
@@ -43,18 +43,18 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client of the node at a base URL. Requests time out after 60 seconds: plugins are compiled on deployment.
+    /// A client of the node at a base URL. Requests time out after 60 seconds, because uploads compile plugins.
     pub fn new(url: &str) -> Self {
-        Self::with_patience(url, Duration::from_secs(60))
+        Self::with_timeout(url, Duration::from_secs(60))
     }
 
-    /// A client that waits so long for an answer.
-    pub fn with_patience(url: &str, patience: Duration) -> Self {
-        let builder = reqwest::Client::builder().timeout(patience).connect_timeout(CONNECT_PATIENCE.min(patience));
+    /// A client with a request timeout.
+    pub fn with_timeout(url: &str, timeout: Duration) -> Self {
+        let builder = reqwest::Client::builder().timeout(timeout).connect_timeout(CONNECT_TIMEOUT.min(timeout));
         Self { http: builder.no_proxy().build().unwrap(), url: url.to_owned() }
     }
 
-    /// Sends any request; `path` follows the base URL. An error is a connection that broke or a time-out.
+    /// Sends a request; `path` is appended to the base URL. Fails if the connection breaks or the request times out.
     pub async fn try_send(
         &self,
         method: &str,
@@ -79,7 +79,7 @@ impl Client {
         Ok(Answer { status, headers, json, body })
     }
 
-    /// Sends any request, which must be answered.
+    /// Sends a request. Panics if there is no answer.
     #[track_caller]
     pub fn send<'a>(
         &'a self,

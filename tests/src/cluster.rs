@@ -3,24 +3,27 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::{Client, FaultFs, eventually};
+use crate::artifacts::brink_bin;
+use crate::client::Client;
+use crate::fault_fs::FaultFs;
+use crate::wait::eventually;
 
-/// How long a cluster may take to form. Generous: the machine may be busy with other tests.
+/// Time for a cluster to form. Generous, because other tests may keep the machine busy.
 const FORM_LIMIT: Duration = Duration::from_secs(30);
 
-/// How a cluster's nodes are started.
+/// Options of a cluster's nodes.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// More arguments of `brink serve`.
+    /// Additional arguments of `brink serve`.
     pub args: Vec<String>,
-    /// More environment variables.
+    /// Additional environment variables.
     pub env: Vec<(String, String)>,
 }
 
@@ -29,11 +32,11 @@ pub struct Options {
 pub struct Place {
     /// The address it listens on.
     pub address: SocketAddr,
-    /// The command, with its arguments, that the node's own is appended to; it must become the node's process.
+    /// A command, with its arguments, that runs the node's command. It must replace itself by the node's process.
     pub wrapper: Vec<String>,
 }
 
-/// A cluster of nodes. Dropping it kills them.
+/// A cluster of nodes. Dropping it kills their processes.
 pub struct Cluster {
     /// The nodes, in the order of their ports.
     pub nodes: Vec<Node>,
@@ -46,7 +49,7 @@ impl Cluster {
         Self::start_with(size, Options::default()).await
     }
 
-    /// Starts a cluster with options.
+    /// Starts a cluster with options and waits until every node knows its leader.
     pub async fn start_with(size: usize, options: Options) -> Self {
         let mut cluster = Self::prepare(size, options);
         for node in &mut cluster.nodes {
@@ -56,7 +59,7 @@ impl Cluster {
         cluster
     }
 
-    /// Lays a cluster out on loopback without starting its nodes.
+    /// Prepares a cluster on loopback without starting its nodes.
     pub fn prepare(size: usize, options: Options) -> Self {
         let places = free_ports(size)
             .into_iter()
@@ -64,7 +67,7 @@ impl Cluster {
         Self::prepare_at(places.collect(), options)
     }
 
-    /// Lays a cluster out, a node at each place, without starting its nodes.
+    /// Prepares a cluster with a node at each place, without starting its nodes.
     pub fn prepare_at(places: Vec<Place>, options: Options) -> Self {
         let dir = tempfile::Builder::new().prefix("brink-test-").tempdir().unwrap();
         let urls: Vec<String> = places.iter().map(|place| format!("http://{}/kv-store/v1", place.address)).collect();
@@ -104,7 +107,7 @@ impl Cluster {
         &self.nodes[index].client
     }
 
-    /// The position of the leader, as the running nodes agree on it.
+    /// The index of the leader. Waits until all running nodes name the same one.
     pub async fn leader(&self) -> usize {
         eventually(FORM_LIMIT, "the nodes agree on a leader", || async {
             let mut leaders = Vec::new();
@@ -119,10 +122,8 @@ impl Cluster {
         })
         .await
     }
-}
 
-impl Cluster {
-    /// Ends every process in the same moment, as a loss of power does.
+    /// Kills every process at the same moment (SIGKILL).
     pub fn kill_all(&mut self) {
         for node in self.nodes.iter().filter(|node| node.is_running()) {
             node.signal(Signal::KILL);
@@ -142,7 +143,7 @@ pub struct Node {
     /// The port it listens on.
     pub port: u16,
     place: Place,
-    /// Its directory: data, unless that is elsewhere, and log file.
+    /// Its directory: the log file, and the data unless they are on a disk of their own.
     pub dir: PathBuf,
     data_dir: Option<PathBuf>,
     advertise_url: Option<String>,
@@ -157,9 +158,9 @@ impl Node {
         self.start_with(&[]);
     }
 
-    /// Starts the node's process with more arguments, this time.
+    /// Starts the node's process with additional arguments.
     pub fn start_with(&mut self, args: &[&str]) {
-        assert!(self.child.is_none(), "the node runs already");
+        assert!(self.child.is_none(), "the node is already running");
         std::fs::create_dir_all(&self.dir).unwrap();
         let log = File::options().create(true).append(true).open(self.log_file()).unwrap();
         let words = self.place.wrapper.iter().map(OsString::from).chain([brink_bin().into_os_string()]);
@@ -187,18 +188,18 @@ impl Node {
         self.child = Some(command.spawn().unwrap());
     }
 
-    /// Has the node, when it is started next, know these other nodes instead of all.
+    /// Sets the other nodes that the node knows from its next start on (`REPLICA_NODES`).
     pub fn knows(&mut self, others: &[String]) {
         let list: Vec<_> = others.iter().map(|url| serde_json::json!({ "url": url })).collect();
         self.replica_nodes = if list.is_empty() { None } else { Some(serde_json::json!(list).to_string()) };
     }
 
-    /// Has the node call itself by another URL, such as the one that is in its data.
+    /// Sets the URL that the node advertises from its next start on.
     pub fn advertise(&mut self, url: &str) {
         self.advertise_url = Some(url.to_owned());
     }
 
-    /// Has the node keep its data on a disk of its own.
+    /// Puts the node's data on a disk, from its next start on.
     pub fn keep_data_on(&mut self, disk: &FaultFs) {
         self.data_dir = Some(disk.path().join("data"));
     }
@@ -213,7 +214,7 @@ impl Node {
         .await;
     }
 
-    /// Waits until the node answers at all.
+    /// Waits until the node answers HTTP requests.
     pub async fn answers(&self) {
         eventually(FORM_LIMIT, "the node answers", || async {
             self.client.try_send("GET", "/livez", &[], "").await.ok()
@@ -221,17 +222,17 @@ impl Node {
         .await;
     }
 
-    /// Whether the process was started and not ended by the test.
+    /// Whether the test has started the process and not ended it.
     pub fn is_running(&self) -> bool {
         self.child.is_some()
     }
 
-    /// The id of the process, which must run.
+    /// The process id. Panics if the node is not running.
     pub fn pid(&self) -> u32 {
-        self.child.as_ref().expect("the node runs").id()
+        self.child.as_ref().expect("the node is running").id()
     }
 
-    /// Ends the process at once, as a power loss of the process would (SIGKILL).
+    /// Kills the process (SIGKILL). Does nothing if the node is not running.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().unwrap();
@@ -239,38 +240,38 @@ impl Node {
         }
     }
 
-    /// Asks the process to stop (SIGTERM) and waits for its end. Returns whether it ended with success.
+    /// Asks the process to stop (SIGTERM) and waits for its end. Returns whether its exit code was 0.
     pub fn stop(&mut self) -> bool {
         self.signal(Signal::TERM);
         self.child.take().unwrap().wait().unwrap().success()
     }
 
-    /// Sends a signal, such as STOP and CONT.
+    /// Sends a signal to the process.
     pub fn signal(&self, signal: Signal) {
-        let child = self.child.as_ref().expect("the node runs");
+        let child = self.child.as_ref().expect("the node is running");
         kill_process(Pid::from_child(child), signal).unwrap();
     }
 
-    /// Waits until the process ends by itself. Returns its exit code; -1 if a signal ended it.
+    /// Waits until the process ends by itself. Returns its exit code, or -1 if a signal ended it.
     pub async fn ended(&mut self, limit: Duration) -> i32 {
         let began = Instant::now();
-        let child = self.child.as_mut().expect("the node runs");
+        let child = self.child.as_mut().expect("the node is running");
         loop {
             if let Some(status) = child.try_wait().unwrap() {
                 self.child = None;
                 return status.code().unwrap_or(-1);
             }
-            assert!(began.elapsed() < limit, "{} runs still after {limit:?}", self.url);
+            assert!(began.elapsed() < limit, "{} is still running after {limit:?}", self.url);
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
-    /// Where the node keeps its data.
+    /// The node's data directory.
     pub fn data_dir(&self) -> PathBuf {
         self.data_dir.clone().unwrap_or_else(|| self.dir.join("data"))
     }
 
-    /// What the node has logged so far.
+    /// The log of the node, from its first start on.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.log_file()).unwrap_or_default()
     }
@@ -295,35 +296,10 @@ impl Drop for Node {
     }
 }
 
-/// Ports that are free now. They are taken together, so that no two are the same.
+/// Free ports in ascending order. All listeners are open at once, so the ports differ.
 fn free_ports(count: usize) -> Vec<u16> {
     let listeners: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    listeners.iter().map(|listener| listener.local_addr().unwrap().port()).collect()
-}
-
-/// The `brink` binary: `BRINK_BIN`, or the one beside the test's own build.
-pub fn brink_bin() -> PathBuf {
-    let path = std::env::var_os("BRINK_BIN").map_or_else(|| build_dir().join("brink"), PathBuf::from);
-    assert!(path.exists(), "{} is missing; build it, or run `cargo xtask test`", path.display());
-    path
-}
-
-/// The bytes of a compiled plugin.
-pub fn plugin_wasm(package: &str) -> Vec<u8> {
-    std::fs::read(plugin_file(package)).unwrap()
-}
-
-/// A compiled plugin: from `BRINK_PLUGINS_DIR`, or from this build's target directory.
-pub fn plugin_file(package: &str) -> PathBuf {
-    let dir = std::env::var_os("BRINK_PLUGINS_DIR")
-        .map_or_else(|| build_dir().parent().unwrap().join("wasm32-wasip2").join("plugin"), PathBuf::from);
-    let path = dir.join(format!("{}.wasm", package.replace('-', "_")));
-    assert!(path.exists(), "{} is missing; build the plugins, or run `cargo xtask test`", path.display());
-    path
-}
-
-/// The directory of this build's binaries: test executables are in its `deps`.
-pub fn build_dir() -> PathBuf {
-    let executable = std::env::current_exe().unwrap();
-    executable.parent().and_then(Path::parent).unwrap().to_path_buf()
+    let mut ports: Vec<u16> = listeners.iter().map(|listener| listener.local_addr().unwrap().port()).collect();
+    ports.sort_unstable();
+    ports
 }

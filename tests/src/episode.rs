@@ -1,4 +1,4 @@
-//! One run of clients and faults on a fresh cluster, and the verdict on its history.
+//! One run of clients and faults on a fresh cluster, and the check of its history.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -7,162 +7,165 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 
+use crate::artifacts::build_dir;
+use crate::cluster::{Cluster, Node, Options};
 use crate::history::{self, Call};
 use crate::hosts::Hosts;
 use crate::invariants::{self, Violation};
-use crate::nemesis::{self, Fault, Field};
-use crate::workload::{Clients, Desk, Pace};
-use crate::{Cluster, Options, build_dir, entries, eventually};
+use crate::load::entries;
+use crate::nemesis::{self, Fault, Testbed};
+use crate::wait::eventually;
+use crate::workload::{Clients, Traffic, Workload};
 
-/// Within which a cluster takes writes again once its last fault is over.
+/// Time from the end of the last fault until all nodes must acknowledge writes.
 const WRITABLE_LIMIT: Duration = Duration::from_secs(2);
 
-/// How long it is waited for that before the run is given up.
-const WRITABLE_PATIENCE: Duration = Duration::from_secs(20);
+/// Time to wait for this before the measurement is given up.
+const WRITABLE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What one run is.
+/// The parameters of a run.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// How many nodes.
+    /// Number of nodes.
     pub nodes: usize,
-    /// Whence faults and calls are drawn.
+    /// Seed of the faults and the calls.
     pub seed: u64,
-    /// How long faults go on.
+    /// Time during which faults are injected.
     pub length: Duration,
     /// Log entries between snapshots.
     pub snapshot_entries: u64,
 }
 
-/// What became of a run.
+/// The results of a run.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// Calls, by what came of them.
+    /// Number of calls by outcome.
     pub tally: BTreeMap<&'static str, usize>,
-    /// Faults, by their kind.
+    /// Number of faults by kind.
     pub faults: BTreeMap<&'static str, usize>,
-    /// After each fault that was the last for a while: until the first node took a write, and until all that had not
-    /// been ended did.
+    /// Recovery times after the last fault of each disruption: until the first node, and until all nodes whose process had
+    /// not ended, acknowledged a write.
     pub recoveries: Vec<(Duration, Duration)>,
-    /// After each loss of a leader that left a majority, by the kind of fault: until the first of the other nodes took a
-    /// write, and until all did.
+    /// Failover times by the kind of fault that cost a majority its leader: until the first of the other nodes, and until all
+    /// of them, acknowledged a write.
     pub failovers: BTreeMap<&'static str, Vec<(Duration, Duration)>>,
-    /// What is wrong.
+    /// The violations.
     pub violations: Vec<String>,
 }
 
-/// Runs a plan. Prints what happens.
+/// Runs a plan, and prints its faults and recovery times.
 pub async fn run(plan: &Plan) -> Report {
     println!("{} nodes, seed {}, {:?}, snapshots every {}", plan.nodes, plan.seed, plan.length, plan.snapshot_entries);
     let mut rng = Rng::with_seed(plan.seed);
     let hosts = Hosts::new(plan.nodes);
     let args = vec!["--snapshot-entries".to_owned(), plan.snapshot_entries.to_string()];
     let mut cluster = Cluster::prepare_at(hosts.places(), Options { args, ..Options::default() });
-    cluster.nodes.iter_mut().for_each(crate::Node::start);
+    cluster.nodes.iter_mut().for_each(Node::start);
     cluster.ready().await;
-    let desk = Desk::new(&cluster);
-    let mut field = Field { cluster, hosts, desk };
+    let workload = Workload::new(&cluster);
+    let mut testbed = Testbed { cluster, hosts, workload };
 
-    let clients = Clients::start(&field.desk, Pace::default(), rng.u64(..));
+    let clients = Clients::start(&testbed.workload, Traffic::default(), rng.u64(..));
     let mut report = Report::default();
     let began = Instant::now();
     while began.elapsed() < plan.length {
         pause(&mut rng, 300..1_500).await;
         print!("{:6.1} s ", began.elapsed().as_secs_f64());
-        trouble(&mut field, &mut rng, &mut report).await;
+        disrupt(&mut testbed, &mut rng, &mut report).await;
     }
     clients.stop().await;
-    verify(&field, plan, &mut report).await;
+    verify(&testbed, plan, &mut report).await;
     report
 }
 
-/// One fault, or two at once, until the cluster is whole again.
-async fn trouble(field: &mut Field, rng: &mut Rng, report: &mut Report) {
-    let size = field.cluster.nodes.len();
-    let leader = field.leader().await;
+/// Injects one fault or two overlapping ones, reverts them and waits for recovery.
+async fn disrupt(testbed: &mut Testbed, rng: &mut Rng, report: &mut Report) {
+    let size = testbed.cluster.nodes.len();
+    let leader = testbed.leader().await;
     print!("leader {leader}: ");
     let first = nemesis::draw(rng, size, leader, &BTreeSet::new());
-    let inflicted = Instant::now();
-    begin(field, &first, report).await;
+    let injected = Instant::now();
+    begin(testbed, &first, report).await;
     let lost = first.affected();
     if lost.contains(&leader) && lost.len() <= size / 2 && !matches!(first, Fault::Restart(_)) {
         let others: Vec<usize> = (0..size).filter(|node| !lost.contains(node)).collect();
-        let (first_write, last) = field.first_and_last_write(&others, inflicted, WRITABLE_PATIENCE).await;
+        let (first_write, last) = testbed.first_and_last_write(&others, injected, WRITABLE_TIMEOUT).await;
         report.failovers.entry(first.name()).or_default().push((first_write, last));
-        print!("(succeeded after {first_write:.1?}, on all others {last:.1?}) ");
+        print!("(new leader: first write after {first_write:.1?}, on all others {last:.1?}) ");
     }
     pause(rng, 200..3_500).await;
     let mut faults = vec![first];
     let spared: BTreeSet<usize> = faults[0].affected().into_iter().collect();
     if rng.u8(..4) == 0 && spared.len() < size {
         faults.push(nemesis::draw(rng, size, leader, &spared));
-        begin(field, &faults[1], report).await;
+        begin(testbed, &faults[1], report).await;
         pause(rng, 200..2_000).await;
         rng.shuffle(&mut faults);
     }
     for fault in &faults {
-        field.relieve(fault).await;
+        testbed.revert(fault).await;
     }
-    recover(field, &faults, report).await;
+    recover(testbed, &faults, report).await;
 }
 
-async fn begin(field: &mut Field, fault: &Fault, report: &mut Report) {
+async fn begin(testbed: &mut Testbed, fault: &Fault, report: &mut Report) {
     print!("{fault:?} ");
     *report.faults.entry(fault.name()).or_insert(0) += 1;
-    field.inflict(fault).await;
+    testbed.inject(fault).await;
 }
 
-/// Measures how long the cluster takes until it takes writes again.
-async fn recover(field: &Field, faults: &[Fault], report: &mut Report) {
+/// Measures the time until the nodes acknowledge writes again.
+async fn recover(testbed: &Testbed, faults: &[Fault], report: &mut Report) {
     let healed = Instant::now();
     let ended: BTreeSet<usize> = faults.iter().flat_map(Fault::ended).collect();
-    let size = field.cluster.nodes.len();
+    let size = testbed.cluster.nodes.len();
     let kept: Vec<usize> = (0..size).filter(|node| ended.len() == size || !ended.contains(node)).collect();
-    let (first, last) = field.first_and_last_write(&kept, healed, WRITABLE_PATIENCE).await;
-    println!("→ writable after {first:.1?}, on all after {last:.1?}");
+    let (first, last) = testbed.first_and_last_write(&kept, healed, WRITABLE_TIMEOUT).await;
+    println!("→ first write after {first:.1?}, on all nodes after {last:.1?}");
     report.recoveries.push((first, last));
     if last > WRITABLE_LIMIT {
-        report.violations.push(format!("after {faults:?} a node took no write for {last:?}"));
+        report.violations.push(format!("after {faults:?}, a node acknowledged no write for {last:?}"));
     }
-    field.settle().await;
+    testbed.settle().await;
 }
 
-/// Reads everything once more, and checks the whole history.
-async fn verify(field: &Field, plan: &Plan, report: &mut Report) {
-    for node in 0..field.cluster.nodes.len() {
-        field.desk.read_everything(node).await;
+/// Reads all objects once more, and checks the whole history.
+async fn verify(testbed: &Testbed, plan: &Plan, report: &mut Report) {
+    for node in 0..testbed.cluster.nodes.len() {
+        testbed.workload.read_everything(node).await;
     }
-    let first = entries(field.cluster.client(0), "", "strong").await;
-    for node in &field.cluster.nodes {
-        eventually(WRITABLE_PATIENCE, "all nodes come to the same state", || async {
+    let first = entries(testbed.cluster.client(0), "", "strong").await;
+    for node in &testbed.cluster.nodes {
+        eventually(WRITABLE_TIMEOUT, "all nodes reach the same state", || async {
             (entries(&node.client, "", "local").await == first).then_some(())
         })
         .await;
     }
-    let calls = field.desk.history.calls();
+    let calls = testbed.workload.history.calls();
     report.tally = history::tally(&calls);
     let began = Instant::now();
     let (violations, calls) = check(calls).await;
     println!("{} calls, checked in {:.1?}", calls.len(), began.elapsed());
     if !violations.is_empty() {
-        let dir = keep(&violations, &calls, field, plan);
-        report.violations.push(format!("the whole history and the nodes' logs are in {}", dir.display()));
+        let dir = save(&violations, &calls, testbed, plan);
+        report.violations.push(format!("the history and the nodes' logs are in {}", dir.display()));
     }
     report.violations.extend(violations.iter().map(ToString::to_string));
 }
 
-/// Checks a history, away from the async threads.
+/// Checks a history on a blocking thread.
 pub async fn check(calls: Vec<Arc<Call>>) -> (Vec<Violation>, Vec<Arc<Call>>) {
     tokio::task::spawn_blocking(move || (invariants::check(&calls), calls)).await.unwrap()
 }
 
-/// Keeps what is needed to understand a violation.
-fn keep(violations: &[Violation], calls: &[Arc<Call>], field: &Field, plan: &Plan) -> PathBuf {
+/// Saves the history, its drawings and the nodes' logs.
+fn save(violations: &[Violation], calls: &[Arc<Call>], testbed: &Testbed, plan: &Plan) -> PathBuf {
     let dir = build_dir().parent().map_or_else(|| Path::new("target").to_path_buf(), Path::to_path_buf);
     let dir = dir.join("faults").join(plan.seed.to_string());
     std::fs::create_dir_all(&dir).unwrap();
     history::save(calls, &dir.join("history.jsonl"));
     invariants::draw_all(violations, calls, &dir);
-    for (number, node) in field.cluster.nodes.iter().enumerate() {
+    for (number, node) in testbed.cluster.nodes.iter().enumerate() {
         std::fs::write(dir.join(format!("node{number}.txt")), node.log()).unwrap();
     }
     dir
@@ -173,7 +176,7 @@ async fn pause(rng: &mut Rng, milliseconds: std::ops::Range<u64>) {
 }
 
 impl Report {
-    /// Adds another run.
+    /// Adds the results of another run.
     pub fn add(&mut self, other: Self) {
         for (name, count) in other.tally {
             *self.tally.entry(name).or_insert(0) += count;
@@ -192,9 +195,9 @@ impl Report {
     pub fn print(&self) {
         println!("faults: {:?}", self.faults);
         println!("calls: {:?}", self.tally);
-        println!("after the last fault, writable: {}", spread(&self.recoveries));
+        println!("recovery after the last fault: {}", spread(&self.recoveries));
         for (name, times) in &self.failovers {
-            println!("after the leader was lost by {name}, writable: {}", spread(times));
+            println!("failover after {name}: {}", spread(times));
         }
         match self.violations.len() {
             0 => println!("verdict: no violation"),
@@ -207,10 +210,10 @@ fn spread(times: &[(Duration, Duration)]) -> String {
     let of = |mut times: Vec<Duration>| {
         times.sort();
         match (times.get(times.len() / 2), times.last()) {
-            (Some(median), Some(last)) => format!("median {median:.1?}, most {last:.1?}"),
+            (Some(median), Some(last)) => format!("median {median:.1?}, max {last:.1?}"),
             _ => "never".to_owned(),
         }
     };
     let (first, last) = times.iter().copied().unzip();
-    format!("{}; on all nodes that were left alone {}; {} times", of(first), of(last), times.len())
+    format!("first write: {}; all nodes: {}; {} measurements", of(first), of(last), times.len())
 }

@@ -1,7 +1,7 @@
-//! What clients asked, when, and what they were told: the histories that the invariants are checked against.
+//! Recorded calls of clients: requests, times and outcomes. The invariants are checked against this history.
 //!
-//! Calls go to objects. An object is a few keys that belong together: batches write several of them, ranges read them
-//! all. Objects are used for a while and then left for new ones, so that the history of each is short.
+//! Each call addresses one object. An object is a small set of keys: batches write several of them, ranges read all of
+//! them. Objects are replaced by new ones after some time, so that the history of each object stays short.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -13,23 +13,23 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-/// The keys of an object.
+/// Number of keys of an object.
 pub const KEYS: usize = 4;
 
-/// How fresh a read must be.
+/// The consistency that a read asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub enum Level {
-    /// Linearizable or an error.
+pub enum Consistency {
+    /// Linearizable, or an error.
     Strong,
-    /// Linearizable if that can be had promptly; the answer says whether it is.
+    /// Linearizable if that is possible promptly, else local; the answer says which.
     Prompt,
-    /// What the node has.
+    /// The state of the node.
     Local,
 }
 
-/// What a client demands of a key before its write is made.
+/// A precondition of a write on one key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub enum Demand {
+pub enum Precondition {
     /// The entry has this revision.
     Revision(u64),
     /// There is no entry.
@@ -39,81 +39,81 @@ pub enum Demand {
 /// One key of a write.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Item {
-    /// Which key of the object.
+    /// The key's position in the object.
     pub key: usize,
-    /// The new value, which no other write has; none: the key is deleted.
+    /// The new value, unique among all writes; `None` deletes the key.
     pub value: Option<u64>,
-    /// What must be true before.
-    pub demand: Option<Demand>,
+    /// The precondition.
+    pub precondition: Option<Precondition>,
 }
 
-/// What a client asked for.
+/// The request of a call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub enum Ask {
-    /// One key.
-    Get(usize, Level),
-    /// All keys of the object at one moment.
-    Range(Level),
+pub enum Request {
+    /// Reads one key.
+    Get(usize, Consistency),
+    /// Reads all keys of the object at one revision.
+    Range(Consistency),
     /// A `PUT` or a `DELETE`, or a batch if there are several items.
     Write {
-        /// What is written; no key occurs twice.
+        /// The items, each with another key.
         items: Vec<Item>,
-        /// Whether the write has an `Idempotency-Key`, and is sent again while it is unknown what became of it.
-        named: bool,
+        /// Whether the write has an `Idempotency-Key`, and is repeated while its outcome is unknown.
+        idempotent: bool,
     },
 }
 
-/// An entry as an answer shows it.
+/// An entry in an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct Seen {
-    /// Its value.
+    /// The value.
     pub value: u64,
-    /// How often the key was written since it came to be.
+    /// Number of writes since the key was created.
     pub version: u64,
-    /// The revision of the write that set it.
+    /// The revision of the last write.
     pub revision: u64,
 }
 
-/// What one item of a write did.
+/// The effect of one item of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub enum Effect {
-    /// The key has its new value, in this version.
+    /// The key has the new value, with this version.
     Put(u64),
-    /// The key is gone, and whether it was there.
+    /// The key is deleted; whether it existed.
     Deleted(bool),
-    /// Nobody saw what it did.
+    /// Not known.
     Unseen,
 }
 
-/// What came of a call.
+/// The outcome of a call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub enum Outcome {
-    /// What a read saw.
+    /// The result of a read.
     Read {
-        /// Each key that was asked for.
+        /// Each requested key with its entry.
         entries: Vec<(usize, Option<Seen>)>,
-        /// The store's revision, as the answer says; a range shows exactly this one, a single key this or a later one.
+        /// The store's revision in the answer. A range shows this revision; a single key shows this one or a later one.
         revision: u64,
-        /// Whether the answer says that it is linearizable.
+        /// Whether the answer says that the read is linearizable.
         linearizable: bool,
     },
     /// The write is committed.
     Done {
-        /// Its revision; an answer to a `DELETE` does not say it.
+        /// Its revision. The answer to a `DELETE` has none.
         revision: Option<u64>,
-        /// What each item did.
+        /// The effect of each item.
         effects: Vec<Effect>,
     },
-    /// The write was refused since a demand is not met: of which key, and the revision of its entry.
-    Refused(usize, Option<u64>),
-    /// The node, or the failure to reach it, says that the write has not happened and never will.
+    /// The write was refused, because the precondition on a key failed. The key, and the revision of its entry.
+    PreconditionFailed(usize, Option<u64>),
+    /// The write was not applied and never will be.
     NotWritten,
-    /// The write may have happened, or may happen yet.
+    /// The write may have been applied, or may still be.
     Unknown,
-    /// A read was not answered.
+    /// A read without an answer.
     Failed,
-    /// An answer that no node may give.
-    Wrong(String),
+    /// An answer that the API does not allow.
+    Invalid(String),
 }
 
 /// One call of a client.
@@ -121,34 +121,34 @@ pub enum Outcome {
 pub struct Call {
     /// Its number.
     pub id: u64,
-    /// Who called; a client has one call under way at a time.
+    /// The client. A client has one call in flight.
     pub client: u32,
-    /// The node it was sent to, the first if there were several.
+    /// The node; the first one if the call went to several.
     pub node: usize,
-    /// The life of that node's process; none if it ended or began meanwhile.
-    pub life: Option<u64>,
+    /// The incarnation of the node's process; `None` if the process started or ended during the call.
+    pub incarnation: Option<u64>,
     /// The object.
     pub object: u64,
-    /// What was asked for.
-    pub ask: Ask,
-    /// When the call began, in nanoseconds since the history did.
+    /// The request.
+    pub request: Request,
+    /// Start of the call, in nanoseconds since the start of the history.
     pub invoked: i64,
-    /// When the client knew the outcome, or gave up.
+    /// Time at which the client knew the outcome or gave up.
     pub completed: i64,
-    /// What came of it.
+    /// The outcome.
     pub outcome: Outcome,
 }
 
 impl Call {
-    /// The items of a write; none of a read.
+    /// The items of a write; empty for a read.
     pub fn items(&self) -> &[Item] {
-        match &self.ask {
-            Ask::Write { items, .. } => items,
-            Ask::Get(..) | Ask::Range(_) => &[],
+        match &self.request {
+            Request::Write { items, .. } => items,
+            Request::Get(..) | Request::Range(_) => &[],
         }
     }
 
-    /// What a read saw.
+    /// The entries in the answer to a read; empty for a write.
     pub fn entries(&self) -> &[(usize, Option<Seen>)] {
         match &self.outcome {
             Outcome::Read { entries, .. } => entries,
@@ -156,7 +156,7 @@ impl Call {
         }
     }
 
-    /// The revision of a write that was acknowledged, if its answer says it.
+    /// The revision of an acknowledged write, if its answer has one.
     pub fn written_revision(&self) -> Option<u64> {
         match &self.outcome {
             Outcome::Done { revision, .. } => *revision,
@@ -164,12 +164,12 @@ impl Call {
         }
     }
 
-    /// One line for people.
+    /// The call as one readable line.
     pub fn describe(&self) -> String {
         let (from, to) = (seconds(self.invoked), seconds(self.completed));
         format!(
             "[{from} – {to}] #{} client {} node {} object {}: {:?} → {:?}",
-            self.id, self.client, self.node, self.object, self.ask, self.outcome
+            self.id, self.client, self.node, self.object, self.request, self.outcome
         )
     }
 }
@@ -178,7 +178,7 @@ fn seconds(nanoseconds: i64) -> String {
     format!("{}.{:06}", nanoseconds / 1_000_000_000, nanoseconds % 1_000_000_000 / 1_000)
 }
 
-/// Calls as they are made.
+/// The calls recorded so far.
 #[derive(Debug)]
 pub struct History {
     began: Instant,
@@ -193,22 +193,22 @@ impl Default for History {
 }
 
 impl History {
-    /// Nanoseconds since the history began.
+    /// Nanoseconds since the start of the history.
     pub fn now(&self) -> i64 {
         i64::try_from(self.began.elapsed().as_nanos()).unwrap()
     }
 
-    /// A number for a call that nobody had.
+    /// A new number for a call.
     pub fn next_id(&self) -> u64 {
         self.next_id.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Keeps a call that has ended.
+    /// Records a completed call.
     pub fn record(&self, call: Call) {
         self.calls.lock().unwrap().push(Arc::new(call));
     }
 
-    /// All calls so far, in the order of their beginnings.
+    /// All calls so far, ordered by their start.
     pub fn calls(&self) -> Vec<Arc<Call>> {
         let mut calls = self.calls.lock().unwrap().clone();
         calls.sort_by_key(|call| call.invoked);
@@ -225,20 +225,20 @@ pub fn save(calls: &[Arc<Call>], path: &Path) {
     file.flush().unwrap();
 }
 
-/// How many calls came to what.
+/// Number of calls by outcome.
 pub fn tally(calls: &[Arc<Call>]) -> BTreeMap<&'static str, usize> {
     let mut tally = BTreeMap::new();
     for call in calls {
-        let name = match (&call.outcome, &call.ask) {
+        let name = match (&call.outcome, &call.request) {
             (Outcome::Read { linearizable: true, .. }, _) => "linearizable reads",
             (Outcome::Read { .. }, _) => "local reads",
-            (Outcome::Failed, _) => "reads failed",
-            (Outcome::Done { .. }, Ask::Write { named: true, .. }) => "named writes done",
+            (Outcome::Failed, _) => "failed reads",
+            (Outcome::Done { .. }, Request::Write { idempotent: true, .. }) => "idempotent writes done",
             (Outcome::Done { .. }, _) => "writes done",
-            (Outcome::Refused(..), _) => "writes refused by a condition",
+            (Outcome::PreconditionFailed(..), _) => "failed preconditions",
             (Outcome::NotWritten, _) => "writes not written",
             (Outcome::Unknown, _) => "writes unknown",
-            (Outcome::Wrong(_), _) => "wrong answers",
+            (Outcome::Invalid(_), _) => "invalid answers",
         };
         *tally.entry(name).or_insert(0) += 1;
     }

@@ -1,12 +1,10 @@
-//! Hosts of their own for nodes: network namespaces on one bridge, between which the network can be cut.
+//! Hosts for nodes: network namespaces on one bridge, with links that can be cut.
 //!
-//! The test itself is in the machine's own namespace and reaches every host over the bridge, whatever is cut between
-//! them. What is cut is lost without a word, as on a real network: a host drops, by nftables, what comes from those it
-//! is not to hear.
+//! The test runs in the machine's own namespace and reaches every host through the bridge, whatever links are cut. A cut
+//! loses packets silently, as a real network does: the receiving host drops packets from the sender by an nftables rule.
 //!
-//! A [`Hosts`] takes a number that nobody on the machine has, by locking a file for as long as its process lives. The
-//! names of its interfaces and its addresses follow from the number. Whoever comes next removes what dead processes
-//! left under the numbers that are free.
+//! Each [`Hosts`] has a number that is unique on the machine; it holds a lock on a file for as long as its process lives.
+//! Interface names and addresses are derived from the number. A new [`Hosts`] also removes the remains of dead processes.
 
 use std::fs::{File, TryLockError};
 use std::io::Write as _;
@@ -16,15 +14,15 @@ use std::process::{Command, Output, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::Place;
+use crate::cluster::Place;
 
-/// Where the files are that show which numbers are taken.
-const CLAIMS_DIR: &str = "/run/brink-test-hosts";
+/// Directory of the lock files, one for each number.
+const LOCKS_DIR: &str = "/run/brink-test-hosts";
 
-/// Where iproute2 keeps the names of namespaces.
+/// Directory of iproute2's namespaces.
 const NAMESPACES_DIR: &str = "/run/netns";
 
-/// The most sets of hosts on one machine.
+/// Maximum number of [`Hosts`] on one machine.
 const NUMBERS_MAX: u8 = 200;
 
 /// The first two bytes of all addresses: a private range that few networks use.
@@ -33,19 +31,19 @@ const RANGE: &str = "10.213";
 /// The port of every node.
 const PORT: u16 = 8_000;
 
-/// Hosts, joined by one bridge. Dropping them removes them, with all processes that still run there.
+/// Hosts joined by a bridge. Dropping them removes them and kills the processes that still run there.
 pub struct Hosts {
     number: u8,
     count: usize,
-    _claim: File,
+    _lock: File,
 }
 
 impl Hosts {
-    /// Makes hosts.
+    /// Creates hosts.
     pub fn new(count: usize) -> Self {
         assert!(rustix::process::geteuid().is_root(), "network namespaces need root: run these tests as root");
-        let (number, claim) = claim();
-        let hosts = Self { number, count, _claim: claim };
+        let (number, lock) = take_number();
+        let hosts = Self { number, count, _lock: lock };
         let mut script = format!(
             "link add {bridge} type bridge\naddr add {RANGE}.{number}.254/24 dev {bridge}\nlink set {bridge} up\n",
             bridge = bridge(number),
@@ -74,18 +72,18 @@ impl Hosts {
         hosts
     }
 
-    /// Where a node runs on each host.
+    /// A place for a node on each host.
     pub fn places(&self) -> Vec<Place> {
         let wrapper = |host| ["ip", "netns", "exec", &namespace(self.number, host)].map(str::to_owned).to_vec();
         (0..self.count).map(|host| Place { address: self.address(host), wrapper: wrapper(host) }).collect()
     }
 
-    /// Loses everything on its way from one host to another, and nothing the other way.
+    /// Cuts the link from one host to another. The opposite direction is not affected.
     pub fn cut(&self, from: usize, to: usize) {
         self.filter(to, &format!("add element ip brink unheard {{ {} }}\n", self.address(from).ip()));
     }
 
-    /// Loses nothing any more.
+    /// Restores all links.
     pub fn heal(&self) {
         for host in 0..self.count {
             self.filter(host, "flush set ip brink unheard\n");
@@ -115,12 +113,12 @@ fn namespace(number: u8, host: usize) -> String {
     format!("brink-test-{number}-{host}")
 }
 
-/// Takes a free number, and removes what is left under all that are free.
-fn claim() -> (u8, File) {
-    std::fs::create_dir_all(CLAIMS_DIR).unwrap();
+/// Takes a free number, and removes the remains of all free numbers.
+fn take_number() -> (u8, File) {
+    std::fs::create_dir_all(LOCKS_DIR).unwrap();
     let mut taken = None;
     for number in 0..NUMBERS_MAX {
-        let path = Path::new(CLAIMS_DIR).join(number.to_string());
+        let path = Path::new(LOCKS_DIR).join(number.to_string());
         if taken.is_some() && !path.exists() {
             break;
         }
@@ -128,19 +126,19 @@ fn claim() -> (u8, File) {
         match file.try_lock() {
             Ok(()) => remove(number),
             Err(TryLockError::WouldBlock) => continue,
-            Err(TryLockError::Error(error)) => panic!("{CLAIMS_DIR}/{number} cannot be locked: {error}"),
+            Err(TryLockError::Error(error)) => panic!("{LOCKS_DIR}/{number} cannot be locked: {error}"),
         }
         taken.get_or_insert((number, file));
     }
-    taken.expect("a number is free")
+    taken.expect("a free number")
 }
 
-/// Removes the hosts of a number, and what runs there.
+/// Removes the hosts of a number, and kills their processes.
 fn remove(number: u8) {
     for name in names_in(NAMESPACES_DIR, &format!("brink-test-{number}-")) {
         let pids = output(Command::new("ip").args(["netns", "pids", &name]));
         for pid in String::from_utf8_lossy(&pids.stdout).lines().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)) {
-            // One that has ended by itself is what is wanted.
+            // The process may have ended by itself.
             let _ = kill_process(pid, Signal::KILL);
         }
         output(Command::new("ip").args(["netns", "del", &name]));
@@ -159,12 +157,12 @@ fn names_in(dir: &str, prefix: &str) -> Vec<String> {
     names.filter(|name| name.starts_with(prefix)).collect()
 }
 
-/// Runs a command that may fail: what it is to remove may be gone.
+/// Runs a command that may fail, because the object to remove may be gone.
 fn output(command: &mut Command) -> Output {
     command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"))
 }
 
-/// Runs a command that reads a script, and must succeed.
+/// Runs a command with a script on its standard input. Panics if it fails.
 fn run(command: &mut Command, script: &str) {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));

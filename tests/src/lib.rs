@@ -1,17 +1,23 @@
-//! What the black-box tests of brink stand on: clusters of real processes, a client, a disk that fails, an OTLP endpoint,
-//! and what it takes to inflict faults and to judge what clients saw meanwhile (`hosts`, `nemesis`, `workload`, `history`,
-//! `invariants`).
+//! Helpers of the black-box tests.
 //!
-//! The tests themselves are in `tests/`, one file for each behaviour. They need the `brink` binary and the compiled
-//! plugins, which `cargo xtask test` builds and names in `BRINK_BIN` and `BRINK_PLUGINS_DIR`.
+//! The tests in `tests/` start real `brink` processes and drive them from outside. From below to above:
+//!
+//! - [`artifacts`]: the binary and the compiled plugins that the tests use.
+//! - [`client`], [`cli`], [`otlp`]: an HTTP client, the command line, an OTLP endpoint.
+//! - [`fault_fs`], [`hosts`]: a disk that loses power, and hosts whose network can be cut.
+//! - [`cluster`], [`load`]: processes that form a cluster, and writers that keep it busy.
+//! - [`history`], [`exchange`], [`workload`], [`nemesis`]: clients that record their calls while faults are injected.
+//! - [`model`], [`invariants`]: the check of a recorded history.
+//! - [`episode`]: one run of all of these.
+//!
+//! `README.md` has the reading order of the tests and says how to run one.
 
-// Helpers of tests: a failure here is a failed test, and a panic says where.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, reason = "test helpers")]
-
+mod artifacts;
 mod cli;
 mod client;
 mod cluster;
 pub mod episode;
+mod exchange;
 mod fault_fs;
 pub mod history;
 pub mod hosts;
@@ -20,29 +26,14 @@ mod load;
 pub mod model;
 pub mod nemesis;
 mod otlp;
+mod wait;
 pub mod workload;
 
+pub use artifacts::{brink_bin, build_dir, plugin_file, plugin_wasm};
 pub use cli::{Run, brink, brink_with};
 pub use client::{Answer, Client};
-pub use cluster::{Cluster, Node, Options, Place, brink_bin, build_dir, plugin_file, plugin_wasm};
+pub use cluster::{Cluster, Node, Options, Place};
 pub use fault_fs::{CAPACITY_BYTES, FaultFs, Operation, Tail};
 pub use load::{Load, entries};
 pub use otlp::{Collector, Span};
-
-use std::time::{Duration, Instant};
-
-/// Waits until `check` gives a value, and fails with `what` if it takes longer than `limit`.
-pub async fn eventually<T, F: Future<Output = Option<T>>>(
-    limit: Duration,
-    what: &str,
-    mut check: impl FnMut() -> F,
-) -> T {
-    let began = Instant::now();
-    loop {
-        if let Some(value) = check().await {
-            return value;
-        }
-        assert!(began.elapsed() < limit, "{what}: not within {limit:?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
+pub use wait::eventually;

@@ -1,4 +1,4 @@
-//! Writers that keep a cluster busy and remember what was acknowledged.
+//! Writers that keep a cluster busy and record the acknowledged writes.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,12 +8,13 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::task::JoinHandle;
 
-use crate::{Client, Cluster};
+use crate::client::Client;
+use crate::cluster::Cluster;
 
-/// The most writes of one writer: no load runs for ever.
+/// Upper bound of one writer's writes.
 const WRITES_MAX: u64 = 100_000;
 
-/// Writers, each with keys of its own, until they are stopped.
+/// Running writers, each with keys of its own.
 pub struct Load {
     stop: Arc<AtomicBool>,
     acknowledged: Arc<Mutex<BTreeMap<String, u64>>>,
@@ -21,7 +22,7 @@ pub struct Load {
 }
 
 impl Load {
-    /// Starts `writers` writers on every node. `name` sets their keys apart from those of other loads.
+    /// Starts `writers` writers on every node. `name` is the prefix of their keys.
     pub fn start(cluster: &Cluster, name: &str, writers: usize) -> Self {
         let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::default());
         let clients = cluster.nodes.iter().map(|node| node.client.clone());
@@ -36,12 +37,12 @@ impl Load {
         Self { stop, acknowledged, writers }
     }
 
-    /// How many writes were acknowledged so far.
+    /// Number of acknowledged writes so far.
     pub fn count(&self) -> usize {
         self.acknowledged.lock().unwrap().len()
     }
 
-    /// Stops the writers. Returns the keys acknowledged, each with the number that was written to it.
+    /// Stops the writers. Returns the acknowledged keys with their values.
     pub async fn stop(self) -> BTreeMap<String, u64> {
         self.stop.store(true, Ordering::Relaxed);
         for writer in self.writers {
@@ -63,13 +64,13 @@ async fn write(client: Client, prefix: String, stop: Arc<AtomicBool>, acknowledg
             Ok(answer) if answer.status == 201 => {
                 acknowledged.lock().unwrap().insert(key, number);
             }
-            // The node is down or has no leader: a moment later it may.
+            // The node is down or knows no leader.
             Ok(_) | Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
         }
     }
 }
 
-/// Every entry under a prefix, as a node has it: keys and values.
+/// Reads every entry under a prefix from a node: keys and values.
 pub async fn entries(client: &Client, prefix: &str, consistency: &str) -> BTreeMap<String, serde_json::Value> {
     let mut entries = BTreeMap::new();
     let mut cursor = String::new();
@@ -78,7 +79,7 @@ pub async fn entries(client: &Client, prefix: &str, consistency: &str) -> BTreeM
         let page = client.get(&path).await.expect(200).json;
         for entry in page["results"].as_array().unwrap() {
             let earlier = entries.insert(entry["key"].as_str().unwrap().to_owned(), entry["value"].clone());
-            assert!(earlier.is_none(), "a key came twice: {entry}");
+            assert!(earlier.is_none(), "a page repeats a key: {entry}");
         }
         match page["next_cursor"].as_str() {
             Some(next) => cursor = format!("&cursor={next}"),

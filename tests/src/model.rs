@@ -1,49 +1,49 @@
-//! One object as a sequential thing: the model that porcupine checks histories against.
+//! The sequential model of one object, for porcupine's linearizability check.
 //!
-//! An answer says the version and the revision of what it saw or wrote, and each must be exactly what the calls before
-//! it lead to: versions count the writes of a key, revisions grow with every write.
+//! An answer contains the version and the revision of each entry that it shows or writes. The model requires exactly the
+//! versions that the preceding calls lead to, and revisions that grow with every write.
 //!
-//! A write of unknown outcome may take effect at any time after it began, or never. Were it a call that never ends, the
-//! search would try it at every point of the history, and several of them in every combination. So it is a call that
-//! does nothing but become *pending*, and the state is the set of all [`Case`]s that are possible so far: where a case
-//! cannot explain an answer, its pending writes are made, in every order, until it can. Making them no earlier than that
-//! loses nothing: answers show versions, so whatever was made before an answer that touches the same key is needed to
-//! explain that answer. Only a deletion hides what was there, and there the writes of several keys are tried as well.
+//! A write with an unknown outcome may take effect at any time after its start, or never. As an operation that never
+//! returns, it would make porcupine try it at every point of the history, in every combination with the others. Instead,
+//! it is an operation that only becomes *pending*. The state is the set of all possible [`Case`]s. If a case cannot
+//! explain an answer, its pending writes are applied in every order until it can. Applying them no earlier loses nothing:
+//! answers contain versions, so a write that took effect before an answer on the same key is needed to explain that
+//! answer. Only a deletion hides versions; there, pending writes of several keys are tried as well.
 //!
-//! A write of unknown outcome whose value was seen is no longer unknown (see [`operations`]).
+//! A write with an unknown outcome whose value was read has a known outcome (see [`operations`]).
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use porcupine_rs::{Model, Operation};
 
-use crate::history::{Ask, Call, Demand, Effect, Item, KEYS, Outcome, Seen};
+use crate::history::{Call, Effect, Item, KEYS, Outcome, Precondition, Request, Seen};
 
-/// The most cases kept; beyond it a history that seems wrong is undecided.
+/// Maximum number of cases. Beyond it, a history without a valid order is undecided.
 const CASES_MAX: usize = 512;
 
-/// The most ways of making pending writes that are tried for one answer.
-const WAYS_MAX: usize = 4_096;
+/// Maximum number of orders of pending writes to try for one answer.
+const ORDERS_MAX: usize = 4_096;
 
-/// One object.
+/// The model of one object.
 #[derive(Debug, Clone)]
 pub struct Object;
 
-/// What happens to an object.
+/// An operation on an object.
 #[derive(Debug, Clone)]
 pub enum Event {
-    /// A call with its answer.
+    /// A call with a known outcome.
     Answered(Arc<Call>),
-    /// A write begins of which nobody knows what became.
+    /// The start of a write with an unknown outcome.
     Begun(Arc<Call>),
 }
 
-/// Everything that may be the case.
+/// The set of possible cases.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct State {
-    /// Every case that is possible.
+    /// The cases.
     pub cases: BTreeSet<Case>,
-    /// Whether cases were dropped because there were too many.
+    /// Whether cases were dropped because of [`CASES_MAX`].
     pub is_truncated: bool,
 }
 
@@ -51,12 +51,12 @@ pub struct State {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Case {
     entries: [Option<Entry>; KEYS],
-    /// The highest revision known so far.
+    /// The highest known revision.
     revision: u64,
     pending: Vec<Pending>,
 }
 
-/// An entry. What a write of unknown outcome set is known only by its version.
+/// An entry. After a write with an unknown outcome, only its version is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 struct Entry {
     value: Option<u64>,
@@ -64,7 +64,7 @@ struct Entry {
     revision: Option<u64>,
 }
 
-/// A write that may take effect.
+/// A write that may still take effect.
 #[derive(Debug, Clone)]
 struct Pending(Arc<Call>);
 
@@ -139,7 +139,7 @@ impl Model for Object {
 }
 
 impl Case {
-    /// All cases after an answer, and whether none was left out.
+    /// All cases after a call, and whether the search was complete.
     fn explain(&self, call: &Call) -> (Vec<Self>, bool) {
         let mut explained = Vec::new();
         let mut tried = BTreeSet::from([self.clone()]);
@@ -147,7 +147,7 @@ impl Case {
         while let Some(case) = queue.pop_front() {
             let after = case.accept(call);
             let is_explained = after.is_some();
-            if is_explained && !hides_what_was(call) {
+            if is_explained && !hides_versions(call) {
                 explained.extend(after);
                 continue;
             }
@@ -157,26 +157,26 @@ impl Case {
                 if is_explained && write.items().len() < 2 {
                     continue;
                 }
-                if let Some(case) = case.make(position, &write)
+                if let Some(case) = case.apply_pending(position, &write)
                     && tried.insert(case.clone())
                 {
                     queue.push_back(case);
                 }
             }
-            if tried.len() > WAYS_MAX {
+            if tried.len() > ORDERS_MAX {
                 return (explained, false);
             }
         }
         (explained, true)
     }
 
-    /// The pending writes that can have to do with an answer, each at its position. Of those that are the same but for
-    /// a value that nobody saw, the first is enough.
+    /// The pending writes, each at its position, that can affect the answer to a call. Of plain writes that differ only in
+    /// their values, which nobody read, the first one is enough.
     fn candidates(&self, call: &Call) -> Vec<Option<Arc<Call>>> {
-        let mut keys: BTreeSet<usize> = match &call.ask {
-            Ask::Get(key, _) => BTreeSet::from([*key]),
-            Ask::Range(_) => (0..KEYS).collect(),
-            Ask::Write { items, .. } => items.iter().map(|item| item.key).collect(),
+        let mut keys: BTreeSet<usize> = match &call.request {
+            Request::Get(key, _) => BTreeSet::from([*key]),
+            Request::Range(_) => (0..KEYS).collect(),
+            Request::Write { items, .. } => items.iter().map(|item| item.key).collect(),
         };
         for _ in 0..KEYS {
             let touching = self.pending.iter().filter(|write| touches(&write.0, &keys));
@@ -186,7 +186,7 @@ impl Case {
         let mut plain = BTreeSet::new();
         let candidate = |write: &Pending| {
             let is_new = match write.0.items() {
-                [Item { key, value, demand: None }] => plain.insert((*key, value.is_some())),
+                [Item { key, value, precondition: None }] => plain.insert((*key, value.is_some())),
                 _ => true,
             };
             (is_new && touches(&write.0, &keys)).then(|| write.0.clone())
@@ -194,15 +194,17 @@ impl Case {
         self.pending.iter().map(candidate).collect()
     }
 
-    /// The case after a pending write; none if its demands are not met, so that it does nothing.
-    fn make(&self, position: usize, write: &Call) -> Option<Self> {
+    /// The case after a pending write takes effect; `None` if a precondition fails.
+    fn apply_pending(&self, position: usize, write: &Call) -> Option<Self> {
         let mut after = self.clone();
         after.pending.remove(position);
         for item in write.items() {
             let entry = &self.entries[item.key];
-            match item.demand {
-                Some(Demand::Absent) if entry.is_some() => return None,
-                Some(Demand::Revision(revision)) if entry.is_none_or(|entry| entry.revision != Some(revision)) => {
+            match item.precondition {
+                Some(Precondition::Absent) if entry.is_some() => return None,
+                Some(Precondition::Revision(revision))
+                    if entry.is_none_or(|entry| entry.revision != Some(revision)) =>
+                {
                     return None;
                 }
                 _ => {}
@@ -216,11 +218,11 @@ impl Case {
         Some(after)
     }
 
-    /// The case after a call, if its answer is what this case leads to.
+    /// The case after a call; `None` if this case does not lead to its answer.
     fn accept(&self, call: &Call) -> Option<Self> {
         match &call.outcome {
             Outcome::Read { entries, revision, .. } => {
-                if matches!(call.ask, Ask::Range(_)) && self.revision > *revision {
+                if matches!(call.request, Request::Range(_)) && self.revision > *revision {
                     return None;
                 }
                 let is_same = |key: usize, seen: Option<Seen>| match (self.entries[key], seen) {
@@ -232,8 +234,8 @@ impl Case {
                 all.then(|| Self { revision: self.revision.max(*revision), ..self.clone() })
             }
             Outcome::Done { revision, effects } => self.written(call.items(), *revision, effects),
-            Outcome::Refused(key, current) => self.refused(call.items(), *key, *current),
-            Outcome::NotWritten | Outcome::Unknown | Outcome::Failed | Outcome::Wrong(_) => None,
+            Outcome::PreconditionFailed(key, current) => self.refused(call.items(), *key, *current),
+            Outcome::NotWritten | Outcome::Unknown | Outcome::Failed | Outcome::Invalid(_) => None,
         }
     }
 
@@ -247,18 +249,18 @@ impl Case {
         }
         for (item, effect) in items.iter().zip(effects) {
             let entry = self.entries[item.key];
-            let is_met = match item.demand {
+            let is_met = match item.precondition {
                 None => true,
-                Some(Demand::Absent) => entry.is_none(),
-                Some(Demand::Revision(demanded)) => entry.is_some_and(|entry| entry.revision == Some(demanded)),
+                Some(Precondition::Absent) => entry.is_none(),
+                Some(Precondition::Revision(expected)) => entry.is_some_and(|entry| entry.revision == Some(expected)),
             };
             let version = entry.map_or(1, |entry| entry.version + 1);
-            let is_so = match effect {
+            let is_allowed = match effect {
                 Effect::Put(seen) => version == *seen,
                 Effect::Deleted(existed) => entry.is_some() == *existed,
                 Effect::Unseen => true,
             };
-            if !is_met || !is_so {
+            if !is_met || !is_allowed {
                 return None;
             }
             after.entries[item.key] = item.value.map(|value| Entry { value: Some(value), version, revision });
@@ -271,14 +273,14 @@ impl Case {
         match (&mut after.entries[key], current) {
             (None, None) => {}
             (Some(entry), Some(current)) if entry.revision == Some(current) => {}
-            // The first sign of a write of unknown outcome, which may be older than it was needed for.
+            // The answer reveals the revision of a write with an unknown outcome.
             (Some(entry), Some(current)) if entry.revision.is_none() => entry.revision = Some(current),
             _ => return None,
         }
-        let demand = items.iter().find(|item| item.key == key)?.demand?;
-        let is_met = match demand {
-            Demand::Absent => current.is_none(),
-            Demand::Revision(demanded) => current == Some(demanded),
+        let precondition = items.iter().find(|item| item.key == key)?.precondition?;
+        let is_met = match precondition {
+            Precondition::Absent => current.is_none(),
+            Precondition::Revision(expected) => current == Some(expected),
         };
         (!is_met).then_some(after)
     }
@@ -309,13 +311,13 @@ fn touches(write: &Call, keys: &BTreeSet<usize>) -> bool {
     write.items().iter().any(|item| keys.contains(&item.key))
 }
 
-/// Whether the answer says nothing of the versions that its write replaced.
-fn hides_what_was(call: &Call) -> bool {
+/// Whether the answer to a write does not show the versions that it replaced.
+fn hides_versions(call: &Call) -> bool {
     let hides = |effect: &Effect| matches!(effect, Effect::Deleted(true) | Effect::Unseen);
     matches!(&call.outcome, Outcome::Done { effects, .. } if effects.iter().any(hides))
 }
 
-/// The history of one object as porcupine takes it. Local reads have no place in it.
+/// The history of one object as operations for porcupine, without local reads.
 pub fn operations(calls: &[Arc<Call>]) -> Vec<Operation<Object>> {
     let mut seen: BTreeMap<u64, (Seen, i64)> = BTreeMap::new();
     for call in calls {
@@ -329,14 +331,14 @@ pub fn operations(calls: &[Arc<Call>]) -> Vec<Operation<Object>> {
     let operation = |call: &Arc<Call>| {
         let answered = |completed| Some((Event::Answered(call.clone()), completed));
         let (op, return_time) = match &call.outcome {
-            Outcome::Read { linearizable: true, .. } | Outcome::Done { .. } | Outcome::Refused(..) => {
+            Outcome::Read { linearizable: true, .. } | Outcome::Done { .. } | Outcome::PreconditionFailed(..) => {
                 answered(call.completed)
             }
             Outcome::Unknown => Some(match resolve(call, &seen) {
                 Some((resolved, completed)) => (Event::Answered(Arc::new(resolved)), completed),
                 None => (Event::Begun(call.clone()), call.invoked),
             }),
-            Outcome::Read { .. } | Outcome::NotWritten | Outcome::Failed | Outcome::Wrong(_) => None,
+            Outcome::Read { .. } | Outcome::NotWritten | Outcome::Failed | Outcome::Invalid(_) => None,
         }?;
         let return_time = return_time.max(call.invoked);
         Some(Operation { client_id: Some(call.client), call_time: call.invoked, return_time, op, metadata: None })
@@ -344,7 +346,7 @@ pub fn operations(calls: &[Arc<Call>]) -> Vec<Operation<Object>> {
     calls.iter().filter_map(operation).collect()
 }
 
-/// A write of unknown outcome of which somebody saw that it was made, and by when.
+/// A write with an unknown outcome whose value was read: the write with its outcome, and the time by which it was read.
 fn resolve(call: &Call, seen: &BTreeMap<u64, (Seen, i64)>) -> Option<(Call, i64)> {
     let of_item = |item: &Item| item.value.and_then(|value| seen.get(&value));
     let sights: Vec<&(Seen, i64)> = call.items().iter().filter_map(of_item).collect();

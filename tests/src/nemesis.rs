@@ -1,7 +1,7 @@
-//! Faults of networks, machines and processes, drawn from a seed, inflicted and taken back.
+//! Faults of networks, machines and processes: drawn from a seed, injected and reverted.
 //!
-//! To add a kind of fault: a variant of [`Fault`], how it begins in [`Field::inflict`], how it ends in [`Field::relieve`],
-//! and its share in [`draw`].
+//! A new kind of fault needs a variant of [`Fault`], its start in [`Testbed::inject`], its end in [`Testbed::revert`] and
+//! its probability in [`draw`].
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -11,37 +11,38 @@ use fastrand::Rng;
 use rustix::process::Signal;
 use serde_json::json;
 
+use crate::client::Client;
+use crate::cluster::Cluster;
 use crate::hosts::Hosts;
-use crate::workload::Desk;
-use crate::{Client, Cluster};
+use crate::workload::Workload;
 
-/// How long a client that asks for a change of the leader waits.
-const TRANSFER_PATIENCE: Duration = Duration::from_secs(2);
+/// Timeout of a request for a leadership transfer.
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long a probe waits before it tries again. A write that was on its way to a leader that is gone is lost.
-const PROBE_PATIENCE: Duration = Duration::from_millis(200);
+/// Timeout of a probe's write. A write in flight to a lost leader is lost.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// How long nodes that were started may take until they answer.
+/// Time for started nodes to become ready.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
-/// One fault, and the nodes it is about.
+/// A fault, with the affected nodes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
-    /// These nodes and the others do not hear each other.
+    /// Cuts the links between these nodes and the others in both directions.
     Split(Vec<usize>),
-    /// What the first nodes send to the others is lost; what the others send arrives.
+    /// Cuts the links from these nodes to the others.
     Mute(Vec<usize>),
-    /// What the others send to the first nodes is lost; what the first nodes send arrives.
+    /// Cuts the links from the others to these nodes.
     Deafen(Vec<usize>),
-    /// Two nodes do not hear each other; all others hear both.
+    /// Cuts the links between two nodes in both directions.
     Link(usize, usize),
-    /// Processes are stopped and go on later, as if no time had passed (SIGSTOP).
+    /// Pauses processes (SIGSTOP) and resumes them later.
     Pause(Vec<usize>),
-    /// Processes end at once (SIGKILL) and are started later.
+    /// Kills processes (SIGKILL) and starts them later.
     Kill(Vec<usize>),
-    /// A process is asked to stop (SIGTERM), and started once it has.
+    /// Asks a process to stop (SIGTERM), waits for its end and starts it later.
     Restart(usize),
-    /// The leadership goes to a node.
+    /// Transfers the leadership to a node.
     Transfer(usize),
 }
 
@@ -55,7 +56,7 @@ impl Fault {
         }
     }
 
-    /// The nodes that cannot do their part while the fault lasts.
+    /// The nodes that cannot take part in the cluster during the fault.
     pub fn affected(&self) -> Vec<usize> {
         match self {
             Self::Split(nodes) | Self::Mute(nodes) | Self::Deafen(nodes) => nodes.clone(),
@@ -80,11 +81,11 @@ impl Fault {
     }
 }
 
-/// Draws a fault for a cluster of `size` nodes with this leader. Nodes in `spared` are left alone by it.
+/// Draws a fault for a cluster of `size` nodes with this leader. It does not affect the nodes in `spared`.
 pub fn draw(rng: &mut Rng, size: usize, leader: usize, spared: &BTreeSet<usize>) -> Fault {
     let mut nodes: Vec<usize> = (0..size).filter(|node| !spared.contains(node)).collect();
     rng.shuffle(&mut nodes);
-    // The leader is the most interesting victim.
+    // Faults of the leader are the most interesting ones.
     if rng.u8(..3) > 0
         && let Some(position) = nodes.iter().position(|node| *node == leader)
     {
@@ -107,19 +108,19 @@ pub fn draw(rng: &mut Rng, size: usize, leader: usize, spared: &BTreeSet<usize>)
     }
 }
 
-/// Where faults happen: a cluster, each node on a host of its own, and the clients who must not be misled.
-pub struct Field {
+/// A cluster whose nodes have a host each, and the workload on it.
+pub struct Testbed {
     /// The nodes.
     pub cluster: Cluster,
     /// Their hosts.
     pub hosts: Hosts,
-    /// The clients' desk.
-    pub desk: Arc<Desk>,
+    /// The workload.
+    pub workload: Arc<Workload>,
 }
 
-impl Field {
-    /// Begins a fault.
-    pub async fn inflict(&mut self, fault: &Fault) {
+impl Testbed {
+    /// Starts a fault.
+    pub async fn inject(&mut self, fault: &Fault) {
         let size = self.cluster.nodes.len();
         let pairs = |nodes: &[usize]| {
             let others: Vec<usize> = (0..size).filter(|node| !nodes.contains(node)).collect();
@@ -140,37 +141,37 @@ impl Field {
             }
             Fault::Pause(nodes) => nodes.iter().for_each(|node| self.cluster.nodes[*node].signal(Signal::STOP)),
             Fault::Kill(nodes) => {
-                // All signals first: they die in the same moment.
+                // All signals come first, so that the processes die at the same moment.
                 nodes.iter().for_each(|node| self.cluster.nodes[*node].signal(Signal::KILL));
                 for node in nodes {
                     self.cluster.nodes[*node].kill();
-                    self.desk.note_life(*node);
+                    self.workload.note_restart(*node);
                 }
             }
             Fault::Restart(node) => {
                 let stopped = tokio::task::block_in_place(|| self.cluster.nodes[*node].stop());
                 assert!(stopped, "node {node} does not stop cleanly: {}", self.cluster.nodes[*node].log());
-                self.desk.note_life(*node);
+                self.workload.note_restart(*node);
             }
             Fault::Transfer(node) => {
                 let body = json!({ "url": self.cluster.nodes[*node].url }).to_string();
-                let client = Client::with_patience(&self.cluster.nodes[*node].url, TRANSFER_PATIENCE);
+                let client = Client::with_timeout(&self.cluster.nodes[*node].url, TRANSFER_TIMEOUT);
                 let headers = [("content-type", "application/json")];
-                // It need not succeed: another fault may be in the way.
+                // The transfer may fail because of another fault.
                 let _ = client.try_send("PUT", "/cluster/leader/", &headers, body).await;
             }
         }
     }
 
-    /// Ends a fault. Nodes that were ended answer again when this returns.
-    pub async fn relieve(&mut self, fault: &Fault) {
+    /// Ends a fault, and waits until nodes that it had ended answer again.
+    pub async fn revert(&mut self, fault: &Fault) {
         match fault {
             Fault::Split(_) | Fault::Mute(_) | Fault::Deafen(_) | Fault::Link(..) => self.hosts.heal(),
             Fault::Pause(nodes) => nodes.iter().for_each(|node| self.cluster.nodes[*node].signal(Signal::CONT)),
             Fault::Kill(_) | Fault::Restart(_) => {
                 for node in fault.ended() {
                     self.cluster.nodes[node].start();
-                    self.desk.note_life(node);
+                    self.workload.note_restart(node);
                 }
                 for node in fault.ended() {
                     self.cluster.nodes[node].answers().await;
@@ -180,28 +181,28 @@ impl Field {
         }
     }
 
-    /// The leader, as most nodes that answer name it; the first node if none does.
+    /// The leader that most answering nodes name.
     pub async fn leader(&self) -> usize {
         let mut votes = vec![0; self.cluster.nodes.len()];
         for node in &self.cluster.nodes {
-            let client = Client::with_patience(&node.url, Duration::from_millis(500));
+            let client = Client::with_timeout(&node.url, Duration::from_millis(500));
             let Ok(answer) = client.try_send("GET", "/cluster/leader/", &[], "").await else { continue };
-            let named =
+            let idempotent =
                 self.cluster.nodes.iter().position(|node| Some(node.url.as_str()) == answer.json["url"].as_str());
-            if let Some(named) = named {
-                votes[named] += 1;
+            if let Some(idempotent) = idempotent {
+                votes[idempotent] += 1;
             }
         }
         (0..votes.len()).max_by_key(|node| votes[*node]).unwrap()
     }
 
-    /// How long it takes, from `since` on, until the first of these nodes has taken a write, and until all have; `limit`
-    /// if that takes longer.
+    /// The times from `since` until the first of these nodes, and until all of them, have acknowledged a write; at most
+    /// `limit`.
     pub async fn first_and_last_write(&self, nodes: &[usize], since: Instant, limit: Duration) -> (Duration, Duration) {
         let probes: Vec<_> = nodes
             .iter()
             .map(|node| {
-                let client = Client::with_patience(&self.cluster.nodes[*node].url, PROBE_PATIENCE);
+                let client = Client::with_timeout(&self.cluster.nodes[*node].url, PROBE_TIMEOUT);
                 tokio::spawn(probe(client, format!("/kv/probe/{node}/"), since, limit))
             })
             .collect();
@@ -216,11 +217,11 @@ impl Field {
     pub async fn settle(&self) {
         let began = Instant::now();
         self.cluster.ready().await;
-        assert!(began.elapsed() < START_LIMIT, "the cluster is whole again, and not ready in {START_LIMIT:?}");
+        assert!(began.elapsed() < START_LIMIT, "the cluster was not ready within {START_LIMIT:?}");
     }
 }
 
-/// Writes until one write succeeds.
+/// Repeats a write until it succeeds.
 async fn probe(client: Client, path: String, since: Instant, limit: Duration) -> Duration {
     let headers = [("content-type", "application/json"), ("prefer", "return=minimal")];
     while since.elapsed() < limit {

@@ -1,4 +1,4 @@
-//! A real OTLP endpoint (HTTP, protobuf) that keeps the spans it receives.
+//! An OTLP endpoint (HTTP, protobuf) that keeps the spans it receives.
 
 use std::sync::{Arc, Mutex};
 
@@ -9,7 +9,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value;
 use prost::Message;
 
-/// A span as it was received.
+/// A received span.
 #[derive(Debug, Clone)]
 pub struct Span {
     /// Its name.
@@ -18,22 +18,22 @@ pub struct Span {
     pub trace_id: String,
     /// Span id in hexadecimal.
     pub span_id: String,
-    /// Its parent's span id, empty for a root.
+    /// The parent's span id; empty for a root span.
     pub parent_id: String,
-    /// `service.instance.id` of the process that sent it.
+    /// `service.instance.id` of the sending process.
     pub instance: String,
 }
 
-/// Collects spans until it is dropped.
+/// A collector of spans.
 #[derive(Clone)]
 pub struct Collector {
-    /// What to set as `OTEL_EXPORTER_OTLP_ENDPOINT`.
+    /// Value for `OTEL_EXPORTER_OTLP_ENDPOINT`.
     pub endpoint: String,
     spans: Arc<Mutex<Vec<Span>>>,
 }
 
 impl Collector {
-    /// Starts an endpoint on a free port of loopback.
+    /// Starts an endpoint on a free loopback port.
     pub async fn start() -> Self {
         let spans = Arc::new(Mutex::new(Vec::new()));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -46,7 +46,7 @@ impl Collector {
         Self { endpoint, spans }
     }
 
-    /// The spans of a trace received so far.
+    /// The spans of a trace that have arrived so far.
     pub fn trace(&self, trace_id: &str) -> Vec<Span> {
         self.spans.lock().unwrap().iter().filter(|span| span.trace_id == trace_id).cloned().collect()
     }

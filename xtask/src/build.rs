@@ -1,12 +1,14 @@
-//! Running cargo, and where it puts things.
+//! Running cargo, and the paths of what it builds.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
 
+use crate::progress;
+
 /// The target of plugins.
-pub(crate) const WASM_TARGET: &str = "wasm32-wasip2";
+const WASM_TARGET: &str = "wasm32-wasip2";
 
 /// The packages that are plugins.
 pub(crate) const PLUGINS: [&str; 8] =
@@ -18,14 +20,14 @@ pub(crate) fn root() -> PathBuf {
     manifest.parent().unwrap_or(manifest).to_path_buf()
 }
 
-/// Where cargo builds. Next to this very program, whatever the user has configured.
+/// The target directory: where this very program is, whatever the user has configured.
 pub(crate) fn target_dir() -> anyhow::Result<PathBuf> {
     let this = std::env::current_exe()?;
     let dir = this.parent().and_then(Path::parent);
     Ok(dir.context("this program is not in a target directory")?.to_path_buf())
 }
 
-/// Where the compiled plugins are.
+/// The directory of compiled plugins.
 pub(crate) fn plugins_dir() -> anyhow::Result<PathBuf> {
     Ok(target_dir()?.join(WASM_TARGET).join("plugin"))
 }
@@ -40,6 +42,19 @@ pub(crate) fn brink_bin() -> anyhow::Result<PathBuf> {
     Ok(target_dir()?.join("debug").join("brink"))
 }
 
+/// The cargo that runs this program.
+pub(crate) fn cargo() -> String {
+    std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned())
+}
+
+/// A command that runs in the workspace. It is printed first.
+pub(crate) fn command(program: &str, args: &[&str]) -> Command {
+    eprintln!("--- {program} {}", args.join(" "));
+    let mut command = Command::new(program);
+    command.args(args).current_dir(root()).stdin(Stdio::null());
+    command
+}
+
 /// Runs a command in the workspace; its failure is an error.
 pub(crate) fn run(program: &str, args: &[&str]) -> anyhow::Result<()> {
     run_with(program, args, &[])
@@ -47,36 +62,29 @@ pub(crate) fn run(program: &str, args: &[&str]) -> anyhow::Result<()> {
 
 /// Runs a command in the workspace with environment variables.
 pub(crate) fn run_with(program: &str, args: &[&str], env: &[(&str, &Path)]) -> anyhow::Result<()> {
-    eprintln!("--- {program} {}", args.join(" "));
-    let mut command = Command::new(program);
-    command.args(args).envs(env.iter().copied()).current_dir(root()).stdin(Stdio::null());
-    let status = command.status().with_context(|| format!("{program} cannot be run"))?;
+    let mut command = command(program, args);
+    let status = command.envs(env.iter().copied()).status().with_context(|| format!("{program} cannot be run"))?;
     if !status.success() {
         bail!("{program} {}: {status}", args.join(" "));
     }
     Ok(())
 }
 
-/// The cargo that runs this program.
-pub(crate) fn cargo() -> String {
-    std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned())
-}
-
-/// Builds the plugins, and first adds the target they need if it is missing.
-pub(crate) fn plugins() -> anyhow::Result<()> {
+/// Builds plugins. Adds their compilation target first if it is missing.
+pub(crate) fn plugins(packages: &[&str]) -> anyhow::Result<()> {
     let installed = Command::new("rustup").args(["target", "list", "--installed"]).current_dir(root()).output();
-    let installed = installed.context("rustup cannot be run; it installs what plugins are compiled with")?;
+    let installed = installed.context("rustup cannot be run; it installs the target of plugins")?;
     if !String::from_utf8_lossy(&installed.stdout).lines().any(|line| line == WASM_TARGET) {
         run("rustup", &["target", "add", WASM_TARGET])?;
     }
     let mut args = vec!["build", "--profile", "plugin", "--target", WASM_TARGET];
-    for package in PLUGINS {
+    for package in packages {
         args.extend(["--package", package]);
     }
-    run(&cargo(), &args)
+    progress::build("plugins", command(&cargo(), &args))
 }
 
-/// Builds the node. The whole workspace, as the tests do, so that no dependency is built twice with other features.
+/// Builds the node. `--workspace` selects the features of dependencies as the tests do, so that none is built twice.
 pub(crate) fn node() -> anyhow::Result<()> {
-    run(&cargo(), &["build", "--workspace", "--bins"])
+    progress::build("brink", command(&cargo(), &["build", "--workspace", "--bin", "brink"]))
 }

@@ -13,30 +13,33 @@ use serde_json::json;
 
 use crate::build;
 
-/// How many nodes.
+/// Number of nodes.
 const NODES: u16 = 3;
 
-/// How long the nodes may take to find each other.
+/// Maximum time for the nodes to find each other.
 const READY_DEADLINE: Duration = Duration::from_secs(30);
 
-/// How often the nodes are looked at.
+/// Time between two checks of the nodes.
 const POLL: Duration = Duration::from_millis(200);
 
-/// What `dev` can be told.
+/// The plugins of the example hooks.
+const EXAMPLES: [&str; 2] = ["normalize", "json-schema"];
+
+/// The options of `dev`.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// The port of the first node; the others take the next two
+    /// Port of the first node; the others take the next two
     #[arg(long, default_value_t = 8001)]
     port: u16,
 }
 
-/// Builds, starts, waits for Ctrl-C, stops.
+/// Builds and starts the cluster, waits for Ctrl-C, and stops it.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
-    build::plugins()?;
+    build::plugins(&EXAMPLES)?;
     build::node()?;
     let (interrupted, interruption) = mpsc::channel();
     ctrlc::set_handler(move || {
-        // Only the first one matters.
+        // Fails if the cluster is being stopped already.
         let _ = interrupted.send(());
     })?;
     let mut cluster = Cluster::start(options.port)?;
@@ -96,18 +99,18 @@ impl Cluster {
         Ok(())
     }
 
-    /// Waits until the nodes take writes, then deploys the example hooks.
+    /// Waits until the nodes accept writes, then deploys the example hooks.
     pub(crate) fn prepare(&mut self) -> anyhow::Result<()> {
         let (_sender, never) = mpsc::channel();
         self.wait_ready(&never)?;
         self.deploy_examples()
     }
 
-    /// Deploys the example hooks on `users/`: names and mails in one form, then a schema.
+    /// Deploys the example hooks on `users/`: one normalizes names and mails, one checks a schema.
     fn deploy_examples(&self) -> anyhow::Result<()> {
         let url = self.first_url()?;
         eprintln!("--- deploying the example hooks");
-        for plugin in ["normalize", "json-schema"] {
+        for plugin in EXAMPLES {
             let file = build::plugin_file(plugin)?;
             brink(url, &["plugin", "deploy", plugin, &file.to_string_lossy()])?;
         }
@@ -124,7 +127,7 @@ impl Cluster {
         bind("users-schema", "json-schema", &schema.to_string())
     }
 
-    /// Says where everything is and what to try.
+    /// Prints the addresses of the nodes and commands to try.
     fn greet(&self) {
         let urls: Vec<&str> = self.nodes.iter().map(|node| node.url.as_str()).collect();
         let (first, last) = (urls.first().unwrap_or(&""), urls.last().unwrap_or(&""));
@@ -132,16 +135,16 @@ impl Cluster {
         for node in &self.nodes {
             println!("  {}    log: {}", node.url, node.log.display());
         }
-        println!("\nTwo hooks judge keys under users/. This write is accepted, in its normal form:\n");
+        println!("\nTwo hooks judge keys under users/. This write is normalized and accepted:\n");
         println!("  curl -X PUT {first}/kv/users/ann/ -H 'content-type: application/json' \\");
         println!(
             "       -d '{{\"value\": {{\"name\": \" Ann \", \"mail\": \"Ann@Example.org\", \"password\": \"x\"}}}}'"
         );
-        println!("\nand read from another node:\n\n  curl {last}/kv/users/ann/");
-        println!("\nThis one is refused, with a pointer to what is wrong:\n");
+        println!("\nRead it from another node:\n\n  curl {last}/kv/users/ann/");
+        println!("\nThis write is refused, with a pointer to the wrong field:\n");
         println!("  curl -X PUT {first}/kv/users/bob/ -H 'content-type: application/json' \\");
         println!("       -d '{{\"value\": {{\"name\": \"Bob\", \"mail\": \"nowhere\"}}}}'");
-        println!("\nThe data in {} is temporary. Ctrl-C stops the nodes.", self.dir.display());
+        println!("\nThe next run deletes the data in {}. Ctrl-C stops the nodes.", self.dir.display());
     }
 
     /// Fails if a node has ended.
@@ -149,7 +152,7 @@ impl Cluster {
         for node in &mut self.nodes {
             if let Some(status) = node.process.try_wait()? {
                 let log = std::fs::read_to_string(&node.log).unwrap_or_default();
-                let last = log.lines().last().unwrap_or("it said nothing");
+                let last = log.lines().last().unwrap_or("its log is empty");
                 bail!("the node {} has ended ({status}): {last}", node.url);
             }
         }
@@ -179,7 +182,7 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         for node in &mut self.nodes {
-            // A node that has ended already is what is wanted.
+            // Fails only if the node has ended already.
             let _ = node.process.kill();
             let _ = node.process.wait();
         }
@@ -198,7 +201,7 @@ fn start_node(dir: &Path, port: u16, replica_nodes: &str) -> anyhow::Result<Node
     command.arg("serve").args(["--listen", &format!("127.0.0.1:{port}"), "--advertise-url", &url(port)]);
     command.arg("--data-dir").arg(dir.join("data")).args(["--log-format", "text"]);
     command.env("REPLICA_NODES", replica_nodes);
-    // A group of its own: Ctrl-C reaches this program, which stops the nodes in good order.
+    // A process group of its own: Ctrl-C reaches only this program, which then stops the nodes cleanly.
     command.process_group(0).stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
     let process = command.spawn().context("the node cannot be started")?;
     Ok(Node { url: url(port), log, process })

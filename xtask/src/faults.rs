@@ -1,22 +1,22 @@
-//! `cargo xtask faults`: real faults on real processes for as long as wanted, with the verdict on what clients saw.
+//! `cargo xtask faults`: inflicts faults on real processes for a given time, and checks the history of the clients.
 
 use std::path::Path;
 
 use crate::{build, test};
 
-/// What `faults` can be told.
+/// The options of `faults`.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// How long faults go on
+    /// Minutes of faults
     #[arg(long, default_value_t = 10)]
     minutes: u32,
 
-    /// Whence faults and calls are drawn; each run of five minutes takes the next
+    /// Seed of faults and calls; every run of five minutes takes the next seed
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }
 
-/// Builds, runs the test of mixed faults for so long, and fails if it does.
+/// Builds, and runs the test of mixed faults for the given time.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     test::install_needed()?;
     build::node()?;

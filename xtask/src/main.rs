@@ -1,9 +1,10 @@
-//! brink's own chores, as `cargo xtask <chore>`: a cluster to try, all tests, simulations, faults, verify, fix.
+//! brink's development tasks, as `cargo xtask <task>`: a local cluster, tests, simulations, faults, verify, fix.
 
 mod bench_peers;
 mod build;
 mod dev;
 mod faults;
+mod progress;
 mod readme;
 mod sim;
 mod test;
@@ -12,43 +13,43 @@ mod tidy;
 
 use clap::{Parser, Subcommand};
 
-/// brink's own chores
+/// brink's development tasks
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Cli {
     #[command(subcommand)]
-    chore: Chore,
+    task: Task,
 }
 
 #[derive(Subcommand)]
-enum Chore {
-    /// Build everything and run three nodes on this machine, with example hooks, until Ctrl-C
+enum Task {
+    /// Build brink and run three nodes on this machine, with example hooks, until Ctrl-C
     Dev(dev::Options),
-    /// Install what the tests need, then run every check and every test
+    /// Install the tools that tests need, then run every check and every test
     Test,
-    /// Inflict faults on real nodes for a while, and judge what clients saw
+    /// Inflict faults on real nodes, and check what clients saw
     Faults(faults::Options),
     /// Run simulated clusters from seeds, on all cores
     Sim(sim::Options),
-    /// Run the examples of the README as they are written; builds nothing
+    /// Run the README's examples as they are written; builds nothing
     Readme,
-    /// Compare the speed of brink with that of etcd, which is installed for it
+    /// Compare the speed of brink and etcd; installs etcd
     BenchPeers(bench_peers::Options),
-    /// Check format, lints and documentation; changes nothing
+    /// Check format, lints, documentation and the shape of the source; changes nothing
     Verify,
-    /// Mend format and what lints can mend by themselves
+    /// Fix format and lints where that is possible automatically
     Fix,
 }
 
 fn main() -> anyhow::Result<()> {
-    match Cli::parse().chore {
-        Chore::Dev(options) => dev::run(&options),
-        Chore::Test => test::run(),
-        Chore::Faults(options) => faults::run(&options),
-        Chore::Sim(options) => sim::run(&options),
-        Chore::Readme => readme::run(),
-        Chore::BenchPeers(options) => bench_peers::run(&options),
-        Chore::Verify => test::verify(),
-        Chore::Fix => test::fix(),
+    match Cli::parse().task {
+        Task::Dev(options) => dev::run(&options),
+        Task::Test => test::run(),
+        Task::Faults(options) => faults::run(&options),
+        Task::Sim(options) => sim::run(&options),
+        Task::Readme => readme::run(),
+        Task::BenchPeers(options) => bench_peers::run(&options),
+        Task::Verify => test::verify(),
+        Task::Fix => test::fix(),
     }
 }

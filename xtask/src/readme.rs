@@ -1,7 +1,7 @@
-//! The examples of the README, run as they are written.
+//! Runs the README's examples as they are written.
 //!
-//! Every block of shell that speaks to a node is run by bash against the cluster of `cargo xtask dev`, after the
-//! `export` lines before it. If a block of text follows it, that is what it must print, where `…` stands for anything.
+//! Bash runs each shell block that calls a node, against the cluster of `cargo xtask dev`, after all `export` blocks above
+//! it. If a text block follows, the output must match it; `…` in the text stands for anything.
 
 use std::process::{Command, Stdio};
 
@@ -10,10 +10,10 @@ use anyhow::{Context, bail};
 use crate::build;
 use crate::dev::Cluster;
 
-/// The port of the README's first node.
+/// The port of the first node in the README.
 const PORT: u16 = 8001;
 
-/// A block of shell, and what it must print.
+/// A shell block, and the output it must have.
 #[derive(Debug, PartialEq)]
 struct Example {
     shell: String,
@@ -36,7 +36,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     cluster.stop()
 }
 
-/// The blocks that speak to a node.
+/// The shell blocks that call a node.
 fn examples(text: &str) -> Vec<Example> {
     let mut exports = String::new();
     let mut examples = Vec::new();
@@ -56,7 +56,7 @@ fn examples(text: &str) -> Vec<Example> {
     examples
 }
 
-/// Fenced blocks: their language and what is in them.
+/// The language and contents of each fenced block.
 fn blocks(text: &str) -> Vec<(String, String)> {
     let mut blocks = Vec::new();
     let mut open: Option<(String, String)> = None;
@@ -83,7 +83,7 @@ fn check(example: &Example) -> anyhow::Result<()> {
     let output = command.current_dir(build::root()).stdin(Stdio::null()).output()?;
     let printed = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
-    // What a command refuses shows in what it prints.
+    // A command that fails prints why to stderr, and the README shows that.
     let printed = format!("{printed}{errors}").replace('\r', "");
     if let Some(expected) = &example.prints {
         if !matches(expected, &printed) {
@@ -95,7 +95,7 @@ fn check(example: &Example) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether every part of `expected` between `…` is in `text`, in order.
+/// Whether `text` contains the parts of `expected` between `…`, in order.
 fn matches(expected: &str, text: &str) -> bool {
     let mut rest = text;
     expected.split('…').map(str::trim).filter(|part| !part.is_empty()).all(|part| match rest.split_once(part) {

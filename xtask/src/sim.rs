@@ -1,4 +1,4 @@
-//! `cargo xtask sim`: simulated clusters, as many seeds as wanted, on all cores.
+//! `cargo xtask sim`: runs simulated clusters from a range of seeds, on all cores.
 
 use std::path::Path;
 
@@ -6,13 +6,13 @@ use clap::Args;
 
 use crate::build;
 
-/// The test that runs seeds.
+/// The test that runs the seeds.
 const TEST: &str = "replication::sim::clusters_keep_their_promises_under_simulated_faults";
 
-/// What to simulate.
+/// The options of `sim`.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// How many seeds to run
+    /// Number of seeds to run
     #[arg(long, default_value_t = 1_000)]
     seeds: u64,
     /// The first seed
@@ -20,11 +20,11 @@ pub(crate) struct Options {
     from: u64,
 }
 
-/// Runs the seeds; the first that violates an invariant ends the run, and the command that replays it is shown.
+/// Runs the seeds. The first violation of an invariant ends the run and prints the command that replays its seed.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let (seeds, from) = (options.seeds.to_string(), options.from.to_string());
     let env = [("BRINK_SIM_SEEDS", Path::new(&seeds)), ("BRINK_SIM_FROM", Path::new(&from))];
-    // The whole workspace, as `test` builds it, so that no dependency is built twice with other features.
+    // `--workspace` selects the features of dependencies as `test` does, so that none is built twice.
     let test = ["test", "--workspace", "--lib", "--", "--exact", TEST, "--nocapture"];
     build::run_with(&build::cargo(), &test, &env)
 }

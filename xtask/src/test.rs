@@ -1,4 +1,4 @@
-//! `cargo xtask test`: everything there is to check, with all that it needs.
+//! `cargo xtask test`, `verify` and `fix`, and the tools that tests need.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 
 use crate::{build, readme};
 
-/// What tests need beyond Rust: a file that shows it is there, and the Debian package that brings it.
+/// The tools that tests need beyond Rust: a file that shows that the tool is installed, and its Debian package.
 const NEEDED: [(&str, &str); 11] = [
     ("/usr/sbin/nginx", "nginx-light"),
     ("/usr/share/iso-codes/json/iso_639-3.json", "iso-codes"),
@@ -22,17 +22,18 @@ const NEEDED: [(&str, &str); 11] = [
     ("/usr/share/doc/python3-venv", "python3-venv"),
 ];
 
-/// What tests need to mount a file system of their own if they are not run by root.
+/// The tool that tests need to mount their file system when they do not run as root.
 const NEEDED_TO_MOUNT: (&str, &str) = ("/usr/bin/fusermount3", "fuse3");
 
-/// Clusters of three to five processes run at once; more than two of them starve each other on small machines.
+/// Number of tests that run at once. Each may run a cluster of five processes; on small machines, more than two clusters
+/// starve each other.
 const TEST_THREADS: &str = "2";
 
 /// Runs every check and every test.
 pub(crate) fn run() -> anyhow::Result<()> {
     install_needed()?;
     build::run(&build::cargo(), &["fmt", "--all", "--check"])?;
-    build::plugins()?;
+    build::plugins(&build::PLUGINS)?;
     build::node()?;
     let (bin, plugins) = (build::brink_bin()?, build::plugins_dir()?);
     let env = [
@@ -45,23 +46,24 @@ pub(crate) fn run() -> anyhow::Result<()> {
     verify()
 }
 
-/// Checks format, lints and documentation.
+/// Checks format, lints, documentation and the shape of the source. Changes nothing.
 pub(crate) fn verify() -> anyhow::Result<()> {
     let cargo = build::cargo();
     build::run(&cargo, &["fmt", "--all", "--check"])?;
     build::run(&cargo, &["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"])?;
     let deny = [("RUSTDOCFLAGS", Path::new("--deny warnings"))];
-    build::run_with(&cargo, &["doc", "--workspace", "--no-deps"], &deny)
+    build::run_with(&cargo, &["doc", "--workspace", "--no-deps"], &deny)?;
+    build::run(&cargo, &["test", "--workspace", "--bin", "xtask", "tidy::"])
 }
 
-/// Mends what can be mended.
+/// Fixes format and lints where that is possible automatically.
 pub(crate) fn fix() -> anyhow::Result<()> {
     let cargo = build::cargo();
     build::run(&cargo, &["clippy", "--workspace", "--all-targets", "--fix", "--allow-dirty", "--allow-staged"])?;
     build::run(&cargo, &["fmt", "--all"])
 }
 
-/// Installs what the tests need.
+/// Installs the tools that tests need.
 pub(crate) fn install_needed() -> anyhow::Result<()> {
     install(&NEEDED)?;
     if !rustix::process::geteuid().is_root() {
@@ -70,8 +72,8 @@ pub(crate) fn install_needed() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Installs what is missing: each a file that shows it is there, and the Debian package that brings it. A test that cannot
-/// run is a failure, so there is no going on without.
+/// Installs the missing tools of a list like [`NEEDED`]. A test that lacks its tools would fail, so this fails first if they
+/// cannot be installed.
 pub(crate) fn install(needed: &[(&str, &str)]) -> anyhow::Result<()> {
     let missing: Vec<&str> =
         needed.iter().filter(|(file, _)| !Path::new(file).exists()).map(|(_, package)| *package).collect();
@@ -79,14 +81,14 @@ pub(crate) fn install(needed: &[(&str, &str)]) -> anyhow::Result<()> {
         return Ok(());
     }
     if !Path::new("/usr/bin/apt-get").exists() {
-        bail!("this needs {}; install what brings them here", missing.join(", "));
+        bail!("please install these Debian packages, or what corresponds to them here: {}", missing.join(", "));
     }
     let is_root = rustix::process::geteuid().is_root();
     let (program, before) = if is_root { ("apt-get", vec![]) } else { ("sudo", vec!["apt-get"]) };
     let apt = |args: &[&str]| -> anyhow::Result<()> {
         let all: Vec<&str> = before.iter().chain(args).copied().collect();
         let mut command = Command::new(program);
-        // A service that a package would start is not wanted: the tests start their own.
+        // Packages must not start their services: the tests start their own. Installation scripts see run level 1.
         command.args(&all).env("DEBIAN_FRONTEND", "noninteractive").env("RUNLEVEL", "1").stdin(Stdio::null());
         let status = command.status().with_context(|| format!("{program} cannot be run"))?;
         if !status.success() {

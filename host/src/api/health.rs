@@ -1,60 +1,54 @@
-//! How the node is: `/health/`, `/livez`, `/readyz` and `/metrics`.
+//! The state of the node, for people, orchestrators and scrapers: `/health/`, `/livez`, `/readyz` and `/metrics`.
+//!
+//! These handlers ignore query parameters: their callers add parameters of their own, such as the cache busters of load
+//! balancers and the `params` of a Prometheus job, and must not take a healthy node for a broken one.
 
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::http::{HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse, Response};
-use serde_json::json;
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse as _, Response};
 
-use super::App;
-use super::kv::json as json_answer;
+use super::problem::Problem;
+use super::{App, answer, schema};
 use crate::replication::Status;
+use crate::storage::DiskFull;
 
 /// The media type of Prometheus' text format.
 const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// `GET /health/`: the cluster as this node sees it; 200 with or without quorum.
-pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
-    let mut health = health_json(&app.replication.status(), app.replication.shortage().is_none());
-    if let (Some(shortage), Some(members)) = (app.replication.shortage(), health.as_object_mut()) {
-        members.insert("disk_full".to_owned(), json!(shortage));
-    }
-    json_answer(StatusCode::OK, health.to_string())
+pub(super) async fn health(State(app): State<Arc<App>>) -> Result<Response, Problem> {
+    answer::ok(&health_of(&app.replication.status(), app.replication.disk_full()))
 }
 
-fn health_json(status: &Status, has_space: bool) -> serde_json::Value {
-    let word = match (status.has_quorum, has_space && status.healthy_nodes == status.total_nodes) {
-        (true, true) => "healthy",
-        (true, false) => "degraded",
-        (false, _) => "no_quorum",
-    };
-    let nodes: Vec<_> = status
-        .nodes
-        .iter()
-        .map(|node| {
-            json!({
-                "url": node.url,
-                "healthy": node.healthy,
-                "role": node.role,
-                "lag_entries": node.lag_entries,
-                "rtt_ms": node.rtt.map(|rtt| (rtt.as_secs_f64() * 1e6).round() / 1e3),
-            })
-        })
-        .collect();
-    json!({
-        "status": word,
-        "cluster": {
-            "replication_enabled": status.replication_enabled,
-            "total_nodes": status.total_nodes,
-            "healthy_nodes": status.healthy_nodes,
-            "required_for_quorum": status.required_for_quorum,
-            "has_quorum": status.has_quorum,
-            "can_accept_writes": status.has_quorum && has_space,
-            "leader": status.leader,
-            "nodes": nodes,
+fn health_of(status: &Status, disk_full: Option<DiskFull>) -> schema::Health<'_> {
+    let has_space = disk_full.is_none();
+    let nodes = status.nodes.iter().map(|node| schema::NodeHealth {
+        url: &node.url,
+        healthy: node.healthy,
+        role: node.role,
+        lag_entries: node.lag_entries,
+        rtt_ms: node.rtt.map(|rtt| (rtt.as_secs_f64() * 1e6).round() / 1e3),
+    });
+    schema::Health {
+        status: match (status.has_quorum, has_space && status.healthy_nodes == status.total_nodes) {
+            (true, true) => "healthy",
+            (true, false) => "degraded",
+            (false, _) => "no_quorum",
         },
-    })
+        cluster: schema::ClusterHealth {
+            replication_enabled: status.replication_enabled,
+            total_nodes: status.total_nodes,
+            healthy_nodes: status.healthy_nodes,
+            required_for_quorum: status.required_for_quorum,
+            has_quorum: status.has_quorum,
+            can_accept_writes: status.has_quorum && has_space,
+            leader: status.leader.as_deref(),
+            nodes: nodes.collect(),
+        },
+        disk_full,
+    }
 }
 
 /// `GET /livez`: the process runs.
@@ -76,6 +70,6 @@ pub(super) async fn readyz(State(app): State<Arc<App>>) -> Response {
 
 /// `GET /metrics`: for Prometheus.
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
-    let content_type = HeaderValue::from_static(PROMETHEUS_TEXT);
-    ([(header::CONTENT_TYPE, content_type)], app.telemetry.metrics().render_prometheus()).into_response()
+    let media_type = HeaderValue::from_static(PROMETHEUS_TEXT);
+    answer::with_body(StatusCode::OK, media_type, app.telemetry.metrics().render_prometheus())
 }

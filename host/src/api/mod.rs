@@ -1,163 +1,57 @@
-//! The HTTP API: paths, and what surrounds every request.
+//! The HTTP API.
 //!
-//! Handlers decode and check, hand over to [`crate::write_path`], [`crate::replication`] and [`crate::storage`], and
-//! write the answer. Statuses and problem types are chosen in `problem`, nowhere else. A trailing slash is accepted
-//! everywhere and means nothing.
+//! # Problem
+//!
+//! Clients send anything: unknown parameters, keys that are not UTF-8, bodies without end. Each mistake deserves one answer
+//! that says what is wrong and what is allowed, whichever handler meets it; and an answer must not claim more than the
+//! node knows.
+//!
+//! # Approach
+//!
+//! A request passes three stages:
+//!
+//! 1. Extractors (`extract`) decode and check it: parameters, key, conditions, body.
+//! 2. A handler (`kv`, `plugins`, `hooks`, `registry`, `cluster`, `health`) calls the room that does the work:
+//!    [`crate::write_path`], [`crate::storage`], [`crate::registry`] or [`crate::replication`].
+//! 3. The result becomes a response: `schema` has the typed bodies, `answer` the headers, `stream` the answers
+//!    without an end, `problem` every error.
+//!
+//! `router` maps paths to handlers, and `observe` surrounds each request with its trace and its metrics. `peer`
+//! serves the other nodes of the cluster and shares none of this.
+//!
+//! # Guarantees
+//!
+//! - Every error of a handler is a problem object; its status and type are chosen in `problem`.
+//! - Every handler checks its query parameters. `router` accepts no handler that does not declare them.
+//! - A trailing slash is accepted everywhere and means nothing.
+//! - A read states its consistency and revision, and never claims more than it has (P5).
+//! - A failed write without an explicit outcome was not written.
+//!
+//! # Failure model
+//!
+//! A handler that panics answers with 500; the node goes on. A body over its limit is refused, and its rest is discarded
+//! within bounds so that the client gets to read the refusal.
+//!
+//! # Cost
+//!
+//! Extractors borrow from the request and copy only what the handler keeps. Entries are the hot responses; `kv` writes
+//! their JSON by hand.
 
-mod batch;
+mod answer;
+mod app;
 mod cluster;
+mod extract;
 mod health;
+mod hooks;
 mod kv;
+mod observe;
 mod peer;
+mod plugins;
 mod problem;
-mod range;
 mod registry;
-mod request;
-mod value;
+mod router;
+mod schema;
+mod stream;
 
-use std::sync::Arc;
-use std::time::Instant;
-
-use axum::Router;
-use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderName, HeaderValue};
-use axum::middleware::{Next, from_fn_with_state};
-use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, delete, get, post};
-use tokio::sync::watch;
-use tower_http::catch_panic::CatchPanicLayer;
-use tracing::Instrument;
-
-use self::problem::{Kind, Problem};
-use crate::hooks::Record;
-use crate::registry::Registry;
-use crate::replication;
-use crate::storage::Data;
-use crate::telemetry::{Telemetry, TraceContext, new_trace_id, within_request};
-use crate::write_path::WritePath;
-
-/// The path under which every node serves its API.
-pub const BASE_PATH: &str = "/kv-store/v1";
-
-const TRACE_ID: HeaderName = HeaderName::from_static("brink-trace-id");
-
-/// What handlers work with.
-pub struct App {
-    /// The way of writes.
-    pub write_path: WritePath,
-    /// The node's part in the cluster.
-    pub replication: replication::Handle,
-    /// Plugins and hooks.
-    pub registry: Registry,
-    /// What plugins did on this node.
-    pub plugin_record: Record,
-    /// True once the node stops: answers without an end must end then.
-    pub draining: watch::Receiver<bool>,
-    /// The node's own state.
-    pub data: Data,
-    /// Metrics and traces.
-    pub telemetry: Telemetry,
-}
-
-/// The whole API of a node, its door for other nodes included.
-pub fn router(app: App) -> Router {
-    let replication = app.replication.clone();
-    let key = || MethodRouter::new().get(kv::get).put(kv::put).delete(kv::delete);
-    let mut clients = Router::new().route("/kv/{*key}", key());
-    let paths = [
-        ("/kv", get(range::list)),
-        // Only POST is the batch: `batch` is a key like any other.
-        ("/kv/batch", key().merge(post(batch::post))),
-        ("/health", get(health::health)),
-        ("/livez", get(health::livez)),
-        ("/readyz", get(health::readyz)),
-        ("/metrics", get(health::metrics)),
-        ("/cluster/members", get(cluster::members).post(cluster::add)),
-        ("/cluster/members/{url}", delete(cluster::remove)),
-        ("/cluster/leader", get(cluster::leader).put(cluster::transfer)),
-        ("/plugins", get(registry::plugins)),
-        ("/plugins/{name}", get(registry::plugin).put(registry::put_plugin).delete(registry::delete_plugin)),
-        ("/hooks", get(registry::hooks)),
-        ("/hooks/{name}/rollback", post(registry::roll_back)),
-        ("/registry/history", get(registry::history)),
-        ("/registry/lines", get(registry::lines)),
-        ("/registry/stats", get(registry::stats)),
-        ("/hooks/{name}", get(registry::hook).put(registry::put_hook).delete(registry::delete_hook)),
-    ];
-    for (path, methods) in paths {
-        clients = clients.route(path, methods.clone()).route(&format!("{path}/"), methods);
-    }
-    let root = Router::new()
-        .route("/livez", get(health::livez))
-        .route("/readyz", get(health::readyz))
-        .route("/metrics", get(health::metrics));
-    Router::new()
-        .nest(BASE_PATH, clients)
-        .merge(root)
-        .fallback(|| async {
-            Problem::new(Kind::NOT_FOUND, format!("there is no such path; the API is under {BASE_PATH}/"))
-        })
-        .method_not_allowed_fallback(|| async {
-            Problem::new(Kind::METHOD_NOT_ALLOWED, "the method is not allowed here; Allow names those that are")
-        })
-        .layer(CatchPanicLayer::custom(|_| {
-            Problem::new(Kind::INTERNAL, "the node failed; its log says why").into_response()
-        }))
-        .layer(from_fn_with_state(app.telemetry.clone(), observe))
-        .with_state(Arc::new(app))
-        .merge(Router::new().nest(BASE_PATH, peer::router(replication)))
-}
-
-/// Around every request of a client: its trace, its metrics, and the rendering of problems.
-async fn observe(State(telemetry): State<Telemetry>, request: Request, next: Next) -> Response {
-    let began = Instant::now();
-    let method = request.method().clone();
-    let is_read = method.is_safe();
-    let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().trim_end_matches('/').to_owned());
-    let route = route.unwrap_or_else(|| "unmatched".to_owned());
-
-    let parent = TraceContext::extract(request.headers());
-    // Known before the span unless the trace begins with it: a field that is recorded later costs more than all others.
-    let known = match (parent, telemetry.exports_traces()) {
-        (Some(parent), _) => Some(parent.trace_id_hex()),
-        (None, false) => Some(new_trace_id()),
-        (None, true) => None,
-    };
-    let span =
-        tracing::info_span!(target: "brink::request", "http.request", %method, route, trace_id = known.as_deref());
-    if let Some(parent) = parent {
-        parent.set_parent(&span);
-    }
-    let trace_id = known.unwrap_or_else(|| {
-        let trace_id = TraceContext::of_span(&span).map_or_else(new_trace_id, |trace| trace.trace_id_hex());
-        span.record("trace_id", trace_id.as_str());
-        trace_id
-    });
-
-    let mut response = async {
-        let mut response = within_request(trace_id.as_str().into(), next.run(request)).await;
-        match response.extensions_mut().remove::<Problem>() {
-            // What a call that writes does not say otherwise of, it has not written.
-            Some(problem) if !is_read => with_headers_of(response, problem.not_written().render(&trace_id)),
-            Some(problem) => with_headers_of(response, problem.render(&trace_id)),
-            None => response,
-        }
-    }
-    .instrument(span)
-    .await;
-    if let Ok(value) = HeaderValue::from_str(&trace_id) {
-        response.headers_mut().insert(TRACE_ID, value);
-    }
-    telemetry.metrics().http(method.as_str(), &route, response.status().as_u16(), began.elapsed());
-    response
-}
-
-/// The rendered problem, with the headers that the handler or the router had set.
-fn with_headers_of(bare: Response, mut rendered: Response) -> Response {
-    for (name, value) in bare.headers() {
-        if !rendered.headers().contains_key(name) && name != axum::http::header::CONTENT_LENGTH {
-            rendered.headers_mut().insert(name, value.clone());
-        }
-    }
-    rendered
-}
+pub use self::app::App;
+pub use self::router::router;

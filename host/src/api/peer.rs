@@ -1,4 +1,5 @@
-//! The door for other nodes: `POST <base>/peer/line`, which becomes a line, and `POST <base>/peer/snapshot`.
+//! Requests of other nodes: `POST <base>/peer/line`, which is upgraded to a connection for calls, and
+//! `POST <base>/peer/snapshot`.
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -13,13 +14,13 @@ use crate::replication::{
     CLUSTER_HEADER, ClusterId, Envelope, Error, Handle, PROTOCOL, REFUSAL_HEADER, TO_HEADER, WriteOutcome,
 };
 
-/// The routes, relative to the base path.
+/// The routes below the base path.
 pub(super) fn router(replication: Handle) -> Router {
-    Router::new().route("/peer/line", post(line)).route("/peer/snapshot", post(snapshot)).with_state(replication)
+    Router::new().route("/peer/line", post(connection)).route("/peer/snapshot", post(snapshot)).with_state(replication)
 }
 
-/// Answers the calls of a node for as long as it keeps the connection.
-async fn line(State(replication): State<Handle>, mut request: Request) -> Response {
+/// Answers the calls of a node until it closes the connection.
+async fn connection(State(replication): State<Handle>, mut request: Request) -> Response {
     let asked = request.headers().get(header::UPGRADE).is_some_and(|protocol| protocol == PROTOCOL);
     let Some(upgrade) = request.extensions_mut().remove::<OnUpgrade>().filter(|_| asked) else {
         let upgrade = [(header::UPGRADE, HeaderValue::from_static(PROTOCOL))];
@@ -27,8 +28,8 @@ async fn line(State(replication): State<Handle>, mut request: Request) -> Respon
     };
     tokio::spawn(async move {
         match upgrade.await {
-            Ok(connection) => replication.serve_line(TokioIo::new(connection)).await,
-            Err(error) => tracing::debug!(%error, "a line from another node did not come about"),
+            Ok(connection) => replication.serve_connection(TokioIo::new(connection)).await,
+            Err(error) => tracing::debug!(%error, "a connection from another node was not upgraded"),
         }
     });
     let upgraded = [

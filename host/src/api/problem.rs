@@ -1,13 +1,16 @@
-//! Errors as clients see them: the one place where HTTP status and problem type are chosen (RFC 9457).
+//! Errors as clients see them (RFC 9457). HTTP status and problem type of an error are chosen here and nowhere else.
 //!
-//! Every problem has a `type` that `docs/problems.md` explains, a `detail` for people and the `trace_id` of the request;
-//! those of writes also say what is known of the write, as `outcome`. What the node's storage or its peers said goes to
+//! Every problem has a `type` that `docs/problems.md` explains, a `detail` for people and the `trace_id` of the request.
+//! The problem of a write also states the `outcome` of the write. Messages of the node's storage and of its peers go to
 //! the log and never to a client.
+
+use std::fmt::Display;
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 
+use super::schema;
 use crate::hooks;
 use crate::registry;
 use crate::replication::{self, WriteOutcome};
@@ -17,13 +20,13 @@ use crate::write_path;
 /// The media type of problems.
 const PROBLEM_JSON: &str = "application/problem+json";
 
-/// How long a client that met a full queue should wait, in seconds.
+/// How long a client should wait before it repeats a refused request, in seconds.
 const RETRY_AFTER_SECONDS: &str = "1";
 
-/// The kinds of problems: the last part of their `type`, their status, and their title.
+/// A type of problem: the last part of its `type`, its status and its title.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Kind {
-    pub(super) slug: &'static str,
+pub(crate) struct Kind {
+    slug: &'static str,
     status: StatusCode,
     title: &'static str,
 }
@@ -31,7 +34,7 @@ pub(super) struct Kind {
 macro_rules! kinds {
     ($($name:ident = $slug:literal $status:ident $title:literal;)*) => {
         impl Kind {
-            $(pub(super) const $name: Self = Self { slug: $slug, status: StatusCode::$status, title: $title };)*
+            $(pub(crate) const $name: Self = Self { slug: $slug, status: StatusCode::$status, title: $title };)*
             #[cfg(test)]
             const ALL: &'static [Self] = &[$(Self::$name),*];
         }
@@ -81,24 +84,35 @@ kinds! {
 
 /// A problem on its way to a client.
 #[derive(Debug, Clone)]
-pub(super) struct Problem {
+pub(crate) struct Problem {
     kind: Kind,
     detail: String,
-    /// What is known of the write, if it was one.
+    /// Whether the write happened, if the request was one.
     outcome: Option<WriteOutcome>,
     /// Further members, in their order.
-    extra: Vec<(String, Value)>,
+    extra: Map<String, Value>,
     /// Whether `Retry-After` invites the client to come back.
     invites_retry: bool,
 }
 
 impl Problem {
-    pub(super) fn new(kind: Kind, detail: impl Into<String>) -> Self {
-        Self { kind, detail: detail.into(), outcome: None, extra: Vec::new(), invites_retry: false }
+    pub(crate) fn new(kind: Kind, detail: impl Into<String>) -> Self {
+        Self { kind, detail: detail.into(), outcome: None, extra: Map::new(), invites_retry: false }
     }
 
-    /// The problem of a request that wrote nothing, if it was one that writes.
-    pub(super) fn not_written(self) -> Self {
+    /// A failure of the node itself. The error goes to the log only.
+    pub(crate) fn internal(error: impl Display) -> Self {
+        tracing::error!(%error, "a request failed");
+        Self::new(Kind::INTERNAL, "the node failed; its log says why")
+    }
+
+    /// The node stops before the request is served.
+    pub(crate) fn stopping() -> Self {
+        Self::new(Kind::STOPPING, "the node is stopping")
+    }
+
+    /// States that the request wrote nothing, unless its outcome is stated already.
+    pub(crate) fn not_written(self) -> Self {
         Self { outcome: Some(self.outcome.unwrap_or(WriteOutcome::NotWritten)), ..self }
     }
 
@@ -106,8 +120,9 @@ impl Problem {
         Self { outcome: Some(outcome), ..self }
     }
 
-    pub(super) fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
-        self.extra.push((name.to_owned(), value.into()));
+    /// Adds a member.
+    pub(crate) fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.extra.insert(name.to_owned(), value.into());
         self
     }
 
@@ -115,19 +130,20 @@ impl Problem {
         Self { invites_retry: true, ..self }
     }
 
-    /// The whole answer.
-    pub(super) fn render(self, trace_id: &str) -> Response {
-        let mut body = Map::new();
-        body.insert("type".to_owned(), json!(format!("urn:brink:problem:{}", self.kind.slug)));
-        body.insert("title".to_owned(), json!(self.kind.title));
-        body.insert("status".to_owned(), json!(self.kind.status.as_u16()));
-        body.insert("detail".to_owned(), json!(self.detail));
-        if let Some(outcome) = self.outcome {
-            body.insert("outcome".to_owned(), json!(outcome));
-        }
-        body.extend(self.extra);
-        body.insert("trace_id".to_owned(), json!(trace_id));
-        let mut response = (self.kind.status, Value::Object(body).to_string()).into_response();
+    /// The whole response.
+    pub(crate) fn render(self, trace_id: &str) -> Response {
+        let body = schema::Problem {
+            r#type: format!("urn:brink:problem:{}", self.kind.slug),
+            title: self.kind.title,
+            status: self.kind.status.as_u16(),
+            detail: &self.detail,
+            outcome: self.outcome,
+            extra: &self.extra,
+            trace_id,
+        };
+        // Strings, numbers and JSON values can always be written.
+        let text = serde_json::to_string(&body).unwrap_or_default();
+        let mut response = (self.kind.status, text).into_response();
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
         if self.invites_retry {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
@@ -136,7 +152,7 @@ impl Problem {
     }
 }
 
-/// The response carries the problem until the middleware that knows the trace id renders it.
+/// The response carries the problem to `observe`, which knows the trace id and renders it.
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let mut response = self.kind.status.into_response();
@@ -173,17 +189,14 @@ impl From<replication::Error> for Problem {
             replication::Error::MembershipPending => Self::new(Kind::MEMBERSHIP_PENDING, detail).inviting_retry(),
             replication::Error::LeaderLost => Self::new(Kind::LEADER_LOST, detail),
             replication::Error::Busy { .. } => Self::new(Kind::BUSY, detail).inviting_retry(),
-            replication::Error::DiskFull(shortage) => Self::new(Kind::DISK_FULL, detail)
-                .with("path", shortage.path)
-                .with("free_bytes", shortage.free_bytes)
-                .with("reserve_bytes", shortage.reserve_bytes)
+            replication::Error::DiskFull(disk_full) => Self::new(Kind::DISK_FULL, detail)
+                .with("path", disk_full.path)
+                .with("free_bytes", disk_full.free_bytes)
+                .with("reserve_bytes", disk_full.reserve_bytes)
                 .inviting_retry(),
             replication::Error::Stopped { .. } => Self::new(Kind::STOPPING, detail),
             replication::Error::Storage(error) => Self::from(error),
-            error @ (replication::Error::Codec(_) | replication::Error::Refused(_)) => {
-                tracing::error!(%error, "replication failed");
-                Self::new(Kind::INTERNAL, "the node failed; its log says why")
-            }
+            error @ (replication::Error::Codec(_) | replication::Error::Refused(_)) => Self::internal(error),
         };
         problem.with_outcome(outcome)
     }
@@ -223,10 +236,7 @@ impl From<hooks::Error> for Problem {
             Error::BindingInvalid { .. } => Self::new(Kind::BAD_HOOK, detail),
             Error::Busy { .. } => Self::new(Kind::BUSY, detail).inviting_retry(),
             Error::EpochWait { .. } => Self::new(Kind::HOOKS_NOT_READY, detail),
-            error @ (Error::Store(_) | Error::Engine(_)) => {
-                tracing::error!(%error, "plugins cannot run");
-                Self::new(Kind::INTERNAL, "the node failed; its log says why")
-            }
+            error @ (Error::Store(_) | Error::Engine(_)) => Self::internal(error),
             Error::Interrupted { .. } => Self::new(Kind::STOPPING, detail),
         }
         .not_written()
@@ -248,10 +258,7 @@ impl From<registry::Error> for Problem {
             registry::Error::Piece(error) => Self::from(error).with_outcome(WriteOutcome::NotWritten),
             registry::Error::Write(error) => Self::from(error),
             registry::Error::Storage(error) => Self::from(error).not_written(),
-            registry::Error::Undecodable { .. } => {
-                tracing::error!(%error, "the registry is damaged");
-                Self::new(Kind::INTERNAL, "the node failed; its log says why").not_written()
-            }
+            registry::Error::Undecodable { .. } => Self::internal(error).not_written(),
             registry::Error::Stopping => Self::new(Kind::STOPPING, detail).not_written(),
         }
     }

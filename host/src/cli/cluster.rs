@@ -1,13 +1,14 @@
-//! `brink cluster`: the state of the cluster, and who belongs to it.
+//! `brink cluster`: the state and the members of the cluster.
 
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::Common;
-use super::client::{Client, Failure, Request, base_url, name_path};
+use super::client::{Client, Common, base_url};
+use super::failure::Failure;
 use super::output::{self, Format};
+use super::request::{Request, name_path};
 
-/// What can be asked about the cluster, and changed.
+/// The commands.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
     /// Show the nodes, the leader, and whether there is a quorum
@@ -20,18 +21,20 @@ pub(super) enum Command {
         #[command(flatten)]
         common: Common,
     },
-    /// Add a node that runs with an empty data directory and knows a node of this cluster, or change a member's role
+    /// Add a node, or change a member's role
+    ///
+    /// A new node must run with an empty data directory, and with a node of this cluster in REPLICA_NODES.
     Add {
         /// The node's base URL, such as http://node4:8000/kv-store/v1
         #[arg(value_name = "NODE")]
         node: String,
-        /// Add it as a learner: it gets every write and serves reads, but does not count for the quorum
+        /// Add it as a learner: a read replica, which does not count for the quorum
         #[arg(long)]
         learner: bool,
         #[command(flatten)]
         common: Common,
     },
-    /// Remove a node, whether it runs or not
+    /// Remove a node, running or not
     Remove {
         /// The node's base URL
         #[arg(value_name = "NODE")]
@@ -58,7 +61,8 @@ pub(super) async fn run(command: Command) -> Result<(), Failure> {
             print_members(common.output, &answer.json()?)
         }
         Command::Add { node, learner, common } => {
-            let member = json!({ "url": base_url("NODE", &node)?, "role": if learner { "learner" } else { "voter" } });
+            let role = if learner { "learner" } else { "voter" };
+            let member = json!({ "url": base_url("NODE", &node)?, "role": role });
             let request = Request::new(Method::POST, "/cluster/members/").json(&member);
             print_members(common.output, &Client::new(&common)?.send(&request).await?.json()?)
         }
@@ -82,7 +86,7 @@ async fn status(common: &Common) -> Result<(), Failure> {
     let health = answer.json()?;
     match common.output {
         Format::Json => output::line(&health.to_string()),
-        Format::Table => print(&answer.url, &health),
+        Format::Table => print_health(&answer.url, &health),
     }
 }
 
@@ -91,16 +95,16 @@ fn print_members(format: Format, answer: &Value) -> Result<(), Failure> {
         return output::line(&answer.to_string());
     }
     let row = |member: &Value| -> Vec<String> {
-        let healthy = if member["healthy"] == true { "yes" } else { "no" };
+        let healthy = healthy_cell(member);
         let texts = [&member["url"], &member["id"], &member["role"]].map(output::text);
-        let rest = [healthy.to_owned(), mark(member["leader"] == true), output::text(&member["lag_entries"])];
+        let rest = [healthy, leader_cell(member["leader"] == true), output::text(&member["lag_entries"])];
         texts.into_iter().chain(rest).collect()
     };
     let rows: Vec<_> = answer["members"].as_array().into_iter().flatten().map(row).collect();
     output::table(&["NODE", "ID", "ROLE", "HEALTHY", "LEADER", "LAG"], &rows)
 }
 
-fn print(url: &str, health: &Value) -> Result<(), Failure> {
+fn print_health(url: &str, health: &Value) -> Result<(), Failure> {
     let cluster = &health["cluster"];
     output::line(&format!(
         "{}: {} of {} nodes healthy, {} needed for writes, seen from {url}",
@@ -111,19 +115,20 @@ fn print(url: &str, health: &Value) -> Result<(), Failure> {
     ))?;
     output::line("")?;
     let leader = &cluster["leader"];
-    let own = vec![url.to_owned(), "yes".to_owned(), mark(leader == url), "-".to_owned(), "-".to_owned()];
+    let own = vec![url.to_owned(), "yes".to_owned(), leader_cell(leader == url), "-".to_owned(), "-".to_owned()];
     let others = cluster["nodes"].as_array().into_iter().flatten().map(|node| {
-        let healthy = if node["healthy"] == true { "yes" } else { "no" };
+        let healthy = healthy_cell(node);
         let fields = [output::text(&node["lag_entries"]), output::text(&node["rtt_ms"])];
-        [output::text(&node["url"]), healthy.to_owned(), mark(node["url"] == *leader)]
-            .into_iter()
-            .chain(fields)
-            .collect()
+        [output::text(&node["url"]), healthy, leader_cell(node["url"] == *leader)].into_iter().chain(fields).collect()
     });
     let rows: Vec<Vec<String>> = std::iter::once(own).chain(others).collect();
     output::table(&["NODE", "HEALTHY", "LEADER", "LAG", "RTT MS"], &rows)
 }
 
-fn mark(is_leader: bool) -> String {
+fn healthy_cell(node: &Value) -> String {
+    if node["healthy"] == true { "yes" } else { "no" }.to_owned()
+}
+
+fn leader_cell(is_leader: bool) -> String {
     if is_leader { "leader" } else { "" }.to_owned()
 }

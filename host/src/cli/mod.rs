@@ -1,34 +1,55 @@
-//! The command line: `serve` is a node, all other commands are clients of one.
+//! The command line.
 //!
-//! Exit codes, which scripts may rely on:
+//! `serve` runs a node. Every other command is a client of running nodes, except those of `brink plugin` that try a plugin
+//! on this machine.
+//!
+//! # The files
+//!
+//! ```text
+//! mod → serve
+//! mod → {kv, plugin, cluster, bench} → client → {request, output, input} → failure
+//! ```
+//!
+//! - `failure`: why a command failed, and its exit code.
+//! - `input`, `output`: files and standard input; tables, JSON lines and progress bars.
+//! - `request`, `client`: what is sent to nodes, and the client that sends it.
+//! - `serve`, `kv`, `plugin`, `cluster`, `bench`: the commands.
+//!
+//! # Guarantees
+//!
+//! - Arguments are checked before anything is sent.
+//! - A command sends a request to the first node of `--url` that accepts a connection. A request that may have arrived is
+//!   not sent again, except by `kv import`, which repeats batches that were certainly not written.
+//! - `kv` sends and prints values as they were written; no digit of a number is lost.
+//!
+//! Scripts may rely on the exit codes of client commands (`serve` has its own, listed in `docs/configuration.md`):
 //!
 //! | code | meaning |
 //! |---|---|
 //! | 0 | done |
-//! | 1 | no node could be reached, or the node failed; a tool that builds a plugin, or a case of its test, failed |
+//! | 1 | no node could be reached, or the node failed; a build tool failed, or a case of `brink plugin test` |
 //! | 2 | wrong usage: a flag, a setting, a file that cannot be read |
 //! | 3 | not found |
 //! | 4 | refused: by a plugin, a precondition, a limit |
 
-#![allow(clippy::indexing_slicing, reason = "what is indexed here is JSON, where a missing member is null")]
+#![allow(clippy::indexing_slicing, reason = "indexing a JSON value never panics: a missing member is null")]
 
 mod bench;
 mod client;
 mod cluster;
-mod export;
-mod import;
+mod failure;
+mod input;
 mod kv;
 mod output;
 mod plugin;
+mod request;
 mod serve;
-mod wire;
 
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
-use self::client::Failure;
-use self::output::Format;
+use self::failure::Failure;
 
 /// A replicated key-value store for the edge, with WebAssembly plugins in its write path
 #[derive(Debug, Parser)]
@@ -47,39 +68,21 @@ enum Command {
     /// Read and write keys
     #[command(subcommand)]
     Kv(kv::Command),
-    /// Upload plugins and say what runs where
+    /// Write, try and deploy plugins, and bind them to keys
     #[command(subcommand)]
     Plugin(plugin::Command),
-    /// Look at the cluster
+    /// Show and change the members of the cluster
     #[command(subcommand)]
     Cluster(cluster::Command),
     Bench(bench::Args),
-    /// Print the completion script of a shell
+    /// Print a shell's completion script
     Completions {
         /// The shell
         shell: clap_complete::Shell,
     },
 }
 
-/// Which nodes a command talks to, and how it prints.
-#[derive(Debug, clap::Args)]
-pub(crate) struct Common {
-    /// Base URLs of nodes, separated by commas; the first that can be reached is used
-    #[arg(
-        long,
-        env = "BRINK_URL",
-        value_name = "URL",
-        value_delimiter = ',',
-        default_value = "http://127.0.0.1:8000/kv-store/v1"
-    )]
-    url: Vec<String>,
-
-    /// How results are printed
-    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
-    output: Format,
-}
-
-/// Runs the command that the process was started with.
+/// Runs the command given by the process's arguments.
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Serve(args) => return serve::run(args),
@@ -94,7 +97,7 @@ pub fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        // The reader of a pipe has read enough.
+        // The reader of the pipe has stopped reading, as `head` does.
         Err(Failure::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("brink: {failure}");
@@ -103,7 +106,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Runs a client's command on a runtime of its own.
+/// Runs a client command on its own runtime.
 fn run(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::Output)?;
     runtime.block_on(command)

@@ -1,4 +1,4 @@
-//! `brink serve`: one node, until it is told to stop.
+//! `brink serve`: runs a node until it is told to stop.
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -8,25 +8,25 @@ use std::time::Duration;
 use crate::node::{DataError, Failure, Given, Node, Settings, SettingsError, StartError};
 use crate::telemetry::{self, LogFormat, Telemetry};
 
-/// How long the last traces and metrics may take to leave.
+/// Maximum time to export the last traces and metrics at the end.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Exit code for wrong settings.
+/// Exit code if a setting is wrong, or the data directory cannot be used.
 const WRONG_SETTING: u8 = 2;
 
-/// Exit code if the disk failed, or has lost what was promised.
+/// Exit code if the disk failed, or has lost acknowledged data.
 const DISK_FAILED: u8 = 3;
 
-/// How long the last traces of a node that failed may take to leave.
+/// Maximum time to export the last traces and metrics of a node that failed.
 const FAILURE_FLUSH_DEADLINE: Duration = Duration::from_millis(500);
 
 /// Run one node
 ///
-/// Settings come from flags, BRINK_* variables and the TOML file, in that order. Traces and metrics leave by OTLP as
-/// the standard OTEL_* variables say. Stops cleanly on SIGTERM and Ctrl-C.
+/// Settings come from flags, BRINK_* variables and the TOML file, in that order of precedence. Traces and metrics are
+/// exported by OTLP as the standard OTEL_* variables say. Stops cleanly on SIGTERM and Ctrl-C.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// A TOML file with settings, named as the flags are
+    /// A TOML file with settings, named like the flags
     #[arg(long, env = "BRINK_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
 
@@ -34,15 +34,15 @@ pub(super) struct Args {
     given: Given,
 }
 
-/// Runs a node until SIGTERM or Ctrl-C. The exit code says whether a setting was wrong (2), the disk failed (3), or
-/// something else (1).
+/// Runs a node until SIGTERM or Ctrl-C. The exit code is 0 after that, 2 if a setting is wrong, 3 if the disk failed, and
+/// 1 after any other failure.
 pub(super) fn run(args: Args) -> ExitCode {
     let settings = match settings(args) {
         Ok(settings) => settings,
         Err(error) => return report(&StartError::from(error)),
     };
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    // Half of the cores: the log's writer, apply and plugins have threads of their own. TOKIO_WORKER_THREADS overrides.
+    // Half of the cores: the log's writer, apply and plugins have their own threads. TOKIO_WORKER_THREADS overrides it.
     if std::env::var_os("TOKIO_WORKER_THREADS").is_none() {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         runtime.worker_threads(cores.div_ceil(2));
@@ -77,7 +77,7 @@ async fn serve(settings: Settings) -> ExitCode {
             return ExitCode::from(WRONG_SETTING);
         }
     };
-    // The handlers come before the node, so that a signal during the start is not lost.
+    // The handlers are installed before the node starts, so that a signal during the start is not lost.
     let stop = match stop_signal() {
         Ok(stop) => stop,
         Err(error) => {
@@ -99,18 +99,18 @@ async fn serve(settings: Settings) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Ends the process at once. Nothing is closed in good order: that would write to a disk that has failed.
+/// Ends the process at once. The node is not stopped in good order, since that would write to a failed disk.
 async fn fail(failure: &Failure, telemetry: Telemetry) {
     telemetry.shutdown(FAILURE_FLUSH_DEADLINE).await;
     eprintln!("brink: {failure}");
     let code = match failure {
         Failure::Disk { .. } => DISK_FAILED,
-        Failure::Engine { .. } => 1,
+        Failure::Consensus { .. } => 1,
     };
     std::process::exit(code.into())
 }
 
-/// Resolves with the name of the first signal to stop.
+/// Installs the signal handlers. The future resolves to the name of the first signal.
 fn stop_signal() -> std::io::Result<impl Future<Output = &'static str>> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate())?;
@@ -123,7 +123,7 @@ fn stop_signal() -> std::io::Result<impl Future<Output = &'static str>> {
     })
 }
 
-/// Says why the node did not start, on one line with all causes.
+/// Prints why the node did not start: one line with all causes.
 fn report(error: &StartError) -> ExitCode {
     let mut message = error.to_string();
     let mut cause = std::error::Error::source(error);

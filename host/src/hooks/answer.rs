@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::error::{Rejection, Violation};
 use super::hook::Hook;
-use super::text::compact_json;
+use crate::json;
 use crate::limits;
 use crate::sandbox::{cut, wit};
 use crate::storage::command::{Action, Operation, Value};
@@ -46,15 +46,15 @@ pub(super) fn new_values(
 }
 
 fn new_value(item: u32, old: &Value, bytes: Vec<u8>) -> Result<Bytes, String> {
-    let bytes = match old.is_json() {
-        true => compact_json(bytes).map_err(|error| format!("the new value of write {item} is not JSON ({error})"))?,
-        false => bytes,
-    };
+    let mut bytes = Bytes::from(bytes);
+    if old.is_json() {
+        bytes = json::compact(bytes).map_err(|error| format!("the new value of write {item} is not JSON ({error})"))?;
+    }
     if bytes.len() > limits::VALUE_BYTES_MAX {
         let (found, limit) = (bytes.len(), limits::VALUE_BYTES_MAX);
         return Err(format!("the new value of write {item} has {found} bytes; at most {limit} are allowed"));
     }
-    Ok(bytes.into())
+    Ok(bytes)
 }
 
 /// A plugin's refusal of the operations at these positions.

@@ -78,7 +78,6 @@ mod scheduler;
 mod set;
 #[cfg(test)]
 mod tests;
-mod text;
 mod view;
 
 pub use binding::{Binding, Judges, Mode, OnFailure, check_name};
@@ -90,7 +89,6 @@ pub use pipeline::Pipeline;
 pub use record::{Figures, Line, Record, Tally};
 pub use runtime::{Plugin, Runtime};
 pub use set::{Active, Set};
-pub(crate) use text::compact_json;
 pub use view::{View, ViewError};
 
 pub use crate::sandbox::{Error as Failure, HOOKS_VERSION, LogSink, LogSource, Tuning, digest};

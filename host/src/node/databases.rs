@@ -1,26 +1,19 @@
-//! A node's databases: opened, and if they are damaged, dealt with.
+//! Opens a node's databases, and handles those that are damaged.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use super::aside;
+use super::{layout, quarantine};
 use crate::replication;
 use crate::storage::{self, Data, Log, OnFsync};
 
-/// The log's database, the state's, and what the log keeps beside it, below the data directory.
-pub(super) const LOG: &str = "log";
-pub(super) const DATA: &str = "data";
-pub(super) const WATERMARK: &str = "log.watermark";
-
-/// Where snapshots from other nodes are spooled.
-const SPOOL: &str = "spool";
-
-/// What the opening depends on.
+/// How to open the databases.
 pub(super) struct Opening {
     pub(super) data_dir: PathBuf,
+    /// Memory for cached blocks, in bytes.
     pub(super) cache_bytes: u64,
-    /// Whether the node was started with the URLs of others, from whom it can get everything again.
+    /// Whether the node was started with the URLs of other nodes, which can send it everything again.
     pub(super) has_peers: bool,
-    /// Whether the operator wants to go on with what is left after a loss.
+    /// Whether the operator accepts that lost entries stay lost.
     pub(super) accepts_loss: bool,
 }
 
@@ -32,7 +25,7 @@ pub enum Error {
     Dir {
         /// The directory.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
     /// The data in the directory cannot be opened.
@@ -40,38 +33,38 @@ pub enum Error {
     Storage {
         /// The directory.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The storage's error.
         source: storage::Error,
     },
-    /// Something that was promised is gone, and nobody is there to get it from.
+    /// Durable entries are gone, and there is no other node to get them from.
     #[error(
         "{source}. Acknowledged writes may be lost with it. If this node belongs to a cluster, start it with the other \
-         nodes in REPLICA_NODES: it will set its data aside and get everything from them. If it is the only one, bring \
-         back a backup of {}, or go on with what is left by --accept-data-loss", path.display()
+         nodes in REPLICA_NODES: it will set its data aside and get everything from them. If it is a single node, restore \
+         a backup of {}, or go on with the remaining data by --accept-data-loss", path.display()
     )]
     Lost {
         /// The data directory.
         path: PathBuf,
-        /// What is gone.
+        /// The loss.
         source: storage::Error,
     },
 }
 
 impl Opening {
-    /// Opens both databases, creating what is missing. If they have lost something that the node had promised, it must
-    /// not go on as the node it was: they are set aside, and it starts with empty ones.
+    /// Opens both databases, creating what is missing. If they have lost entries that were durable, and there are other
+    /// nodes, they are set aside and empty ones are opened: the node must not go on under its old identity.
     pub(super) fn open(&self, on_fsync: impl Fn() -> OnFsync) -> Result<(Log, Data), Error> {
         let path = || self.data_dir.clone();
         let refused = |source| Error::Dir { path: path(), source };
-        storage::dir::create(&spool_dir(&self.data_dir)).map_err(refused)?;
+        storage::dir::create(&layout::spool(&self.data_dir)).map_err(refused)?;
         let opened = match self.try_open(on_fsync()) {
             Err(lost @ storage::Error::Lost { .. }) if self.has_peers => {
-                let aside = aside::set_aside(&self.data_dir).map_err(refused)?;
+                let aside = quarantine::set_aside(&self.data_dir).map_err(refused)?;
                 tracing::error!(
                     error = %lost,
                     aside = %aside.display(),
-                    "this node must not vote with what is left: its data was set aside, and it joins its cluster as a new \
-                     member; the directory may be removed once that is done"
+                    "this node must not vote with the remaining data: it was set aside, and the node joins its cluster as \
+                     a new member; the directory may be removed once that is done"
                 );
                 self.try_open(on_fsync())
             }
@@ -79,14 +72,14 @@ impl Opening {
             opened => opened,
         };
         let opened = opened.map_err(|source| Error::Storage { path: path(), source })?;
-        // The databases sync what is in their directories; that the directories exist is this one's to keep.
+        // The databases sync the content of their directories, but not the data directory that contains these.
         storage::dir::sync(&self.data_dir).map_err(refused)?;
         Ok(opened)
     }
 
     fn try_open(&self, on_fsync: OnFsync) -> Result<(Log, Data), storage::Error> {
         self.open_both(on_fsync).map_err(|error| match error {
-            // What cannot be read is lost, to this node.
+            // To this node, entries that cannot be read are lost.
             storage::Error::Corrupt { what } => {
                 storage::Error::Lost { path: self.data_dir.clone(), what: format!("{what} is damaged") }
             }
@@ -95,12 +88,12 @@ impl Opening {
     }
 
     fn open_both(&self, on_fsync: OnFsync) -> Result<(Log, Data), storage::Error> {
-        let dir = self.data_dir.join(LOG);
+        let dir = self.data_dir.join(layout::LOG);
         let log = match self.accepts_loss {
             true => Log::open_with_losses(&dir, on_fsync)?,
             false => Log::open(&dir, on_fsync)?,
         };
-        let checked = Data::open(&self.data_dir.join(DATA), self.cache_bytes)
+        let checked = Data::open(&self.data_dir.join(layout::DATA), self.cache_bytes)
             .and_then(|data| self.check(&log, &data).map(|()| data));
         match checked {
             Ok(data) => Ok((log, data)),
@@ -122,11 +115,6 @@ impl Opening {
     }
 }
 
-/// Where snapshots are spooled below a data directory.
-pub(super) fn spool_dir(data_dir: &Path) -> PathBuf {
-    data_dir.join(SPOOL)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -139,7 +127,7 @@ mod tests {
         opening.open(|| Box::new(|_, _| {}))
     }
 
-    /// Fills the log and then takes an entry from under it, behind its back.
+    /// Fills the log, then removes an entry without its knowledge.
     fn damaged(dir: &tempfile::TempDir) {
         let (log, data) = open(&opening(dir, false, false)).unwrap();
         let (done, is_done) = std::sync::mpsc::channel();
@@ -158,8 +146,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         damaged(&dir);
         let (log, _data) = open(&opening(&dir, true, false)).unwrap();
-        assert_eq!(log.first_last().unwrap(), None);
-        assert!(aside::is_there(&dir.path().join("new/data")).unwrap());
+        assert_eq!(log.first_last(), None);
+        assert!(quarantine::exists(&dir.path().join("new/data")).unwrap());
         log.close();
     }
 
@@ -170,7 +158,7 @@ mod tests {
         let refusal = open(&opening(&dir, false, false)).err().unwrap().to_string();
         assert!(refusal.contains("entries 9 to 9 are gone") && refusal.contains("--accept-data-loss"), "{refusal}");
         let (log, data) = open(&opening(&dir, false, true)).unwrap();
-        assert_eq!(log.first_last().unwrap(), Some((1, 8)));
+        assert_eq!(log.first_last(), Some((1, 8)));
         log.close();
         drop((log, data));
         open(&opening(&dir, false, false)).unwrap().0.close();

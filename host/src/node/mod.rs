@@ -1,30 +1,53 @@
 //! One node: its parts put together, its start and its end.
+//!
+//! # Start
+//!
+//! The order matters: the port first, since a node that cannot be reached must not touch its data; then storage,
+//! replication, the hooks, the write path and the registry; the HTTP server last, since a request needs all of them.
+//!
+//! # Stop
+//!
+//! [`Node::stop`] hands the leadership over, so that writes go on elsewhere, then drains the requests and the tasks for at
+//! most [`DRAIN_DEADLINE`], stops replication, and closes the log.
+//!
+//! # Failure
+//!
+//! After a failed write or sync the node must not write again: [`Node::failed`] tells, and the process ends at once.
+//! Lost or damaged data is handled before anything starts (see `databases` and `quarantine`).
 
-mod aside;
 mod databases;
+mod layout;
+mod observer;
+mod quarantine;
 mod settings;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 pub use self::databases::Error as DataError;
+use self::observer::PluginObserver;
 pub use self::settings::{Error as SettingsError, Given, Settings};
 use crate::api;
 use crate::hooks;
-use crate::limits::{DISK_POLL, DRAIN_DEADLINE};
+use crate::limits::DRAIN_DEADLINE;
+use crate::net::Listener;
 use crate::registry::Registry;
 use crate::replication::{self, HttpTransport};
 use crate::storage::{self, Data, FreeSpace, Log};
-use crate::telemetry::{HookMetrics, Telemetry, request_trace_id};
-use crate::write_path::{WritePath, now_ms};
+use crate::telemetry::Telemetry;
+use crate::write_path::WritePath;
 
-/// When the consensus engine stops: how long its reason may take to be told by the disk itself.
+/// Interval between two looks at the free space.
+const FREE_SPACE_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How long to wait for the disk's own error after consensus has stopped.
 const FAILURE_PATIENCE: Duration = Duration::from_millis(200);
 
 /// Why a node could not start.
@@ -38,7 +61,7 @@ pub enum StartError {
     Listen {
         /// The address.
         address: SocketAddr,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
     /// The data cannot be used.
@@ -53,7 +76,7 @@ pub enum StartError {
     /// Replication cannot start.
     #[error(transparent)]
     Replication(#[from] replication::StartError),
-    /// A part of the start was cancelled.
+    /// The runtime shut down during the start.
     #[error("the start was cancelled")]
     Cancelled(#[from] tokio::task::JoinError),
 }
@@ -66,35 +89,35 @@ pub struct Node {
     data: Data,
     replication: replication::Handle,
     registry: Registry,
-    /// Tells the server to take no more connections.
-    draining: watch::Sender<bool>,
+    /// Stops the server: no more connections, and open streams end.
+    draining: CancellationToken,
     server: JoinHandle<std::io::Result<()>>,
-    /// Looks at the free space.
-    space_watch: JoinHandle<()>,
+    /// Stops the tasks.
+    stopping: CancellationToken,
+    tasks: TaskTracker,
 }
 
 impl Node {
-    /// Starts a node. It answers requests when this returns, and finds its cluster on its own.
+    /// Starts a node. When this returns, it answers requests; it finds its cluster on its own.
     ///
     /// # Errors
     ///
-    /// See [`StartError`]. Nothing half-made stays behind: directories that were created are valid and empty.
+    /// See [`StartError`]. Directories that were created are left behind, valid and empty.
     pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Self, StartError> {
-        // The port comes first: a node that cannot be reached must not touch its data.
-        let listener = TcpListener::bind(settings.listen)
+        let listener = Listener::bind(settings.listen)
             .await
             .map_err(|source| StartError::Listen { address: settings.listen, source })?;
-        let address =
-            listener.local_addr().map_err(|source| StartError::Listen { address: settings.listen, source })?;
+        let address = listener.address();
         let url = settings.self_url(address)?;
 
         let (log, data) = open_storage(&settings, &telemetry).await?;
         let free_space = FreeSpace::new(&settings.data_dir, settings.disk_reserve_bytes);
-        let space_watch = watch_free_space(free_space.clone()).await?;
+        let (stopping, tasks) = (CancellationToken::new(), TaskTracker::new());
+        watch_free_space(free_space.clone(), stopping.clone(), &tasks).await?;
         let options = replication::Options {
             self_url: url.clone(),
             peer_urls: settings.peer_urls.clone(),
-            spool_dir: databases::spool_dir(&settings.data_dir),
+            spool_dir: layout::spool(&settings.data_dir),
             may_found: !has_set_data_aside(&settings.data_dir)?,
             free_space,
             timing: settings.timing,
@@ -105,25 +128,25 @@ impl Node {
         let replication =
             replication::Handle::start(options, log.clone(), data.clone(), transport, telemetry.clone()).await?;
         let record = hooks::Record::default();
-        let observer = Arc::new(Watch { telemetry: telemetry.clone(), record: record.clone() });
-        let runtime = hooks::Runtime::on_node(observer, &settings.data_dir.join("compiled"))?;
+        let observer = Arc::new(PluginObserver { telemetry: telemetry.clone(), record: record.clone() });
+        let runtime = hooks::Runtime::on_node(observer, &layout::compiled(&settings.data_dir))?;
         let pipeline = hooks::Pipeline::new(hooks::Active::default());
         let write_path = WritePath::new(pipeline.clone(), replication.clone(), data.clone(), telemetry.clone());
-        let registry = Registry::start(runtime, pipeline, write_path.clone(), replication.clone(), data.clone());
+        let registry = Registry::start(runtime, &pipeline, write_path.clone(), replication.clone(), data.clone());
 
-        let draining = watch::Sender::new(false);
+        let draining = CancellationToken::new();
         let app = api::App {
             write_path,
             replication: replication.clone(),
             registry: registry.clone(),
             plugin_record: record,
-            draining: draining.subscribe(),
+            draining: draining.clone(),
             data: data.clone(),
             telemetry,
         };
-        let server = tokio::spawn(serve(listener, app, draining.subscribe()));
+        let server = tokio::spawn(listener.serve(api::router(app), draining.clone()));
         tracing::info!(%url, %address, peers = settings.peer_urls.len(), data_dir = %settings.data_dir.display(), "started");
-        Ok(Self { url, address, log, data, replication, registry, draining, server, space_watch })
+        Ok(Self { url, address, log, data, replication, registry, draining, server, stopping, tasks })
     }
 
     /// The base URL under which others reach this node.
@@ -136,16 +159,16 @@ impl Node {
         self.address
     }
 
-    /// Waits until the node cannot go on: its disk has failed, or its consensus engine has stopped by itself. It must be
-    /// ended then, as a whole and without another write.
+    /// Waits until the node cannot go on, because its disk has failed or consensus has stopped by itself. The process must
+    /// then end without another write.
     pub async fn failed(&self) -> Failure {
         tokio::select! {
             biased;
             failure = self.disk_failed() => failure,
             reason = self.replication.failed() => {
-                // What stopped it may be on its way here too, and says more.
-                let said = tokio::time::timeout(FAILURE_PATIENCE, self.disk_failed()).await;
-                said.unwrap_or(Failure::Engine { reason })
+                // The disk's own error says more, and may arrive a moment later.
+                let failed = timeout(FAILURE_PATIENCE, self.disk_failed()).await;
+                failed.unwrap_or(Failure::Consensus { reason })
             }
         }
     }
@@ -159,19 +182,25 @@ impl Node {
         }
     }
 
-    /// Hands the leadership over if this node has it, takes no more requests, answers those it has for a bounded time, and stops. What was acknowledged is on disk.
+    /// Hands the leadership over, answers the requests under way for a bounded time, and stops. Everything that was
+    /// acknowledged is on disk.
     pub async fn stop(self) {
-        // First, so that writes go on elsewhere while the requests of this node are answered.
+        // First, so that writes go on elsewhere while this node answers its requests.
         self.replication.hand_over().await;
-        self.draining.send_replace(true);
-        if tokio::time::timeout(DRAIN_DEADLINE, self.server).await.is_err() {
+        self.draining.cancel();
+        let deadline = Instant::now() + DRAIN_DEADLINE;
+        if timeout_at(deadline, self.server).await.is_err() {
             tracing::warn!(deadline = ?DRAIN_DEADLINE, "some requests were cut off");
         }
-        self.space_watch.abort();
-        self.registry.stop();
+        self.stopping.cancel();
+        self.tasks.close();
+        let tasks = async { tokio::join!(self.tasks.wait(), self.registry.stop()) };
+        if timeout_at(deadline, tasks).await.is_err() {
+            tracing::warn!(deadline = ?DRAIN_DEADLINE, "a plugin is still being compiled");
+        }
         self.replication.shutdown().await;
         let log = self.log;
-        if tokio::task::spawn_blocking(move || log.close()).await.is_err() {
+        if spawn_blocking(move || log.close()).await.is_err() {
             tracing::error!("the log was not closed cleanly");
         }
     }
@@ -185,87 +214,41 @@ pub enum Failure {
     Disk {
         /// The database.
         path: PathBuf,
-        /// What failed.
+        /// Its error.
         error: storage::Error,
     },
-    /// Its consensus engine has stopped.
+    /// Consensus has stopped by itself.
     #[error("this node stops, since its consensus engine has: {reason}")]
-    Engine {
-        /// What it said.
+    Consensus {
+        /// The reason it gave.
         reason: String,
     },
 }
 
-/// Looks at the free space now, and again and again in a task of its own.
-async fn watch_free_space(free_space: FreeSpace) -> Result<JoinHandle<()>, StartError> {
-    let look = |free_space: FreeSpace| tokio::task::spawn_blocking(move || free_space.look());
-    look(free_space.clone()).await?;
-    Ok(tokio::spawn(async move {
-        loop {
-            tokio::time::sleep(DISK_POLL).await;
-            // An error means that the node is gone altogether.
-            if look(free_space.clone()).await.is_err() {
+/// Measures the free space now, and again at every interval until `stop`.
+async fn watch_free_space(
+    free_space: FreeSpace,
+    stop: CancellationToken,
+    tasks: &TaskTracker,
+) -> Result<(), StartError> {
+    let measure = move || {
+        let free_space = free_space.clone();
+        spawn_blocking(move || free_space.measure())
+    };
+    measure().await?;
+    tasks.spawn(async move {
+        while stop.run_until_cancelled(sleep(FREE_SPACE_INTERVAL)).await.is_some() {
+            // An error means that the runtime shuts down.
+            if measure().await.is_err() {
                 return;
             }
         }
-    }))
-}
-
-/// Counts what plugins do, and keeps what they say.
-struct Watch {
-    telemetry: Telemetry,
-    record: hooks::Record,
-}
-
-impl hooks::Observer for Watch {
-    fn calls_of(&self, hook: &str, plugin: &str) -> Arc<dyn hooks::Calls> {
-        let metrics = self.telemetry.metrics().of_hook(hook, plugin);
-        Arc::new(WatchOfHook { metrics, figures: self.record.of_hook(hook, plugin) })
-    }
-}
-
-impl hooks::LogSink for Watch {
-    fn log(&self, source: &hooks::LogSource, level: &'static str, message: String) {
-        let hooks::LogSource { hook, plugin, digest } = source;
-        let (hook, plugin, digest) = (hook.clone(), plugin.clone(), digest.clone());
-        let trace_id = request_trace_id().map(|id| id.to_string());
-        self.record.say(hooks::Line { at_ms: now_ms(), hook, plugin, digest, trace_id, level, message });
-    }
-}
-
-/// Counts the calls of one hook.
-struct WatchOfHook {
-    metrics: HookMetrics,
-    figures: Option<hooks::Figures>,
-}
-
-impl hooks::Calls for WatchOfHook {
-    fn ended(&self, took: Duration, result: &'static str, memory_bytes: usize) {
-        self.metrics.call(took, result, memory_bytes);
-        if let Some(figures) = &self.figures {
-            figures.count(took, result, memory_bytes);
-        }
-    }
-}
-
-async fn serve(listener: TcpListener, app: api::App, mut draining: watch::Receiver<bool>) -> std::io::Result<()> {
-    use axum::serve::ListenerExt;
-
-    // Small answers must not wait for an acknowledgement of earlier ones.
-    let listener = listener.tap_io(|stream| {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY could not be set");
-        }
     });
-    let drained = async move {
-        // An error means that the node is gone altogether.
-        let _ = draining.wait_for(|draining| *draining).await;
-    };
-    axum::serve(listener, api::router(app)).with_graceful_shutdown(drained).await
+    Ok(())
 }
 
-fn has_set_data_aside(data_dir: &std::path::Path) -> Result<bool, DataError> {
-    aside::is_there(data_dir).map_err(|source| DataError::Dir { path: data_dir.to_path_buf(), source })
+fn has_set_data_aside(data_dir: &Path) -> Result<bool, DataError> {
+    quarantine::exists(data_dir).map_err(|source| DataError::Dir { path: data_dir.to_path_buf(), source })
 }
 
 /// Opens both databases, creating what is missing.
@@ -281,5 +264,5 @@ async fn open_storage(settings: &Settings, telemetry: &Telemetry) -> Result<(Log
         let metrics = metrics.clone();
         Box::new(move |duration, entries| metrics.fsync(duration, entries))
     };
-    Ok(tokio::task::spawn_blocking(move || opening.open(on_fsync)).await??)
+    Ok(spawn_blocking(move || opening.open(on_fsync)).await??)
 }

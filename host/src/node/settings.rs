@@ -1,28 +1,28 @@
-//! The settings of a node: from flags, `BRINK_*` variables and a TOML file, in that order.
+//! The settings of a node: flags, then `BRINK_*` variables, then a TOML file.
 //!
-//! A wrong setting is one clear line that names the value and what is allowed.
+//! The error for a wrong setting is one line that names the setting, its value and what is allowed.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::api::BASE_PATH;
 use crate::limits::DISK_RESERVE_BYTES;
+use crate::net::{self, BASE_PATH};
 use crate::replication::Timing;
 use crate::telemetry::LogFormat;
 
-/// Log entries between snapshots, unless set.
+/// Log entries between snapshots, by default.
 const SNAPSHOT_ENTRIES_DEFAULT: u64 = 10_000;
 
-/// Fewest log entries between snapshots.
+/// Minimum of log entries between snapshots.
 const SNAPSHOT_ENTRIES_MIN: u64 = 10;
 
-/// What is logged, unless set. The Raft engine tells every step of itself at `info`, and at `warn` of each call
-/// that a dead peer does not answer; brink says once that the peer is gone.
+/// The log filter, by default. openraft logs each of its steps at `info`, and each call that a dead peer does not answer at
+/// `warn`; brink itself logs once that the peer is gone.
 const LOG_DEFAULT: &str = "info,openraft=error";
 
-/// Settings as they were given, each in at most one place per source.
+/// The settings in one source, unchecked. All are optional.
 #[derive(Debug, Clone, Default, clap::Args, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Given {
@@ -64,10 +64,10 @@ pub struct Given {
     #[arg(long, env = "BRINK_DISK_RESERVE_MIB", value_name = "MIB")]
     pub disk_reserve_mib: Option<u64>,
 
-    /// Go on with what is left if the log has lost what it had made durable
+    /// Go on with the remaining data if the log has lost entries that it had made durable
     ///
-    /// Without it, a node that has others sets its data aside and gets everything from them, and one that is alone does
-    /// not start. Acknowledged writes may be gone.
+    /// Acknowledged writes may be gone. Without this flag, a node with other nodes sets its data aside and gets everything
+    /// from them; a single node does not start.
     #[arg(long, env = "BRINK_ACCEPT_DATA_LOSS", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub accept_data_loss: Option<bool>,
 
@@ -75,19 +75,19 @@ pub struct Given {
     #[arg(long, env = "BRINK_LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<String>,
 
-    /// What is logged, such as `info` or `brink=debug,warn` [default: info,openraft=error]
+    /// Log filter, such as `info` or `brink=debug,warn` [default: info,openraft=error]
     #[arg(long, env = "BRINK_LOG", value_name = "FILTER")]
     pub log: Option<String>,
 }
 
-/// A TOML file may name the other nodes as a list of URLs or of tables, like the JSON does.
+/// In a TOML file, the other nodes are a list of URLs or of tables, as in the JSON.
 fn nodes_as_json<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     let nodes: Vec<NodeEntry> = Vec::deserialize(deserializer)?;
     let urls: Vec<String> = nodes.into_iter().map(NodeEntry::into_url).collect();
     serde_json::to_string(&urls).map(Some).map_err(serde::de::Error::custom)
 }
 
-/// One of the other nodes: `{"url": "…"}` or the URL alone.
+/// Another node: `{"url": "…"}`, or only the URL.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 enum NodeEntry {
@@ -114,14 +114,14 @@ impl Given {
     ///
     /// # Errors
     ///
-    /// If the file cannot be read, or holds something that is not a setting.
+    /// If the file cannot be read, or has an unknown setting.
     pub fn from_file(path: &Path) -> Result<Self, Error> {
         let wrong = |reason: String| Error { setting: "--config", found: path.display().to_string(), reason };
         let text = std::fs::read_to_string(path).map_err(|error| wrong(format!("it cannot be read: {error}")))?;
         toml::from_str(&text).map_err(|error| wrong(error.message().to_owned()))
     }
 
-    /// These settings, and where they say nothing, those of `other`.
+    /// These settings, completed with those of `other`.
     #[must_use]
     pub fn or(self, other: Self) -> Self {
         Self {
@@ -189,11 +189,11 @@ impl Given {
 /// Checked settings.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Where to listen.
+    /// The address to listen on.
     pub listen: SocketAddr,
-    /// Where the data is kept.
+    /// The data directory.
     pub data_dir: PathBuf,
-    /// Under which URL the others reach this node; the default depends on the port the system gives.
+    /// The URL under which the others reach this node. The default depends on the bound port.
     pub advertise_url: Option<String>,
     /// The base URLs of the other nodes.
     pub peer_urls: Vec<String>,
@@ -203,13 +203,13 @@ pub struct Settings {
     pub snapshot_entries: u64,
     /// Free space below which writes are refused, in bytes.
     pub disk_reserve_bytes: u64,
-    /// Whether to go on with what is left after a loss.
+    /// Whether to go on with the remaining data after a loss.
     pub accept_data_loss: bool,
-    /// Raft's clock.
+    /// The timing of heartbeats and elections.
     pub timing: Timing,
-    /// How log lines look; `None` decides by whether standard error is a terminal.
+    /// The format of log lines. `None`: text if standard error is a terminal, else JSON.
     pub log_format: Option<LogFormat>,
-    /// What is logged.
+    /// The log filter.
     pub log: String,
 }
 
@@ -238,11 +238,11 @@ impl Settings {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{setting}: {found:?}: {reason}")]
 pub struct Error {
-    /// Which setting.
+    /// The setting.
     pub setting: &'static str,
     /// The value found.
     pub found: String,
-    /// What is wrong with it and what is allowed.
+    /// The fault, and what is allowed.
     pub reason: String,
 }
 
@@ -269,24 +269,14 @@ fn parse_nodes(json: &str) -> Result<Vec<String>, Error> {
     Ok(urls)
 }
 
-/// Checks the base URL of a node and writes it in its one normal form, without a trailing slash.
+/// Checks the base URL of a node and normalizes it; the result has no trailing slash.
 fn base_url(setting: &'static str, found: &str) -> Result<String, Error> {
-    let wrong = |reason: &str| Error {
+    let wrong = |reason: net::UrlError| Error {
         setting,
         found: found.to_owned(),
         reason: format!("{reason}; a node's URL looks like http://node2:8000{BASE_PATH}"),
     };
-    let url = reqwest::Url::parse(found.trim()).map_err(|error| wrong(&format!("it is not a URL ({error})")))?;
-    if url.scheme() != "http" {
-        return Err(wrong("only http:// is supported between nodes"));
-    }
-    if url.path().trim_end_matches('/') != BASE_PATH || url.query().is_some() || url.fragment().is_some() {
-        return Err(wrong(&format!("its path must be {BASE_PATH}")));
-    }
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err(wrong("it must not contain a user or password"));
-    }
-    Ok(url.as_str().trim_end_matches('/').to_owned())
+    net::base_url(found, net::Path::Required).map_err(wrong)
 }
 
 fn parse_log_format(found: &str) -> Result<LogFormat, Error> {
@@ -301,7 +291,7 @@ fn parse_log_format(found: &str) -> Result<LogFormat, Error> {
     }
 }
 
-/// A sixteenth of the machine's memory, in bounds that keep a node small: the system caches what it reads as well.
+/// A sixteenth of the machine's memory, within bounds that keep a node small: the system's page cache helps too.
 fn default_cache_mib() -> u64 {
     let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let total_kib: u64 = meminfo

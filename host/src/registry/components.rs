@@ -1,38 +1,37 @@
-//! The bytes of plugin versions in the replicated state: in pieces, so that no write waits behind a whole one.
+//! The bytes of plugin versions in the replicated state, in pieces, so that no write waits behind a whole component.
 //!
-//! The keys are `components/<digest>/<number>`. An upload commits piece after piece and then the entry that names the
-//! version, on the condition that all pieces are still there. Until then nobody reads them, and an upload that does not get
-//! that far leaves pieces that nobody names: a change of the registry removes them when they have been left for
-//! [`ABANDONED_AFTER`].
+//! The keys are `components/<digest>/<number>`. An upload commits its pieces one by one, and then the entry that names the
+//! version, with the precondition that all pieces still exist. Nobody reads the pieces before that. An upload that fails
+//! leaves pieces that no entry names; the next change of the registry after [`ABANDONED_AFTER`] removes them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::Error;
-use super::known::{delete, put};
+use super::entry::{delete, precondition, put};
+use super::error::Error;
 use crate::limits::PLUGIN_BYTES_MAX;
-use crate::storage::{AskedBy, Data, Fact, Operation, Precondition, Space, Value};
+use crate::storage::{Data, Fact, Operation, Precondition, Space, Value};
 
 /// Keys of the system space under this prefix are the bytes of plugin versions.
 const PREFIX: &str = "components/";
 
-/// The bytes of one piece; the last one of a version may have fewer. Four share a round of proposals.
+/// Size of a piece in bytes; the last piece of a version may be smaller. Four pieces share a proposal round.
 const PIECE_BYTES: usize = 1024 * 1024;
 
-/// After how long pieces that nobody names are taken for those of an upload that has ended.
+/// Age after which pieces that no entry names belong to a failed upload.
 const ABANDONED_AFTER: Duration = Duration::from_secs(15 * 60);
 
-/// The keys of the pieces that are stored, as of one look.
-pub(super) struct Stored {
+/// The keys of the stored pieces at one moment.
+pub(super) struct StoredPieces {
     by_digest: BTreeMap<String, Vec<String>>,
-    /// When the newest piece of each version was stored which nobody names, in Unix milliseconds.
+    /// For each version that no entry names: the time at which its last piece was stored, in Unix milliseconds.
     unnamed_since_ms: BTreeMap<String, u64>,
 }
 
-impl Stored {
-    /// Of versions that are not `named`, the last piece is read, else nothing but keys.
+impl StoredPieces {
+    /// Reads the keys of all pieces, and the last piece of each version that is not in `named`.
     pub(super) fn read(data: &Data, named: &BTreeSet<String>) -> Result<Self, Error> {
         let mut by_digest: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for key in data.keys(Space::System, PREFIX)? {
@@ -48,7 +47,7 @@ impl Stored {
         Ok(Self { by_digest, unnamed_since_ms })
     }
 
-    /// The writes that store what is missing of a version, one for each piece.
+    /// The operations that store the missing pieces of a version, one for each piece.
     pub(super) fn missing(&self, digest: &str, component: &Bytes) -> Vec<Operation> {
         let stored: BTreeSet<&String> = self.of(digest).iter().collect();
         let pieces = pieces(digest, component).filter(|(key, _)| !stored.contains(key));
@@ -56,25 +55,21 @@ impl Stored {
         pieces.map(|(key, bytes)| put(key, value(bytes))).collect()
     }
 
-    /// The conditions that a version is still whole which was whole on this look. Its pieces cannot have become others: their
-    /// bytes follow from their keys.
-    pub(super) fn is_whole(&self, digest: &str) -> Vec<Precondition> {
-        let is_there = |key: &String| Precondition {
-            asked_by: AskedBy::Client,
-            space: Space::System,
-            fact: Fact::Exists { key: key.clone() },
-        };
-        self.of(digest).iter().map(is_there).collect()
+    /// The preconditions that the pieces of a version still exist. Their bytes cannot change: they follow from their keys.
+    pub(super) fn still_exist(&self, digest: &str) -> Vec<Precondition> {
+        self.of(digest).iter().map(|key| precondition(Fact::Exists { key: key.clone() })).collect()
     }
 
-    /// The writes that remove what is not needed: the versions that were named and are no more, and pieces that have not been
-    /// named for long.
+    /// The operations that remove all pieces that are not `needed`, except those of uploads that may still be running.
     pub(super) fn removals(&self, needed: &BTreeSet<String>, now_ms: u64) -> Vec<Operation> {
-        let patience_ms = u64::try_from(ABANDONED_AFTER.as_millis()).unwrap_or(u64::MAX);
-        let is_under_way = |digest: &String| {
-            self.unnamed_since_ms.get(digest).is_some_and(|since_ms| now_ms <= since_ms.saturating_add(patience_ms))
+        let abandoned_after_ms = u64::try_from(ABANDONED_AFTER.as_millis()).unwrap_or(u64::MAX);
+        let may_be_uploading = |digest: &String| {
+            self.unnamed_since_ms
+                .get(digest)
+                .is_some_and(|since_ms| now_ms <= since_ms.saturating_add(abandoned_after_ms))
         };
-        let removed = self.by_digest.iter().filter(|(digest, _)| !needed.contains(*digest) && !is_under_way(digest));
+        let removed =
+            self.by_digest.iter().filter(|(digest, _)| !needed.contains(*digest) && !may_be_uploading(digest));
         removed.flat_map(|(_, keys)| keys).map(|key| delete(key.clone())).collect()
     }
 
@@ -83,7 +78,7 @@ impl Stored {
     }
 }
 
-/// The bytes of a version; `None` if there is none. Whether they are all there is for the digest to tell.
+/// The bytes of a version; `None` if no piece is stored. The caller checks the digest to know whether any are missing.
 pub(super) fn read(data: &Data, digest: &str) -> Result<Option<Bytes>, Error> {
     let mut component = Vec::new();
     for number in 0..PLUGIN_BYTES_MAX.div_ceil(PIECE_BYTES) {
@@ -123,8 +118,8 @@ mod tests {
         data.apply(&[write], &[]).unwrap().remove(0)
     }
 
-    fn stored(data: &Data) -> Stored {
-        Stored::read(data, &BTreeSet::new()).unwrap()
+    fn stored(data: &Data) -> StoredPieces {
+        StoredPieces::read(data, &BTreeSet::new()).unwrap()
     }
 
     fn upload(data: &Data, component: &Bytes, at_ms: u64) -> String {
@@ -155,28 +150,28 @@ mod tests {
         let component = Bytes::from(vec![1; PIECE_BYTES * 2]);
         let digest = upload(&data, &component, 0);
         let name = || vec![put("plugins/p".to_owned(), Value::json("{}"))];
-        let is_whole = stored(&data).is_whole(&digest);
-        assert!(matches!(apply(&data, name(), is_whole.clone(), 0), Outcome::Applied { .. }));
-        // To store a piece again changes nothing, to take one away does.
+        let still_exist = stored(&data).still_exist(&digest);
+        assert!(matches!(apply(&data, name(), still_exist.clone(), 0), Outcome::Applied { .. }));
+        // Storing a piece again changes nothing; removing one does.
         let again = pieces(&digest, &component)
             .map(|(key, bytes)| put(key, Value { content_type: "application/wasm".to_owned(), bytes }));
         let again = again.collect();
         apply(&data, again, Vec::new(), 0);
-        assert!(matches!(apply(&data, name(), is_whole.clone(), 0), Outcome::Applied { .. }));
+        assert!(matches!(apply(&data, name(), still_exist.clone(), 0), Outcome::Applied { .. }));
         apply(&data, vec![delete(key(&digest, 1))], Vec::new(), 0);
-        assert!(matches!(apply(&data, name(), is_whole, 0), Outcome::PreconditionFailed { .. }));
+        assert!(matches!(apply(&data, name(), still_exist, 0), Outcome::PreconditionFailed { .. }));
     }
 
     #[test]
     fn what_is_removed_was_let_go_or_abandoned() {
         let (_dir, data) = data();
-        let patience_ms = u64::try_from(ABANDONED_AFTER.as_millis()).unwrap();
+        let abandoned_after_ms = u64::try_from(ABANDONED_AFTER.as_millis()).unwrap();
         let version = |number: u8| Bytes::from(vec![number; PIECE_BYTES + 1]);
         let [needed, let_go, abandoned] = [1, 2, 3].map(|number| upload(&data, &version(number), 0));
-        let under_way = upload(&data, &version(4), patience_ms);
+        let under_way = upload(&data, &version(4), abandoned_after_ms);
         let set = |digest: &String| BTreeSet::from([digest.clone()]);
         let named = BTreeSet::from([needed.clone(), let_go]);
-        let removals = Stored::read(&data, &named).unwrap().removals(&set(&needed), patience_ms + 1);
+        let removals = StoredPieces::read(&data, &named).unwrap().removals(&set(&needed), abandoned_after_ms + 1);
         assert_eq!(removals.len(), 4);
         apply(&data, removals, Vec::new(), 0);
         assert_eq!(stored(&data).by_digest.into_keys().collect::<BTreeSet<_>>(), {

@@ -1,110 +1,24 @@
-//! What was changed in the registry, when and by whom; and with it the versions that a hook can be rolled back to.
+//! The last changes of the registry, and with them the versions that a hook can be rolled back to.
 //!
-//! A change and its record are one write, so that the history has no gaps and nothing that did not happen. It is bounded:
-//! with the oldest changes go the versions that only they name.
+//! A change and its record are one write, so the history has no gaps and records nothing that did not happen. It is
+//! bounded: when the oldest changes are dropped, the versions that only they name are dropped with them.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use serde::{Deserialize, Serialize};
-
-use super::Error;
-use super::components::Stored;
-use super::known::{Known, decode, delete, json, put, read_prefix};
-use crate::hooks::Binding;
+use super::catalog::Catalog;
+use super::change::{Change, Edit};
+use super::components::StoredPieces;
+use super::entry::{decode, delete, put_json, read_prefix};
+use super::error::Error;
+use crate::hooks::{self, Binding};
 use crate::limits::{HISTORY_BYTES_MAX, HISTORY_CHANGES_MAX, HISTORY_VERSIONS_BYTES_MAX};
 use crate::storage::{Data, Operation, Precondition};
 
-/// Keys of the system space under this prefix are changes: `history/<number>`, so written that they sort by number.
+/// Keys of the system space under this prefix are changes: `history/<number>`, with leading zeros so that they sort by
+/// number.
 const HISTORY_PREFIX: &str = "history/";
 
-/// One change of the registry.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Change {
-    /// Its number; the first change of a store is 1.
-    pub number: u64,
-    /// Unix time in milliseconds, by the clock of the node that took it.
-    pub at_ms: u64,
-    /// Who made it, as the client says: nobody has verified it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub by: Option<String>,
-    /// The URL of the node that took it.
-    pub node: String,
-    /// What was changed.
-    #[serde(flatten)]
-    pub what: What,
-    /// The change whose state a rollback brought back.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rolled_back_to: Option<u64>,
-}
-
-/// What a change did.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(tag = "action", rename_all = "kebab-case")]
-pub enum What {
-    /// A version of a plugin was uploaded.
-    PluginUploaded {
-        /// The plugin's name.
-        plugin: String,
-        /// The version.
-        digest: String,
-        /// Its size.
-        size_bytes: u64,
-    },
-    /// A plugin was removed.
-    PluginRemoved {
-        /// Its name.
-        plugin: String,
-    },
-    /// A hook was set.
-    HookSet {
-        /// Its name.
-        hook: String,
-        /// What it runs from then on.
-        binding: Binding,
-    },
-    /// A hook was removed.
-    HookRemoved {
-        /// Its name.
-        hook: String,
-    },
-}
-
-/// Who changes the registry, and why a change is made.
-#[derive(Debug, Clone)]
-pub struct Author {
-    /// A name, as the client says.
-    pub(super) by: Option<String>,
-    /// The change whose state is brought back, if it is a rollback.
-    pub(super) rolls_back_to: Option<u64>,
-}
-
-impl Author {
-    /// Somebody of this name, or nobody in particular.
-    pub fn named(by: Option<String>) -> Self {
-        Self { by, rolls_back_to: None }
-    }
-}
-
-impl What {
-    /// The hook it changed, if it was one.
-    fn hook(&self) -> Option<&str> {
-        match self {
-            Self::HookSet { hook, .. } | Self::HookRemoved { hook } => Some(hook),
-            Self::PluginUploaded { .. } | Self::PluginRemoved { .. } => None,
-        }
-    }
-
-    /// The version it names.
-    fn version(&self) -> Option<(&str, &str)> {
-        match self {
-            Self::PluginUploaded { plugin, digest, .. } => Some((plugin, digest)),
-            Self::HookSet { binding, .. } => Some((&binding.plugin, binding.digest())),
-            Self::PluginRemoved { .. } | Self::HookRemoved { .. } => None,
-        }
-    }
-}
-
-/// The changes that are kept, oldest first.
+/// The kept changes, oldest first.
 pub(super) struct History {
     changes: VecDeque<Change>,
     unchanged: Precondition,
@@ -121,73 +35,89 @@ impl History {
         self.changes.into_iter().rev().collect()
     }
 
-    /// What must not have changed for a decision made on this look to be right.
-    pub(super) fn unchanged(&self) -> Precondition {
-        self.unchanged.clone()
+    /// The precondition that no change was recorded since this was read.
+    pub(super) fn unchanged(&self) -> &Precondition {
+        &self.unchanged
     }
 
-    /// The versions that changes name, by name and digest.
-    pub(super) fn versions(&self) -> BTreeSet<(String, String)> {
-        let versions = self.changes.iter().filter_map(|change| change.what.version());
-        versions.map(|(plugin, digest)| (plugin.to_owned(), digest.to_owned())).collect()
+    /// The number of the next change.
+    pub(super) fn next_number(&self) -> u64 {
+        self.changes.back().map_or(1, |last| last.number + 1)
     }
 
+    /// The digests of all versions that the changes name.
     pub(super) fn digests(&self) -> BTreeSet<String> {
-        self.versions().into_iter().map(|(_, digest)| digest).collect()
+        self.versions().map(|(_, digest)| digest.to_owned()).collect()
     }
 
-    /// The change that made a hook what it was when change `to` had been made; what it was before its last change, if
-    /// none is named. `None`: the history does not tell.
+    /// The change that brought a hook to its state as of change `to`, or, if `to` is `None`, to its state before its last
+    /// change. `None` if the history does not reach back that far.
     pub(super) fn state_of(&self, hook: &str, to: Option<u64>) -> Option<&Change> {
-        let mut of_hook = self.changes.iter().rev().filter(|change| change.what.hook() == Some(hook));
+        let mut of_hook = self.changes.iter().rev().filter(|change| change.edit.hook() == Some(hook));
         match to {
             Some(to) => of_hook.find(|change| change.number <= to),
             None => of_hook.nth(1),
         }
     }
 
-    /// What has to be written for a change to be recorded: itself, and the removal of what is kept no longer.
-    pub(super) fn record(mut self, known: &Known, stored: &Stored, change: Change) -> Result<Vec<Operation>, Error> {
-        let needed = known.digests_after(&change.what);
-        let (name, now_ms) = (key(change.number), change.at_ms);
-        let mut operations = vec![put(name.clone(), json(&change, &name)?)];
+    /// The binding with its digest filled in: the newest version of the plugin unless the binding names one. A named
+    /// version must be in the catalog or in the history.
+    ///
+    /// # Errors
+    ///
+    /// [`hooks::Error::PluginMissing`] if there is no such plugin or version.
+    pub(super) fn pin(&self, catalog: &Catalog, binding: Binding) -> Result<Binding, Error> {
+        let digest = match &binding.digest {
+            None => catalog.plugins.get(&binding.plugin).map(|info| info.digest.clone()),
+            Some(digest) => {
+                let is_in_catalog = || catalog.versions().contains(&(binding.plugin.clone(), digest.clone()));
+                let is_kept =
+                    self.versions().any(|version| version == (&*binding.plugin, &**digest)) || is_in_catalog();
+                is_kept.then(|| digest.clone())
+            }
+        };
+        match digest {
+            Some(_) => Ok(Binding { digest, ..binding }),
+            None => Err(hooks::Error::PluginMissing { plugin: binding.plugin, digest: binding.digest }.into()),
+        }
+    }
+
+    /// The operations that record a change: its own entry, and the removal of everything the history no longer keeps.
+    pub(super) fn record(
+        mut self,
+        catalog: &Catalog,
+        pieces: &StoredPieces,
+        change: Change,
+    ) -> Result<Vec<Operation>, Error> {
+        let needed = catalog.digests_after(&change.edit);
+        let now_ms = change.at_ms;
+        let mut operations = vec![put_json(key(change.number), &change)?];
         self.changes.push_back(change);
-        while self.changes.len() > 1 && self.is_too_large(known, &needed) {
+        while self.changes.len() > 1 && self.is_too_large(catalog, &needed) {
             operations.extend(self.changes.pop_front().map(|oldest| delete(key(oldest.number))));
         }
         let kept: BTreeSet<String> = needed.into_iter().chain(self.digests()).collect();
-        operations.extend(stored.removals(&kept, now_ms));
+        operations.extend(pieces.removals(&kept, now_ms));
         Ok(operations)
     }
 
-    /// The number of the next change.
-    pub(super) fn next(&self) -> u64 {
-        self.changes.back().map_or(1, |last| last.number + 1)
+    fn versions(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.changes.iter().filter_map(|change| change.edit.version())
     }
 
-    fn is_too_large(&self, known: &Known, needed: &BTreeSet<String>) -> bool {
-        let uploaded = self.changes.iter().filter_map(|change| match &change.what {
-            What::PluginUploaded { digest, size_bytes, .. } => Some((digest.as_str(), *size_bytes)),
+    fn is_too_large(&self, catalog: &Catalog, needed: &BTreeSet<String>) -> bool {
+        let uploaded = self.changes.iter().filter_map(|change| match &change.edit {
+            Edit::PluginUploaded { digest, size_bytes, .. } => Some((digest.as_str(), *size_bytes)),
             _ => None,
         });
-        let named = known.plugins.values().map(|info| (info.digest.as_str(), info.size_bytes));
-        let sizes: BTreeMap<&str, u64> = uploaded.chain(named).collect();
+        let newest = catalog.plugins.values().map(|info| (info.digest.as_str(), info.size_bytes));
+        let sizes: BTreeMap<&str, u64> = uploaded.chain(newest).collect();
         let only_here = self.digests().into_iter().filter(|digest| !needed.contains(digest));
         let versions_bytes: u64 = only_here.filter_map(|digest| sizes.get(digest.as_str())).sum();
-        let bytes: usize = self.changes.iter().map(|change| change.what.config_bytes()).sum();
+        let config_bytes: usize = self.changes.iter().map(|change| change.edit.config_bytes()).sum();
         self.changes.len() > HISTORY_CHANGES_MAX
-            || bytes > HISTORY_BYTES_MAX
+            || config_bytes > HISTORY_BYTES_MAX
             || versions_bytes > HISTORY_VERSIONS_BYTES_MAX
-    }
-}
-
-impl What {
-    /// What of it may be large.
-    fn config_bytes(&self) -> usize {
-        match self {
-            Self::HookSet { binding, .. } => binding.config.to_string().len(),
-            _ => 0,
-        }
     }
 }
 

@@ -1,38 +1,47 @@
-//! Where replication does what may block: the disk must not hold up the async threads.
+//! Where replication runs work that may block: the disk must not hold up the async threads.
 
+use std::fmt;
 use std::io;
 use std::iter;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::StreamExt;
+use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 
-/// Does what may block. Cheap to clone.
+/// Runs blocking work. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub enum Blocking {
-    /// On threads of their own.
+    /// On tokio's blocking threads.
     #[default]
     Threads,
-    /// In place, after a little simulated time, so that a simulation has one thread and always the same course.
-    #[cfg(test)]
-    Simulated,
+    /// On the caller's thread, after a delay: for simulations, which have one thread and always take the same course.
+    InPlace(Arc<dyn Delay>),
+}
+
+/// Decides how long a blocking job takes when it runs on the caller's thread.
+///
+/// Called once per job, before it runs. The delay must depend on nothing but the simulation's seed.
+pub trait Delay: fmt::Debug + Send + Sync {
+    /// Completes when the job may run.
+    fn delay(&self) -> BoxFuture<'static, ()>;
 }
 
 impl Blocking {
-    /// Does a job and waits for it. The job goes on if nobody waits any more.
+    /// Runs a job and waits for it. The job continues even if the caller stops waiting.
     pub(super) async fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
         match self {
             Self::Threads => tokio::task::spawn_blocking(job).await.map_err(io::Error::other),
-            #[cfg(test)]
-            Self::Simulated => {
-                tokio::time::sleep(std::time::Duration::from_millis(fastrand::u64(0..=2))).await;
+            Self::InPlace(delay) => {
+                delay.delay().await;
                 Ok(job())
             }
         }
     }
 
-    /// What an iterator that may block yields; up to `ahead` items are read before they are asked for. A stream that is
-    /// dropped stops the reading.
+    /// Streams the items of a blocking iterator, reading up to `ahead` items in advance. Dropping the stream stops the
+    /// reading.
     pub(super) fn stream<I>(
         &self,
         ahead: usize,
@@ -51,15 +60,14 @@ impl Blocking {
             Self::Threads => {
                 let (sender, receiver) = tokio::sync::mpsc::channel(ahead);
                 tokio::task::spawn_blocking(move || {
-                    // A receiver that is gone means that nobody wants the rest.
+                    // Sending fails once the stream has been dropped.
                     items().all(|item| sender.blocking_send(item).is_ok())
                 });
                 let next =
                     |mut receiver: tokio::sync::mpsc::Receiver<_>| async { Some((receiver.recv().await?, receiver)) };
                 futures::stream::unfold(receiver, next).boxed()
             }
-            #[cfg(test)]
-            Self::Simulated => futures::stream::iter(items()).boxed(),
+            Self::InPlace(_) => futures::stream::iter(items()).boxed(),
         }
     }
 }

@@ -1,50 +1,50 @@
-//! What can go wrong between proposing a write and its commit.
+//! Errors of replication, and what each says about the write that met it.
 
-use crate::storage::{self, Shortage};
+use crate::storage::{self, DiskFull};
 
-/// What is known about a write that was not acknowledged.
+/// The fate of a write that was not acknowledged, as far as it is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WriteOutcome {
-    /// The write has not happened and never will: repeating it is safe.
+    /// The write did not happen and never will: repeating it is safe.
     NotWritten,
     /// The write was in flight when contact was lost: it may yet appear.
     Unknown,
 }
 
-/// Why the cluster did not do what it was asked.
+/// Why a request to the cluster failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// No majority of the voters answered in time.
     #[error("Failed to replicate to quorum of nodes. Successful: {successful} nodes")]
     NoQuorum {
-        /// How many nodes were reached, this one included; if the write was in flight, how many hold it.
+        /// Number of nodes reached, this one included; if the write was in flight, the number that hold it.
         successful: usize,
         /// Whether the write may yet appear.
         outcome: WriteOutcome,
     },
-    /// Contact with the leader was lost while it worked on the write.
+    /// Contact with the leader was lost while the write was in flight.
     #[error("the leader was lost while the write was in flight")]
     LeaderLost,
-    /// Too many writes wait to be proposed.
+    /// Too many writes or reads are waiting.
     #[error("this node has {limit} writes waiting, and takes no more until some are done")]
     Busy {
         /// [`crate::limits::PROPOSE_QUEUE_MAX`].
         limit: usize,
     },
-    /// The disk of this node, or of a leader that has nobody to hand over to, is full.
+    /// The disk is full: this node's, or that of a leader without a successor.
     #[error("{0}")]
-    DiskFull(Shortage),
-    /// The cluster cannot be changed like that.
+    DiskFull(DiskFull),
+    /// The requested membership change is not possible.
     #[error("{0}")]
     MembershipRefused(String),
-    /// The cluster has no node of that URL.
+    /// The cluster has no node with that URL.
     #[error("{url} is not in the cluster")]
     NotAMember {
         /// The URL.
         url: String,
     },
-    /// A change of the cluster goes on, and was not done in time.
+    /// A membership change continues and was not complete by the deadline.
     #[error("the change of the cluster is not done yet; it goes on, and asking for it again waits for it")]
     MembershipPending,
     /// The node is shutting down, or its consensus engine has stopped after a storage failure.
@@ -59,13 +59,13 @@ pub enum Error {
     /// The node's own storage failed.
     #[error("the node's storage failed")]
     Storage(#[from] storage::Error),
-    /// A message reached a node it was not meant for, or one that cannot take it now.
+    /// A message reached the wrong node, or a node that cannot serve it now.
     #[error("{0}")]
     Refused(String),
 }
 
 impl Error {
-    /// What is known about the write that met this error.
+    /// The fate of the write that met this error.
     pub fn outcome(&self) -> WriteOutcome {
         match self {
             Self::NoQuorum { outcome, .. } | Self::Stopped { outcome } => *outcome,
@@ -79,7 +79,7 @@ impl Error {
         }
     }
 
-    /// The error of a later attempt at a write of which an earlier attempt may yet appear.
+    /// The error to report if an earlier attempt at the same write may yet appear.
     #[must_use]
     pub fn in_doubt(self) -> Self {
         match self {

@@ -1,38 +1,38 @@
-//! Whole nodes in one process, on real disks, joined by a network that is a map.
+//! Whole nodes in one process, on real disks, with a map as the network.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
+use parking_lot::Mutex;
 use tempfile::TempDir;
 use tokio::time::Instant;
 
-use super::shared::lock;
+use super::cluster::silence::RESTART_MARGIN;
 use super::types::{TypeConfig, Vote, encode};
 use super::{
-    Blocking, Call, CallError, ClusterId, Envelope, Error, Handle, Options, RESTART_MARGIN, Timing, Transport,
-    WriteOutcome, node_id,
+    Blocking, Call, CallError, ClusterId, Envelope, Error, Handle, Options, Timing, Transport, WriteOutcome, node_id,
 };
 use crate::storage::{Action, Data, FreeSpace, GuardedWrite, Log, Operation, Space, Value};
 use crate::telemetry::Telemetry;
 
 const URLS: [&str; 3] = ["http://a", "http://b", "http://c"];
 
-/// How long anything may take. Generous: the machine may be busy with other tests.
+/// Maximum duration of any wait. Generous: the machine may be busy with other tests.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// The nodes that can be reached, and what was sent.
+/// The nodes that can be reached, and the calls sent.
 #[derive(Default)]
 struct Net {
     nodes: Mutex<BTreeMap<String, Handle>>,
     sent: Mutex<Vec<(String, Call)>>,
 }
 
-/// One node's way to the others.
+/// One node's transport.
 struct Wire {
     net: Arc<Net>,
     own: String,
@@ -41,14 +41,14 @@ struct Wire {
 
 impl Wire {
     fn reach(&self, to: u64, url: &str, call: Call) -> Result<(Handle, Envelope), CallError> {
-        lock(&self.net.sent).push((self.own.clone(), call));
+        self.net.sent.lock().push((self.own.clone(), call));
         let gone = || CallError::NotSent { url: url.to_owned(), reason: "nobody is there".to_owned() };
-        let node = lock(&self.net.nodes).get(url).cloned().ok_or_else(gone)?;
-        Ok((node, Envelope { to, cluster: *lock(&self.cluster) }))
+        let node = self.net.nodes.lock().get(url).cloned().ok_or_else(gone)?;
+        Ok((node, Envelope { to, cluster: *self.cluster.lock() }))
     }
 }
 
-/// What a call came to, as the caller is told.
+/// The result of a call, as the caller sees it.
 async fn answered(
     url: String,
     timeout: Duration,
@@ -66,7 +66,7 @@ async fn answered(
 
 impl Transport for Wire {
     fn set_cluster(&self, cluster: ClusterId) {
-        *lock(&self.cluster) = Some(cluster);
+        *self.cluster.lock() = Some(cluster);
     }
 
     fn call(
@@ -100,7 +100,7 @@ impl Transport for Wire {
     }
 }
 
-/// A node that runs.
+/// A running node.
 struct Node {
     handle: Handle,
     data: Data,
@@ -124,20 +124,20 @@ impl Node {
         };
         let wire = Arc::new(Wire { net: net.clone(), own: url.to_owned(), cluster: Mutex::new(None) });
         let handle = Handle::start(options, log.clone(), data.clone(), wire, Telemetry::disabled()).await.unwrap();
-        lock(&net.nodes).insert(url.to_owned(), handle.clone());
+        net.nodes.lock().insert(url.to_owned(), handle.clone());
         Self { handle, data, log }
     }
 
-    /// Takes the node off the network and ends it.
+    /// Removes the node from the network and stops it.
     async fn stop(self, net: &Net) {
         let url = self.handle.status().self_url;
-        lock(&net.nodes).remove(&url);
+        net.nodes.lock().remove(&url);
         self.handle.shutdown().await;
         let log = self.log;
         tokio::task::spawn_blocking(move || log.close()).await.unwrap();
     }
 
-    /// Writes, until that succeeds.
+    /// Writes until the write succeeds.
     async fn write(&self, key: &str) {
         let put = Action::Put(Value { content_type: Value::JSON.to_owned(), bytes: Bytes::from_static(b"1") });
         let write = GuardedWrite {
@@ -195,8 +195,8 @@ async fn nodes_that_start_at_once_form_one_cluster() {
     }
 }
 
-/// Two of three nodes lose their disks and, while the third is away, form a new cluster: under the same URLs, and since
-/// ids of founders follow from URLs, under the same ids of nodes. If the third could talk to them, either its cluster or
+/// Two of three nodes lose their disks and form a new cluster while the third is away: under the same URLs and, since the
+/// ids of founders are derived from URLs, under the same node ids. If the third could talk to them, either its cluster or
 /// theirs would be overwritten.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_clusters_of_the_same_urls_never_mix() {
@@ -245,24 +245,24 @@ async fn a_call_that_names_no_cluster_is_refused_by_a_member() {
     }
 }
 
-/// The leader is lost after the first half of a change from three voters to two.
+/// The leader is lost in the middle of a change from three voters to two.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_joint_membership_is_ended_by_the_next_leader() {
+async fn a_joint_membership_is_completed_by_the_next_leader() {
     let (net, dirs) = (Arc::default(), dirs());
     let mut nodes = Vec::from(cluster(&net, &dirs).await);
     eventually("one leads", async || nodes.iter().any(Node::leads)).await;
     let leader = nodes.remove(nodes.iter().position(Node::leads).unwrap());
     let all: BTreeSet<u64> = URLS.iter().map(|url| node_id(url)).collect();
     let rest: BTreeSet<u64> = nodes.iter().map(|node| node.handle.status().self_id).collect();
-    let (raft, members) = (leader.handle.shared.raft(), leader.handle.shared.metrics().membership_config);
+    let (raft, members) = (leader.handle.0.server.raft.raft(), leader.handle.0.server.raft.metrics().membership_config);
     let known: BTreeMap<u64, openraft::BasicNode> =
         members.membership().nodes().map(|(id, node)| (*id, node.clone())).collect();
     let joint = openraft::Membership::new(vec![all, rest.clone()], known).unwrap();
     raft.append_membership(joint, openraft::EntryPayload::<_, _, _>::Blank, []).await.unwrap();
     leader.stop(&net).await;
 
-    eventually("the joint membership is ended", async || {
-        let metrics = nodes[0].handle.shared.metrics();
+    eventually("the joint membership is completed", async || {
+        let metrics = nodes[0].handle.0.server.raft.metrics();
         metrics.membership_config.membership().get_joint_config() == &vec![rest.clone()]
     })
     .await;
@@ -281,11 +281,11 @@ async fn a_voter_that_restarts_neither_votes_nor_stands_for_a_lease() {
     for node in nodes {
         node.stop(&net).await;
     }
-    lock(&net.sent).clear();
+    net.sent.lock().clear();
     let began = Instant::now();
     let a = Node::start(&net, URLS[at], dirs[at].path()).await;
     let promised = Timing::LAN.election_max + RESTART_MARGIN;
-    let (metrics, cluster) = (a.handle.shared.metrics(), a.handle.status().cluster);
+    let (metrics, cluster) = (a.handle.0.server.raft.metrics(), a.handle.status().cluster);
     assert!(metrics.vote.leader_id.term > 0);
     assert_eq!(a.handle.status().leader, None, "it voted for one before it was restarted, and has heard none since");
 
@@ -296,7 +296,7 @@ async fn a_voter_that_restarts_neither_votes_nor_stands_for_a_lease() {
         let answer = a.handle.serve(call, envelope, vote.clone()).await;
         assert!(is_silent(&answer) || began.elapsed() > promised, "{call:?}: {answer:?}");
     }
-    let stood = || lock(&net.sent).iter().any(|(_, call)| matches!(call, Call::Vote | Call::PreVote));
+    let stood = || net.sent.lock().iter().any(|(_, call)| matches!(call, Call::Vote | Call::PreVote));
     while began.elapsed() < promised {
         assert!(!stood() || began.elapsed() > promised, "it stood after {:?}", began.elapsed());
         tokio::time::sleep(Duration::from_millis(5)).await;

@@ -1,24 +1,27 @@
-//! The types openraft works with, and how they are written to disk and to the wire.
+//! The types openraft works with, and their encoding on disk and on the wire.
 //!
-//! Everything is encoded with postcard, once: a [`Round`] carries commands that were encoded on the node that received
-//! the write, and every later hop copies those bytes without looking into them.
+//! Everything is encoded with postcard, once: a [`Round`] carries commands that the receiving node encoded, and every
+//! later hop copies those bytes without looking into them.
 
 use std::fmt;
 
 use bytes::Bytes;
+use openraft::EntryPayload;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::Error;
+use super::error::Error;
 use crate::storage::{GuardedWrite, Outcome};
 use crate::telemetry::TraceContext;
 
+// The runtime is an associated type of openraft's configuration, so it cannot be passed in as a value. Making it a type
+// parameter instead would make every type that holds an engine generic, for the sake of the simulation alone.
 #[cfg(test)]
 use super::sim::runtime::Runtime;
 #[cfg(not(test))]
 use openraft_rt_tokio::TokioRuntime as Runtime;
 
 openraft::declare_raft_types!(
-    /// openraft, specialised for brink.
+    /// openraft's type parameters in brink.
     pub TypeConfig:
         D = Round,
         R = Vec<Outcome>,
@@ -27,20 +30,20 @@ openraft::declare_raft_types!(
         AsyncRuntime = Runtime,
 );
 
-/// The consensus engine.
-pub(super) type Raft = openraft::Raft<TypeConfig, super::state_machine::StateMachine>;
 /// A log position with the leader that wrote it.
 pub(super) type LogId = openraft::alias::LogIdOf<TypeConfig>;
 /// A log entry.
 pub(super) type LogEntry = openraft::alias::EntryOf<TypeConfig>;
-/// A vote, which is also the identity of a leader.
+/// A vote, which also identifies a leader.
 pub(super) type Vote = openraft::alias::VoteOf<TypeConfig>;
 /// A membership with its log position.
 pub(super) type StoredMembership = openraft::alias::StoredMembershipOf<TypeConfig>;
-/// What a snapshot covers.
+/// The log position and membership that a snapshot covers.
 pub(super) type SnapshotMeta = openraft::alias::SnapshotMetaOf<TypeConfig>;
+/// The state of the consensus engine, as it reports it.
+pub(super) type Metrics = openraft::RaftMetrics<TypeConfig>;
 
-/// The payload of one log entry: the guarded writes that shared a proposal round, in order.
+/// The payload of one log entry: the guarded writes that shared a proposal, in order.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Round {
     /// At least one, at most [`crate::limits::ROUND_WRITES_MAX`].
@@ -74,7 +77,7 @@ impl fmt::Debug for Round {
     }
 }
 
-/// Says how large the round is and never what is in it: values do not belong in logs.
+/// Shows the size of the round and never its content: values do not belong in logs.
 impl fmt::Display for Round {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bytes: usize = self.writes.iter().map(|write| write.command.len()).sum();
@@ -82,20 +85,21 @@ impl fmt::Display for Round {
     }
 }
 
+/// The sampled traces of the writes in an entry.
+pub(super) fn traces_of(entry: &LogEntry) -> impl Iterator<Item = TraceContext> + '_ {
+    let writes = match &entry.payload {
+        EntryPayload::Normal(round) => round.writes.as_slice(),
+        EntryPayload::Blank | EntryPayload::Membership(_) => &[],
+    };
+    writes.iter().filter_map(|write| write.trace)
+}
+
 /// Encodes a value for the log or the wire.
 pub(super) fn encode<T: Serialize>(value: &T) -> Result<Bytes, Error> {
     Ok(postcard::to_stdvec(value).map_err(Error::Codec)?.into())
 }
 
-/// Decodes what [`encode`] wrote.
+/// Decodes a value that [`encode`] wrote.
 pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
     postcard::from_bytes(bytes).map_err(Error::Codec)
-}
-
-/// The node id that belongs to a base URL: the first eight bytes of its SHA-256. Every node computes the same ids from
-/// the same URLs, so that a cluster needs no init command.
-pub fn node_id(url: &str) -> u64 {
-    use sha2::{Digest, Sha256};
-    let digest = Sha256::digest(url.as_bytes());
-    digest.iter().take(8).fold(0, |id, byte| (id << 8) | u64::from(*byte))
 }

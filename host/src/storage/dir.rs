@@ -1,12 +1,12 @@
-//! Directories that are still there after a loss of power.
+//! Directories that survive a power loss.
 //!
-//! A file that is synced can be lost with its name: the name is the directory's, and durable once that is synced. So
-//! with a directory that was created: its name is its parent's.
+//! A synced file can still be lost with its name: the name belongs to the directory and is durable once the directory
+//! is synced. Likewise, the name of a new directory belongs to its parent.
 
 use std::fs::File;
 use std::path::Path;
 
-/// Creates a directory, and those above it that are missing, for good.
+/// Creates a directory and its missing parents, durably.
 ///
 /// # Errors
 ///
@@ -23,7 +23,7 @@ pub fn create(dir: &Path) -> std::io::Result<()> {
     }
 }
 
-/// Makes the names in a directory, and in all below it, durable.
+/// Makes the names in a directory, and in all directories below it, durable.
 ///
 /// # Errors
 ///

@@ -1,14 +1,14 @@
-//! What can go wrong on disk.
+//! Storage failures.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// A failure of storage. Cheap to clone, since one failure may have to be told to many.
+/// A failure of storage. Cheap to clone, since one failure may be reported to many callers.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
-    /// The storage engine failed.
-    #[error("{}", engine_message(.0))]
-    Engine(#[source] Arc<fjall::Error>),
+    /// fjall failed.
+    #[error("{}", fjall_message(.0))]
+    Fjall(#[source] Arc<fjall::Error>),
     /// The operating system refused.
     #[error("{0}")]
     Io(#[source] Arc<std::io::Error>),
@@ -18,13 +18,13 @@ pub enum Error {
         /// The directory.
         path: PathBuf,
     },
-    /// What was read is not what was written.
+    /// Stored data differs from the data that was written.
     #[error("{what} is damaged")]
     Corrupt {
-        /// What was read.
+        /// The damaged item.
         what: String,
     },
-    /// The directory was written by a version of brink that this one does not know.
+    /// The directory was written by another version of brink, in a format that this one cannot read.
     #[error("{} has format {found}; this version of brink reads format {supported}", path.display())]
     Format {
         /// The directory.
@@ -34,7 +34,7 @@ pub enum Error {
         /// The format this version reads.
         supported: u32,
     },
-    /// What had been promised is not there any more.
+    /// Data that was reported as durable is missing.
     #[error("{} has lost what it had made durable: {what}", path.display())]
     Lost {
         /// The directory.
@@ -42,7 +42,7 @@ pub enum Error {
         /// What is missing.
         what: String,
     },
-    /// An earlier write failed. What is on disk since then is unknown, so nothing more is written.
+    /// An earlier write failed. The content of the disk is unknown since then, so nothing more is written.
     #[error("storage stopped after a failed write: {0}")]
     Poisoned(#[source] Arc<Error>),
     /// The storage was closed.
@@ -50,8 +50,14 @@ pub enum Error {
     Closed,
 }
 
-/// What the engine has to say, in words that an operator knows.
-fn engine_message(error: &fjall::Error) -> String {
+impl Error {
+    pub(super) fn corrupt(what: impl Into<String>) -> Self {
+        Self::Corrupt { what: what.into() }
+    }
+}
+
+/// fjall's error in words that an operator knows.
+fn fjall_message(error: &fjall::Error) -> String {
     match error {
         fjall::Error::Io(error) => error.to_string(),
         fjall::Error::Poisoned => "an earlier write in the background failed".to_owned(),
@@ -61,7 +67,7 @@ fn engine_message(error: &fjall::Error) -> String {
 
 impl From<fjall::Error> for Error {
     fn from(error: fjall::Error) -> Self {
-        Self::Engine(Arc::new(error))
+        Self::Fjall(Arc::new(error))
     }
 }
 

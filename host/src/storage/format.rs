@@ -1,32 +1,32 @@
-//! The format of the databases, written into each when it is created.
+//! The format number, written into each database when it is created.
 
 use std::path::Path;
 
 use super::Error;
-use super::engine::{Database, Durability, Table};
+use super::engine::{Durability, StorageEngine, Table, WriteBatch};
 
 /// The format this version reads and writes. Any change of a stored layout raises it.
 const FORMAT: u32 = 3;
 
-const KEY: &str = "format";
+const KEY: &[u8] = b"format";
 
-/// Checks the format of a database by its meta keyspace; writes it, if the database is new.
-pub(super) fn check(db: &Database, meta: &Table, dir: &Path) -> Result<(), Error> {
-    match meta.get(KEY)? {
+/// Checks the format number in a database's table of named values, and writes it if the database is new.
+pub(super) fn check(engine: &dyn StorageEngine, table: Table, dir: &Path) -> Result<(), Error> {
+    match engine.get(table, KEY)? {
         Some(found) if *found == FORMAT.to_be_bytes() => Ok(()),
         Some(found) => {
             let found = found.as_ref().try_into().map_or(0, u32::from_be_bytes);
             Err(Error::Format { path: dir.to_path_buf(), found, supported: FORMAT })
         }
         None => {
-            let mut batch = db.batch();
-            batch.insert(meta, KEY, FORMAT.to_be_bytes());
-            batch.commit(Durability::All)
+            let mut batch = WriteBatch::default();
+            batch.insert(table, KEY, FORMAT.to_be_bytes());
+            engine.write(batch, Durability::All)
         }
     }
 }
 
-/// Whether a key of a meta keyspace is the format's own.
-pub(super) fn is_marker(key: &[u8]) -> bool {
-    key == KEY.as_bytes()
+/// Whether a key of that table holds the format number.
+pub(super) fn is_format(key: &[u8]) -> bool {
+    key == KEY
 }

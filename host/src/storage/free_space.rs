@@ -1,8 +1,8 @@
-//! How much room the disk has left.
+//! Free space on the disk, and the reserve below which a node refuses writes.
 //!
-//! A database that runs out of space in the middle of a write is lost until it is opened again, so a node stops taking
-//! writes while there is still room for what it has begun: flushes and compactions in flight, and entries that are
-//! committed already. That room is the reserve.
+//! A database that runs out of space in the middle of a write is unusable until it is opened again. So a node refuses
+//! writes while the disk still has room for the work in progress: running flushes and compactions, and entries that are
+//! already committed. That room is the reserve.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,10 +10,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::watch;
 
-/// Once there is too little space, so much more than the reserve must be free again: an eighth of it.
+/// A full disk counts as full until the reserve and this share of it more, one eighth, are free.
 const RECOVERY_SHARE: u64 = 8;
 
-/// The free space of a disk, as of the last look. Cheap to clone; all clones are the same.
+/// The free space of a disk, as last measured. Cheap to clone; all clones are the same.
 #[derive(Debug, Clone)]
 pub struct FreeSpace {
     inner: Arc<Inner>,
@@ -24,85 +24,85 @@ struct Inner {
     dir: PathBuf,
     reserve_bytes: u64,
     free_bytes: AtomicU64,
-    is_short: watch::Sender<bool>,
+    is_full: watch::Sender<bool>,
 }
 
-/// Too little space, in figures.
+/// The figures of a disk with less free space than the reserve.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, thiserror::Error)]
 #[error("the disk of {path} has {free_bytes} bytes left; writes are refused below {reserve_bytes}")]
-pub struct Shortage {
-    /// The directory of the data.
+pub struct DiskFull {
+    /// The data directory.
     pub path: String,
-    /// What is left.
+    /// Free space.
     pub free_bytes: u64,
-    /// What must be left.
+    /// Free space below which writes are refused.
     pub reserve_bytes: u64,
 }
 
 impl FreeSpace {
-    /// The space around a directory, of which so much is to be kept free. Nothing is known of it before the first
-    /// [`FreeSpace::look`].
+    /// The free space of the disk that holds a directory. The disk counts as empty until the first
+    /// [`FreeSpace::measure`].
     pub fn new(dir: &Path, reserve_bytes: u64) -> Self {
         let inner = Inner {
             dir: dir.to_path_buf(),
             reserve_bytes,
             free_bytes: AtomicU64::new(u64::MAX),
-            is_short: watch::Sender::new(false),
+            is_full: watch::Sender::new(false),
         };
         Self { inner: Arc::new(inner) }
     }
 
-    /// FreeSpace without end.
+    /// A disk that is never full.
     pub fn unlimited() -> Self {
         Self::new(Path::new("/"), 0)
     }
 
-    /// Looks how much is free. Blocks for as long as the file system takes to tell.
-    pub fn look(&self) {
+    /// Asks the file system. Blocks until it answers.
+    pub fn measure(&self) {
         match rustix::fs::statvfs(&self.inner.dir) {
             Ok(stat) => self.set_free(stat.f_bavail.saturating_mul(stat.f_frsize)),
             Err(error) => tracing::warn!(dir = %self.inner.dir.display(), %error, "free space is not known"),
         }
     }
 
-    /// If there is too little: the figures.
-    pub fn shortage(&self) -> Option<Shortage> {
-        self.is_short().then(|| Shortage {
+    /// The figures of the disk, if it is full.
+    pub fn disk_full(&self) -> Option<DiskFull> {
+        self.is_full().then(|| DiskFull {
             path: self.inner.dir.display().to_string(),
             free_bytes: self.inner.free_bytes.load(Ordering::Relaxed),
             reserve_bytes: self.inner.reserve_bytes,
         })
     }
 
-    /// Whether there is too little to take writes of clients.
-    pub fn is_short(&self) -> bool {
-        *self.inner.is_short.borrow()
+    /// Whether the disk is too full to take writes of clients.
+    pub fn is_full(&self) -> bool {
+        *self.inner.is_full.borrow()
     }
 
-    /// Whether even the half of what is to be kept free is gone.
+    /// Whether less than half of the reserve is left.
     pub fn is_exhausted(&self) -> bool {
         self.inner.free_bytes.load(Ordering::Relaxed) < self.inner.reserve_bytes / 2
     }
 
-    /// Waits until there is too little; for ever, if that does not come to be.
-    pub async fn short(&self) {
-        // It cannot end otherwise: the sender lives as long as `self`.
-        let _ = self.inner.is_short.subscribe().wait_for(|is_short| *is_short).await;
+    /// Waits until the disk is full; forever, if it never is.
+    pub async fn until_full(&self) {
+        // The channel stays open: its sender lives as long as `self`.
+        let _ = self.inner.is_full.subscribe().wait_for(|is_full| *is_full).await;
     }
 
-    /// Notes how much is free.
+    /// Records the free space.
     pub(crate) fn set_free(&self, free_bytes: u64) {
         let inner = &self.inner;
         inner.free_bytes.store(free_bytes, Ordering::Relaxed);
-        let was_short = self.is_short();
-        let spare = if was_short { inner.reserve_bytes / RECOVERY_SHARE } else { 0 };
-        let is_short = free_bytes < inner.reserve_bytes.saturating_add(spare);
-        if is_short == was_short {
+        let was_full = self.is_full();
+        let spare = if was_full { inner.reserve_bytes / RECOVERY_SHARE } else { 0 };
+        let is_full = free_bytes < inner.reserve_bytes.saturating_add(spare);
+        if is_full == was_full {
             return;
         }
-        inner.is_short.send_replace(is_short);
+        inner.is_full.send_replace(is_full);
         let (dir, reserve_bytes) = (inner.dir.display(), inner.reserve_bytes);
-        match is_short {
+        match is_full {
             true => tracing::error!(%dir, free_bytes, reserve_bytes, "the disk is full: writes are refused"),
             false => tracing::info!(%dir, free_bytes, reserve_bytes, "the disk has space again: writes are taken"),
         }
@@ -114,26 +114,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_shortage_ends_with_some_space_to_spare() {
+    fn a_full_disk_needs_more_than_its_reserve_to_count_as_usable_again() {
         let space = FreeSpace::new(Path::new("/"), 800);
-        assert!(space.shortage().is_none());
+        assert!(space.disk_full().is_none());
         space.set_free(799);
-        let shortage = space.shortage().unwrap();
-        assert_eq!((shortage.free_bytes, shortage.reserve_bytes), (799, 800));
+        let disk_full = space.disk_full().unwrap();
+        assert_eq!((disk_full.free_bytes, disk_full.reserve_bytes), (799, 800));
         space.set_free(899);
-        assert!(space.is_short());
+        assert!(space.is_full());
         space.set_free(900);
-        assert!(!space.is_short());
+        assert!(!space.is_full());
         space.set_free(800);
-        assert!(!space.is_short());
+        assert!(!space.is_full());
     }
 
     #[test]
-    fn the_space_of_a_real_directory_is_known() {
+    fn the_free_space_of_a_real_directory_is_measured() {
         let space = FreeSpace::new(&std::env::temp_dir(), u64::MAX / 2);
-        space.look();
-        let free = space.shortage().unwrap().free_bytes;
+        space.measure();
+        let free = space.disk_full().unwrap().free_bytes;
         assert!(free > 0 && free < u64::MAX / 2, "{free}");
-        assert!(!FreeSpace::unlimited().is_short());
+        assert!(!FreeSpace::unlimited().is_full());
     }
 }

@@ -1,9 +1,9 @@
-//! What becomes of a database whose disk has failed: nothing more.
+//! Stops all writes to a database whose disk has failed.
 //!
-//! After a failed write or sync it is unknown what the disk holds, and trying again may report success for data that is
-//! gone (Rebello et al., "Can Applications Recover from fsync Failures?", ATC 2020). So the first failure is kept, every
-//! later change gets it as its answer, and the node is told, which stops as a whole. What it finds on its disk when it is
-//! started again is what counts.
+//! After a failed write or sync the content of the disk is unknown, and a retry may report success for data that is
+//! gone (Rebello et al., "Can Applications Recover from fsync Failures?", ATC 2020). So the first failure is kept,
+//! every later change fails because of it, and the node is told and stops. The next start goes by what it finds on the
+//! disk.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -31,18 +31,18 @@ impl Poison {
         Self { inner: Arc::new(inner) }
     }
 
-    /// Where the database is.
+    /// The directory of the database.
     pub fn path(&self) -> &Path {
         &self.inner.path
     }
 
-    /// Does something to the disk, unless that failed before. A failure is the last thing that is tried.
+    /// Runs an action on the disk, unless an earlier one failed. Keeps the failure of this one.
     pub(super) fn attempt<T>(&self, action: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
         self.check()?;
         action().inspect_err(|error| self.set(error))
     }
 
-    /// Fails if something failed before.
+    /// Fails if an earlier action failed.
     pub(super) fn check(&self) -> Result<(), Error> {
         match self.inner.first.get() {
             Some(error) => Err(Error::Poisoned(Arc::new(error.clone()))),
@@ -52,7 +52,7 @@ impl Poison {
 
     /// Keeps a failure, if it is the first.
     pub(super) fn set(&self, error: &Error) {
-        // Those that follow are its consequences, and a closed database has not failed.
+        // Later failures are consequences of the first, and a closed database has not failed.
         if matches!(error, Error::Closed | Error::Poisoned(_)) || self.inner.first.set(error.clone()).is_err() {
             return;
         }
@@ -60,11 +60,11 @@ impl Poison {
         self.inner.is_poisoned.send_replace(true);
     }
 
-    /// Waits for the first failure, for ever if there is none.
+    /// Waits for the first failure; forever, if there is none.
     pub async fn poisoned(&self) -> Error {
-        let mut told = self.inner.is_poisoned.subscribe();
-        // It cannot end without one: the sender lives as long as `self`.
-        let _ = told.wait_for(|is_poisoned| *is_poisoned).await;
+        let mut is_poisoned = self.inner.is_poisoned.subscribe();
+        // The channel stays open: its sender lives as long as `self`.
+        let _ = is_poisoned.wait_for(|is_poisoned| *is_poisoned).await;
         self.inner.first.get().cloned().unwrap_or(Error::Closed)
     }
 }

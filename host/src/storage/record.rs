@@ -1,4 +1,4 @@
-//! How an entry lies on disk: a short header, then the value's bytes, so that the header can be read alone.
+//! The stored form of an entry: a short header, then the bytes of the value, so that the header can be read alone.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -12,34 +12,30 @@ struct Header<'a> {
     content_type: &'a str,
 }
 
-/// Encodes an entry's value with what is kept beside it.
+/// Encodes a value with its metadata.
 pub(super) fn encode(meta: EntryMeta, value: &Value) -> Result<Vec<u8>, Error> {
     let header = Header { meta, content_type: &value.content_type };
     let buffer = Vec::with_capacity(64 + value.content_type.len() + value.bytes.len());
-    let mut record = postcard::to_extend(&header, buffer).map_err(|_| corrupt("an entry's header"))?;
+    let mut record = postcard::to_extend(&header, buffer).map_err(|_| Error::corrupt("an entry's header"))?;
     record.extend_from_slice(&value.bytes);
     Ok(record)
 }
 
-/// Reads an entry; without its value, if only its header is wanted.
+/// Decodes an entry, with an empty value if only the header is wanted.
 pub(super) fn decode(key: String, record: &[u8], with_value: bool) -> Result<Entry, Error> {
     let (header, value) =
-        postcard::take_from_bytes::<Header<'_>>(record).map_err(|_| corrupt(&format!("the entry of {key:?}")))?;
+        postcard::take_from_bytes::<Header<'_>>(record).map_err(|_| Error::corrupt(format!("the entry of {key:?}")))?;
     let bytes = if with_value { Bytes::copy_from_slice(value) } else { Bytes::new() };
     Ok(Entry { key, meta: header.meta, value: Value { content_type: header.content_type.to_owned(), bytes } })
 }
 
-/// Reads what is kept beside an entry's value.
+/// Decodes the metadata of an entry.
 pub(super) fn decode_meta(record: &[u8]) -> Result<EntryMeta, Error> {
-    let (header, _) = postcard::take_from_bytes::<Header<'_>>(record).map_err(|_| corrupt("an entry's header"))?;
-    Ok(header.meta)
+    let header = postcard::take_from_bytes::<Header<'_>>(record).map_err(|_| Error::corrupt("an entry's header"))?;
+    Ok(header.0.meta)
 }
 
-/// Reads a key.
+/// Decodes a key.
 pub(super) fn decode_key(key: &[u8]) -> Result<String, Error> {
-    std::str::from_utf8(key).map(str::to_owned).map_err(|_| corrupt("a key"))
-}
-
-pub(super) fn corrupt(what: &str) -> Error {
-    Error::Corrupt { what: what.to_owned() }
+    std::str::from_utf8(key).map(str::to_owned).map_err(|_| Error::corrupt("a key"))
 }

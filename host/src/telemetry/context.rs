@@ -1,4 +1,4 @@
-//! W3C trace context: where a request came from, and where its trace goes on.
+//! W3C trace context: links the spans of one request across nodes.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -8,9 +8,10 @@ use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, Tra
 use serde::{Deserialize, Serialize};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
+/// The header that carries the context.
 const TRACEPARENT: &str = "traceparent";
 
-/// A place in a trace (W3C Trace Context, level 1). `tracestate` is not carried.
+/// The position of a span in its trace (W3C Trace Context, level 1). `tracestate` is not carried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TraceContext {
     trace_id: [u8; 16],
@@ -19,7 +20,7 @@ pub struct TraceContext {
 }
 
 impl TraceContext {
-    /// Reads a `traceparent` header's value; none if it is malformed.
+    /// Parses the value of a `traceparent` header. `None` if it is malformed.
     pub fn parse(traceparent: &str) -> Option<Self> {
         let mut parts = traceparent.trim().split('-');
         let version = parts.next().filter(|part| part.len() == 2)?;
@@ -35,12 +36,12 @@ impl TraceContext {
         (well_formed && present).then_some(Self { trace_id, span_id, flags })
     }
 
-    /// The `traceparent` of some headers.
+    /// The context in the headers of a request, if they have a valid one.
     pub fn extract(headers: &HeaderMap) -> Option<Self> {
         Self::parse(headers.get(TRACEPARENT)?.to_str().ok()?)
     }
 
-    /// The place a span has in its trace; none if the trace is not sampled, or traces are off.
+    /// The context of a span. `None` if its trace is not sampled, or traces are off.
     pub fn of_span(span: &tracing::Span) -> Option<Self> {
         if span.is_disabled() {
             return None;
@@ -54,7 +55,7 @@ impl TraceContext {
         })
     }
 
-    /// Makes a span the child of this place.
+    /// Makes this the parent of a span.
     pub fn set_parent(&self, span: &tracing::Span) {
         let context = opentelemetry::Context::new().with_remote_span_context(self.span_context());
         if let Err(error) = span.set_parent(context) {
@@ -79,16 +80,16 @@ impl TraceContext {
 }
 
 tokio::task_local! {
-    /// The trace id of the request that is being answered, in hexadecimal.
+    /// The trace id of the current request, in hexadecimal.
     static REQUEST: Arc<str>;
 }
 
-/// Runs the work of a request, which can ask for its trace id meanwhile.
+/// Runs the work of a request. Within it, [`request_trace_id`] returns this trace id.
 pub async fn within_request<T>(trace_id: Arc<str>, work: impl Future<Output = T>) -> T {
     REQUEST.scope(trace_id, work).await
 }
 
-/// As above, for work on a thread of its own.
+/// As [`within_request`], for work on another thread.
 pub fn within_request_sync<T>(trace_id: Option<Arc<str>>, work: impl FnOnce() -> T) -> T {
     match trace_id {
         Some(trace_id) => REQUEST.sync_scope(trace_id, work),
@@ -96,12 +97,12 @@ pub fn within_request_sync<T>(trace_id: Option<Arc<str>>, work: impl FnOnce() ->
     }
 }
 
-/// The trace id of the request that is being answered here; none if there is no request.
+/// The trace id of the current request. `None` outside of requests.
 pub fn request_trace_id() -> Option<Arc<str>> {
     REQUEST.try_with(Arc::clone).ok()
 }
 
-/// A new trace id in hexadecimal, for a request that belongs to no trace.
+/// A random trace id in hexadecimal, for a request without a `traceparent`.
 pub fn new_trace_id() -> String {
     let mut bytes = [0; 16];
     for byte in &mut bytes {
@@ -118,7 +119,7 @@ fn to_hex(bytes: &[u8]) -> String {
     })
 }
 
-/// Reads exactly `N` bytes of lower-case hexadecimal.
+/// Parses exactly `N` bytes of lower-case hexadecimal.
 fn hex<const N: usize>(text: &str) -> Option<[u8; N]> {
     let digits = text.as_bytes();
     if digits.len() != N * 2 || digits.iter().any(u8::is_ascii_uppercase) {

@@ -1,6 +1,6 @@
-//! A node's metrics: pushed by OTLP and pulled from `/metrics`, from the same instruments.
+//! The metrics of a node. The same instruments are pushed by OTLP and pulled from `/metrics`.
 //!
-//! Times are seconds, in histograms whose buckets begin at 50 µs. No label is ever a key.
+//! Durations are in seconds, in histograms with buckets from 50 µs. No label is ever a key.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,18 +8,18 @@ use std::time::Duration;
 
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Gauge, Histogram, Meter, MeterProvider as _, UpDownCounter};
-use opentelemetry_sdk::metrics::SdkMeterProvider;
+use opentelemetry_sdk::metrics::{MeterProviderBuilder, SdkMeterProvider};
 use prometheus::{Encoder, Registry, TextEncoder};
 
 use super::names;
 
-/// Upper bounds of the buckets of every time histogram, in seconds.
+/// Upper bounds of the buckets for durations, in seconds.
 const SECONDS: [f64; 20] = [
     0.000_05, 0.000_1, 0.000_2, 0.000_3, 0.000_5, 0.000_75, 0.001, 0.001_5, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1,
     0.25, 0.5, 1.0, 2.5, 10.0,
 ];
 
-/// Upper bounds of the buckets for entries in a sync.
+/// Upper bounds of the buckets for entries per sync.
 const ENTRIES: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 256.0, 1024.0];
 
 /// Upper bounds of the buckets for the memory of plugins, in bytes.
@@ -34,13 +34,13 @@ pub enum Stage {
     Queue,
     /// Appended to this node's log and synced.
     Append,
-    /// From being handed to replication to its outcome.
+    /// From the proposal to its outcome.
     Replicate,
-    /// On the leader: from its proposal to its commit.
+    /// On the leader, from the proposal to the commit.
     Commit,
     /// Applied to this node's state.
     Apply,
-    /// From its arrival to its answer.
+    /// From the start of the write path to its end.
     Total,
 }
 
@@ -64,10 +64,10 @@ pub struct Metrics {
 
 struct Instruments {
     registry: Registry,
-    /// Keeps the pipeline alive.
+    /// Keeps the readers alive.
     _provider: SdkMeterProvider,
     write: Histogram<f64>,
-    /// The labels of each stage, made once.
+    /// The labels of each stage, built once.
     stages: Vec<(Stage, [KeyValue; 1])>,
     rtt: Histogram<f64>,
     lag: Gauge<u64>,
@@ -76,7 +76,7 @@ struct Instruments {
     fsync_entries: Histogram<f64>,
     read: Histogram<f64>,
     term: Gauge<u64>,
-    /// The last term shown, to notice changes of the leader.
+    /// The last known leader, to count changes.
     last_leader: AtomicU64,
     leader_changes: Counter<u64>,
     pending: UpDownCounter<i64>,
@@ -88,19 +88,32 @@ struct Instruments {
     http: Histogram<f64>,
 }
 
-/// The instruments of one hook's calls.
+/// The instruments for the calls of one hook.
 pub struct HookMetrics {
     metrics: Metrics,
     labels: [KeyValue; 2],
-    /// The labels of most calls, made once.
+    /// The labels of most calls, built once.
     accepted: [KeyValue; 3],
 }
 
 impl Metrics {
-    /// The instruments of a provider that also feeds `registry`.
-    pub(super) fn new(provider: SdkMeterProvider, registry: Registry) -> Self {
+    /// Builds the provider, with a reader for `/metrics` beside those that `builder` has, and the instruments.
+    pub(super) fn start(builder: MeterProviderBuilder) -> (Self, SdkMeterProvider) {
+        let registry = Registry::new();
+        let provider = match opentelemetry_prometheus::exporter().with_registry(registry.clone()).build() {
+            Ok(exporter) => builder.with_reader(exporter).build(),
+            // Not expected: the registry is new, so no name can collide.
+            Err(error) => {
+                tracing::error!(%error, "/metrics stays empty");
+                builder.build()
+            }
+        };
+        (Self::new(provider.clone(), registry), provider)
+    }
+
+    fn new(provider: SdkMeterProvider, registry: Registry) -> Self {
         let meter = provider.meter("brink");
-        let stages = Stage::ALL.into_iter().map(|(stage, name)| (stage, [KeyValue::new("stage", name)])).collect();
+        let stages = Stage::ALL.into_iter().map(|(stage, name)| (stage, [KeyValue::new(names::STAGE, name)])).collect();
         let inner = Instruments {
             write: seconds(&meter, names::WRITE_DURATION),
             stages,
@@ -130,40 +143,40 @@ impl Metrics {
         Self { inner: Arc::new(inner) }
     }
 
-    /// A stage of a write ended.
+    /// Records a stage of a write.
     pub fn write_stage(&self, stage: Stage, took: Duration) {
         if let Some((_, labels)) = self.inner.stages.iter().find(|(found, _)| *found == stage) {
             self.inner.write.record(took.as_secs_f64(), labels);
         }
     }
 
-    /// A follower answered an append.
+    /// Records the answer of a follower to an append.
     pub fn replication_rtt(&self, peer: &str, took: Duration) {
-        self.inner.rtt.record(took.as_secs_f64(), &[KeyValue::new("peer", peer.to_owned())]);
+        self.inner.rtt.record(took.as_secs_f64(), &[KeyValue::new(names::PEER, peer.to_owned())]);
     }
 
-    /// How many entries this node's log holds.
+    /// Sets the number of entries in this node's log.
     pub fn set_log_entries(&self, entries: u64) {
         self.inner.log_entries.record(entries, &[]);
     }
 
-    /// Log entries that a peer lacks.
+    /// Sets the number of log entries that a peer is behind.
     pub fn set_replication_lag(&self, peer: &str, entries: u64) {
-        self.inner.lag.record(entries, &[KeyValue::new("peer", peer.to_owned())]);
+        self.inner.lag.record(entries, &[KeyValue::new(names::PEER, peer.to_owned())]);
     }
 
-    /// The log was synced.
+    /// Records a sync of the log.
     pub fn fsync(&self, took: Duration, entries: usize) {
         self.inner.fsync.record(took.as_secs_f64(), &[]);
         self.inner.fsync_entries.record(f64::from(u32::try_from(entries).unwrap_or(u32::MAX)), &[]);
     }
 
-    /// A read was answered: `linearizable` or `local`.
+    /// Records a read, `linearizable` or `local`.
     pub fn read(&self, consistency: &'static str, took: Duration) {
-        self.inner.read.record(took.as_secs_f64(), &[KeyValue::new("consistency", consistency)]);
+        self.inner.read.record(took.as_secs_f64(), &[KeyValue::new(names::CONSISTENCY, consistency)]);
     }
 
-    /// Raft's term, and whether this node reaches a leader and a majority.
+    /// Sets Raft's term, the leader, and whether this node reaches a leader and a majority.
     pub fn set_cluster(&self, term: u64, leader: Option<u64>, healthy: bool) {
         self.inner.term.record(term, &[]);
         self.inner.quorum.record(u64::from(healthy), &[]);
@@ -173,30 +186,30 @@ impl Metrics {
         }
     }
 
-    /// A write began (+1) or ended (-1) to wait.
+    /// Changes the number of writes that wait to be proposed.
     pub fn pending(&self, change: i64) {
         self.inner.pending.add(change, &[]);
     }
 
-    /// Those of one hook.
+    /// The instruments of one hook.
     pub fn of_hook(&self, hook: &str, plugin: &str) -> HookMetrics {
         let shared = |name, value: &str| KeyValue::new(name, Arc::<str>::from(value));
-        let labels = [shared("hook", hook), shared("plugin", plugin)];
-        let accepted = with(&labels, "result", names::ACCEPTED);
+        let labels = [shared(names::HOOK, hook), shared(names::PLUGIN, plugin)];
+        let accepted = with(&labels, names::RESULT, names::ACCEPTED);
         HookMetrics { metrics: self.clone(), labels, accepted }
     }
 
-    /// A request was answered.
+    /// Records a request.
     pub fn http(&self, method: &str, route: &str, status: u16, took: Duration) {
         let labels = [
-            KeyValue::new("http.request.method", method.to_owned()),
-            KeyValue::new("http.route", route.to_owned()),
-            KeyValue::new("http.response.status_code", i64::from(status)),
+            KeyValue::new(names::HTTP_METHOD, method.to_owned()),
+            KeyValue::new(names::HTTP_ROUTE, route.to_owned()),
+            KeyValue::new(names::HTTP_STATUS, i64::from(status)),
         ];
         self.inner.http.record(took.as_secs_f64(), &labels);
     }
 
-    /// All metrics as Prometheus reads them (text format 0.0.4).
+    /// All metrics in Prometheus' text format, version 0.0.4.
     pub fn render_prometheus(&self) -> String {
         let mut text = Vec::new();
         if let Err(error) = TextEncoder::new().encode(&self.inner.registry.gather(), &mut text) {
@@ -207,7 +220,7 @@ impl Metrics {
 }
 
 impl HookMetrics {
-    /// A call of the plugin ended: `accepted`, `rejected`, or how it failed.
+    /// Records a call of the plugin. `result` is `accepted`, `rejected`, or the way in which it failed.
     pub fn call(&self, took: Duration, result: &'static str, memory_bytes: usize) {
         let instruments = &self.metrics.inner;
         let (took, memory) = (took.as_secs_f64(), f64::from(u32::try_from(memory_bytes).unwrap_or(u32::MAX)));
@@ -216,10 +229,10 @@ impl HookMetrics {
             instruments.hook.record(took, &self.accepted);
             return;
         }
-        instruments.hook.record(took, &with(&self.labels, "result", result));
+        instruments.hook.record(took, &with(&self.labels, names::RESULT, result));
         match result {
-            "rejected" => instruments.hook_rejections.add(1, &self.labels),
-            reason => instruments.hook_traps.add(1, &with(&self.labels, "reason", reason)),
+            names::REJECTED => instruments.hook_rejections.add(1, &self.labels),
+            reason => instruments.hook_traps.add(1, &with(&self.labels, names::REASON, reason)),
         }
     }
 }
@@ -234,13 +247,11 @@ fn seconds(meter: &Meter, name: &'static str) -> Histogram<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Telemetry;
     use super::*;
 
     #[test]
     fn every_metric_is_rendered_in_seconds_with_fine_buckets() {
-        let (one, other) = (Telemetry::disabled(), Telemetry::disabled());
-        let metrics = one.metrics();
+        let [metrics, other] = [(), ()].map(|()| Metrics::start(SdkMeterProvider::builder()).0);
         metrics.write_stage(Stage::Append, Duration::from_micros(70));
         metrics.replication_rtt("http://b", Duration::from_millis(1));
         metrics.set_replication_lag("http://b", 3);
@@ -258,6 +269,6 @@ mod tests {
             assert!(text.contains(&name.replace('.', "_")), "{name} is missing:\n{text}");
         }
         assert!(text.contains(r#"le="0.0001""#) && text.contains(r#"stage="append""#), "{text}");
-        assert!(!other.metrics().render_prometheus().contains(r#"stage="append""#));
+        assert!(!other.render_prometheus().contains(r#"stage="append""#));
     }
 }

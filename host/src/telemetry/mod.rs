@@ -1,18 +1,17 @@
-//! What a node tells of itself: traces, metrics and logs.
+//! Telemetry: traces, metrics and logs (P10).
 //!
 //! # Approach
 //!
-//! Traces leave by OTLP (HTTP, protobuf) if one of the standard variables names an endpoint:
-//! `OTEL_EXPORTER_OTLP_ENDPOINT`, or its `_TRACES_` and `_METRICS_` forms. The SDK reads the others by itself:
+//! Traces and metrics are exported by OTLP (HTTP, protobuf) if a standard variable names an endpoint:
+//! `OTEL_EXPORTER_OTLP_ENDPOINT`, or its `_TRACES_` and `_METRICS_` forms. The SDK reads the other variables itself:
 //! `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_TRACES_SAMPLER`, `OTEL_BSP_*`, `OTEL_METRIC_EXPORT_INTERVAL`.
-//! `OTEL_SDK_DISABLED=true` turns all of it off. Metrics are collected always, for `/metrics`.
+//! `OTEL_SDK_DISABLED=true` disables all exports. Metrics are always collected, for `/metrics`.
 //!
-//! Inside the process, spans are `tracing` spans. Those of the hot path have the target [`names::TRACE_TARGET`] and are
-//! not even created while traces are off. Across processes the context travels in the log entries themselves, so each
-//! node adds its appends and applies to the traces of the writes it handles.
+//! Inside the process, spans are `tracing` spans. Spans of the hot path have the target [`names::TRACE_TARGET`] and are not
+//! created while traces are off. Between nodes, the trace context is part of the log entries, so each node adds its appends
+//! and applies to the traces of the writes.
 //!
-//! Nothing here is global to the process except the subscriber that `tracing` itself keeps: two nodes in one process
-//! have their own metrics.
+//! Only the `tracing` subscriber is global to the process. Two nodes in one process have separate metrics.
 
 mod context;
 mod metrics;
@@ -37,49 +36,49 @@ pub use self::context::{TraceContext, new_trace_id, request_trace_id, within_req
 pub use self::metrics::{HookMetrics, Metrics, Stage};
 pub use self::tracer::Tracer;
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people.
+    /// Readable text.
     Text,
     /// One JSON object a line, with the trace id under `spans`.
     Json,
 }
 
-/// How a node reports.
+/// The telemetry settings of a node.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// What tells this node from others: `service.instance.id`.
+    /// The name of this node, exported as `service.instance.id`.
     pub node: String,
-    /// How log lines look.
+    /// The format of log lines.
     pub log_format: LogFormat,
-    /// What is logged, as `tracing` filters say it.
+    /// The `tracing` filter of log lines.
     pub log_filter: String,
 }
 
-/// Why reporting could not begin.
+/// Why telemetry could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The filter of log lines is malformed.
+    /// The filter is malformed.
     #[error("--log: {found:?}: it must be a level or a list such as `brink=debug,warn` ({source})")]
     Filter {
         /// The filter.
         found: String,
-        /// What is wrong with it.
+        /// The parser's error.
         source: tracing_subscriber::filter::ParseError,
     },
-    /// An exporter cannot be built from the `OTEL_*` variables.
+    /// The `OTEL_*` variables do not describe an exporter.
     #[error("OTEL_*: {0}")]
     Exporter(#[from] opentelemetry_otlp::ExporterBuildError),
     /// The metrics cannot be set up.
     #[error("metrics cannot be set up: {0}")]
     Metrics(#[from] opentelemetry_sdk::error::OTelSdkError),
-    /// A subscriber for `tracing` is set already.
+    /// The process already has a `tracing` subscriber.
     #[error("logging is set up already")]
     Subscriber(#[from] tracing_subscriber::util::TryInitError),
 }
 
-/// A node's reporting. Cheap to clone.
+/// The telemetry of a node. Cheap to clone.
 #[derive(Clone)]
 pub struct Telemetry {
     metrics: Metrics,
@@ -93,13 +92,13 @@ struct Providers {
 }
 
 impl Telemetry {
-    /// Begins to log, to count, and to export as the `OTEL_*` variables say.
+    /// Starts logs, metrics, and the exports that the `OTEL_*` variables ask for.
     ///
     /// # Errors
     ///
     /// See [`Error`].
     pub fn init(config: &Config) -> Result<Self, Error> {
-        // Requests give log lines their trace id, so their span is always there.
+        // Log lines get their trace id from the request's span, so that span always exists.
         let (traces, requests) = (names::TRACE_TARGET, names::REQUEST_TARGET);
         let filter = format!("{},{traces}=off,{requests}=info", config.log_filter);
         let filter =
@@ -121,9 +120,9 @@ impl Telemetry {
         Ok(telemetry)
     }
 
-    /// Reporting that nobody listens to, except by [`Metrics::render_prometheus`].
+    /// Telemetry without logs and exports; only [`Metrics::render_prometheus`] works.
     pub fn disabled() -> Self {
-        let (metrics, provider) = pulled_metrics(SdkMeterProvider::builder());
+        let (metrics, provider) = Metrics::start(SdkMeterProvider::builder());
         Self { metrics, tracer: Tracer::default(), providers: Arc::new(Providers { traces: None, metrics: provider }) }
     }
 
@@ -142,7 +141,7 @@ impl Telemetry {
             let exporter = on_own_thread(|| MetricExporter::builder().with_http().build())?;
             metrics = metrics.with_reader(PeriodicReader::builder(exporter).build());
         }
-        let (metrics, provider) = pulled_metrics(metrics);
+        let (metrics, provider) = Metrics::start(metrics);
         let tracer = traces.as_ref().map(|traces| Tracer::new(traces.tracer("brink"))).unwrap_or_default();
         Ok(Self { metrics, tracer, providers: Arc::new(Providers { traces, metrics: provider }) })
     }
@@ -157,41 +156,27 @@ impl Telemetry {
         &self.metrics
     }
 
-    /// Records spans that have ended.
+    /// Records ended spans.
     pub fn tracer(&self) -> &Tracer {
         &self.tracer
     }
 
-    /// Sends what has not left yet, within a deadline. Called once, at the end.
+    /// Exports the remaining traces and metrics within a deadline. Call it once, at the end.
     pub async fn shutdown(self, deadline: Duration) {
         let ended = tokio::task::spawn_blocking(move || {
             if let Some(traces) = &self.providers.traces
                 && let Err(error) = traces.shutdown_with_timeout(deadline)
             {
-                tracing::warn!(%error, "the last traces were not sent");
+                tracing::warn!(%error, "the last traces were not exported");
             }
             if let Err(error) = self.providers.metrics.shutdown_with_timeout(deadline) {
-                tracing::warn!(%error, "the last metrics were not sent");
+                tracing::warn!(%error, "the last metrics were not exported");
             }
         });
         if tokio::time::timeout(deadline * 2, ended).await.is_err() {
-            tracing::warn!("the last traces and metrics were given up");
+            tracing::warn!("the export of the last traces and metrics was abandoned");
         }
     }
-}
-
-/// Adds the reader behind `/metrics`.
-fn pulled_metrics(builder: opentelemetry_sdk::metrics::MeterProviderBuilder) -> (Metrics, SdkMeterProvider) {
-    let registry = prometheus::Registry::new();
-    let provider = match opentelemetry_prometheus::exporter().with_registry(registry.clone()).build() {
-        Ok(exporter) => builder.with_reader(exporter).build(),
-        // A new registry has nothing that the exporter could collide with.
-        Err(error) => {
-            tracing::error!(%error, "/metrics stays empty");
-            builder.build()
-        }
-    };
-    (Metrics::new(provider.clone(), registry), provider)
 }
 
 fn resource(config: &Config) -> Resource {
@@ -205,7 +190,7 @@ fn resource(config: &Config) -> Resource {
         .build()
 }
 
-/// Whether a signal is to be exported.
+/// Whether to export a signal: `TRACES` or `METRICS`.
 fn exports(signal: &str) -> bool {
     let set = |name: &str| std::env::var(name).is_ok_and(|value| !value.trim().is_empty());
     let disabled = std::env::var("OTEL_SDK_DISABLED").is_ok_and(|value| value.trim().eq_ignore_ascii_case("true"));
@@ -214,8 +199,7 @@ fn exports(signal: &str) -> bool {
     named && !disabled && !none
 }
 
-/// Builds an exporter on a thread of its own: its HTTP client is a blocking one, which must not be made inside an async
-/// runtime.
+/// Builds an exporter on its own thread, since its blocking HTTP client must not be built inside an async runtime.
 fn on_own_thread<T: Send>(
     build: impl FnOnce() -> Result<T, opentelemetry_otlp::ExporterBuildError> + Send,
 ) -> Result<T, opentelemetry_otlp::ExporterBuildError> {
@@ -225,6 +209,7 @@ fn on_own_thread<T: Send>(
     })
 }
 
+/// The layer that writes log lines to standard error.
 fn lines<S>(format: LogFormat) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: tracing::Subscriber + for<'a> LookupSpan<'a>,

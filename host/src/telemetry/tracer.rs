@@ -1,5 +1,5 @@
-//! Spans that are known only once they have ended: an append or an apply serves writes of many traces at once, so its
-//! span is recorded afterwards, once under each.
+//! Spans that are recorded after they have ended. One append or apply serves the writes of many traces, so its span is
+//! recorded once in each of them.
 
 use std::time::SystemTime;
 
@@ -7,9 +7,9 @@ use opentelemetry::trace::{Span as _, SpanBuilder, TraceContextExt, Tracer as _}
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::trace::SdkTracer;
 
-use super::TraceContext;
+use super::context::TraceContext;
 
-/// Records ended spans; does nothing while traces are off. Cheap to clone.
+/// Records ended spans. Does nothing while traces are off. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Tracer {
     tracer: Option<SdkTracer>,
@@ -20,7 +20,7 @@ impl Tracer {
         Self { tracer: Some(tracer) }
     }
 
-    /// Records a span that began and ended at the given times, as a child of `parent`.
+    /// Records a span with its start and end, as a child of `parent`.
     pub fn record_span(
         &self,
         name: &'static str,

@@ -1,20 +1,20 @@
-//! A validator that holds JSON values against a JSON Schema. `README.md` describes its configuration.
+//! A validator that checks JSON values against a JSON Schema. `README.md` describes its configuration.
 
 use brink_guest::{Invalid, Rejection, Validator, Violation, Write};
 use jsonschema::{Draft, PatternOptions};
 use serde::Deserialize;
 use serde_json::Value;
 
-/// Violations that a rejection names; the node keeps no more.
+/// Maximum number of violations in a rejection; the node keeps no more.
 const VIOLATIONS_MAX: usize = 100;
 
-/// The schema, and the draft of the standard that it is written in.
+/// The schema, and the draft of the standard that it follows.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// A JSON Schema.
     pub schema: Value,
-    /// The draft; what the schema's `$schema` says if absent, else 2020-12.
+    /// The draft. The default is the schema's `$schema`, else 2020-12.
     pub draft: Option<DraftName>,
 }
 
@@ -60,7 +60,7 @@ impl Validator for JsonSchema {
     type Config = Config;
 
     fn configure(config: Config) -> Result<Self, Invalid> {
-        // Patterns come from users: this engine's time is linear in the length of what it matches.
+        // Patterns come from users: this engine matches in linear time.
         let mut options = jsonschema::options().offline().with_pattern_options(PatternOptions::regex());
         if let Some(draft) = config.draft {
             options = options.with_draft(draft.into());
@@ -89,7 +89,7 @@ impl Validator for JsonSchema {
 impl JsonSchema {
     fn violations<'a>(&'a self, write: &'a Write, value: &'a Value) -> impl Iterator<Item = Violation> + 'a {
         self.validator.iter_errors(value).map(|error| {
-            // Values may be secret: the pointer says where to look.
+            // Values may be secret, so the message does not quote them.
             let message = error.masked_with("the value").to_string();
             write.violation(error.instance_path().to_string(), error.kind().keyword(), message)
         })
@@ -119,7 +119,7 @@ mod tests {
         .unwrap()
     }
 
-    /// Where, and by which keyword.
+    /// Item, path and keyword of each violation.
     fn violations(plugin: &JsonSchema, writes: &[Write]) -> Vec<(u32, String, String)> {
         let rejection = plugin.validate(writes).unwrap_err();
         assert_eq!(rejection.code, "schema");
@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn the_draft_is_that_of_the_schema_unless_it_is_named() {
-        // In draft-04 `exclusiveMinimum` is a boolean beside `minimum`, later it is the bound.
+        // In draft-04 `exclusiveMinimum` is a boolean beside `minimum`; in later drafts it is the bound itself.
         let schema = json!({"minimum": 3, "exclusiveMinimum": true});
         let three = [Write::json_value(0, "k", &3)];
         let named = plugin(&json!({"schema": schema, "draft": "draft-04"})).unwrap();
@@ -189,7 +189,7 @@ mod tests {
             "/schema/properties/a/type"
         );
         assert!(refusal(json!({"schema": {"properties": {"a": {"pattern": "("}}}})).path.starts_with("/schema"));
-        // What is elsewhere cannot be fetched.
+        // Other documents cannot be fetched.
         assert!(refusal(json!({"schema": {"$ref": "https://example.com/a.json"}})).path.starts_with("/schema"));
     }
 }

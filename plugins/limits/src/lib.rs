@@ -1,5 +1,5 @@
-//! A validator that bounds what is stored: bytes, nesting and elements of a value, its media type, and how many keys there
-//! are under a prefix. `README.md` describes its configuration.
+//! A validator that bounds values and keys: size, nesting, elements and media type of a value, and the number of keys under
+//! a prefix. `README.md` describes its configuration.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,37 +8,37 @@ use brink_guest::{Invalid, Rejection, Validator, Violation, Write, store};
 use serde::Deserialize;
 use serde_json::Value;
 
-/// Counts of a hook.
+/// Maximum number of counts in a configuration.
 const COUNTS_MAX: usize = 20;
 
-/// The highest count: one answer of the store has a thousand keys.
+/// The highest limit of a count: one answer of the store has at most 1,000 keys.
 const COUNT_MAX: u32 = 999;
 
-/// What is allowed. What is absent is not bounded.
+/// The limits. An absent limit bounds nothing.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Bytes of a value; JSON counts as compact text.
+    /// Maximum bytes of a value; JSON counts as compact text.
     pub bytes_max: Option<usize>,
-    /// How deep objects and arrays of a JSON value may be nested: 0 allows neither.
+    /// Maximum nesting of objects and arrays in a JSON value: 0 allows neither.
     pub depth_max: Option<usize>,
-    /// Elements of each array and members of each object in a JSON value.
+    /// Maximum elements of each array and members of each object in a JSON value.
     pub elements_max: Option<usize>,
-    /// Bytes of a key.
+    /// Maximum bytes of a key.
     pub key_bytes_max: Option<usize>,
-    /// Media types that values may have, without parameters.
+    /// Allowed media types, without parameters.
     pub media_types: Option<Vec<String>>,
-    /// How many keys there may be.
+    /// Limits for the number of keys.
     pub counts: Vec<Count>,
 }
 
-/// How many keys there may be under a prefix.
+/// A limit for the number of keys under a prefix.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Count {
-    /// The prefix; `*` stands for one part between slashes, and each of its values is counted by itself.
+    /// The prefix. `*` stands for one part between slashes; keys are counted for each value of it separately.
     pub under: String,
-    /// Keys, 0 to 999.
+    /// Maximum number of keys, 0 to 999.
     pub max: u32,
 }
 
@@ -112,7 +112,7 @@ impl Limits {
     }
 }
 
-/// Refuses what is nested too deep or has too many elements. Looks no further below what is refused.
+/// Refuses arrays and objects that are nested too deep or have too many elements. Does not descend into refused ones.
 fn check_shape(
     value: &Value,
     bounds @ (depth_max, elements_max): (usize, usize),
@@ -144,7 +144,7 @@ fn check_shape(
     }
 }
 
-/// What a request does to the keys under one prefix.
+/// The changes of a request to the keys under one prefix.
 #[derive(Default)]
 struct Changes<'a> {
     put: Vec<&'a Write>,
@@ -163,9 +163,9 @@ impl Count {
             }
         }
         for (prefix, Changes { put, deleted }) in prefixes.into_iter().filter(|(_, changes)| !changes.put.is_empty()) {
-            // One more than allowed: with fewer, these are all.
+            // One more than allowed: a shorter list is complete.
             let there: BTreeSet<_> = store::list_prefix(prefix, self.max + 1)?.into_iter().collect();
-            // A limit that was lowered lets what is there be written, and nothing new.
+            // If the limit has been lowered below the number of keys, existing keys can be written, new ones cannot.
             let is_over = there.len() > self.max as usize;
             let mut new = Vec::new();
             for write in put {

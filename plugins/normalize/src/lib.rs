@@ -1,22 +1,22 @@
-//! A transformer that brings fields of JSON values into one form: it trims texts, makes them lower-case, and drops what
-//! must not be stored. `README.md` describes its configuration.
+//! A transformer that normalizes fields of JSON values: it trims strings, makes them lower-case, and drops fields.
+//! `README.md` describes its configuration.
 //!
-//! What no rule names is passed on byte for byte: the order of fields, numbers of any precision, and escapes.
+//! The rest of a value stays byte for byte: the order of fields, numbers of any precision, and escapes.
 
 use brink_guest::fields::{Edit, Fields, Unreadable};
 use brink_guest::{Invalid, Rejection, Replacement, Transformer, Write};
 use serde::Deserialize;
 
-/// What is done to which fields: JSON pointers (RFC 6901), in which `*` stands for every element or member, and `**` at the
-/// end for everything below.
+/// The fields to change, as JSON pointers (RFC 6901) in which `*` stands for every element or member, and `**` at the end
+/// for everything below.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Texts that lose white space at both ends.
+    /// Strings to trim at both ends.
     pub trim: Vec<String>,
-    /// Texts that become lower-case.
+    /// Strings to make lower-case.
     pub lowercase: Vec<String>,
-    /// Fields and elements that are removed.
+    /// Fields and elements to remove.
     pub drop: Vec<String>,
 }
 

@@ -1,20 +1,20 @@
-//! A transformer that masks what must not be stored in the clear: fields named by pointers, and texts that match patterns.
-//! `README.md` describes its configuration.
+//! A transformer that masks data before it is stored: fields named by pointers, and matches of patterns. `README.md`
+//! describes its configuration.
 //!
-//! It never lets pass what it could not look into: such values are refused.
+//! Values that it cannot search are refused.
 
 use brink_guest::fields::{Edit, Fields};
 use brink_guest::{Invalid, Rejection, Replacement, Transformer, Write};
 use regex::{Captures, Regex, RegexBuilder};
 use serde::Deserialize;
 
-/// Rules of a hook.
+/// Maximum number of rules in a configuration.
 const RULES_MAX: usize = 100;
 
-/// Bytes that a compiled pattern may take.
+/// Maximum size of a compiled pattern, in bytes.
 const PATTERN_BYTES_MAX: usize = 1024 * 1024;
 
-/// A text that patterns are tried on when a hook is made: prose, and what is often masked in it.
+/// A text that patterns are run on when a hook is created: prose with data that is often masked.
 const REHEARSAL: &str = concat!(
     "The quick brown fox jumps over the lazy dog. SPHINX OF BLACK QUARTZ, JUDGE MY VOW! 0123456789 \n\t\r",
     " !\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~ Ann.B-C+d_e@example.co.uk https://www.example.org/a/b?c=d&e=f#g ",
@@ -24,43 +24,43 @@ const REHEARSAL: &str = concat!(
     "(mostly) within a day: how vexingly quick daft zebras jump, and how five quacking zephyrs jolt my wax bed.",
 );
 
-/// What is masked.
+/// The configuration of a hook.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The rules, applied in this order.
     pub rules: Vec<Rule>,
-    /// What becomes of values that are neither JSON nor text.
+    /// What to do with values that are neither JSON nor text.
     #[serde(default)]
     pub other_types: OtherTypes,
 }
 
-/// What is masked where, and how.
+/// What to mask, where, and how.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
-    /// Which fields: a JSON pointer (RFC 6901) in which `*` stands for every element or member, and `**` at the end for
-    /// everything below. All values if absent, in which case a pattern is needed.
+    /// The fields: a JSON pointer (RFC 6901) in which `*` stands for every element or member, and `**` at the end for
+    /// everything below. The default is the whole value, which needs a pattern.
     pub at: Option<String>,
-    /// A regular expression: its matches are masked, in every text and number at these places and below. The whole value if
-    /// absent.
+    /// A regular expression: its matches are masked in every string and number at these places and below. Without one, the
+    /// whole field is masked.
     pub pattern: Option<String>,
-    /// What is stored instead.
+    /// The replacement.
     #[serde(default = "default_mask")]
     pub mask: String,
-    /// Characters at the end that stay readable, if there are at least twice as many.
+    /// Characters at the end that stay readable, if the text has at least twice as many.
     #[serde(default)]
     pub keep_last: usize,
 }
 
-/// What becomes of values that are neither JSON nor text.
+/// What to do with values that are neither JSON nor text.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OtherTypes {
-    /// They are refused, since nothing can be masked in them.
+    /// Refuse them, since nothing can be masked in them.
     #[default]
     Refuse,
-    /// They are stored as they are.
+    /// Store them as they are.
     Pass,
 }
 
@@ -68,7 +68,7 @@ pub enum OtherTypes {
 #[derive(Debug)]
 pub struct Redact {
     masks: Vec<Mask>,
-    /// Where each mask applies: its position in `masks`.
+    /// The places of each mask, by its position in `masks`.
     places: Fields<usize>,
     other_types: OtherTypes,
 }
@@ -108,13 +108,13 @@ impl Transformer for Redact {
 }
 
 impl Redact {
-    /// The new value, or `None` if nothing is to be masked.
+    /// The new value, or `None` if there is nothing to mask.
     fn redact(&self, write: &Write) -> Result<Option<String>, Rejection> {
         if write.is_json() {
             return self.redact_json(utf8(write)?);
         }
         if write.content_type().get(..5).is_some_and(|start| start.eq_ignore_ascii_case("text/")) {
-            // A text is handled as if it were a text of JSON.
+            // A text is masked like a JSON string.
             let redacted = self.redact_json(&quote(utf8(write)?))?;
             return redacted.map(|json| unquote(&json)).transpose();
         }
@@ -130,7 +130,7 @@ impl Redact {
 
     fn edit(&self, rules: &[&usize], json: &str) -> Result<Edit, Rejection> {
         let mut rules: Vec<_> = rules.iter().map(|index| **index).collect();
-        // Several pointers can lead the same rule here; rules apply in their order.
+        // Several pointers of one rule can name this place; rules apply in their order.
         rules.sort_unstable();
         rules.dedup();
         let masks = || rules.iter().filter_map(|index| self.masks.get(*index));
@@ -138,7 +138,7 @@ impl Redact {
             Some(b'"') => unquote(json)?,
             Some(b'-' | b'0'..=b'9') => json.to_owned(),
             Some(b'n') => return Ok(Edit::Keep),
-            // Nothing of an object, an array or a truth value can stay readable.
+            // An object, an array or a boolean is masked as a whole.
             _ => {
                 let whole = masks().find(|mask| mask.pattern.is_none());
                 return Ok(whole.map_or(Edit::Keep, |mask| Edit::Replace(quote(&mask.mask))));
@@ -150,7 +150,7 @@ impl Redact {
 }
 
 impl Rule {
-    /// Notes where the rule applies.
+    /// Adds the places of the rule.
     fn place(&self, index: usize, places: &mut Fields<usize>) -> Result<(), Invalid> {
         let at = match (&self.at, &self.pattern) {
             (Some(at), _) => at.as_str(),
@@ -175,7 +175,7 @@ impl Mask {
             if pattern.is_match("") {
                 return Err(refuse("it must not match the empty text".to_owned()));
             }
-            // What the engine works out while it searches becomes part of what each write starts from.
+            // The automaton states that this caches stay in the memory that each write starts from.
             pattern.find_iter(REHEARSAL).for_each(drop);
             Ok(pattern)
         };
@@ -193,7 +193,7 @@ impl Mask {
     }
 
     fn hide(&self, text: &str) -> String {
-        // What is masked already stays, so that a value that was read can be written again.
+        // Masked text is not masked again, so that a value that was read can be written back.
         if text.strip_prefix(&self.mask).is_some_and(|rest| rest.chars().count() <= self.keep_last) {
             return text.to_owned();
         }
@@ -218,7 +218,7 @@ fn quote(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-/// The text of a JSON text. One with half of a surrogate pair is none.
+/// The contents of a JSON string. Half of a surrogate pair is an error.
 fn unquote(json: &str) -> Result<String, Rejection> {
     serde_json::from_str(json).map_err(|_| Rejection::new("form", "a text of the value is not Unicode"))
 }

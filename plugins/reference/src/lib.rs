@@ -1,7 +1,7 @@
-//! A validator that keeps references between keys whole: a field must name a key that exists, and a key that others depend
-//! on cannot go. `README.md` describes its configuration.
+//! A validator for references between keys: a field must name an existing key, and a key cannot be deleted while others
+//! depend on it. `README.md` describes its configuration.
 //!
-//! What it reads becomes a precondition of the write, so a rule holds although others write at the same time.
+//! Reads become preconditions of the write, so the rules hold under concurrent writes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,23 +11,24 @@ use brink_guest::{Invalid, Rejection, Validator, Violation, Write};
 use serde::Deserialize;
 use serde_json::Value;
 
-/// Rules of each kind in a hook.
+/// Maximum number of rules of each kind.
 const RULES_MAX: usize = 100;
 
-/// Keys that a request may delete under a rule about deletions: as many as can be told apart from those that stay.
+/// Maximum number of deletions in a request under `restrict_delete`: one answer of the store, 1,000 keys, must hold them
+/// and one more.
 const DELETIONS_MAX: usize = 999;
 
-/// Stands for the value of a field, or for the key that is deleted.
+/// The placeholder for the value of a field, or for the deleted key.
 const BLANK: &str = "{}";
 
-/// Which references are kept whole.
+/// The configuration of a hook.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Fields that name other keys.
     #[serde(default)]
     pub references: Vec<Reference>,
-    /// Prefixes, in which `{}` stands for the key that is deleted: as long as keys start with one, the deletion is refused.
+    /// Prefixes in which `{}` stands for the deleted key. The deletion is refused while keys start with one of them.
     #[serde(default)]
     pub restrict_delete: Vec<String>,
 }
@@ -38,10 +39,10 @@ pub struct Config {
 pub struct Reference {
     /// The field: a JSON pointer (RFC 6901) in which `*` stands for every element or member.
     pub at: String,
-    /// The key it names; `{}` stands for the value of the field.
+    /// The key that the field names; `{}` stands for the value of the field.
     #[serde(default = "blank")]
     pub key: String,
-    /// Whether the field must be there.
+    /// Whether the field must be present.
     #[serde(default)]
     pub required: bool,
 }
@@ -50,7 +51,7 @@ pub struct Reference {
 #[derive(Debug)]
 pub struct Plugin {
     references: Vec<Reference>,
-    /// Where each reference is: its position in `references`.
+    /// The places of each reference, by its position in `references`.
     places: Fields<usize>,
     restrict_delete: Vec<String>,
 }
@@ -110,7 +111,7 @@ impl Plugin {
             let name = match field {
                 Value::String(text) => text.clone(),
                 Value::Number(number) => number.to_string(),
-                // An absent reference, said in so many words.
+                // An explicit absence.
                 Value::Null if !reference.required => continue,
                 _ => {
                     violations.push(write.violation(path, "type", "a reference must be a text or a number"));
@@ -146,7 +147,7 @@ impl Plugin {
     }
 }
 
-/// Which keys there are once the request is carried out.
+/// The keys that exist once the request is applied.
 struct After<'a> {
     put: BTreeSet<&'a str>,
     deleted: BTreeSet<&'a str>,
@@ -181,7 +182,7 @@ impl<'a> After<'a> {
             let message = format!("a request may delete at most {DELETIONS_MAX} keys here");
             return Err(Rejection::new("too-many", message));
         }
-        // One more than could go in this request: if there are that many, one stays.
+        // One more than the request deletes: a list of that length has a key that stays.
         let keys = store::list_prefix(prefix, u32::try_from(deleted + 1).unwrap_or(1))?;
         Ok(keys.iter().any(|key| !self.deleted.contains(key.as_str())))
     }

@@ -1,27 +1,27 @@
-//! What is wrong with a disk at the moment.
+//! The faults of a disk.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// What is done with a file.
+/// A kind of operation on a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
-    /// Reading of it.
+    /// A read.
     Read,
-    /// Writing to it, or changing its length.
+    /// A write, or a change of the length.
     Write,
-    /// Making it durable.
+    /// A sync.
     Sync,
 }
 
-/// What happens instead.
+/// The effect of a fault on an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Effect {
-    /// It fails with EIO.
+    /// The operation fails with EIO.
     Fail,
-    /// It takes longer.
+    /// The operation is delayed.
     Delay(Duration),
-    /// It says that it was done, and was not.
+    /// The operation reports success without being done.
     Lie,
 }
 
@@ -31,7 +31,7 @@ struct Fault {
     effect: Effect,
 }
 
-/// All that is wrong.
+/// The active faults of a disk.
 #[derive(Default)]
 pub(super) struct Faults {
     faults: Vec<Fault>,
@@ -47,15 +47,15 @@ impl Faults {
         self.faults.clear();
     }
 
-    /// What happens to an operation on a file. The last fault that was added counts.
-    pub(super) fn on(&mut self, operation: Operation, path: &Path) -> Option<Effect> {
-        let fits = |fault: &&Fault| fault.operation == operation && path.starts_with(&fault.under);
-        let effect = self.faults.iter().rev().find(fits).map(|fault| fault.effect);
+    /// The effect on an operation on a file. Of several matching faults, the one added last wins.
+    pub(super) fn effect_on(&mut self, operation: Operation, path: &Path) -> Option<Effect> {
+        let matches = |fault: &&Fault| fault.operation == operation && path.starts_with(&fault.under);
+        let effect = self.faults.iter().rev().find(matches).map(|fault| fault.effect);
         self.failed += usize::from(effect == Some(Effect::Fail));
         effect
     }
 
-    /// How many operations have failed so far.
+    /// Number of operations that a fault has failed so far.
     pub(super) fn failed(&self) -> usize {
         self.failed
     }

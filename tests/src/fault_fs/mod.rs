@@ -1,19 +1,20 @@
-//! A file system that loses, refuses and delays, for processes that must survive it.
+//! A file system that loses power, fails, delays and fills up, for processes that must survive it.
 //!
-//! Killing a process proves little about its disk: the kernel keeps what was written, synced or not. This file system,
-//! mounted by FUSE, keeps apart what was synced and what was not, so that [`FaultFs::cut`] leaves what a loss of power
-//! leaves. It can also run out of space, fail, be slow, and lie about its syncs.
+//! Killing a process does not test its use of the disk: the kernel keeps unsynced writes. This file system, mounted by
+//! FUSE, separates synced from unsynced data, so that [`FaultFs::cut`] leaves what a power cut would leave. It can also
+//! run out of space, fail operations, delay syncs, and report syncs that it did not do.
 //!
-//! Everything is in memory: a disk of [`CAPACITY_BYTES`] at most, gone with the test. It does what a store needs: files,
-//! directories, renames, locks (by the kernel), sparse files. No links, no owners, no times of access, no shared memory.
+//! All data is in memory: at most [`CAPACITY_BYTES`], dropped with the test. The file system supports files, directories,
+//! renames, locks (by the kernel) and sparse files. It has no links, owners, access times or shared memory maps.
 //!
-//! Mounting needs `/dev/fuse`, and root or `fusermount3`.
+//! Mounting needs `/dev/fuse`, and either root or `fusermount3`.
 
+mod content;
 mod disk;
 mod faults;
 mod mount;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -26,24 +27,23 @@ pub use self::faults::Operation;
 use self::faults::{Effect, Faults};
 use self::mount::{Mounted, State};
 
-/// The size of a disk, unless it is made smaller.
+/// The default capacity of a disk.
 pub const CAPACITY_BYTES: u64 = 1024 * 1024 * 1024;
 
-/// How long the files of processes that were ended may take to be closed.
+/// Time for the kernel to close the files of ended processes.
 const CLOSE_LIMIT: Duration = Duration::from_secs(20);
 
 /// A mounted disk. Dropping it unmounts it.
 pub struct FaultFs {
     mounted: Mounted,
-    /// Ended before the directory is removed.
+    /// Dropped before the directory is removed.
     session: Option<BackgroundSession>,
     dir: TempDir,
 }
 
 impl FaultFs {
-    /// Mounts an empty disk in a directory of its own.
-    #[allow(clippy::new_without_default, reason = "mounting is no default of anything")]
-    pub fn new() -> Self {
+    /// Mounts an empty disk on a new temporary directory.
+    pub fn mount() -> Self {
         let dir = tempfile::Builder::new().prefix("brink-disk-").tempdir().unwrap();
         let state = State { disk: Disk::new(CAPACITY_BYTES), faults: Faults::default() };
         let mounted = Mounted(Arc::new(Mutex::new(state)));
@@ -54,18 +54,18 @@ impl FaultFs {
         Self { mounted, session: Some(session), dir }
     }
 
-    /// Where it is mounted.
+    /// The mount point.
     pub fn path(&self) -> &Path {
         self.dir.path()
     }
 
-    /// Cuts the power. All processes that use the disk must have been ended before. Afterwards the disk is whole and
-    /// fast again, and holds what was durable.
+    /// Cuts the power: only durable data is left, and all faults are cleared. Panics if a process keeps a file open, so
+    /// the processes that use the disk must have ended.
     #[track_caller]
     pub fn cut(&self, tail: Tail) {
         let began = Instant::now();
         while self.mounted.state().disk.open_files() > 0 {
-            assert!(began.elapsed() < CLOSE_LIMIT, "a process still has files open");
+            assert!(began.elapsed() < CLOSE_LIMIT, "a process keeps files open");
             std::thread::sleep(Duration::from_millis(5));
         }
         let mut state = self.mounted.state();
@@ -73,52 +73,43 @@ impl FaultFs {
         state.faults.clear();
     }
 
-    /// From now on, these operations on files under a path (relative to the disk) fail with EIO.
+    /// Fails an operation on files under a path, relative to the root, with EIO.
     pub fn fail(&self, operation: Operation, under: impl AsRef<Path>) {
         self.mounted.state().faults.add(operation, under.as_ref(), Effect::Fail);
     }
 
-    /// From now on, syncs of files under a path take so long.
+    /// Delays syncs of files under a path.
     pub fn slow_syncs(&self, under: impl AsRef<Path>, delay: Duration) {
         self.mounted.state().faults.add(Operation::Sync, under.as_ref(), Effect::Delay(delay));
     }
 
-    /// From now on, syncs of files under a path say that they were done, and were not.
+    /// Makes syncs of files under a path report success without being done.
     pub fn lie_about_syncs(&self, under: impl AsRef<Path>) {
         self.mounted.state().faults.add(Operation::Sync, under.as_ref(), Effect::Lie);
     }
 
-    /// Leaves so much space. Beyond it, writes fail with ENOSPC.
+    /// Leaves this many free bytes. Writes beyond them fail with ENOSPC.
     pub fn set_free(&self, bytes: u64) {
         let mut state = self.mounted.state();
         state.disk.capacity_bytes = state.disk.used_bytes() + bytes;
     }
 
-    /// Ends all faults, and gives the space back.
+    /// Clears all faults and restores the capacity.
     pub fn heal(&self) {
         let mut state = self.mounted.state();
         state.faults.clear();
         state.disk.capacity_bytes = CAPACITY_BYTES;
     }
 
-    /// How many operations have failed so far because they were to fail.
+    /// Number of operations that a fault has failed so far.
     pub fn failed(&self) -> usize {
         self.mounted.state().faults.failed()
-    }
-
-    /// Changes the bytes of a file, as a bad disk does: what is there becomes what `change` makes of it, durably.
-    pub fn corrupt(&self, file: impl AsRef<Path>, change: impl FnOnce(&mut Vec<u8>)) {
-        let path: PathBuf = self.path().join(file);
-        let mut bytes = std::fs::read(&path).unwrap();
-        change(&mut bytes);
-        std::fs::write(&path, bytes).unwrap();
-        std::fs::File::open(&path).unwrap().sync_all().unwrap();
     }
 }
 
 impl Drop for FaultFs {
     fn drop(&mut self) {
-        // Also while a process that a failed test left behind still uses it.
+        // Detaches even while a process left behind by a failed test uses the disk.
         if let Err(error) = rustix::mount::unmount(self.dir.path(), rustix::mount::UnmountFlags::DETACH) {
             eprintln!("{} was not unmounted: {error}", self.dir.path().display());
         }
@@ -135,8 +126,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mounted_disk_keeps_what_was_synced_and_loses_the_rest() {
-        let fs = FaultFs::new();
+    fn a_mounted_disk_keeps_synced_data_and_loses_the_rest() {
+        let fs = FaultFs::mount();
         let path = fs.path().join("a/f");
         fs::create_dir(fs.path().join("a")).unwrap();
         let mut file = File::options().create_new(true).read(true).append(true).open(&path).unwrap();
@@ -160,8 +151,8 @@ mod tests {
     }
 
     #[test]
-    fn faults_hit_what_they_name_and_end() {
-        let fs = FaultFs::new();
+    fn faults_affect_only_the_named_files_until_they_are_cleared() {
+        let fs = FaultFs::mount();
         for name in ["good", "bad"] {
             fs::create_dir(fs.path().join(name)).unwrap();
         }
@@ -191,8 +182,8 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_is_held_by_one() {
-        let fs = FaultFs::new();
+    fn a_lock_excludes_others() {
+        let fs = FaultFs::mount();
         let path = fs.path().join("lock");
         let first = File::create_new(&path).unwrap();
         first.try_lock().unwrap();
@@ -202,8 +193,8 @@ mod tests {
     }
 
     #[test]
-    fn a_lie_is_found_out_when_the_power_fails() {
-        let fs = FaultFs::new();
+    fn a_false_sync_is_exposed_by_a_power_cut() {
+        let fs = FaultFs::mount();
         let file = File::create_new(fs.path().join("f")).unwrap();
         File::open(fs.path()).unwrap().sync_all().unwrap();
         fs.lie_about_syncs("f");

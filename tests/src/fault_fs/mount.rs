@@ -1,7 +1,7 @@
-//! The disk as the kernel sees it: every call is looked up among the faults and then done on the disk.
+//! The FUSE file system. Each call applies the matching fault, then acts on the disk.
 //!
-//! Nothing is cached by the kernel (attributes and names live for no time, files are read and written directly), so that
-//! what a process sees is what is on this disk, also after a power cut.
+//! The kernel caches nothing: attributes and names expire at once, and files are opened for direct I/O. So processes see
+//! the disk as it is, also after a power cut.
 
 use std::ffi::OsStr;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -13,9 +13,11 @@ use fuser::{
     ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
 
-use super::disk::{About, Disk, Number, PAGE_BYTES};
+use super::content::PAGE_BYTES;
+use super::disk::{Attributes, Disk, Ino};
 use super::faults::{Effect, Faults, Operation};
 
+/// Lifetime of names and attributes in the kernel's caches.
 const NO_TIME: Duration = Duration::ZERO;
 
 /// A disk and its faults.
@@ -25,18 +27,18 @@ pub(super) struct State {
 }
 
 impl State {
-    fn effect(&mut self, operation: Operation, number: Number) -> Option<Effect> {
-        let path = self.disk.path(number);
-        self.faults.on(operation, &path)
+    fn effect(&mut self, operation: Operation, ino: Ino) -> Option<Effect> {
+        let path = self.disk.path(ino);
+        self.faults.effect_on(operation, &path)
     }
 
-    /// Fails if the operation is to fail now.
-    fn check(&mut self, operation: Operation, number: Number) -> Result<(), Errno> {
-        if self.effect(operation, number) == Some(Effect::Fail) { Err(Errno::EIO) } else { Ok(()) }
+    /// Fails with EIO if a fault says so.
+    fn check(&mut self, operation: Operation, ino: Ino) -> Result<(), Errno> {
+        if self.effect(operation, ino) == Some(Effect::Fail) { Err(Errno::EIO) } else { Ok(()) }
     }
 }
 
-/// The file system. All clones are the same disk.
+/// The file system. Clones share the disk.
 #[derive(Clone)]
 pub(super) struct Mounted(pub(super) Arc<Mutex<State>>);
 
@@ -45,9 +47,9 @@ impl Mounted {
         self.0.lock().unwrap()
     }
 
-    /// Syncs, now or after a while, and answers.
-    fn sync(&self, number: Number, reply: ReplyEmpty) {
-        let effect = self.state().effect(Operation::Sync, number);
+    /// Syncs an inode as the faults allow, and replies.
+    fn sync(&self, ino: Ino, reply: ReplyEmpty) {
+        let effect = self.state().effect(Operation::Sync, ino);
         match effect {
             Some(Effect::Fail) => reply.error(Errno::EIO),
             Some(Effect::Lie) => reply.ok(),
@@ -55,10 +57,10 @@ impl Mounted {
                 let this = self.clone();
                 std::thread::spawn(move || {
                     std::thread::sleep(delay);
-                    answer(this.state().disk.sync(number), reply);
+                    answer(this.state().disk.sync(ino), reply);
                 });
             }
-            None => answer(self.state().disk.sync(number), reply),
+            None => answer(self.state().disk.sync(ino), reply),
         }
     }
 }
@@ -70,17 +72,17 @@ fn answer(result: Result<(), Errno>, reply: ReplyEmpty) {
     }
 }
 
-fn attributes(about: &About) -> FileAttr {
+fn file_attr(of: &Attributes) -> FileAttr {
     FileAttr {
-        ino: INodeNo(about.number),
-        size: about.bytes,
-        blocks: about.allocated_bytes / 512,
-        atime: about.modified,
-        mtime: about.modified,
-        ctime: about.modified,
-        crtime: about.modified,
-        kind: if about.is_directory { FileType::Directory } else { FileType::RegularFile },
-        perm: if about.is_directory { 0o755 } else { 0o644 },
+        ino: INodeNo(of.ino),
+        size: of.bytes,
+        blocks: of.allocated_bytes / 512,
+        atime: of.modified,
+        mtime: of.modified,
+        ctime: of.modified,
+        crtime: of.modified,
+        kind: if of.is_directory { FileType::Directory } else { FileType::RegularFile },
+        perm: if of.is_directory { 0o755 } else { 0o644 },
         nlink: 1,
         uid: rustix::process::geteuid().as_raw(),
         gid: rustix::process::getegid().as_raw(),
@@ -90,9 +92,9 @@ fn attributes(about: &About) -> FileAttr {
     }
 }
 
-fn entry(about: Result<About, Errno>, reply: ReplyEntry) {
-    match about {
-        Ok(about) => reply.entry(&NO_TIME, &attributes(&about), Generation(0)),
+fn entry(found: Result<Attributes, Errno>, reply: ReplyEntry) {
+    match found {
+        Ok(found) => reply.entry(&NO_TIME, &file_attr(&found), Generation(0)),
         Err(error) => reply.error(error),
     }
 }
@@ -100,21 +102,21 @@ fn entry(about: Result<About, Errno>, reply: ReplyEntry) {
 impl Filesystem for Mounted {
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let state = self.state();
-        entry(state.disk.lookup(parent.0, name).and_then(|number| state.disk.about(number)), reply);
+        entry(state.disk.lookup(parent.0, name).and_then(|ino| state.disk.attributes(ino)), reply);
     }
 
-    fn getattr(&self, _: &Request, number: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        match self.state().disk.about(number.0) {
-            Ok(about) => reply.attr(&NO_TIME, &attributes(&about)),
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        match self.state().disk.attributes(ino.0) {
+            Ok(found) => reply.attr(&NO_TIME, &file_attr(&found)),
             Err(error) => reply.error(error),
         }
     }
 
-    /// Only the length can be set; owners, modes and times are accepted and forgotten.
+    /// Sets the length. Owners, modes and times are accepted and ignored.
     fn setattr(
         &self,
         _: &Request,
-        number: INodeNo,
+        ino: INodeNo,
         _: Option<u32>,
         _: Option<u32>,
         _: Option<u32>,
@@ -131,11 +133,11 @@ impl Filesystem for Mounted {
     ) {
         let mut state = self.state();
         let resized = match size {
-            Some(bytes) => state.check(Operation::Write, number.0).and_then(|()| state.disk.resize(number.0, bytes)),
+            Some(bytes) => state.check(Operation::Write, ino.0).and_then(|()| state.disk.resize(ino.0, bytes)),
             None => Ok(()),
         };
-        match resized.and_then(|()| state.disk.about(number.0)) {
-            Ok(about) => reply.attr(&NO_TIME, &attributes(&about)),
+        match resized.and_then(|()| state.disk.attributes(ino.0)) {
+            Ok(found) => reply.attr(&NO_TIME, &file_attr(&found)),
             Err(error) => reply.error(error),
         }
     }
@@ -143,7 +145,7 @@ impl Filesystem for Mounted {
     fn mkdir(&self, _: &Request, parent: INodeNo, name: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
         let mut state = self.state();
         let made = state.disk.create(parent.0, name, true);
-        entry(made.and_then(|number| state.disk.about(number)), reply);
+        entry(made.and_then(|ino| state.disk.attributes(ino)), reply);
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -173,22 +175,22 @@ impl Filesystem for Mounted {
 
     fn create(&self, _: &Request, parent: INodeNo, name: &OsStr, _: u32, _: u32, _: i32, reply: ReplyCreate) {
         let mut state = self.state();
-        let made = state.disk.create(parent.0, name, false).and_then(|number| {
-            state.disk.open(number)?;
-            state.disk.about(number)
+        let made = state.disk.create(parent.0, name, false).and_then(|ino| {
+            state.disk.open(ino)?;
+            state.disk.attributes(ino)
         });
         match made {
-            Ok(about) => {
+            Ok(found) => {
                 let flags = FopenFlags::FOPEN_DIRECT_IO;
-                reply.created(&NO_TIME, &attributes(&about), Generation(0), FileHandle(about.number), flags);
+                reply.created(&NO_TIME, &file_attr(&found), Generation(0), FileHandle(found.ino), flags);
             }
             Err(error) => reply.error(error),
         }
     }
 
-    fn open(&self, _: &Request, number: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        match self.state().disk.open(number.0) {
-            Ok(()) => reply.opened(FileHandle(number.0), FopenFlags::FOPEN_DIRECT_IO),
+    fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        match self.state().disk.open(ino.0) {
+            Ok(()) => reply.opened(FileHandle(ino.0), FopenFlags::FOPEN_DIRECT_IO),
             Err(error) => reply.error(error),
         }
     }
@@ -196,7 +198,7 @@ impl Filesystem for Mounted {
     fn read(
         &self,
         _: &Request,
-        number: INodeNo,
+        ino: INodeNo,
         _: FileHandle,
         offset: u64,
         bytes: u32,
@@ -205,8 +207,8 @@ impl Filesystem for Mounted {
         reply: ReplyData,
     ) {
         let mut state = self.state();
-        let checked = state.check(Operation::Read, number.0);
-        match checked.and_then(|()| state.disk.read(number.0, offset, usize::try_from(bytes).unwrap())) {
+        let checked = state.check(Operation::Read, ino.0);
+        match checked.and_then(|()| state.disk.read(ino.0, offset, usize::try_from(bytes).unwrap())) {
             Ok(data) => reply.data(&data),
             Err(error) => reply.error(error),
         }
@@ -215,7 +217,7 @@ impl Filesystem for Mounted {
     fn write(
         &self,
         _: &Request,
-        number: INodeNo,
+        ino: INodeNo,
         _: FileHandle,
         offset: u64,
         data: &[u8],
@@ -225,14 +227,14 @@ impl Filesystem for Mounted {
         reply: ReplyWrite,
     ) {
         let mut state = self.state();
-        let checked = state.check(Operation::Write, number.0);
-        match checked.and_then(|()| state.disk.write(number.0, offset, data)) {
+        let checked = state.check(Operation::Write, ino.0);
+        match checked.and_then(|()| state.disk.write(ino.0, offset, data)) {
             Ok(()) => reply.written(u32::try_from(data.len()).unwrap()),
             Err(error) => reply.error(error),
         }
     }
 
-    /// Called when a descriptor is closed. Closing makes nothing durable.
+    /// Called when a descriptor is closed. This makes nothing durable.
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
         reply.ok();
     }
@@ -240,27 +242,27 @@ impl Filesystem for Mounted {
     fn release(
         &self,
         _: &Request,
-        number: INodeNo,
+        ino: INodeNo,
         _: FileHandle,
         _: OpenFlags,
         _: Option<LockOwner>,
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.state().disk.close(number.0);
+        self.state().disk.close(ino.0);
         reply.ok();
     }
 
-    fn fsync(&self, _: &Request, number: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        self.sync(number.0, reply);
+    fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        self.sync(ino.0, reply);
     }
 
-    fn fsyncdir(&self, _: &Request, number: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        self.sync(number.0, reply);
+    fn fsyncdir(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        self.sync(ino.0, reply);
     }
 
-    fn readdir(&self, _: &Request, number: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let entries = match self.state().disk.entries(number.0) {
+    fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let entries = match self.state().disk.entries(ino.0) {
             Ok(entries) => entries,
             Err(error) => return reply.error(error),
         };

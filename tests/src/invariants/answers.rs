@@ -1,17 +1,17 @@
-//! Every answer is one that a node may give: a known status, an outcome where a write failed, the same answer to every
-//! repetition of a named write.
+//! The API allows every answer: its status, the outcome of a failed write, and the same answer to each repetition of an
+//! idempotent write.
 
 use std::sync::Arc;
 
-use super::Violation;
+use super::violation::Violation;
 use crate::history::{Call, Outcome};
 
-const RULE: &str = "every answer is one that a node may give";
+const INVARIANT: &str = "the API allows every answer";
 
 pub(super) fn check(calls: &[Arc<Call>]) -> Result<(), Violation> {
     for call in calls {
-        if let Outcome::Wrong(what) = &call.outcome {
-            return Err(Violation::new(RULE, what, &[call]));
+        if let Outcome::Invalid(what) = &call.outcome {
+            return Err(Violation::new(INVARIANT, what, &[call]));
         }
     }
     Ok(())
@@ -23,8 +23,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wrong_answer_is_found() {
-        let wrong = call(2, 0..1, put(0, 2), Outcome::Wrong("418".to_owned()));
+    fn an_invalid_answer_is_found() {
+        let wrong = call(2, 0..1, put(0, 2), Outcome::Invalid("418".to_owned()));
         let fine = call(1, 0..1, put(0, 1), Outcome::Unknown);
         assert!(check(&[fine.clone(), wrong]).is_err());
         assert!(check(&[fine]).is_ok());

@@ -1,13 +1,13 @@
-//! A range shows one moment: a batch whole or not at all, and nothing newer than the revision it says. Strong ranges are
-//! part of the histories that must be linearizable, too; this rule holds for local ones as well.
+//! A range shows one revision: each batch completely or not at all, and nothing newer. The linearizability check covers
+//! strong ranges; this one covers local ranges as well.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::Violation;
-use crate::history::{Ask, Call, Outcome, Seen};
+use super::violation::Violation;
+use crate::history::{Call, Outcome, Request, Seen};
 
-const RULE: &str = "a range shows one moment, and batches whole";
+const INVARIANT: &str = "a range shows one revision, and batches completely";
 
 pub(super) fn check(calls: &[Arc<Call>]) -> Result<(), Violation> {
     let mut batches: HashMap<u64, Vec<(u64, &Arc<Call>)>> = HashMap::new();
@@ -25,12 +25,14 @@ pub(super) fn check(calls: &[Arc<Call>]) -> Result<(), Violation> {
         }
     }
     for call in calls {
-        let (Ask::Range(_), Outcome::Read { entries, revision, .. }) = (&call.ask, &call.outcome) else { continue };
+        let (Request::Range(_), Outcome::Read { entries, revision, .. }) = (&call.request, &call.outcome) else {
+            continue;
+        };
         if let Some((_, Some(seen))) =
             entries.iter().find(|(_, seen)| seen.is_some_and(|seen| seen.revision > *revision))
         {
             let what = format!("a range of revision {revision} shows revision {}", seen.revision);
-            return Err(Violation::new(RULE, what, &[call]));
+            return Err(Violation::new(INVARIANT, what, &[call]));
         }
         let entry = |key: usize| entries.iter().find(|(found, _)| *found == key).and_then(|(_, seen)| *seen);
         for (written, batch) in batches.get(&call.object).into_iter().flatten() {
@@ -41,8 +43,9 @@ pub(super) fn check(calls: &[Arc<Call>]) -> Result<(), Violation> {
                 })
             };
             if written <= revision && !shows(batch, *written, entry, may_be_gone) {
-                let what = format!("a range of revision {revision} lacks a part of the batch of revision {written}");
-                return Err(Violation::new(RULE, what, &[batch, call]));
+                let what =
+                    format!("a range of revision {revision} shows only a part of the batch of revision {written}");
+                return Err(Violation::new(INVARIANT, what, &[batch, call]));
             }
         }
     }
@@ -53,7 +56,7 @@ fn may_follow(deletion: &Call, batch: &Call) -> bool {
     deletion.outcome == Outcome::Unknown || deletion.completed > batch.invoked
 }
 
-/// Whether each key of a batch is as the batch made it, or newer.
+/// Whether a range shows every key of a batch as the batch left it, or newer.
 fn shows(
     batch: &Call,
     written: u64,
@@ -72,7 +75,7 @@ fn shows(
 mod tests {
     use super::super::samples::{batch, call, delete, deleted, range, seen};
     use super::*;
-    use crate::history::{Effect, Level};
+    use crate::history::{Consistency, Effect};
 
     fn two_keys() -> Arc<Call> {
         let effects = vec![Effect::Put(1), Effect::Put(1)];
@@ -80,22 +83,22 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_may_be_seen_whole_or_not_yet() {
-        let whole = range(2, 0..1, Level::Local, &[seen(1, 1, 3), seen(2, 1, 3)], 3);
-        let before = range(3, 4..5, Level::Local, &[], 2);
+    fn a_batch_may_be_seen_completely_or_not_yet() {
+        let whole = range(2, 0..1, Consistency::Local, &[seen(1, 1, 3), seen(2, 1, 3)], 3);
+        let before = range(3, 4..5, Consistency::Local, &[], 2);
         let deleted = call(4, 6..7, delete(0), deleted(true));
-        let after = range(5, 8..9, Level::Local, &[None, seen(2, 1, 3)], 4);
+        let after = range(5, 8..9, Consistency::Local, &[None, seen(2, 1, 3)], 4);
         assert!(check(&[two_keys(), whole, before, deleted, after]).is_ok());
     }
 
     #[test]
-    fn half_a_batch_is_found() {
-        assert!(check(&[two_keys(), range(2, 0..1, Level::Local, &[seen(1, 1, 3)], 3)]).is_err());
-        assert!(check(&[two_keys(), range(2, 0..1, Level::Local, &[seen(1, 1, 3), seen(9, 1, 2)], 3)]).is_err());
+    fn a_partial_batch_is_found() {
+        assert!(check(&[two_keys(), range(2, 0..1, Consistency::Local, &[seen(1, 1, 3)], 3)]).is_err());
+        assert!(check(&[two_keys(), range(2, 0..1, Consistency::Local, &[seen(1, 1, 3), seen(9, 1, 2)], 3)]).is_err());
     }
 
     #[test]
     fn a_range_that_shows_more_than_its_revision_is_found() {
-        assert!(check(&[range(2, 0..1, Level::Local, &[seen(1, 1, 3)], 2)]).is_err());
+        assert!(check(&[range(2, 0..1, Consistency::Local, &[seen(1, 1, 3)], 2)]).is_err());
     }
 }

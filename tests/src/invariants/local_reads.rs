@@ -1,14 +1,14 @@
-//! What a node shows never goes back in time while its process lives, linearizable or not.
+//! Reads from one incarnation of a node never go back in time, whether linearizable or local.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::Violation;
+use super::violation::Violation;
 use crate::history::{Call, Outcome};
 
-const RULE: &str = "the reads of one node never go back in time";
+const INVARIANT: &str = "reads from one node never go back in time";
 
-/// What was known when an answer came: the store's revision, and the newest revision of a key's entry.
+/// The state that earlier answers have shown: the store's revision, and the newest revision of each key.
 #[derive(Default)]
 struct Known<'a> {
     store: Option<(u64, &'a Arc<Call>)>,
@@ -16,16 +16,16 @@ struct Known<'a> {
 }
 
 pub(super) fn check(calls: &[Arc<Call>]) -> Result<(), Violation> {
-    let mut lives: HashMap<(usize, u64), Vec<&Arc<Call>>> = HashMap::new();
+    let mut incarnations: HashMap<(usize, u64), Vec<&Arc<Call>>> = HashMap::new();
     for call in calls {
-        if let (Outcome::Read { .. }, Some(life)) = (&call.outcome, call.life) {
-            lives.entry((call.node, life)).or_default().push(call);
+        if let (Outcome::Read { .. }, Some(incarnation)) = (&call.outcome, call.incarnation) {
+            incarnations.entry((call.node, incarnation)).or_default().push(call);
         }
     }
-    lives.into_values().try_for_each(|reads| check_life(&reads))
+    incarnations.into_values().try_for_each(|reads| check_incarnation(&reads))
 }
 
-fn check_life(reads: &[&Arc<Call>]) -> Result<(), Violation> {
+fn check_incarnation(reads: &[&Arc<Call>]) -> Result<(), Violation> {
     let mut ended = reads.to_vec();
     ended.sort_by_key(|call| call.completed);
     let mut ended = ended.into_iter().peekable();
@@ -61,14 +61,14 @@ impl<'a> Known<'a> {
             && *revision < known
         {
             let what = format!("the store was at revision {known}, and then at {revision}");
-            return Err(Violation::new(RULE, what, &[earlier, call]));
+            return Err(Violation::new(INVARIANT, what, &[earlier, call]));
         }
         for (key, entry) in entries {
             if let (Some(seen), Some((known, earlier))) = (entry, self.keys.get(&(call.object, *key)))
                 && seen.revision < *known
             {
                 let what = format!("key {key} was at revision {known}, and then at {}", seen.revision);
-                return Err(Violation::new(RULE, what, &[earlier, call]));
+                return Err(Violation::new(INVARIANT, what, &[earlier, call]));
             }
         }
         Ok(())
@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn old_is_fine_as_long_as_it_does_not_get_older() {
+    fn stale_reads_may_stay_stale() {
         let reads = [local(1, 0..1, seen(1, 1, 1), 1), local(2, 2..3, seen(1, 1, 1), 4), local(3, 4..5, None, 6)];
         assert!(check(&reads).is_ok());
     }
@@ -97,15 +97,15 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_was_gone_does_not_come_back_as_it_was() {
+    fn a_deleted_entry_does_not_come_back() {
         assert!(check(&[local(1, 0..1, None, 5), local(2, 2..3, seen(1, 1, 4), 5)]).is_err());
     }
 
     #[test]
-    fn reads_at_the_same_time_and_in_another_life_are_not_compared() {
+    fn concurrent_reads_and_other_incarnations_are_not_compared() {
         assert!(check(&[local(1, 0..3, None, 5), local(2, 2..4, None, 4)]).is_ok());
-        let mut reborn = Call::clone(&local(2, 2..3, None, 4));
-        reborn.life = Some(2);
-        assert!(check(&[local(1, 0..1, None, 5), Arc::new(reborn)]).is_ok());
+        let mut restarted = Call::clone(&local(2, 2..3, None, 4));
+        restarted.incarnation = Some(2);
+        assert!(check(&[local(1, 0..1, None, 5), Arc::new(restarted)]).is_ok());
     }
 }

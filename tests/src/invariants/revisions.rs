@@ -1,13 +1,13 @@
-//! Revisions of the whole store: every write has its own, one that ended before another began has the smaller, and a
-//! strong read shows a store that has every write acknowledged before it began. So an acknowledged write that is lost
-//! shows here too, whatever its object.
+//! Revisions of the store: every write has a revision of its own, they grow with every write that starts after another one
+//! has ended, and a strong read shows every write acknowledged before its start. This also finds lost writes, across all
+//! objects.
 
 use std::sync::Arc;
 
-use super::Violation;
+use super::violation::Violation;
 use crate::history::{Call, Outcome};
 
-const RULE: &str = "revisions grow with every write, and strong reads show all that were acknowledged";
+const INVARIANT: &str = "revisions grow with every write, and strong reads show all acknowledged writes";
 
 pub(super) fn check(calls: &[Arc<Call>]) -> Result<(), Violation> {
     let mut written: Vec<(u64, &Arc<Call>)> =
@@ -17,7 +17,7 @@ pub(super) fn check(calls: &[Arc<Call>]) -> Result<(), Violation> {
         if let [(revision, one), (next, other)] = pair
             && revision == next
         {
-            return Err(Violation::new(RULE, format!("two writes have revision {revision}"), &[one, other]));
+            return Err(Violation::new(INVARIANT, format!("two writes have revision {revision}"), &[one, other]));
         }
     }
 
@@ -34,12 +34,12 @@ pub(super) fn check(calls: &[Arc<Call>]) -> Result<(), Violation> {
         let Some((newest, earlier)) = newest else { continue };
         match &call.outcome {
             Outcome::Done { revision: Some(revision), .. } if *revision <= newest => {
-                let what = format!("revision {revision} was given after {newest} had been acknowledged");
-                return Err(Violation::new(RULE, what, &[earlier, call]));
+                let what = format!("revision {revision} was assigned after {newest} was acknowledged");
+                return Err(Violation::new(INVARIANT, what, &[earlier, call]));
             }
             Outcome::Read { revision, linearizable: true, .. } if *revision < newest => {
-                let what = format!("a strong read shows revision {revision} after {newest} had been acknowledged");
-                return Err(Violation::new(RULE, what, &[earlier, call]));
+                let what = format!("a strong read shows revision {revision} after {newest} was acknowledged");
+                return Err(Violation::new(INVARIANT, what, &[earlier, call]));
             }
             _ => {}
         }
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn writes_that_overlap_may_have_any_order() {
+    fn overlapping_writes_may_have_any_order() {
         let one = call(1, 0..5, put(0, 1), done(1, 2));
         let other = call(2, 1..4, put(1, 2), done(1, 1));
         assert!(check(&[one, other, get(3, 6..7, None, 2)]).is_ok());
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn a_strong_read_of_a_store_without_an_acknowledged_write_is_found() {
+    fn a_strong_read_without_an_acknowledged_write_is_found() {
         let write = call(1, 0..1, put(1, 1), done(1, 2));
         assert!(check(&[write.clone(), get(2, 2..3, None, 1)]).is_err());
         assert!(check(&[write, local(2, 2..3, None, 1)]).is_ok());

@@ -1,4 +1,6 @@
-//! P9: what is over a limit is refused at once, with the limit named.
+//! P9: requests beyond a limit are refused at once.
+
+use std::path::Path;
 
 use brink_tests::Cluster;
 use serde_json::json;
@@ -10,7 +12,7 @@ async fn a_key_may_have_1024_bytes_and_no_more() {
     client.put(&"k".repeat(1_024), &json!(1)).await.expect(201);
     let refused = client.put(&"k".repeat(1_025), &json!(1)).await.expect(400);
     assert_eq!(refused.json["type"], "urn:brink:problem:bad-key");
-    // Bytes count, not characters.
+    // The limit counts bytes, not characters.
     client.put(&"%C3%A9".repeat(512), &json!(1)).await.expect(201);
     client.put(&"%C3%A9".repeat(513), &json!(1)).await.expect(400);
 }
@@ -39,7 +41,7 @@ async fn a_batch_may_have_10000_items_and_no_more() {
     assert_eq!(written.json["count"], 10_000);
     client.post_json("/kv/batch/", &json!({ "items": items(10_001) })).await.expect(413);
 
-    // Pages neither skip nor repeat a key, in both directions.
+    // Pages skip and repeat no key, in both directions.
     for reverse in [false, true] {
         let (mut keys, mut cursor) = (Vec::new(), String::new());
         loop {
@@ -57,4 +59,26 @@ async fn a_batch_may_have_10000_items_and_no_more() {
         let expected: Vec<_> = (0..10_000).map(|n| format!("k{n:05}")).collect();
         assert_eq!(keys, expected);
     }
+}
+
+#[tokio::test]
+async fn there_may_be_256_plugins_and_64_hooks_and_no_more() {
+    let cluster = Cluster::start(1).await;
+    let client = cluster.client(0);
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/hooks-0.1.0-transformer.wasm");
+    let wasm = std::fs::read(file).unwrap();
+    for number in 0..256 {
+        client.put_plugin(&format!("p{number}"), wasm.clone()).await.expect(200);
+    }
+    let refused = client.put_plugin("p256", wasm.clone()).await.expect(409);
+    assert_eq!(refused.json["type"], "urn:brink:problem:too-many-plugins");
+    client.put_plugin("p0", wasm).await.expect(200);
+
+    let hook = |number: usize| json!({"plugin": "p0", "prefix": format!("{number}/"), "config": {"stamp": number}});
+    for number in 0..64 {
+        client.put_json(&format!("/hooks/h{number}/"), &hook(number)).await.expect(200);
+    }
+    let refused = client.put_json("/hooks/h64/", &hook(64)).await.expect(409);
+    assert_eq!(refused.json["type"], "urn:brink:problem:too-many-hooks");
+    client.put_json("/hooks/h0/", &hook(1)).await.expect(200);
 }

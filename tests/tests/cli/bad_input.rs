@@ -1,15 +1,15 @@
-//! What is wrong is said in one clear message, with the value and what is allowed, and leaves nothing half-made.
+//! Invalid input is refused with one line that names the value and what is allowed, and leaves no files behind.
 
 use std::net::TcpListener;
 
 use brink_tests::{Cluster, brink, brink_with};
 
-/// Runs `serve`, which must refuse with code 2 and one line that contains all of `said`.
+/// Runs `serve`, which must end with code 2 and one line that contains every text in `said`.
 fn assert_refused(env: &[(&str, &str)], args: &[&str], said: &[&str]) {
     let dir = tempfile::tempdir().unwrap();
     let data_dir = dir.path().join("data");
     let mut all = vec!["serve", "--listen", "127.0.0.1:0", "--data-dir", data_dir.to_str().unwrap()];
-    // A flag given here takes the place of the default one.
+    // A flag in `args` replaces the default one.
     for pair in args.chunks(2) {
         match all.iter().position(|known| *known == pair[0]) {
             Some(known) => all[known + 1] = pair[1],
@@ -21,7 +21,7 @@ fn assert_refused(env: &[(&str, &str)], args: &[&str], said: &[&str]) {
     for text in said {
         assert!(run.err.contains(text), "{text:?} is not in: {}", run.err);
     }
-    assert!(!data_dir.exists(), "something half-made stayed behind");
+    assert!(!data_dir.exists(), "the data directory was created");
 }
 
 #[test]
@@ -36,19 +36,19 @@ fn a_malformed_address_is_named() {
 }
 
 #[test]
-fn an_address_others_can_reach_must_be_allowed() {
+fn an_address_that_others_can_reach_needs_a_flag() {
     assert_refused(&[], &["--listen", "0.0.0.0:0"], &["0.0.0.0:0", "--allow-anonymous"]);
 }
 
 #[test]
-fn a_taken_port_is_named() {
+fn a_port_in_use_is_named() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     assert_refused(&[], &["--listen", &address], &["--listen", &address, "in use"]);
 }
 
 #[test]
-fn a_data_directory_that_cannot_be_used_is_named() {
+fn an_unusable_data_directory_is_named() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let path = file.path().join("data");
     assert_refused(&[], &["--data-dir", path.to_str().unwrap()], &["--data-dir", path.to_str().unwrap()]);
@@ -73,7 +73,7 @@ fn malformed_replica_nodes_are_quoted_with_what_is_allowed() {
 }
 
 #[test]
-fn the_nodes_own_url_in_the_list_is_named() {
+fn the_nodes_own_url_in_replica_nodes_is_named() {
     let url = "http://127.0.0.1:7999/kv-store/v1";
     let nodes = format!(r#"[{{"url":"{url}"}}]"#);
     assert_refused(&[("REPLICA_NODES", &nodes)], &["--advertise-url", url], &["REPLICA_NODES", url, "own"]);
@@ -89,7 +89,7 @@ fn an_unknown_setting_in_the_file_is_named() {
 }
 
 #[test]
-fn a_wrong_value_of_any_setting_is_named() {
+fn an_invalid_value_of_a_setting_is_named() {
     assert_refused(&[], &["--log-format", "xml"], &["--log-format", "xml", "json"]);
     assert_refused(&[], &["--snapshot-entries", "1"], &["--snapshot-entries", "1", "10"]);
     assert_refused(&[("BRINK_LOG", "a=b=c")], &[], &["a=b=c"]);
@@ -101,7 +101,7 @@ fn a_wrong_value_of_any_setting_is_named() {
 }
 
 #[test]
-fn a_client_says_what_is_wrong_before_it_sends_anything() {
+fn client_commands_check_their_arguments_before_they_send_a_request() {
     let nowhere = "http://127.0.0.1:1/kv-store/v1";
     assert!(brink(nowhere, &["kv", "put", "a", "not json"]).expect(2).err.contains("--content-type"));
     assert!(brink(nowhere, &["kv", "put", "a"]).expect(2).err.contains("VALUE"));

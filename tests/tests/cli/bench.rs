@@ -1,10 +1,10 @@
-//! `brink bench` drives a running cluster and reports what it did.
+//! `brink bench` drives a running cluster and reports rates and latencies.
 
 use brink_tests::{Cluster, brink};
 use serde_json::Value;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_load_of_reads_and_writes_is_reported() {
+async fn reads_and_writes_are_reported() {
     let cluster = Cluster::start(3).await;
     let urls: Vec<_> = cluster.nodes.iter().map(|node| node.url.as_str()).collect();
     let args = ["bench", "-c", "8", "-d", "2s", "--warmup", "200ms", "--reads", "0.5", "--keys", "500", "-o", "json"];

@@ -1,4 +1,4 @@
-//! Every command against a running cluster, with its exit code.
+//! The client commands against a running cluster.
 
 use brink_tests::{Cluster, brink, plugin_wasm};
 
@@ -29,7 +29,7 @@ async fn keys_are_written_read_listed_and_deleted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_exported_is_imported_equal() {
+async fn an_import_restores_an_export_exactly() {
     let cluster = Cluster::start(1).await;
     let url = cluster.nodes[0].url.as_str();
     brink(url, &["kv", "put", "p/a", r#"{"big": 123456789012345678901234567890, "n": 1.50}"#]).expect(0);
@@ -74,7 +74,7 @@ async fn plugins_are_deployed_bound_listed_and_removed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_cluster_is_shown_and_a_dead_node_is_passed_over() {
+async fn the_status_is_shown_and_a_dead_node_is_skipped() {
     let mut cluster = Cluster::start(3).await;
     let status = brink(&cluster.nodes[0].url, &["cluster", "status"]).expect(0).out;
     assert_eq!(status.lines().filter(|line| line.contains("leader")).count(), 1, "{status}");
@@ -85,7 +85,7 @@ async fn the_cluster_is_shown_and_a_dead_node_is_passed_over() {
 }
 
 #[test]
-fn completions_and_help_are_there() {
+fn completions_and_help_are_printed() {
     assert!(brink("", &["completions", "bash"]).expect(0).out.contains("_brink"));
     for command in ["serve", "kv", "plugin", "cluster", "bench"] {
         assert!(brink("", &[command, "--help"]).expect(0).out.contains("Usage: brink"), "{command}");

@@ -1,13 +1,4 @@
-//! The command line, as users run it.
-
-#![allow(missing_docs, reason = "tests are named as facts")]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    reason = "a failure here is a failed test"
-)]
+//! The command line: each command with its output and exit code.
 
 mod bad_input;
 mod bench;

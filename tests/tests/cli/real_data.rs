@@ -1,14 +1,14 @@
-//! Real data under its authors' own schema: ISO 639-3 from Debian's `iso-codes`.
+//! Real data with its authors' JSON Schema: ISO 639-3 from Debian's package `iso-codes`.
 
 use std::path::Path;
 
 use brink_tests::{Cluster, brink, entries, plugin_wasm};
 use serde_json::{Value, json};
 
-/// Where Debian's package keeps the data.
+/// The package's data directory.
 const DATA_DIR: &str = "/usr/share/iso-codes/json";
 
-/// Records of ISO 639-3 in the package of Debian 12.
+/// Minimum number of ISO 639-3 records: as in Debian 12.
 const RECORDS_MIN: usize = 7_900;
 
 fn read(name: &str) -> Value {
@@ -20,7 +20,7 @@ fn read(name: &str) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn iso_639_3_goes_in_under_its_own_schema_and_a_corrupted_record_does_not() {
+async fn iso_639_3_is_imported_under_its_own_schema_and_a_corrupted_record_is_refused() {
     let cluster = Cluster::start(3).await;
     let url = cluster.nodes[0].url.as_str();
     let dir = tempfile::tempdir().unwrap();
@@ -29,7 +29,7 @@ async fn iso_639_3_goes_in_under_its_own_schema_and_a_corrupted_record_does_not(
         std::fs::write(&path, bytes).unwrap();
         path.to_str().unwrap().to_owned()
     };
-    // The schema of one record is what the schema of the file says of its items.
+    // The schema of one record is the schema of the file's items.
     let mut schema = read("schema-639-3.json");
     let record_schema = schema["properties"]["639-3"]["items"].take();
     let config = file("config.json", json!({"draft": "draft-04", "schema": record_schema}).to_string().as_bytes());

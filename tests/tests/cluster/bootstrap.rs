@@ -1,4 +1,4 @@
-//! A cluster forms from `REPLICA_NODES` alone.
+//! Formation of a cluster from `REPLICA_NODES`, and its health.
 
 use std::time::Duration;
 
@@ -21,9 +21,9 @@ async fn a_write_on_one_node_is_read_on_the_others_at_once() {
 }
 
 #[tokio::test]
-async fn health_has_the_exact_names_of_the_interface() {
+async fn health_has_the_documented_field_names() {
     let cluster = Cluster::start(3).await;
-    let healthy = eventually(Duration::from_secs(5), "all nodes see each other", || async {
+    let healthy = eventually(Duration::from_secs(5), "all nodes reach each other", || async {
         let health = cluster.client(0).get("/health/").await.expect(200).json;
         (health["cluster"]["healthy_nodes"] == 3).then_some(health)
     })
@@ -48,7 +48,7 @@ async fn health_has_the_exact_names_of_the_interface() {
 }
 
 #[tokio::test]
-async fn every_node_shows_the_same_cluster() {
+async fn all_nodes_of_a_cluster_show_the_same_cluster_id() {
     let clusters = [Cluster::start(3).await, Cluster::start(1).await];
     let mut ids = Vec::new();
     for cluster in &clusters {
@@ -62,7 +62,7 @@ async fn every_node_shows_the_same_cluster() {
 }
 
 #[tokio::test]
-async fn a_single_node_needs_no_others() {
+async fn a_single_node_needs_no_other_nodes() {
     let cluster = Cluster::start(1).await;
     cluster.client(0).put("a", &json!(1)).await.expect(201);
     let health = cluster.client(0).get("/health/").await.expect(200).json;
@@ -72,7 +72,7 @@ async fn a_single_node_needs_no_others() {
 }
 
 #[tokio::test]
-async fn a_node_alone_waits_for_a_majority_and_says_so() {
+async fn a_node_without_a_majority_is_not_ready_and_refuses_writes() {
     let mut cluster = Cluster::prepare(3, Options::default());
     cluster.nodes[0].start();
     let first = cluster.client(0).clone();

@@ -1,18 +1,18 @@
-//! P1: what was acknowledged survives the death of every process at once.
+//! P1: acknowledged writes survive a kill of all processes at once.
 
 use std::time::Duration;
 
 use brink_tests::{Cluster, Load, entries};
 
 #[tokio::test]
-async fn nothing_acknowledged_is_lost_when_all_nodes_are_killed_at_once() {
+async fn no_acknowledged_write_is_lost_when_all_nodes_are_killed_at_once() {
     let mut cluster = Cluster::start(3).await;
     for round in 0..3 {
         let load = Load::start(&cluster, &format!("round{round}"), 4);
         tokio::time::sleep(Duration::from_secs(1)).await;
         cluster.kill_all();
         let acknowledged = load.stop().await;
-        assert!(acknowledged.len() > 50, "{} writes are no load", acknowledged.len());
+        assert!(acknowledged.len() > 50, "only {} writes", acknowledged.len());
 
         for node in &mut cluster.nodes {
             node.start();

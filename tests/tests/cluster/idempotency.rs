@@ -1,4 +1,4 @@
-//! P4: a write with an `Idempotency-Key` is applied once, however often it is sent, through the death of the leader.
+//! P4: a write with an `Idempotency-Key` is applied once, however often it is sent, even if the leader is lost.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use brink_tests::{Answer, Client, Cluster, eventually};
 
-/// Writers, each of which sends every write to two nodes at once.
+/// Number of writers. Each sends every write to two nodes at once.
 const WRITERS: usize = 6;
 
-/// The most writes of one writer: no load runs for ever.
+/// Upper bound of one writer's writes.
 const WRITES_MAX: usize = 5_000;
 
 #[tokio::test]
-async fn a_write_with_a_name_is_applied_once_by_whichever_node_it_is_sent_to() {
+async fn an_idempotent_write_is_applied_once_whichever_node_receives_it() {
     let cluster = Cluster::start(3).await;
     let headers = [("content-type", "application/json"), ("idempotency-key", "order-1")];
     let first = cluster.client(0).send("PUT", "/kv/order/", &headers, r#"{"value":1}"#).await.expect(201);
@@ -27,10 +27,10 @@ async fn a_write_with_a_name_is_applied_once_by_whichever_node_it_is_sent_to() {
     }
 }
 
-/// The first sender of each write plays one whose answer got lost: the second sends the same to another node. A write
-/// that was applied twice has version 2.
+/// Each write is sent to two nodes, as by a client whose first answer was lost. A write that is applied twice has
+/// version 2.
 #[tokio::test]
-async fn repeated_writes_are_applied_once_while_leaders_die() {
+async fn repeated_writes_are_applied_once_while_leaders_are_killed() {
     let mut cluster = Cluster::start(3).await;
     let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
     let clients: Vec<Client> = cluster.nodes.iter().map(|node| node.client.clone()).collect();
@@ -50,7 +50,7 @@ async fn repeated_writes_are_applied_once_while_leaders_die() {
         writer.await.unwrap();
     }
     let written = written.load(Ordering::Relaxed);
-    assert!(written > 200, "{written} writes are no load");
+    assert!(written > 200, "only {written} writes");
     let health = cluster.client(0).get("/health/").await.json;
     assert_eq!(health["status"], "healthy", "{health}");
 }
@@ -62,7 +62,7 @@ async fn write(clients: Vec<Client>, writer: usize, stop: Arc<AtomicBool>, writt
         }
         let key = format!("{writer}/{number}");
         let (one, other) = (writer + number, writer + number + 1);
-        let (one, other) = tokio::join!(insist(&clients, one, &key), insist(&clients, other, &key));
+        let (one, other) = tokio::join!(send_repeatedly(&clients, one, &key), send_repeatedly(&clients, other, &key));
         for answer in [&one, &other] {
             assert_eq!(answer.status, 201, "{key}: {}", String::from_utf8_lossy(&answer.body));
         }
@@ -71,10 +71,10 @@ async fn write(clients: Vec<Client>, writer: usize, stop: Arc<AtomicBool>, writt
     }
 }
 
-/// Sends a write to one node after the other, under the same name, until one answers that it is written.
-async fn insist(clients: &[Client], mut node: usize, key: &str) -> Answer {
+/// Sends a write to one node after the other, with the same key, until one acknowledges it.
+async fn send_repeatedly(clients: &[Client], mut node: usize, key: &str) -> Answer {
     let headers = [("content-type", "application/json"), ("idempotency-key", key)];
-    eventually(Duration::from_secs(30), "the write is taken", || {
+    eventually(Duration::from_secs(30), "the write is acknowledged", || {
         let client = &clients[node % clients.len()];
         node += 1;
         async move {

@@ -1,19 +1,19 @@
-//! Read replicas: nodes that get every write, serve reads, and neither vote nor lead.
+//! Learners (read replicas): nodes that receive every write and serve reads, but neither vote nor lead.
 
 use std::time::Duration;
 
 use brink_tests::{Client, Cluster, Options, entries, eventually};
 use serde_json::{Value, json};
 
-use super::snapshot::{WRITES, fill, options, wait_for_cut_logs};
+use super::snapshot::{WRITES, fill, options, wait_for_truncated_logs};
 
-/// How long anything may take. Generous: the machine may be busy with other tests.
+/// Time limit of every wait. Generous, because other tests may keep the machine busy.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// The position of the learner.
+/// The index of the learner.
 const LEARNER: usize = 3;
 
-/// Three voters and a learner.
+/// Starts three voters and a learner.
 async fn with_learner(options: Options) -> Cluster {
     let mut cluster = Cluster::prepare(4, options);
     let urls: Vec<String> = cluster.nodes.iter().map(|node| node.url.clone()).collect();
@@ -33,7 +33,7 @@ async fn with_learner(options: Options) -> Cluster {
     cluster
 }
 
-/// The lag of a node, as another or it itself shows it: in the list of members, in health, and in the metrics.
+/// The lag of a node according to a client's node: in the members, in the health and in the metrics.
 async fn lags(client: &Client, url: &str) -> [Option<u64>; 3] {
     let find = |list: &Value| {
         let node = list.as_array()?.iter().find(|node| node["url"] == url)?.clone();
@@ -48,20 +48,20 @@ async fn lags(client: &Client, url: &str) -> [Option<u64>; 3] {
 }
 
 #[tokio::test]
-async fn a_learner_that_was_away_for_long_shows_its_lag_and_catches_up_from_a_snapshot() {
+async fn a_learner_shows_its_lag_and_catches_up_from_a_snapshot() {
     let mut cluster = with_learner(options()).await;
     let url = cluster.nodes[LEARNER].url.clone();
     for voter in 0..LEARNER {
-        eventually(LIMIT, "its lag is known", || async {
+        eventually(LIMIT, "the learner's lag is known", || async {
             lags(cluster.client(voter), &url).await.iter().all(Option::is_some).then_some(())
         })
         .await;
     }
     cluster.nodes[LEARNER].kill();
     fill(cluster.client(0), "meanwhile").await;
-    wait_for_cut_logs(&cluster).await;
+    wait_for_truncated_logs(&cluster).await;
     for voter in 0..LEARNER {
-        eventually(LIMIT, "its lag is shown", || async {
+        eventually(LIMIT, "the learner's lag grows", || async {
             let lags = lags(cluster.client(voter), &url).await;
             lags.iter().all(|lag| lag.is_some_and(|lag| lag >= 500)).then_some(())
         })
@@ -70,13 +70,13 @@ async fn a_learner_that_was_away_for_long_shows_its_lag_and_catches_up_from_a_sn
 
     cluster.nodes[LEARNER].start();
     cluster.nodes[LEARNER].ready().await;
-    eventually(LIMIT, "it has caught up", || async {
+    eventually(LIMIT, "the learner has caught up", || async {
         (entries(cluster.client(LEARNER), "meanwhile/", "local").await.len() == WRITES).then_some(())
     })
     .await;
     assert!(cluster.nodes[LEARNER].log().contains("snapshot installed"), "{}", cluster.nodes[LEARNER].log());
     for node in 0..LEARNER {
-        eventually(LIMIT, "it lags no more", || async {
+        eventually(LIMIT, "the learner's lag is gone", || async {
             let lags = lags(cluster.client(node), &url).await;
             lags.iter().all(|lag| lag.is_some_and(|lag| lag < 10)).then_some(())
         })
@@ -84,14 +84,14 @@ async fn a_learner_that_was_away_for_long_shows_its_lag_and_catches_up_from_a_sn
     }
     let own = lags(cluster.client(LEARNER), &url).await[0];
     assert!(own.is_some_and(|lag| lag < 10), "{own:?}");
-    // Its strong reads go by the leader's word.
+    // Its strong reads are confirmed by the leader.
     cluster.client(1).put("fresh", &json!(1)).await.expect(201);
     let read = cluster.client(LEARNER).get("/kv/fresh/?consistency=strong").await.expect(200);
     assert_eq!(read.header("brink-consistency"), Some("linearizable"));
 }
 
 #[tokio::test]
-async fn a_learner_never_stands() {
+async fn a_learner_is_never_a_candidate() {
     let mut cluster = with_learner(Options::default()).await;
     for voter in 0..LEARNER {
         cluster.nodes[voter].kill();
@@ -102,7 +102,7 @@ async fn a_learner_never_stands() {
     assert_eq!(term().await, before);
     assert!(!cluster.nodes[LEARNER].log().contains("cluster formed"));
     cluster.client(LEARNER).put("a", &json!(1)).await.expect(500);
-    // With one voter it is two of four nodes, and one of three voters.
+    // The learner and one voter are two of four nodes, but one of three voters.
     cluster.nodes[0].start();
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(cluster.client(LEARNER).get("/health/").await.json["cluster"]["has_quorum"], false);

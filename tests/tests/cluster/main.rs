@@ -1,13 +1,4 @@
-//! Clusters of real processes: forming, losing nodes, coming back.
-
-#![allow(missing_docs, reason = "tests are named as facts")]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    reason = "a failure here is a failed test"
-)]
+//! Clusters of real processes: formation, membership, loss and recovery of nodes.
 
 mod bootstrap;
 mod durability;

@@ -1,4 +1,4 @@
-//! P8: nodes that lose their disk, are added, removed, or hand over, while the cluster serves.
+//! P8: membership changes while the cluster serves: lost disks, added and removed nodes, leadership transfers.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -6,10 +6,10 @@ use std::time::Duration;
 use brink_tests::{Answer, Client, Cluster, Load, Options, entries, eventually};
 use serde_json::{Value, json};
 
-/// How long a node may take to become a member.
+/// Time for a node to become a member.
 const JOIN_LIMIT: Duration = Duration::from_secs(20);
 
-/// The members as a node sees them, by URL.
+/// The members according to a node, by URL.
 async fn members(client: &Client) -> BTreeMap<String, Value> {
     let list = client.get("/cluster/members/").await.expect(200).json;
     let list = list["members"].as_array().unwrap().iter();
@@ -26,7 +26,7 @@ async fn remove(client: &Client, url: &str) -> Answer {
 }
 
 #[tokio::test]
-async fn a_node_that_lost_its_disk_rejoins_by_itself_as_a_new_member() {
+async fn a_node_that_lost_its_disk_rejoins_as_a_new_member() {
     let mut cluster = Cluster::start(3).await;
     for number in 0..50 {
         cluster.client(0).put(&format!("before/{number}"), &json!(number)).await.expect(201);
@@ -50,13 +50,13 @@ async fn a_node_that_lost_its_disk_rejoins_by_itself_as_a_new_member() {
     let found = entries(cluster.client(lost), "before/", "strong").await;
     assert_eq!(found.len(), 50);
 
-    // It counts: with it, and without another, there is a quorum.
+    // It counts for the quorum: with it, the cluster survives the loss of another node.
     cluster.nodes[leader].kill();
-    eventually(JOIN_LIMIT, "the other two go on", || async {
+    eventually(JOIN_LIMIT, "the other two nodes acknowledge writes", || async {
         (cluster.client(lost).put("after", &json!(1)).await.status < 300).then_some(())
     })
     .await;
-    // And it keeps its new id.
+    // It keeps its new id.
     cluster.nodes[lost].kill();
     cluster.nodes[lost].start();
     cluster.nodes[leader].start();
@@ -64,9 +64,9 @@ async fn a_node_that_lost_its_disk_rejoins_by_itself_as_a_new_member() {
     assert_eq!(members(cluster.client(lost)).await[&url]["id"], after[&url]["id"]);
 }
 
-/// If an empty disk could vote, these two would elect a leader that lacks what they had acknowledged.
+/// If a node with an empty disk could vote, these two would elect a leader without the acknowledged write.
 #[tokio::test]
-async fn an_empty_disk_does_not_vote() {
+async fn a_node_with_an_empty_disk_does_not_vote() {
     let mut cluster = Cluster::start(3).await;
     let leader = cluster.leader().await;
     let (behind, wiped) = ((leader + 1) % 3, (leader + 2) % 3);
@@ -83,7 +83,7 @@ async fn an_empty_disk_does_not_vote() {
         assert_eq!(health["cluster"]["has_quorum"], false, "{health}");
         cluster.client(node).put("lost", &json!(1)).await.expect(500);
     }
-    // The one that holds the write makes the majority, and lets the empty one in.
+    // The node that has the write completes the majority, and admits the empty one.
     cluster.nodes[leader].start();
     cluster.ready().await;
     for node in &cluster.nodes {
@@ -102,9 +102,9 @@ async fn a_single_node_grows_to_three_and_shrinks_without_its_first() {
     cluster.nodes[0].ready().await;
     cluster.client(0).put("first", &json!(1)).await.expect(201);
 
-    // One that nobody added waits, and says so.
+    // A node that was not added waits, and logs the command that adds it.
     cluster.nodes[1].start();
-    eventually(JOIN_LIMIT, "the node says that it waits", || async {
+    eventually(JOIN_LIMIT, "the node logs that it waits", || async {
         cluster.nodes[1].log().contains("brink cluster add").then_some(())
     })
     .await;
@@ -113,13 +113,13 @@ async fn a_single_node_grows_to_three_and_shrinks_without_its_first() {
     cluster.nodes[1].ready().await;
     cluster.nodes[2].start();
     cluster.nodes[2].answers().await;
-    // Any node takes the call.
+    // Any node accepts the request.
     add(cluster.client(1), &urls[2], "voter").await;
     cluster.ready().await;
     let health = cluster.client(2).get("/health/").await.json;
     assert_eq!((&health["cluster"]["total_nodes"], &health["status"]), (&json!(3), &json!("healthy")), "{health}");
     cluster.client(2).get("/kv/first/?consistency=strong").await.expect(200);
-    // Asking again changes nothing.
+    // A repeated request changes nothing.
     add(cluster.client(2), &urls[2], "voter").await;
 
     let leader = cluster.leader().await;
@@ -133,10 +133,10 @@ async fn a_single_node_grows_to_three_and_shrinks_without_its_first() {
     left.put("third", &json!(3)).await.expect(201);
 }
 
-/// The first node of a cluster that has grown is started without others. With an empty disk it forms a cluster of its
-/// own then, but it must not be taken for the one it was.
+/// The first node of a grown cluster has no `REPLICA_NODES`. With an empty disk it forms a new cluster, and must not take
+/// part in the old one under its former id.
 #[tokio::test]
-async fn a_first_node_that_lost_its_disk_does_not_vote_as_the_one_it_was() {
+async fn a_first_node_that_lost_its_disk_does_not_vote_in_its_old_cluster() {
     let mut cluster = Cluster::prepare(2, Options::default());
     let urls: Vec<String> = cluster.nodes.iter().map(|node| node.url.clone()).collect();
     cluster.nodes[0].knows(&[]);
@@ -154,7 +154,7 @@ async fn a_first_node_that_lost_its_disk_does_not_vote_as_the_one_it_was() {
     cluster.nodes[0].start();
     cluster.nodes[0].ready().await;
     assert_ne!(members(cluster.client(0)).await[&urls[0]]["id"], before[&urls[0]]["id"]);
-    // Both votes are needed, and one of them is gone with its disk.
+    // The old cluster needs both votes, and one of them is lost with its disk.
     tokio::time::sleep(Duration::from_secs(2)).await;
     cluster.client(1).put("a", &json!(1)).await.expect(500);
     assert_eq!(members(cluster.client(1)).await[&urls[0]]["healthy"], false);
@@ -179,16 +179,16 @@ async fn a_learner_serves_reads_and_does_not_count_for_the_quorum() {
     let health = cluster.client(0).get("/health/").await.json;
     assert_eq!(health["cluster"]["required_for_quorum"], 2, "{health}");
 
-    // It takes writes like any node, and has them at once if it is asked to be sure.
+    // It accepts writes like any node, and its strong reads show them at once.
     cluster.client(3).put("a", &json!(1)).await.expect(201);
     cluster.client(3).get("/kv/a/?consistency=strong").await.expect(200);
-    let lag = eventually(JOIN_LIMIT, "its lag is shown", || async {
+    let lag = eventually(JOIN_LIMIT, "the learner's lag is known", || async {
         members(cluster.client(0)).await[&urls[3]]["lag_entries"].as_u64()
     })
     .await;
     assert!(lag < 10, "{lag}");
 
-    // With it and one voter alone there is no quorum.
+    // The learner and one voter have no quorum.
     cluster.nodes[0].kill();
     cluster.nodes[1].kill();
     eventually(JOIN_LIMIT, "the loss is noticed", || async {
@@ -216,7 +216,7 @@ async fn a_change_that_would_cost_the_quorum_is_refused() {
     .await;
     let client = cluster.client(leader);
     remove(client, &urls[other]).await.expect(409);
-    // Nothing runs there.
+    // No node runs there.
     let nobody = "http://127.0.0.1:1/kv-store/v1";
     let refused = client.post_json("/cluster/members/", &json!({ "url": nobody })).await.expect(409);
     assert_eq!(refused.json["type"], "urn:brink:problem:membership-refused");
@@ -229,42 +229,42 @@ async fn a_change_that_would_cost_the_quorum_is_refused() {
     ] {
         assert_eq!(unknown.expect(404).json["type"], "urn:brink:problem:not-a-member");
     }
-    // Nor is the leadership handed to one that is away, which would cost an election.
+    // The leadership is not transferred to an unreachable node: this would cost an election.
     let refused = client.put_json("/cluster/leader/", &json!({ "url": urls[lost] })).await.expect(409);
     assert!(refused.json["detail"].as_str().unwrap().contains("cannot be reached"), "{}", refused.json);
     assert_eq!(cluster.leader().await, leader);
-    // The dead one may go.
+    // The dead node can be removed.
     remove(client, &urls[lost]).await.expect(204);
     assert_eq!(members(client).await.len(), 2);
     client.put("a", &json!(1)).await.expect(201);
 }
 
 #[tokio::test]
-async fn the_leadership_goes_to_whom_the_operator_names() {
+async fn the_leadership_is_transferred_to_the_named_node() {
     let cluster = Cluster::start(3).await;
     for _ in 0..5 {
         let leader = cluster.leader().await;
-        let heir = (leader + 1) % 3;
-        let body = json!({ "url": cluster.nodes[heir].url });
+        let successor = (leader + 1) % 3;
+        let body = json!({ "url": cluster.nodes[successor].url });
         cluster.client(leader).put_json("/cluster/leader/", &body).await.expect(200);
-        assert_eq!(cluster.leader().await, heir);
+        assert_eq!(cluster.leader().await, successor);
         cluster.client(leader).put("a", &json!(1)).await;
     }
 }
 
-/// Every node is stopped with SIGTERM and started again, one after the other, while clients write.
+/// Restarts one node after the other (SIGTERM) under load.
 #[tokio::test]
-async fn a_rolling_restart_loses_nothing() {
+async fn a_rolling_restart_loses_no_acknowledged_write() {
     let mut cluster = Cluster::start(3).await;
     let load = Load::start(&cluster, "rolling", 2);
     for node in 0..3 {
         tokio::time::sleep(Duration::from_millis(300)).await;
-        assert!(cluster.nodes[node].stop(), "the node stops cleanly");
+        assert!(cluster.nodes[node].stop(), "the node did not stop cleanly");
         cluster.nodes[node].start();
         cluster.ready().await;
     }
     let acknowledged = load.stop().await;
-    assert!(acknowledged.len() > 200, "{} writes are no load", acknowledged.len());
+    assert!(acknowledged.len() > 200, "only {} writes", acknowledged.len());
     let found = entries(cluster.client(0), "rolling/", "strong").await;
     for (key, number) in &acknowledged {
         assert_eq!(found.get(key).and_then(Value::as_u64), Some(*number), "{key}");

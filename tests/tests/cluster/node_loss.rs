@@ -1,28 +1,28 @@
-//! What works while how many nodes are dead: the failure table of the README.
+//! Reads and writes by the number of dead nodes: the failure table of the README.
 
 use std::time::{Duration, Instant};
 
 use brink_tests::{Cluster, eventually};
 use serde_json::json;
 
-/// Within which every refusal must come.
+/// Limit of the time until a refusal.
 const REFUSAL_LIMIT: Duration = Duration::from_secs(3);
 
 #[tokio::test]
-async fn three_nodes_live_through_the_loss_of_one() {
+async fn three_nodes_survive_the_loss_of_one() {
     check_table(3).await;
 }
 
 #[tokio::test]
-async fn five_nodes_live_through_the_loss_of_two() {
+async fn five_nodes_survive_the_loss_of_two() {
     check_table(5).await;
 }
 
-/// Kills one node after the other and checks writes and reads on all that live.
+/// Kills one node after the other, and checks writes and reads on the others.
 async fn check_table(size: usize) {
     let mut cluster = Cluster::start(size).await;
     cluster.client(0).put("first", &json!("kept")).await.expect(201);
-    // Every node has the write, so that a local read finds it whatever happens.
+    // Every node has the write, so that local reads find it after any loss.
     for node in &cluster.nodes {
         node.client.get("/kv/first/?consistency=strong").await.expect(200);
     }
@@ -31,7 +31,7 @@ async fn check_table(size: usize) {
         for node in cluster.nodes.iter().filter(|node| node.is_running()) {
             let client = &node.client;
             if has_majority {
-                eventually(Duration::from_secs(10), "a majority takes writes", || async {
+                eventually(Duration::from_secs(10), "the majority acknowledges writes", || async {
                     (client.put(&format!("k/{dead}"), &json!(dead)).await.status < 300).then_some(())
                 })
                 .await;
@@ -45,7 +45,7 @@ async fn check_table(size: usize) {
             let health = client.get("/health/").await.expect(200).json;
             assert_eq!(health["cluster"]["total_nodes"], size);
         }
-        // The leader dies first, so that every loss of it is survived too.
+        // The leader is killed first, so that each loss of a leader is covered.
         let next = if has_majority { cluster.leader().await } else { first_running(&cluster) };
         cluster.nodes[next].kill();
     }
@@ -68,7 +68,7 @@ async fn check_refusals(client: &brink_tests::Client) {
     let refused = client.get("/kv/first/?consistency=strong").await.expect(503);
     assert!(began.elapsed() < REFUSAL_LIMIT, "{:?}", began.elapsed());
     assert_eq!(refused.json["type"], "urn:brink:problem:quorum-unavailable");
-    eventually(Duration::from_secs(5), "health says so", || async {
+    eventually(Duration::from_secs(5), "the node reports no quorum", || async {
         (client.get("/health/").await.expect(200).json["status"] == "no_quorum").then_some(())
     })
     .await;

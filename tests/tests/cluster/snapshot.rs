@@ -1,14 +1,14 @@
-//! A node that needs log entries which the others have cut away catches up from a snapshot.
+//! A node that lacks truncated log entries catches up from a snapshot.
 
 use std::time::Duration;
 
 use brink_tests::{Client, Cluster, Load, Node, Options, entries, eventually};
 use serde_json::json;
 
-/// Writes between snapshots in these tests.
+/// Log entries between snapshots.
 const SNAPSHOT_ENTRIES: usize = 50;
 
-/// Enough for several snapshots and a log that is cut.
+/// Number of writes: enough for several snapshots and a truncated log.
 pub(crate) const WRITES: usize = 600;
 
 pub(crate) fn options() -> Options {
@@ -21,10 +21,10 @@ pub(crate) async fn fill(client: &Client, name: &str) {
     }
 }
 
-/// Waits until the running nodes have cut their logs. They do so behind later writes, and not while they are busy.
-pub(crate) async fn wait_for_cut_logs(cluster: &Cluster) {
+/// Waits until the running nodes have truncated their logs. They do so after later writes, and not while they are busy.
+pub(crate) async fn wait_for_truncated_logs(cluster: &Cluster) {
     for node in cluster.nodes.iter().filter(|node| node.is_running()) {
-        eventually(Duration::from_secs(20), "the log is cut", || async {
+        eventually(Duration::from_secs(20), "the log is truncated", || async {
             assert!(cluster.client(0).put("more", &json!(1)).await.status < 300);
             let metrics = String::from_utf8(node.client.get("/metrics").await.body).unwrap();
             let gauge = metrics.lines().find(|line| line.starts_with("brink_log_entries{"))?;
@@ -38,7 +38,7 @@ pub(crate) async fn wait_for_cut_logs(cluster: &Cluster) {
 async fn wait_for_all(cluster: &Cluster, late: usize, name: &str) {
     let expected = entries(cluster.client(0), &format!("{name}/"), "strong").await;
     assert_eq!(expected.len(), WRITES);
-    eventually(Duration::from_secs(20), "the late node has everything", || async {
+    eventually(Duration::from_secs(20), "the late node has all entries", || async {
         let found = entries(cluster.client(late), &format!("{name}/"), "local").await;
         (found == expected).then_some(())
     })
@@ -46,45 +46,45 @@ async fn wait_for_all(cluster: &Cluster, late: usize, name: &str) {
 }
 
 #[tokio::test]
-async fn a_node_that_starts_late_gets_a_snapshot_and_then_the_log() {
+async fn a_node_that_starts_late_receives_a_snapshot_and_then_the_log() {
     let mut cluster = Cluster::prepare(3, options());
     cluster.nodes[0].start();
     cluster.nodes[1].start();
     cluster.ready().await;
     fill(cluster.client(0), "early").await;
-    wait_for_cut_logs(&cluster).await;
+    wait_for_truncated_logs(&cluster).await;
 
     cluster.nodes[2].start();
     cluster.ready().await;
     wait_for_all(&cluster, 2, "early").await;
     assert!(cluster.nodes[2].log().contains("snapshot installed"), "{}", cluster.nodes[2].log());
 
-    // It takes part fully: with it, the cluster lives through the loss of another.
+    // It is a full voter: with it, the cluster survives the loss of another node.
     cluster.nodes[0].kill();
-    eventually(Duration::from_secs(10), "the other two go on", || async {
+    eventually(Duration::from_secs(10), "the other two nodes acknowledge writes", || async {
         (cluster.client(2).put("late/0000", &json!(1)).await.status < 300).then_some(())
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_node_that_was_away_for_long_gets_a_snapshot_and_then_the_log() {
+async fn a_node_that_was_down_for_long_receives_a_snapshot_and_then_the_log() {
     let mut cluster = Cluster::start_with(3, options()).await;
     cluster.client(0).put("gone", &json!(1)).await.expect(201);
     cluster.client(2).get("/kv/gone/?consistency=strong").await.expect(200);
     cluster.nodes[2].kill();
-    eventually(Duration::from_secs(10), "the other two go on", || async {
+    eventually(Duration::from_secs(10), "the other two nodes acknowledge writes", || async {
         (cluster.client(0).delete("/kv/gone/").await.status == 204).then_some(())
     })
     .await;
     fill(cluster.client(0), "meanwhile").await;
-    wait_for_cut_logs(&cluster).await;
+    wait_for_truncated_logs(&cluster).await;
 
     cluster.nodes[2].start();
     cluster.ready().await;
     wait_for_all(&cluster, 2, "meanwhile").await;
     assert!(cluster.nodes[2].log().contains("snapshot installed"), "{}", cluster.nodes[2].log());
-    // What was deleted meanwhile is gone there too.
+    // The node has applied deletions too.
     cluster.client(2).get("/kv/gone/?consistency=local").await.expect(404);
 
     cluster.nodes[2].kill();
@@ -93,13 +93,13 @@ async fn a_node_that_was_away_for_long_gets_a_snapshot_and_then_the_log() {
     wait_for_all(&cluster, 2, "meanwhile").await;
 }
 
-/// Data that takes a few seconds to send.
+/// Number of large values: their snapshot takes a few seconds to send.
 const LARGE_VALUES: usize = 96;
 
-/// Bytes of each.
+/// Size of a large value, in bytes.
 const LARGE_BYTES: usize = 1024 * 1024;
 
-/// How the transfer of a snapshot ends a log line that tells of it.
+/// The message of the log line at the start of a snapshot's transfer.
 const ARRIVES: &str = "a snapshot arrives";
 
 async fn fill_large(client: &Client) {
@@ -110,13 +110,13 @@ async fn fill_large(client: &Client) {
     }
 }
 
-/// The bytes of the snapshot that a node has received and not installed.
+/// Received bytes of a snapshot that is not yet installed.
 fn spooled(node: &Node) -> u64 {
     let files = std::fs::read_dir(node.data_dir().join("spool")).into_iter().flatten().flatten();
     files.filter_map(|file| Some(file.metadata().ok()?.len())).sum()
 }
 
-/// Each arrival of a snapshot: its id, and the byte from which on it arrived.
+/// The transfers of snapshots to a node: snapshot ids with the offsets at which they started.
 fn arrivals(node: &Node) -> Vec<(String, u64)> {
     let log = node.log();
     let lines = log.lines().filter(|line| line.contains(ARRIVES));
@@ -128,24 +128,24 @@ fn arrivals(node: &Node) -> Vec<(String, u64)> {
 }
 
 #[tokio::test]
-async fn a_snapshot_that_broke_off_goes_on_where_it_stopped() {
+async fn an_interrupted_snapshot_resumes_at_its_offset() {
     let mut cluster = Cluster::prepare(3, options());
     cluster.nodes[0].start();
     cluster.nodes[1].start();
     cluster.ready().await;
     fill_large(cluster.client(0)).await;
-    // Enough after them that they are not in the log any more.
+    // Enough later writes that the large values are truncated from the log.
     fill(cluster.client(0), "after").await;
-    wait_for_cut_logs(&cluster).await;
+    wait_for_truncated_logs(&cluster).await;
 
     cluster.nodes[2].start();
-    eventually(Duration::from_secs(30), "a part of the snapshot has come", || async {
+    eventually(Duration::from_secs(30), "a part of the snapshot has arrived", || async {
         (spooled(&cluster.nodes[2]) > 20 * LARGE_BYTES as u64).then_some(())
     })
     .await;
     cluster.nodes[2].kill();
     let held = spooled(&cluster.nodes[2]);
-    assert!(held < LARGE_VALUES as u64 * LARGE_BYTES as u64, "the snapshot was there before it could be cut");
+    assert!(held < LARGE_VALUES as u64 * LARGE_BYTES as u64, "the snapshot arrived before the node was killed");
 
     cluster.nodes[2].start();
     cluster.ready().await;
@@ -162,7 +162,7 @@ async fn a_snapshot_that_broke_off_goes_on_where_it_stopped() {
     assert_eq!(value.body.len(), LARGE_BYTES);
 }
 
-/// The memory a node holds, in MiB.
+/// The resident memory of a node, in MiB.
 fn resident_mib(node: &Node) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", node.pid())).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
@@ -170,7 +170,7 @@ fn resident_mib(node: &Node) -> u64 {
 }
 
 #[tokio::test]
-async fn one_snapshot_is_enough_for_a_node_that_starts_late_while_writers_go_on() {
+async fn one_snapshot_is_enough_for_a_node_that_starts_late_under_load() {
     let entries_kept = 200;
     let args = ["--snapshot-entries".to_owned(), entries_kept.to_string(), "--cache-mib".to_owned(), "4".to_owned()];
     let mut cluster = Cluster::prepare(3, Options { args: args.to_vec(), ..Options::default() });
@@ -180,17 +180,17 @@ async fn one_snapshot_is_enough_for_a_node_that_starts_late_while_writers_go_on(
     fill(cluster.client(0), "early").await;
     fill_large(cluster.client(0)).await;
 
-    // Before the snapshot, and while it is sent: each write is timed.
+    // Measure writes before the transfer of the snapshot and during it.
     let load = Load::start(&cluster, "meanwhile", 2);
     tokio::time::sleep(Duration::from_secs(2)).await;
-    let usual = slowest_of(cluster.client(0), "usual", 100).await;
+    let usual = p99_of_writes(cluster.client(0), "usual", 100).await;
     cluster.nodes[2].start();
-    eventually(Duration::from_secs(30), "a snapshot is on its way", || async {
+    eventually(Duration::from_secs(30), "the transfer of a snapshot starts", || async {
         (!arrivals(&cluster.nodes[2]).is_empty()).then_some(())
     })
     .await;
-    let meanwhile = slowest_of(cluster.client(0), "meanwhile", 100).await;
-    println!("p99 of a write: {usual:?}, and {meanwhile:?} while a snapshot is sent");
+    let meanwhile = p99_of_writes(cluster.client(0), "meanwhile", 100).await;
+    println!("p99 of a write: {usual:?}, during the transfer {meanwhile:?}");
     assert!(meanwhile < Duration::from_secs(2), "{usual:?}, then {meanwhile:?}");
     eventually(Duration::from_secs(60), "the snapshot is installed", || async {
         cluster.nodes[2].log().contains("snapshot installed").then_some(())
@@ -198,11 +198,11 @@ async fn one_snapshot_is_enough_for_a_node_that_starts_late_while_writers_go_on(
     .await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     for node in &cluster.nodes {
-        // Far less than with the state in memory, twice.
-        assert!(resident_mib(node) < 300, "{} holds {} MiB", node.url, resident_mib(node));
+        // Far less than two copies of the state.
+        assert!(resident_mib(node) < 300, "{} uses {} MiB", node.url, resident_mib(node));
     }
     let written = load.stop().await;
-    eventually(Duration::from_secs(60), "the late node has what was written meanwhile", || async {
+    eventually(Duration::from_secs(60), "the late node has the writes made meanwhile", || async {
         let found = entries(cluster.client(2), "meanwhile/", "local").await;
         written.keys().all(|key| found.contains_key(key)).then_some(())
     })
@@ -210,8 +210,8 @@ async fn one_snapshot_is_enough_for_a_node_that_starts_late_while_writers_go_on(
     assert_eq!(arrivals(&cluster.nodes[2]).len(), 1, "{:?}", arrivals(&cluster.nodes[2]));
 }
 
-/// The time of the slowest but one in a hundred of some writes.
-async fn slowest_of(client: &Client, name: &str, writes: usize) -> Duration {
+/// The p99 of the durations of some writes.
+async fn p99_of_writes(client: &Client, name: &str, writes: usize) -> Duration {
     let mut times = Vec::new();
     for number in 0..writes {
         let began = std::time::Instant::now();

@@ -1,4 +1,4 @@
-//! P10: one write is one trace, across all nodes, from the client's context on.
+//! P10: one write is one trace across all nodes, from the client's `traceparent` on.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -28,14 +28,14 @@ async fn a_write_through_a_follower_is_one_trace_over_three_processes() {
     let answer = cluster.client(follower).send("PUT", "/kv/traced/", &headers, body).await.expect(201);
     assert_eq!(answer.header("brink-trace-id"), Some(TRACE_ID));
 
-    let spans = eventually(Duration::from_secs(20), "every span has arrived", || async {
+    let spans = eventually(Duration::from_secs(20), "all spans have arrived", || async {
         let spans = collector.trace(TRACE_ID);
         (all(&spans, "raft.append").len() == 3 && all(&spans, "storage.apply").len() == 3).then_some(spans)
     })
     .await;
 
     let request = one(&spans, "http.request");
-    assert_eq!(request.parent_id, CLIENT_SPAN, "the client's context goes on");
+    assert_eq!(request.parent_id, CLIENT_SPAN, "the client's span is the parent");
     let judge = one(&spans, "hooks.judge");
     assert_eq!(judge.parent_id, request.span_id);
     assert_eq!(one(&spans, "hook").parent_id, judge.span_id);

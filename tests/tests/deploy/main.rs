@@ -1,13 +1,4 @@
-//! What `deploy/` carries, tried.
-
-#![allow(missing_docs, reason = "tests are named as facts")]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    reason = "a failure here is a failed test"
-)]
+//! The configuration files in `deploy/`, in use.
 
 mod nginx;
 mod systemd;

@@ -1,4 +1,4 @@
-//! The nginx configuration of `deploy/`, with Debian's nginx in front of three nodes.
+//! The nginx configuration in `deploy/`, run by Debian's nginx in front of three nodes.
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -8,10 +8,10 @@ use std::time::Duration;
 use brink_tests::{Client, Cluster, eventually};
 use serde_json::json;
 
-/// Writes and reads before and after the loss of a node.
+/// Number of writes and reads before and after each loss of a node.
 const REQUESTS: usize = 150;
 
-/// A running nginx; it ends when this is dropped.
+/// A running nginx. Dropping it stops the process.
 struct Nginx {
     child: Child,
     client: Client,
@@ -19,7 +19,7 @@ struct Nginx {
 }
 
 impl Nginx {
-    /// Starts nginx with the configuration as it is, but for the names and ports of nodes and its own port.
+    /// Starts nginx with the unchanged configuration, except for the nodes' addresses and its own port.
     fn start(cluster: &Cluster) -> Self {
         let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/nginx/brink.conf");
         let mut config = std::fs::read_to_string(config).unwrap();
@@ -44,7 +44,7 @@ impl Nginx {
         std::fs::write(dir.path().join("nginx.conf"), main).unwrap();
         let mut command = Command::new("nginx");
         command.args(["-p", &path, "-c", &format!("{path}/nginx.conf"), "-e", &format!("{path}/error.log")]);
-        let child = command.stdin(Stdio::null()).spawn().expect("nginx is installed, or run `cargo xtask test`");
+        let child = command.stdin(Stdio::null()).spawn().expect("nginx is not installed; run `cargo xtask test`");
         Self { child, client: Client::new(&format!("http://127.0.0.1:{port}/kv-store/v1")), dir }
     }
 
@@ -55,7 +55,7 @@ impl Nginx {
 
 impl Drop for Nginx {
     fn drop(&mut self) {
-        // The master ends its workers on SIGTERM, not on SIGKILL.
+        // On SIGTERM, the master process ends its workers.
         let pid = rustix::process::Pid::from_child(&self.child);
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         let _ = self.child.wait();
@@ -71,7 +71,7 @@ async fn clients_behind_nginx_do_not_notice_the_loss_of_a_node() {
         client.try_send("GET", "/readyz", &[], "").await.ok().filter(|answer| answer.status == 200)
     })
     .await;
-    // One round without a loss, one that loses a follower, and one, after its return, that loses the leader.
+    // The first round loses no node, the second one a follower, the third one the leader.
     for round in 0..3 {
         if round > 0 {
             let leader = cluster.leader().await;
@@ -91,5 +91,5 @@ async fn clients_behind_nginx_do_not_notice_the_loss_of_a_node() {
         cluster.ready().await;
     }
     let refused = client.send("POST", "/peer/hello", &[], "").await;
-    assert_eq!(refused.status, 404, "the door between nodes is not for clients");
+    assert_eq!(refused.status, 404, "clients must not reach the peer protocol");
 }

@@ -1,4 +1,4 @@
-//! The systemd unit of `deploy/`.
+//! The systemd unit in `deploy/`.
 
 use std::path::Path;
 use std::process::Command;
@@ -7,7 +7,7 @@ use std::process::Command;
 fn the_unit_is_accepted_by_systemd() {
     let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/systemd/brink.service");
     let dir = tempfile::tempdir().unwrap();
-    // The binary of the unit is not installed where tests run.
+    // The binary is not installed at the unit's path.
     let text = std::fs::read_to_string(unit).unwrap();
     assert!(text.contains("ExecStart=/usr/local/bin/brink serve"));
     let brink = brink_tests::brink_bin();
@@ -15,7 +15,7 @@ fn the_unit_is_accepted_by_systemd() {
     let path = dir.path().join("brink.service");
     std::fs::write(&path, text).unwrap();
     let output = Command::new("systemd-analyze").arg("verify").arg(&path).output();
-    let output = output.expect("systemd is installed, or run `cargo xtask test`");
+    let output = output.expect("systemd is not installed; run `cargo xtask test`");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && !said.contains("brink.service"), "{said}");
 }
@@ -29,6 +29,6 @@ fn the_environment_file_has_the_settings_of_serve() {
     let names: Vec<_> = names.map(|(name, _)| name).filter(|name| !name.contains(' ')).collect();
     assert!(names.len() > 3, "{names:?}");
     for name in names {
-        assert!(name.starts_with("OTEL_") || help.contains(name), "{name} is no setting");
+        assert!(name.starts_with("OTEL_") || help.contains(name), "{name} is not a setting of `brink serve`");
     }
 }

@@ -1,7 +1,7 @@
-//! Data on disk outlives versions: this one opens what it and its predecessors wrote, and refuses what it does not know.
+//! On-disk formats: this version opens its own format and older ones, and refuses unknown ones.
 //!
-//! The fixtures are data directories of a node that was alone, called itself [`URL`], held [`KEYS`] keys, and was stopped
-//! with SIGTERM; packed with `tar --sparse`.
+//! The fixtures are data directories of a single node with the URL [`URL`] and [`KEYS`] keys, stopped with SIGTERM and
+//! packed with `tar --sparse`.
 
 use std::path::Path;
 use std::process::Command;
@@ -10,8 +10,10 @@ use std::time::Duration;
 use brink_tests::{Cluster, entries};
 use serde_json::json;
 
+/// The URL of the fixtures' node.
 const URL: &str = "http://fixture:8000/kv-store/v1";
 
+/// Number of keys under `fixture/`.
 const KEYS: u64 = 20;
 
 fn unpack(fixture: &str, dir: &Path) {

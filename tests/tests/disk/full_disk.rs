@@ -1,26 +1,26 @@
-//! A full disk: writes are refused at once and truthfully, reads go on, the cluster goes on if a majority has space, and
-//! all is well again when space returns.
+//! A full disk: its node refuses writes at once and serves reads. The cluster keeps serving while a majority has space, and
+//! recovers by itself once there is space again.
 
 use std::time::{Duration, Instant};
 
 use brink_tests::{Client, Options, eventually};
 use serde_json::json;
 
-use crate::OnDisks;
+use crate::setup::Setup;
 
-/// What the nodes keep free, in MiB.
+/// Free space that the nodes reserve, in MiB.
 const RESERVE_MIB: u64 = 16;
 
-/// What is left of a full disk: less than that.
+/// Free space of a full disk: less than the reserve.
 const LEFT_BYTES: u64 = 12 * 1024 * 1024;
 
-/// What is left of one that is so full that it takes nothing from the leader either: less than half.
+/// Free space of a disk that is too full for log entries from the leader: less than half of the reserve.
 const EXHAUSTED_BYTES: u64 = 4 * 1024 * 1024;
 
-/// How long a node may take to notice that its disk is full, or no longer is.
+/// Time for a node to notice that its disk is full, or is no longer.
 const NOTICE_LIMIT: Duration = Duration::from_secs(10);
 
-/// Within which a refusal must come.
+/// Limit of the time until a refusal.
 const REFUSAL_LIMIT: Duration = Duration::from_millis(500);
 
 fn options() -> Options {
@@ -33,7 +33,7 @@ async fn status_of_write(client: &Client) -> u16 {
 }
 
 async fn until_full(client: &Client) {
-    eventually(NOTICE_LIMIT, "the full disk is noticed", || async {
+    eventually(NOTICE_LIMIT, "the node notices the full disk", || async {
         (status_of_write(client).await == 503).then_some(())
     })
     .await;
@@ -50,75 +50,79 @@ async fn until_full(client: &Client) {
 }
 
 async fn until_writable(client: &Client) {
-    eventually(NOTICE_LIMIT, "writes are taken", || async { (status_of_write(client).await < 300).then_some(()) })
-        .await;
+    eventually(NOTICE_LIMIT, "the node acknowledges writes", || async {
+        (status_of_write(client).await < 300).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
-async fn a_node_alone_refuses_writes_and_serves_reads_until_space_returns() {
-    let on = OnDisks::start(1, options()).await;
-    let client = on.cluster.client(0);
+async fn a_single_node_refuses_writes_and_serves_reads_until_there_is_space() {
+    let setup = Setup::start(1, options()).await;
+    let client = setup.cluster.client(0);
     client.put("kept", &json!(1)).await.expect(201);
     for _ in 0..2 {
-        on.disks[0].set_free(LEFT_BYTES);
+        setup.disks[0].set_free(LEFT_BYTES);
         until_full(client).await;
         client.get("/kv/kept/?consistency=strong").await.expect(200);
         client.get("/kv/refused/?consistency=strong").await.expect(404);
-        on.disks[0].heal();
+        setup.disks[0].heal();
         until_writable(client).await;
     }
 }
 
 #[tokio::test]
 async fn a_follower_with_a_full_disk_does_not_stop_the_cluster() {
-    let on = OnDisks::start(3, options()).await;
-    let leader = on.cluster.leader().await;
+    let setup = Setup::start(3, options()).await;
+    let leader = setup.cluster.leader().await;
     let (full, other) = ((leader + 1) % 3, (leader + 2) % 3);
-    on.disks[full].set_free(EXHAUSTED_BYTES);
-    until_full(on.cluster.client(full)).await;
+    setup.disks[full].set_free(EXHAUSTED_BYTES);
+    until_full(setup.cluster.client(full)).await;
     for number in 0..50 {
-        let client = on.cluster.client(if number % 2 == 0 { leader } else { other });
+        let client = setup.cluster.client(if number % 2 == 0 { leader } else { other });
         client.put(&format!("meanwhile/{number}"), &json!("y".repeat(10_000))).await.expect(201);
     }
-    on.cluster.client(full).get("/kv/meanwhile/1/?consistency=local").await.expect(404);
-    assert_eq!(on.cluster.leader().await, leader);
-    on.disks[full].heal();
-    until_writable(on.cluster.client(full)).await;
-    on.cluster.client(full).get("/kv/meanwhile/49/?consistency=strong").await.expect(200);
+    setup.cluster.client(full).get("/kv/meanwhile/1/?consistency=local").await.expect(404);
+    assert_eq!(setup.cluster.leader().await, leader);
+    setup.disks[full].heal();
+    until_writable(setup.cluster.client(full)).await;
+    setup.cluster.client(full).get("/kv/meanwhile/49/?consistency=strong").await.expect(200);
 }
 
 #[tokio::test]
 async fn a_leader_with_a_full_disk_hands_over() {
-    let on = OnDisks::start(3, options()).await;
-    let full = on.cluster.leader().await;
-    on.disks[full].set_free(LEFT_BYTES);
+    let setup = Setup::start(3, options()).await;
+    let full = setup.cluster.leader().await;
+    setup.disks[full].set_free(LEFT_BYTES);
     let others = [(full + 1) % 3, (full + 2) % 3];
-    eventually(NOTICE_LIMIT, "another leads", || async { others.contains(&on.cluster.leader().await).then_some(()) })
-        .await;
+    eventually(NOTICE_LIMIT, "another node leads", || async {
+        others.contains(&setup.cluster.leader().await).then_some(())
+    })
+    .await;
     for number in 0..20 {
-        let client = on.cluster.client(others[number % 2]);
+        let client = setup.cluster.client(others[number % 2]);
         client.put(&format!("after/{number}"), &json!(number)).await.expect(201);
     }
-    until_full(on.cluster.client(full)).await;
-    on.disks[full].heal();
-    until_writable(on.cluster.client(full)).await;
+    until_full(setup.cluster.client(full)).await;
+    setup.disks[full].heal();
+    until_writable(setup.cluster.client(full)).await;
 }
 
 #[tokio::test]
 async fn a_cluster_without_space_refuses_writes_serves_reads_and_recovers_by_itself() {
-    let on = OnDisks::start(3, options()).await;
-    on.cluster.client(0).put("kept", &json!(1)).await.expect(201);
-    for disk in &on.disks {
+    let setup = Setup::start(3, options()).await;
+    setup.cluster.client(0).put("kept", &json!(1)).await.expect(201);
+    for disk in &setup.disks {
         disk.set_free(LEFT_BYTES);
     }
-    for node in &on.cluster.nodes {
+    for node in &setup.cluster.nodes {
         until_full(&node.client).await;
         node.client.get("/kv/kept/?consistency=strong").await.expect(200);
     }
-    for disk in &on.disks {
+    for disk in &setup.disks {
         disk.heal();
     }
-    for node in &on.cluster.nodes {
+    for node in &setup.cluster.nodes {
         until_writable(&node.client).await;
     }
 }

@@ -1,4 +1,4 @@
-//! A log that lost what it had promised must not vote: the node says so, and joins as a new member, or does not start.
+//! A log that has lost durable entries must not vote: its node rejoins as a new member, or does not start.
 
 use std::path::Path;
 use std::time::Duration;
@@ -6,20 +6,20 @@ use std::time::Duration;
 use brink_tests::{Cluster, Load, Options, Tail, entries, eventually};
 use serde_json::json;
 
-use crate::OnDisks;
+use crate::setup::Setup;
 
-/// How long a node that joins anew may take.
+/// Time for a node to rejoin.
 const JOIN_LIMIT: Duration = Duration::from_secs(30);
 
-/// So many bytes go with the end of a journal: more than what was written after the last promise.
+/// Bytes to cut from the end of a journal: more than was written after the last watermark.
 const GONE_BYTES: usize = 4_000;
 
-/// Takes the last bytes from the journal of a log, as the engine does itself if it cannot read them.
+/// Cuts the end of a log's journal, as the storage engine does with bytes that it cannot read.
 fn cut_journal(data_dir: &Path) {
     change_journal(data_dir, |bytes, end| bytes.truncate(end.saturating_sub(GONE_BYTES)));
 }
 
-/// Changes bytes near the end of the journal, as a bad disk does.
+/// Changes bytes near the end of a log's journal, as a bad disk does.
 fn scramble_journal(data_dir: &Path) {
     change_journal(data_dir, |bytes, end| bytes[end - GONE_BYTES..end - GONE_BYTES + 40].fill(0));
 }
@@ -56,7 +56,7 @@ async fn a_node_whose_journal_was_cut_joins_as_a_new_member() {
     let acknowledged = load.stop().await;
     let found = entries(cluster.client(2), "load/", "strong").await;
     assert!(acknowledged.keys().all(|key| found.contains_key(key)));
-    eventually(JOIN_LIMIT, "it has another id", || async { (member_ids(&cluster).await != before).then_some(()) })
+    eventually(JOIN_LIMIT, "the node has a new id", || async { (member_ids(&cluster).await != before).then_some(()) })
         .await;
     let aside = |cluster: &Cluster| {
         let names = std::fs::read_dir(cluster.nodes[2].data_dir()).unwrap();
@@ -66,7 +66,7 @@ async fn a_node_whose_journal_was_cut_joins_as_a_new_member() {
     let first = aside(&cluster);
     assert_eq!(first.len(), 1);
 
-    // It happens again, in another way: only the last one is kept.
+    // Another kind of damage: only the directory of the last one is kept.
     for number in 0..50 {
         cluster.client(0).put(&format!("more/{number}"), &json!(number)).await.expect(201);
     }
@@ -78,29 +78,29 @@ async fn a_node_whose_journal_was_cut_joins_as_a_new_member() {
     assert!(second.len() == 1 && second != first, "{first:?} {second:?}");
 }
 
-/// Syncs of the log that were none, while those of the watermark were: the loss of power shows it.
+/// The disk does not sync the log but syncs the watermark. A power cut exposes this.
 #[tokio::test]
-async fn a_disk_that_lies_about_syncs_is_found_out() {
-    let mut on = OnDisks::start(3, Options::default()).await;
-    on.disks[1].lie_about_syncs("data/log");
+async fn false_syncs_are_detected_after_a_power_cut() {
+    let mut setup = Setup::start(3, Options::default()).await;
+    setup.disks[1].lie_about_syncs("data/log");
     for number in 0..20 {
-        on.cluster.client(0).put(&format!("k/{number}"), &json!(number)).await.expect(201);
+        setup.cluster.client(0).put(&format!("k/{number}"), &json!(number)).await.expect(201);
     }
-    on.cluster.client(1).get("/kv/k/19/?consistency=strong").await.expect(200);
-    // The watermark is synced a moment later.
+    setup.cluster.client(1).get("/kv/k/19/?consistency=strong").await.expect(200);
+    // The watermark is synced with a delay.
     tokio::time::sleep(Duration::from_millis(500)).await;
-    on.cluster.kill_all();
-    for disk in &on.disks {
+    setup.cluster.kill_all();
+    for disk in &setup.disks {
         disk.cut(Tail::Lost);
     }
-    on.start_all().await;
-    assert!(on.cluster.nodes[1].log().contains("set aside"), "{}", on.cluster.nodes[1].log());
-    assert_eq!(entries(on.cluster.client(1), "k/", "strong").await.len(), 20);
+    setup.start_all().await;
+    assert!(setup.cluster.nodes[1].log().contains("set aside"), "{}", setup.cluster.nodes[1].log());
+    assert_eq!(entries(setup.cluster.client(1), "k/", "strong").await.len(), 20);
 }
 
-/// Should all have lost something, what is left must not be thrown away for an empty cluster.
+/// If all nodes have lost entries, the remaining data must not be replaced by an empty cluster.
 #[tokio::test]
-async fn nodes_that_all_set_their_data_aside_form_no_new_cluster() {
+async fn nodes_that_have_all_set_their_data_aside_form_no_cluster() {
     let mut cluster = Cluster::start(3).await;
     for number in 0..100 {
         cluster.client(0).put(&format!("k/{number}"), &json!(number)).await.expect(201);
@@ -126,7 +126,7 @@ async fn nodes_that_all_set_their_data_aside_form_no_new_cluster() {
 }
 
 #[tokio::test]
-async fn a_node_alone_does_not_start_until_the_loss_is_accepted() {
+async fn a_single_node_does_not_start_until_the_loss_is_accepted() {
     let mut cluster = Cluster::start(1).await;
     for number in 0..100 {
         cluster.client(0).put(&format!("k/{number}"), &json!(number)).await.expect(201);
@@ -145,7 +145,7 @@ async fn a_node_alone_does_not_start_until_the_loss_is_accepted() {
     let left = entries(cluster.client(0), "k/", "strong").await.len();
     assert!((1..100).contains(&left), "{left}");
     cluster.client(0).put("k/99", &json!(99)).await;
-    // Once accepted, it is forgotten.
+    // The next start needs no flag.
     cluster.nodes[0].kill();
     cluster.nodes[0].start();
     cluster.ready().await;

@@ -1,16 +1,16 @@
-//! A slow disk is the trouble of its node, not of the cluster's clients.
+//! A slow disk delays its node, not the clients of the cluster.
 
 use std::time::{Duration, Instant};
 
 use brink_tests::{Client, Options};
 use serde_json::json;
 
-use crate::OnDisks;
+use crate::setup::Setup;
 
-/// What each sync of the slow disk takes.
+/// Duration of each sync of the slow disk.
 const SYNC: Duration = Duration::from_millis(400);
 
-/// Writes in each half of the test.
+/// Number of writes in each half of the test.
 const WRITES: usize = 40;
 
 async fn median_of_writes(client: &Client, name: &str) -> Duration {
@@ -26,13 +26,13 @@ async fn median_of_writes(client: &Client, name: &str) -> Duration {
 }
 
 #[tokio::test]
-async fn slow_syncs_of_one_follower_cost_writers_nothing_visible() {
-    let on = OnDisks::start(3, Options::default()).await;
-    let leader = on.cluster.leader().await;
-    let client = on.cluster.client(leader);
+async fn slow_syncs_of_one_follower_do_not_delay_writes() {
+    let setup = Setup::start(3, Options::default()).await;
+    let leader = setup.cluster.leader().await;
+    let client = setup.cluster.client(leader);
     let before = median_of_writes(client, "before").await;
-    on.disks[(leader + 1) % 3].slow_syncs("", SYNC);
+    setup.disks[(leader + 1) % 3].slow_syncs("", SYNC);
     let meanwhile = median_of_writes(client, "meanwhile").await;
     assert!(meanwhile < before * 3 + Duration::from_millis(20), "{meanwhile:?} instead of {before:?}");
-    assert_eq!(on.cluster.leader().await, leader, "nobody had a reason to elect another leader");
+    assert_eq!(setup.cluster.leader().await, leader, "there was an election");
 }

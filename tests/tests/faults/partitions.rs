@@ -1,4 +1,4 @@
-//! P5 and P8 under partitions: what each side may still do, and that the other side does not need to be told.
+//! P5 and P8 under partitions: what the nodes on each side can do.
 
 use std::time::Duration;
 
@@ -6,7 +6,9 @@ use brink_tests::hosts::Hosts;
 use brink_tests::{Client, Cluster, Options, eventually};
 use serde_json::json;
 
-/// Within which the sides notice that they are apart, or together again.
+use crate::alone::alone;
+
+/// Time for the nodes to notice a partition or its end.
 const NOTICE_LIMIT: Duration = Duration::from_secs(10);
 
 async fn start() -> (Cluster, Hosts) {
@@ -22,8 +24,8 @@ async fn status(client: &Client) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_leader_that_is_cut_off_is_succeeded_and_serves_only_what_it_has() {
-    let _alone = super::ALONE.lock().await;
+async fn an_isolated_leader_is_replaced_and_serves_only_its_own_state() {
+    let _alone = alone().await;
     let (cluster, hosts) = start().await;
     let leader = cluster.leader().await;
     let (one, other) = ((leader + 1) % 3, (leader + 2) % 3);
@@ -32,38 +34,38 @@ async fn a_leader_that_is_cut_off_is_succeeded_and_serves_only_what_it_has() {
         hosts.cut(leader, follower);
         hosts.cut(follower, leader);
     }
-    let alone = cluster.client(leader);
+    let isolated = cluster.client(leader);
     let (first, others) = (cluster.client(one), cluster.client(other));
-    eventually(NOTICE_LIMIT, "the majority goes on", || async {
+    eventually(NOTICE_LIMIT, "the majority acknowledges writes", || async {
         (first.put("a", &json!(2)).await.status == 200).then_some(())
     })
     .await;
-    // It may not know yet that it is alone, but it never shows the old value as the latest one.
-    let read = alone.get("/kv/a/?consistency=strong").await;
+    // The old leader may not have noticed its isolation, but a strong read never returns the old value.
+    let read = isolated.get("/kv/a/?consistency=strong").await;
     assert_eq!(read.status, 503, "{}", read.json);
-    eventually(NOTICE_LIMIT, "all of the majority go on", || async {
+    eventually(NOTICE_LIMIT, "all nodes of the majority acknowledge writes", || async {
         (others.put("a", &json!(2)).await.status == 200).then_some(())
     })
     .await;
-    let read = alone.get("/kv/a/?consistency=local").await.expect(200);
+    let read = isolated.get("/kv/a/?consistency=local").await.expect(200);
     assert_eq!((&read.json["value"], read.header("brink-consistency")), (&json!(1), Some("local")));
-    alone.put("a", &json!(3)).await.expect(500);
-    eventually(NOTICE_LIMIT, "it says that it has no quorum", || async {
-        (status(alone).await == "no_quorum").then_some(())
+    isolated.put("a", &json!(3)).await.expect(500);
+    eventually(NOTICE_LIMIT, "the isolated node reports no quorum", || async {
+        (status(isolated).await == "no_quorum").then_some(())
     })
     .await;
 
     hosts.heal();
-    eventually(NOTICE_LIMIT, "it is part of the cluster again", || async {
-        let read = alone.get("/kv/a/?consistency=strong").await;
-        (read.status == 200 && read.json["value"] != 1 && status(alone).await == "healthy").then_some(())
+    eventually(NOTICE_LIMIT, "the node has rejoined the cluster", || async {
+        let read = isolated.get("/kv/a/?consistency=strong").await;
+        (read.status == 200 && read.json["value"] != 1 && status(isolated).await == "healthy").then_some(())
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_follower_that_is_not_heard_does_not_disturb_the_others() {
-    let _alone = super::ALONE.lock().await;
+async fn a_follower_with_a_one_way_link_does_not_disturb_the_others() {
+    let _alone = alone().await;
     let (cluster, hosts) = start().await;
     let leader = cluster.leader().await;
     let (mute, deaf) = ((leader + 1) % 3, (leader + 2) % 3);
@@ -81,7 +83,7 @@ async fn a_follower_that_is_not_heard_does_not_disturb_the_others() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         hosts.heal();
-        eventually(NOTICE_LIMIT, "all are together again", || async {
+        eventually(NOTICE_LIMIT, "the cluster is whole again", || async {
             (cluster.client(cut_off).put("a", &json!(2)).await.status < 300
                 && status(cluster.client(leader)).await == "healthy")
                 .then_some(())
@@ -89,5 +91,5 @@ async fn a_follower_that_is_not_heard_does_not_disturb_the_others() {
         .await;
     }
     assert_eq!(cluster.leader().await, leader);
-    assert_eq!(term().await, before, "nobody had to be elected");
+    assert_eq!(term().await, before, "there was an election");
 }

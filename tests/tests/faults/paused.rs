@@ -1,6 +1,6 @@
-//! A minority that stands still costs the others' writers nothing they can see; if the leader is in it, an election.
+//! Paused nodes: a paused follower does not delay writes, and a paused leader delays them by one election.
 //!
-//! A process that stands still does not even refuse connections. A machine that lost its power is the same to others.
+//! A paused process does not refuse connections. To its peers, it looks like a machine without power.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,39 +9,41 @@ use std::time::{Duration, Instant};
 use brink_tests::{Client, Cluster};
 use rustix::process::Signal;
 
-/// How long is measured before, while and after the node stands still.
+use crate::alone::alone;
+
+/// Length of each measurement: before, during and after the pause.
 const SPAN: Duration = Duration::from_secs(6);
 
-/// Writers of each node that goes on.
+/// Writers per running node.
 const WRITERS: usize = 2;
 
-/// The most writes of one writer: no load runs for ever.
+/// Upper bound of one writer's writes.
 const WRITES_MAX: usize = 100_000;
 
-/// How much longer the slowest one in a hundred writes may take meanwhile.
+/// Limit of the growth of the writes' p99.
 const FACTOR_MAX: u32 = 3;
 
-/// What does not count: less than a busy machine's own pauses.
+/// Tolerance for the pauses of a busy machine.
 const NOISE: Duration = Duration::from_millis(25);
 
-/// The longest pause of all: less than an election takes.
+/// Limit of a single write: less than an election.
 const PAUSE_MAX: Duration = Duration::from_millis(400);
 
-/// How often the leader stands still.
+/// Number of pauses of the leader.
 const TRIALS: usize = 5;
 
-/// How often a write is sent then.
+/// Interval between writes during a pause of the leader.
 const SENT_EVERY: Duration = Duration::from_millis(10);
 
-/// The most writes sent.
+/// Upper bound of these writes.
 const SENT_MAX: usize = 2_000;
 
-/// The most the median pause of writes may be then.
+/// Limit of the median time without acknowledged writes.
 const LEADER_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_follower_that_stands_still_costs_writers_nothing_visible() {
-    let _alone = super::ALONE.lock().await;
+async fn a_paused_follower_does_not_delay_writes() {
+    let _alone = alone().await;
     let cluster = Cluster::start(3).await;
     let leader = cluster.leader().await;
     let paused = (leader + 1) % 3;
@@ -51,29 +53,28 @@ async fn a_follower_that_stands_still_costs_writers_nothing_visible() {
     let meanwhile = measure(&clients, "while").await;
     cluster.nodes[paused].signal(Signal::CONT);
     let after = measure(&clients, "after").await;
-    for (name, times) in [("before", &before), ("while it stands still", &meanwhile), ("after", &after)] {
+    for (name, times) in [("before", &before), ("during the pause", &meanwhile), ("after", &after)] {
         println!(
-            "{name}: {} writes, p50 {:?}, p99 {:?}, longest {:?}",
+            "{name}: {} writes, p50 {:?}, p99 {:?}, max {:?}",
             times.len(),
             at(times, 50),
             at(times, 99),
             at(times, 100)
         );
-        assert!(times.len() > 200, "{} writes are no load", times.len());
+        assert!(times.len() > 200, "only {} writes", times.len());
     }
     let limit = at(&before, 99) * FACTOR_MAX + NOISE;
     assert!(at(&meanwhile, 99) < limit, "{:?} is not under {limit:?}", at(&meanwhile, 99));
     assert!(at(&after, 99) < limit, "{:?} is not under {limit:?}", at(&after, 99));
     assert!(at(&meanwhile, 100) < PAUSE_MAX, "one write took {:?}", at(&meanwhile, 100));
-    assert_eq!(cluster.leader().await, leader, "nobody had to be elected");
+    assert_eq!(cluster.leader().await, leader, "there was an election");
 }
 
-/// Clients come and write whether or not those before them have their answers, as clients do. Were a node to wait for the
-/// old leader with all that it was sent, its places for rounds would be taken, and writes would stand still for longer
-/// than it takes to elect another.
+/// Clients send writes without waiting for earlier answers. If a node kept all of them waiting for the old leader, they
+/// would occupy its rounds in flight, and new writes would wait for longer than an election.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_leader_that_stands_still_costs_writers_an_election() {
-    let _alone = super::ALONE.lock().await;
+async fn a_paused_leader_delays_writes_by_one_election() {
+    let _alone = alone().await;
     let cluster = Cluster::start(3).await;
     let mut pauses = Vec::new();
     for trial in 0..TRIALS {
@@ -91,11 +92,11 @@ async fn a_leader_that_stands_still_costs_writers_an_election() {
         cluster.ready().await;
     }
     pauses.sort();
-    println!("pauses of writes after the leader stood still: {pauses:?}");
+    println!("pauses of writes after a pause of the leader: {pauses:?}");
     assert!(pauses[TRIALS / 2] < LEADER_PAUSE_MAX, "{pauses:?}");
 }
 
-/// Sends a write every few milliseconds until one of them has succeeded; how long that took.
+/// Sends a write every few milliseconds. Returns the time until one of them succeeds.
 async fn first_success(client: Client, prefix: String) -> Duration {
     let began = Instant::now();
     let (sender, mut successes) = tokio::sync::mpsc::channel(1);
@@ -105,7 +106,7 @@ async fn first_success(client: Client, prefix: String) -> Duration {
             let (path, headers) = (format!("/kv/{key}/"), [("content-type", "application/json")]);
             let sent = client.try_send("PUT", &path, &headers, r#"{"value":1}"#).await;
             if sent.is_ok_and(|answer| answer.status == 201) {
-                // Only the first one counts.
+                // The channel keeps only the first success.
                 let _ = sender.try_send(began.elapsed());
             }
         });
@@ -117,7 +118,7 @@ async fn first_success(client: Client, prefix: String) -> Duration {
     panic!("no write succeeded");
 }
 
-/// How long each write took, the shortest first. Every write must succeed.
+/// The durations of all writes in ascending order. Every write must succeed.
 async fn measure(clients: &[Client], name: &str) -> Vec<Duration> {
     let stop = Arc::new(AtomicBool::new(false));
     let writers = clients.iter().enumerate().flat_map(|(node, client)| {

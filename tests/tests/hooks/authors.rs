@@ -1,12 +1,12 @@
-//! From an idea to a rule in force: what `brink plugin new` makes builds, passes its cases and judges, in each language.
+//! The way of a plugin's author in each language: `brink plugin new`, build, test, deploy, bind.
 
 use std::path::Path;
 
 use brink_tests::{Cluster, brink, plugin_wasm};
 use serde_json::json;
 
-/// What an author types, from a clean directory to a write that is refused.
-async fn an_author_gets_from_an_idea_to_a_rule(language: &str) {
+/// Runs an author's commands, from an empty directory to a refused write.
+async fn check_the_authors_commands(language: &str) {
     let cluster = Cluster::start(1).await;
     let node = cluster.client(0);
     let url = node.url.as_str();
@@ -40,22 +40,22 @@ async fn an_author_gets_from_an_idea_to_a_rule(language: &str) {
 }
 
 #[tokio::test]
-async fn an_author_gets_from_an_idea_to_a_rule_in_rust() {
-    an_author_gets_from_an_idea_to_a_rule("rust").await;
+async fn a_new_rust_plugin_builds_passes_its_cases_and_judges() {
+    check_the_authors_commands("rust").await;
 }
 
 #[tokio::test]
-async fn an_author_gets_from_an_idea_to_a_rule_in_javascript() {
-    an_author_gets_from_an_idea_to_a_rule("js").await;
+async fn a_new_javascript_plugin_builds_passes_its_cases_and_judges() {
+    check_the_authors_commands("js").await;
 }
 
 #[tokio::test]
-async fn an_author_gets_from_an_idea_to_a_rule_in_python() {
-    an_author_gets_from_an_idea_to_a_rule("python").await;
+async fn a_new_python_plugin_builds_passes_its_cases_and_judges() {
+    check_the_authors_commands("python").await;
 }
 
 #[tokio::test]
-async fn a_failed_case_shows_what_was_expected_and_what_was_found() {
+async fn a_failed_case_shows_the_expected_and_the_actual_value() {
     let dir = tempfile::tempdir().unwrap();
     let wasm = dir.path().join("normalize.wasm");
     std::fs::write(&wasm, plugin_wasm("normalize")).unwrap();

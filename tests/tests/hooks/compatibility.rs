@@ -1,7 +1,6 @@
-//! What was compiled for an interface that was released works for ever.
+//! Plugins compiled for a released version of the interface keep working.
 //!
-//! The components in `fixtures/` were built once and are not built again: if a change of the interface breaks them, it
-//! breaks every plugin that users have.
+//! The components in `fixtures/` are never rebuilt. A change that breaks them would break the plugins of users.
 
 use brink_tests::Cluster;
 use serde_json::json;

@@ -1,4 +1,4 @@
-//! P6: once a hook is acknowledged, no write commits that it did not judge.
+//! P6: after the acknowledgement of a hook, no write commits without its judgement.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +12,7 @@ async fn no_write_that_breaks_a_rule_commits_after_the_rule_is_acknowledged() {
     let cluster = Cluster::start(3).await;
     cluster.client(0).put_plugin("json-schema", plugin_wasm("json-schema")).await.expect(200);
     let stop = Arc::new(AtomicBool::new(false));
-    // Writers on all nodes keep writing what the rule will forbid.
+    // Writers on all nodes write values that the rule forbids.
     let writers: Vec<_> = (0..6)
         .map(|writer| {
             let (client, stop) = (cluster.client(writer % 3).clone(), stop.clone());
@@ -34,17 +34,17 @@ async fn no_write_that_breaks_a_rule_commits_after_the_rule_is_acknowledged() {
         })
         .collect();
 
-    // The deadline is generous: this is not about time.
+    // A generous deadline: this test does not measure time.
     let rule = json!({
         "plugin": "json-schema", "prefix": "numbers/", "config": {"schema": {"type": "integer"}}, "deadline_ms": 5_000,
     });
-    // While a rule is in force: from the revision of its hook to that of its removal.
+    // The revisions at which the rule is in force.
     let mut in_force = Vec::new();
     for round in 0..10 {
         tokio::time::sleep(Duration::from_millis(100)).await;
         let hook = cluster.client(round % 3).put_json("/hooks/numbers/", &rule).await.expect(200);
         tokio::time::sleep(Duration::from_millis(100)).await;
-        // A plain write just before the removal: whatever commits up to its revision is under the rule.
+        // A write just before the removal: all writes up to its revision are under the rule.
         let marker = cluster.client((round + 1) % 3).put("marker", &json!(round)).await;
         in_force.push(hook.json["revision"].as_u64().unwrap()..=marker.json["revision"].as_u64().unwrap());
         cluster.client((round + 2) % 3).delete("/hooks/numbers/").await.expect(204);
@@ -57,5 +57,5 @@ async fn no_write_that_breaks_a_rule_commits_after_the_rule_is_acknowledged() {
             assert!(!in_force.iter().any(|rule| rule.contains(&revision)), "{revision} in {in_force:?}");
         }
     }
-    assert!(accepted > 100, "{accepted} accepted writes prove nothing");
+    assert!(accepted > 100, "only {accepted} accepted writes");
 }

@@ -1,13 +1,13 @@
-//! The plugins that come with brink, in a cluster.
+//! The plugins in `plugins/`, in a cluster.
 
 use std::path::Path;
 
 use brink_tests::{Cluster, brink, plugin_file, plugin_wasm};
 use serde_json::json;
 
-/// Each plugin's `cases.toml`, on the engine of a node.
+/// Runs each plugin's `cases.toml` by `brink plugin test`.
 #[test]
-fn the_cases_of_every_plugin_hold() {
+fn the_cases_of_every_plugin_pass() {
     let plugins = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../plugins"));
     let mut count = 0;
     for entry in plugins.read_dir().unwrap() {
@@ -23,7 +23,7 @@ fn the_cases_of_every_plugin_hold() {
 }
 
 #[tokio::test]
-async fn references_limits_and_masks_are_in_force_on_every_node() {
+async fn references_limits_and_masks_apply_on_every_node() {
     let cluster = Cluster::start(3).await;
     let client = cluster.client(0);
     for name in ["limits", "redact", "reference"] {
@@ -59,7 +59,7 @@ async fn references_limits_and_masks_are_in_force_on_every_node() {
 }
 
 #[tokio::test]
-async fn a_transformer_runs_before_a_validator_and_a_batch_is_judged_as_one() {
+async fn a_transformer_runs_before_a_validator_and_a_batch_is_judged_as_a_whole() {
     let cluster = Cluster::start(3).await;
     let client = cluster.client(0);
     client.put_plugin("normalize", plugin_wasm("normalize")).await.expect(200);
@@ -95,7 +95,7 @@ async fn a_transformer_runs_before_a_validator_and_a_batch_is_judged_as_one() {
 }
 
 #[tokio::test]
-async fn a_hook_that_monitors_refuses_nothing_and_one_that_skips_lets_failures_pass() {
+async fn a_monitoring_hook_refuses_nothing_and_a_skipping_hook_ignores_failures() {
     let cluster = Cluster::start(1).await;
     let client = cluster.client(0);
     client.put_plugin("json-schema", plugin_wasm("json-schema")).await.expect(200);
@@ -115,7 +115,7 @@ async fn a_hook_that_monitors_refuses_nothing_and_one_that_skips_lets_failures_p
 }
 
 #[tokio::test]
-async fn a_repeated_write_keeps_its_first_outcome_when_the_hooks_have_changed() {
+async fn a_repeated_write_keeps_its_first_outcome_after_a_change_of_hooks() {
     let cluster = Cluster::start(3).await;
     let client = cluster.client(0);
     client.put_plugin("normalize", plugin_wasm("normalize")).await.expect(200);

@@ -1,4 +1,4 @@
-//! What was changed, when and by whom; and the way back.
+//! The history of the registry, and rollbacks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -8,14 +8,14 @@ use brink_tests::{Client, Cluster, brink, brink_with, plugin_wasm};
 use serde_json::json;
 
 #[tokio::test]
-async fn every_change_is_remembered_with_who_made_it() {
+async fn every_change_is_recorded_with_its_author() {
     let cluster = Cluster::start(1).await;
     let client = cluster.client(0);
     let as_ann = [("content-type", "application/json"), ("brink-user", "ann")];
     client.put_plugin("normalize", plugin_wasm("normalize")).await.expect(200);
     let hook = json!({"plugin": "normalize", "config": {"trim": ["/a"]}}).to_string();
     client.send("PUT", "/hooks/h/", &as_ann, hook).await.expect(200);
-    // What fails is no change, and neither is what changes nothing.
+    // Failed requests, and requests without effect, are not recorded.
     client.put_json("/hooks/h/", &json!({"plugin": "normalize", "config": {"trim": ["a"]}})).await.expect(422);
     client.put_plugin("normalize", plugin_wasm("normalize")).await.expect(200);
     client.delete("/hooks/h/").await.expect(204);
@@ -53,7 +53,7 @@ async fn a_hook_is_rolled_back_in_one_command() {
     set("/b").await;
     assert_eq!(stored().await, json!({"a": " x ", "b": "x"}));
 
-    // The version that only the history names is still there.
+    // The version that only the history refers to is kept.
     let back = brink_with(&[("BRINK_URL", url), ("BRINK_USER", "ben")], &["plugin", "rollback", "h"]).expect(0);
     assert!(back.out.contains(&first.as_str().unwrap()[..12]), "{back:?}");
     assert_eq!(stored().await, json!({"a": "x", "b": " x "}));
@@ -65,7 +65,7 @@ async fn a_hook_is_rolled_back_in_one_command() {
     assert_eq!(stored().await, json!({"a": " x ", "b": "x"}));
     client.delete("/hooks/h/").await.expect(204);
     client.delete("/plugins/p/").await.expect(204);
-    // Even what was removed comes back, and what was not there goes again.
+    // A rollback restores a removed hook, and removes a restored one.
     brink(url, &["plugin", "rollback", "h"]).expect(0);
     assert_eq!(stored().await, json!({"a": " x ", "b": "x"}));
     brink(url, &["plugin", "rollback", "h"]).expect(0);
@@ -74,7 +74,7 @@ async fn a_hook_is_rolled_back_in_one_command() {
     assert!(history.out.contains("rolled-back to 4") && history.out.contains("ben"), "{history:?}");
 }
 
-/// A version of its own that does the same, as a build with other debug information would be.
+/// Another version of a plugin with the same behavior.
 fn version(package: &str, number: u8) -> Vec<u8> {
     let mut wasm = plugin_wasm(package);
     // A custom section: its id, its length, its name, its content.
@@ -82,20 +82,20 @@ fn version(package: &str, number: u8) -> Vec<u8> {
     wasm
 }
 
-/// Sets the hook that marks values, and notes from which revision on it is in force.
-async fn mark(client: &Client, stamp: u64, in_force: &mut BTreeMap<u64, u64>) {
+/// Sets the hook that stamps values, and notes the revision from which it is in force.
+async fn set_stamp(client: &Client, stamp: u64, in_force: &mut BTreeMap<u64, u64>) {
     let hook = json!({"plugin": "stamp", "prefix": "s/", "config": {"stamp": stamp}, "deadline_ms": 5_000});
     let set = client.put_json("/hooks/stamp/", &hook).await.expect(200);
     in_force.insert(set.json["revision"].as_u64().unwrap(), stamp);
 }
 
 #[tokio::test]
-async fn deployments_and_rollbacks_under_load_judge_every_write_by_the_version_in_force() {
+async fn every_write_is_judged_by_the_version_in_force_during_deployments_and_rollbacks() {
     const ROUNDS: u8 = 10;
     let cluster = Cluster::start(3).await;
     let mut in_force = BTreeMap::new();
     cluster.client(0).put_plugin("stamp", plugin_wasm("test-stamp")).await.expect(200);
-    mark(cluster.client(0), 0, &mut in_force).await;
+    set_stamp(cluster.client(0), 0, &mut in_force).await;
     let stop = Arc::new(AtomicBool::new(false));
     let writers: Vec<_> = (0..6)
         .map(|writer| {
@@ -114,7 +114,7 @@ async fn deployments_and_rollbacks_under_load_judge_every_write_by_the_version_i
     for round in 2..2 + ROUNDS {
         let client = cluster.client(usize::from(round % 3));
         client.put_plugin("stamp", version("test-stamp", round)).await.expect(200);
-        mark(client, u64::from(round), &mut in_force).await;
+        set_stamp(client, u64::from(round), &mut in_force).await;
         if round % 2 == 0 {
             let other = cluster.client(usize::from((round + 1) % 3));
             let back = other.post_json("/hooks/stamp/rollback/", &json!({})).await.expect(200).json;
@@ -137,7 +137,7 @@ async fn deployments_and_rollbacks_under_load_judge_every_write_by_the_version_i
     assert!(used.len() > usize::from(ROUNDS) / 2 && written > 100, "{written} writes, {used:?}");
 }
 
-/// What every entry is marked with, by its revision.
+/// The stamps of all entries by revision.
 async fn stamps(client: &Client) -> BTreeMap<u64, u64> {
     let mut stamps = BTreeMap::new();
     let mut cursor = String::new();

@@ -1,23 +1,23 @@
-//! P7: a plugin that misbehaves harms the writes it judges, and nothing else.
+//! P7: a misbehaving plugin affects only the writes that it judges.
 
 use std::time::{Duration, Instant};
 
 use brink_tests::{Client, Cluster, Options, plugin_wasm};
 use serde_json::{Value, json};
 
-/// Writes of others that must succeed while a plugin misbehaves.
+/// Number of other writes that must succeed meanwhile.
 const OTHER_WRITES: usize = 1_000;
 
-/// How many of them are in flight at once.
+/// Number of these writes in flight at once.
 const OTHER_WRITERS: usize = 8;
 
-/// The deadline of a plugin that is to meet it.
+/// Deadline of a plugin that must exceed it.
 const SHORT_MS: u64 = 200;
 
-/// The deadline of a plugin that is to meet another limit first, on a busy machine too.
+/// Deadline of a plugin that must exceed another limit first, even on a busy machine.
 const LONG_MS: u64 = 3_000;
 
-/// What a refusal may take beyond the deadline: `configure` has a deadline of its own, and the machine is busy.
+/// Time for a refusal beyond the deadline: `configure` has a deadline of its own, and the machine is busy.
 const SLACK: Duration = Duration::from_millis(1_500);
 
 async fn bind(client: &Client, deadline_ms: u64, config: Value) {
@@ -25,7 +25,7 @@ async fn bind(client: &Client, deadline_ms: u64, config: Value) {
     client.put_json("/hooks/hostile/", &hook).await.expect(200);
 }
 
-/// Lets the plugin misbehave while others write, and returns how its writers were answered.
+/// Lets the plugin misbehave under load on other keys. Returns the answers to the writes that it judges.
 async fn misbehave(cluster: &Cluster, deadline_ms: u64, config: Value) -> Vec<Value> {
     bind(cluster.client(0), deadline_ms, config.clone()).await;
     let others: Vec<_> = (0..OTHER_WRITERS)
@@ -78,37 +78,37 @@ async fn a_plugin_that_loops_forever_times_out() {
 }
 
 #[tokio::test]
-async fn a_plugin_that_allocates_without_end_meets_its_memory_limit() {
+async fn a_plugin_that_allocates_without_end_exceeds_its_memory_limit() {
     check(LONG_MS, json!({"do": "allocate"}), "plugin-memory-limit", "").await;
 }
 
 #[tokio::test]
-async fn a_plugin_that_panics_is_quoted() {
+async fn the_message_of_a_panic_is_in_the_answer() {
     check(LONG_MS, json!({"do": "panic"}), "plugin-trapped", "this panic is intended").await;
 }
 
 #[tokio::test]
-async fn a_plugin_that_returns_a_hundred_megabytes_meets_a_limit() {
+async fn a_plugin_that_returns_a_hundred_megabytes_exceeds_its_memory_limit() {
     check(LONG_MS, json!({"do": "huge-output"}), "plugin-memory-limit", "").await;
 }
 
 #[tokio::test]
-async fn a_plugin_that_returns_more_than_the_output_limit_is_told_so() {
+async fn a_plugin_that_returns_twenty_megabytes_exceeds_its_output_limit() {
     check(LONG_MS, json!({"do": "huge-output", "bytes": 20_000_000}), "plugin-output-limit", "").await;
 }
 
 #[tokio::test]
-async fn a_plugin_whose_stack_overflows_is_stopped() {
+async fn a_stack_overflow_is_a_trap() {
     check(LONG_MS, json!({"do": "deep-recursion"}), "plugin-trapped", "").await;
 }
 
 #[tokio::test]
-async fn a_plugin_that_returns_what_is_not_json_is_refused() {
+async fn a_replacement_that_is_not_json_is_refused() {
     check(LONG_MS, json!({"do": "invalid-json"}), "plugin-bad-output", "").await;
 }
 
 #[tokio::test]
-async fn answers_beyond_the_limits_are_cut_and_nothing_of_the_machine_can_be_had() {
+async fn oversized_answers_are_cut_and_the_machine_is_out_of_reach() {
     let cluster = start().await;
     let client = cluster.client(0);
     bind(client, LONG_MS, json!({"do": "many-violations"})).await;
@@ -118,16 +118,16 @@ async fn answers_beyond_the_limits_are_cut_and_nothing_of_the_machine_can_be_had
     bind(client, LONG_MS, json!({"do": "read-flood"})).await;
     assert_eq!(client.put("hostile/a", &json!(1)).await.expect(422).json["code"], "read-limit");
 
-    for deed in ["clock", "file", "network", "exit"] {
-        bind(client, LONG_MS, json!({ "do": deed })).await;
-        let answer = client.put(&format!("hostile/{deed}"), &json!(1)).await;
-        assert_ne!(answer.json["code"], "escaped", "{deed}: {}", answer.json);
+    for misbehavior in ["clock", "file", "network", "exit"] {
+        bind(client, LONG_MS, json!({ "do": misbehavior })).await;
+        let answer = client.put(&format!("hostile/{misbehavior}"), &json!(1)).await;
+        assert_ne!(answer.json["code"], "escaped", "{misbehavior}: {}", answer.json);
         assert!(answer.status < 300 || answer.json["type"] == "urn:brink:problem:plugin-trapped", "{}", answer.json);
     }
 }
 
 #[tokio::test]
-async fn a_flood_of_log_lines_is_cut_and_carries_the_trace() {
+async fn a_flood_of_log_lines_is_cut_and_has_the_trace_id() {
     let options = Options { args: vec!["--log-format".to_owned(), "json".to_owned()], ..Options::default() };
     let cluster = Cluster::start_with(1, options).await;
     let client = cluster.client(0);
@@ -138,11 +138,11 @@ async fn a_flood_of_log_lines_is_cut_and_carries_the_trace() {
     let log = cluster.nodes[0].log();
     let lines: Vec<Value> = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let of_trace: Vec<_> = lines.iter().filter(|line| line.to_string().contains(&trace_id)).collect();
-    assert!((64..=66).contains(&of_trace.len()), "{} lines carry the trace id", of_trace.len());
+    assert!((64..=66).contains(&of_trace.len()), "{} lines have the trace id", of_trace.len());
 }
 
 #[tokio::test]
-async fn a_plugin_that_never_configures_makes_no_hook() {
+async fn a_plugin_that_never_returns_from_configure_cannot_be_bound() {
     let cluster = start().await;
     let hook = json!({"plugin": "hostile", "prefix": "hostile/", "config": {"do": "loop-in-configure"}});
     let refused = cluster.client(0).put_json("/hooks/hostile/", &hook).await.expect(500);

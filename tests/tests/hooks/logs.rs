@@ -1,4 +1,4 @@
-//! What plugins say and cost, as operators see it, from every node.
+//! Log lines and figures of plugins, as operators see them from any node.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -8,13 +8,13 @@ use brink_tests::{Cluster, brink, brink_bin, plugin_wasm};
 use serde_json::{Value, json};
 
 #[tokio::test]
-async fn the_message_of_a_panic_is_followed_with_plugin_version_trace_and_node() {
+async fn the_message_of_a_panic_is_shown_with_its_plugin_version_trace_and_node() {
     let mut cluster = Cluster::start(3).await;
     let deployed = cluster.client(0).put_plugin("hostile", plugin_wasm("test-hostile")).await.expect(200).json;
     let hook = json!({"plugin": "hostile", "prefix": "h/", "deadline_ms": 3_000, "config": {"do": "panic"}});
     cluster.client(0).put_json("/hooks/guard/", &hook).await.expect(200);
 
-    // Asked of one node, it shows what happens on another.
+    // The command asks one node and shows lines of all nodes.
     let mut follow = Command::new(brink_bin());
     follow.args(["plugin", "logs", "--follow", "--hook", "guard", "--output", "json"]);
     follow.env("BRINK_URL", &cluster.client(0).url).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
@@ -24,13 +24,13 @@ async fn the_message_of_a_panic_is_followed_with_plugin_version_trace_and_node()
         let lines = lines.map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap());
         lines.filter(|line| line["message"].as_str().unwrap().contains("this panic is intended")).take(2).collect()
     });
-    // It may not follow yet: what was said before is told as well.
+    // If the command has not connected yet, it shows the earlier lines first.
     let refused = cluster.client(2).put("h/a", &json!(1)).await.expect(500);
     let found: Result<Result<Vec<Value>, _>, _> = tokio::time::timeout(Duration::from_secs(30), found).await;
     follow.kill().unwrap();
     follow.wait().unwrap();
-    let found = found.expect("the lines come").unwrap();
-    // The plugin's own line, and the failure of its call.
+    let found = found.expect("no lines arrived").unwrap();
+    // The plugin's own line, then the failure of its call.
     for (line, level) in found.iter().zip(["warn", "error"]) {
         assert_eq!((&line["hook"], &line["plugin"]), (&json!("guard"), &json!("hostile")));
         assert_eq!((&line["digest"], &line["level"]), (&deployed["digest"], &json!(level)));
@@ -43,7 +43,7 @@ async fn the_message_of_a_panic_is_followed_with_plugin_version_trace_and_node()
     assert_eq!(brink(&url, &["plugin", "logs", "--plugin", "other"]).expect(0).out, "");
     let stats = brink(&url, &["plugin", "stats"]).expect(0);
     assert!(stats.out.contains("trapped 1"), "{stats:?}");
-    // An answer without an end does not keep a node from stopping.
+    // An endless answer does not prevent a node from stopping.
     let mut follow = Command::new(brink_bin());
     follow.args(["plugin", "logs", "--follow"]).env("BRINK_URL", &url).stdin(Stdio::null()).stdout(Stdio::null());
     let mut follow = follow.stderr(Stdio::null()).spawn().unwrap();

@@ -1,13 +1,4 @@
-//! Plugins in the write path of real clusters: rules that hold, plugins that misbehave.
-
-#![allow(missing_docs, reason = "tests are named as facts")]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    reason = "a failure here is a failed test"
-)]
+//! Plugins and hooks in real clusters: deployment, judgement of writes, containment, history.
 
 mod authors;
 mod compatibility;

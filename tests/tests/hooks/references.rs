@@ -1,4 +1,4 @@
-//! P6: what a plugin read to decide is still so when the write commits.
+//! P6: the values that a plugin has read are unchanged when the write commits.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,13 +14,13 @@ async fn start(by: &str) -> Cluster {
     cluster
 }
 
-/// One operation as a batch, whose answer has the revision for deletions too.
+/// Writes or deletes one key by a batch. Returns the revision, which the answer to a `DELETE` does not have.
 async fn batch(client: &Client, item: Value) -> u64 {
     client.post_json("/kv/batch/", &json!({ "items": [item] })).await.expect(200).json["revision"].as_u64().unwrap()
 }
 
 #[tokio::test]
-async fn an_order_of_a_customer_that_was_just_created_on_another_node_is_accepted() {
+async fn an_order_of_a_customer_just_created_on_another_node_is_accepted() {
     let cluster = start("get").await;
     for round in 0..50 {
         let customer = format!("customers/{round}");
@@ -33,16 +33,16 @@ async fn an_order_of_a_customer_that_was_just_created_on_another_node_is_accepte
 }
 
 #[tokio::test]
-async fn no_order_commits_while_its_customer_does_not_exist_read_whole() {
+async fn no_order_commits_without_its_customer_looked_up_by_get() {
     race("get").await;
 }
 
 #[tokio::test]
-async fn no_order_commits_while_its_customer_does_not_exist_asked_for_existence() {
+async fn no_order_commits_without_its_customer_looked_up_by_exists() {
     race("exists").await;
 }
 
-/// A customer comes and goes on one node while orders for it are written on all.
+/// Creates and deletes a customer on one node while all nodes write orders for it.
 async fn race(by: &str) {
     let cluster = start(by).await;
     let stop = Arc::new(AtomicBool::new(false));
@@ -60,7 +60,7 @@ async fn race(by: &str) {
                     match answer.status {
                         201 => accepted.push(answer.json["revision"].as_u64().unwrap()),
                         422 => refused += 1,
-                        // Contention is an honest answer; it has written nothing.
+                        // Contended: not written.
                         409 => assert_eq!(answer.json["outcome"], "not_written"),
                         _ => panic!("{answer:?}"),
                     }
@@ -90,5 +90,5 @@ async fn race(by: &str) {
             );
         }
     }
-    assert!(accepted > 20 && refused > 20, "{accepted} accepted and {refused} refused orders prove nothing");
+    assert!(accepted > 20 && refused > 20, "only {accepted} accepted and {refused} refused orders");
 }

@@ -1,4 +1,4 @@
-//! Plugins and hooks are replicated, and what is refused leaves nothing behind.
+//! Plugins and hooks are replicated, and refused requests leave nothing behind.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ async fn assert_empty(client: &Client) {
 }
 
 #[tokio::test]
-async fn what_is_not_a_plugin_is_refused_and_leaves_nothing() {
+async fn an_upload_that_is_not_a_plugin_is_refused_and_leaves_nothing() {
     let cluster = Cluster::start(1).await;
     let client = cluster.client(0);
     for (bytes, said) in [(&b"hello"[..], "component"), (CORE_MODULE, "component"), (EMPTY_COMPONENT, "brink:hooks")] {
@@ -63,7 +63,7 @@ async fn a_hook_that_cannot_run_is_refused_and_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn a_hook_set_on_one_node_is_in_force_on_all_and_survives_a_restart() {
+async fn a_hook_applies_on_all_nodes_and_survives_a_restart() {
     let mut cluster = Cluster::start(3).await;
     let deployed = cluster.client(0).put_plugin("json-schema", plugin_wasm("json-schema")).await.expect(200);
     assert_eq!(deployed.json["roles"], json!(["validator"]));
@@ -88,7 +88,7 @@ async fn a_hook_set_on_one_node_is_in_force_on_all_and_survives_a_restart() {
 }
 
 #[tokio::test]
-async fn a_large_plugin_is_uploaded_beside_writes_and_judges_on_every_node() {
+async fn a_large_plugin_is_uploaded_during_writes_and_judges_on_every_node() {
     const PADDING_BYTES: usize = 60 << 20;
     let cluster = Cluster::start(3).await;
     let writer = tokio::spawn({
@@ -100,7 +100,7 @@ async fn a_large_plugin_is_uploaded_beside_writes_and_judges_on_every_node() {
         }
     });
     let mut wasm = plugin_wasm("normalize");
-    // A custom section: its id, its length as five digits to the base 128, the length of its name, the rest.
+    // A custom section: its id, its length in LEB128, the length of its name, its bytes.
     wasm.push(0);
     wasm.extend((0..5).map(|digit| (PADDING_BYTES >> (7 * digit)) as u8 & 0x7f | if digit < 4 { 0x80 } else { 0 }));
     wasm.resize(wasm.len() + PADDING_BYTES, 0);
@@ -116,7 +116,7 @@ async fn a_large_plugin_is_uploaded_beside_writes_and_judges_on_every_node() {
 }
 
 #[tokio::test]
-async fn a_plugin_in_use_stays_and_an_unused_one_goes() {
+async fn a_plugin_in_use_cannot_be_removed() {
     let cluster = Cluster::start(1).await;
     let client = cluster.client(0);
     client.put_plugin("normalize", plugin_wasm("normalize")).await.expect(200);
@@ -131,7 +131,7 @@ async fn a_plugin_in_use_stays_and_an_unused_one_goes() {
 }
 
 #[tokio::test]
-async fn a_hook_keeps_its_version_when_the_plugin_gets_a_new_one() {
+async fn a_hook_keeps_its_version_after_an_upload_of_a_new_one() {
     let cluster = Cluster::start(1).await;
     let client = cluster.client(0);
     let first = client.put_plugin("p", plugin_wasm("json-schema")).await.expect(200).json;
@@ -144,7 +144,7 @@ async fn a_hook_keeps_its_version_when_the_plugin_gets_a_new_one() {
     assert_eq!(client.put("a", &json!(" x ")).await.expect(201).json["value"], "x");
 }
 
-/// The files of compiled code that a node keeps, and when each was written.
+/// The files of a node's compiled code with their modification times.
 fn compiled(node: &brink_tests::Node) -> Vec<(std::path::PathBuf, std::time::SystemTime)> {
     let entries = std::fs::read_dir(node.data_dir().join("compiled")).unwrap().map(|entry| entry.unwrap());
     let mut files: Vec<_> = entries.map(|file| (file.path(), file.metadata().unwrap().modified().unwrap())).collect();
@@ -153,13 +153,13 @@ fn compiled(node: &brink_tests::Node) -> Vec<(std::path::PathBuf, std::time::Sys
 }
 
 #[tokio::test]
-async fn a_node_that_restarts_compiles_and_configures_nothing_again() {
+async fn a_restarted_node_reuses_compiled_and_pre_initialized_plugins() {
     let mut cluster = Cluster::start(1).await;
     let client = cluster.client(0).clone();
     client.put_plugin("normalize", plugin_wasm("normalize")).await.expect(200);
     client.put_json("/hooks/h/", &json!({"plugin": "normalize", "config": {"trim": [""]}})).await.expect(200);
     let configured = async || {
-        eventually(Duration::from_secs(60), "the plugin starts configured", async || {
+        eventually(Duration::from_secs(60), "the plugin is pre-initialized", async || {
             let stats = client.get("/registry/stats/").await.json;
             (stats["hooks"][0]["starts_configured"] == true).then_some(())
         })
@@ -167,7 +167,7 @@ async fn a_node_that_restarts_compiles_and_configures_nothing_again() {
     };
     configured().await;
     let before = compiled(&cluster.nodes[0]);
-    assert_eq!(before.len(), 2, "the plugin and its image: {before:?}");
+    assert_eq!(before.len(), 2, "the plugin, compiled and pre-initialized: {before:?}");
 
     cluster.nodes[0].kill();
     cluster.nodes[0].start();
@@ -176,7 +176,7 @@ async fn a_node_that_restarts_compiles_and_configures_nothing_again() {
     assert_eq!(client.put("a", &json!(" x ")).await.expect(201).json["value"], "x");
     assert_eq!(compiled(&cluster.nodes[0]), before);
 
-    // What is damaged is made again.
+    // Damaged files are written again.
     cluster.nodes[0].kill();
     for (path, _) in &before {
         let mut bytes = std::fs::read(path).unwrap();

@@ -1,5 +1,5 @@
-//! P6, all at once: rules over several keys hold in the final state although deployments, the keys that rules refer to, and the
-//! writes that they judge are raced against each other on all nodes.
+//! P6 with several rules at once: rules over several keys hold in the final state, although deployments, referenced keys
+//! and judged writes race on all nodes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -8,19 +8,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use brink_tests::{Client, Cluster, plugin_wasm};
 use serde_json::{Value, json};
 
-/// Customers that come and go.
+/// Number of customers.
 const CUSTOMERS: usize = 4;
 
-/// Orders that one customer may have.
+/// Maximum number of orders per customer.
 const ORDERS_MAX: usize = 3;
 
-/// Changes of the hook that marks values.
+/// Number of changes of the stamping hook.
 const DEPLOYMENTS: u64 = 25;
 
-/// What one writer was answered, by status.
+/// Number of answers by status.
 type Answers = BTreeMap<u16, usize>;
 
-/// Random numbers that are the same in every run (xorshift, Marsaglia 2003).
+/// A deterministic random number generator (xorshift, Marsaglia 2003).
 struct Draws(u64);
 
 impl Draws {
@@ -32,7 +32,7 @@ impl Draws {
     }
 }
 
-/// An order names its customer, which must exist; a customer that has orders stays; nobody has more than three.
+/// The rules: an order names an existing customer, a customer with orders cannot be deleted, and has at most three.
 async fn set_rules(client: &Client) {
     for name in ["limits", "reference"] {
         client.put_plugin(name, plugin_wasm(name)).await.expect(200);
@@ -48,13 +48,13 @@ async fn set_rules(client: &Client) {
     }
 }
 
-/// Marks values from now on; says from which revision.
-async fn mark(client: &Client, stamp: u64) -> u64 {
+/// Sets the hook that stamps values. Returns the revision from which it is in force.
+async fn set_stamp(client: &Client, stamp: u64) -> u64 {
     let hook = json!({"plugin": "stamp", "prefix": "customers/", "config": {"stamp": stamp}, "deadline_ms": 5_000});
     client.put_json("/hooks/stamp/", &hook).await.expect(200).json["revision"].as_u64().unwrap()
 }
 
-/// Writes and deletes customers and orders, until it is told to stop.
+/// Writes and deletes customers and orders until `stop` is set.
 async fn write(client: Client, seed: u64, stop: Arc<AtomicBool>) -> Answers {
     let mut draws = Draws(seed);
     let mut answers = Answers::new();
@@ -69,7 +69,7 @@ async fn write(client: Client, seed: u64, stop: Arc<AtomicBool>) -> Answers {
         };
         match answer.status {
             200 | 201 | 204 | 404 => {}
-            // A rule, or contention: what both say is that nothing was written.
+            // Refused by a rule, or contended: not written.
             409 | 422 => assert_eq!(answer.json["outcome"], "not_written", "{answer:?}"),
             _ => panic!("{answer:?}"),
         }
@@ -82,13 +82,13 @@ async fn write(client: Client, seed: u64, stop: Arc<AtomicBool>) -> Answers {
 async fn rules_over_several_keys_hold_while_hooks_and_keys_change_on_all_nodes() {
     let cluster = Cluster::start(3).await;
     set_rules(cluster.client(0)).await;
-    let mut in_force = BTreeMap::from([(mark(cluster.client(0), 0).await, 0)]);
+    let mut in_force = BTreeMap::from([(set_stamp(cluster.client(0), 0).await, 0)]);
     let stop = Arc::new(AtomicBool::new(false));
     let writers: Vec<_> =
         (0..6).map(|n| tokio::spawn(write(cluster.client(n % 3).clone(), 7 + n as u64, stop.clone()))).collect();
     for stamp in 1..=DEPLOYMENTS {
         let node = usize::try_from(stamp % 3).unwrap();
-        in_force.insert(mark(cluster.client(node), stamp).await, stamp);
+        in_force.insert(set_stamp(cluster.client(node), stamp).await, stamp);
         check(&cluster, &in_force).await;
     }
     stop.store(true, Ordering::Relaxed);
@@ -99,14 +99,14 @@ async fn rules_over_several_keys_hold_while_hooks_and_keys_change_on_all_nodes()
         }
     }
     let stamps = check(&cluster, &in_force).await;
-    // Each rule was met and each was obeyed often enough to mean something.
+    // Every kind of answer occurred often enough.
     for status in [200, 201, 204, 422] {
         assert!(answers.get(&status).is_some_and(|count| *count > 50), "{answers:?}");
     }
-    assert!(!stamps.is_empty(), "nothing is left to check: {answers:?}");
+    assert!(!stamps.is_empty(), "no entries are left to check: {answers:?}");
 }
 
-/// Checks the rules on one state of the store, read as one page. Returns the marks it has.
+/// Checks the rules on one page, which shows one revision. Returns its stamps.
 async fn check(cluster: &Cluster, in_force: &BTreeMap<u64, u64>) -> BTreeSet<u64> {
     let page = cluster.client(1).get("/kv/?prefix=customers/&limit=1000&consistency=strong").await.expect(200).json;
     assert_eq!(page["has_more"], false);
@@ -115,7 +115,7 @@ async fn check(cluster: &Cluster, in_force: &BTreeMap<u64, u64>) -> BTreeSet<u64
     let mut orders: BTreeMap<&str, usize> = BTreeMap::new();
     for key in &keys {
         if let Some((customer, _)) = key.split_once("/orders/") {
-            assert!(keys.contains(customer), "{key} is an order of nobody: {keys:?}");
+            assert!(keys.contains(customer), "{key} has no customer: {keys:?}");
             *orders.entry(customer).or_default() += 1;
         }
     }
@@ -123,7 +123,7 @@ async fn check(cluster: &Cluster, in_force: &BTreeMap<u64, u64>) -> BTreeSet<u64
     let stamp = |entry: &Value| {
         let (revision, stamp) = (entry["revision"].as_u64().unwrap(), entry["value"]["stamp"].as_u64().unwrap());
         let (_, expected) = in_force.range(..revision).next_back().unwrap();
-        assert_eq!(stamp, *expected, "{entry} was judged by the wrong version: {in_force:?}");
+        assert_eq!(stamp, *expected, "{entry} was judged by another version: {in_force:?}");
         stamp
     };
     entries.iter().map(stamp).collect()

@@ -1,4 +1,4 @@
-//! Large plugins on their way: an upload that ends early leaves nothing, and a node takes only so many at once.
+//! Uploads of large plugins: an interrupted upload leaves nothing, and a node limits concurrent uploads.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -7,19 +7,20 @@ use std::time::Duration;
 use brink_tests::{Answer, Client, Cluster, eventually, plugin_wasm};
 use serde_json::json;
 
-/// How many uploads a node takes at once.
+/// Maximum number of concurrent uploads to a node.
 const UPLOADS_MAX: usize = 4;
 
-/// How much is stored at once, and an upload is seen by.
+/// Size of the pieces in which a plugin is stored, in bytes.
 const PIECE_BYTES: usize = 1024 * 1024;
 
+/// Time limit of every wait.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// The plugin `normalize` with so many pieces of bytes in it that mean nothing.
+/// The plugin `normalize`, padded by a number of pieces.
 fn padded(pieces: usize) -> Vec<u8> {
     let mut component = plugin_wasm("normalize");
     let padding: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..)).take(pieces * PIECE_BYTES).collect();
-    // A custom section: its number, its length, and its name with the length of that.
+    // A custom section: its id, its length in LEB128, its name with the length of the name.
     component.push(0);
     let mut length = padding.len() + 4;
     while length >= 0x80 {
@@ -32,7 +33,7 @@ fn padded(pieces: usize) -> Vec<u8> {
     component
 }
 
-/// What the log of a node holds.
+/// Number of entries in a node's log.
 async fn log_entries(client: &Client) -> u64 {
     let metrics = client.get("/metrics").await.expect(200).body;
     let metrics = String::from_utf8(metrics).unwrap();
@@ -41,10 +42,10 @@ async fn log_entries(client: &Client) -> u64 {
     value.parse::<f64>().unwrap() as u64
 }
 
-/// Begins an upload, and waits until another node has some of its pieces.
+/// Starts an upload, and waits until another node has some of its pieces.
 async fn begin(uploader: &Client, witness: &Client, component: &[u8]) -> tokio::task::JoinHandle<Option<Answer>> {
-    // The figure is some moments old: what it shows must not be what came before.
-    let before = eventually(LIMIT, "nothing else is written", || async {
+    // The metric is updated with a delay. Wait until it is stable.
+    let before = eventually(LIMIT, "the log does not grow", || async {
         let before = log_entries(witness).await;
         tokio::time::sleep(Duration::from_millis(600)).await;
         (log_entries(witness).await == before).then_some(before)
@@ -57,7 +58,7 @@ async fn begin(uploader: &Client, witness: &Client, component: &[u8]) -> tokio::
     upload
 }
 
-/// The plugin is what it should be, and judges.
+/// Checks that the plugin has this digest and judges on every node.
 async fn assert_judges(cluster: &Cluster, digest: &str) {
     let hook = json!({"plugin": "padded", "prefix": "n/", "config": {"trim": [""]}});
     let bound = cluster.client(0).put_json("/hooks/h/", &hook).await.expect(200);
@@ -69,14 +70,14 @@ async fn assert_judges(cluster: &Cluster, digest: &str) {
 }
 
 #[tokio::test]
-async fn an_upload_whose_node_dies_leaves_no_plugin_and_can_be_made_again_anywhere() {
+async fn an_upload_to_a_node_that_dies_leaves_no_plugin_and_can_be_repeated_on_any_node() {
     let mut cluster = Cluster::start(3).await;
     let component = padded(48);
     let uploader = (cluster.leader().await + 1) % 3;
     let other = (uploader + 1) % 3;
     let upload = begin(cluster.client(uploader), cluster.client(other), &component).await;
     cluster.nodes[uploader].kill();
-    assert!(upload.await.unwrap().is_none(), "the connection broke before there was an answer");
+    assert!(upload.await.unwrap().is_none(), "the upload was answered before the kill");
     assert_eq!(cluster.client(other).get("/plugins/").await.expect(200).json["plugins"], json!([]));
     let uploaded = cluster.client(other).put_plugin("padded", component).await.expect(200);
     cluster.nodes[uploader].start();
@@ -85,7 +86,7 @@ async fn an_upload_whose_node_dies_leaves_no_plugin_and_can_be_made_again_anywhe
 }
 
 #[tokio::test]
-async fn an_upload_goes_on_when_the_leader_dies() {
+async fn an_upload_continues_after_the_loss_of_the_leader() {
     let mut cluster = Cluster::start(3).await;
     let component = padded(48);
     let leader = cluster.leader().await;
@@ -99,7 +100,7 @@ async fn an_upload_goes_on_when_the_leader_dies() {
 }
 
 #[tokio::test]
-async fn a_node_takes_only_so_many_uploads_at_once() {
+async fn a_node_limits_concurrent_uploads() {
     let cluster = Cluster::start(1).await;
     let client = cluster.client(0);
     let address = client.url.strip_prefix("http://").unwrap().split('/').next().unwrap();
@@ -108,7 +109,7 @@ async fn a_node_takes_only_so_many_uploads_at_once() {
         let head = format!("PUT /kv-store/v1/plugins/slow-{number}/ HTTP/1.1\r\nhost: {address}\r\n");
         connection.set_read_timeout(Some(LIMIT)).unwrap();
         connection.write_all(format!("{head}content-length: 1000\r\nexpect: 100-continue\r\n\r\n").as_bytes()).unwrap();
-        // The node asks for the body once it has room for it.
+        // The node asks for the body once it accepts the upload.
         let mut answer = [0; 12];
         connection.read_exact(&mut answer).unwrap();
         assert_eq!(&answer, b"HTTP/1.1 100");
@@ -120,7 +121,7 @@ async fn a_node_takes_only_so_many_uploads_at_once() {
     assert_eq!(refused.json["outcome"], "not_written");
     assert_eq!(refused.header("retry-after"), Some("1"));
     slow.pop();
-    eventually(LIMIT, "there is room again", || async {
+    eventually(LIMIT, "an upload is accepted again", || async {
         (client.put_plugin("q", plugin_wasm("normalize")).await.status == 200).then_some(())
     })
     .await;

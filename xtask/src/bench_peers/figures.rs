@@ -1,12 +1,12 @@
-//! What was measured, how the two compare, and how that is printed.
+//! The figures of a run, the comparison of both servers, and their output.
 
 use std::fmt;
 
 use serde_json::{Value, json};
 
-use super::{Case, Load};
+use super::case::{Case, Load};
 
-/// One run, or the medians of several.
+/// The figures of one run, or the medians of several.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Figures {
     /// Requests per second.
@@ -14,18 +14,18 @@ pub(super) struct Figures {
     pub(super) p50_ms: f64,
     pub(super) p99_ms: f64,
     pub(super) errors: f64,
-    /// Cores that the nodes kept busy, and the loader.
+    /// Average number of busy cores: of all nodes, and of the loader.
     pub(super) server_cores: f64,
     pub(super) loader_cores: f64,
-    /// Threads the loader had.
+    /// Number of threads of the loader.
     pub(super) loader_threads: f64,
 }
 
-/// A loader that keeps its threads busier than this is what was measured.
+/// Above this share of its threads' time, the loader is the bottleneck.
 const LOADER_BUSY_MAX: f64 = 0.9;
 
 impl Figures {
-    /// What the loader reports of a run with requests of one kind.
+    /// Reads the loader's report of a run with one kind of requests.
     pub(super) fn of(report: &Value, server_cores: f64) -> Option<Self> {
         let requests = report.get("writes").or_else(|| report.get("reads"))?;
         let number = |object: &Value, name: &str| object.get(name)?.as_f64();
@@ -40,7 +40,7 @@ impl Figures {
         })
     }
 
-    /// The medians of several runs, and the most errors of any.
+    /// The medians of several runs, and the highest number of errors.
     pub(super) fn median(runs: Vec<Self>) -> Self {
         let sorted = |of: fn(&Self) -> f64| {
             let mut values: Vec<f64> = runs.iter().map(of).collect();
@@ -78,7 +78,7 @@ impl fmt::Display for Figures {
     }
 }
 
-/// A case with the medians of both.
+/// A case with the medians of both servers.
 pub(super) struct Compared {
     pub(super) case: Case,
     pub(super) brink: Figures,
@@ -90,12 +90,12 @@ impl Compared {
         self.brink.rate / self.etcd.rate.max(1.0)
     }
 
-    /// Whether the target of the rate is reached; none if there is no target.
+    /// Whether the target is reached, if there is one.
     fn is_met(&self) -> Option<bool> {
         self.case.target.map(|target| self.ratio() >= target)
     }
 
-    /// Whether p99 is to be lower than etcd's: where writes are replicated.
+    /// Whether p99 must be lower than etcd's, which is so for replicated writes.
     fn p99_counts(&self) -> bool {
         self.case.load == Load::Writes
     }
@@ -104,7 +104,7 @@ impl Compared {
         self.brink.p99_ms < self.etcd.p99_ms
     }
 
-    /// The ratio against its target, in words.
+    /// The comparison of the ratio with its target, in words.
     fn verdict(&self) -> String {
         let mut verdict = match (self.case.target, self.is_met()) {
             (Some(target), Some(false)) => {
@@ -142,7 +142,7 @@ pub(super) fn json(compared: &[Compared]) -> Value {
     compared.iter().map(Compared::json).collect()
 }
 
-/// Prints a table for each load, and a last line that sums up.
+/// Prints a table for each load, and a summary.
 pub(super) fn print(compared: &[Compared]) {
     for load in [Load::Writes, Load::StrongReads, Load::LocalReads, Load::SingleWrites] {
         let cases: Vec<&Compared> = compared.iter().filter(|compared| compared.case.load == load).collect();
@@ -195,7 +195,7 @@ fn table(cases: &[&Compared]) -> String {
                 lines.push(format!("{:>7}  {name} answered {} requests of a run with errors", "", figures.errors));
             }
             if figures.loader_cores > LOADER_BUSY_MAX * figures.loader_threads {
-                lines.push(format!("{:>7}  the loader was busy all the time; {name} may be faster than that", ""));
+                lines.push(format!("{:>7}  the loader was the bottleneck; {name} may be faster", ""));
             }
         }
     }

@@ -1,4 +1,4 @@
-//! The nodes of one side: started, asked who leads, measured, ended.
+//! A cluster of brink or etcd: starts its nodes, finds the leader, measures CPU time, and stops the nodes.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -12,19 +12,19 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
-/// How long nodes may take to find each other.
+/// Maximum time for the nodes to find each other.
 const READY_DEADLINE: Duration = Duration::from_secs(30);
 
-/// How often it is looked whether they have.
+/// Time between two checks whether they have.
 const POLL: Duration = Duration::from_millis(100);
 
-/// How long a node may take to say how it is.
+/// Maximum time for a node to answer.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(2);
 
-/// In which the kernel counts CPU time for user space.
+/// The unit of CPU times in `/proc`.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// The two that are compared.
+/// The two servers that are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Peer {
     Brink,
@@ -32,7 +32,7 @@ pub(super) enum Peer {
 }
 
 impl Peer {
-    /// Its name, also to the loader.
+    /// The name of the server, which is also its value for the loader's `--api`.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Brink => "brink",
@@ -40,7 +40,7 @@ impl Peer {
         }
     }
 
-    /// The base URL of a node as the loader takes it.
+    /// The base URL of a node, for the loader.
     fn url(self, port: u16) -> String {
         match self {
             Self::Brink => format!("http://127.0.0.1:{port}/kv-store/v1"),
@@ -56,7 +56,7 @@ pub(super) struct Servers {
 }
 
 struct Node {
-    /// Where clients reach it.
+    /// The port for clients.
     port: u16,
     log: std::path::PathBuf,
     process: Child,
@@ -83,7 +83,7 @@ impl Servers {
                 Peer::Brink => brink_arguments(&mut command, &ports, *port, &dir),
                 Peer::Etcd => etcd_arguments(&mut command, &ports, number, &dir),
             }
-            // A group of its own: Ctrl-C reaches this program, which ends the nodes itself.
+            // A process group of its own: Ctrl-C reaches only this program, which then ends the nodes.
             command.process_group(0).stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
             let process = command.spawn().with_context(|| format!("{} cannot be started", program.display()))?;
             servers.nodes.push(Node { port: *port, log, process });
@@ -95,7 +95,7 @@ impl Servers {
         self.peer
     }
 
-    /// Waits until there is a leader that all nodes know.
+    /// Waits until all nodes know the leader.
     pub(super) fn wait_ready(&mut self, interrupted: &AtomicBool) -> anyhow::Result<()> {
         let began = Instant::now();
         while self.leader().is_none() {
@@ -122,7 +122,7 @@ impl Servers {
         Ok(std::iter::once(leader).chain(others).map(|port| self.peer.url(port)).collect())
     }
 
-    /// The CPU time the nodes have used so far.
+    /// The CPU time that the nodes have used so far.
     pub(super) fn cpu_seconds(&self) -> f64 {
         self.nodes.iter().map(|node| cpu_seconds(node.process.id())).sum()
     }
@@ -145,7 +145,7 @@ impl Servers {
         self.nodes.iter().zip(&views).find(|(node, view)| is_leader(node, view)).map(|(node, _)| node.port)
     }
 
-    /// How a node sees its cluster.
+    /// A node's view of its cluster.
     fn view(&self, port: u16) -> Option<Value> {
         match self.peer {
             Peer::Brink => ask(port, "GET", "/kv-store/v1/health/", ""),
@@ -157,7 +157,7 @@ impl Servers {
 impl Drop for Servers {
     fn drop(&mut self) {
         for node in &mut self.nodes {
-            // A node that has ended already is what is wanted.
+            // Fails only if the node has ended already.
             let _ = node.process.kill();
             let _ = node.process.wait();
         }
@@ -172,7 +172,7 @@ fn brink_arguments(command: &mut Command, ports: &[(u16, u16)], port: u16, dir: 
     command.env("REPLICA_NODES", json!(others).to_string());
 }
 
-/// As etcd's users start it: what is not about addresses has its default, fsync included.
+/// Only addresses are set; all other settings have etcd's defaults, fsync included.
 fn etcd_arguments(command: &mut Command, ports: &[(u16, u16)], number: usize, dir: &Path) {
     let url = |port: u16| format!("http://127.0.0.1:{port}");
     let members: Vec<String> =
@@ -188,11 +188,11 @@ fn etcd_arguments(command: &mut Command, ports: &[(u16, u16)], number: usize, di
     command.args(["--initial-cluster", &members.join(","), "--initial-cluster-state", "new", "--logger", "zap"]);
 }
 
-/// Asks a node and returns its answer, if that is JSON.
+/// Sends a request to a node and returns the answer if it is JSON.
 fn ask(port: u16, method: &str, path: &str, body: &str) -> Option<Value> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
     stream.set_read_timeout(Some(ANSWER_DEADLINE)).ok()?;
-    // The version without chunks and kept-alive connections: the answer ends with the connection.
+    // HTTP/1.0 has no chunks and no persistent connections: the answer ends with the connection.
     let head = format!("{method} {path} HTTP/1.0\r\nhost: 127.0.0.1\r\ncontent-length: {}\r\n\r\n", body.len());
     stream.write_all(format!("{head}{body}").as_bytes()).ok()?;
     let mut answer = String::new();
@@ -200,15 +200,15 @@ fn ask(port: u16, method: &str, path: &str, body: &str) -> Option<Value> {
     serde_json::from_str(answer.split_once("\r\n\r\n")?.1).ok()
 }
 
-/// The CPU time that a process has used so far.
+/// The CPU time that a process has used so far, in seconds.
 fn cpu_seconds(process: u32) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-    // The name of the program, in parentheses, may hold anything; the times are the 12th and 13th field after it.
+    // The program's name, in parentheses, may contain anything; the times are the 12th and 13th field after it.
     let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
     fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / TICKS_PER_SECOND
 }
 
-/// Ports that are free now. They are taken together, so that no two are the same.
+/// Ports that are free now. All are bound at once, so that they differ.
 fn free_ports(count: usize) -> anyhow::Result<Vec<u16>> {
     let listeners = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<Vec<_>, _>>()?;
     Ok(listeners.iter().map(TcpListener::local_addr).collect::<Result<Vec<_>, _>>()?.iter().map(|a| a.port()).collect())

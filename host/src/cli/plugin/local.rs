@@ -1,7 +1,7 @@
-//! A plugin on this machine, without a node: what `test`, `run`, `bench` and `inspect` stand on.
+//! A plugin on this machine, without a node, for `test`, `run`, `bench` and `inspect`.
 //!
-//! What runs is what runs on a node: the same engine, limits, hooks and judgement. Only the store is another one: the
-//! entries that the author names.
+//! Plugins run as on a node, with the same engine, limits, hooks and judging. Only the store differs: it holds the entries
+//! that the author gives.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,32 +10,33 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use serde_json::{Value as Json, json};
+use serde_json::Value as Json;
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use super::super::client::Failure;
+use super::super::failure::Failure;
 use super::project;
 use crate::hooks::{self, Binding, Hook, Judged, Observer, Plugin, Runtime, Set, View, ViewError};
+use crate::json;
 use crate::storage::command::{Action, Entry, EntryMeta, Operation, RangeDigest, Space, Value};
 
-/// How long a judgement may take in all; the hook's own deadline ends it sooner.
+/// Maximum time of a judgement. The hook's own deadline is shorter.
 const JUDGE_DEADLINE: Duration = Duration::from_secs(60);
 
-/// The media type of a value given as text, unless it is said to be another.
+/// The content type of a value given as text.
 pub(super) const TEXT: &str = "text/plain; charset=utf-8";
 
-/// Which component.
+/// The component to load.
 #[derive(Debug, clap::Args)]
 pub(super) struct Target {
-    /// The component, or the folder of its project
+    /// A component, or the folder of its project
     #[arg(value_name = "PATH", default_value = ".")]
     path: PathBuf,
 }
 
-/// A compiled plugin and the engine it runs on.
+/// A compiled plugin, and the runtime that compiled it.
 pub(super) struct Local {
     pub(super) plugin: Plugin,
     pub(super) component: Vec<u8>,
@@ -43,12 +44,12 @@ pub(super) struct Local {
 }
 
 impl Target {
-    /// The folder of the project; none, if a component is named.
+    /// The project's folder; `None` if the path is a component.
     pub(super) fn project(&self) -> Option<&Path> {
         self.path.is_dir().then_some(&self.path)
     }
 
-    /// Reads and compiles the component. Takes seconds if it is large.
+    /// Reads and compiles the component, which takes seconds if it is large.
     pub(super) fn load(&self, observer: Arc<dyn Observer>) -> Result<Local, Failure> {
         let (name, file) = match self.project() {
             Some(dir) => project::built(dir)?,
@@ -61,60 +62,64 @@ impl Target {
     }
 }
 
-/// Shows what plugins log, on standard error.
-pub(super) fn show_lines() {
+/// Prints the log lines of plugins to standard error.
+pub(super) fn print_log_lines() {
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).without_time().with_target(false);
     let of_plugins = Targets::new().with_target("plugin", tracing::Level::DEBUG);
-    // Only a process that shows them already refuses.
+    // This fails only if it was called before.
     let _ = tracing_subscriber::registry().with(lines.with_filter(of_plugins)).try_init();
 }
 
-/// The plugin's name, as good as it can be told from a file's.
+/// A plugin name made of a file name.
 fn name_of(file: &Path) -> String {
     let stem = file.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
     if hooks::check_name("plugin", stem).is_ok() { stem.to_owned() } else { "plugin".to_owned() }
 }
 
 impl Local {
-    /// A hook that judges every write, as `brink plugin bind` would set it: the plugin checks its configuration.
+    /// A hook for every write, bound as `brink plugin bind` does: the plugin checks the configuration.
     pub(super) fn bind(&self, config: &Json) -> Result<Hook, Failure> {
-        let binding = json!({
+        let binding = serde_json::json!({
             "plugin": self.plugin.name(), "config": config, "operations": ["put", "delete"],
         });
         let binding = Binding::parse(binding.to_string().as_bytes())?;
         Ok(self.runtime.bind(self.plugin.name(), binding, &self.plugin)?)
     }
 
-    /// Pre-initializes a hook, as nodes do. Takes seconds if the plugin is large.
+    /// Pre-initializes the hook's plugin as nodes do, which takes seconds if it is large.
     pub(super) fn pre_initialize(&self, hook: &Hook) {
         self.runtime.pre_initialize(hook, &self.component);
     }
 }
 
-/// Has a hook judge one write, with a store of these entries.
-pub(super) fn judge(hook: &Hook, write: Operation, store: &Arc<Store>) -> Result<Judged, hooks::Error> {
-    ask(&set(hook), write, store)
+/// A write to try a plugin with.
+pub(super) struct Trial {
+    /// The hook's configuration.
+    pub(super) config: Json,
+    pub(super) write: Operation,
+    /// The entries that the plugin can read.
+    pub(super) store: Arc<Store>,
 }
 
-/// A hook that is alone in force.
+/// A set with this hook alone.
 pub(super) fn set(hook: &Hook) -> Arc<Set> {
     Arc::new(Set::new(1, vec![hook.clone()]))
 }
 
-/// As [`judge`], of hooks that are asked more than once.
-pub(super) fn ask(set: &Arc<Set>, write: Operation, store: &Arc<Store>) -> Result<Judged, hooks::Error> {
+/// Judges one write.
+pub(super) fn judge(set: &Arc<Set>, write: Operation, store: &Arc<Store>) -> Result<Judged, hooks::Error> {
     hooks::judge(set, vec![write], store.clone(), Instant::now() + JUDGE_DEADLINE)
 }
 
-/// The write of a value, or the deletion of a key.
+/// The write of a value; without one, the deletion of the key.
 pub(super) fn write(key: &str, value: Option<Value>) -> Operation {
     let action = value.map_or(Action::Delete, Action::Put);
     Operation { space: Space::Kv, key: key.to_owned(), action }
 }
 
-/// A JSON value as a node keeps it.
-pub(super) fn json_value(text: &str) -> Result<Value, String> {
-    hooks::compact_json(text.as_bytes().to_vec()).map(Value::json)
+/// A JSON value as a node stores it.
+pub(super) fn json_value(text: impl Into<Bytes>) -> Result<Value, json::Error> {
+    json::compact(text.into()).map(Value::json)
 }
 
 /// A value of any other type.
@@ -122,11 +127,12 @@ pub(super) fn other_value(content_type: &str, bytes: impl Into<Bytes>) -> Value 
     Value { content_type: content_type.to_owned(), bytes: bytes.into() }
 }
 
-/// What a plugin reads: entries that were each written once, in the order of their keys.
+/// A store for plugins to read: entries that were written once each, in key order.
 #[derive(Default, Clone)]
 pub(super) struct Store(BTreeMap<String, Entry>);
 
 impl Store {
+    /// A store with these values.
     pub(super) fn new(values: impl IntoIterator<Item = (String, Value)>) -> Self {
         let entries = (1..).zip(BTreeMap::from_iter(values)).map(|(revision, (key, value))| {
             let meta = EntryMeta { version: 1, revision, created_at_ms: 0, updated_at_ms: 0 };

@@ -1,7 +1,7 @@
 //! `brink plugin new` and `brink plugin build`: an author's project, from its template to a component.
 //!
-//! A project is complete in itself: the interface lies in its `wit/`, and for Rust the SDK beside it, both of the version
-//! of the brink that made it. What builds it are the tools of its language; `build` only knows how they are called.
+//! A project is self-contained: it includes the WIT interface and, for Rust, the SDK, in the versions of the `brink` that
+//! created it. `build` calls the tools of the project's language.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -10,37 +10,37 @@ use std::process::Command;
 
 use serde::Deserialize;
 
-use super::super::client::Failure;
+use super::super::failure::Failure;
 use super::super::output;
 
-/// The file by which a project is known.
+/// The file that marks the folder of a project.
 const MANIFEST: &str = "brink-plugin.toml";
 
-/// Longest name of a project: it becomes that of a plugin, a crate and a package.
+/// Longest name of a project. The plugin, the crate and the package have the same name.
 const NAME_BYTES_MAX: usize = 64;
 
-/// Where Rust components are built.
+/// The compilation target of Rust components.
 const RUST_TARGET: &str = "wasm32-wasip2";
 
-/// A language that there is a template for.
+/// Languages with a template.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(in crate::cli) enum Language {
     /// Rust, with the SDK
     Rust,
-    /// JavaScript, by way of QuickJS
+    /// JavaScript, on QuickJS
     Js,
-    /// Python, by way of CPython
+    /// Python, on CPython
     Python,
 }
 
-/// What [`MANIFEST`] says.
+/// The content of [`MANIFEST`].
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Manifest {
     name: String,
     language: Language,
-    /// The world that the plugin is for; Rust and JavaScript say it elsewhere.
+    /// The plugin's WIT world; Rust and JavaScript projects name it in their sources.
     #[serde(default = "default_world")]
     world: String,
 }
@@ -49,7 +49,7 @@ fn default_world() -> String {
     "validator-plugin".to_owned()
 }
 
-/// Files of a project with their texts, in which `{{name}}` and `{{language}}` stand for its own.
+/// Paths and texts of template files. `{{name}}` and `{{language}}` stand for those of the project.
 type Files = &'static [(&'static str, &'static str)];
 
 macro_rules! files {
@@ -71,7 +71,7 @@ const JS: Files = files!("../../../templates/plugin/js/": "package.json", "src/p
 const PYTHON: Files = files!("../../../templates/plugin/python/": "requirements.txt", "plugin.py", "brink.py",
     "test_plugin.py", "README.md", ".gitignore");
 
-/// The SDK; its `Cargo.toml` must be made independent of this workspace.
+/// The SDK. Its `Cargo.toml` needs [`independent`].
 const SDK: Files = files!("../../../../guest-sdk/": "Cargo.toml", "README.md", "src/lib.rs", "src/answer.rs",
     "src/bindings.rs", "src/config.rs", "src/fields.rs", "src/glue.rs", "src/json.rs", "src/log.rs", "src/mock.rs",
     "src/store.rs", "src/verdict.rs", "src/write.rs");
@@ -94,7 +94,7 @@ impl Language {
     }
 }
 
-/// Makes a project in a new folder, by default one of its name.
+/// Creates a project in a new folder, by default named after it.
 pub(super) fn create(name: &str, language: Language, dir: Option<PathBuf>) -> Result<(), Failure> {
     check_name(name)?;
     let dir = dir.unwrap_or_else(|| PathBuf::from(name));
@@ -104,7 +104,7 @@ pub(super) fn create(name: &str, language: Language, dir: Option<PathBuf>) -> Re
         Err(source) => return Err(Failure::File { path: dir, source }),
     };
     if !is_free {
-        return Err(Failure::Usage(format!("{} is not empty; a project begins in a new folder", dir.display())));
+        return Err(Failure::Usage(format!("{} is not empty; a project needs a new folder", dir.display())));
     }
     for (path, text) in EVERY_PROJECT.iter().chain(language.files()) {
         let text = text.replace("{{name}}", name).replace("{{language}}", language.name());
@@ -118,19 +118,19 @@ pub(super) fn create(name: &str, language: Language, dir: Option<PathBuf>) -> Re
     output::line(&format!("{} made; next: cd {0}, then brink plugin build", dir.display()))
 }
 
-/// The name of a plugin that is also one of a crate and of a package.
+/// Checks a project's name, which must be valid for a plugin, a crate and a package.
 fn check_name(name: &str) -> Result<(), Failure> {
     let is_allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     let begins_well = name.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase());
     match begins_well && name.bytes().all(is_allowed) && name.len() <= NAME_BYTES_MAX {
         true => Ok(()),
         false => Err(Failure::Usage(format!(
-            "{name:?} cannot be a plugin's name: it has 1 to {NAME_BYTES_MAX} of a-z, 0-9 and `-`, the first a letter"
+            "{name:?} cannot be a plugin's name: it must have 1 to {NAME_BYTES_MAX} of a-z, 0-9 and `-`, and begin with a letter"
         ))),
     }
 }
 
-/// A `Cargo.toml` of this workspace with what it inherits written out. Other texts stay as they are.
+/// Replaces the fields that a `Cargo.toml` inherits from this workspace by their values. Other texts stay the same.
 fn independent(text: &str) -> String {
     let inherited = [
         ("version", env!("CARGO_PKG_VERSION")),
@@ -168,13 +168,13 @@ pub(super) fn build(dir: &Path) -> Result<(), Failure> {
     output::line(&format!("{}: {bytes} bytes", path.display()))
 }
 
-/// The name of the project in a folder, and its component, which must have been built.
+/// The name of a project and the path of its component, which must have been built.
 pub(super) fn built(dir: &Path) -> Result<(String, PathBuf), Failure> {
     let name = manifest(dir)?.name;
     let component = dir.join("build").join(format!("{name}.wasm"));
     match component.exists() {
         true => Ok((name, component)),
-        false => Err(Failure::Usage(format!("{} does not exist; `brink plugin build` makes it", component.display()))),
+        false => Err(Failure::Usage(format!("{} does not exist; run `brink plugin build`", component.display()))),
     }
 }
 
@@ -205,7 +205,7 @@ fn manifest(dir: &Path) -> Result<Manifest, Failure> {
     let path = dir.join(MANIFEST);
     let text = fs::read_to_string(&path).map_err(|source| match source.kind() {
         ErrorKind::NotFound => Failure::Usage(format!(
-            "{} is no plugin's project: it has no {MANIFEST}; `brink plugin new` begins one",
+            "{} is not a plugin project: it has no {MANIFEST}; `brink plugin new` creates one",
             dir.display()
         )),
         _ => Failure::File { path: path.clone(), source },
@@ -216,10 +216,10 @@ fn manifest(dir: &Path) -> Result<Manifest, Failure> {
     Ok(manifest)
 }
 
-/// Runs a tool in the project's folder; what it prints is shown.
+/// Runs a tool in the project's folder. Its output is not captured.
 fn call(dir: &Path, tool: impl AsRef<Path>, arguments: &[&str]) -> Result<(), Failure> {
     let tool = tool.as_ref();
-    // A tool of the project is named from its folder, and found wherever this process runs.
+    // A relative path, such as `.venv/bin/pip`, is relative to the project's folder.
     let program = if tool.components().count() > 1 { std::path::absolute(dir)?.join(tool) } else { tool.to_owned() };
     let command = format!("{} {}", tool.display(), arguments.join(" "));
     let ended = Command::new(program).args(arguments).current_dir(dir).status();
@@ -265,7 +265,7 @@ mod tests {
             for (path, _) in EVERY_PROJECT.iter().chain(language.files()) {
                 assert!(!fs::read_to_string(project.join(path)).unwrap().contains("{{"), "{path}");
             }
-            // A second one does not overwrite it.
+            // Its folder cannot be used again.
             assert!(matches!(create("my-rule", language, Some(project)), Err(Failure::Usage(_))));
         }
     }

@@ -1,32 +1,32 @@
-//! What goes wrong in a simulation: the seed chooses faults one after another, then everything heals.
+//! The faults of a simulation: the seed chooses one after another, then everything heals.
 
 use std::time::Duration;
 
-use openraft::async_runtime::watch::WatchReceiver;
 use tokio::time::Instant;
 
 use super::network::Weather;
+use super::node::{Node, metrics_of};
 use super::world::World;
-use crate::replication::membership::Role;
-use crate::replication::shared::Metrics;
+use crate::replication::cluster::membership::Role;
+use crate::replication::types::Metrics;
 
 /// Longest time between two faults, in milliseconds.
 const FAULT_INTERVAL_MS_MAX: u64 = 450;
 
-/// Longest time that a node stays down.
+/// Longest time for which a node stays down.
 const DOWN_MS_MAX: u64 = 1_500;
 
-/// How long a change of the cluster may take.
+/// Maximum duration of a membership change.
 const CHANGE_DEADLINE: Duration = Duration::from_secs(2);
 
-/// What a seed has in store.
+/// The faults of a seed.
 pub(super) struct Chaos {
     next_ms: u64,
-    /// Nodes that are down, and when they come back.
+    /// Nodes that are down, and when they return.
     returning: Vec<(u64, usize)>,
-    /// Whether nodes come and go, and lose their disks.
+    /// Whether nodes join, leave, and lose their disks.
     changes_members: bool,
-    /// How many faults there were.
+    /// Number of faults so far.
     pub(super) faults: usize,
 }
 
@@ -35,7 +35,7 @@ impl Chaos {
         Self { next_ms: now_ms, returning: Vec::new(), changes_members, faults: 0 }
     }
 
-    /// Does what is due.
+    /// Restarts nodes and causes faults that are due.
     pub(super) fn act(&mut self, world: &mut World) {
         let now_ms = world.now_ms;
         self.returning.retain(|(due_ms, number)| {
@@ -89,7 +89,7 @@ impl Chaos {
         self.returning.push((world.now_ms + down_ms, number));
     }
 
-    /// A node comes back with empty disks, if all others hold what there is: a cluster survives the loss of a minority.
+    /// Gives a node empty disks, if all other voters run: a cluster survives the loss of a minority.
     fn lose_disk(&mut self, world: &mut World, number: usize) {
         let is_running = world.nodes.get(number).is_some_and(|node| node.running.is_some());
         if !is_running || !is_whole(world) {
@@ -103,10 +103,11 @@ impl Chaos {
     }
 }
 
-/// Whether the latest leader's cluster has three voters at least, and each of them is a node that runs.
+/// Whether the latest membership has at least three voters, and all of them run.
 fn is_whole(world: &World) -> bool {
-    // One that has not decided who it is goes by the id of the one that lost its disk, and is not that one.
-    let handles = world.nodes.iter().filter_map(|node| node.handle()).filter(|handle| handle.shared.is_decided());
+    // An unidentified node runs under the id of the node that lost its disk, but is another node.
+    let handles =
+        world.nodes.iter().filter_map(|node| node.handle()).filter(|handle| handle.0.server.identity.is_identified());
     let metrics: Vec<Metrics> = handles.map(metrics_of).collect();
     let Some(latest) = metrics.iter().max_by_key(|metrics| metrics.membership_config.log_id().map(|id| id.index))
     else {
@@ -114,7 +115,7 @@ fn is_whole(world: &World) -> bool {
     };
     let membership = latest.membership_config.membership();
     let voters: Vec<u64> = membership.voter_ids().collect();
-    // One that is not committed may yet be taken back.
+    // An uncommitted membership may yet be replaced.
     if latest.membership_config.log_id().map(|id| id.index) > latest.local_committed.map(|id| id.index) {
         return false;
     }
@@ -122,13 +123,9 @@ fn is_whole(world: &World) -> bool {
     membership.get_joint_config().len() == 1 && voters.len() >= 3 && voters.iter().all(is_there)
 }
 
-pub(super) fn metrics_of(handle: &crate::replication::Handle) -> Metrics {
-    handle.shared.raft().metrics().borrow_watched().clone()
-}
-
-/// The node that believes to lead in the latest term.
+/// The node that believes that it leads in the latest term.
 pub(super) fn leader(world: &World) -> Option<usize> {
-    let leads = |node: &super::node::Node| {
+    let leads = |node: &Node| {
         let metrics = metrics_of(node.handle()?);
         (metrics.state == openraft::ServerState::Leader).then_some((metrics.current_term, node.number))
     };
@@ -144,7 +141,7 @@ fn pause(world: &mut World, number: usize) {
     }
 }
 
-/// Cuts the network: one node off, in one direction or both; the leader off; two halves; or a single link.
+/// Cuts the network: isolates one node or the leader, in one direction or both; or cuts it into halves; or cuts one link.
 fn partition(world: &mut World) {
     let nodes = world.nodes.len();
     let one = leader(world).filter(|_| world.rng.bool()).unwrap_or_else(|| world.rng.usize(0..nodes));
@@ -202,20 +199,20 @@ fn change_disks(world: &mut World, number: usize) {
     }
 }
 
-/// Some node is asked to make some node the leader.
+/// Asks a random node to make another the leader.
 fn transfer(world: &mut World, number: usize) {
-    let heir = world.rng.usize(0..world.nodes.len());
-    world.note(("transfer", number, heir));
-    let (Some(node), Some(heir)) = (world.nodes.get(number), world.nodes.get(heir)) else { return };
+    let successor = world.rng.usize(0..world.nodes.len());
+    world.note(("transfer", number, successor));
+    let (Some(node), Some(successor)) = (world.nodes.get(number), world.nodes.get(successor)) else { return };
     let (Some(running), Some(handle)) = (&node.running, node.handle().cloned()) else { return };
-    let url = heir.url.clone();
+    let url = successor.url.clone();
     running.spawn(async move {
-        // It fails if the node is not there; that is not what is looked at here.
+        // It may fail; the invariants do not depend on it.
         let _ = handle.transfer_leader(&url, Instant::now() + CHANGE_DEADLINE).await;
     });
 }
 
-/// Some node is asked to take some node in, to remove it, or to give it another role.
+/// Asks a random node to add or remove a node, or to change its role.
 fn change_members(world: &mut World, number: usize) {
     let member = world.rng.usize(0..world.nodes.len());
     let kind = world.rng.u32(0..5);
@@ -225,7 +222,7 @@ fn change_members(world: &mut World, number: usize) {
     let url = member.url.clone();
     running.spawn(async move {
         let deadline = Instant::now() + CHANGE_DEADLINE;
-        // It is refused if it cannot be; that is not what is looked at here.
+        // It may be refused; the invariants do not depend on it.
         let _ = match kind {
             0 | 1 => handle.add_member(&url, Role::Voter, deadline).await,
             2 => handle.add_member(&url, Role::Learner, deadline).await,

@@ -1,53 +1,53 @@
-//! The clients of a simulation: each does one thing after another, on whichever node it likes.
+//! The clients of a simulation: each performs one operation after another, on random nodes.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::history::{History, Request, Response, Seen, Unique};
 use super::node::Running;
 use crate::replication::Handle;
-use crate::replication::shared::lock;
 use crate::storage::{
     Action, AskedBy, Data, Effect, Entry, Fact, Fingerprint, GuardedWrite, Idempotency, Operation, Outcome,
     Precondition, Space, Value,
 };
 
-/// How many clients there are.
+/// Number of clients.
 pub(super) const CLIENTS: u32 = 5;
 
-/// Keys that clients read and write.
+/// The keys that clients read and write.
 pub(super) const KEYS: [&str; 4] = ["a", "b", "c", "d"];
 
-/// The key on which deletions leave their marks.
+/// The key that each deletion writes as well.
 const MARK: &str = "deleted";
 
-/// How long a node may take for one operation.
+/// The deadline of an operation on its node.
 const DEADLINE: Duration = Duration::from_millis(1_000);
 
-/// How long a client waits for an answer; a paused node does not keep its deadlines.
+/// Time for which a client waits for an answer; a paused node does not keep deadlines.
 const PATIENCE_MS: u64 = 1_300;
 
 /// Longest pause of a client between two operations, in milliseconds.
 const THINK_MS_MAX: u64 = 90;
 
-/// How often a named write is sent before its client leaves it at that.
+/// Maximum number of attempts at a named write.
 const TRIES_MAX: u32 = 5;
 
-/// What nodes have answered since the world looked last.
+/// The answers of nodes since the world last collected them.
 pub(super) type Inbox = Arc<Mutex<Vec<(Unique, Response)>>>;
 
 /// A client.
 pub(super) struct Client {
     number: u32,
-    /// The operation it waits for.
+    /// The operation it waits for, and when it began.
     waiting: Option<(Unique, u64)>,
     next_ms: u64,
-    /// A named write that may or may not have happened, and how often it was tried.
+    /// A named write that may have happened, the id of its first attempt, and the number of attempts.
     in_doubt: Option<(Request, Unique, u32)>,
     named: u32,
-    /// What it last saw of each key.
+    /// The revision it last saw of each key.
     seen: [Option<u64>; KEYS.len()],
 }
 
@@ -56,12 +56,12 @@ impl Client {
         Self { number, waiting: None, next_ms: 0, in_doubt: None, named: 0, seen: [None; KEYS.len()] }
     }
 
-    /// Whether it is time for the client to do something.
+    /// Whether the client is due to begin an operation.
     pub(super) fn is_ready(&self, now_ms: u64) -> bool {
         self.waiting.is_none() && now_ms >= self.next_ms
     }
 
-    /// The operation that the client gives up now, if it does.
+    /// The operation that the client gives up now, if any.
     pub(super) fn gives_up(&self, now_ms: u64) -> Option<Unique> {
         self.waiting.filter(|(_, since_ms)| now_ms >= since_ms + PATIENCE_MS).map(|(id, _)| id)
     }
@@ -70,7 +70,7 @@ impl Client {
         self.waiting.map(|(id, _)| id)
     }
 
-    /// Does the next thing on a node.
+    /// Begins the next operation, on a node.
     pub(super) fn act(
         &mut self,
         rng: &mut fastrand::Rng,
@@ -79,7 +79,7 @@ impl Client {
         inbox: &Inbox,
         now_ms: u64,
     ) {
-        // A named write that is tried again writes what it wrote the first time.
+        // Every attempt at a named write writes the same value.
         let (request, first, tries) = match self.in_doubt.take() {
             Some((request, first, tries)) => (request, Some(first), tries + 1),
             None => (self.choose(rng), None, 1),
@@ -92,7 +92,7 @@ impl Client {
         begin((node.1, node.2), inbox, request, (id, first.unwrap_or(id)), now_ms);
     }
 
-    /// Takes an answer.
+    /// Receives an answer.
     pub(super) fn take(&mut self, rng: &mut fastrand::Rng, request: &Request, response: &Response, now_ms: u64) {
         self.waiting = None;
         self.next_ms = now_ms + rng.u64(0..=THINK_MS_MAX);
@@ -126,7 +126,7 @@ impl Client {
             42..52 => {
                 self.named += 1;
                 let name = format!("{}-{}", self.number, self.named);
-                // A key that nothing else writes, beside one that others write too.
+                // One key that no other write touches, and one that others write as well.
                 put(vec![key, once(&name)], None, Some(name))
             }
             52..57 => Request::Delete { key },
@@ -136,17 +136,17 @@ impl Client {
     }
 }
 
-/// The key that only the write of a name writes.
+/// The key that only the write with this name writes.
 pub(super) fn once(name: &str) -> String {
     format!("once/{name}")
 }
 
-/// Has a node perform an operation; the answer comes into the inbox. `ids` are the operation's id and its unique value.
+/// Begins an operation on a node; its answer goes to the inbox. `ids` are the operation's id and its unique value.
 pub(super) fn begin(node: (&Running, &Handle), inbox: &Inbox, request: Request, ids: (Unique, Unique), now_ms: u64) {
     let (handle, data, inbox) = (node.1.clone(), node.0.data.clone(), inbox.clone());
     node.0.spawn(async move {
         let response = perform(&handle, &data, &request, ids.1, now_ms).await;
-        lock(&inbox).push((ids.0, response));
+        inbox.lock().push((ids.0, response));
     });
 }
 
@@ -154,7 +154,7 @@ async fn perform(handle: &Handle, data: &Data, request: &Request, value: Unique,
     let deadline = Instant::now() + DEADLINE;
     match request {
         Request::StrongRead { key } => match handle.read_barrier(deadline).await {
-            // As the API reads: what was read lately, else the state itself.
+            // As the API reads: from the entry cache, else from the state.
             Ok(()) => Response::Read(
                 data.cached(key).or_else(|| data.get_and_keep(key).unwrap()).and_then(|entry| seen(&entry)),
             ),
@@ -179,7 +179,7 @@ pub(super) fn unique(value: &Value) -> Option<Unique> {
     std::str::from_utf8(&value.bytes).ok()?.parse().ok()
 }
 
-/// The write that a request asks for.
+/// The guarded write of a request.
 fn guarded(request: &Request, value: Unique, now_ms: u64) -> GuardedWrite {
     let operation = |key: &str, action| Operation { space: Space::Kv, key: key.to_owned(), action };
     let (operations, expected, name) = match request {
@@ -187,7 +187,7 @@ fn guarded(request: &Request, value: Unique, now_ms: u64) -> GuardedWrite {
             let put = |key: &String| operation(key, Action::Put(Value::json(value.to_string())));
             (keys.iter().map(put).collect(), *expected, name.clone())
         }
-        // Beside it a mark, by which the deletion is known in the log.
+        // The mark identifies the deletion in the log.
         Request::Delete { key } => {
             let mark = operation(MARK, Action::Put(Value::json(value.to_string())));
             (vec![operation(key, Action::Delete), mark], None, None)
@@ -208,7 +208,7 @@ fn guarded(request: &Request, value: Unique, now_ms: u64) -> GuardedWrite {
     GuardedWrite { operations, preconditions, hook_epoch: None, proposed_at_ms: now_ms, idempotency }
 }
 
-/// The revision that a write has given the store; none if it changed nothing.
+/// The revision that a write gave the store; none if it changed nothing.
 pub(super) fn applied_revision(outcome: &Outcome) -> Option<u64> {
     match outcome {
         Outcome::Applied { revision, effects } => {

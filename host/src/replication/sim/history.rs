@@ -1,43 +1,43 @@
-//! What the clients of a simulation did and saw.
+//! The history of a simulation: the operations of its clients and their results.
 
 use crate::replication::{Error, WriteOutcome};
 use crate::storage::Outcome;
 
-/// A value that one write alone writes.
+/// A value that only one write writes.
 pub(super) type Unique = u64;
 
-/// A key as it was read or written: the revision of its entry and its unique value; none if it had no entry.
+/// The state of a key: the revision of its entry and its unique value; none without an entry.
 pub(super) type Seen = Option<(u64, Unique)>;
 
-/// What a client asked for.
+/// A client's request.
 #[derive(Debug, Clone)]
 pub(super) enum Request {
     /// Sets keys to the operation's unique value, all or none.
     Put {
         keys: Vec<String>,
-        /// The revision that the first key must have for that.
+        /// The revision that the first key must have.
         expected: Option<Option<u64>>,
-        /// The name that the client gave the write.
+        /// The name of the write.
         name: Option<String>,
     },
     /// Removes a key.
     Delete { key: String },
-    /// Reads a key so that the result is linearizable.
+    /// Reads a key, linearizably.
     StrongRead { key: String },
-    /// Reads what the node has.
+    /// Reads a key from the node's own state.
     LocalRead { key: String },
 }
 
-/// What came of it, as far as the client knows.
+/// The result, as far as the client knows.
 #[derive(Debug, Clone)]
 pub(super) enum Response {
-    /// The write was committed, with this outcome.
+    /// The write was committed with this outcome.
     Committed(Outcome),
-    /// The read saw this.
+    /// The read saw this state.
     Read(Seen),
     /// The write or read was refused.
     Refused(Error),
-    /// The node died, or the client lost patience.
+    /// The node died, or the client stopped waiting.
     Lost,
 }
 
@@ -50,21 +50,21 @@ pub(super) struct Operation {
     /// The node that it was sent to.
     pub(super) node: usize,
     pub(super) request: Request,
-    /// Where in the order of all calls and returns it was called and returned.
+    /// The positions of its call and return in the order of all calls and returns.
     pub(super) called: i64,
     pub(super) returned: Option<i64>,
-    /// The world's clock at these moments.
+    /// The world's time at the call.
     pub(super) called_ms: u64,
     pub(super) response: Option<Response>,
 }
 
 impl Operation {
-    /// Whether the operation writes something.
+    /// Whether the operation is a write.
     pub(super) fn is_write(&self) -> bool {
         matches!(self.request, Request::Put { .. } | Request::Delete { .. })
     }
 
-    /// The first outcome of the write, if its client knows it; the first one of its name, if it has one.
+    /// The outcome of the write, if its client knows it; for a named write, of the first attempt that was applied.
     pub(super) fn outcome(&self) -> Option<&Outcome> {
         match &self.response {
             Some(Response::Committed(Outcome::Repeated { first, .. })) => Some(first),
@@ -73,7 +73,7 @@ impl Operation {
         }
     }
 
-    /// Whether the client was told that the write has not happened and never will.
+    /// Whether the client was told that the write did not happen and never will.
     pub(super) fn is_denied(&self) -> bool {
         match &self.response {
             Some(Response::Refused(error)) => error.outcome() == WriteOutcome::NotWritten,
@@ -98,7 +98,7 @@ pub(super) struct History {
 }
 
 impl History {
-    /// Notes a call; returns the operation's id.
+    /// Records a call; returns the operation's id.
     pub(super) fn call(&mut self, client: u32, node: usize, request: Request, now_ms: u64) -> Unique {
         self.moments += 1;
         let id = self.operations.len() as u64;
@@ -116,13 +116,13 @@ impl History {
         id
     }
 
-    /// The unique value that a write writes: its id, or if its name was sent before, the id of the first sending.
+    /// The unique value of a write: its id, or the id of the first attempt for a named write.
     pub(super) fn value_of(&self, operation: &Operation) -> Unique {
         let Some(name) = operation.name() else { return operation.id };
         self.operations.iter().find(|other| other.name() == Some(name)).map_or(operation.id, |first| first.id)
     }
 
-    /// Notes what an operation came to; nothing, if its client had given it up.
+    /// Records the result of an operation; false if its client had given it up.
     pub(super) fn give_back(&mut self, id: Unique, response: Response) -> bool {
         self.moments += 1;
         let moments = self.moments;

@@ -1,45 +1,47 @@
-//! Leases and restarts, in simulated time: who may vote, stand and answer strong reads, and when.
+//! Leases and restarts: which node may vote, stand for election and answer strong reads, and when.
 //!
-//! A leader answers strong reads by itself while it holds a lease: for so long after a majority last heard it, nobody votes
-//! for another. That rests on four rules, each of which has its test here: a voter that restarts, and so has forgotten whom
-//! it heard, keeps silent for the length of a lease; a leader that restarts does not go on leading; a leader's lease ends
-//! before the promise of its slowest voter, though their clocks run apart; and a leader that hands over gives its lease up,
-//! since the vote for its heir ignores leases.
+//! A leader with a lease answers strong reads by itself: for that time after a majority last heard it, no voter votes for
+//! another node. This rests on four rules, each tested here: a restarted voter, which has forgotten its promises, keeps
+//! silent for the length of a lease; a restarted leader does not continue to lead; a leader's lease ends before the
+//! promises of its voters, even if their clocks run at different rates; a leader that hands over gives up its lease, since
+//! the votes for its successor ignore leases.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::ServerState;
 use openraft::raft::{VoteRequest, VoteResponse};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::chaos::{leader, metrics_of};
+use super::chaos::leader;
+use super::course::{finish, form};
 use super::history::Request;
-use super::node::{Node, url};
+use super::node::{Node, metrics_of, url};
 use super::world::World;
-use super::{finish, form};
-use crate::replication::shared::{Metrics, lock};
-use crate::replication::transport::{Call, Envelope};
+use crate::replication::cluster::silence::RESTART_MARGIN;
+use crate::replication::peer::protocol::{Call, Envelope};
+use crate::replication::types::Metrics;
 use crate::replication::types::{TypeConfig, Vote, decode, encode};
-use crate::replication::{Error, RESTART_MARGIN, Timing};
+use crate::replication::{Error, Timing};
 
-/// How often a strong read begins, and how often a write. Reads that wait for long are many, and the search for an order
-/// of them takes its time.
+/// Intervals at which strong reads and writes begin. Many reads wait for a long time, and the search for their order is
+/// slow.
 const READ_EVERY_MS: u64 = 9;
 const WRITE_EVERY_MS: u64 = 37;
 
-/// How long a voter keeps silent after a restart.
+/// Duration of a voter's silence after a restart.
 fn silence_ms() -> u64 {
     u64::try_from((Timing::LAN.election_max + RESTART_MARGIN).as_millis()).unwrap()
 }
 
-/// Three nodes whose clocks run at these rates, and their leader.
+/// Three nodes with these clock rates, and their leader.
 fn cluster(seed: u64, clocks: [u64; 3]) -> (World, usize) {
     let node = |(number, clock)| Node::new(number, &[0, 1, 2], seed + number as u64, clock, 10_000);
     let mut world = World::new(seed, clocks.into_iter().enumerate().map(node).collect());
     form(&mut world).unwrap();
-    // The followers have heard of it, too.
+    // The followers learn about it.
     steps(&mut world, 100);
     let leader = leader(&world).unwrap();
     (world, leader)
@@ -57,20 +59,20 @@ fn id(world: &World, number: usize) -> u64 {
     metrics(world, number).unwrap().id
 }
 
-/// Asks a node something as another node would, and waits for its answer.
+/// Makes a call as another node would, and waits for its answer.
 fn ask(world: &mut World, number: usize, call: Call, body: Bytes) -> Result<Bytes, Error> {
     let node = &world.nodes[number];
     let handle = node.handle().unwrap().clone();
-    let envelope = Envelope { to: id(world, number), cluster: handle.shared.cluster() };
+    let envelope = Envelope { to: id(world, number), cluster: handle.0.server.identity.cluster() };
     let answer = Arc::new(Mutex::new(None));
     let slot = answer.clone();
     node.running.as_ref().unwrap().spawn(async move {
         let answer = handle.serve(call, envelope, body).await;
-        *lock(&slot) = Some(answer);
+        *slot.lock() = Some(answer);
     });
     for _ in 0..100 {
         world.step().unwrap();
-        if let Some(answer) = lock(&answer).take() {
+        if let Some(answer) = answer.lock().take() {
             return answer;
         }
     }
@@ -114,7 +116,7 @@ fn a_restarted_voter_grants_no_vote_until_its_silence_is_over() {
         let voter = (led_by + 1) % 3;
         let (candidate, term) = (id(&world, (led_by + 2) % 3), metrics(&world, led_by).unwrap().current_term);
         world.crash(voter, true);
-        // It hears nothing of the leader that it would protect.
+        // It hears nothing from the leader that its promise protects.
         cut_off(&mut world, voter);
         let restarted_ms = world.now_ms;
         world.start(voter);
@@ -159,12 +161,12 @@ fn a_leader_that_restarts_at_once_does_not_lead_on() {
 #[test]
 fn a_leader_that_is_cut_off_answers_no_strong_read_that_misses_a_write_of_its_successor() {
     for seed in 1..=20 {
-        // The leader's clock is as slow, and the others' as fast as is allowed.
+        // The leader's clock is as slow, and the others' as fast, as allowed.
         let (mut world, led_by) = cluster(seed, [970, 1_030, 1_030]);
         if led_by != 0 {
             hand_over(&mut world, led_by, 0);
         }
-        // One voter is cut off before the other, so that it stands as soon as the other may vote.
+        // One voter is cut off before the other, so that it stands for election as soon as the other may vote.
         world.cuts.cut(0, 1);
         world.cuts.cut(1, 0);
         let before_ms = world.rng.u64(300..800);
@@ -177,17 +179,17 @@ fn a_leader_that_is_cut_off_answers_no_strong_read_that_misses_a_write_of_its_su
 }
 
 #[test]
-fn a_leader_that_hands_over_answers_no_strong_read_that_misses_a_write_of_its_heir() {
+fn a_leader_that_hands_over_answers_no_strong_read_that_misses_a_write_of_its_successor() {
     for seed in 1..=20 {
         let (mut world, led_by) = cluster(seed, [1_000; 3]);
-        let heir = (led_by + 1) % 3;
+        let successor = (led_by + 1) % 3;
         read_and_write(&mut world, 100, led_by, &[led_by]);
-        transfer(&world, led_by, heir);
-        // The leader learns late, or never, that it has a successor.
+        transfer(&world, led_by, successor);
+        // The leader learns late, or never, that another node leads.
         let until_cut_ms = world.rng.u64(1..12);
-        read_and_write(&mut world, until_cut_ms, led_by, &[led_by, heir]);
+        read_and_write(&mut world, until_cut_ms, led_by, &[led_by, successor]);
         cut_off(&mut world, led_by);
-        read_and_write(&mut world, 500, led_by, &[heir]);
+        read_and_write(&mut world, 500, led_by, &[successor]);
         world.cuts.heal();
         finish_quietly(&mut world);
     }
@@ -197,12 +199,12 @@ fn transfer(world: &World, from: usize, to: usize) {
     let running = world.nodes[from].running.as_ref().unwrap();
     let handle = running.handle.clone().unwrap();
     running.spawn(async move {
-        // What comes of it is seen in who leads.
+        // The caller checks which node leads.
         let _ = handle.transfer_leader(&url(to), Instant::now() + Duration::from_secs(1)).await;
     });
 }
 
-/// Has one node lead after another.
+/// Moves the leadership from one node to another.
 fn hand_over(world: &mut World, from: usize, to: usize) {
     transfer(world, from, to);
     for _ in 0..2_000 {
@@ -214,7 +216,7 @@ fn hand_over(world: &mut World, from: usize, to: usize) {
     panic!("node {to} does not lead");
 }
 
-/// For a while, strong reads of a key on one node and writes of it on others.
+/// For a while, reads a key strongly on one node and writes it on others.
 fn read_and_write(world: &mut World, ms: u64, reader: usize, writers: &[usize]) {
     for passed in 0..ms {
         if passed.is_multiple_of(READ_EVERY_MS) {
@@ -227,10 +229,10 @@ fn read_and_write(world: &mut World, ms: u64, reader: usize, writers: &[usize]) 
     }
 }
 
-/// Lets clients go on for a while, comes to rest, and judges the course.
+/// Lets clients continue for a while, comes to rest, and checks the course.
 fn finish_quietly(world: &mut World) {
     world.clients_act = true;
-    // Too many reads wait at once for that; whether one missed a write is seen without.
+    // Too many reads wait at once for that. A read that misses a write is noticed without it.
     world.looks_for_orders = false;
     finish(world).unwrap_or_else(|violation| panic!("{violation:?}"));
 }

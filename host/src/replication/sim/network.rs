@@ -1,41 +1,41 @@
-//! The network of a simulation: delays, losses, duplicates, reordering, and links that are cut in one direction or both.
+//! The network of a simulation: delays, losses, duplicates, reordering, and links cut in one direction or both.
 //!
-//! Nodes put their calls into an outbox; the world takes them out, decides by its seed what becomes of each, and delivers
-//! them when they are due. As on a real network, a caller whose call or answer is lost waits for its timeout; one whose
-//! peer dies learns that at once or not at all; one whose peer does not run is refused.
+//! Nodes put their calls into an outbox; the world takes them out, decides the fate of each by its seed, and delivers them
+//! when they are due. As on a real network, a caller whose call or answer is lost waits for its timeout; if the peer dies,
+//! the caller learns it at once or not at all; if the peer does not run, the connection is refused.
 //!
 //! A call may be delivered twice (a proxy on the way repeats it), except for `Propose`: the contract of [`Transport`]
-//! forbids that, since a write without a name is not to be done twice. A call may come long after its sender gave up.
+//! forbids that, since a write without a name must not be applied twice. A call may arrive long after its sender gave up.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use crate::replication::identity::ClusterId;
-use crate::replication::shared::lock;
-use crate::replication::transport::{Call, CallError, Envelope, Transport, VANISHED_AFTER};
+use crate::replication::ids::ClusterId;
+use crate::replication::peer::protocol::{Call, CallError, Envelope, Transport, VANISHED_AFTER};
 
-/// Who waits for the answer to a call.
+/// Receives the answer to a call.
 pub(super) type Reply = oneshot::Sender<Result<Bytes, CallError>>;
 
-/// What a call carries.
+/// The body of a call.
 #[derive(Clone)]
 pub(super) enum Body {
     Whole(Bytes),
-    /// The frames of a stream; it breaks off after them, if it is not whole.
+    /// The frames of a stream; it breaks after them, if it is not whole.
     Frames {
         frames: Vec<Bytes>,
         is_whole: bool,
     },
 }
 
-/// A call that a node sends.
+/// A call that a node makes.
 pub(super) struct Outgoing {
     pub(super) from: usize,
     pub(super) url: String,
@@ -62,11 +62,11 @@ pub(super) struct Answer {
     pub(super) reply: Reply,
 }
 
-/// What nodes have sent since the world looked last.
+/// The calls and answers of nodes since the world last collected them.
 #[derive(Default)]
 pub(super) struct Outbox {
     pub(super) calls: Vec<Outgoing>,
-    /// What came of calls that are being served, by the numbers that the world gave them.
+    /// The results of calls, by the number that the world gave each.
     pub(super) served: Vec<(u64, Result<Bytes, CallError>)>,
 }
 
@@ -85,7 +85,7 @@ impl SimTransport {
     async fn send(&self, url: String, to: u64, call: Call, body: Body, timeout: Duration) -> Result<Bytes, CallError> {
         let (reply, answer) = oneshot::channel();
         let envelope = Envelope { to, cluster: self.cluster.get().copied() };
-        lock(&self.outbox).calls.push(Outgoing { from: self.from, url: url.clone(), envelope, call, body, reply });
+        self.outbox.lock().calls.push(Outgoing { from: self.from, url: url.clone(), envelope, call, body, reply });
         match tokio::time::timeout(timeout, answer).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(CallError::NoAnswer { url, reason: "the connection broke".to_owned() }),
@@ -96,7 +96,7 @@ impl SimTransport {
 
 impl Transport for SimTransport {
     fn set_cluster(&self, cluster: ClusterId) {
-        // A node belongs to one cluster for good.
+        // Setting fails if it is set: a node never changes its cluster.
         let _ = self.cluster.set(cluster);
     }
 
@@ -124,22 +124,22 @@ impl Transport for SimTransport {
             let sent: Vec<_> = body.collect().await;
             let is_whole = sent.iter().all(Result::is_ok);
             let frames = sent.into_iter().map_while(Result::ok).collect();
-            // The connection to a host that has vanished breaks long before a snapshot's timeout.
+            // The connection to a vanished host breaks long before a snapshot's timeout.
             self.send(url, to, call, Body::Frames { frames, is_whole }, timeout.min(VANISHED_AFTER)).await
         })
     }
 }
 
-/// How the network is at the moment.
+/// The quality of the network.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Weather {
-    /// Least and most time that a message takes.
+    /// Least and greatest delay of a message.
     pub(super) delay_ms: (u64, u64),
-    /// How many of a thousand messages take much longer.
+    /// Messages of a thousand that take much longer.
     pub(super) straggle_permille: u64,
-    /// How many of a thousand messages are lost.
+    /// Messages of a thousand that are lost.
     pub(super) loss_permille: u64,
-    /// How many of a thousand calls are delivered twice.
+    /// Calls of a thousand that are delivered twice.
     pub(super) repeat_permille: u64,
 }
 
@@ -150,7 +150,7 @@ impl Weather {
     pub(super) const ROUGH: Self =
         Self { delay_ms: (1, 60), straggle_permille: 60, loss_permille: 60, repeat_permille: 100 };
 
-    /// How long a straggler takes at most.
+    /// Greatest delay of a message that takes much longer.
     const STRAGGLER_MS_MAX: u64 = 1_500;
 
     pub(super) fn delay(&self, rng: &mut fastrand::Rng) -> u64 {
@@ -169,7 +169,7 @@ impl Weather {
     }
 }
 
-/// The links that are cut, each in one direction.
+/// The cut links, each in one direction.
 #[derive(Debug, Default)]
 pub(super) struct Cuts {
     links: BTreeSet<(usize, usize)>,

@@ -1,25 +1,28 @@
 //! A node of a simulation: its disks, and while it runs a runtime of its own with a clock of its own.
 //!
-//! All that a node does happens on its runtime, so that dropping the runtime is the node's death: every task ends at the
-//! await point it has come to, with nothing cleaned up beyond what its destructors do. The clock of the runtime moves
-//! only when the world lets the node run, by as much as the node's own rate makes of the time that has passed.
+//! A node runs entirely on its runtime, so dropping the runtime kills the node: every task ends at its current await point,
+//! and nothing but destructors runs. The runtime's clock moves only when the world lets the node run, by the time that has
+//! passed multiplied by the node's clock rate.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::network::{Outbox, SimTransport};
-use crate::replication::blocking::Blocking;
-use crate::replication::shared::lock;
+use crate::replication::blocking::{Blocking, Delay};
+use crate::replication::types::Metrics;
 use crate::replication::{Handle, Options, StartError, Timing};
 use crate::storage::memory::SimDisk;
-use crate::storage::{Data, FreeSpace, Log};
+use crate::storage::{Data, FreeSpace, Log, simulated_data, simulated_log};
 use crate::telemetry::Telemetry;
 
-/// Memory for entries that were read lately.
+/// Size of the entry cache.
 const CACHE_BYTES: u64 = 64 * 1024;
 
 /// A node, running or not.
@@ -29,24 +32,24 @@ pub(super) struct Node {
     peer_urls: Vec<String>,
     pub(super) log_disk: SimDisk,
     pub(super) data_disk: SimDisk,
-    /// How fast the node's clock runs, in parts per thousand.
+    /// The rate of the node's clock, in parts per thousand.
     pub(super) clock_permille: u64,
     pub(super) running: Option<Running>,
-    /// Until when a paused node stands still.
+    /// The end of the node's pause.
     pub(super) paused_until_ms: Option<u64>,
-    /// A node that is down refuses connections; one whose host is down says nothing.
+    /// Whether a node that is down refuses connections; if its host is down too, calls are not answered.
     pub(super) is_host_up: bool,
-    /// How often it was started.
+    /// Number of starts.
     pub(super) starts: u64,
     snapshot_entries: u64,
-    /// Where it spools snapshots: on a real disk, which loses nothing.
+    /// Directory for arriving snapshots: on a real disk, which loses nothing.
     spool_dir: tempfile::TempDir,
 }
 
 /// A node that runs.
 pub(super) struct Running {
     runtime: tokio::runtime::Runtime,
-    /// Its clock when it was started, and when that was.
+    /// Its clock, and the world's time, at its start.
     clock_start: Instant,
     started_ms: u64,
     clock_permille: u64,
@@ -82,15 +85,15 @@ impl Node {
         let start = Arc::new(Mutex::new(None));
         let entered = runtime.enter();
         let clock_start = Instant::now();
-        let log = Log::open_simulated(&self.log_disk, Box::new(|_, _| {})).unwrap();
-        let data = Data::open_on(&self.data_disk, CACHE_BYTES).unwrap();
+        let log = simulated_log::open(&self.log_disk).unwrap();
+        let data = simulated_data::open(&self.data_disk, CACHE_BYTES).unwrap();
         let options = Options {
             self_url: self.url.clone(),
             peer_urls: self.peer_urls.clone(),
             spool_dir: self.spool_dir.path().to_path_buf(),
             timing: Timing::LAN,
             snapshot_entries: self.snapshot_entries,
-            blocking: Blocking::Simulated,
+            blocking: Blocking::InPlace(Arc::new(RandomDelay)),
             may_found: true,
             free_space: FreeSpace::unlimited(),
         };
@@ -98,7 +101,7 @@ impl Node {
         let (started, parts) = (start.clone(), (log.clone(), data.clone()));
         runtime.spawn(async move {
             let handle = Handle::start(options, parts.0, parts.1, transport, telemetry).await;
-            *lock(&started) = Some(handle);
+            *started.lock() = Some(handle);
         });
         drop(entered);
         self.starts += 1;
@@ -116,7 +119,7 @@ impl Node {
         });
     }
 
-    /// Ends the node after it has polled its tasks `polls` times more, and takes the power from its disks.
+    /// Ends the node after `polls` more polls of its tasks, and cuts the power of its disks.
     pub(super) fn crash(&mut self, polls: u32) {
         if let Some(running) = self.running.take() {
             running.runtime.block_on(Polls(polls));
@@ -127,7 +130,7 @@ impl Node {
         self.paused_until_ms = None;
     }
 
-    /// Replaces the disks of a node that does not run by empty ones.
+    /// Empties the disks of a node that does not run.
     pub(super) fn wipe(&mut self) {
         self.log_disk.wipe();
         self.data_disk.wipe();
@@ -137,37 +140,47 @@ impl Node {
         self.paused_until_ms.is_some_and(|until| now_ms < until)
     }
 
-    /// The node's door, if it runs and has opened it.
+    /// The node's handle, if it runs and has started.
     pub(super) fn handle(&self) -> Option<&Handle> {
         self.running.as_ref().and_then(|running| running.handle.as_ref())
     }
 }
 
 impl Running {
-    /// Lets the node run until the world's clock shows `now_ms`.
+    /// Lets the node run until the world's time is `now_ms`.
     pub(super) fn run_until(&mut self, now_ms: u64, was_paused: bool) -> Result<(), StartError> {
         let passed_ms = (now_ms - self.started_ms) * self.clock_permille / 1_000;
         let target = self.clock_start + Duration::from_millis(passed_ms);
         self.runtime.block_on(async {
             if was_paused {
-                // Its clock went on, and all that was to happen meanwhile is late.
+                // Its clock continued during the pause, and all its timers are late.
                 tokio::time::advance(target.saturating_duration_since(Instant::now())).await;
             }
             tokio::time::sleep_until(target).await;
         });
-        if let Some(handle) = lock(&self.start).take() {
+        if let Some(handle) = self.start.lock().take() {
             self.handle = Some(handle?);
         }
         Ok(())
     }
 
-    /// Does something on the node.
+    /// Starts a task on the node.
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.runtime.spawn(task);
     }
 }
 
-/// Waits until the runtime has polled so many tasks, without letting time pass.
+/// The simulated time that a blocking job takes.
+#[derive(Debug)]
+struct RandomDelay;
+
+impl Delay for RandomDelay {
+    fn delay(&self) -> BoxFuture<'static, ()> {
+        async { tokio::time::sleep(Duration::from_millis(fastrand::u64(0..=2))).await }.boxed()
+    }
+}
+
+/// Completes after the runtime has polled this many tasks, without advancing time.
 struct Polls(u32);
 
 impl Future for Polls {
@@ -181,6 +194,11 @@ impl Future for Polls {
         context.waker().wake_by_ref();
         Poll::Pending
     }
+}
+
+/// The metrics of a node's consensus engine.
+pub(super) fn metrics_of(handle: &Handle) -> Metrics {
+    handle.0.server.raft.metrics()
 }
 
 /// The URL of a node.

@@ -1,7 +1,7 @@
-//! openraft's runtime under test: tokio, with randomness that a seed decides.
+//! openraft's runtime under test: tokio, with randomness from a seed.
 //!
-//! Whatever draws random numbers in this crate does so from `fastrand`'s generator of the current thread. A simulation
-//! has one thread and seeds that generator; in other tests it is as random as ever.
+//! All random numbers in this crate come from `fastrand`'s generator of the current thread. A simulation has one thread and
+//! seeds that generator; in other tests it is seeded at random.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use rand::rngs::SmallRng;
 
 use super::watch::Watch;
 
-/// tokio with the thread's own randomness.
+/// tokio, with random numbers from the thread's generator.
 #[derive(Debug)]
 pub struct Runtime(TokioRuntime);
 

@@ -1,12 +1,14 @@
-//! openraft's watch channel under simulation: tokio's wakes those who wait in an order that no seed decides.
+//! openraft's watch channel under simulation.
 //!
-//! This one wakes them in the order in which they began to wait.
+//! tokio's own channel wakes waiting tasks in random order, which no seed controls. This channel wakes them in the order in
+//! which they began to wait.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use openraft::async_runtime::watch::{self, RecvError, SendError};
 use openraft::{OptionalSend, OptionalSync};
+use parking_lot::{RwLock, RwLockReadGuard};
 use tokio::sync::Notify;
 
 /// Makes channels.
@@ -31,7 +33,7 @@ pub struct Receiver<T> {
 
 impl<T> Watched<T> {
     fn read(&self) -> RwLockReadGuard<'_, T> {
-        self.value.read().unwrap_or_else(PoisonError::into_inner)
+        self.value.read()
     }
 
     fn version(&self) -> u64 {
@@ -100,7 +102,7 @@ impl<T: OptionalSend + OptionalSync> watch::WatchSender<Watch, T> for Sender<T> 
     where
         F: FnOnce(&mut T) -> bool,
     {
-        let is_modified = modify(&mut *self.0.value.write().unwrap_or_else(PoisonError::into_inner));
+        let is_modified = modify(&mut *self.0.value.write());
         if is_modified {
             self.0.version.fetch_add(1, Ordering::AcqRel);
             self.0.changed.notify_waiters();
@@ -121,7 +123,7 @@ impl<T: OptionalSend + OptionalSync> watch::WatchSender<Watch, T> for Sender<T> 
 impl<T: OptionalSend + OptionalSync> watch::WatchReceiver<Watch, T> for Receiver<T> {
     async fn changed(&mut self) -> Result<(), RecvError> {
         loop {
-            // From here on no change is missed.
+            // No change after this line is missed.
             let changed = self.watched.changed.notified();
             let version = self.watched.version();
             if version != self.seen {

@@ -1,29 +1,30 @@
-//! The world of a simulation: the clock, the nodes, the network between them, and what the seed has in store for them.
+//! The world of a simulation: its clock, nodes, network and clients.
 //!
-//! Time goes in steps of a millisecond. In each step the world delivers the messages that are due, does what the seed
-//! wants done, lets every node run up to the end of the step in turn, and takes out what they sent. No message takes less
-//! than one step, so the order in which nodes run within a step makes no difference to them.
+//! Time advances in steps of a millisecond. In each step the world delivers the messages that are due, lets clients act,
+//! lets each node run to the end of the step in turn, and collects the messages it sent. No message takes less than one
+//! step, so the order in which nodes run within a step makes no difference to them.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use super::clients::{self, CLIENTS, Client, Inbox};
 use super::history::{History, Request, Response};
 use super::invariants::{Invariants, Violation};
 use super::network::{Answer, Body, Cuts, Outbox, Outgoing, Reply, Serving, Weather};
 use super::node::Node;
+use super::panics;
 use crate::replication::WriteOutcome;
-use crate::replication::shared::lock;
-use crate::replication::transport::{Call, CallError, Envelope};
+use crate::replication::peer::protocol::{Call, CallError, Envelope};
 use crate::telemetry::Telemetry;
 
-/// How often the nodes are looked at from inside.
+/// Interval at which the invariants observe the nodes.
 const LOOK_INTERVAL_MS: u64 = 5;
 
-/// What is under way between two nodes.
+/// A message on its way between two nodes.
 enum Message {
     Call { from: usize, target: usize, envelope: Envelope, call: Call, body: Body, reply: Option<Reply> },
     Answer(Answer),
@@ -39,29 +40,29 @@ pub(super) struct World {
     pub(super) history: History,
     pub(super) clients: Vec<Client>,
     pub(super) clients_act: bool,
-    /// Whether the histories of clients are searched for an order, at the end.
+    /// Whether a linearizable order is searched for at the end.
     pub(super) looks_for_orders: bool,
     pub(super) invariants: Invariants,
     outbox: Arc<Mutex<Outbox>>,
     inbox: Inbox,
-    /// By the time at which they are due, and the order in which they were sent.
+    /// Messages on their way, by the time at which they are due and the order in which they were sent.
     under_way: BTreeMap<(u64, u64), Message>,
     sent: u64,
-    /// The calls that nodes serve, in the order in which they were delivered. A node that dies breaks them in this order;
-    /// its runtime would drop its tasks in one that no seed decides.
+    /// The calls that nodes serve, in the order in which they were delivered. When a node dies they break in this order; its
+    /// runtime would drop its tasks in an order that no seed controls.
     serving: BTreeMap<u64, Serving>,
     delivered: u64,
     /// Callers whose call or answer is lost wait for their timeouts.
     unanswered: Vec<Reply>,
     telemetry: Telemetry,
-    /// Of everything that has happened.
+    /// The digest of all events.
     events: DefaultHasher,
     shows_events: bool,
 }
 
 impl World {
     pub(super) fn new(seed: u64, nodes: Vec<Node>) -> Self {
-        // Whatever draws randomness in a node draws it from the thread's generator.
+        // All random numbers of the nodes come from the thread's generator.
         fastrand::seed(seed);
         Self {
             rng: fastrand::Rng::with_seed(seed),
@@ -87,12 +88,12 @@ impl World {
         }
     }
 
-    /// A digest of everything that has happened.
+    /// The digest of all events.
     pub(super) fn events(&self) -> u64 {
         self.events.finish()
     }
 
-    /// Notes that something has happened.
+    /// Records an event.
     pub(super) fn note(&mut self, event: impl Hash + std::fmt::Debug) {
         self.now_ms.hash(&mut self.events);
         event.hash(&mut self.events);
@@ -110,29 +111,29 @@ impl World {
         }
     }
 
-    /// Ends a node in the middle of whatever it does.
+    /// Kills a node at a random poll.
     pub(super) fn crash(&mut self, number: usize, is_host_up: bool) {
         let polls = self.rng.u32(0..80);
         self.note(("crash", number, polls, is_host_up));
         let now_ms = self.now_ms;
         if let Some(node) = self.nodes.get_mut(number) {
-            // One that stands still does nothing more: its clock shows a time that is long past.
+            // A paused node must not run: its clock is behind the world's.
             node.crash(if node.is_paused(now_ms) { 0 } else { polls });
             node.is_host_up = is_host_up;
         }
-        self.take_what_was_sent();
+        self.collect();
         self.serving.retain(|_, serving| serving.from != number);
         self.invariants.crashed(number);
         let lost: Vec<_> = self.clients.iter().filter_map(Client::waits_for).collect();
         for id in lost {
-            let was_there = self.history.operations.get(index(id)).is_some_and(|operation| operation.node == number);
-            if was_there {
+            let was_here = self.history.operations.get(index(id)).is_some_and(|operation| operation.node == number);
+            if was_here {
                 self.give_back(id, Response::Lost);
             }
         }
     }
 
-    /// Lets a millisecond pass.
+    /// Advances time by a millisecond.
     pub(super) fn step(&mut self) -> Result<(), Violation> {
         self.now_ms += 1;
         self.deliver();
@@ -149,9 +150,9 @@ impl World {
             let Some(running) = &mut node.running else { continue };
             let started = running.run_until(now_ms, was_paused);
             started.map_err(|error| Violation::new("availability", format!("node {number} cannot start: {error}")))?;
-            self.take_what_was_sent();
+            self.collect();
         }
-        if super::has_panicked() {
+        if panics::has_panicked() {
             return Err(Violation::new("availability", "a node has panicked"));
         }
         if self.now_ms.is_multiple_of(LOOK_INTERVAL_MS) {
@@ -162,19 +163,19 @@ impl World {
         Ok(())
     }
 
-    /// Lets clients give up and begin what they want to do.
+    /// Lets clients give up operations and begin new ones.
     fn let_clients_act(&mut self) {
-        let tired: Vec<_> = self.clients.iter().filter_map(|client| client.gives_up(self.now_ms)).collect();
-        for id in tired {
+        let given_up: Vec<_> = self.clients.iter().filter_map(|client| client.gives_up(self.now_ms)).collect();
+        for id in given_up {
             self.give_back(id, Response::Lost);
         }
         for number in 0..self.clients.len() {
-            let there: Vec<usize> =
+            let running: Vec<usize> =
                 self.nodes.iter().filter(|node| node.handle().is_some()).map(|node| node.number).collect();
             let Some(client) = self.clients.get_mut(number).filter(|client| client.is_ready(self.now_ms)) else {
                 continue;
             };
-            let Some(&target) = self.rng.choice(&there) else { continue };
+            let Some(&target) = self.rng.choice(&running) else { continue };
             let Some(running) = self.nodes.get(target).and_then(|node| node.running.as_ref()) else { continue };
             let Some(handle) = &running.handle else { continue };
             client.act(&mut self.rng, &mut self.history, (target, running, handle), &self.inbox, self.now_ms);
@@ -183,7 +184,7 @@ impl World {
         }
     }
 
-    /// Begins an operation on a node, for a client that does not wait; nothing, if the node does not run.
+    /// Begins an operation on a node, without a client that waits for it. Does nothing if the node does not run.
     pub(super) fn begin(&mut self, target: usize, request: Request) {
         let Some(node) = self.nodes.get(target) else { return };
         let (Some(running), Some(handle)) = (&node.running, node.handle()) else { return };
@@ -192,9 +193,9 @@ impl World {
         self.note(("begin", id, target));
     }
 
-    /// Takes out what nodes have sent and answered.
-    fn take_what_was_sent(&mut self) {
-        let Outbox { calls, served } = std::mem::take(&mut *lock(&self.outbox));
+    /// Collects the messages that nodes have sent.
+    fn collect(&mut self) {
+        let Outbox { calls, served } = std::mem::take(&mut *self.outbox.lock());
         for call in calls {
             self.send(call);
         }
@@ -202,7 +203,7 @@ impl World {
             let Some(Serving { from, to, call, reply }) = self.serving.remove(&number) else { continue };
             self.answer(Answer { from, to, call, result, reply });
         }
-        let responses = std::mem::take(&mut *lock(&self.inbox));
+        let responses = std::mem::take(&mut *self.inbox.lock());
         for (id, response) in responses {
             self.give_back(id, response);
         }
@@ -271,7 +272,7 @@ impl World {
                 Message::Answer(answer) if self.cuts.is_cut(answer.from, answer.to) => {
                     self.unanswered.push(answer.reply);
                 }
-                // A caller that gave up no longer listens.
+                // Sending fails if the caller has stopped waiting.
                 Message::Answer(answer) => drop(answer.reply.send(answer.result)),
             }
         }
@@ -287,7 +288,7 @@ impl World {
         reply: Option<Reply>,
     ) {
         if self.cuts.is_cut(from, target) {
-            // What was on its way is lost, or comes through once the network has healed.
+            // The message is lost, or arrives once the network has healed.
             match self.rng.bool() {
                 true => self.unanswered.extend(reply),
                 false => {
@@ -333,7 +334,7 @@ impl World {
                     WriteOutcome::Unknown => CallError::NoAnswer { url, reason },
                 }
             });
-            lock(&outbox).served.push((delivered, result));
+            outbox.lock().served.push((delivered, result));
         });
         self.note(("deliver", from, target, call.name()));
     }

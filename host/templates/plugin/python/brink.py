@@ -1,7 +1,7 @@
-"""Between the rule in `plugin.py` and the node: there should be no need to change it.
+"""The adapter between the rule in `plugin.py` and the node. It should not need changes.
 
-Any exception but `Invalid` and `Rejection` is taken for a bug in the plugin. The write is then refused with status 500,
-and the traceback goes to the client and to the node's log.
+Any exception but `Invalid` and `Rejection` counts as a bug in the plugin. The write is then refused with status 500, and
+the traceback goes to the client and to the node's log.
 """
 
 import json
@@ -12,14 +12,14 @@ try:
 except ModuleNotFoundError:  # in tests, which run without a node
 
     class Err(Exception):
-        """What a plugin raises to answer with an error."""
+        """Raised by a plugin to answer with an error."""
 
         def __init__(self, value):
             super().__init__(value)
             self.value = value
 
 
-# Violations that a rejection names; the node keeps no more.
+# Maximum number of violations in a rejection; the node keeps no more.
 VIOLATIONS_MAX = 100
 
 
@@ -34,7 +34,7 @@ class Invalid(Exception):
 
 
 class Rejection(Exception):
-    """Raised to refuse a request. Returning violations does so too, and is enough for most rules."""
+    """Raised to refuse a request. Most rules return violations instead, which refuses it too."""
 
     def __init__(self, code, message, violations=()):
         """`code` is a short stable word for programs, `message` a sentence for people."""
@@ -46,15 +46,15 @@ class Rejection(Exception):
 
 @dataclass
 class Violation:
-    """One thing that is wrong with a value."""
+    """A rule that a value breaks."""
 
-    # Where in the value, as a JSON pointer; empty for the whole.
+    # The place in the value, as a JSON pointer; empty for the whole.
     path: str
     # A short stable word for programs.
     code: str
     # A sentence for people.
     message: str
-    # Which write of the request it is, filled in by `plugin`.
+    # The position of the write in the request, filled in by `plugin`.
     item: int = field(default=0, kw_only=True)
 
 
@@ -67,9 +67,9 @@ class Replacement:
 
 
 def plugin(configure, *, validate=None, transform=None):
-    """What the node calls, made of a rule: the classes `Configuration` and `Validator`, or `Transformer`, or both.
+    """Makes the classes that the node calls from a rule: `Configuration` and `Validator`, or `Transformer`, or both.
 
-    `configure(config)` checks the configuration, `None` if the hook has none, and returns what the others need of it.
+    `configure(config)` checks the configuration (`None` if the hook has none) and returns the settings for the others.
     `validate(value, settings, write)` returns a list of violations of one value.
     `transform(value, settings, write)` returns the new value.
 

@@ -4,7 +4,7 @@ from brink import Invalid, Violation, plugin, pointer
 
 
 def configure(config):
-    """Checks the configuration of a hook. What it returns is handed to `validate`."""
+    """Checks the configuration of a hook. The result is passed to `validate`."""
     fields = config.get("required") if isinstance(config, dict) else None
     if not isinstance(fields, list) or not fields:
         raise Invalid("/required", 'must be a list of field names, such as ["name"]')
@@ -15,7 +15,7 @@ def configure(config):
 
 
 def validate(value, fields, write):
-    """Judges one JSON value. Returns what is wrong with it: nothing, and it is accepted."""
+    """Judges one JSON value. Returns the rules that it breaks; without any, it is accepted."""
     present = value if isinstance(value, dict) else {}
     return [
         Violation(pointer(field), "required", f'the field "{field}" is missing')

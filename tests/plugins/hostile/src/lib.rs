@@ -1,76 +1,76 @@
-//! A plugin that misbehaves on demand, to test that nodes contain it.
+//! A plugin that misbehaves on demand, for tests of containment.
 //!
-//! Its configuration says what it does, and in which role; in the other role it accepts everything and changes nothing.
-//! `README.md` lists the deeds and what a node should make of each.
+//! Its configuration selects the misbehavior and the role. In the other role it accepts every write and changes nothing.
+//! `README.md` lists each misbehavior with its expected outcome.
 
 use std::hint::black_box;
 
 use brink_guest::{Invalid, Plugin, Rejection, Replacement, Write, log, store};
 use serde::Deserialize;
 
-/// Bytes of `huge-output` unless the configuration says otherwise.
+/// Default size of `huge-output`, in bytes.
 const HUGE_BYTES: usize = 100_000_000;
 
-/// Lines of `log-flood`: 1 MB in all.
+/// Number of lines of `log-flood`, 1 MB in total.
 const LOG_LINES: usize = 10_000;
 
-/// Violations of `many-violations`.
+/// Number of violations of `many-violations`.
 const VIOLATIONS: usize = 10_000;
 
-/// Reads of `read-flood`.
+/// Number of reads of `read-flood`.
 const READS: usize = 100_000;
 
-/// A position that no request reaches.
+/// An index beyond every request.
 const BAD_INDEX: u32 = 1_000_000;
 
-/// What the plugin does, and when.
+/// The plugin's configuration.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The deed.
+    /// The misbehavior.
     #[serde(rename = "do")]
-    pub deed: Deed,
-    /// The only role to do it in; both if absent.
+    pub misbehavior: Misbehavior,
+    /// The role in which the plugin misbehaves; both if absent.
     pub role: Option<Role>,
     /// The size of `huge-output`, in bytes.
     pub bytes: Option<usize>,
 }
 
-/// What a plugin can do wrong.
+/// A way to misbehave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Deed {
-    /// Never answers.
+pub enum Misbehavior {
+    /// Never returns.
     Loop,
-    /// Takes memory until there is no more.
+    /// Allocates memory without end.
     Allocate,
     /// Panics with the message `this panic is intended`.
     Panic,
-    /// Returns a rejection whose message is huge, or a huge replacement.
+    /// Returns a rejection with a huge message, or a huge replacement.
     HugeOutput,
-    /// Never comes back from `configure`.
+    /// Never returns from `configure`.
     LoopInConfigure,
     /// Refuses its configuration at `/do`.
     RefuseConfig,
-    /// Calls itself until the stack is full.
+    /// Recurses until the stack overflows.
     DeepRecursion,
-    /// Logs 10,000 lines, then answers as it should.
+    /// Logs 10,000 lines, then accepts.
     LogFlood,
     /// Rejects with 10,000 violations.
     ManyViolations,
-    /// Names a write that it was not given: in a violation, or in a replacement.
+    /// Uses an index beyond the request, in a violation or in a replacement.
     BadIndex,
-    /// Replaces a value by text that is not JSON. As a validator, it accepts.
+    /// Replaces a value by text that is not JSON. The validator accepts.
     InvalidJson,
-    /// Reads 100,000 keys; rejects with what the host says to that.
+    /// Reads 100,000 keys, and rejects with the host's error.
     ReadFlood,
-    /// Ends its process.
+    /// Exits the process.
     Exit,
-    /// Asks for the time of day; rejects if it gets it.
+    /// Reads the clock, and rejects if that succeeds.
     Clock,
-    /// Opens a file of the node's machine; rejects if it can.
+    /// Opens a file of the node's machine, and rejects if that succeeds.
     File,
-    /// Connects to another machine; rejects if it can.
+    /// Opens a network connection, and rejects if that succeeds.
     Network,
 }
 
@@ -78,9 +78,9 @@ pub enum Deed {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
-    /// Judging.
+    /// The validator.
     Validator,
-    /// Rewriting.
+    /// The transformer.
     Transformer,
 }
 
@@ -92,9 +92,9 @@ impl Plugin for Hostile {
     type Config = Config;
 
     fn configure(config: Config) -> Result<Self, Invalid> {
-        match config.deed {
-            Deed::LoopInConfigure => spin(),
-            Deed::RefuseConfig => Err(Invalid::new("/do", "this configuration is refused, as it asks for")),
+        match config.misbehavior {
+            Misbehavior::LoopInConfigure => spin(),
+            Misbehavior::RefuseConfig => Err(Invalid::new("/do", "this configuration is refused, as it asks for")),
             _ => Ok(Self(config)),
         }
     }
@@ -103,11 +103,11 @@ impl Plugin for Hostile {
         if !self.acts_as(Role::Transformer) {
             return Ok(Vec::new());
         }
-        match self.0.deed {
-            Deed::HugeOutput => Ok(vec![Replacement::new(0, vec![b'1'; self.huge_bytes()])]),
-            Deed::BadIndex => Ok(vec![Replacement::new(BAD_INDEX, "1")]),
-            Deed::InvalidJson => Ok(writes.iter().map(|write| write.replace("{\"never\":")).collect()),
-            deed => act(deed).map(|()| Vec::new()),
+        match self.0.misbehavior {
+            Misbehavior::HugeOutput => Ok(vec![Replacement::new(0, vec![b'1'; self.huge_bytes()])]),
+            Misbehavior::BadIndex => Ok(vec![Replacement::new(BAD_INDEX, "1")]),
+            Misbehavior::InvalidJson => Ok(writes.iter().map(|write| write.replace("{\"never\":")).collect()),
+            misbehavior => act(misbehavior).map(|()| Vec::new()),
         }
     }
 
@@ -115,12 +115,12 @@ impl Plugin for Hostile {
         if !self.acts_as(Role::Validator) {
             return Ok(());
         }
-        match self.0.deed {
-            Deed::HugeOutput => Err(Rejection::new("huge", "x".repeat(self.huge_bytes()))),
-            Deed::BadIndex => {
+        match self.0.misbehavior {
+            Misbehavior::HugeOutput => Err(Rejection::new("huge", "x".repeat(self.huge_bytes()))),
+            Misbehavior::BadIndex => {
                 Err(Rejection::new("index", "a write that was not given").violation(BAD_INDEX, "", "", ""))
             }
-            deed => act(deed),
+            misbehavior => act(misbehavior),
         }
     }
 }
@@ -135,40 +135,45 @@ impl Hostile {
     }
 }
 
-/// The deeds that are the same in both roles.
-#[allow(clippy::panic, reason = "a deed")]
-fn act(deed: Deed) -> Result<(), Rejection> {
-    match deed {
-        Deed::Loop => spin(),
-        Deed::Allocate => allocate(),
-        Deed::Panic => panic!("this panic is intended"),
-        Deed::DeepRecursion => {
+/// Misbehaves in the same way in both roles.
+#[allow(clippy::panic, reason = "the requested misbehavior")]
+fn act(misbehavior: Misbehavior) -> Result<(), Rejection> {
+    match misbehavior {
+        Misbehavior::Loop => spin(),
+        Misbehavior::Allocate => allocate(),
+        Misbehavior::Panic => panic!("this panic is intended"),
+        Misbehavior::DeepRecursion => {
             black_box(descend(0));
             Ok(())
         }
-        Deed::LogFlood => {
+        Misbehavior::LogFlood => {
             for line in 0..LOG_LINES {
                 log::info!("line {line:06} of many, which says nothing that the lines before it have not said already");
             }
             Ok(())
         }
-        Deed::ManyViolations => Err((0..VIOLATIONS).fold(Rejection::new("many", "many rules are broken"), |all, n| {
-            all.violation(0, format!("/{n}"), "many", "one of many")
-        })),
-        Deed::ReadFlood => {
+        Misbehavior::ManyViolations => Err((0..VIOLATIONS)
+            .fold(Rejection::new("many", "many rules are broken"), |all, n| {
+                all.violation(0, format!("/{n}"), "many", "one of many")
+            })),
+        Misbehavior::ReadFlood => {
             for n in 0..READS {
                 store::get(&format!("flood/{n}"))?;
             }
             Ok(())
         }
-        Deed::Exit => std::process::exit(1),
-        Deed::Clock => {
+        Misbehavior::Exit => std::process::exit(1),
+        Misbehavior::Clock => {
             let now = std::time::SystemTime::now();
             Err(Rejection::new("escaped", format!("it is {now:?}")))
         }
-        Deed::File => escaped("a file was opened", std::fs::File::open("/etc/hostname").is_ok()),
-        Deed::Network => escaped("a connection was made", std::net::TcpStream::connect("127.0.0.1:1").is_ok()),
-        Deed::HugeOutput | Deed::LoopInConfigure | Deed::RefuseConfig | Deed::BadIndex | Deed::InvalidJson => Ok(()),
+        Misbehavior::File => escaped("a file was opened", std::fs::File::open("/etc/hostname").is_ok()),
+        Misbehavior::Network => escaped("a connection was made", std::net::TcpStream::connect("127.0.0.1:1").is_ok()),
+        Misbehavior::HugeOutput
+        | Misbehavior::LoopInConfigure
+        | Misbehavior::RefuseConfig
+        | Misbehavior::BadIndex
+        | Misbehavior::InvalidJson => Ok(()),
     }
 }
 
@@ -190,8 +195,8 @@ fn allocate() -> ! {
     }
 }
 
-/// Each turn keeps a kilobyte on the stack and is needed after the next one returns.
-#[allow(unconditional_recursion, reason = "a deed")]
+/// Each call keeps a kilobyte on the stack, which it reads after the recursive call.
+#[allow(unconditional_recursion, reason = "the requested misbehavior")]
 fn descend(depth: u64) -> u64 {
     let frame = black_box([depth; 128]);
     descend(depth.wrapping_add(1)).wrapping_add(frame.iter().copied().fold(0, u64::wrapping_add))
@@ -221,26 +226,26 @@ mod tests {
     }
 
     #[test]
-    fn a_role_that_is_not_asked_for_behaves() {
+    fn the_other_role_behaves() {
         let hostile = hostile(json!({"do": "panic", "role": "validator"})).unwrap();
         assert_eq!(hostile.transform(&writes()), Ok(Vec::new()));
     }
 
     #[test]
     #[should_panic(expected = "this panic is intended")]
-    fn a_panic_is_a_panic() {
+    fn a_panic_panics() {
         let _ = hostile(json!({"do": "panic"})).unwrap().validate(&writes());
     }
 
     #[test]
-    fn output_is_as_large_as_asked() {
+    fn output_has_the_configured_size() {
         let hostile = hostile(json!({"do": "huge-output", "bytes": 1_000})).unwrap();
         assert_eq!(hostile.transform(&writes()).unwrap()[0].value.len(), 1_000);
         assert_eq!(hostile.validate(&writes()).unwrap_err().message.len(), 1_000);
     }
 
     #[test]
-    fn answers_are_bad_as_asked() {
+    fn answers_are_invalid_as_configured() {
         let bad_index = hostile(json!({"do": "bad-index"})).unwrap();
         assert_eq!(bad_index.transform(&writes()).unwrap()[0].item, BAD_INDEX);
         assert_eq!(bad_index.validate(&writes()).unwrap_err().violations[0].item, BAD_INDEX);
@@ -252,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn floods_flood() {
+    fn floods_exceed_the_limits() {
         let _open = mock::Store::new().open();
         let reads = hostile(json!({"do": "read-flood"})).unwrap();
         assert_eq!(reads.validate(&writes()).unwrap_err().code, "read-limit");

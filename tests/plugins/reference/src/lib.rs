@@ -1,31 +1,31 @@
-//! A validator whose verdict depends on another key, to test that it still holds when a write commits.
+//! A validator whose verdict depends on another key, for tests of the preconditions that its reads become.
 //!
-//! One field of every value must name a key that exists.
+//! One field of every value must name an existing key.
 
 use brink_guest::fields::pointer;
 use brink_guest::{Invalid, Rejection, Validator, Write, store};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-/// Which field names another key, and how that key is looked up.
+/// The plugin's configuration.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The field of the value whose text is the key.
+    /// The field whose text is the key.
     pub reference: String,
-    /// How the key is looked up.
+    /// The lookup of the key.
     #[serde(default)]
     pub by: Lookup,
 }
 
-/// How a key is looked up.
+/// The lookup of a key.
 #[derive(Debug, Default, Clone, Copy, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Lookup {
-    /// Its entry is read: the write is judged again whenever the entry changes meanwhile.
+    /// Reads the entry. The write is judged again if the entry changes meanwhile.
     #[default]
     Get,
-    /// Only its existence is asked for.
+    /// Asks only whether the key exists.
     Exists,
 }
 
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn the_field_must_be_a_text() {
+    fn the_field_must_be_a_string() {
         for value in [json!({}), json!({"a/b": 1})] {
             let refused = Err(("no-reference".to_owned(), "/a~1b".to_owned()));
             assert_eq!(validate(r#"{"reference": "a/b"}"#, Write::json_value(0, "k", &value)), refused);
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_refused() {
+    fn a_failed_read_is_a_refusal() {
         let refused = Err(("store-unavailable".to_owned(), String::new()));
         assert_eq!(validate(r#"{"reference": "of"}"#, Write::json_value(0, "k", &json!({"of": "x"}))), refused);
     }

@@ -1,14 +1,14 @@
-//! A transformer that marks values with its configuration, to test which version judged a write.
+//! A transformer that stamps values with a configured number, for tests of the version that judged a write.
 
 use brink_guest::{Invalid, Rejection, Replacement, Transformer, Write};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-/// What values are marked with.
+/// The plugin's configuration.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Stamp {
-    /// The field `stamp` of every value.
+    /// The value of the field `stamp`.
     pub stamp: u64,
 }
 

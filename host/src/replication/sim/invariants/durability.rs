@@ -1,8 +1,7 @@
-//! No acknowledged write is lost: what a client was told is committed is in the committed log, with the revision that the
-//! client was told.
+//! Durability: every acknowledged write is in the committed log, with the revision that its client was told.
 
-use super::Violation;
 use super::replay::Replay;
+use super::view::Violation;
 use crate::replication::sim::clients::applied_revision;
 use crate::replication::sim::history::{History, Unique};
 

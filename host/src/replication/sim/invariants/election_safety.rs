@@ -1,19 +1,19 @@
-//! Election safety and leader completeness: a leadership belongs to one life of one node, and whoever leads holds all
-//! that was committed before.
+//! Election safety and leader completeness: a leadership belongs to one start of one node, and a leader holds all entries
+//! committed before.
 //!
-//! Raft has one leader in a term; openraft orders leaders of one term by their ids, so the unit is the pair of both. A
-//! node that restarts must not go on leading, since it has forgotten whom it promised what: a leadership seen in two lives
-//! of a node is a violation.
+//! Raft has one leader in a term; openraft orders the leaders of one term by id, so a leadership is the pair of both. A
+//! restarted node must not continue to lead, since it has forgotten its promises: a leadership seen in two starts of a node
+//! is a violation.
 
 use std::collections::HashMap;
 
 use super::log_matching::LogMatching;
 use super::state_machine_safety::StateMachineSafety;
-use super::{Leadership, View, Violation};
+use super::view::{Leadership, View, Violation};
 
 const NAME: &str = "election-safety";
 
-/// Every leadership seen so far, with the node and its life that had it.
+/// Every leadership seen so far, with its node and the number of the node's start.
 #[derive(Default)]
 pub(super) struct ElectionSafety {
     leaderships: HashMap<Leadership, (usize, u64)>,
@@ -31,12 +31,12 @@ impl ElectionSafety {
         match self.leaderships.insert(leadership, own) {
             Some(before) if before == own => return Ok(()),
             Some(before) => {
-                let detail = format!("{leadership:?} was led by (node, life) {before:?} and {own:?}");
+                let detail = format!("{leadership:?} was led by (node, start) {before:?} and {own:?}");
                 return Err(Violation::new(NAME, detail));
             }
             None => {}
         }
-        // Just elected: is everything here that was committed under earlier leaders?
+        // A new leader must hold every entry committed under earlier leaders.
         let applied = view.applied.map_or(0, |applied| applied.index);
         let earlier = machine.committed().iter().rev().find(|(_, (writer, _))| *writer < leadership);
         match earlier {

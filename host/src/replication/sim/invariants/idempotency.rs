@@ -1,9 +1,9 @@
-//! Idempotency: a named write is applied at most once, and whoever asks hears of the same outcome.
+//! Idempotency: a named write is applied at most once, and every attempt is told the same outcome.
 
 use std::collections::HashMap;
 
-use super::Violation;
 use super::replay::Replay;
+use super::view::Violation;
 use crate::replication::sim::clients::once;
 use crate::replication::sim::history::History;
 use crate::storage::{Data, Space};
@@ -16,7 +16,7 @@ pub(super) fn conclude(history: &History, _replay: &Replay, datas: &[&Data]) -> 
         let Some(name) = operation.name() else { continue };
         for data in datas {
             let entry = data.get(Space::Kv, &once(name)).map_err(|error| Violation::new(NAME, error.to_string()))?;
-            // Nothing else writes this key.
+            // No other write touches this key.
             if let Some(entry) = entry.filter(|entry| entry.meta.version != 1) {
                 let detail = format!("the write named {name} was applied {} times", entry.meta.version);
                 return Err(Violation::new(NAME, detail));

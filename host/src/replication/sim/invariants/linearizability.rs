@@ -1,15 +1,15 @@
-//! Linearizability: for every key, writes, refused conditions and strong reads can be put in one order that agrees with
-//! real time and in which every read sees the last write before it (Herlihy and Wing 1990). Porcupine looks for it.
+//! Linearizability: for every key, writes, failed preconditions and strong reads have one order that agrees with real time
+//! and in which every read sees the last write before it (Herlihy and Wing 1990). Porcupine searches for it.
 //!
-//! Each write is taken at the revision that the log gave it, which says nothing about when it happened. A write of which
-//! the client does not know what became of it happened at any time after its call, if the log has it, and else never.
+//! Each write has the revision that the log gave it, which implies no time. A write whose client does not know its outcome
+//! happened at any time after its call, if the log contains it, and never otherwise.
 
 use std::collections::{BTreeSet, HashMap};
 
 use porcupine_rs::{Model, Operation as Step};
 
-use super::Violation;
 use super::replay::Replay;
+use super::view::Violation;
 use crate::replication::sim::clients::{KEYS, applied_revision};
 use crate::replication::sim::history::{History, Operation, Request, Response, Seen, Unique};
 use crate::storage::Outcome;
@@ -25,15 +25,15 @@ struct Register;
 
 #[derive(Clone, Debug)]
 enum Act {
-    /// The key gets a value, or loses the one it has; if it has the expected revision. `before` is the revision of the
-    /// write before it, which keeps the search short: revisions order writes.
+    /// The key gets a value or loses its value, if it has the expected revision. `before` is the revision of the previous
+    /// write, which keeps the search short: revisions order writes.
     Write {
         before: u64,
         revision: u64,
         value: Option<Unique>,
         expected: Option<Option<u64>>,
     },
-    /// A write was refused, since the key had another revision than expected.
+    /// A write was refused, since the key did not have the expected revision.
     Refusal {
         expected: Option<u64>,
         current: Option<u64>,
@@ -42,7 +42,7 @@ enum Act {
 }
 
 impl Model for Register {
-    /// The revision of the last write, and what the key holds.
+    /// The revision of the last write, and the state of the key.
     type State = (u64, Seen);
     type Op = Act;
     type Metadata = ();
@@ -65,8 +65,8 @@ impl Model for Register {
     }
 }
 
-/// `in_whole`: the order is looked for, and not only reads that miss what came before them. The search takes for ever if
-/// hundreds of reads wait at once.
+/// `in_whole`: searches for the order, and not only for stale reads. The search takes forever if hundreds of reads wait at
+/// once.
 pub(super) fn conclude(history: &History, replay: &Replay, in_whole: bool) -> Result<(), Violation> {
     for key in KEYS {
         let steps = steps_of(key, history, replay);
@@ -79,8 +79,8 @@ pub(super) fn conclude(history: &History, replay: &Replay, in_whole: bool) -> Re
     Ok(())
 }
 
-/// That no read sees an older revision than what was read, or acknowledged as written, before it began. Part of the whole,
-/// and found at once, while the search for an order of a history that has none may take for ever.
+/// Checks that no read sees an older revision than was read or acknowledged before it began. The order implies this; but
+/// it is checked at once, while the search for an order that does not exist may take forever.
 fn no_read_is_stale(key: &str, steps: &[Step<Register>]) -> Result<(), Violation> {
     let shows = |step: &Step<Register>| match step.op {
         Act::Write { revision, .. } => Some(revision),
@@ -120,7 +120,7 @@ fn shown(steps: &[Step<Register>]) -> String {
 
 fn steps_of(key: &str, history: &History, replay: &Replay) -> Vec<Step<Register>> {
     let mut steps = Vec::new();
-    // Named writes that were sent several times are one step, from the first call to the first acknowledgement.
+    // All attempts at a named write are one step, from the first call to the first acknowledgement.
     let mut named: HashMap<&str, usize> = HashMap::new();
     for operation in &history.operations {
         let Some(act) = act_of(key, operation, history, replay) else { continue };
@@ -155,7 +155,7 @@ fn steps_of(key: &str, history: &History, replay: &Replay) -> Vec<Step<Register>
     steps
 }
 
-/// What an operation did to a key, or saw of it; nothing, if it had no part in it.
+/// The effect of an operation on a key; none if it did not touch the key.
 fn act_of(key: &str, operation: &Operation, history: &History, replay: &Replay) -> Option<Act> {
     let (touches, is_first, is_put, expected) = match &operation.request {
         Request::Put { keys, expected, .. } => {

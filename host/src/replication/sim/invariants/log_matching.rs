@@ -1,26 +1,26 @@
-//! Log matching: entries of the same position are the same in every log, and so is all that comes before them.
+//! Log matching: entries at the same position are equal in every log, and so are all entries before them.
 //!
-//! A position is an index and the leadership that wrote it. If two logs have an entry of the same position, the entries
-//! are equal, and the entries before them have the same position; the rest follows by induction (section 3.5 of Ongaro's
-//! thesis).
+//! A position is an index and the leadership that wrote the entry. If two logs have an entry at the same position, the
+//! entries are equal, and the previous entries have the same position; the rest follows by induction (section 3.5 of
+//! Ongaro's thesis).
 
 use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 
-use super::{Leadership, View, Violation};
+use super::view::{Leadership, View, Violation};
 use crate::replication::types::{LogEntry, decode};
 use openraft::entry::RaftEntry;
 
 const NAME: &str = "log-matching";
 
-/// What was seen at a position: the entry, and the leadership that wrote the one before it.
+/// The entry seen at a position, and the leadership that wrote the previous entry.
 struct Seen {
     entry: Bytes,
     before: Option<Leadership>,
 }
 
-/// All positions seen so far, and which entries each node holds.
+/// All positions seen so far, and the log of each node.
 #[derive(Default)]
 pub(super) struct LogMatching {
     positions: HashMap<(u64, Leadership), Seen>,
@@ -28,14 +28,14 @@ pub(super) struct LogMatching {
 }
 
 impl LogMatching {
-    /// Looks at what is new in a node's log, from its end to where it is as it was.
+    /// Checks the new part of a node's log, from its end back to the known part.
     pub(super) fn observe(&mut self, view: &View<'_>) -> Result<(), Violation> {
         let held = self.logs.entry(view.number).or_default();
-        let Some((first, last)) = view.log.first_last().map_err(unreadable)? else {
+        let Some((first, last)) = view.log.first_last() else {
             held.clear();
             return Ok(());
         };
-        // What was cut off at either end is not held any more.
+        // Drop entries that were removed at either end.
         held.split_off(&(last + 1));
         *held = held.split_off(&first);
         let mut after = None;
@@ -62,7 +62,7 @@ impl LogMatching {
         Ok(())
     }
 
-    /// The entry that a node holds at an index, as of the last look.
+    /// The entry that a node holds at an index, as of the last check.
     pub(super) fn entry(&self, number: usize, index: u64) -> Option<(Leadership, Bytes)> {
         let leadership = held_at(&self.logs, number, index)?;
         Some((leadership, self.positions.get(&(index, leadership))?.entry.clone()))

@@ -1,7 +1,7 @@
-//! What must hold in every course of a simulation, one file each.
+//! The invariants of every simulation, one file each.
 //!
-//! Some invariants are looked after while the simulation goes on, from inside the nodes ([`Invariants::observe`]); the
-//! others when it is over, from what the clients saw and what the log says ([`Invariants::conclude`]).
+//! Some are checked during the simulation, inside the nodes ([`Invariants::observe`]); the others at the end, from the
+//! history of the clients and the committed log ([`Invariants::conclude`]).
 
 mod durability;
 mod election_safety;
@@ -12,44 +12,16 @@ mod outcomes;
 mod replay;
 mod revisions;
 mod state_machine_safety;
+mod view;
 
 use self::replay::Replay;
-use super::chaos::metrics_of;
+use self::view::View;
+pub(super) use self::view::Violation;
 use super::history::History;
-use super::node::Node;
-use crate::replication::state_machine::APPLIED;
+use super::node::{Node, metrics_of};
+use crate::replication::raft::state_machine::APPLIED;
 use crate::replication::types::{LogId, decode};
-use crate::storage::{Data, Log};
-
-/// A leadership: a term and the leader's id. Raft as openraft does it may have several leaders in one term, of which
-/// each counts as later than those with smaller ids.
-pub(super) type Leadership = (u64, u64);
-
-/// An invariant that did not hold.
-#[derive(Debug, Clone)]
-pub(super) struct Violation {
-    pub(super) invariant: &'static str,
-    pub(super) detail: String,
-}
-
-impl Violation {
-    pub(super) fn new(invariant: &'static str, detail: impl Into<String>) -> Self {
-        Self { invariant, detail: detail.into() }
-    }
-}
-
-/// A running node, looked at from inside.
-struct View<'a> {
-    number: usize,
-    /// Which of its lives this is.
-    start: u64,
-    log: &'a Log,
-    data: &'a Data,
-    /// The leadership it believes to have.
-    leads: Option<Leadership>,
-    /// The last entry it has applied.
-    applied: Option<LogId>,
-}
+use crate::storage::Data;
 
 /// All invariants.
 #[derive(Default)]
@@ -61,7 +33,7 @@ pub(super) struct Invariants {
 }
 
 impl Invariants {
-    /// Looks at a node.
+    /// Checks a node.
     pub(super) fn observe(&mut self, node: &Node) -> Result<(), Violation> {
         let Some(running) = &node.running else { return Ok(()) };
         let Some(handle) = &running.handle else { return Ok(()) };
@@ -82,14 +54,14 @@ impl Invariants {
         self.revisions.observe(&view)
     }
 
-    /// Forgets what a node held that has crashed: it may hold less from now on.
+    /// Forgets the log of a crashed node: it may have lost a part.
     pub(super) fn crashed(&mut self, number: usize) {
         self.log_matching.crashed(number);
         self.state_machine_safety.crashed(number);
     }
 
-    /// Judges the whole course, when all nodes that are members have come to the same state. An order of all reads and
-    /// writes is looked for if `orders` says so.
+    /// Checks the whole course, once all members have reached the same state. A linearizable order of all operations is
+    /// searched for if `orders` is set.
     pub(super) fn conclude(&self, history: &History, nodes: &[&Node], orders: bool) -> Result<(), Violation> {
         let replay = Replay::of(self.state_machine_safety.committed())?;
         let datas: Vec<&Data> =

@@ -1,17 +1,17 @@
-//! What the committed log says: every write in its order, applied by a model that shares no code with the store.
+//! A replay of the committed log: every write in order, applied to a model that shares no code with the store.
 
 use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 use openraft::EntryPayload;
 
-use super::{Leadership, Violation};
+use super::view::{Leadership, Violation};
 use crate::replication::sim::clients::unique;
 use crate::replication::sim::history::Unique;
 use crate::replication::types::{LogEntry, decode};
 use crate::storage::{Action, Fact, GuardedWrite};
 
-/// The course of the store.
+/// The result of the replay.
 #[derive(Default)]
 pub(super) struct Replay {
     /// By unique value: the revision of each write that was applied.
@@ -20,7 +20,7 @@ pub(super) struct Replay {
     pub(super) state: BTreeMap<String, (u64, u64, String)>,
     /// The store's revision at the end.
     pub(super) revision: u64,
-    /// The names that were used.
+    /// The names of writes so far, and whether each write was applied.
     names: HashMap<String, bool>,
 }
 

@@ -1,15 +1,15 @@
-//! Monotonic revisions: on a node that runs the store's revision never goes back, every write has its own, and a write
-//! that began after another was acknowledged has the greater one.
+//! Monotonic revisions: a running node's revision never decreases, every write has a revision of its own, and a write that
+//! began after another was acknowledged has a greater one.
 
 use std::collections::HashMap;
 
-use super::{View, Violation};
+use super::view::{View, Violation};
 use crate::replication::sim::clients::applied_revision;
 use crate::replication::sim::history::History;
 
 const NAME: &str = "monotonic-revisions";
 
-/// The revisions seen, by node and life.
+/// The last start and revision of each node.
 #[derive(Default)]
 pub(super) struct Revisions {
     seen: HashMap<usize, (u64, u64)>,
@@ -29,7 +29,7 @@ impl Revisions {
 }
 
 pub(super) fn conclude(history: &History) -> Result<(), Violation> {
-    // The outcome of a named write may be older than the call that was told of it.
+    // A named write may have been applied before the call that reports it.
     let unnamed = history.operations.iter().filter(|operation| operation.is_write() && operation.name().is_none());
     let writes: Vec<(i64, i64, u64)> = unnamed
         .filter_map(|write| Some((write.called, write.returned?, applied_revision(write.outcome()?)?)))

@@ -1,5 +1,5 @@
-//! State-machine safety: no two nodes apply different entries at an index, and nodes that have applied the same have the
-//! same state, which is the one that the log says.
+//! State-machine safety: no two nodes apply different entries at an index, and nodes that have applied the same log have
+//! the same state, which equals the replay of the log.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -7,18 +7,18 @@ use bytes::Bytes;
 
 use super::log_matching::LogMatching;
 use super::replay::Replay;
-use super::{Leadership, View, Violation};
-use crate::storage::{Data, RangeQuery};
+use super::view::{Leadership, View, Violation};
+use crate::storage::{Data, RangeQuery, simulated_data};
 
 const NAME: &str = "state-machine-safety";
 
-/// What is committed, and what states it gave.
+/// The committed entries, and the states of the nodes.
 #[derive(Default)]
 pub(super) struct StateMachineSafety {
     committed: BTreeMap<u64, (Leadership, Bytes)>,
-    /// By the index of the last applied entry.
+    /// Digest of the state and a node that had it, by the index of the last applied entry.
     digests: HashMap<u64, (u64, usize)>,
-    /// How far each node was seen to have applied.
+    /// The index that each node was last seen to have applied.
     applied: HashMap<usize, u64>,
 }
 
@@ -28,7 +28,7 @@ impl StateMachineSafety {
         &self.committed
     }
 
-    /// Looks at what a node has applied since the last look.
+    /// Checks the entries that a node has applied since the last check.
     pub(super) fn observe(&mut self, view: &View<'_>, logs: &LogMatching) -> Result<(), Violation> {
         let Some(applied) = view.applied else { return Ok(()) };
         let before = self.applied.insert(view.number, applied.index);
@@ -36,7 +36,7 @@ impl StateMachineSafety {
             return Ok(());
         }
         for index in before.map_or(0, |before| before + 1)..=applied.index {
-            // What is not in the log any more came with a snapshot, and was seen on another node before.
+            // An entry that is not in the log came with a snapshot, and was seen on another node before.
             let Some((writer, entry)) = logs.entry(view.number, index) else { continue };
             match self.committed.get(&index) {
                 Some((known, _)) if *known != writer => {
@@ -50,7 +50,7 @@ impl StateMachineSafety {
                 None => drop(self.committed.insert(index, (writer, entry))),
             }
         }
-        let digest = view.data.digest();
+        let digest = simulated_data::digest(view.data);
         match self.digests.insert(applied.index, (digest, view.number)) {
             Some((known, number)) if known != digest => Err(Violation::new(
                 NAME,
@@ -65,7 +65,7 @@ impl StateMachineSafety {
     }
 }
 
-/// Compares the nodes' states with what the log says.
+/// Compares the nodes' states with the replay of the log.
 pub(super) fn conclude(replay: &Replay, datas: &[&Data]) -> Result<(), Violation> {
     for data in datas {
         let page = data.scan(&RangeQuery::default()).map_err(|error| Violation::new(NAME, error.to_string()))?;

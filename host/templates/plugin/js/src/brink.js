@@ -1,6 +1,6 @@
-// Between the rule in `plugin.js` and the node: there should be no need to change it.
+// The adapter between the rule in `plugin.js` and the node. It should not need changes.
 //
-// The classes are no `Error`s on purpose: an `Error` that leaves the plugin is taken for a bug in it. The write is then
+// The classes do not extend `Error` on purpose: an `Error` that leaves the plugin counts as a bug in it. The write is then
 // refused with status 500, and the error's message and stack go to the client and to the node's log.
 
 /** Thrown by `configure` to refuse a configuration. */
@@ -12,7 +12,7 @@ export class Invalid {
   }
 }
 
-/** Thrown to refuse a request. Returning violations does so too, and is enough for most rules. */
+/** Thrown to refuse a request. Most rules return violations instead, which refuses it too. */
 export class Rejection {
   /** `code` is a short stable word for programs, `message` a sentence for people. */
   constructor(code, message, violations = []) {
@@ -22,16 +22,16 @@ export class Rejection {
   }
 }
 
-/** Violations that a rejection names; the node keeps no more. */
+/** Maximum number of violations in a rejection; the node keeps no more. */
 const VIOLATIONS_MAX = 100;
 
-/** Bytes turned into text at once: each becomes an argument of a call. */
+/** Number of bytes decoded at once: each becomes an argument of a call. */
 const CHUNK_BYTES = 4096;
 
 /**
- * What the node calls, made of a rule:
+ * Makes the functions that the node calls from a rule:
  *
- * - `configure(config)` checks the configuration, `null` if the hook has none, and returns what the others need of it.
+ * - `configure(config)` checks the configuration (`null` if the hook has none) and returns the settings for the others.
  * - `validate(value, settings, write)` returns the violations of one value, each `{ path, code, message }`.
  * - `transform(value, settings, write)` returns the new value, or `undefined` to leave it as it is.
  *
@@ -50,7 +50,7 @@ export function plugin({ configure, validate, transform }) {
         const violations = [];
         for (const [item, write] of stored(writes)) {
           const found = validate(parse(write, item), settings, write);
-          // An answer that comes later, a promise, would come too late.
+          // A promise would be fulfilled too late.
           if (!Array.isArray(found)) throw new TypeError("`validate` must return a list of violations");
           violations.push(...found.map((violation) => ({ item, ...violation })));
         }
@@ -87,15 +87,15 @@ function parse(write, item) {
   try {
     return JSON.parse(decode(write.value));
   } catch (error) {
-    // The text or its UTF-8 is wrong; anything else, such as too little memory, is not the client's fault.
+    // Other errors, such as a lack of memory, are not the client's fault.
     if (!(error instanceof SyntaxError || error instanceof URIError)) throw error;
     const message = "the value is not JSON";
     throw new Rejection("not-json", message, [{ item, path: "", code: "not-json", message }]);
   }
 }
 
-// The engine of plugins has no `TextDecoder` and no `TextEncoder`. It has these two of the web's first days, which turn
-// each byte of UTF-8 into `%XX` and back.
+// The engine that runs plugins has no `TextDecoder` and no `TextEncoder`. Instead, `escape` and `unescape` convert bytes of
+// UTF-8 to `%XX` and back.
 
 function decode(bytes) {
   let text = "";

@@ -2,7 +2,7 @@
 
 import { Invalid, plugin, pointer } from "./brink.js";
 
-/** Checks the configuration of a hook. What it returns is handed to `validate`. */
+/** Checks the configuration of a hook. The result is passed to `validate`. */
 export function configure(config) {
   const fields = config?.required;
   if (!Array.isArray(fields) || fields.length === 0) {
@@ -14,7 +14,7 @@ export function configure(config) {
   return fields;
 }
 
-/** Judges one JSON value. Returns what is wrong with it: nothing, and it is accepted. */
+/** Judges one JSON value. Returns the rules that it breaks; without any, it is accepted. */
 export function validate(value, fields) {
   const present = Object.keys(Object(value));
   return fields

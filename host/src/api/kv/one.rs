@@ -1,0 +1,114 @@
+//! One key: `PUT`, `GET` and `DELETE` of `<base>/kv/<key>/`.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
+use tokio::time::Instant;
+
+use super::entry;
+use super::read::{Freshness, read};
+use super::value::PutValue;
+use crate::api::extract::{
+    Accept, Consistency, IdempotencyKey, IfNoneMatch, Key, NoParameters, Preconditions, Prefer, Query,
+};
+use crate::api::problem::{Kind, Problem};
+use crate::api::{App, answer};
+use crate::limits::WRITE_DEADLINE;
+use crate::storage::{Action, Effect, Operation, Space};
+use crate::write_path::Request;
+
+/// `PUT`: sets the value of a key.
+pub(crate) async fn put(
+    _: Query<NoParameters>,
+    State(app): State<Arc<App>>,
+    Key(key): Key,
+    preconditions: Preconditions,
+    idempotency_key: Result<IdempotencyKey, Problem>,
+    prefer: Prefer,
+    PutValue(value): PutValue,
+) -> Result<Response, Problem> {
+    let IdempotencyKey(idempotency_key) = idempotency_key?;
+    let preconditions = preconditions.on(&key);
+    let operations = vec![Operation { space: Space::Kv, key, action: Action::Put(value) }];
+    let request = Request { operations, preconditions, idempotency_key };
+    let written = app.write_path.write(request, Instant::now() + WRITE_DEADLINE).await?;
+    let (Some(Effect::Put(meta)), Some(Operation { key, action: Action::Put(value), .. })) =
+        (written.effects.first(), written.operations.first())
+    else {
+        return Err(Problem::internal("the write had an unexpected effect"));
+    };
+    let mut response = match (prefer.minimal, meta.version) {
+        (true, 1) => StatusCode::CREATED.into_response(),
+        (true, _) => StatusCode::NO_CONTENT.into_response(),
+        (false, 1) => answer::json(StatusCode::CREATED, entry::one(key, *meta, value)),
+        (false, _) => answer::json(StatusCode::OK, entry::one(key, *meta, value)),
+    };
+    answer::set_etag(&mut response, meta.revision);
+    answer::set_repeated(&mut response, written.repeated);
+    Ok(response)
+}
+
+/// `DELETE`: removes a key.
+pub(crate) async fn delete(
+    _: Query<NoParameters>,
+    State(app): State<Arc<App>>,
+    Key(key): Key,
+    preconditions: Preconditions,
+    IdempotencyKey(idempotency_key): IdempotencyKey,
+) -> Result<Response, Problem> {
+    let preconditions = preconditions.on(&key);
+    let operations = vec![Operation { space: Space::Kv, key: key.clone(), action: Action::Delete }];
+    let request = Request { operations, preconditions, idempotency_key };
+    let written = app.write_path.write(request, Instant::now() + WRITE_DEADLINE).await?;
+    match written.effects.first() {
+        Some(Effect::Deleted { existed: true }) => {
+            let mut response = StatusCode::NO_CONTENT.into_response();
+            answer::set_repeated(&mut response, written.repeated);
+            Ok(response)
+        }
+        _ => Err(absent(&key)),
+    }
+}
+
+/// `GET`: the entry of a key, as JSON or as its raw bytes.
+pub(crate) async fn get(
+    Query(consistency): Query<Consistency>,
+    State(app): State<Arc<App>>,
+    Key(key): Key,
+    if_none_match: IfNoneMatch,
+    accept: Accept,
+) -> Result<Response, Problem> {
+    let freshness = Freshness::establish(&app, consistency).await?;
+    // Taken before the entry: the response shows a state at least as new as the revision it claims.
+    let revision = app.data.revision();
+    let found = match app.data.cached(&key) {
+        Some(entry) => Some(entry),
+        None => {
+            let lookup = key.clone();
+            read(&app, move |data| data.get_and_keep(&lookup)).await?
+        }
+    };
+    freshness.count(&app);
+    let Some(entry) = found else {
+        let mut response = absent(&key).into_response();
+        freshness.describe(revision, &mut response);
+        return Ok(response);
+    };
+    let mut response = if if_none_match.includes(entry.meta.revision) {
+        StatusCode::NOT_MODIFIED.into_response()
+    } else if accept.wants_raw(&entry.value) {
+        let media_type = answer::header_value(&entry.value.content_type);
+        answer::with_body(StatusCode::OK, media_type, entry.value.bytes.clone())
+    } else {
+        answer::json(StatusCode::OK, entry::one(&entry.key, entry.meta, &entry.value))
+    };
+    answer::set_etag(&mut response, entry.meta.revision);
+    freshness.describe(revision, &mut response);
+    Ok(response)
+}
+
+fn absent(key: &str) -> Problem {
+    Problem::new(Kind::NOT_FOUND, format!("there is no entry with key {key:?}"))
+}

@@ -1,0 +1,137 @@
+//! `brink bench`: puts load on a running cluster, and reports throughput and latency.
+//!
+//! # Latency without coordinated omission
+//!
+//! A client that waits for a slow answer does not send the requests that the same stall would have delayed, so a plain
+//! histogram hides stalls (Gil Tene, "How NOT to Measure Latency"). With `--rate`, requests have scheduled times, and
+//! latencies are measured from those. Without it, every client sends as fast as it is answered; the requests that a stall
+//! prevented are added as HdrHistogram's correction does, with the mean latency as the expected interval.
+//!
+//! # Cost
+//!
+//! The loader often shares its machine with the nodes and must cost less than they do. Its clients run on single-threaded
+//! runtimes, and the report says how much CPU it used.
+//!
+//! ```text
+//! mod → load → connection
+//! mod → report; {load, report} → args → api; {load, report} → measured
+//! ```
+
+mod api;
+mod args;
+mod connection;
+mod load;
+mod measured;
+mod report;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use reqwest::Method;
+use tokio::time::Instant;
+
+pub(super) use self::args::Args;
+use self::load::{Load, run_clients};
+use self::measured::Measured;
+use self::report::Run;
+use super::client::Client;
+use super::failure::Failure;
+use super::output;
+use super::request::Request;
+use crate::limits::BATCH_ITEMS_MAX;
+
+/// The unit of CPU time in `/proc`.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// Maximum number of keys in a batch that prepares reads; etcd allows 128.
+const PREPARE_ITEMS_MAX: usize = 128;
+
+/// Maximum bytes of values in a batch that prepares reads.
+const PREPARE_BYTES_MAX: usize = 1024 * 1024;
+
+/// Runs the command.
+pub(super) async fn run(args: Args) -> Result<(), Failure> {
+    args.check()?;
+    let client = Client::new(&args.common)?;
+    let urls: Vec<String> = client.urls().iter().map(|url| args.api.base_url(url).to_owned()).collect();
+    // A node that cannot be reached fails the command at once.
+    for url in &urls {
+        client.send_to(url, &Request::new(Method::GET, args.api.probe_path())).await?;
+    }
+    let value: String = std::iter::repeat_with(fastrand::alphanumeric).take(args.value_bytes).collect();
+    if let (Some(url), true) = (urls.first(), args.reads > 0.0) {
+        prepare(&client, url, &args, &value).await?;
+    }
+    let measure_from = Instant::now() + args.warmup;
+    let until = measure_from + args.duration;
+    let threads = args.threads.unwrap_or_else(default_threads).min(args.clients);
+    let load = Arc::new(Load { urls, args, value, threads, measure_from, until, stopped: false.into() });
+    let (began, cpu_before) = (Instant::now(), cpu_seconds());
+    let drivers: Vec<_> = (0..threads)
+        .map(|thread| {
+            let load = load.clone();
+            tokio::task::spawn_blocking(move || run_clients(&load, thread))
+        })
+        .collect();
+    wait(&load).await;
+    let ended = Instant::now().min(until);
+    let cpu = (cpu_seconds() - cpu_before) / began.elapsed().as_secs_f64().max(0.001);
+
+    let mut total = Measured::default();
+    for driver in drivers {
+        total.add(driver.await.unwrap_or_else(|error| Err(std::io::Error::other(error)))?);
+    }
+    let seconds = ended.saturating_duration_since(measure_from).as_secs_f64();
+    let run = Run { args: &load.args, seconds, loader_threads: threads, loader_cores: cpu };
+    report::print(&run, &total)
+}
+
+/// Writes every key once, so that every read finds an entry.
+async fn prepare(client: &Client, url: &str, args: &Args, value: &str) -> Result<(), Failure> {
+    let bar = output::progress(args.keys, "keys prepared");
+    let items_max =
+        (PREPARE_BYTES_MAX / (args.value_bytes + 1)).clamp(1, PREPARE_ITEMS_MAX.min(BATCH_ITEMS_MAX)) as u64;
+    let mut first = 0;
+    while first < args.keys {
+        let last = (first + items_max).min(args.keys);
+        let keys = (first..last).map(|number| format!("{}{number}", args.prefix));
+        client.send_to(url, &args.api.write_all(keys, value)).await?;
+        first = last;
+        bar.set_position(first);
+    }
+    bar.finish_and_clear();
+    Ok(())
+}
+
+/// Waits for the end of the load or for Ctrl-C, and shows the progress.
+async fn wait(load: &Load) {
+    let total = load.until.saturating_duration_since(Instant::now()).as_secs();
+    let bar = output::progress(total.max(1), "s");
+    let mut tick = tokio::time::interval(Duration::from_millis(200));
+    loop {
+        tokio::select! {
+            _ = tokio::time::sleep_until(load.until) => break,
+            _ = tokio::signal::ctrl_c() => break,
+            _ = tick.tick() => {
+                bar.set_position(total.saturating_sub(load.until.saturating_duration_since(Instant::now()).as_secs()));
+            }
+        }
+    }
+    load.stopped.store(true, Ordering::Relaxed);
+    bar.finish_and_clear();
+}
+
+/// Half of the cores; the others are left to nodes on the same machine.
+fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2))
+}
+
+/// The CPU time of this process so far.
+fn cpu_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The program's name, in parentheses, may contain spaces; user and system time are the 12th and 13th field after it.
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
+    let ticks: f64 = fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok()).sum();
+    ticks / TICKS_PER_SECOND
+}

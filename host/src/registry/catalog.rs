@@ -1,0 +1,112 @@
+//! The plugins and hooks of the registry at one moment.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::change::Edit;
+use super::entry::{decode, name_of, read_prefix};
+use super::error::Error;
+use crate::hooks::Binding;
+use crate::storage::{Data, HOOKS_PREFIX, PLUGINS_PREFIX, Precondition};
+
+/// A plugin in the registry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PluginInfo {
+    /// Its name.
+    #[serde(default)]
+    pub name: String,
+    /// SHA-256 of its bytes, in hexadecimal.
+    pub digest: String,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// Its exports: `validator`, `transformer` or both.
+    pub roles: Vec<String>,
+    /// The linear memory of a new instance, in bytes.
+    #[serde(default)]
+    pub memory_bytes: u64,
+    /// How long an instance took to start on the node that received the upload, in microseconds, without configuration.
+    #[serde(default)]
+    pub start_us: u64,
+    /// The store's revision at which this version was uploaded.
+    #[serde(default)]
+    pub revision: u64,
+}
+
+/// A hook in force.
+#[derive(Debug, Clone, Serialize)]
+pub struct HookInfo {
+    /// Its name.
+    pub name: String,
+    /// The plugin it runs, and on which writes.
+    #[serde(flatten)]
+    pub binding: Binding,
+    /// The store's revision at which it was set.
+    pub revision: u64,
+}
+
+/// The plugins and hooks at one moment.
+pub(super) struct Catalog {
+    pub(super) plugins: BTreeMap<String, PluginInfo>,
+    pub(super) hooks: BTreeMap<String, HookInfo>,
+    /// The preconditions that no plugin and no hook has changed.
+    unchanged: [Precondition; 2],
+}
+
+impl Catalog {
+    pub(super) fn read(data: &Data) -> Result<Self, Error> {
+        let mut plugins = BTreeMap::new();
+        let (entries, plugins_unchanged) = read_prefix(data, PLUGINS_PREFIX)?;
+        for entry in entries {
+            let name = name_of(&entry, PLUGINS_PREFIX);
+            let info: PluginInfo = decode(&entry)?;
+            plugins.insert(name.clone(), PluginInfo { name, revision: entry.meta.revision, ..info });
+        }
+        let mut hooks = BTreeMap::new();
+        let (entries, hooks_unchanged) = read_prefix(data, HOOKS_PREFIX)?;
+        for entry in entries {
+            let name = name_of(&entry, HOOKS_PREFIX);
+            let binding: Binding = decode(&entry)?;
+            hooks.insert(name.clone(), HookInfo { name, binding, revision: entry.meta.revision });
+        }
+        Ok(Self { plugins, hooks, unchanged: [plugins_unchanged, hooks_unchanged] })
+    }
+
+    /// The preconditions that no plugin and no hook has changed since this was read.
+    pub(super) fn unchanged(&self) -> &[Precondition] {
+        &self.unchanged
+    }
+
+    /// The hooks that run a plugin.
+    pub(super) fn hooks_of<'a>(&'a self, plugin: &'a str) -> impl Iterator<Item = &'a str> {
+        self.hooks.values().filter(move |hook| hook.binding.plugin == plugin).map(|hook| hook.name.as_str())
+    }
+
+    /// The newest version of each plugin and the versions that hooks run, by name and digest.
+    pub(super) fn versions(&self) -> BTreeSet<(String, String)> {
+        let newest = self.plugins.values().map(|info| (info.name.clone(), info.digest.clone()));
+        let bindings = self.hooks.values().map(|hook| &hook.binding);
+        let run = bindings.filter_map(|binding| Some((binding.plugin.clone(), binding.digest.clone()?)));
+        newest.chain(run).collect()
+    }
+
+    /// As [`Catalog::versions`], by digest only.
+    pub(super) fn digests(&self) -> BTreeSet<String> {
+        self.versions().into_iter().map(|(_, digest)| digest).collect()
+    }
+
+    /// As [`Catalog::digests`], once an edit is made.
+    pub(super) fn digests_after(&self, edit: &Edit) -> BTreeSet<String> {
+        let mut newest: BTreeMap<&str, &str> =
+            self.plugins.values().map(|info| (info.name.as_str(), info.digest.as_str())).collect();
+        let mut run: BTreeMap<&str, &str> =
+            self.hooks.values().map(|hook| (hook.name.as_str(), hook.binding.digest())).collect();
+        match edit {
+            Edit::PluginUploaded { plugin, digest, .. } => newest.insert(plugin, digest),
+            Edit::PluginRemoved { plugin } => newest.remove(plugin.as_str()),
+            Edit::HookSet { hook, binding } => run.insert(hook, binding.digest()),
+            Edit::HookRemoved { hook } => run.remove(hook.as_str()),
+        };
+        newest.into_values().chain(run.into_values()).map(str::to_owned).collect()
+    }
+}

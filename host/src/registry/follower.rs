@@ -1,0 +1,201 @@
+//! Following the registry: this node prepares what the registry names, in three tasks.
+//!
+//! | task | does | what waits for it |
+//! |---|---|---|
+//! | put in force | builds the set of hooks of the newest epoch | writes on this node |
+//! | compile ahead | compiles every version that is named | the acknowledgement of a change, on every node |
+//! | pre-initialize | pre-initializes the plugins of the hooks in force | nothing |
+//!
+//! They are separate because each takes longer than the one before, and must not delay it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::OptionFuture;
+use tokio::sync::watch;
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::catalog::Catalog;
+use super::compiled::CompiledPlugins;
+use super::error::Error;
+use super::history::History;
+use crate::hooks::{self, Active, Hook};
+use crate::replication;
+use crate::storage::Data;
+
+/// Pause between two runs of the compile-ahead task.
+const COMPILE_AHEAD_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Pause before a step that failed is tried again.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// After a start, this node keeps all compiled code for so long: entries it has not applied yet may need it.
+const KEEP_ALL_COMPILED: Duration = Duration::from_secs(60);
+
+/// Prepares what the registry names on this node.
+pub(super) struct Follower {
+    pub(super) plugins: Arc<CompiledPlugins>,
+    pub(super) active: Active,
+    pub(super) replication: replication::Handle,
+    pub(super) data: Data,
+    pub(super) started: Instant,
+    /// Ends the tasks. A step that runs ends first.
+    pub(super) stop: CancellationToken,
+}
+
+impl Follower {
+    /// Starts the three tasks.
+    pub(super) fn start(self, tasks: &TaskTracker) {
+        let follower = Arc::new(self);
+        tasks.spawn(follower.clone().keep_in_force());
+        tasks.spawn(follower.clone().keep_compiled());
+        tasks.spawn(follower.keep_pre_initialized());
+    }
+
+    async fn keep_in_force(self: Arc<Self>) {
+        let mut applied = self.replication.applied();
+        loop {
+            let mut pause = None;
+            if self.data.hook_epoch() != self.active.current().epoch() {
+                pause = self.run(Self::put_in_force, "the hooks could not be put in force; writes wait").await;
+            }
+            if !self.wait(applied.changed(), pause).await {
+                return;
+            }
+        }
+    }
+
+    async fn keep_compiled(self: Arc<Self>) {
+        let (mut applied, mut in_force) = (self.replication.applied(), self.active.subscribe());
+        loop {
+            applied.mark_unchanged();
+            in_force.mark_unchanged();
+            let pause = self.run(Self::compile_ahead, "a plugin could not be compiled ahead").await;
+            if self.stop.run_until_cancelled(sleep(COMPILE_AHEAD_INTERVAL)).await.is_none() {
+                return;
+            }
+            let changed = async {
+                tokio::select! {
+                    changed = applied.changed() => changed,
+                    changed = in_force.changed() => changed,
+                }
+            };
+            if !self.wait(changed, pause).await {
+                return;
+            }
+        }
+    }
+
+    async fn keep_pre_initialized(self: Arc<Self>) {
+        let mut in_force = self.active.subscribe();
+        loop {
+            in_force.mark_unchanged();
+            let pause = self.run(Self::pre_initialize, "a plugin could not be pre-initialized").await;
+            if !self.wait(in_force.changed(), pause).await {
+                return;
+            }
+        }
+    }
+
+    /// Waits for a change, or for the end of the pause after a failed step. False: the node stops.
+    async fn wait(
+        &self,
+        changed: impl Future<Output = Result<(), watch::error::RecvError>>,
+        pause: Option<Duration>,
+    ) -> bool {
+        let next = async {
+            tokio::select! {
+                changed = changed => changed.is_ok(),
+                Some(()) = OptionFuture::from(pause.map(sleep)) => true,
+            }
+        };
+        self.stop.run_until_cancelled(next).await.unwrap_or(false)
+    }
+
+    /// Runs a step on a blocking thread. If it fails, logs that and returns the pause before the next attempt.
+    async fn run(self: &Arc<Self>, step: fn(&Self) -> Result<(), Error>, failure: &'static str) -> Option<Duration> {
+        let follower = self.clone();
+        let error: Box<dyn std::error::Error> = match spawn_blocking(move || step(&follower)).await {
+            Ok(Ok(())) => return None,
+            Ok(Err(error)) => error.into(),
+            Err(error) => error.into(),
+        };
+        tracing::error!(%error, "{failure}");
+        Some(RETRY_PAUSE)
+    }
+
+    /// Builds the set of hooks of the newest epoch, unless it is in force.
+    fn put_in_force(&self) -> Result<(), Error> {
+        loop {
+            let epoch = self.data.hook_epoch();
+            let current = self.active.current();
+            if current.epoch() == epoch {
+                return Ok(());
+            }
+            let catalog = Catalog::read(&self.data)?;
+            // The catalog must be that of the epoch.
+            if self.data.hook_epoch() != epoch {
+                continue;
+            }
+            let mut hooks = Vec::with_capacity(catalog.hooks.len());
+            for hook in catalog.hooks.into_values() {
+                // An unchanged hook stays as it is, pre-initialized, and with its share of the node.
+                let is_same = |old: &&Hook| old.name() == hook.name && *old.binding() == hook.binding;
+                match current.hooks().iter().find(is_same) {
+                    Some(old) => hooks.push(old.clone()),
+                    None => hooks.push(self.plugins.load(&hook.name, hook.binding)?),
+                }
+            }
+            tracing::info!(epoch, hooks = hooks.len(), "hooks in force");
+            self.active.replace(hooks::Set::new(epoch, hooks));
+        }
+    }
+
+    /// Compiles the versions that the registry names, drops all others, and tells the other nodes.
+    fn compile_ahead(&self) -> Result<(), Error> {
+        let revision = self.data.revision();
+        let versions = Catalog::read(&self.data)?.versions();
+        self.plugins.retain(&versions);
+        for (name, digest) in versions {
+            if self.stop.is_cancelled() {
+                return Ok(());
+            }
+            self.plugins.get(&name, &digest)?;
+        }
+        // Hooks of a later epoch are left to the next run.
+        if self.active.current().epoch() == self.data.hook_epoch() {
+            self.replication.set_prepared(revision);
+        }
+        Ok(())
+    }
+
+    /// Pre-initializes the plugins of the hooks in force, until another set is in force, and removes compiled code that
+    /// nothing names.
+    fn pre_initialize(&self) -> Result<(), Error> {
+        let set = self.active.current();
+        for hook in set.hooks().iter().filter(|hook| hook.pre_initialized().is_none()) {
+            if self.data.hook_epoch() != set.epoch() || self.stop.is_cancelled() {
+                return Ok(());
+            }
+            let began = Instant::now();
+            self.plugins.pre_initialize(hook)?;
+            let (name, plugin, ms) = (hook.name(), hook.plugin().name(), began.elapsed().as_millis());
+            match hook.pre_initialized() {
+                Some(Err(reason)) => {
+                    tracing::info!(hook = name, plugin, reason, "the plugin is configured before each call")
+                }
+                _ => tracing::info!(hook = name, plugin, ms, "the plugin is pre-initialized"),
+            }
+        }
+        if self.data.hook_epoch() != set.epoch() || self.started.elapsed() < KEEP_ALL_COMPILED {
+            return Ok(());
+        }
+        // Versions that a hook can be rolled back to stay compiled.
+        let digests = Catalog::read(&self.data)?.digests().into_iter().chain(History::read(&self.data)?.digests());
+        self.plugins.retain_on_disk(digests, set.hooks());
+        Ok(())
+    }
+}

@@ -1,0 +1,158 @@
+//! How a node finds its cluster, or forms it with others.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::formation::Formation;
+use super::founders::Founders;
+use super::identity::{Identity, Member, Stage, Waiting};
+use super::membership::{Change, Membership, Progress};
+use super::peer_table::{PeerTable, Survey};
+use super::view::ClusterView;
+use crate::replication::error::Error;
+use crate::replication::peer::protocol::ANYONE;
+use crate::replication::raft::engine::RaftHandle;
+
+/// Interval at which a node without a cluster looks for one.
+const SEARCH_INTERVAL: Duration = Duration::from_millis(25);
+
+/// Time for which a majority of the founders waits for the rest before it forms the cluster. Founders that come later have
+/// to join, which takes a little longer.
+const FORM_PATIENCE: Duration = Duration::from_millis(500);
+
+/// Time for which the first founder may form the cluster alone before the others try as well.
+const FIRST_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Longest pause after a failed formation. The pause is random, so that two nodes do not keep disturbing each other.
+const FORM_PAUSE_MAX: Duration = Duration::from_millis(100);
+
+/// Interval at which a node asks to be let in.
+const JOIN_INTERVAL: Duration = Duration::from_millis(100);
+
+/// A node's search for its cluster.
+pub(crate) struct Discovery {
+    pub(crate) founders: Arc<Founders>,
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) raft: Arc<RaftHandle>,
+    pub(crate) peers: Arc<PeerTable>,
+    pub(crate) view: Arc<ClusterView>,
+    pub(crate) formation: Arc<Formation>,
+    pub(crate) membership: Arc<Membership>,
+}
+
+/// The progress of a search.
+struct Search {
+    began: Instant,
+    /// The highest ballot number seen so far.
+    highest: u64,
+    /// The last answer to the request to be let in.
+    joining: Option<Progress>,
+}
+
+impl Discovery {
+    /// Looks for the cluster until this node has its place in it.
+    pub(crate) async fn discover(self, stop: CancellationToken) {
+        let mut search = Search { began: Instant::now(), highest: 0, joining: None };
+        while stop.run_until_cancelled(tokio::time::sleep(SEARCH_INTERVAL)).await.is_some() {
+            if self.view.has_its_place() {
+                return;
+            }
+            if let Err(error) = self.search(&mut search).await {
+                tracing::debug!(%error, "no cluster found yet");
+            }
+        }
+    }
+
+    /// Takes the next step towards a cluster.
+    async fn search(&self, search: &mut Search) -> Result<(), Error> {
+        let stage = self.identity.stage();
+        let survey = self.peers.survey(stage.cluster());
+        let waited = search.began.elapsed();
+        match stage {
+            Stage::Unidentified if survey.in_cluster.is_empty() => {
+                self.form_if_due(&survey.without_cluster, waited, &mut search.highest).await
+            }
+            Stage::Unidentified => self.formation.identify().await,
+            Stage::Member(member) if member.id == self.founders.own_id() => {
+                self.found(member, &survey, waited, search).await
+            }
+            Stage::Waiting(Waiting { id }) | Stage::Member(Member { id, .. }) => {
+                self.ask_to_join(id, &survey.in_cluster, search).await
+            }
+        }
+    }
+
+    /// Forms the cluster with founders that have none, once enough of them can be reached and it is this node's turn.
+    async fn form_if_due(&self, others: &[String], waited: Duration, highest: &mut u64) -> Result<(), Error> {
+        if !self.formation.may_found || !self.is_due(others, waited) {
+            return Ok(());
+        }
+        self.formation.form(others, highest).await?;
+        if !self.identity.is_identified() {
+            tokio::time::sleep(FORM_PAUSE_MAX.mul_f64(fastrand::f64())).await;
+        }
+        Ok(())
+    }
+
+    /// Brings a founder to its place.
+    async fn found(&self, member: Member, survey: &Survey, waited: Duration, search: &mut Search) -> Result<(), Error> {
+        if !self.raft.is_initialized() && !survey.is_initialized {
+            // The nodes that chose the cluster may all have stopped before one of them initialised it.
+            if self.is_due(&survey.fellows, waited) {
+                self.raft.initialize(self.founders.nodes()).await;
+            }
+            return Ok(());
+        }
+        // A founder is a member, and the leader sends it the log. If that takes too long, another node has its place.
+        if waited < FORM_PATIENCE + FIRST_PATIENCE {
+            return Ok(());
+        }
+        self.ask_to_join(member.id, &survey.in_cluster, search).await
+    }
+
+    /// Whether this node should form or initialise the cluster now, with these others.
+    fn is_due(&self, others: &[String], waited: Duration) -> bool {
+        let count = others.len() + 1;
+        let is_complete = count == self.founders.nodes().len();
+        let is_enough = is_complete || (self.founders.is_majority(count) && waited > FORM_PATIENCE);
+        let is_first = others.iter().all(|url| self.founders.own_url() < url.as_str());
+        is_enough && (is_first || waited > FIRST_PATIENCE)
+    }
+
+    /// Asks members of the cluster to let this node in.
+    async fn ask_to_join(&self, id: u64, members: &[String], search: &mut Search) -> Result<(), Error> {
+        if members.is_empty() {
+            return Ok(());
+        }
+        let change = Change::Join { id, url: self.founders.own_url().to_owned() };
+        for url in members {
+            match self.membership.ask(ANYONE, url, &change).await {
+                Ok(Progress::NotLeader) | Err(_) => {}
+                Ok(progress) => {
+                    self.note_join(progress, search);
+                    break;
+                }
+            }
+        }
+        tokio::time::sleep(JOIN_INTERVAL).await;
+        Ok(())
+    }
+
+    /// Records the answer to the request to be let in, and reports it if it is new.
+    fn note_join(&self, progress: Progress, search: &mut Search) {
+        if search.joining.as_ref() == Some(&progress) {
+            return;
+        }
+        match &progress {
+            Progress::Unknown => tracing::warn!(
+                url = self.founders.own_url(),
+                "the cluster does not know this node; `brink cluster add` on one of its nodes lets it in"
+            ),
+            progress => tracing::info!(?progress, "this node has asked to be let in"),
+        }
+        search.joining = Some(progress);
+    }
+}

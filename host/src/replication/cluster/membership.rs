@@ -1,0 +1,314 @@
+//! Changes of the membership.
+//!
+//! The leader changes the membership by Raft's joint consensus (Ongaro's thesis, section 4.3), in small steps that can be
+//! repeated. Whoever requests a change requests it again until it is done, so a change survives the loss of the leader. If
+//! a leader is lost in the middle of a change, the next leader completes the joint membership by itself
+//! ([`Membership::finish_joint`]), since two majorities are needed while it lasts. A node becomes a voter only once it has
+//! caught up, so the quorum never rests on an empty disk.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::error::{ChangeMembershipError, ClientWriteError, RaftError};
+use openraft::{BasicNode, ChangeMembers, ServerState};
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::founders::Founders;
+use super::hello::Greeter;
+use super::identity::Identity;
+use super::leadership::{HandOver, Leadership};
+use super::members::{Members, is_joint};
+use super::view::ClusterView;
+use crate::replication::error::{Error, WriteOutcome};
+use crate::replication::peer::protocol::{Call, Transport};
+use crate::replication::raft::engine::RaftHandle;
+use crate::replication::types::{Metrics, decode, encode};
+
+/// Maximum duration of a step; a longer one is requested again.
+const STEP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Pause between the steps of a change.
+const STEP_PAUSE: Duration = Duration::from_millis(50);
+
+/// Interval at which a leader looks for a joint membership to complete.
+const FINISH_JOINT_INTERVAL: Duration = Duration::from_millis(250);
+
+/// A change of the membership or the leader.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum Change {
+    /// A new node, or one that lost its disk, asks to be let in under its own id.
+    Join { id: u64, url: String },
+    /// An operator adds a node or changes its role.
+    Add { url: String, role: Role },
+    /// An operator removes a node.
+    Remove { url: String },
+    /// An operator makes a node the leader.
+    Transfer { url: String },
+}
+
+impl Change {
+    fn url(&self) -> &str {
+        match self {
+            Self::Join { url, .. } | Self::Add { url, .. } | Self::Remove { url } | Self::Transfer { url } => url,
+        }
+    }
+}
+
+/// The role of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Counts for the quorum and may lead.
+    Voter,
+    /// Receives every write, later than the voters, and serves reads.
+    Learner,
+}
+
+/// The progress of a change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Progress {
+    /// The change is in force.
+    Done,
+    /// The change is under way: ask again.
+    Pending,
+    /// The node that was asked does not lead.
+    NotLeader,
+    /// The cluster has no node with that URL: an operator must add it.
+    Unknown,
+    /// The change is impossible, with the reason.
+    Refused(String),
+}
+
+impl From<HandOver> for Progress {
+    fn from(hand_over: HandOver) -> Self {
+        match hand_over {
+            HandOver::Done => Self::Done,
+            HandOver::Pending => Self::Pending,
+            HandOver::NotLeader => Self::NotLeader,
+            HandOver::Unknown => Self::Unknown,
+            HandOver::Refused(reason) => Self::Refused(reason),
+        }
+    }
+}
+
+/// Changes the membership.
+pub(crate) struct Membership {
+    pub(crate) founders: Arc<Founders>,
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) raft: Arc<RaftHandle>,
+    pub(crate) view: Arc<ClusterView>,
+    pub(crate) greeter: Arc<Greeter>,
+    pub(crate) leadership: Arc<Leadership>,
+    pub(crate) transport: Arc<dyn Transport>,
+    /// Held during a change, so that only one is under way at a time.
+    pub(crate) changing: tokio::sync::Mutex<()>,
+}
+
+impl Membership {
+    /// Has a change made by the leader, step by step.
+    pub(crate) async fn change(&self, change: &Change, deadline: Instant) -> Result<(), Error> {
+        let mut began = false;
+        loop {
+            let progress = match self.view.leader() {
+                Some((leader, _)) if leader == self.raft.id() => self.step(change).await,
+                Some((leader, url)) => self.ask(leader, &url, change).await.unwrap_or(Progress::Pending),
+                None => Progress::NotLeader,
+            };
+            match progress {
+                Progress::Done => return Ok(()),
+                // An earlier step removed the node, and its answer was lost.
+                Progress::Unknown if began && matches!(change, Change::Remove { .. }) => return Ok(()),
+                Progress::Refused(reason) => return Err(Error::MembershipRefused(reason)),
+                Progress::Unknown => return Err(Error::NotAMember { url: change.url().to_owned() }),
+                Progress::Pending | Progress::NotLeader if Instant::now() >= deadline => {
+                    return Err(match self.view.quorum_is_out_of_reach() {
+                        true => self.view.no_quorum(WriteOutcome::Unknown),
+                        false => Error::MembershipPending,
+                    });
+                }
+                Progress::Pending | Progress::NotLeader => {
+                    began = true;
+                    tokio::time::sleep(STEP_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Asks a node to take a step.
+    pub(super) async fn ask(&self, to: u64, url: &str, change: &Change) -> Result<Progress, Error> {
+        let answer = self.transport.call(to, url, Call::Members, encode(change)?, 2 * STEP_TIMEOUT).await;
+        decode(&answer.map_err(|error| Error::Refused(error.to_string()))?)
+    }
+
+    /// On the leader: takes the next step of a change.
+    pub(crate) async fn step(&self, change: &Change) -> Progress {
+        let Some(members) = self.members() else { return Progress::NotLeader };
+        if members.is_joint {
+            return self.complete_joint().await;
+        }
+        match change {
+            Change::Join { id, url } => self.let_in(&members, *id, url).await,
+            Change::Add { url, role } => self.add(&members, url, *role).await,
+            Change::Remove { url } => self.remove(&members, url).await,
+            Change::Transfer { url } => self.leadership.transfer(&members, url).await.into(),
+        }
+    }
+
+    /// The membership in force, if this node leads.
+    fn members(&self) -> Option<Members> {
+        self.raft.with_metrics(|metrics| leads(metrics).then(|| Members::of(metrics)))
+    }
+
+    /// Completes joint memberships left behind by earlier leaders, while this node runs and leads.
+    pub(crate) async fn finish_joint(self: Arc<Self>, stop: CancellationToken) {
+        while stop.run_until_cancelled(tokio::time::sleep(FINISH_JOINT_INTERVAL)).await.is_some() {
+            let left_behind = |metrics: &_| leads(metrics) && is_joint(metrics);
+            if self.raft.with_metrics(left_behind) && self.complete_joint().await == Progress::Pending {
+                tracing::info!("a change of the membership that was under way is brought to its end");
+            }
+        }
+    }
+
+    /// Goes from a joint membership to the newer of its two halves. Voters that it lacks stay as learners: it is unknown
+    /// whether they were to be removed or to become learners, and whoever wanted either requests it again.
+    async fn complete_joint(&self) -> Progress {
+        self.apply_retaining(ChangeMembers::AddVoterIds(BTreeSet::new()), true, Progress::Pending).await
+    }
+
+    /// A node asks to be let in: it replaces the node that had its URL.
+    async fn let_in(&self, members: &Members, id: u64, url: &str) -> Progress {
+        let with_url = members.with_url(url);
+        if with_url.iter().any(|former| *former != id) {
+            let is_voter = with_url.iter().any(|former| members.voters.contains(former));
+            let role = if is_voter { Role::Voter } else { Role::Learner };
+            return self.admit(members, id, url, role).await;
+        }
+        if members.nodes.contains_key(&id) { Progress::Done } else { Progress::Unknown }
+    }
+
+    /// Adds a node and removes the nodes that had its URL.
+    async fn admit(&self, members: &Members, id: u64, url: &str, role: Role) -> Progress {
+        if !members.nodes.contains_key(&id) {
+            let node = BTreeMap::from([(id, BasicNode::new(url))]);
+            return self.apply(ChangeMembers::AddNodes(node), Progress::Pending).await;
+        }
+        let former: BTreeSet<u64> = members.with_url(url).into_iter().filter(|former| *former != id).collect();
+        if role == Role::Learner {
+            return match former.is_empty() {
+                true => Progress::Done,
+                false => self.apply(ChangeMembers::RemoveNodes(former), Progress::Done).await,
+            };
+        }
+        if !members.has_caught_up(id) {
+            return Progress::Pending;
+        }
+        let voters = members.voters.difference(&former).copied().chain([id]).collect();
+        self.apply(ChangeMembers::ReplaceAllVoters(voters), Progress::Done).await
+    }
+
+    /// Adds a node, or changes its role.
+    async fn add(&self, members: &Members, url: &str, role: Role) -> Progress {
+        if let [id] = members.with_url(url)[..] {
+            return match (members.voters.contains(&id), role) {
+                (true, Role::Voter) | (false, Role::Learner) => Progress::Done,
+                (false, Role::Voter) => self.admit(members, id, url, role).await,
+                (true, Role::Learner) => match self.without(members, id).await {
+                    Ok(_) if id == self.raft.id() => self.leadership.give_way(members).await.into(),
+                    Ok(_) => self.apply(ChangeMembers::RemoveVoters(BTreeSet::from([id])), Progress::Done).await,
+                    Err(refusal) => refusal,
+                },
+            };
+        }
+        let hello = match self.greeter.ask(url).await {
+            Ok((hello, _)) => hello,
+            Err(error) => return Progress::Refused(format!("the node must answer, so that it can be added: {error}")),
+        };
+        if hello.cluster.is_some() && hello.cluster != self.identity.cluster() {
+            return Progress::Refused(format!(
+                "{url} belongs to another cluster; it can be added with an empty --data-dir"
+            ));
+        }
+        if hello.url != url {
+            return Progress::Refused(format!("the node at {url} calls itself {}", hello.url));
+        }
+        if !hello.decided {
+            // It takes an id once it sees this cluster, which it does only if it was started with one of its nodes.
+            return match hello.knows.contains(self.founders.own_url())
+                || members.nodes.values().any(|member| hello.knows.contains(member))
+            {
+                true => Progress::Pending,
+                false => {
+                    Progress::Refused(format!("{url} must be started with a node of this cluster in REPLICA_NODES"))
+                }
+            };
+        }
+        self.admit(members, hello.id, url, role).await
+    }
+
+    async fn remove(&self, members: &Members, url: &str) -> Progress {
+        let ids = members.with_url(url);
+        let Some(&id) = ids.first() else { return Progress::Unknown };
+        if !members.voters.contains(&id) {
+            return self.apply(ChangeMembers::RemoveNodes(ids.into_iter().collect()), Progress::Done).await;
+        }
+        let voters = match self.without(members, id).await {
+            Ok(voters) => voters,
+            Err(refusal) => return refusal,
+        };
+        if id == self.raft.id() {
+            return self.leadership.give_way(members).await.into();
+        }
+        self.apply(ChangeMembers::ReplaceAllVoters(voters), Progress::Done).await
+    }
+
+    /// The voters without one of them; a refusal if no majority of them can be reached.
+    async fn without(&self, members: &Members, id: u64) -> Result<BTreeSet<u64>, Progress> {
+        let others = members.nodes.iter().filter(|(other, _)| **other != id && members.voters.contains(other));
+        let others: BTreeMap<u64, &str> = others.map(|(id, url)| (*id, url.as_str())).collect();
+        // Asked now: the state recorded of a node that has just started may be old.
+        let can_be_reached = async |id: u64, url: &str| {
+            id == self.raft.id() || self.greeter.ask(url).await.is_ok_and(|(hello, _)| hello.id == id)
+        };
+        let asked = futures::future::join_all(others.iter().map(|(id, url)| can_be_reached(*id, url))).await;
+        let (reached, all) = (asked.into_iter().filter(|reached| *reached).count(), others.len());
+        match reached > all / 2 {
+            true => Ok(others.into_keys().collect()),
+            false if all == 0 => Err(Progress::Refused("it is the only voter".to_owned())),
+            false => Err(Progress::Refused(format!("only {reached} of the {all} voters that remain can be reached"))),
+        }
+    }
+
+    /// Makes one change; returns `then` if it succeeds.
+    async fn apply(&self, change: ChangeMembers<u64, BasicNode>, then: Progress) -> Progress {
+        // A former voter stays as a learner only if that was requested.
+        let retain = matches!(change, ChangeMembers::RemoveVoters(_));
+        self.apply_retaining(change, retain, then).await
+    }
+
+    async fn apply_retaining(&self, change: ChangeMembers<u64, BasicNode>, retain: bool, then: Progress) -> Progress {
+        let Ok(_changing) = self.changing.try_lock() else { return Progress::Pending };
+        let raft = self.raft.raft();
+        let made = tokio::time::timeout(STEP_TIMEOUT, raft.change_membership(change.clone(), retain)).await;
+        match made {
+            Ok(Ok(_)) => {
+                tracing::info!(?change, "membership changed");
+                then
+            }
+            Err(_) | Ok(Err(RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)))) => Progress::Pending,
+            Ok(Err(RaftError::Fatal(_) | RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => {
+                Progress::NotLeader
+            }
+            Ok(Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(
+                ChangeMembershipError::InProgress(_),
+            )))) => Progress::Pending,
+            Ok(Err(RaftError::APIError(error))) => Progress::Refused(error.to_string()),
+        }
+    }
+}
+
+fn leads(metrics: &Metrics) -> bool {
+    metrics.state == ServerState::Leader
+}

@@ -1,0 +1,168 @@
+//! The state of the other nodes, as their last messages reported it.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::replication::ids::ClusterId;
+
+/// A peer that was silent for this long counts as down.
+const PEER_SILENCE_MAX: Duration = Duration::from_millis(1_500);
+
+/// Failed attempts in a row after which a peer counts as gone: the first may have met it during its start.
+const FAILURES_MIN: u32 = 2;
+
+/// The state of a peer, as of the last exchange.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct PeerState {
+    /// The node last heard at the peer's URL.
+    pub(crate) id: Option<u64>,
+    /// When it was last heard; none if the last attempt failed.
+    pub(crate) seen: Option<Instant>,
+    /// Round trip of the last exchange.
+    pub(crate) rtt: Option<Duration>,
+    pub(crate) last_log_index: Option<u64>,
+    /// If it leads: for each node, the index up to which its log is known to match the peer's.
+    pub(crate) matched: BTreeMap<u64, u64>,
+    /// Whether it knows a membership.
+    pub(crate) initialized: bool,
+    /// The cluster it belongs to.
+    pub(crate) cluster: Option<ClusterId>,
+    /// Whether it keeps silent after a restart.
+    pub(crate) silent: bool,
+    /// The revision of the store up to which it has compiled plugins and put hooks in force.
+    pub(crate) prepared_revision: u64,
+    /// Whether its disk is full.
+    pub(crate) is_full: bool,
+    /// Failed attempts in a row.
+    failures: u32,
+}
+
+impl PeerState {
+    /// Whether it was heard lately.
+    pub(crate) fn is_healthy(&self) -> bool {
+        self.seen.is_some_and(|seen| seen.elapsed() < PEER_SILENCE_MAX)
+    }
+
+    /// Whether the node with this id was heard lately. A node that lost its disk returns under its URL with another id.
+    pub(crate) fn is_healthy_as(&self, id: u64) -> bool {
+        self.is_healthy() && self.id == Some(id)
+    }
+
+    /// Whether it is certain enough that it cannot be reached.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.failures >= FAILURES_MIN
+    }
+}
+
+/// The peers that can be reached, by cluster.
+#[derive(Debug, Default)]
+pub(crate) struct Survey {
+    /// Those that belong to no cluster.
+    pub(crate) without_cluster: Vec<String>,
+    /// Those that belong to a cluster, whether or not they know its membership yet.
+    pub(crate) in_cluster: Vec<String>,
+    /// Those that belong to this node's cluster.
+    pub(crate) fellows: Vec<String>,
+    /// Whether one of the fellows knows a membership.
+    pub(crate) is_initialized: bool,
+}
+
+/// The state of each watched peer, by URL.
+#[derive(Default)]
+pub(crate) struct PeerTable {
+    peers: Mutex<BTreeMap<String, PeerState>>,
+}
+
+impl PeerTable {
+    /// Adds a peer; false if it is there already.
+    pub(crate) fn add(&self, url: &str) -> bool {
+        match self.peers.lock().entry(url.to_owned()) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(PeerState::default());
+                true
+            }
+            Entry::Occupied(_) => false,
+        }
+    }
+
+    /// Removes a peer.
+    pub(crate) fn remove(&self, url: &str) {
+        self.peers.lock().remove(url);
+    }
+
+    /// Records that a peer was heard, and updates its state.
+    pub(crate) fn note_heard(&self, url: &str, id: u64, update: impl FnOnce(&mut PeerState)) {
+        let mut peers = self.peers.lock();
+        let Some(state) = peers.get_mut(url) else { return };
+        if state.is_gone() {
+            tracing::info!(url, "a node can be reached again");
+        }
+        state.id = Some(id);
+        state.failures = 0;
+        state.seen = Some(Instant::now());
+        update(state);
+    }
+
+    /// Records that a peer did not answer.
+    pub(crate) fn note_failure(&self, url: &str, reason: &dyn std::fmt::Display) {
+        let mut peers = self.peers.lock();
+        let Some(state) = peers.get_mut(url) else { return };
+        state.failures = state.failures.saturating_add(1);
+        state.seen = None;
+        if state.failures == FAILURES_MIN {
+            tracing::warn!(url, %reason, "a node cannot be reached");
+        }
+    }
+
+    /// A copy of the table.
+    pub(crate) fn all(&self) -> BTreeMap<String, PeerState> {
+        self.peers.lock().clone()
+    }
+
+    /// A copy of a peer's state.
+    pub(crate) fn get(&self, url: &str) -> Option<PeerState> {
+        self.peers.lock().get(url).cloned()
+    }
+
+    /// A value of each peer that can be reached, with its URL.
+    pub(crate) fn healthy<T>(&self, value: impl Fn(&PeerState) -> T) -> Vec<(String, T)> {
+        let peers = self.peers.lock();
+        let healthy = peers.iter().filter(|(_, peer)| peer.is_healthy());
+        healthy.map(|(url, peer)| (url.clone(), value(peer))).collect()
+    }
+
+    /// Number of these nodes, given by id and URL, that can be reached.
+    pub(crate) fn count_healthy<'a>(&self, nodes: impl Iterator<Item = (u64, &'a String)>) -> usize {
+        let peers = self.peers.lock();
+        nodes.filter(|(id, url)| peers.get(*url).is_some_and(|peer| peer.is_healthy_as(*id))).count()
+    }
+
+    /// Number of these URLs whose nodes are gone.
+    pub(crate) fn count_gone<'a>(&self, urls: impl Iterator<Item = &'a String>) -> usize {
+        let peers = self.peers.lock();
+        urls.filter(|url| peers.get(*url).is_some_and(PeerState::is_gone)).count()
+    }
+
+    /// The peers that can be reached, as a node of cluster `own` sees them.
+    pub(crate) fn survey(&self, own: Option<ClusterId>) -> Survey {
+        let mut survey = Survey::default();
+        for (url, peer) in self.peers.lock().iter().filter(|(_, peer)| peer.is_healthy()) {
+            let side = if peer.cluster.is_some() { &mut survey.in_cluster } else { &mut survey.without_cluster };
+            side.push(url.clone());
+            if own.is_some() && peer.cluster == own {
+                survey.fellows.push(url.clone());
+                survey.is_initialized |= peer.initialized;
+            }
+        }
+        survey
+    }
+
+    /// Whether a peer that can be reached belongs to the cluster.
+    pub(crate) fn sees_cluster(&self, cluster: ClusterId) -> bool {
+        self.peers.lock().values().any(|peer| peer.is_healthy() && peer.cluster == Some(cluster))
+    }
+}

@@ -1,0 +1,157 @@
+//! The status of the cluster as one node sees it, for clients and operators.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::ServerState;
+use openraft::async_runtime::Instant as _;
+
+use super::founders::Founders;
+use super::identity::Identity;
+use super::peer_table::PeerTable;
+use super::view::ClusterView;
+use crate::replication::ids::ClusterId;
+use crate::replication::raft::engine::{RaftHandle, matched};
+use crate::replication::types::Metrics;
+
+/// The cluster as one node sees it.
+#[derive(Debug, Clone)]
+pub struct Status {
+    /// Whether there are other nodes.
+    pub replication_enabled: bool,
+    /// The cluster that this node belongs to, once it has found it.
+    pub cluster: Option<ClusterId>,
+    /// This node's id.
+    pub self_id: u64,
+    /// This node's base URL.
+    pub self_url: String,
+    /// `leader`, `follower`, `candidate`, `learner` or `stopped`.
+    pub state: &'static str,
+    /// `voter` or `learner`.
+    pub role: &'static str,
+    /// Log entries that this node lacks, as far as known.
+    pub self_lag_entries: u64,
+    /// Whether the membership contains this node. It does not contain a node that waits to be let in or was removed.
+    pub is_member: bool,
+    /// Raft's term.
+    pub term: u64,
+    /// The leader's base URL, if one is known.
+    pub leader: Option<String>,
+    /// Number of nodes in the cluster, this one included.
+    pub total_nodes: usize,
+    /// Number of nodes that answered lately, this one included.
+    pub healthy_nodes: usize,
+    /// Number of voters that make a majority.
+    pub required_for_quorum: usize,
+    /// Whether a leader and a majority can be reached.
+    pub has_quorum: bool,
+    /// Whether this node has found its cluster, has its place in it, and can serve requests.
+    pub ready: bool,
+    /// The other nodes.
+    pub nodes: Vec<PeerStatus>,
+}
+
+/// Another node, as this one sees it.
+#[derive(Debug, Clone)]
+pub struct PeerStatus {
+    /// Its id.
+    pub id: u64,
+    /// Its base URL.
+    pub url: String,
+    /// Whether it answered lately.
+    pub healthy: bool,
+    /// `voter` or `learner`.
+    pub role: &'static str,
+    /// Log entries it lacks, as far as known.
+    pub lag_entries: Option<u64>,
+    /// Round trip of the last exchange, if it is healthy.
+    pub rtt: Option<Duration>,
+}
+
+/// Reports the status of the cluster.
+pub(crate) struct StatusReport {
+    pub(crate) founders: Arc<Founders>,
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) raft: Arc<RaftHandle>,
+    pub(crate) view: Arc<ClusterView>,
+    pub(crate) peers: Arc<PeerTable>,
+    /// The length of the leader's lease.
+    pub(crate) lease: Duration,
+}
+
+impl StatusReport {
+    /// The cluster as this node sees it.
+    pub(crate) fn status(&self) -> Status {
+        let metrics = self.raft.metrics();
+        let (nodes, voters) = (self.view.nodes(&metrics), self.view.voters(&metrics));
+        let newest = self.newest_log_index(&metrics);
+        let peers = self.peers.all();
+        // The leader knows best how far the others are.
+        let matched = match self.view.leader() {
+            Some((leader, url)) if leader != metrics.id => peers.get(&url).map(|leader| leader.matched.clone()),
+            _ => Some(matched(&metrics)),
+        };
+        let known = |id: &u64| matched.as_ref().and_then(|matched| matched.get(id).copied());
+        let others: Vec<PeerStatus> = nodes
+            .iter()
+            .filter(|(_, url)| *url != self.founders.own_url())
+            .map(|(id, url)| {
+                let peer = peers.get(url).cloned().unwrap_or_default();
+                PeerStatus {
+                    id: *id,
+                    url: url.clone(),
+                    healthy: peer.is_healthy_as(*id),
+                    role: role_of(voters.contains_key(id)),
+                    lag_entries: known(id).or(peer.last_log_index).map(|has| newest.saturating_sub(has)),
+                    rtt: peer.rtt.filter(|_| peer.is_healthy()),
+                }
+            })
+            .collect();
+        let required = voters.len() / 2 + 1;
+        let leader = self.view.known_leader(&metrics).and_then(|leader| nodes.get(&leader).cloned());
+        let leads = metrics.state == ServerState::Leader;
+        let acked = !leads || metrics.last_quorum_acked.is_some_and(|acked| acked.elapsed() < self.lease * 2);
+        Status {
+            replication_enabled: nodes.len() > 1,
+            cluster: self.identity.cluster(),
+            self_id: metrics.id,
+            self_lag_entries: newest.saturating_sub(metrics.last_log_index.unwrap_or(0)),
+            self_url: self.founders.own_url().to_owned(),
+            state: state(&metrics),
+            role: role_of(voters.contains_key(&metrics.id)),
+            is_member: nodes.contains_key(&metrics.id),
+            term: metrics.current_term,
+            has_quorum: leader.is_some() && acked && self.view.reachable_of(&voters) >= required,
+            ready: metrics.running_state.is_ok() && leader.is_some() && self.view.has_its_place_in(&metrics),
+            leader,
+            total_nodes: 1 + others.len(),
+            healthy_nodes: 1 + others.iter().filter(|node| node.healthy).count(),
+            required_for_quorum: required,
+            nodes: others,
+        }
+    }
+
+    /// The newest log index that any node is known to have; on the leader, its own.
+    fn newest_log_index(&self, metrics: &Metrics) -> u64 {
+        if metrics.state == ServerState::Leader {
+            return metrics.last_log_index.unwrap_or(0);
+        }
+        let peers = self.peers.all();
+        let theirs = peers.values().filter_map(|peer| peer.last_log_index).max().unwrap_or(0);
+        metrics.last_log_index.unwrap_or(0).max(theirs)
+    }
+}
+
+fn role_of(is_voter: bool) -> &'static str {
+    if is_voter { "voter" } else { "learner" }
+}
+
+fn state(metrics: &Metrics) -> &'static str {
+    match metrics.state {
+        ServerState::Leader => "leader",
+        ServerState::Candidate => "candidate",
+        ServerState::Follower => "follower",
+        ServerState::Learner => "learner",
+        ServerState::Shutdown => "stopped",
+    }
+}

@@ -1,0 +1,109 @@
+//! The cluster as this node sees it: nodes, voters, the leader, and whether a majority can be reached.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use openraft::ServerState;
+use parking_lot::Mutex;
+
+use super::founders::Founders;
+use super::peer_table::PeerTable;
+use crate::replication::error::{Error, WriteOutcome};
+use crate::replication::raft::engine::RaftHandle;
+use crate::replication::types::{Metrics, Vote};
+
+/// The cluster as this node sees it.
+pub(crate) struct ClusterView {
+    raft: Arc<RaftHandle>,
+    founders: Arc<Founders>,
+    peers: Arc<PeerTable>,
+    /// The leader that was last heard since this node started: term and id.
+    heard: Mutex<Option<(u64, u64)>>,
+}
+
+impl ClusterView {
+    pub(crate) fn new(raft: Arc<RaftHandle>, founders: Arc<Founders>, peers: Arc<PeerTable>) -> Self {
+        Self { raft, founders, peers, heard: Mutex::new(None) }
+    }
+
+    /// The leader's id and URL, if this node knows one.
+    pub(crate) fn leader(&self) -> Option<(u64, String)> {
+        self.raft.with_metrics(|metrics| {
+            let leader = self.known_leader(metrics)?;
+            let node = metrics.membership_config.membership().get_node(&leader)?;
+            Some((leader, node.addr.clone()))
+        })
+    }
+
+    /// The leader, if it is this node or was heard since this node started. A vote from before a restart does not tell who
+    /// leads now.
+    pub(crate) fn known_leader(&self, metrics: &Metrics) -> Option<u64> {
+        let leader = metrics.current_leader?;
+        let is_known = match leader == metrics.id {
+            true => metrics.state == ServerState::Leader,
+            false => *self.heard.lock() == Some((metrics.current_term, leader)),
+        };
+        is_known.then_some(leader)
+    }
+
+    /// Records that a leader was heard and obeyed.
+    pub(crate) fn note_leader(&self, vote: &Vote) {
+        *self.heard.lock() = Some((vote.leader_id.term, vote.leader_id.node_id));
+    }
+
+    /// The URLs of the cluster's nodes by id; before it is formed, of its founders.
+    pub(crate) fn nodes(&self, metrics: &Metrics) -> BTreeMap<u64, String> {
+        let nodes: BTreeMap<u64, String> =
+            metrics.membership_config.nodes().map(|(id, node)| (*id, node.addr.clone())).collect();
+        if nodes.is_empty() { self.founders.nodes().clone() } else { nodes }
+    }
+
+    /// The URLs of the voters by id; before the cluster is formed, of its founders.
+    pub(crate) fn voters(&self, metrics: &Metrics) -> BTreeMap<u64, String> {
+        let voters: BTreeSet<u64> = metrics.membership_config.voter_ids().collect();
+        self.nodes(metrics).into_iter().filter(|(id, _)| voters.is_empty() || voters.contains(id)).collect()
+    }
+
+    /// Whether the membership has this node, and no other under its URL. A node that replaces another gets its place once
+    /// it has caught up.
+    pub(crate) fn has_its_place(&self) -> bool {
+        self.raft.with_metrics(|metrics| self.has_its_place_in(metrics))
+    }
+
+    /// See [`ClusterView::has_its_place`].
+    pub(crate) fn has_its_place_in(&self, metrics: &Metrics) -> bool {
+        let own_url = self.founders.own_url();
+        let mut with_url = metrics.membership_config.nodes().filter(|(_, node)| node.addr == own_url);
+        with_url.next().is_some_and(|(id, _)| *id == metrics.id) && with_url.next().is_none()
+    }
+
+    /// The URLs of the nodes that this one watches.
+    pub(crate) fn watched_urls(&self) -> BTreeSet<String> {
+        let mut urls: BTreeSet<String> = self.raft.with_metrics(|metrics| self.nodes(metrics)).into_values().collect();
+        // A node that waits to be let in also watches the nodes it was started with.
+        if !urls.remove(self.founders.own_url()) {
+            urls.extend(self.founders.peer_urls());
+        }
+        urls
+    }
+
+    /// Number of these nodes that can be reached, this one included.
+    pub(crate) fn reachable_of(&self, nodes: &BTreeMap<u64, String>) -> usize {
+        let own = self.raft.id();
+        let others = nodes.iter().map(|(id, url)| (*id, url)).filter(|(id, _)| *id != own);
+        usize::from(nodes.contains_key(&own)) + self.peers.count_healthy(others)
+    }
+
+    /// Whether it is certain enough that no majority can be reached, so that waiting is in vain.
+    pub(crate) fn quorum_is_out_of_reach(&self) -> bool {
+        let voters = self.raft.with_metrics(|metrics| self.voters(metrics));
+        let gone = self.peers.count_gone(voters.values());
+        voters.len() - gone <= voters.len() / 2
+    }
+
+    /// The error that no majority answered.
+    pub(crate) fn no_quorum(&self, outcome: WriteOutcome) -> Error {
+        let voters = self.raft.with_metrics(|metrics| self.voters(metrics));
+        Error::NoQuorum { successful: self.reachable_of(&voters), outcome }
+    }
+}

@@ -1,0 +1,129 @@
+//! When the leader may answer a strong read by its lease.
+//!
+//! A follower that has heard the leader votes for no other node for the length of a lease. While a majority has
+//! acknowledged messages that the leader sent within the last lease, there is no other leader, and the leader may answer a
+//! strong read without asking anyone (Ongaro's thesis, section 6.4.1). openraft's own check is not enough for that, so
+//! [`Lease`] is stricter:
+//!
+//! - **Clocks run at different rates.** A leader with a slow clock would trust its lease after the followers have stopped
+//!   waiting. So it trusts nine tenths of the length.
+//! - **A new leader** does not use its lease until a whole lease has passed since it won. The votes of a leadership
+//!   transfer are given while the predecessor's lease still runs; only after one lease does the predecessor no longer
+//!   trust it. Until then the new leader asks a majority.
+//! - **A leader that has handed over** no longer uses its lease in that term: its successor is elected while the lease
+//!   still runs. openraft answers no reads at all in that state, until another node leads.
+//! - **A restarted voter** has forgotten its promises: see `cluster/silence`.
+//!
+//! The term is that of the log position openraft answers with, since it belongs to the leadership that confirmed the read.
+//! The term of openraft's metrics may be older.
+
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+/// The leader does not trust the last 1/10 of its lease: the maximum difference of clock rates.
+const LEASE_MARGIN: u32 = 10;
+
+/// This node's lease, if it leads.
+pub(super) struct Lease {
+    /// Time for which a follower keeps its promise.
+    length: Duration,
+    /// The newest term in which this node is known to lead.
+    tenure: Mutex<Option<Tenure>>,
+}
+
+struct Tenure {
+    term: u64,
+    /// Not earlier than the election.
+    since: Instant,
+    /// The node it has handed over to.
+    successor: Option<u64>,
+}
+
+impl Lease {
+    pub(super) fn new(length: Duration) -> Self {
+        Self { length, tenure: Mutex::new(None) }
+    }
+
+    /// The part of a lease that the leader trusts.
+    pub(super) fn trusted(&self) -> Duration {
+        self.length - self.length / LEASE_MARGIN
+    }
+
+    /// Whether a lease that was valid in `term` may answer a read that began at `asked`.
+    pub(super) fn covers(&self, term: u64, asked: Instant) -> bool {
+        let mut tenure = self.tenure.lock();
+        match &*tenure {
+            Some(known) if known.term == term => {
+                known.successor.is_none() && asked.saturating_duration_since(known.since) >= self.length
+            }
+            Some(known) if known.term > term => false,
+            _ => {
+                // It leads now; since the time of its election is unknown, the lease counts from now.
+                *tenure = Some(Tenure { term, since: Instant::now(), successor: None });
+                false
+            }
+        }
+    }
+
+    /// Stops using the lease in `term` and all earlier ones, in favour of a successor. Returns the successor that was
+    /// named first in the term: two would compete with each other.
+    pub(super) fn give_up(&self, term: u64, successor: u64) -> u64 {
+        let mut tenure = self.tenure.lock();
+        match &*tenure {
+            Some(Tenure { term: known, successor: Some(first), .. }) if *known == term => *first,
+            Some(known) if known.term > term => successor,
+            _ => {
+                *tenure = Some(Tenure { term, since: Instant::now(), successor: Some(successor) });
+                successor
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LENGTH: Duration = Duration::from_millis(250);
+
+    /// The lease of a node that leads in a term since the returned instant, or shortly before.
+    fn leading(term: u64) -> (Lease, Instant) {
+        let lease = Lease::new(LENGTH);
+        assert!(!lease.covers(term, Instant::now()), "nothing is known of this term yet");
+        (lease, Instant::now())
+    }
+
+    #[test]
+    fn a_new_leader_does_not_use_its_lease_before_a_whole_one_has_passed() {
+        let (lease, since) = leading(3);
+        assert!(!lease.covers(3, since));
+        assert!(!lease.covers(3, since + LENGTH * 9 / 10));
+        assert!(lease.covers(3, since + LENGTH));
+        // It has lost the leadership and won it again.
+        assert!(!lease.covers(5, since + LENGTH * 2));
+        assert!(!lease.covers(5, since));
+        assert!(!lease.covers(3, since + LENGTH * 2), "a lease of an earlier term no longer counts");
+        assert!(lease.covers(5, Instant::now() + LENGTH));
+    }
+
+    #[test]
+    fn a_leader_that_hands_over_uses_its_lease_no_more_in_its_term() {
+        let (lease, since) = leading(3);
+        assert!(lease.covers(3, since + LENGTH));
+        assert_eq!((lease.give_up(3, 7), lease.give_up(3, 8)), (7, 7), "one successor is enough");
+        assert!(!lease.covers(3, since + LENGTH * 2));
+        assert!(!lease.covers(4, since + LENGTH * 2));
+        assert!(lease.covers(4, Instant::now() + LENGTH), "a later term has a lease of its own");
+        // Metrics may lag: a past term does not affect the current one.
+        lease.give_up(3, 7);
+        assert!(lease.covers(4, Instant::now() + LENGTH));
+    }
+
+    #[test]
+    fn the_leader_gives_its_lease_up_before_the_followers_do() {
+        assert!(Lease::new(LENGTH).trusted() < LENGTH);
+        assert_eq!(Lease::new(LENGTH).trusted(), Duration::from_millis(225));
+    }
+}

@@ -1,0 +1,235 @@
+//! The calling end of a kept connection between nodes.
+//!
+//! # Problem
+//!
+//! A write costs several calls between nodes. An HTTP request for each would cost more than its content, and Raft's
+//! appends must arrive in order, so each request would wait for the answer to the one before.
+//!
+//! # Approach
+//!
+//! A connection begins as an HTTP request to be upgraded (RFC 9110, section 7.8), on the same listener as everything else,
+//! and then carries [frames](super::frames) both ways. A call is a frame with a number; its answer has the same number and
+//! is sent when it is ready. Calls arrive in the order in which they were made. A node keeps two connections per peer, one
+//! for Raft's own calls and one for the others, so that neither delays the other.
+//!
+//! # Guarantees
+//!
+//! A call is sent at most once. A call that fails with [`CallError::NotSent`] has not left this node; after
+//! [`CallError::NoAnswer`] the peer may have acted on it.
+//!
+//! # Failure model
+//!
+//! When a connection breaks, every call that waits for an answer fails, and the next call connects again. The kernel
+//! notices a peer that has vanished ([`UNACKNOWLEDGED_MAX`]); the caller notices a peer that is silent for too long, and
+//! [resets](PeerConnection::reset) the connection.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderValue, Request, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use super::frames::{self, Frames, Status};
+use super::protocol::{Call, CallError, Envelope, PROTOCOL};
+use crate::net;
+
+/// Calls waiting to be sent on a connection; over it a call fails at once.
+const QUEUED_CALLS_MAX: usize = 1_024;
+
+/// Maximum time to connect.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Maximum time for the peer's kernel to acknowledge what was sent, before the connection counts as broken.
+const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(2);
+
+/// Bytes gathered for one write to the network; a larger frame is written whole.
+const WRITE_BYTES: usize = 64 * 1024;
+
+/// Number of pending calls above which abandoned ones are dropped.
+const PENDING_SWEEP: usize = 256;
+
+/// A call that waits to be sent.
+struct Queued {
+    call: Call,
+    envelope: Envelope,
+    body: Bytes,
+    reply: Reply,
+}
+
+type Reply = oneshot::Sender<Result<Bytes, CallError>>;
+
+/// The calling end of a connection to a peer. Cheap to clone; the connection closes with the last clone.
+#[derive(Clone)]
+pub(crate) struct PeerConnection {
+    url: Arc<str>,
+    queue: mpsc::Sender<Queued>,
+    resets: Arc<Notify>,
+}
+
+impl PeerConnection {
+    /// A connection to the node at a base URL. It connects on the first call.
+    pub(crate) fn to(url: &str) -> Self {
+        let (queue, calls) = mpsc::channel(QUEUED_CALLS_MAX);
+        let connection = Self { url: url.into(), queue, resets: Arc::new(Notify::new()) };
+        tokio::spawn(keep_connected(connection.url.clone(), calls, connection.resets.clone()));
+        connection
+    }
+
+    /// Makes a call. It is queued when this returns; the future waits for its answer.
+    pub(crate) fn call(
+        &self,
+        call: Call,
+        envelope: Envelope,
+        body: Bytes,
+    ) -> impl Future<Output = Result<Bytes, CallError>> + Send + use<> {
+        let (reply, answer) = oneshot::channel();
+        let queued = self.queue.try_send(Queued { call, envelope, body, reply });
+        let url = self.url.clone();
+        async move {
+            if queued.is_err() {
+                return Err(CallError::not_sent(&url, &"too many calls wait for this node"));
+            }
+            answer.await.unwrap_or_else(|_| Err(CallError::no_answer(&url, &"the node stops")))
+        }
+    }
+
+    /// Closes the connection. The next call connects again.
+    pub(crate) fn reset(&self) {
+        self.resets.notify_waiters();
+    }
+}
+
+/// Connects whenever there is a call to send, until the last handle is dropped.
+async fn keep_connected(url: Arc<str>, mut calls: mpsc::Receiver<Queued>, resets: Arc<Notify>) {
+    while let Some(first) = calls.recv().await {
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, connect(&url)).await;
+        let io = match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+            Ok(io) => io,
+            Err(error) => {
+                refuse_all(&url, first, &mut calls, &error);
+                continue;
+            }
+        };
+        let pending = Mutex::new(Pending::default());
+        let broken = tokio::select! {
+            broken = carry(&url, io, first, &mut calls, &pending) => broken,
+            () = resets.notified() => Err(io::ErrorKind::TimedOut.into()),
+        };
+        let reason = broken.err().unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into());
+        for reply in pending.lock().replies.drain().map(|(_, reply)| reply) {
+            // Sending fails if the caller has stopped waiting.
+            let _ = reply.send(Err(CallError::no_answer(&url, &reason)));
+        }
+    }
+}
+
+fn refuse_all(url: &str, first: Queued, calls: &mut mpsc::Receiver<Queued>, error: &io::Error) {
+    let mut next = Some(first);
+    while let Some(queued) = next {
+        let _ = queued.reply.send(Err(CallError::not_sent(url, error)));
+        next = calls.try_recv().ok();
+    }
+}
+
+/// Connects to the node and upgrades the connection.
+async fn connect(url: &str) -> io::Result<TokioIo<hyper::upgrade::Upgraded>> {
+    let (authority, base_path) = net::authority_and_path(url);
+    let stream = net::connect(url, Some(UNACKNOWLEDGED_MAX)).await?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+    tokio::spawn(connection.with_upgrades());
+    let request = Request::post(format!("{base_path}/peer/line"))
+        .header(header::HOST, authority)
+        .header(header::CONNECTION, HeaderValue::from_static("upgrade"))
+        .header(header::UPGRADE, HeaderValue::from_static(PROTOCOL))
+        .body(http_body_util::Empty::<Bytes>::new())
+        .map_err(io::Error::other)?;
+    let response = sender.send_request(request).await.map_err(io::Error::other)?;
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return Err(io::Error::other(format!("it does not speak {PROTOCOL}: {}", response.status())));
+    }
+    Ok(TokioIo::new(hyper::upgrade::on(response).await.map_err(io::Error::other)?))
+}
+
+/// The calls that wait for their answers, by number.
+#[derive(Default)]
+struct Pending {
+    replies: HashMap<u32, Reply>,
+    last: u32,
+}
+
+impl Pending {
+    fn add(&mut self, reply: Reply) -> u32 {
+        if self.replies.len() >= PENDING_SWEEP {
+            self.replies.retain(|_, reply| !reply.is_closed());
+        }
+        self.last = self.last.wrapping_add(1);
+        self.replies.insert(self.last, reply);
+        self.last
+    }
+}
+
+/// Sends calls and delivers answers until the connection breaks or the last handle is dropped.
+async fn carry(
+    url: &str,
+    io: impl AsyncRead + AsyncWrite,
+    first: Queued,
+    calls: &mut mpsc::Receiver<Queued>,
+    pending: &Mutex<Pending>,
+) -> io::Result<()> {
+    let (reader, mut writer) = tokio::io::split(io);
+    let send = async {
+        let mut out = BytesMut::new();
+        let mut next = Some(first);
+        while let Some(queued) = next {
+            put_call(&mut out, queued, pending);
+            while out.len() < WRITE_BYTES
+                && let Ok(queued) = calls.try_recv()
+            {
+                put_call(&mut out, queued, pending);
+            }
+            writer.write_all_buf(&mut out).await?;
+            next = calls.recv().await;
+        }
+        Ok(())
+    };
+    let receive = async {
+        let mut frames = Frames::of(reader);
+        while let Some(frame) = frames.next().await? {
+            let (number, status, body) = frames::parse_answer(frame)?;
+            if let Some(reply) = pending.lock().replies.remove(&number) {
+                let _ = reply.send(answer_of(url, status, body));
+            }
+        }
+        Err(io::ErrorKind::UnexpectedEof.into())
+    };
+    tokio::select! {
+        sent = send => sent,
+        received = receive => received,
+    }
+}
+
+fn put_call(out: &mut BytesMut, queued: Queued, pending: &Mutex<Pending>) {
+    let Queued { call, envelope, body, reply } = queued;
+    if reply.is_closed() {
+        return;
+    }
+    let number = pending.lock().add(reply);
+    frames::put_call(out, number, call, envelope, &body);
+}
+
+fn answer_of(url: &str, status: Status, body: Bytes) -> Result<Bytes, CallError> {
+    let reason = || String::from_utf8_lossy(&body).into_owned();
+    match status {
+        Status::Done => Ok(body),
+        Status::Refused => Err(CallError::Refused { url: url.to_owned(), reason: reason() }),
+        Status::Failed => Err(CallError::NoAnswer { url: url.to_owned(), reason: reason() }),
+    }
+}

@@ -1,0 +1,136 @@
+//! Calls and answers as bytes on a connection.
+//!
+//! All numbers are big-endian:
+//!
+//! ```text
+//! call:    length u32 | number u32 | call u8   | to u64 | cluster u64 (0: none) | body
+//! answer:  length u32 | number u32 | status u8 | body (or the reason, as text)
+//! ```
+//!
+//! where `length` counts the bytes that follow it. An answer has the number of its call.
+//!
+//! The reader is ours. `tokio_util`'s length-delimited codec accepts a connection that ends right after a length as
+//! complete, and a decoder of our own inside its `FramedRead` would be ten lines shorter at the price of one more layer
+//! on the path of every append.
+
+use std::io;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+use super::protocol::{Call, Envelope};
+use crate::limits::PEER_BODY_BYTES_MAX;
+use crate::replication::error::{Error, WriteOutcome};
+use crate::replication::ids::ClusterId;
+
+/// Bytes read from the network at once.
+pub(crate) const READ_BYTES: usize = 64 * 1024;
+
+/// Free space in the read buffer below which a new buffer is allocated, in bytes.
+const READ_BYTES_MIN: usize = 4 * 1024;
+
+/// Bytes of a call's frame before the body, after the length.
+pub(crate) const CALL_HEAD: usize = 21;
+
+/// Bytes of an answer's frame before the body, after the length.
+pub(crate) const ANSWER_HEAD: usize = 5;
+
+/// The status of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Status {
+    Done = 0,
+    /// The peer has not acted on the call.
+    Refused = 1,
+    /// The peer may have acted on the call.
+    Failed = 2,
+}
+
+/// A frame that breaks the protocol.
+pub(crate) fn malformed() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "a malformed frame")
+}
+
+/// Appends a call to a buffer.
+pub(crate) fn put_call(out: &mut BytesMut, number: u32, call: Call, envelope: Envelope, body: &[u8]) {
+    out.put_u32(u32::try_from(CALL_HEAD + body.len()).unwrap_or(u32::MAX));
+    out.put_u32(number);
+    out.put_u8(call.number());
+    out.put_u64(envelope.to);
+    out.put_u64(envelope.cluster.map_or(0, ClusterId::get));
+    out.put_slice(body);
+}
+
+/// Parses a call's frame into its number, call, envelope and body.
+pub(crate) fn parse_call(mut frame: Bytes) -> io::Result<(u32, Call, Envelope, Bytes)> {
+    if frame.len() < CALL_HEAD {
+        return Err(malformed());
+    }
+    let (number, call) = (frame.get_u32(), frame.get_u8());
+    let call = Call::of_number(call).ok_or_else(malformed)?;
+    let envelope = Envelope { to: frame.get_u64(), cluster: ClusterId::new(frame.get_u64()) };
+    Ok((number, call, envelope, frame))
+}
+
+/// Appends an answer to a buffer.
+pub(crate) fn put_answer(out: &mut BytesMut, number: u32, answer: &Result<Bytes, Error>) {
+    let text;
+    let (status, body) = match answer {
+        Ok(body) => (Status::Done, body.as_ref()),
+        Err(error) => {
+            text = error.to_string();
+            let may_have_acted = error.outcome() == WriteOutcome::Unknown;
+            (if may_have_acted { Status::Failed } else { Status::Refused }, text.as_bytes())
+        }
+    };
+    out.put_u32(u32::try_from(ANSWER_HEAD + body.len()).unwrap_or(u32::MAX));
+    out.put_u32(number);
+    out.put_u8(status as u8);
+    out.put_slice(body);
+}
+
+/// Parses an answer's frame into its number, status and body. A status from a later version counts as
+/// [`Status::Failed`].
+pub(crate) fn parse_answer(mut frame: Bytes) -> io::Result<(u32, Status, Bytes)> {
+    if frame.len() < ANSWER_HEAD {
+        return Err(malformed());
+    }
+    let (number, status) = (frame.get_u32(), frame.get_u8());
+    let known = [Status::Done, Status::Refused].into_iter().find(|known| *known as u8 == status);
+    Ok((number, known.unwrap_or(Status::Failed), frame))
+}
+
+/// Reads frames from a connection.
+pub(crate) struct Frames<R> {
+    reader: R,
+    buffer: BytesMut,
+}
+
+impl<R: AsyncRead + Unpin> Frames<R> {
+    pub(crate) fn of(reader: R) -> Self {
+        Self { reader, buffer: BytesMut::with_capacity(READ_BYTES) }
+    }
+
+    /// The next frame, without its length; none at the end of the connection. Cancel safe.
+    pub(crate) async fn next(&mut self) -> io::Result<Option<Bytes>> {
+        loop {
+            if let Some(head) = self.buffer.first_chunk::<4>() {
+                let length = usize::try_from(u32::from_be_bytes(*head)).map_err(io::Error::other)?;
+                if length > CALL_HEAD + PEER_BODY_BYTES_MAX {
+                    return Err(malformed());
+                }
+                if self.buffer.len() >= 4 + length {
+                    self.buffer.advance(4);
+                    return Ok(Some(self.buffer.split_to(length).freeze()));
+                }
+                self.buffer.reserve(4 + length - self.buffer.len());
+            }
+            // Frames share the buffer they were read into. A new one is allocated when it is full, not for each frame.
+            if self.buffer.capacity() - self.buffer.len() < READ_BYTES_MIN {
+                self.buffer.reserve(READ_BYTES);
+            }
+            if self.reader.read_buf(&mut self.buffer).await? == 0 {
+                return if self.buffer.is_empty() { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
+            }
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! The transport of production.
+//!
+//! Calls have postcard bodies and travel on kept [connections](super::connection). A snapshot is the body of a `POST`, on
+//! a connection of its own.
+
+use std::collections::HashMap;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use parking_lot::Mutex;
+
+use super::connection::PeerConnection;
+use super::protocol::{
+    CLUSTER_HEADER, Call, CallError, Envelope, REFUSAL_HEADER, TO_HEADER, Transport, VANISHED_AFTER,
+};
+use crate::net::{self, HttpClientOptions};
+use crate::replication::ids::ClusterId;
+
+/// Maximum time to connect for a snapshot.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Calls over HTTP.
+pub struct HttpTransport {
+    /// For snapshots.
+    http: reqwest::Client,
+    cluster: OnceLock<ClusterId>,
+    /// The connections in use, by URL and whether they carry Raft's own calls.
+    connections: Mutex<HashMap<(String, bool), PeerConnection>>,
+}
+
+impl HttpTransport {
+    /// A transport with its own connections.
+    pub fn new() -> Result<Self, reqwest::Error> {
+        let options = HttpClientOptions {
+            connect_timeout: CONNECT_TIMEOUT,
+            timeout: None,
+            vanished_after: Some(VANISHED_AFTER),
+            uses_proxy: false,
+        };
+        let http = net::http_client(options).build()?;
+        Ok(Self { http, cluster: OnceLock::new(), connections: Mutex::new(HashMap::new()) })
+    }
+
+    fn connection(&self, url: &str, call: Call) -> PeerConnection {
+        let mut connections = self.connections.lock();
+        let key = (url.to_owned(), call.is_raft_call());
+        connections.entry(key).or_insert_with(|| PeerConnection::to(url)).clone()
+    }
+
+    async fn send(request: reqwest::RequestBuilder, url: String) -> Result<Bytes, CallError> {
+        let reason = |error: reqwest::Error| {
+            std::error::Error::source(&error).map_or_else(|| error.to_string(), |e| e.to_string())
+        };
+        let response = match request.send().await {
+            Ok(response) => response,
+            Err(error) if error.is_connect() => return Err(CallError::NotSent { url, reason: reason(error) }),
+            Err(error) => return Err(CallError::NoAnswer { url, reason: reason(error) }),
+        };
+        let status = response.status();
+        let is_refusal = response.headers().contains_key(REFUSAL_HEADER);
+        match response.bytes().await {
+            Ok(body) if status.is_success() => Ok(body),
+            Ok(body) => {
+                let text: String = String::from_utf8_lossy(&body).chars().take(200).collect();
+                let reason = format!("{status}: {text}");
+                Err(if is_refusal { CallError::Refused { url, reason } } else { CallError::NoAnswer { url, reason } })
+            }
+            Err(error) => Err(CallError::NoAnswer { url, reason: reason(error) }),
+        }
+    }
+}
+
+impl Transport for HttpTransport {
+    fn set_cluster(&self, cluster: ClusterId) {
+        // Setting fails if it is set: a node never changes its cluster.
+        let _ = self.cluster.set(cluster);
+    }
+
+    fn call(
+        &self,
+        to: u64,
+        url: &str,
+        call: Call,
+        body: Bytes,
+        timeout: Duration,
+    ) -> BoxFuture<'_, Result<Bytes, CallError>> {
+        let connection = self.connection(url, call);
+        let answer = connection.call(call, Envelope { to, cluster: self.cluster.get().copied() }, body);
+        let url = url.to_owned();
+        Box::pin(async move {
+            match tokio::time::timeout(timeout, answer).await {
+                Ok(answer) => answer,
+                Err(_) => {
+                    if call.is_raft_call() {
+                        connection.reset();
+                    }
+                    Err(CallError::no_answer(&url, &format!("not within {timeout:?}")))
+                }
+            }
+        })
+    }
+
+    fn stream(
+        &self,
+        to: u64,
+        url: &str,
+        call: Call,
+        body: BoxStream<'static, std::io::Result<Bytes>>,
+        timeout: Duration,
+    ) -> BoxFuture<'_, Result<Bytes, CallError>> {
+        let request = self.http.post(format!("{url}/peer/{}", call.name())).header(TO_HEADER, to).timeout(timeout);
+        let request = match self.cluster.get() {
+            Some(cluster) => request.header(CLUSTER_HEADER, cluster.to_string()),
+            None => request,
+        };
+        Box::pin(Self::send(request.body(reqwest::Body::wrap_stream(body)), url.to_owned()))
+    }
+}

@@ -1,0 +1,200 @@
+//! The calls between nodes, and the trait that carries them.
+//!
+//! Everything a node sends to another passes through [`Transport`], so that replication can run on a simulated network.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+
+use crate::replication::ids::ClusterId;
+
+/// A request that one node makes of another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Call {
+    /// Raft's AppendEntries, heartbeats included.
+    Append,
+    /// Raft's RequestVote.
+    Vote,
+    /// A vote request that binds nobody: would you elect me?
+    PreVote,
+    /// The leader asks this node to take over.
+    TransferLeader,
+    /// A snapshot, or the rest of one, streamed.
+    Snapshot,
+    /// How many bytes of a snapshot have arrived?
+    SnapshotOffset,
+    /// A round of writes for the leader.
+    Propose,
+    /// Which log index must a linearizable read see?
+    ReadIndex,
+    /// Who are you, and how are you?
+    Hello,
+    /// A step of forming a cluster.
+    Form,
+    /// A step of a membership change.
+    Members,
+}
+
+impl Call {
+    const ALL: [Self; 11] = [
+        Self::Append,
+        Self::Vote,
+        Self::PreVote,
+        Self::TransferLeader,
+        Self::Snapshot,
+        Self::SnapshotOffset,
+        Self::Propose,
+        Self::ReadIndex,
+        Self::Hello,
+        Self::Form,
+        Self::Members,
+    ];
+
+    /// The call's name; for a stream, the last segment of its path.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Append => "append",
+            Self::Vote => "vote",
+            Self::PreVote => "pre-vote",
+            Self::TransferLeader => "transfer-leader",
+            Self::Snapshot => "snapshot",
+            Self::SnapshotOffset => "snapshot-offset",
+            Self::Propose => "propose",
+            Self::ReadIndex => "read-index",
+            Self::Hello => "hello",
+            Self::Form => "form",
+            Self::Members => "members",
+        }
+    }
+
+    /// The call's number on a connection.
+    pub(crate) const fn number(self) -> u8 {
+        self as u8
+    }
+
+    /// The call with a number.
+    pub(crate) fn of_number(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|call| call.number() == number)
+    }
+
+    /// Whether the call is one of Raft's own. These are frequent, and small or urgent: if a peer does not answer one in
+    /// time, it is better to call again on a new connection.
+    pub(crate) const fn is_raft_call(self) -> bool {
+        match self {
+            Self::Append | Self::Vote | Self::PreVote | Self::TransferLeader => true,
+            Self::Snapshot
+            | Self::SnapshotOffset
+            | Self::Propose
+            | Self::ReadIndex
+            | Self::Hello
+            | Self::Form
+            | Self::Members => false,
+        }
+    }
+}
+
+/// Why a call failed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum CallError {
+    /// No connection could be made: the peer has not seen the call.
+    #[error("{url} cannot be reached: {reason}")]
+    NotSent {
+        /// The peer.
+        url: String,
+        /// The network's error.
+        reason: String,
+    },
+    /// The call was sent, and no complete answer arrived: the peer may have acted on it.
+    #[error("{url} did not answer: {reason}")]
+    NoAnswer {
+        /// The peer.
+        url: String,
+        /// The network's error.
+        reason: String,
+    },
+    /// The peer refused: it has not acted on the call.
+    #[error("{url} refused: {reason}")]
+    Refused {
+        /// The peer.
+        url: String,
+        /// The peer's reason.
+        reason: String,
+    },
+}
+
+impl CallError {
+    /// A [`CallError::NotSent`].
+    pub(crate) fn not_sent(url: &str, reason: &dyn std::fmt::Display) -> Self {
+        Self::NotSent { url: url.to_owned(), reason: reason.to_string() }
+    }
+
+    /// A [`CallError::NoAnswer`].
+    pub(crate) fn no_answer(url: &str, reason: &dyn std::fmt::Display) -> Self {
+        Self::NoAnswer { url: url.to_owned(), reason: reason.to_string() }
+    }
+}
+
+/// The receiver and the origin of a call.
+#[derive(Debug, Clone, Copy)]
+pub struct Envelope {
+    /// The id of the node that the call is meant for.
+    pub to: u64,
+    /// The caller's cluster, if it belongs to one.
+    pub cluster: Option<ClusterId>,
+}
+
+/// Carries calls between nodes.
+///
+/// An implementation never repeats a call that the peer may have seen, since a write without a name must not be applied
+/// twice. However long a call's timeout is, it notices within [`VANISHED_AFTER`] that the peer has vanished.
+pub trait Transport: Send + Sync + 'static {
+    /// Sets the cluster that all later calls name as their origin. Called once, when the node joins its cluster.
+    fn set_cluster(&self, cluster: ClusterId);
+
+    /// Sends a call to the node with the id `to` at the base URL `url`, and waits for the answer for at most `timeout`.
+    ///
+    /// The call is on its way when this returns, before the future is polled. Calls of one kind are sent in the order in
+    /// which they were made, and normally arrive in that order.
+    fn call(
+        &self,
+        to: u64,
+        url: &str,
+        call: Call,
+        body: Bytes,
+        timeout: Duration,
+    ) -> BoxFuture<'_, Result<Bytes, CallError>>;
+
+    /// Like [`Transport::call`], with a body that is produced while it is sent.
+    fn stream(
+        &self,
+        to: u64,
+        url: &str,
+        call: Call,
+        body: BoxStream<'static, std::io::Result<Bytes>>,
+        timeout: Duration,
+    ) -> BoxFuture<'_, Result<Bytes, CallError>>;
+}
+
+/// The receiver of calls to nodes whose id is unknown: whichever node is at the URL.
+pub(crate) const ANYONE: u64 = 0;
+
+/// Time until the connection to a vanished peer breaks, whatever the call's timeout. A snapshot may take an hour; if its
+/// receiver lost power, replication to it must not wait that long.
+pub(crate) const VANISHED_AFTER: Duration = Duration::from_secs(3);
+
+/// Header: the id of the node that a snapshot is meant for. A node that took over an address must not accept a snapshot for
+/// its predecessor.
+pub const TO_HEADER: &str = "brink-peer-to";
+
+/// Header: the caller's cluster, as sixteen hexadecimal digits. Absent while the caller looks for a cluster or forms one.
+pub const CLUSTER_HEADER: &str = "brink-cluster";
+
+/// Header: marks a refusal by a node itself. An error without it may come from something in between, and the node may
+/// have acted on the call.
+pub const REFUSAL_HEADER: &str = "brink-peer-refusal";
+
+/// The protocol name in the `Upgrade` header that turns an HTTP request into a connection for calls.
+pub const PROTOCOL: &str = "brink-line";

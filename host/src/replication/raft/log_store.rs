@@ -1,0 +1,169 @@
+//! openraft's log on the `log/` database.
+//!
+//! This file only translates entries to bytes. Durability is up to [`crate::storage::Log`], whose writer calls openraft
+//! back after the fsync.
+
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds};
+use std::sync::Arc;
+
+use openraft::OptionalSend;
+use openraft::entry::RaftEntry;
+use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
+use tokio::sync::oneshot;
+
+use crate::clock;
+use crate::replication::types::{LogEntry, LogId, TypeConfig, Vote, decode, encode, traces_of};
+use crate::storage::{self, Log};
+use crate::telemetry::{Stage, Telemetry, TraceContext, names};
+
+const VOTE: &str = "vote";
+const COMMITTED: &str = "committed";
+
+/// Maximum bytes of entries returned by one read of the log for replication or apply; at least one entry is returned.
+const READ_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// The Raft log of this node. Cheap to clone.
+#[derive(Clone)]
+pub struct LogStore {
+    log: Log,
+    telemetry: Telemetry,
+}
+
+impl LogStore {
+    /// A log store on an open log.
+    pub fn new(log: Log, telemetry: Telemetry) -> Self {
+        Self { log, telemetry }
+    }
+
+    fn read_entries(&self, range: std::ops::Range<u64>, bytes_max: Option<usize>) -> io::Result<Vec<LogEntry>> {
+        let encoded = match bytes_max {
+            Some(bytes_max) => self.log.read_bounded(range, bytes_max),
+            None => self.log.read(range),
+        };
+        encoded.map_err(io::Error::other)?.iter().map(|bytes| decode(bytes).map_err(io::Error::other)).collect()
+    }
+
+    /// A callback that records the append in the traces of its writes, and reports it to openraft.
+    fn traced(&self, entries: &[LogEntry], flushed: IOFlushed<TypeConfig>) -> storage::Done {
+        let traces: Arc<[TraceContext]> = entries.iter().flat_map(traces_of).collect();
+        let telemetry = self.telemetry.clone();
+        let began = clock::now();
+        Box::new(move |result| {
+            let ended = clock::now();
+            telemetry.metrics().write_stage(Stage::Append, ended.duration_since(began).unwrap_or_default());
+            for trace in traces.iter() {
+                telemetry.tracer().record_span(names::SPAN_LOG_APPEND, *trace, began, ended, &[]);
+            }
+            flushed.io_completed(result.map_err(io::Error::other));
+        })
+    }
+}
+
+/// Hands an operation to the log's writer and waits until it is done.
+async fn wait_for(operation: impl FnOnce(storage::Done)) -> io::Result<()> {
+    let (done, result) = oneshot::channel();
+    operation(Box::new(move |outcome| {
+        // Sending fails if the caller has stopped waiting.
+        let _ = done.send(outcome);
+    }));
+    result.await.map_err(|_| io::Error::other("the log's writer has stopped"))?.map_err(io::Error::other)
+}
+
+fn half_open(range: &impl RangeBounds<u64>) -> std::ops::Range<u64> {
+    let start = match range.start_bound() {
+        Bound::Included(index) => *index,
+        Bound::Excluded(index) => index.saturating_add(1),
+        Bound::Unbounded => 0,
+    };
+    let end = match range.end_bound() {
+        Bound::Included(index) => index.saturating_add(1),
+        Bound::Excluded(index) => *index,
+        Bound::Unbounded => u64::MAX,
+    };
+    start..end
+}
+
+impl RaftLogReader<TypeConfig> for LogStore {
+    async fn try_get_log_entries<RB>(&mut self, range: RB) -> Result<Vec<LogEntry>, io::Error>
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        self.read_entries(half_open(&range), None)
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<LogEntry>, io::Error> {
+        self.read_entries(start..end, Some(READ_BYTES_MAX))
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
+        let bytes = self.log.meta(VOTE).map_err(io::Error::other)?;
+        bytes.map(|bytes| decode(&bytes).map_err(io::Error::other)).transpose()
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for LogStore {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
+        let purged = self.log.purged_marker().map_err(io::Error::other)?;
+        let last_purged_log_id: Option<LogId> =
+            purged.map(|bytes| decode(&bytes).map_err(io::Error::other)).transpose()?;
+        let last_log_id = match self.log.first_last() {
+            Some((_, last)) => {
+                let bytes = self.log.get(last).map_err(io::Error::other)?;
+                let bytes = bytes.ok_or_else(|| io::Error::other("the last log entry cannot be read"))?;
+                let entry: LogEntry = decode(&bytes).map_err(io::Error::other)?;
+                Some(entry.log_id())
+            }
+            None => last_purged_log_id,
+        };
+        Ok(LogState { last_purged_log_id, last_log_id })
+    }
+
+    async fn get_log_reader(&mut self) -> Self::LogReader {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
+        let vote = encode(vote).map_err(io::Error::other)?;
+        wait_for(|done| self.log.save_meta(VOTE, Some(vote), true, done)).await
+    }
+
+    /// Not fsynced: after a crash the leader tells the commit position again. Reads do not go back in time, since the node
+    /// serves none before it has rebuilt `data/` from the log.
+    async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
+        let committed = encode(&committed).map_err(io::Error::other)?;
+        self.log.save_meta(COMMITTED, Some(committed), false, Box::new(|_| {}));
+        Ok(())
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
+        let bytes = self.log.meta(COMMITTED).map_err(io::Error::other)?;
+        Ok(bytes.map(|bytes| decode(&bytes).map_err(io::Error::other)).transpose()?.flatten())
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> Result<(), io::Error>
+    where
+        I: IntoIterator<Item = LogEntry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries: Vec<LogEntry> = entries.into_iter().collect();
+        let encoded = entries
+            .iter()
+            .map(|entry| Ok((entry.log_id().index(), encode(entry).map_err(io::Error::other)?)))
+            .collect::<io::Result<Vec<_>>>()?;
+        self.log.append(encoded, self.traced(&entries, callback));
+        Ok(())
+    }
+
+    async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
+        wait_for(|done| self.log.truncate_after(last_log_id.map(|id| id.index()), done)).await
+    }
+
+    async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {
+        let marker = encode(&log_id).map_err(io::Error::other)?;
+        wait_for(|done| self.log.purge_upto(log_id.index(), marker, done)).await
+    }
+}

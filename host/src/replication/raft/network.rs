@@ -1,0 +1,295 @@
+//! openraft's network on [`Transport`].
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::{self, BoxStream};
+use futures::{Stream, StreamExt};
+use openraft::alias::SnapshotOf;
+use openraft::error::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::{Backoff, RPCOption, RaftNetworkFactory, RaftNetworkV2};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use openraft::{OptionalSend, entry::RaftEntry};
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::limits::SNAPSHOT_BYTES_PER_SECOND_MAX;
+use crate::replication::blocking::Blocking;
+use crate::replication::error::Error;
+use crate::replication::peer::protocol::{Call, CallError, Transport};
+use crate::replication::peer::snapshot::{Outgoing, RESUME_PAUSE, RESUME_TRIES_MAX, SnapshotSource};
+use crate::replication::types::{TypeConfig, Vote, decode, encode};
+use crate::telemetry::Telemetry;
+
+/// Maximum duration of a small append before the follower counts as unreachable: longer than a slow disk's fsync, shorter
+/// than a writer's deadline.
+const APPEND_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Least throughput of network and disk for a large append to succeed, in bytes per second.
+const APPEND_BYTES_PER_SECOND_MIN: u32 = 8 * 1024 * 1024;
+
+/// Maximum duration of an append, given its size.
+fn append_timeout(bytes: usize, _option: &RPCOption) -> Duration {
+    let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+    APPEND_TIMEOUT + Duration::from_secs(u64::from(bytes / APPEND_BYTES_PER_SECOND_MIN))
+}
+
+/// Maximum duration of a call about the leadership.
+fn short_timeout(_bytes: usize, option: &RPCOption) -> Duration {
+    option.soft_ttl()
+}
+
+/// Creates a [`PeerNetwork`] for each peer.
+#[derive(Clone)]
+pub(super) struct NetworkFactory {
+    transport: Arc<dyn Transport>,
+    telemetry: Telemetry,
+    blocking: Blocking,
+}
+
+impl NetworkFactory {
+    pub(super) fn new(transport: Arc<dyn Transport>, telemetry: Telemetry, blocking: Blocking) -> Self {
+        Self { transport, telemetry, blocking }
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
+    type Network = PeerNetwork;
+
+    async fn new_client(&mut self, target: u64, node: &openraft::BasicNode) -> PeerNetwork {
+        PeerNetwork {
+            to: target,
+            url: node.addr.clone(),
+            transport: self.transport.clone(),
+            telemetry: self.telemetry.clone(),
+            blocking: self.blocking.clone(),
+        }
+    }
+}
+
+/// The result of one append of a stream.
+type AppendResult = Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>;
+
+/// openraft's calls to one peer.
+pub(super) struct PeerNetwork {
+    to: u64,
+    url: String,
+    transport: Arc<dyn Transport>,
+    telemetry: Telemetry,
+    blocking: Blocking,
+}
+
+/// Time for which an append without entries, which only reports a commit, waits for entries to travel with. Followers apply
+/// a little later for it, and a client that waits for each write pays for one exchange per write instead of two.
+const COMMIT_PATIENCE: Duration = Duration::from_millis(1);
+
+/// The appends of a stream. An append that only reports a commit is dropped if another follows soon, which reports the
+/// commit as well.
+struct Appends<S> {
+    input: S,
+    is_first: bool,
+}
+
+impl<S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin> Appends<S> {
+    async fn next(&mut self) -> Option<AppendEntriesRequest<TypeConfig>> {
+        let mut request = self.input.next().await?;
+        // The first append may be a probe for the matching log position, and openraft waits for its answer.
+        if std::mem::take(&mut self.is_first) {
+            return Some(request);
+        }
+        while request.entries.is_empty()
+            && let Ok(Some(next)) = tokio::time::timeout(COMMIT_PATIENCE, self.input.next()).await
+        {
+            request = next;
+        }
+        Some(request)
+    }
+}
+
+impl PeerNetwork {
+    /// Makes a call. It is on its way when this returns.
+    fn call<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        call: Call,
+        request: &Q,
+        timeout: fn(usize, &RPCOption) -> Duration,
+        option: &RPCOption,
+    ) -> impl Future<Output = Result<A, RPCError<TypeConfig>>> + use<'_, Q, A> {
+        let network = |error: Error| RPCError::Network(NetworkError::new(&error));
+        let sent = encode(request).map(|body| {
+            let timeout = timeout(body.len(), option);
+            self.transport.call(self.to, &self.url, call, body, timeout)
+        });
+        async move {
+            let answer = sent.map_err(network)?.await.map_err(rpc_error)?;
+            decode(&answer).map_err(network)
+        }
+    }
+
+    /// Sends an append and records its round trip.
+    fn append(
+        &self,
+        request: &AppendEntriesRequest<TypeConfig>,
+        option: &RPCOption,
+    ) -> impl Future<Output = Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>>> + use<'_> {
+        let began = Instant::now();
+        let answer = self.call(Call::Append, request, append_timeout, option);
+        async move {
+            let answer = answer.await;
+            if answer.is_ok() {
+                self.telemetry.metrics().replication_rtt(&self.url, began.elapsed());
+            }
+            answer
+        }
+    }
+
+    /// Sends a snapshot. If the stream breaks it is resumed where it stopped, as long as each attempt makes progress.
+    async fn send_snapshot(&self, outgoing: &Outgoing, deadline: tokio::time::Instant) -> Result<Bytes, CallError> {
+        let (mut most, mut tries) = (0, 0);
+        loop {
+            let error = match self.held_by_peer(outgoing).await {
+                Ok(offset) => {
+                    if offset > most {
+                        (most, tries) = (offset, 0);
+                    }
+                    match self.send_rest(outgoing, offset, deadline).await {
+                        Ok(answer) => return Ok(answer),
+                        // The peer has received it all and rejects it.
+                        Err(error @ CallError::Refused { .. }) => return Err(error),
+                        Err(error) => error,
+                    }
+                }
+                Err(error) => error,
+            };
+            tries += 1;
+            if tries > RESUME_TRIES_MAX || tokio::time::Instant::now() >= deadline {
+                return Err(error);
+            }
+            tokio::time::sleep(RESUME_PAUSE).await;
+        }
+    }
+
+    /// Number of bytes of a snapshot that the peer has already.
+    async fn held_by_peer(&self, outgoing: &Outgoing) -> Result<u64, CallError> {
+        let id = encode(&outgoing.id).map_err(|error| CallError::no_answer(&self.url, &error))?;
+        let held = self.transport.call(self.to, &self.url, Call::SnapshotOffset, id, APPEND_TIMEOUT).await?;
+        decode(&held).map_err(|error| CallError::no_answer(&self.url, &error))
+    }
+
+    async fn send_rest(
+        &self,
+        outgoing: &Outgoing,
+        offset: u64,
+        deadline: tokio::time::Instant,
+    ) -> Result<Bytes, CallError> {
+        tracing::info!(url = self.url, id = format!("{:016x}", outgoing.id), offset, "sending a snapshot");
+        let body = outgoing.body(offset, SNAPSHOT_BYTES_PER_SECOND_MAX, &self.blocking);
+        let body = body.map_err(|error| CallError::no_answer(&self.url, &error))?;
+        let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+        self.transport.stream(self.to, &self.url, Call::Snapshot, body, left).await
+    }
+}
+
+fn rpc_error(error: CallError) -> RPCError<TypeConfig> {
+    match error {
+        CallError::NotSent { .. } | CallError::NoAnswer { .. } => RPCError::Unreachable(Unreachable::new(&error)),
+        CallError::Refused { .. } => RPCError::Network(NetworkError::new(&error)),
+    }
+}
+
+impl RaftNetworkV2<TypeConfig> for PeerNetwork {
+    type SnapshotData = SnapshotSource;
+
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
+        self.append(&request, &option).await
+    }
+
+    /// Sends one append after the other. IMPORTANT: appends are not pipelined. openraft credits the answer to an append
+    /// with the time at which a later append without entries was sent, and would assume a longer lease than the follower
+    /// has granted.
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<'s, Result<BoxStream<'s, AppendResult>, RPCError<TypeConfig>>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
+    {
+        let this: &'s Self = self;
+        let results = stream::unfold(Some(Appends { input, is_first: true }), move |appends| {
+            let option = option.clone();
+            async move {
+                let mut appends = appends?;
+                let request = appends.next().await?;
+                let previous = request.prev_log_id;
+                let last = request.entries.last().map(|entry| entry.log_id()).or(previous);
+                let answer = this.append(&request, &option).await;
+                let result: AppendResult = answer.map(|answer| answer.into_stream_result(previous, last));
+                // After a failed append, the following ones do not match the follower's log.
+                let goes_on = matches!(result, Ok(Ok(matched)) if matched == last);
+                Some((result, goes_on.then_some(appends)))
+            }
+        });
+        Box::pin(async { Ok(results.boxed()) })
+    }
+
+    async fn vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        self.call(Call::Vote, &request, short_timeout, &option).await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        self.call(Call::PreVote, &request, short_timeout, &option).await
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: SnapshotOf<TypeConfig, SnapshotSource>,
+        cancel: impl Future<Output = ReplicationClosed> + openraft::OptionalSend + 'static,
+        option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let network = |error: &dyn std::fmt::Display| {
+            StreamingError::Network(NetworkError::new(&std::io::Error::other(error.to_string())))
+        };
+        let outgoing = Outgoing::new(vote, snapshot.meta, snapshot.snapshot);
+        tokio::select! {
+            biased;
+            answer = self.send_snapshot(&outgoing, tokio::time::Instant::now() + option.hard_ttl()) => match answer {
+                Ok(answer) => decode(&answer).map_err(|error| network(&error)),
+                Err(error @ CallError::Refused { .. }) => Err(network(&error)),
+                Err(error) => Err(StreamingError::Unreachable(Unreachable::new(&error))),
+            },
+            closed = cancel => Err(StreamingError::Closed(closed)),
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
+        self.call(Call::TransferLeader, &request, short_timeout, &option).await
+    }
+
+    fn backoff(&self) -> Option<Backoff> {
+        // A returning peer should be noticed within a fraction of an election timeout.
+        Some(Backoff::new(std::iter::repeat(Duration::from_millis(100))))
+    }
+}

@@ -1,0 +1,198 @@
+//! openraft's state machine on the `data/` database.
+//!
+//! Committed entries are applied in chunks: one storage batch carries the writes of all entries that are ready, and the
+//! position of the last one. `data/` is not fsynced per chunk, since the log restores it after a crash. It is fsynced
+//! before a snapshot is reported, because the log may be purged up to a snapshot.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures::{Stream, StreamExt};
+use openraft::entry::RaftEntry;
+use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+use openraft::{EntryPayload, OptionalSend};
+
+use super::applied::Applied;
+use crate::clock;
+use crate::replication::blocking::Blocking;
+use crate::replication::peer::snapshot::SnapshotSource;
+use crate::replication::types::{
+    LogEntry, LogId, SnapshotMeta, StoredMembership, TypeConfig, decode, encode, traces_of,
+};
+use crate::storage::{self, Data, GuardedWrite};
+use crate::telemetry::{Stage, Telemetry, names};
+
+/// Key of the log id of the last applied entry.
+pub(crate) const APPLIED: &str = "applied";
+/// Key of the log id of the last installed snapshot: the state is ahead of the log until the log is purged up to there.
+pub(super) const INSTALLED: &str = "installed";
+/// Key of the last applied membership.
+const MEMBERSHIP: &str = "membership";
+/// Key that is present once a snapshot was built or installed: from then on the log may begin after the first entry.
+const SNAPSHOT_TAKEN: &str = "snapshot-taken";
+
+/// Entries applied in one storage batch.
+const APPLY_ENTRIES_MAX: usize = 256;
+
+type Snapshot = openraft::alias::SnapshotOf<TypeConfig, SnapshotSource>;
+
+/// The replicated state of this node.
+pub struct StateMachine {
+    data: Data,
+    applied: Arc<Applied>,
+    telemetry: Telemetry,
+    blocking: Blocking,
+}
+
+impl StateMachine {
+    /// A state machine on an open database; it keeps `applied` up to date.
+    pub(crate) fn new(data: Data, applied: Arc<Applied>, telemetry: Telemetry, blocking: Blocking) -> Self {
+        Self { data, applied, telemetry, blocking }
+    }
+
+    fn stored<T: serde::de::DeserializeOwned>(&self, key: &str) -> io::Result<Option<T>> {
+        let bytes = self.data.meta(key).map_err(io::Error::other)?;
+        bytes.map(|bytes| decode(&bytes).map_err(io::Error::other)).transpose()
+    }
+
+    /// Applies entries as one storage batch and answers the proposers that wait for them.
+    async fn apply_chunk(&self, chunk: Vec<EntryResponder<TypeConfig>>) -> io::Result<()> {
+        let began = (Instant::now(), clock::now());
+        let (entries, responders): (Vec<LogEntry>, Vec<_>) = chunk.into_iter().unzip();
+        let Some(last) = entries.last() else { return Ok(()) };
+        let last_index = last.log_id().index();
+        let entries = Arc::new(entries);
+
+        // fjall may stall a writer with blocking sleeps, so this must not run on an async thread.
+        let outcomes = {
+            let (data, entries) = (self.data.clone(), entries.clone());
+            self.blocking.run(move || apply_entries(&data, &entries)).await??
+        };
+
+        self.telemetry.metrics().write_stage(Stage::Apply, began.0.elapsed());
+        let ended = clock::now();
+        for trace in entries.iter().flat_map(traces_of) {
+            self.telemetry.tracer().record_span(names::SPAN_APPLY, trace, began.1, ended, &[]);
+        }
+        self.applied.advance(last_index);
+        for (responder, outcome) in responders.into_iter().zip(outcomes) {
+            if let Some(responder) = responder {
+                responder.send(outcome);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Applies entries in order; returns one list of outcomes per entry.
+fn apply_entries(data: &Data, entries: &[LogEntry]) -> io::Result<Vec<Vec<storage::Outcome>>> {
+    let mut writes: Vec<GuardedWrite> = Vec::with_capacity(entries.len());
+    let mut counts = Vec::with_capacity(entries.len());
+    let mut meta = Vec::with_capacity(2);
+    for entry in entries {
+        let before = writes.len();
+        match &entry.payload {
+            EntryPayload::Blank => {}
+            EntryPayload::Normal(round) => {
+                for write in &round.writes {
+                    writes.push(write.decode().map_err(io::Error::other)?);
+                }
+            }
+            EntryPayload::Membership(membership) => {
+                let stored = StoredMembership::new(Some(entry.log_id()), membership.clone());
+                meta.retain(|(key, _)| *key != MEMBERSHIP);
+                meta.push((MEMBERSHIP, encode(&stored).map_err(io::Error::other)?));
+            }
+        }
+        counts.push(writes.len() - before);
+    }
+    if let Some(last) = entries.last() {
+        meta.push((APPLIED, encode(&last.log_id()).map_err(io::Error::other)?));
+    }
+    let mut outcomes = data.apply(&writes, &meta).map_err(io::Error::other)?.into_iter();
+    Ok(counts.into_iter().map(|count| outcomes.by_ref().take(count).collect()).collect())
+}
+
+/// A snapshot of the current state, which is durable up to the position it covers.
+fn snapshot_of(data: &Data) -> io::Result<Snapshot> {
+    let reader = data.snapshot();
+    let applied = reader.meta(APPLIED).map_err(io::Error::other)?;
+    let membership = reader.meta(MEMBERSHIP).map_err(io::Error::other)?;
+    let meta = SnapshotMeta {
+        last_log_id: applied.map(|bytes| decode::<LogId>(&bytes).map_err(io::Error::other)).transpose()?,
+        last_membership: membership
+            .map(|bytes| decode(&bytes).map_err(io::Error::other))
+            .transpose()?
+            .unwrap_or_default(),
+    };
+    data.sync().map_err(io::Error::other)?;
+    Ok(Snapshot { meta, snapshot: SnapshotSource::Live(reader) })
+}
+
+impl RaftStateMachine<TypeConfig> for StateMachine {
+    type SnapshotData = SnapshotSource;
+    type SnapshotBuilder = SnapshotBuilder;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        Ok((self.stored(APPLIED)?, self.stored(MEMBERSHIP)?.unwrap_or_default()))
+    }
+
+    async fn apply<Strm>(&mut self, entries: Strm) -> Result<(), io::Error>
+    where
+        Strm: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
+    {
+        let mut chunks = entries.ready_chunks(APPLY_ENTRIES_MAX);
+        while let Some(chunk) = chunks.next().await {
+            self.apply_chunk(chunk.into_iter().collect::<io::Result<Vec<_>>>()?).await?;
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Self::SnapshotBuilder {
+        SnapshotBuilder { data: self.data.clone(), blocking: self.blocking.clone() }
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotSource) -> Result<(), io::Error> {
+        let data = self.data.clone();
+        let mut own = vec![(SNAPSHOT_TAKEN, bytes::Bytes::new())];
+        if let Some(last) = meta.last_log_id() {
+            own.push((INSTALLED, encode(&last).map_err(io::Error::other)?));
+        }
+        let install = move || -> io::Result<_> { data.install(snapshot.chunks()?, &own).map_err(io::Error::other) };
+        self.blocking.run(install).await??;
+        if let Some(last) = meta.last_log_id() {
+            self.applied.advance(last.index());
+        }
+        tracing::info!(last_log_id = ?meta.last_log_id(), "snapshot installed");
+        Ok(())
+    }
+
+    /// A snapshot takes no space on disk: it is read from the state when it is needed.
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
+        if self.data.meta(SNAPSHOT_TAKEN).map_err(io::Error::other)?.is_none() {
+            return Ok(None);
+        }
+        let data = self.data.clone();
+        self.blocking.run(move || snapshot_of(&data)).await?.map(Some)
+    }
+}
+
+/// Takes snapshots. It holds nothing that apply waits for.
+pub struct SnapshotBuilder {
+    data: Data,
+    blocking: Blocking,
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
+    type SnapshotData = SnapshotSource;
+
+    async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
+        let data = self.data.clone();
+        let build = move || {
+            data.apply(&[], &[(SNAPSHOT_TAKEN, bytes::Bytes::new())]).map_err(io::Error::other)?;
+            snapshot_of(&data)
+        };
+        self.blocking.run(build).await?
+    }
+}

@@ -1,0 +1,152 @@
+//! fjall, a log-structured merge tree, as the storage engine.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+
+use fjall::{
+    Database, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, OwnedWriteBatch, PersistMode, Readable, Snapshot,
+};
+
+use super::{Bounds, Durability, Keys, ReadTables, Rows, Slice, StorageEngine, Table, WriteBatch};
+use crate::storage::{Error, dir};
+
+/// Settings of a database.
+#[derive(Debug, Clone, Copy)]
+pub struct DatabaseOptions {
+    /// Memory for cached blocks.
+    pub cache_bytes: u64,
+    /// Journal bytes kept before tables are flushed; bounds recovery time.
+    pub journal_bytes_max: u64,
+    /// Threads that flush and compact tables.
+    pub workers: usize,
+}
+
+/// Settings of a table. They take effect when the table is created, and never again.
+#[derive(Debug, Clone, Copy)]
+pub struct TableOptions {
+    pub name: &'static str,
+    /// Memory of the table before it is flushed.
+    pub memtable_bytes_max: u64,
+    /// Values larger than this are stored apart from their keys; none, if absent.
+    pub separate_bytes_min: Option<u32>,
+}
+
+/// Opens the database in a directory, and creates the database and its tables if they are missing.
+pub fn open(dir: &Path, options: DatabaseOptions, tables: &[TableOptions]) -> Result<Box<dyn StorageEngine>, Error> {
+    let db = open_database(dir, options)?;
+    let keyspace = |table: &TableOptions| db.keyspace(table.name, || keyspace_options(*table));
+    let keyspaces = tables.iter().map(keyspace).collect::<Result<_, _>>()?;
+    // fjall syncs the files in its directories, but not the names of the directories.
+    dir::sync_tree(dir)?;
+    Ok(Box::new(FjallEngine { db, keyspaces }))
+}
+
+/// Opens a database, and tells apart the failures that an operator can mend.
+fn open_database(dir: &Path, options: DatabaseOptions) -> Result<Database, Error> {
+    let builder = Database::builder(dir)
+        .max_journaling_size(options.journal_bytes_max)
+        .worker_threads(options.workers)
+        .cache_size(options.cache_bytes);
+    // fjall checks some of what it reads by assertions.
+    let opened = catch_unwind(AssertUnwindSafe(|| builder.open()));
+    let damaged = |reason: &dyn std::fmt::Display| Error::corrupt(format!("{} ({reason})", dir.display()));
+    match opened {
+        Ok(Ok(db)) => Ok(db),
+        Ok(Err(fjall::Error::Locked)) => Err(Error::Locked { path: dir.to_path_buf() }),
+        Ok(Err(fjall::Error::Io(error))) => Err(error.into()),
+        Ok(Err(error)) => Err(damaged(&error)),
+        Err(_) => Err(damaged(&"the storage engine panicked while reading it")),
+    }
+}
+
+fn keyspace_options(table: TableOptions) -> KeyspaceCreateOptions {
+    let separation = table.separate_bytes_min.map(|bytes| KvSeparationOptions::default().separation_threshold(bytes));
+    KeyspaceCreateOptions::default().max_memtable_size(table.memtable_bytes_max).with_kv_separation(separation)
+}
+
+/// An open database. Cheap to clone.
+#[derive(Clone)]
+struct FjallEngine {
+    db: Database,
+    /// One for each [`Table`], in the order of their numbers.
+    keyspaces: Arc<[Keyspace]>,
+}
+
+impl FjallEngine {
+    fn keyspace(&self, table: Table) -> Result<&Keyspace, Error> {
+        self.keyspaces.get(table.0).ok_or_else(|| fjall::Error::KeyspaceDeleted.into())
+    }
+}
+
+impl ReadTables for FjallEngine {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Slice>, Error> {
+        Ok(self.keyspace(table)?.get(key)?)
+    }
+
+    fn range(&self, table: Table, bounds: Bounds) -> Result<Rows, Error> {
+        Ok(rows(self.keyspace(table)?.range(bounds)))
+    }
+
+    fn keys(&self, table: Table, bounds: Bounds) -> Result<Keys, Error> {
+        Ok(keys(self.keyspace(table)?.range(bounds)))
+    }
+}
+
+impl StorageEngine for FjallEngine {
+    fn write(&self, batch: WriteBatch, durability: Durability) -> Result<(), Error> {
+        let mode = match durability {
+            Durability::None => None,
+            Durability::Data => Some(PersistMode::SyncData),
+            Durability::All => Some(PersistMode::SyncAll),
+        };
+        let mut changes = OwnedWriteBatch::with_capacity(self.db.clone(), batch.changes.len()).durability(mode);
+        for change in batch.changes {
+            let keyspace = self.keyspace(change.table)?;
+            match change.value {
+                Some(value) => changes.insert(keyspace, change.key, value),
+                None => changes.remove(keyspace, change.key),
+            }
+        }
+        Ok(changes.commit()?)
+    }
+
+    fn sync(&self) -> Result<(), Error> {
+        Ok(self.db.persist(PersistMode::SyncAll)?)
+    }
+
+    fn view(&self) -> Box<dyn ReadTables> {
+        Box::new(FjallView { snapshot: self.db.snapshot(), engine: self.clone() })
+    }
+
+    fn clear(&self, table: Table) -> Result<(), Error> {
+        Ok(self.keyspace(table)?.clear()?)
+    }
+}
+
+struct FjallView {
+    snapshot: Snapshot,
+    engine: FjallEngine,
+}
+
+impl ReadTables for FjallView {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Slice>, Error> {
+        Ok(self.snapshot.get(self.engine.keyspace(table)?, key)?)
+    }
+
+    fn range(&self, table: Table, bounds: Bounds) -> Result<Rows, Error> {
+        Ok(rows(self.snapshot.range(self.engine.keyspace(table)?, bounds)))
+    }
+
+    fn keys(&self, table: Table, bounds: Bounds) -> Result<Keys, Error> {
+        Ok(keys(self.snapshot.range(self.engine.keyspace(table)?, bounds)))
+    }
+}
+
+fn rows(range: fjall::Iter) -> Rows {
+    Box::new(range.map(|row| Ok(row.into_inner()?)))
+}
+
+fn keys(range: fjall::Iter) -> Keys {
+    Box::new(range.map(|row| Ok(row.key()?)))
+}

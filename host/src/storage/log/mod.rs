@@ -1,0 +1,270 @@
+//! The Raft log on disk: indexed entries and a few named values, with one fsync for all that wait.
+//!
+//! # Approach
+//!
+//! Whoever appends puts entries into memory (`tail`), where they are readable at once, and into the queue of the
+//! `writer`. The writer runs on a thread of its own and is the only one to change the disk: `tables` stores the
+//! entries, and the `watermark` records outside of them what was made durable. When a log is opened, `examine` compares
+//! the two.
+//!
+//! # Guarantees
+//!
+//! - When a `done` callback reports success, the operation and everything queued before it are durable.
+//! - Readers see operations in the order in which they are written.
+//! - A log that lost durable data is refused when it is opened ([`Error::Lost`]), as far as the watermark can tell.
+//! - A damaged entry is never returned. It ends the use of the log, also after a restart.
+//!
+//! # Failure model
+//!
+//! After a failed write or sync nothing is retried, since the content of the disk is unknown then: every later change
+//! fails ([`Error::Poisoned`]), and the node stops.
+//!
+//! # Cost
+//!
+//! One fsync for all appends that wait at one moment. Recent entries are kept in memory, 8 MiB of them.
+
+mod examine;
+#[cfg(test)]
+pub(crate) mod simulated;
+mod tables;
+mod tail;
+#[cfg(test)]
+mod tests;
+mod watermark;
+mod writer;
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+
+use self::examine::{OnLoss, examine};
+use self::tables::{LogTables, damaged};
+use self::tail::Tail;
+use self::watermark::{Watermark, WatermarkFile, WatermarkStore};
+use self::writer::{Change, Operation, PURGED, Writer};
+pub use self::writer::{Done, OnFsync};
+use super::{Error, Poison};
+
+/// A Raft log. Cheap to clone; all clones are the same log.
+#[derive(Clone)]
+pub struct Log {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    tables: Arc<LogTables>,
+    /// What readers see: ahead of the disk by what is queued.
+    tail: Arc<Mutex<Tail>>,
+    /// The queue of the writer; `None` once the log is closed.
+    queue: Mutex<Option<UnboundedSender<Operation>>>,
+    /// The writer's thread; `None` if the writer has none, and once the log is closed.
+    thread: Mutex<Option<JoinHandle<()>>>,
+    poison: Poison,
+    watermark: Arc<dyn Watermark>,
+}
+
+impl Log {
+    /// Opens the log in `dir`, creating it if it is missing, and starts its writer thread. The watermark is a file
+    /// beside the directory, of the same name with the extension `.watermark`.
+    ///
+    /// # Errors
+    ///
+    /// If the directory cannot be used, is locked, or has another format; [`Error::Lost`] if the log has lost durable
+    /// data.
+    pub fn open(dir: &Path, on_fsync: OnFsync) -> Result<Self, Error> {
+        Self::open_in(dir, on_fsync, OnLoss::Refuse)
+    }
+
+    /// Opens the log in `dir` with whatever it holds, up to the first damaged entry.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Log::open`], except for lost data.
+    pub fn open_with_losses(dir: &Path, on_fsync: OnFsync) -> Result<Self, Error> {
+        Self::open_in(dir, on_fsync, OnLoss::Accept)
+    }
+
+    fn open_in(dir: &Path, on_fsync: OnFsync, on_loss: OnLoss) -> Result<Self, Error> {
+        let watermark = Box::new(WatermarkFile::beside(dir));
+        let (log, writer) = Self::load(LogTables::open(dir)?, watermark, dir, on_fsync, on_loss)?;
+        log.start(writer)?;
+        Ok(log)
+    }
+
+    /// Examines the log. Returns it with its writer, which does not run yet.
+    fn load(
+        tables: LogTables,
+        watermark: Box<dyn WatermarkStore>,
+        dir: &Path,
+        on_fsync: OnFsync,
+        on_loss: OnLoss,
+    ) -> Result<(Self, Writer), Error> {
+        let poison = Poison::new(dir);
+        let (range, watermark) = examine(&tables, watermark, dir, on_loss, &poison)?;
+        let (tables, tail) = (Arc::new(tables), Arc::new(Mutex::new(Tail::new(range))));
+        let (sender, queue) = unbounded_channel();
+        let inner = Inner {
+            tables: tables.clone(),
+            tail: tail.clone(),
+            queue: Mutex::new(Some(sender)),
+            thread: Mutex::new(None),
+            poison: poison.clone(),
+            watermark: watermark.clone(),
+        };
+        Ok((Self { inner: Arc::new(inner) }, Writer { queue, tables, tail, on_fsync, poison, watermark }))
+    }
+
+    /// Runs the writer on a thread.
+    fn start(&self, writer: Writer) -> Result<(), Error> {
+        let thread = std::thread::Builder::new().name("brink-log".to_owned()).spawn(move || writer.run())?;
+        *self.inner.thread.lock() = Some(thread);
+        Ok(())
+    }
+
+    /// Appends entries, which are readable when this returns; the writer calls `done` once they are synced. Entries
+    /// must follow the last one; an empty log may begin with any index.
+    pub fn append(&self, entries: Vec<(u64, Bytes)>, done: Done) {
+        let mut tail = self.inner.tail.lock();
+        tail.append(&entries);
+        // Queued under the lock, so that the queue has the order that readers saw. The same goes for all changes below.
+        self.queue(Change::Append(entries), done);
+    }
+
+    /// Removes all entries after `index`; every entry, without an index.
+    pub fn truncate_after(&self, index: Option<u64>, done: Done) {
+        let mut tail = self.inner.tail.lock();
+        let removed = tail.truncate_after(index);
+        self.queue(Change::Truncate(removed), done);
+    }
+
+    /// Removes all entries up to `index`, inclusive, and keeps `marker` in their place.
+    pub fn purge_upto(&self, index: u64, marker: Bytes, done: Done) {
+        let mut tail = self.inner.tail.lock();
+        let range = tail.purge_upto(index);
+        tail.set_named(PURGED, Some(marker.clone()));
+        self.queue(Change::Purge { range, marker }, done);
+    }
+
+    /// Sets or removes a named value, in order with appends. With `sync`, it is durable when `done` is called.
+    pub fn save_meta(&self, name: &'static str, value: Option<Bytes>, sync: bool, done: Done) {
+        let mut tail = self.inner.tail.lock();
+        tail.set_named(name, value.clone());
+        self.queue(Change::Named { name, value, sync }, done);
+    }
+
+    /// A named value, as last set.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read.
+    pub fn meta(&self, name: &str) -> Result<Option<Bytes>, Error> {
+        let in_memory = self.inner.tail.lock().named(name);
+        in_memory.map_or_else(|| self.inner.tables.named(name), Ok)
+    }
+
+    /// The marker of the last purge.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read.
+    pub fn purged_marker(&self) -> Result<Option<Bytes>, Error> {
+        self.meta(PURGED)
+    }
+
+    /// First and last index; none if the log is empty.
+    pub fn first_last(&self) -> Option<(u64, u64)> {
+        self.inner.tail.lock().first_last()
+    }
+
+    /// One entry.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read or is damaged.
+    pub fn get(&self, index: u64) -> Result<Option<Bytes>, Error> {
+        Ok(self.read(index..index.saturating_add(1))?.into_iter().next())
+    }
+
+    /// Every entry of a range that the log holds, in order.
+    ///
+    /// # Errors
+    ///
+    /// If one cannot be read or is damaged.
+    pub fn read(&self, range: Range<u64>) -> Result<Vec<Bytes>, Error> {
+        self.read_bounded(range, usize::MAX)
+    }
+
+    /// The first entries of a range: at least one, and no more once they reach `bytes_max`.
+    ///
+    /// # Errors
+    ///
+    /// If one cannot be read or is damaged.
+    pub fn read_bounded(&self, range: Range<u64>, bytes_max: usize) -> Result<Vec<Bytes>, Error> {
+        let (on_disk, in_memory) = self.inner.tail.lock().read(range);
+        let mut entries = Vec::new();
+        let mut bytes = 0;
+        for entry in on_disk.map(|index| self.read_from_disk(index)).chain(in_memory.into_iter().map(Ok)) {
+            let entry = entry?;
+            bytes += entry.len();
+            entries.push(entry);
+            if bytes >= bytes_max {
+                break;
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Writes what is queued and ends the writer thread. Later changes fail with [`Error::Closed`].
+    pub fn close(&self) {
+        self.inner.queue.lock().take();
+        let thread = self.inner.thread.lock().take();
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the log's writer thread panicked");
+        }
+    }
+
+    /// Whether the log's disk has failed.
+    pub fn poison(&self) -> &Poison {
+        &self.inner.poison
+    }
+
+    fn read_from_disk(&self, index: u64) -> Result<Bytes, Error> {
+        let error = match self.inner.tables.entry(index) {
+            Ok(Some(entry)) => return Ok(entry),
+            // A missing entry may have been removed since it was requested.
+            Ok(None) if !self.inner.tail.lock().contains(index) => return Err(damaged(index)),
+            Ok(None) => damaged(index),
+            Err(error @ Error::Corrupt { .. }) => error,
+            Err(error) => return Err(error),
+        };
+        self.condemn(&error);
+        Err(error)
+    }
+
+    /// Ends the use of the log, now and when it is opened again: nobody knows what else is damaged.
+    fn condemn(&self, error: &Error) {
+        self.inner.poison.set(error);
+        if let Err(error) = self.inner.watermark.condemn() {
+            tracing::error!(%error, "the damage to the log could not be recorded");
+        }
+    }
+
+    fn queue(&self, change: Change, done: Done) {
+        if let Err(error) = self.inner.poison.check() {
+            return done(Err(error));
+        }
+        let operation = Operation { change, done };
+        let refused = match self.inner.queue.lock().as_ref() {
+            Some(queue) => queue.send(operation).err().map(|refused| refused.0),
+            None => Some(operation),
+        };
+        if let Some(operation) = refused {
+            (operation.done)(Err(Error::Closed));
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! The log in the storage engine: a table of entries by index, and a table of named values.
+//!
+//! The rest of the log does not know how entries are stored. Each is stored with a checksum over its index and content.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::{Bound, Range};
+use std::path::Path;
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::storage::engine::fjall::{self, DatabaseOptions, TableOptions};
+use crate::storage::engine::{Durability, EVERYTHING, Slice, StorageEngine, Table, WriteBatch};
+use crate::storage::{Error, format};
+
+/// Journal bytes kept before the engine flushes its tables; bounds recovery time.
+const JOURNAL_BYTES_MAX: u64 = 128 * 1024 * 1024;
+
+/// Memory of one table before it is flushed.
+const MEMTABLE_BYTES_MAX: u64 = 8 * 1024 * 1024;
+
+/// Memory for cached blocks. Only peers that are behind read entries from disk, each entry once.
+const CACHE_BYTES: u64 = 4 * 1024 * 1024;
+
+/// Threads that flush and compact the tables.
+const WORKERS: usize = 1;
+
+/// How many bytes of the newest entries are checked when a log is opened. Older entries are checked when they are read.
+const CHECK_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Entries after a damaged one that are removed in one batch.
+const REMOVE_ENTRIES_MAX: usize = 4_096;
+
+pub(super) const ENTRIES: Table = Table(0);
+const NAMED: Table = Table(1);
+
+/// The name of the number of durable named values.
+const PROMISES: &str = "promises";
+
+/// The tables of the log.
+pub(super) struct LogTables {
+    pub(super) engine: Box<dyn StorageEngine>,
+}
+
+/// Changes that are written together. Each index and each name occurs once, since the engine gives all changes of a
+/// batch the same age.
+#[derive(Default)]
+pub(super) struct Changes {
+    pub(super) entries: BTreeMap<u64, Option<Bytes>>,
+    pub(super) named: HashMap<&'static str, Option<Bytes>>,
+}
+
+impl LogTables {
+    /// Opens the tables in a directory, and creates them if they are missing.
+    pub(super) fn open(dir: &Path) -> Result<Self, Error> {
+        let options =
+            DatabaseOptions { cache_bytes: CACHE_BYTES, journal_bytes_max: JOURNAL_BYTES_MAX, workers: WORKERS };
+        let table = |name| TableOptions { name, memtable_bytes_max: MEMTABLE_BYTES_MAX, separate_bytes_min: None };
+        Self::new(fjall::open(dir, options, &[table("entries"), table("meta")])?, dir)
+    }
+
+    /// The tables of an open database.
+    pub(super) fn new(engine: Box<dyn StorageEngine>, dir: &Path) -> Result<Self, Error> {
+        format::check(engine.as_ref(), NAMED, dir)?;
+        Ok(Self { engine })
+    }
+
+    /// The indexes of the stored entries, from the first to after the last.
+    pub(super) fn range(&self) -> Result<Range<u64>, Error> {
+        let mut keys = self.engine.keys(ENTRIES, EVERYTHING)?;
+        let Some(first) = keys.next() else { return Ok(0..0) };
+        let first = number(&first?)?;
+        let last = keys.next_back().map_or(Ok(first), |last| number(&last?))?;
+        Ok(first..last + 1)
+    }
+
+    /// An entry, unless it is missing.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read or is damaged.
+    pub(super) fn entry(&self, index: u64) -> Result<Option<Bytes>, Error> {
+        let record = self.engine.get(ENTRIES, &index.to_be_bytes())?;
+        let content = |record: Slice| Some(Bytes::copy_from_slice(content(index, &record)?));
+        record.map(|record| content(record).ok_or_else(|| damaged(index))).transpose()
+    }
+
+    /// The checksum stored with an entry.
+    pub(super) fn checksum(&self, index: u64) -> Result<Option<u32>, Error> {
+        let record = self.engine.get(ENTRIES, &index.to_be_bytes())?;
+        Ok(record.and_then(|record| Some(u32::from_be_bytes(*record.first_chunk()?))))
+    }
+
+    /// A named value.
+    pub(super) fn named(&self, name: &str) -> Result<Option<Bytes>, Error> {
+        Ok(self.engine.get(NAMED, name.as_bytes())?.map(|value| Bytes::copy_from_slice(&value)))
+    }
+
+    /// How many named values were made durable so far.
+    pub(super) fn promises(&self) -> Result<u64, Error> {
+        self.engine.get(NAMED, PROMISES.as_bytes())?.map_or(Ok(0), |value| number(&value))
+    }
+
+    /// Writes changes as one batch, with the number of durable named values if it changed.
+    pub(super) fn write(&self, changes: &Changes, promises: Option<u64>, durability: Durability) -> Result<(), Error> {
+        let mut batch = WriteBatch::with_capacity(changes.entries.len() + changes.named.len() + 1);
+        if let Some(promises) = promises {
+            batch.insert(NAMED, PROMISES, promises.to_be_bytes());
+        }
+        for (index, entry) in &changes.entries {
+            match entry {
+                Some(entry) => {
+                    let mut record = BytesMut::with_capacity(4 + entry.len());
+                    record.put_u32(checksum(*index, entry));
+                    record.put_slice(entry);
+                    batch.insert(ENTRIES, index.to_be_bytes(), record.freeze());
+                }
+                None => batch.remove(ENTRIES, index.to_be_bytes()),
+            }
+        }
+        for (name, value) in &changes.named {
+            match value {
+                Some(value) => batch.insert(NAMED, *name, value.clone()),
+                None => batch.remove(NAMED, *name),
+            }
+        }
+        self.engine.write(batch, durability)
+    }
+
+    /// Makes everything written so far durable.
+    pub(super) fn sync(&self) -> Result<(), Error> {
+        self.engine.sync()
+    }
+
+    /// A damaged or missing entry among the newest ones of a range.
+    pub(super) fn newest_damage(&self, range: &Range<u64>) -> Result<Option<u64>, Error> {
+        let mut bytes = 0;
+        let mut expected = range.end;
+        for row in self.engine.range(ENTRIES, EVERYTHING)?.rev() {
+            let (key, record) = row?;
+            expected -= 1;
+            if number(&key)? != expected || content(expected, &record).is_none() {
+                return Ok(Some(expected));
+            }
+            bytes += record.len();
+            if bytes >= CHECK_BYTES_MAX {
+                break;
+            }
+        }
+        Ok(None)
+    }
+
+    /// Removes the first damaged entry from `start` on, and all entries after it. Returns the index after the last one
+    /// left.
+    pub(super) fn cut_at_damage(&self, start: u64) -> Result<u64, Error> {
+        let mut end = start;
+        for row in self.engine.range(ENTRIES, EVERYTHING)? {
+            let (key, record) = row?;
+            if number(&key)? != end || content(end, &record).is_none() {
+                break;
+            }
+            end += 1;
+        }
+        let bounds = (Bound::Included(end.to_be_bytes().to_vec()), Bound::Unbounded);
+        let removed = self.engine.keys(ENTRIES, bounds)?.collect::<Result<Vec<_>, Error>>()?;
+        for keys in removed.chunks(REMOVE_ENTRIES_MAX) {
+            let mut batch = WriteBatch::with_capacity(keys.len());
+            for key in keys {
+                batch.remove(ENTRIES, key.clone());
+            }
+            self.engine.write(batch, Durability::Data)?;
+        }
+        Ok(end)
+    }
+}
+
+/// The checksum of an entry at an index.
+pub(super) fn checksum(index: u64, entry: &[u8]) -> u32 {
+    let mut checksum = crc32fast::Hasher::new();
+    checksum.update(&index.to_be_bytes());
+    checksum.update(entry);
+    checksum.finalize()
+}
+
+/// The error for an entry that is damaged or missing.
+pub(super) fn damaged(index: u64) -> Error {
+    Error::corrupt(format!("log entry {index}"))
+}
+
+/// The content of a stored entry, if its checksum is right.
+fn content(index: u64, record: &[u8]) -> Option<&[u8]> {
+    let (stored, entry) = record.split_first_chunk()?;
+    (u32::from_be_bytes(*stored) == checksum(index, entry)).then_some(entry)
+}
+
+fn number(bytes: &[u8]) -> Result<u64, Error> {
+    Ok(u64::from_be_bytes(bytes.try_into().map_err(|_| Error::corrupt("a number in the log"))?))
+}

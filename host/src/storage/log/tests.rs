@@ -1,0 +1,389 @@
+//! The log by itself: what is read and what survives, on a real disk and on one that loses power, lies and fails.
+
+use std::io;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tempfile::TempDir;
+
+use super::simulated;
+use super::tables::ENTRIES;
+use crate::storage::engine::{Durability, WriteBatch};
+use crate::storage::memory::{Operation, SimDisk};
+use crate::storage::{Done, Error, Log};
+
+fn log(dir: &TempDir) -> (Log, Arc<Mutex<Vec<usize>>>) {
+    let syncs = Arc::new(Mutex::new(Vec::new()));
+    let seen = syncs.clone();
+    let log = Log::open(&dir.path().join("log"), Box::new(move |_, entries| seen.lock().push(entries))).unwrap();
+    (log, syncs)
+}
+
+fn entries(range: std::ops::Range<u64>) -> Vec<(u64, Bytes)> {
+    range.map(|index| (index, format!("entry {index}").into())).collect()
+}
+
+fn wait(operation: impl FnOnce(Done)) -> Result<(), Error> {
+    let (sender, receiver) = mpsc::channel();
+    operation(Box::new(move |result| sender.send(result).unwrap()));
+    receiver.recv_timeout(Duration::from_secs(10)).unwrap()
+}
+
+#[test]
+fn entries_can_be_read_at_once_and_are_reported_after_a_sync() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, syncs) = log(&dir);
+    let (sender, receiver) = mpsc::channel();
+    let syncs_seen = syncs.clone();
+    log.append(
+        entries(1..4),
+        Box::new(move |result| {
+            result.unwrap();
+            sender.send(syncs_seen.lock().iter().sum::<usize>()).unwrap();
+        }),
+    );
+    assert_eq!(log.read(0..10).unwrap(), ["entry 1", "entry 2", "entry 3"]);
+    assert_eq!(receiver.recv_timeout(Duration::from_secs(10)).unwrap(), 3);
+}
+
+#[test]
+fn the_log_survives_closing_with_its_truncations_and_purges() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = log(&dir);
+    log.append(entries(0..100), Box::new(|_| {}));
+    log.truncate_after(Some(79), Box::new(|_| {}));
+    log.append(vec![(80, "again".into())], Box::new(|_| {}));
+    wait(|done| log.purge_upto(9, "nine".into(), done)).unwrap();
+    log.save_meta("vote", Some("mine".into()), true, Box::new(|_| {}));
+    log.close();
+    drop(log);
+
+    let (log, _) = self::log(&dir);
+    assert_eq!(log.first_last(), Some((10, 80)));
+    assert_eq!(log.read(0..12).unwrap(), ["entry 10", "entry 11"]);
+    assert_eq!(log.read(79..200).unwrap(), ["entry 79", "again"]);
+    assert_eq!(log.read_bounded(10..50, 1).unwrap(), ["entry 10"]);
+    assert_eq!((log.purged_marker().unwrap(), log.meta("vote").unwrap()), (Some("nine".into()), Some("mine".into())));
+    wait(|done| log.purge_upto(500, "all".into(), done)).unwrap();
+    assert_eq!(log.first_last(), None);
+    wait(|done| log.append(entries(501..502), done)).unwrap();
+    assert_eq!(log.first_last(), Some((501, 501)));
+}
+
+#[test]
+fn a_damaged_entry_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = log(&dir);
+    wait(|done| log.append(entries(1..3), done)).unwrap();
+    log.close();
+    drop(log);
+    {
+        let db = fjall::Database::builder(dir.path().join("log")).open().unwrap();
+        let entries = db.keyspace("entries", fjall::KeyspaceCreateOptions::default).unwrap();
+        let mut record = entries.get(2_u64.to_be_bytes()).unwrap().unwrap().to_vec();
+        record[6] ^= 1;
+        entries.insert(2_u64.to_be_bytes(), record).unwrap();
+    }
+    let open = || Log::open(&dir.path().join("log"), Box::new(|_, _| {}));
+    let Err(Error::Lost { what, .. }) = open() else { panic!("the damage is not noticed") };
+    assert_eq!(what, "entry 2 is damaged or missing");
+    let log = Log::open_with_losses(&dir.path().join("log"), Box::new(|_, _| {})).unwrap();
+    assert_eq!(log.read(0..10).unwrap(), ["entry 1"]);
+    log.close();
+    drop(log);
+    open().unwrap().close();
+}
+
+/// Changes an entry on the disk of an open log.
+fn damage(log: &Log, index: u64) {
+    let mut batch = WriteBatch::default();
+    batch.insert(ENTRIES, index.to_be_bytes(), "not a record");
+    log.inner.tables.engine.write(batch, Durability::None).unwrap();
+}
+
+/// Damage found while the log is in use ends its use for good.
+#[test]
+fn an_entry_that_is_damaged_while_the_log_is_open_condemns_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = log(&dir);
+    wait(|done| log.append(entries(1..5), done)).unwrap();
+    log.close();
+    drop(log);
+    let (log, _) = self::log(&dir);
+    damage(&log, 2);
+    assert!(matches!(log.get(2), Err(Error::Corrupt { .. })));
+    assert!(matches!(wait(|done| log.append(entries(5..6), done)), Err(Error::Poisoned(_))));
+    log.close();
+    drop(log);
+    let reopened = Log::open(&dir.path().join("log"), Box::new(|_, _| {}));
+    assert!(matches!(reopened, Err(Error::Lost { .. })));
+}
+
+#[test]
+fn a_closed_log_refuses_changes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = log(&dir);
+    log.close();
+    assert!(matches!(wait(|done| log.append(entries(1..2), done)), Err(Error::Closed)));
+}
+
+fn log_on(disk: &SimDisk) -> Log {
+    simulated::open_on_thread(disk).unwrap()
+}
+
+/// Closes a log and its disk.
+fn shut(log: Log) {
+    log.close();
+}
+
+/// First and last index of the log on a disk.
+fn range_on(disk: &SimDisk) -> Option<(u64, u64)> {
+    let log = log_on(disk);
+    let range = log.first_last();
+    log.close();
+    range
+}
+
+#[test]
+fn what_was_reported_as_written_survives_a_loss_of_power_at_any_time() {
+    for seed in 0..30 {
+        let disk = SimDisk::new(seed);
+        let log = log_on(&disk);
+        let reported = Arc::new(Mutex::new(0));
+        for index in 1..200 {
+            let reported = reported.clone();
+            let note = move |result: Result<(), Error>| {
+                if result.is_ok() {
+                    *reported.lock() = index;
+                }
+            };
+            log.append(entries(index..index + 1), Box::new(note));
+            if index == 50 + 5 * seed {
+                disk.lose_power();
+            }
+        }
+        log.close();
+        let last = range_on(&disk).map_or(0, |(_, last)| last);
+        let reported = *reported.lock();
+        assert!(last >= reported, "{reported} was reported, and the log ends at {last}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_simulated_log_reports_a_write_once_its_sync_has_taken_its_time() {
+    let disk = SimDisk::new(1);
+    disk.set_sync_time(20..=20);
+    let log = simulated::open(&disk).unwrap();
+    let began = tokio::time::Instant::now();
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    log.append(entries(1..2), Box::new(move |result| sender.send(result).unwrap()));
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    // Written but not yet synced.
+    assert_eq!(disk.records(), (2, 1));
+    receiver.await.unwrap().unwrap();
+    assert_eq!((began.elapsed(), disk.records()), (Duration::from_millis(20), (2, 2)));
+}
+
+#[test]
+fn a_log_that_could_not_be_written_takes_nothing_more_until_it_is_opened_anew() {
+    let disk = SimDisk::new(1);
+    disk.set_sync_time(1..=2);
+    let log = log_on(&disk);
+    wait(|done| log.append(entries(1..2), done)).unwrap();
+    disk.fail_next(Operation::Sync, io::ErrorKind::Other);
+    assert!(matches!(wait(|done| log.append(entries(2..3), done)), Err(Error::Fjall(_))));
+    assert!(matches!(wait(|done| log.append(entries(3..4), done)), Err(Error::Poisoned(_))));
+    shut(log);
+
+    let log = log_on(&disk);
+    disk.set_full(true);
+    assert!(wait(|done| log.append(entries(3..4), done)).is_err());
+    shut(log);
+    disk.set_full(false);
+    // A record whose sync failed may be there or not. Here it is there, until a lying disk loses it.
+    assert_eq!(range_on(&disk), Some((1, 2)));
+    disk.lose_tail(1);
+    assert!(matches!(simulated::open_on_thread(&disk), Err(Error::Lost { .. })));
+    disk.wipe();
+    assert_eq!(range_on(&disk), None);
+}
+
+fn append(log: &Log, range: std::ops::Range<u64>) {
+    wait(|done| log.append(entries(range), done)).unwrap();
+}
+
+fn vote(log: &Log, name: &'static str) {
+    wait(|done| log.save_meta("vote", Some(name.into()), true, done)).unwrap();
+}
+
+/// The reported loss when a log is opened after the last `records` of its journal are gone.
+fn loss(fill: impl FnOnce(&Log), records: usize) -> Option<String> {
+    let disk = SimDisk::new(1);
+    let log = log_on(&disk);
+    fill(&log);
+    log.close();
+    drop(log);
+    disk.lose_tail(records);
+    match simulated::open_on_thread(&disk) {
+        Ok(log) => {
+            log.close();
+            None
+        }
+        Err(Error::Lost { what, .. }) => Some(what),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[test]
+fn a_log_that_lost_entries_it_had_synced_is_refused() {
+    let fill = |log: &Log| {
+        append(log, 1..4);
+        append(log, 4..7);
+        append(log, 7..10);
+    };
+    assert_eq!(loss(fill, 0), None);
+    assert_eq!(loss(fill, 1).unwrap(), "entries 7 to 9 are gone");
+    assert_eq!(loss(fill, 2).unwrap(), "entries 4 to 9 are gone");
+    assert_eq!(loss(fill, 3).unwrap(), "entry 9 was the last, and the log is empty");
+}
+
+#[test]
+fn a_log_whose_last_entry_is_another_one_is_refused() {
+    let fill = |log: &Log| {
+        append(log, 1..4);
+        wait(|done| log.truncate_after(Some(2), done)).unwrap();
+        wait(|done| log.append(vec![(3, "another".into())], done)).unwrap();
+    };
+    assert_eq!(loss(fill, 0), None);
+    // Without the last two records the log ends with entry 3 as well, but with the old one.
+    assert_eq!(loss(fill, 2).unwrap(), "entry 3 is not the one that was written last");
+}
+
+#[test]
+fn a_log_that_forgot_a_vote_is_refused() {
+    let fill = |log: &Log| {
+        vote(log, "first");
+        append(log, 1..3);
+        vote(log, "second");
+    };
+    assert_eq!(loss(fill, 0), None);
+    assert_eq!(loss(fill, 1).unwrap(), "of 2 votes and ids the last 1 are gone");
+}
+
+#[test]
+fn what_was_cut_on_purpose_is_not_missed() {
+    assert_eq!(
+        loss(
+            |log| {
+                append(log, 1..9);
+                wait(|done| log.truncate_after(Some(3), done)).unwrap()
+            },
+            0
+        ),
+        None
+    );
+    assert_eq!(
+        loss(
+            |log| {
+                append(log, 1..9);
+                wait(|done| log.truncate_after(None, done)).unwrap()
+            },
+            0
+        ),
+        None
+    );
+    assert_eq!(
+        loss(
+            |log| {
+                append(log, 1..9);
+                wait(|done| log.purge_upto(4, "4".into(), done)).unwrap()
+            },
+            0
+        ),
+        None
+    );
+    assert_eq!(
+        loss(
+            |log| {
+                append(log, 1..9);
+                wait(|done| log.purge_upto(99, "99".into(), done)).unwrap()
+            },
+            0
+        ),
+        None
+    );
+    // A purge is not synced; if a power loss undoes it, the log is longer than necessary.
+    assert_eq!(
+        loss(
+            |log| {
+                append(log, 1..9);
+                wait(|done| log.purge_upto(99, "99".into(), done)).unwrap()
+            },
+            1
+        ),
+        None
+    );
+}
+
+/// Whatever is written and removed, and whenever the power fails: a disk that keeps what was synced is never accused.
+#[test]
+fn an_honest_disk_is_never_accused() {
+    for seed in 0..300 {
+        let disk = SimDisk::new(seed);
+        let mut rng = fastrand::Rng::with_seed(seed);
+        for _ in 0..4 {
+            let log = simulated::open_on_thread(&disk).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+            let (mut first, mut next) = log.first_last().map_or((1, 1), |(first, last)| (first, last + 1));
+            for _ in 0..rng.u32(1..12) {
+                let done = Box::new(|_| {});
+                match rng.u32(..8) {
+                    0 if next > first => {
+                        let keep = rng.u64(first - 1..next);
+                        log.truncate_after(Some(keep), done);
+                        next = keep + 1;
+                    }
+                    1 => {
+                        let upto = rng.u64(first - 1..next + 3);
+                        log.purge_upto(upto, "p".into(), done);
+                        first = upto + 1;
+                        next = next.max(first);
+                    }
+                    2 => log.save_meta("vote", Some("v".into()), true, done),
+                    3 => log.save_meta("committed", Some("c".into()), false, done),
+                    _ => {
+                        let count = rng.u64(1..5);
+                        let entry = |index| (index, format!("{index} {}", rng.u32(..)).into());
+                        log.append((next..next + count).map(entry).collect(), done);
+                        next += count;
+                    }
+                }
+            }
+            if rng.bool() {
+                log.close();
+            }
+            disk.lose_power();
+        }
+    }
+}
+
+#[test]
+fn after_a_failed_write_or_sync_nothing_more_is_tried_and_the_node_is_told() {
+    for operation in [Operation::Write, Operation::Sync] {
+        let disk = SimDisk::new(1);
+        let log = log_on(&disk);
+        append(&log, 1..3);
+        disk.fail_next(operation, io::ErrorKind::Other);
+        assert!(matches!(wait(|done| log.append(entries(3..4), done)), Err(Error::Fjall(_))));
+        let records = disk.records();
+        assert!(matches!(wait(|done| log.append(entries(4..5), done)), Err(Error::Poisoned(_))));
+        assert_eq!(disk.records(), records);
+        assert_eq!(log.read(1..3).unwrap(), ["entry 1", "entry 2"], "what is there can be read");
+        let told = futures::FutureExt::now_or_never(log.poison().poisoned());
+        assert!(matches!(told, Some(Error::Fjall(_))), "{told:?}");
+        log.close();
+        drop(log);
+        simulated::open_on_thread(&disk).unwrap().close();
+    }
+}

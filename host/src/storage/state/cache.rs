@@ -1,0 +1,124 @@
+//! Caches of the state: entries for readers that must not wait for the disk, and metadata for apply.
+
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+
+use crate::storage::command::{Entry, EntryMeta};
+
+/// Memory counted for each entry beside its key and value, in bytes.
+const ENTRY_OVERHEAD_BYTES: usize = 256;
+
+/// Assumed size of an entry when the cache is laid out, in bytes.
+const ENTRY_BYTES_TYPICAL: u64 = 1_024;
+
+/// Recently read entries. A reader that finds its entry here needs no thread that may block.
+///
+/// A cached entry is never older than the state: a change of the state removes the changed entries before it ends, and
+/// an entry is cached only if no change began since it was read. So a read that begins after a write was applied never
+/// returns the replaced entry.
+pub(super) struct EntryCache {
+    entries: Cache<String, Arc<Entry>, EntryBytes>,
+    /// Number of changes of the state that have begun. Locked for writing during a change.
+    changes: RwLock<u64>,
+}
+
+#[derive(Clone)]
+struct EntryBytes;
+
+impl Weighter<String, Arc<Entry>> for EntryBytes {
+    fn weight(&self, key: &String, entry: &Arc<Entry>) -> u64 {
+        let value = &entry.value;
+        let bytes = 2 * key.len() + value.content_type.len() + value.bytes.len() + ENTRY_OVERHEAD_BYTES;
+        u64::try_from(bytes).unwrap_or(u64::MAX)
+    }
+}
+
+impl EntryCache {
+    pub(super) fn new(bytes_max: u64) -> Self {
+        let entries = usize::try_from(bytes_max / ENTRY_BYTES_TYPICAL).unwrap_or(usize::MAX);
+        Self { entries: Cache::with_weighter(entries, bytes_max, EntryBytes), changes: RwLock::new(0) }
+    }
+
+    /// A cached entry.
+    pub(super) fn get(&self, key: &str) -> Option<Arc<Entry>> {
+        self.entries.get(key)
+    }
+
+    /// The number of changes, to be asked for before the state is read. Waits for a change in progress.
+    pub(super) fn changes(&self) -> u64 {
+        *self.changes.read()
+    }
+
+    /// Caches an entry that was read after this number of changes, unless another change has begun since.
+    pub(super) fn keep(&self, entry: &Arc<Entry>, read_after: u64) {
+        // IMPORTANT: locked until the entry is inserted, so that no change begins in between.
+        let Some(changes) = self.changes.try_read() else { return };
+        if *changes == read_after {
+            self.entries.insert(entry.key.clone(), entry.clone());
+        }
+    }
+
+    /// Changes the state, and removes the entries of these keys; every entry, without keys.
+    pub(super) fn change<T, V>(&self, keys: Option<&[(String, V)]>, change: impl FnOnce() -> T) -> T {
+        let mut changes = self.changes.write();
+        *changes += 1;
+        let changed = change();
+        match keys {
+            Some(keys) => keys.iter().for_each(|(key, _)| drop(self.entries.remove(key))),
+            None => self.entries.clear(),
+        }
+        changed
+    }
+}
+
+/// Memory for recently written metadata, in bytes.
+const RECENT_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+/// Memory counted for each item of metadata beside its key and itself, in bytes.
+const META_OVERHEAD_BYTES: usize = 32;
+
+/// Assumed size of an item of metadata when the cache is laid out, in bytes.
+const META_BYTES_TYPICAL: u64 = 128;
+
+/// Metadata of recently written entries, so that apply need not look up a key in the tables each time it is written. A
+/// key that is absent here may be present in the tables.
+pub(super) struct RecentMetas {
+    metas: quick_cache::unsync::Cache<String, EntryMeta, MetaBytes>,
+}
+
+#[derive(Clone)]
+struct MetaBytes;
+
+impl Weighter<String, EntryMeta> for MetaBytes {
+    fn weight(&self, key: &String, _meta: &EntryMeta) -> u64 {
+        let bytes = key.len() + size_of::<(String, EntryMeta)>() + META_OVERHEAD_BYTES;
+        u64::try_from(bytes).unwrap_or(u64::MAX)
+    }
+}
+
+impl Default for RecentMetas {
+    fn default() -> Self {
+        let metas = usize::try_from(RECENT_BYTES_MAX / META_BYTES_TYPICAL).unwrap_or(usize::MAX);
+        Self { metas: quick_cache::unsync::Cache::with_weighter(metas, RECENT_BYTES_MAX, MetaBytes) }
+    }
+}
+
+impl RecentMetas {
+    /// The metadata of a key's entry, if it is cached.
+    pub(super) fn get(&self, key: &str) -> Option<EntryMeta> {
+        self.metas.get(key).copied()
+    }
+
+    /// Caches written metadata, and removes that of deleted keys.
+    pub(super) fn note(&mut self, written: Vec<(String, Option<EntryMeta>)>) {
+        for (key, meta) in written {
+            match meta {
+                Some(meta) => self.metas.insert(key, meta),
+                None => drop(self.metas.remove(&key)),
+            }
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! The state on disk: clients' entries, the registry, remembered outcomes, and the position of the last applied entry.
+//!
+//! # Approach
+//!
+//! [`Data::apply`] is the only way to change the state, except for a snapshot that replaces all of it. It applies many
+//! log entries as one batch: entries, revision, hook epoch, remembered outcomes and the caller's own values together,
+//! so that a crash leaves all of them or none (P3). The batch is not synced: the log still holds whatever a crash
+//! takes, and applying it again gives the same state. [`Data::sync`] makes everything applied so far durable, before a
+//! snapshot lets the log be cut.
+//!
+//! # Guarantees
+//!
+//! - Apply is deterministic: it depends on the state and the writes alone.
+//! - A read that begins after an apply has returned sees its result, whether from the cache or from the tables.
+//! - Readers never see a part of a snapshot that is being installed.
+//!
+//! # Cost
+//!
+//! One batch without a sync for each apply. A read takes one shared lock, and from the cache none.
+
+mod apply;
+mod cache;
+mod idempotency;
+mod scan;
+#[cfg(test)]
+pub(crate) mod simulated;
+mod snapshot;
+mod tables;
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+
+use self::apply::Overlay;
+use self::cache::{EntryCache, RecentMetas};
+use self::idempotency::Outcomes;
+pub use self::scan::{Page, RangeQuery};
+pub use self::snapshot::{SnapshotReader, verify as verify_snapshot};
+use self::tables::{IDEMPOTENCY, KV, META, SYSTEM};
+use super::command::{Entry, GuardedWrite, Idempotency, Outcome, RangeDigest, Space};
+use super::engine::fjall::{self, DatabaseOptions};
+use super::engine::{Durability, EVERYTHING, ReadTables, Slice, StorageEngine, WriteBatch};
+use super::{Error, Poison, format, record};
+
+/// Journal bytes kept before the engine flushes its tables. A node that restarts after a crash reads them all, which
+/// takes some seconds per GiB, so this bounds recovery time.
+const JOURNAL_BYTES_MAX: u64 = 128 * 1024 * 1024;
+
+/// Threads that flush and compact tables. With more than one, the first takes no compactions and hands each to itself
+/// again until another thread takes it: it keeps a core busy while the others compact.
+const WORKERS: usize = 1;
+
+/// The share of the cache that holds entries, as a divisor; the rest holds blocks of the tables.
+const ENTRY_CACHE_SHARE: u64 = 4;
+
+const REVISION: &str = "revision";
+const HOOK_EPOCH: &str = "hook-epoch";
+const INSTALLING: &str = "installing";
+
+/// The state of a node. Cheap to clone; all clones are the same state.
+#[derive(Clone)]
+pub struct Data {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    engine: Box<dyn StorageEngine>,
+    poison: Poison,
+    /// Recently read entries of clients.
+    cache: EntryCache,
+    revision: AtomicU64,
+    hook_epoch: AtomicU64,
+    /// Locked by whoever applies, so that one at a time does. Holds recently written metadata.
+    applying: Mutex<RecentMetas>,
+    /// Locked for writing while a snapshot replaces the state, so that readers wait and never see a part of it.
+    replacing: RwLock<()>,
+}
+
+impl Data {
+    /// Opens the state in `dir`, creating it if it is missing. If the node stopped while a snapshot was being
+    /// installed, the installed part is discarded and the state is empty.
+    ///
+    /// # Errors
+    ///
+    /// If the directory cannot be used, is locked, or has another format.
+    pub fn open(dir: &Path, cache_bytes: u64) -> Result<Self, Error> {
+        let entry_cache_bytes = cache_bytes / ENTRY_CACHE_SHARE;
+        let options = DatabaseOptions {
+            cache_bytes: cache_bytes - entry_cache_bytes,
+            journal_bytes_max: JOURNAL_BYTES_MAX,
+            workers: WORKERS,
+        };
+        Self::load(fjall::open(dir, options, &tables::OPTIONS)?, dir, entry_cache_bytes)
+    }
+
+    /// The state in an open database.
+    fn load(engine: Box<dyn StorageEngine>, dir: &Path, entry_cache_bytes: u64) -> Result<Self, Error> {
+        format::check(engine.as_ref(), META, dir)?;
+        let inner = Inner {
+            engine,
+            poison: Poison::new(dir),
+            cache: EntryCache::new(entry_cache_bytes),
+            revision: AtomicU64::new(0),
+            hook_epoch: AtomicU64::new(0),
+            applying: Mutex::new(RecentMetas::default()),
+            replacing: RwLock::new(()),
+        };
+        if inner.engine.get(META, INSTALLING.as_bytes())?.is_some() {
+            tracing::warn!("the installation of a snapshot was interrupted; this node starts from an empty state");
+            inner.clear()?;
+        }
+        inner.load_counters()?;
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Applies writes in order, in one batch, with the caller's own values. Returns one outcome per write. The same
+    /// input gives the same outcomes on every node.
+    ///
+    /// # Errors
+    ///
+    /// If the state cannot be read or written. Then nothing is applied, now or later.
+    pub fn apply(&self, writes: &[GuardedWrite], meta: &[(&'static str, Bytes)]) -> Result<Vec<Outcome>, Error> {
+        self.inner.poison.attempt(|| self.apply_all(writes, meta))
+    }
+
+    fn apply_all(&self, writes: &[GuardedWrite], meta: &[(&'static str, Bytes)]) -> Result<Vec<Outcome>, Error> {
+        let inner = &self.inner;
+        let mut recent = inner.applying.lock();
+        let tables: &dyn ReadTables = inner.engine.as_ref();
+        let mut overlay = Overlay::new(tables, &recent, self.revision(), self.hook_epoch());
+        let outcomes = writes.iter().map(|write| overlay.apply(write)).collect::<Result<Vec<_>, _>>()?;
+
+        let mut batch = WriteBatch::with_capacity(writes.len() + meta.len() + 2);
+        let changed = overlay.metas(Space::Kv);
+        let (revision, hook_epoch) = overlay.stage(&mut batch)?;
+        if !writes.is_empty() {
+            batch.insert(META, REVISION, revision.to_be_bytes());
+            batch.insert(META, HOOK_EPOCH, hook_epoch.to_be_bytes());
+        }
+        for (key, value) in meta {
+            batch.insert(META, *key, value.clone());
+        }
+        inner.cache.change(Some(&changed), || inner.engine.write(batch, Durability::None))?;
+        recent.note(changed);
+        inner.revision.store(revision, Ordering::Release);
+        inner.hook_epoch.store(hook_epoch, Ordering::Release);
+        Ok(outcomes)
+    }
+
+    /// A value given to [`Data::apply`].
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read.
+    pub fn meta(&self, key: &str) -> Result<Option<Bytes>, Error> {
+        let _whole = self.whole();
+        Ok(self.inner.engine.get(META, key.as_bytes())?.map(|value| Bytes::copy_from_slice(&value)))
+    }
+
+    /// The entry of a key.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read or is damaged.
+    pub fn get(&self, space: Space, key: &str) -> Result<Option<Entry>, Error> {
+        let _whole = self.whole();
+        let found = self.inner.engine.get(tables::of(space), key.as_bytes())?;
+        found.map(|found| record::decode(key.to_owned(), &found, true)).transpose()
+    }
+
+    /// The entry of a client's key, cached for [`Data::cached`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`Data::get`].
+    pub fn get_and_keep(&self, key: &str) -> Result<Option<Arc<Entry>>, Error> {
+        let changes = self.inner.cache.changes();
+        let found = self.get(Space::Kv, key)?.map(Arc::new);
+        if let Some(entry) = &found {
+            self.inner.cache.keep(entry, changes);
+        }
+        Ok(found)
+    }
+
+    /// The entry of a client's key, if it is cached. Never waits for the disk.
+    pub fn cached(&self, key: &str) -> Option<Arc<Entry>> {
+        self.inner.cache.get(key)
+    }
+
+    /// The outcome of an earlier write with the same idempotency key, if this node has applied one and remembers it.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read.
+    pub fn recall(&self, idempotency: &Idempotency, now_ms: u64) -> Result<Option<Outcome>, Error> {
+        let _whole = self.whole();
+        Outcomes::new(self.inner.engine.as_ref()).recall(idempotency, now_ms)
+    }
+
+    /// A page of a range at one moment.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read or is damaged.
+    pub fn scan(&self, query: &RangeQuery) -> Result<Page, Error> {
+        let _whole = self.whole();
+        let view = self.inner.engine.view();
+        // The counter in memory is updated after the commit, so it may be older than the view.
+        let revision = counter(view.as_ref(), REVISION)?;
+        scan::page(view.as_ref(), query, revision)
+    }
+
+    /// The keys with a prefix. Large values are not read.
+    ///
+    /// # Errors
+    ///
+    /// If they cannot be read or are damaged.
+    pub fn keys(&self, space: Space, prefix: &str) -> Result<Vec<String>, Error> {
+        let _whole = self.whole();
+        scan::keys(self.inner.engine.as_ref(), space, prefix)
+    }
+
+    /// The first `limit` keys from `start` to `end` (inclusive; no upper bound if empty), with their digest.
+    ///
+    /// # Errors
+    ///
+    /// If they cannot be read or are damaged.
+    pub fn digest_range(
+        &self,
+        space: Space,
+        start: &str,
+        end: &str,
+        limit: u32,
+    ) -> Result<(Vec<String>, RangeDigest), Error> {
+        let _whole = self.whole();
+        let limit = usize::try_from(limit).unwrap_or(0);
+        let found = scan::revisions(self.inner.engine.as_ref(), space, start, end, limit)?;
+        let digest = RangeDigest::of(found.iter().map(|(key, revision)| (key.as_str(), *revision)));
+        Ok((found.into_iter().map(|(key, _)| key).collect(), digest))
+    }
+
+    /// The store's revision. Each write that changes something increments it.
+    pub fn revision(&self) -> u64 {
+        self.inner.revision.load(Ordering::Acquire)
+    }
+
+    /// The revision of the last change of a hook.
+    pub fn hook_epoch(&self) -> u64 {
+        self.inner.hook_epoch.load(Ordering::Acquire)
+    }
+
+    /// Makes everything applied so far durable.
+    ///
+    /// # Errors
+    ///
+    /// If the disk refuses. The log still holds what was applied.
+    pub fn sync(&self) -> Result<(), Error> {
+        self.inner.poison.attempt(|| self.inner.engine.sync())
+    }
+
+    /// Whether the state's disk has failed.
+    pub fn poison(&self) -> &Poison {
+        &self.inner.poison
+    }
+
+    /// The current state, readable while the state goes on changing.
+    pub fn snapshot(&self) -> SnapshotReader {
+        let _nobody_applies = self.inner.applying.lock();
+        SnapshotReader::new(self.inner.engine.view())
+    }
+
+    /// Replaces the state by a snapshot, with the caller's own values, and syncs. Readers wait meanwhile. The snapshot
+    /// should be [verified](verify_snapshot) before: from the first chunk on, the old state is gone.
+    ///
+    /// # Errors
+    ///
+    /// If a chunk is damaged, the end is missing, or the disk refuses. Then the state is empty, also after a restart.
+    pub fn install(
+        &self,
+        chunks: impl Iterator<Item = Result<Bytes, Error>>,
+        meta: &[(&'static str, Bytes)],
+    ) -> Result<(), Error> {
+        let inner = &self.inner;
+        let mut recent = inner.applying.lock();
+        *recent = RecentMetas::default();
+        let _nobody_reads = inner.replacing.write();
+        inner.poison.attempt(|| inner.cache.change(None::<&[(String, ())]>, || inner.replace(chunks, meta)))
+    }
+
+    /// Keeps the state whole while it is read: no snapshot replaces it meanwhile.
+    fn whole(&self) -> RwLockReadGuard<'_, ()> {
+        self.inner.replacing.read()
+    }
+}
+
+impl Inner {
+    fn replace(
+        &self,
+        chunks: impl Iterator<Item = Result<Bytes, Error>>,
+        meta: &[(&'static str, Bytes)],
+    ) -> Result<(), Error> {
+        self.clear()?;
+        self.set_installing()?;
+        snapshot::read(chunks, |table, entries| {
+            let mut batch = WriteBatch::with_capacity(entries.len());
+            for (key, value) in entries {
+                batch.insert(table, key, value);
+            }
+            self.engine.write(batch, Durability::None)
+        })?;
+        let mut batch = WriteBatch::with_capacity(meta.len() + 1);
+        batch.remove(META, INSTALLING);
+        for (key, value) in meta {
+            batch.insert(META, *key, value.clone());
+        }
+        self.engine.write(batch, Durability::All)?;
+        self.load_counters()
+    }
+
+    fn load_counters(&self) -> Result<(), Error> {
+        self.revision.store(counter(self.engine.as_ref(), REVISION)?, Ordering::Release);
+        self.hook_epoch.store(counter(self.engine.as_ref(), HOOK_EPOCH)?, Ordering::Release);
+        Ok(())
+    }
+
+    fn set_installing(&self) -> Result<(), Error> {
+        let mut batch = WriteBatch::default();
+        batch.insert(META, INSTALLING, []);
+        self.engine.write(batch, Durability::All)
+    }
+
+    /// Removes everything but the format.
+    fn clear(&self) -> Result<(), Error> {
+        self.set_installing()?;
+        for table in [KV, SYSTEM, IDEMPOTENCY] {
+            self.engine.clear(table)?;
+        }
+        let mut batch = WriteBatch::default();
+        for key in self.engine.keys(META, EVERYTHING)? {
+            let key = key?;
+            if !format::is_format(&key) {
+                batch.remove(META, key);
+            }
+        }
+        self.engine.write(batch, Durability::All)
+    }
+}
+
+/// A stored counter; 0 before it was first stored.
+fn counter(tables: &dyn ReadTables, key: &'static str) -> Result<u64, Error> {
+    let stored = tables.get(META, key.as_bytes())?;
+    let value = stored.map(|value: Slice| value.as_ref().try_into().map(u64::from_be_bytes)).transpose();
+    Ok(value.map_err(|_| Error::corrupt(key))?.unwrap_or(0))
+}

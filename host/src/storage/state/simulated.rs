@@ -1,0 +1,28 @@
+//! The state on a simulated disk, and its digest. For tests.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::Path;
+
+use super::Data;
+use super::tables::{IDEMPOTENCY, KV, SYSTEM};
+use crate::storage::Error;
+use crate::storage::engine::EVERYTHING;
+use crate::storage::engine::memory::SimDisk;
+
+/// Opens the state on a simulated disk.
+pub(crate) fn open(disk: &SimDisk, cache_bytes: u64) -> Result<Data, Error> {
+    Data::load(Box::new(disk.open(false)?), Path::new("disk"), cache_bytes)
+}
+
+/// A digest of the state, the same on nodes that have applied the same entries.
+pub(crate) fn digest(data: &Data) -> u64 {
+    let mut digest = DefaultHasher::new();
+    for table in [KV, SYSTEM, IDEMPOTENCY] {
+        for row in data.inner.engine.range(table, EVERYTHING).unwrap() {
+            let (key, value) = row.unwrap();
+            (&key[..], &value[..]).hash(&mut digest);
+        }
+    }
+    (data.revision(), data.hook_epoch()).hash(&mut digest);
+    digest.finish()
+}

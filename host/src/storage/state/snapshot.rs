@@ -1,0 +1,175 @@
+//! The whole state as a sequence of chunks, in bounded memory.
+//!
+//! The first chunk is a magic word and a format number. Each later chunk is a tag (one byte: the table of its entries,
+//! or the end), the entries (each: length of the key, length of the value, key, value), and a CRC-32 of all that. The
+//! last chunk carries the number of entries, so that a truncated snapshot is noticed. Numbers are big-endian, lengths
+//! take four bytes.
+
+use std::sync::Arc;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use super::tables::{IDEMPOTENCY, KV, META, SYSTEM};
+use crate::storage::engine::{EVERYTHING, ReadTables, Rows, Table};
+use crate::storage::{Error, format};
+
+const MAGIC: &[u8] = b"brink snapshot";
+const FORMAT: u32 = 1;
+
+/// A chunk is closed once it has this many bytes.
+const CHUNK_BYTES: usize = 256 * 1024;
+
+/// The tag of the last chunk.
+const END: u8 = 0;
+
+/// The tables in the order of their chunks, with their tags.
+const PARTS: [(u8, Table); 4] = [(1, KV), (2, SYSTEM), (3, META), (4, IDEMPOTENCY)];
+
+/// The state at one moment. Cheap to clone.
+#[derive(Clone)]
+pub struct SnapshotReader {
+    view: Arc<dyn ReadTables>,
+}
+
+impl SnapshotReader {
+    pub(super) fn new(view: Box<dyn ReadTables>) -> Self {
+        Self { view: Arc::from(view) }
+    }
+
+    /// A value given to [`super::Data::apply`], as of the snapshot.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read.
+    pub fn meta(&self, key: &str) -> Result<Option<Bytes>, Error> {
+        Ok(self.view.get(META, key.as_bytes())?.map(|value| Bytes::copy_from_slice(&value)))
+    }
+
+    /// The chunks, read on demand; those of clones are the same.
+    pub fn into_chunks(self) -> impl Iterator<Item = Result<Bytes, Error>> + Send {
+        let mut head = BytesMut::from(MAGIC);
+        head.put_u32(FORMAT);
+        let chunks = Chunks { reader: self, parts: PARTS.into_iter(), current: None, entries: 0, ended: false };
+        std::iter::once(Ok(head.freeze())).chain(chunks)
+    }
+}
+
+struct Chunks {
+    reader: SnapshotReader,
+    parts: std::array::IntoIter<(u8, Table), 4>,
+    /// The table that is being read, with its tag and its remaining rows.
+    current: Option<(u8, Table, Rows)>,
+    entries: u64,
+    ended: bool,
+}
+
+impl Chunks {
+    /// The next chunk of the current table; none at its end.
+    fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
+        let Some((tag, table, rows)) = &mut self.current else { return Ok(None) };
+        let mut chunk = BytesMut::with_capacity(CHUNK_BYTES);
+        chunk.put_u8(*tag);
+        for row in rows {
+            let (key, value) = row?;
+            if *table == META && format::is_format(&key) {
+                continue;
+            }
+            chunk.put_u32(length(&key)?);
+            chunk.put_u32(length(&value)?);
+            chunk.put_slice(&key);
+            chunk.put_slice(&value);
+            self.entries += 1;
+            if chunk.len() >= CHUNK_BYTES {
+                break;
+            }
+        }
+        Ok((chunk.len() > 1).then(|| sealed(chunk)))
+    }
+
+    fn advance(&mut self) -> Result<Option<Bytes>, Error> {
+        loop {
+            if let Some(chunk) = self.chunk()? {
+                return Ok(Some(chunk));
+            }
+            match self.parts.next() {
+                Some((tag, table)) => self.current = Some((tag, table, self.reader.view.range(table, EVERYTHING)?)),
+                None if self.ended => return Ok(None),
+                None => {
+                    self.ended = true;
+                    self.current = None;
+                    let mut end = BytesMut::new();
+                    end.put_u8(END);
+                    end.put_u64(self.entries);
+                    return Ok(Some(sealed(end)));
+                }
+            }
+        }
+    }
+}
+
+impl Iterator for Chunks {
+    type Item = Result<Bytes, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.advance().transpose()
+    }
+}
+
+fn length(bytes: &[u8]) -> Result<u32, Error> {
+    u32::try_from(bytes.len()).map_err(|_| Error::corrupt("the length of an entry"))
+}
+
+fn sealed(mut chunk: BytesMut) -> Bytes {
+    let checksum = crc32fast::hash(&chunk);
+    chunk.put_u32(checksum);
+    chunk.freeze()
+}
+
+/// Checks that a snapshot is complete and undamaged, without installing it.
+///
+/// # Errors
+///
+/// If it is not, or cannot be read.
+pub fn verify(chunks: impl Iterator<Item = Result<Bytes, Error>>) -> Result<(), Error> {
+    read(chunks, |_, _| Ok(()))
+}
+
+/// Reads a snapshot, and passes the entries of each chunk to `take`.
+pub(super) fn read(
+    mut chunks: impl Iterator<Item = Result<Bytes, Error>>,
+    mut take: impl FnMut(Table, Vec<(Bytes, Bytes)>) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let damaged = || Error::corrupt("the snapshot");
+    let head = chunks.next().ok_or_else(damaged)??;
+    if head.strip_prefix(MAGIC) != Some(FORMAT.to_be_bytes().as_slice()) {
+        return Err(damaged());
+    }
+    let mut entries = 0;
+    for chunk in chunks {
+        let mut chunk = chunk?;
+        let body = chunk.split_to(chunk.len().checked_sub(4).ok_or_else(damaged)?);
+        if chunk.get_u32() != crc32fast::hash(&body) {
+            return Err(damaged());
+        }
+        let mut body = body;
+        let tag = body.try_get_u8().map_err(|_| damaged())?;
+        if tag == END {
+            return if body.try_get_u64().is_ok_and(|count| count == entries) { Ok(()) } else { Err(damaged()) };
+        }
+        let (_, table) = PARTS.into_iter().find(|part| part.0 == tag).ok_or_else(damaged)?;
+        let mut found = Vec::new();
+        while body.has_remaining() {
+            found.push(read_entry(&mut body).ok_or_else(damaged)?);
+        }
+        entries += u64::try_from(found.len()).unwrap_or(u64::MAX);
+        take(table, found)?;
+    }
+    // The end is missing.
+    Err(damaged())
+}
+
+fn read_entry(body: &mut Bytes) -> Option<(Bytes, Bytes)> {
+    let key = usize::try_from(body.try_get_u32().ok()?).ok()?;
+    let value = usize::try_from(body.try_get_u32().ok()?).ok()?;
+    (body.len() >= key.checked_add(value)?).then(|| (body.split_to(key), body.split_to(value)))
+}

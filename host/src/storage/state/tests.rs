@@ -1,0 +1,375 @@
+//! The state by itself: what is applied, what is read, and what survives.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tempfile::TempDir;
+
+use super::simulated;
+use crate::storage::memory::{Operation as DiskOperation, SimDisk};
+use crate::storage::*;
+
+fn data() -> (TempDir, Data) {
+    let dir = tempfile::tempdir().unwrap();
+    let data = Data::open(dir.path(), 8 << 20).unwrap();
+    (dir, data)
+}
+
+fn put(key: &str, value: &str) -> Operation {
+    Operation { space: Space::Kv, key: key.into(), action: Action::Put(Value::json(value.to_owned())) }
+}
+
+fn delete(key: &str) -> Operation {
+    Operation { space: Space::Kv, key: key.into(), action: Action::Delete }
+}
+
+fn write(operations: Vec<Operation>, facts: Vec<Fact>) -> GuardedWrite {
+    let precondition = |fact| Precondition { asked_by: AskedBy::Client, space: Space::Kv, fact };
+    GuardedWrite {
+        operations,
+        preconditions: facts.into_iter().map(precondition).collect(),
+        hook_epoch: Some(0),
+        proposed_at_ms: 7,
+        idempotency: None,
+    }
+}
+
+/// A write with an idempotency key.
+fn named(key: &str, write: GuardedWrite) -> GuardedWrite {
+    let fingerprint = Fingerprint::of(&write.operations, &write.preconditions).unwrap();
+    GuardedWrite { idempotency: Some(Idempotency { key: key.into(), fingerprint, rewritten: false }), ..write }
+}
+
+fn revision_is(key: &str, revision: Option<u64>) -> Fact {
+    Fact::Revision { key: key.into(), revision }
+}
+
+fn apply(data: &Data, writes: &[GuardedWrite]) -> Vec<Outcome> {
+    data.apply(writes, &[]).unwrap()
+}
+
+fn keys(page: &Page) -> Vec<&str> {
+    page.entries.iter().map(|entry| entry.key.as_str()).collect()
+}
+
+#[test]
+fn versions_count_the_writes_of_a_key_and_start_again_after_a_deletion() {
+    let (_dir, data) = data();
+    let outcomes = apply(
+        &data,
+        &[
+            write(vec![put("a", "1")], vec![]),
+            write(vec![put("a", "2"), put("b", "1")], vec![]),
+            write(vec![delete("a")], vec![]),
+            write(vec![put("a", "3")], vec![]),
+        ],
+    );
+    let Outcome::Applied { revision: 4, effects } = &outcomes[3] else { panic!("{outcomes:?}") };
+    let Effect::Put(meta) = &effects[0] else { panic!("{effects:?}") };
+    assert_eq!((meta.version, meta.revision, meta.created_at_ms), (1, 4, 7));
+    assert_eq!(data.get(Space::Kv, "b").unwrap().unwrap().meta.revision, 2);
+    assert_eq!(data.revision(), 4);
+}
+
+#[test]
+fn a_write_that_changes_nothing_takes_no_revision() {
+    let (_dir, data) = data();
+    let outcomes = apply(&data, &[write(vec![delete("a")], vec![])]);
+    assert_eq!(outcomes, [Outcome::Applied { revision: 0, effects: vec![Effect::Deleted { existed: false }] }]);
+}
+
+#[test]
+fn a_write_with_an_idempotency_key_is_applied_once_and_repeats_its_first_outcome() {
+    let (_dir, data) = data();
+    let create = named("n", write(vec![put("a", "1")], vec![revision_is("a", None)]));
+    let outcomes = apply(&data, &[create.clone(), write(vec![put("a", "2")], vec![]), create.clone()]);
+    let first = Box::new(outcomes[0].clone());
+    assert!(matches!(*first, Outcome::Applied { revision: 1, .. }));
+    let repeated = Outcome::Repeated { first, rewritten: None };
+    assert_eq!(outcomes[2], repeated);
+    assert_eq!(apply(&data, std::slice::from_ref(&create)), std::slice::from_ref(&repeated));
+    assert_eq!(data.recall(create.idempotency.as_ref().unwrap(), 8).unwrap(), Some(repeated));
+    assert_eq!(&data.get(Space::Kv, "a").unwrap().unwrap().value.bytes[..], b"2");
+}
+
+#[test]
+fn a_failed_client_precondition_is_remembered_and_changed_hooks_are_not() {
+    let (_dir, data) = data();
+    let update = named("n", write(vec![put("a", "2")], vec![revision_is("a", Some(1))]));
+    let refused = apply(&data, std::slice::from_ref(&update)).remove(0);
+    assert!(matches!(refused, Outcome::PreconditionFailed { index: 0, current: None }));
+    apply(&data, &[write(vec![put("a", "1")], vec![])]);
+    let repeated = Outcome::Repeated { first: Box::new(refused), rewritten: None };
+    assert_eq!(apply(&data, &[update]), [repeated]);
+
+    let judged_before = GuardedWrite { hook_epoch: Some(9), ..named("m", write(vec![put("b", "1")], vec![])) };
+    assert_eq!(apply(&data, std::slice::from_ref(&judged_before)), [Outcome::HooksChanged { epoch: 0 }]);
+    let judged_again = GuardedWrite { hook_epoch: Some(0), ..judged_before };
+    assert!(matches!(apply(&data, &[judged_again])[..], [Outcome::Applied { .. }]));
+}
+
+#[test]
+fn an_idempotency_key_belongs_to_one_request() {
+    let (_dir, data) = data();
+    let writes = [named("n", write(vec![put("a", "1")], vec![])), named("n", write(vec![put("a", "2")], vec![]))];
+    assert_eq!(apply(&data, &writes)[1], Outcome::IdempotencyKeyReused);
+    assert_eq!(&data.get(Space::Kv, "a").unwrap().unwrap().value.bytes[..], b"1");
+}
+
+#[test]
+fn a_failed_precondition_applies_nothing_and_returns_the_current_revision() {
+    let (_dir, data) = data();
+    apply(&data, &[write(vec![put("a", "1")], vec![])]);
+    let refused = |facts| write(vec![put("a", "9"), put("c", "9")], facts);
+    let outcomes = apply(
+        &data,
+        &[
+            refused(vec![revision_is("a", Some(1)), revision_is("a", None)]),
+            refused(vec![revision_is("a", Some(2))]),
+            refused(vec![Fact::Exists { key: "c".into() }]),
+        ],
+    );
+    let failed = |index, current| Outcome::PreconditionFailed { index, current };
+    assert_eq!(outcomes, [failed(1, Some(1)), failed(0, Some(1)), failed(0, None)]);
+    assert_eq!(&data.get(Space::Kv, "a").unwrap().unwrap().value.bytes[..], b"1");
+    assert!(data.get(Space::Kv, "c").unwrap().is_none());
+}
+
+#[test]
+fn later_writes_of_a_batch_see_earlier_ones() {
+    let (_dir, data) = data();
+    let outcomes = apply(
+        &data,
+        &[
+            write(vec![put("a", "1")], vec![revision_is("a", None)]),
+            write(vec![put("a", "2")], vec![revision_is("a", None)]),
+            write(vec![put("a", "3")], vec![revision_is("a", Some(1))]),
+        ],
+    );
+    assert!(matches!(outcomes[0], Outcome::Applied { revision: 1, .. }));
+    assert_eq!(outcomes[1], Outcome::PreconditionFailed { index: 0, current: Some(1) });
+    assert!(matches!(outcomes[2], Outcome::Applied { revision: 2, .. }));
+}
+
+#[test]
+fn a_range_precondition_notices_changed_removed_and_new_keys() {
+    for change in [put("p/2", "1"), put("p/1", "2"), delete("p/3")] {
+        let (_dir, data) = data();
+        apply(&data, &[write(vec![put("p/1", "1"), put("p/3", "1"), put("q", "1")], vec![])]);
+        let (keys, digest) = data.digest_range(Space::Kv, "p/", "p/z", 100).unwrap();
+        assert_eq!(keys, ["p/1", "p/3"]);
+        let guarded = || {
+            let fact = Fact::Range { start: "p/".into(), end: "p/z".into(), limit: 100, digest };
+            write(vec![put("ok", "1")], vec![fact])
+        };
+        // The change is noticed in the same batch and in later ones.
+        let outcomes = apply(&data, &[guarded(), write(vec![change], vec![]), guarded()]);
+        assert!(matches!(outcomes[0], Outcome::Applied { .. }), "{outcomes:?}");
+        assert!(matches!(outcomes[2], Outcome::PreconditionFailed { index: 0, current: None }), "{outcomes:?}");
+        assert!(matches!(apply(&data, &[guarded()])[0], Outcome::PreconditionFailed { .. }));
+    }
+}
+
+#[test]
+fn a_write_judged_under_older_hooks_is_not_applied() {
+    let (_dir, data) = data();
+    let hook = Operation { space: Space::System, key: "hooks/h".into(), action: Action::Put(Value::json("{}")) };
+    let unjudged = GuardedWrite { hook_epoch: None, ..write(vec![hook], vec![]) };
+    let outcomes = apply(&data, &[write(vec![put("a", "1")], vec![]), unjudged, write(vec![put("a", "2")], vec![])]);
+    assert_eq!(outcomes[2], Outcome::HooksChanged { epoch: 2 });
+    assert_eq!(data.hook_epoch(), 2);
+    assert_eq!(&data.get(Space::Kv, "a").unwrap().unwrap().value.bytes[..], b"1");
+}
+
+#[test]
+fn pages_cover_a_range_without_gaps_in_both_directions() {
+    let (_dir, data) = data();
+    let names = ["a", "a/b", "aé", "b", "bz", "c", "🦀"];
+    apply(&data, &[write(names.iter().map(|name| put(name, "1")).collect(), vec![])]);
+    let mut sorted = names.to_vec();
+    sorted.sort_unstable();
+    for reverse in [false, true] {
+        let mut found: Vec<String> = Vec::new();
+        loop {
+            let query = RangeQuery { after: found.last().cloned(), reverse, limit: 2, ..RangeQuery::default() };
+            let page = data.scan(&query).unwrap();
+            found.extend(page.entries.iter().map(|entry| entry.key.clone()));
+            if !page.has_more {
+                break;
+            }
+        }
+        if reverse {
+            found.reverse();
+        }
+        assert_eq!(found, sorted);
+    }
+    let query = |start: &str, end: &str| RangeQuery {
+        start: Some(start.into()),
+        end: Some(end.into()),
+        ..RangeQuery::default()
+    };
+    assert_eq!(keys(&data.scan(&query("a/b", "b")).unwrap()), ["a/b", "aé", "b"]);
+    assert!(data.scan(&query("z", "a")).unwrap().entries.is_empty());
+    let prefix = RangeQuery { prefix: Some("a".into()), ..RangeQuery::default() };
+    assert_eq!(keys(&data.scan(&prefix).unwrap()), ["a", "a/b", "aé"]);
+}
+
+/// Every write changes the same key, so its revision must be the one of the page.
+#[test]
+fn a_page_has_the_revision_of_its_moment() {
+    let (_dir, data) = data();
+    apply(&data, &[write(vec![put("a", "0")], vec![])]);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            for number in 0..5_000 {
+                apply(&data, &[write(vec![put("a", &number.to_string())], vec![])]);
+            }
+        });
+        while !writer.is_finished() {
+            let page = data.scan(&RangeQuery::default()).unwrap();
+            assert_eq!(page.entries[0].meta.revision, page.revision);
+        }
+    });
+}
+
+#[test]
+fn the_state_survives_closing_and_a_second_process_is_refused() {
+    let (dir, data) = data();
+    data.apply(&[write(vec![put("a", "1")], vec![])], &[("applied", Bytes::from_static(b"x"))]).unwrap();
+    assert!(matches!(Data::open(dir.path(), 8 << 20), Err(Error::Locked { .. })));
+    drop(data);
+    let data = Data::open(dir.path(), 8 << 20).unwrap();
+    assert_eq!(data.revision(), 1);
+    assert_eq!(data.meta("applied").unwrap().unwrap(), "x");
+}
+
+#[test]
+fn an_unknown_format_is_refused_and_named() {
+    let (dir, data) = data();
+    drop(data);
+    {
+        let db = fjall::Database::builder(dir.path()).open().unwrap();
+        let meta = db.keyspace("meta", fjall::KeyspaceCreateOptions::default).unwrap();
+        meta.insert("format", 99_u32.to_be_bytes()).unwrap();
+    }
+    let error = Data::open(dir.path(), 8 << 20).err().unwrap();
+    assert!(matches!(error, Error::Format { found: 99, .. }), "{error}");
+}
+
+/// A read that begins after a write was applied must not find the replaced entry, whatever is cached meanwhile.
+#[test]
+fn cached_entries_are_never_older_than_what_was_applied() {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    const WRITES: u64 = 5_000;
+    let (_dir, data) = data();
+    let applied = Arc::new(AtomicU64::new(0));
+    let readers: Vec<_> = (0..3)
+        .map(|_| {
+            let (data, applied) = (data.clone(), applied.clone());
+            std::thread::spawn(move || {
+                let mut hits = 0_u64;
+                loop {
+                    let before = applied.load(Ordering::Acquire);
+                    let cached = data.cached("a");
+                    hits += u64::from(cached.is_some());
+                    let found = cached.or_else(|| data.get_and_keep("a").unwrap());
+                    let revision = found.map_or(0, |entry| entry.meta.revision);
+                    assert!(revision >= before, "{revision} was read after {before} was applied");
+                    if before == WRITES {
+                        return hits;
+                    }
+                }
+            })
+        })
+        .collect();
+    for revision in 1..=WRITES {
+        apply(&data, &[write(vec![put("a", "1")], vec![])]);
+        applied.store(revision, Ordering::Release);
+    }
+    let hits: u64 = readers.into_iter().map(|reader| reader.join().unwrap()).sum();
+    assert!(hits > 0, "nothing was cached");
+    let _ = apply(&data, &[write(vec![delete("a")], vec![])]);
+    assert!(data.cached("a").is_none());
+}
+
+fn filled() -> (TempDir, Data) {
+    let (dir, data) = data();
+    let big = format!("\"{}\"", "x".repeat(10_000));
+    let operations = (0..200).map(|i| put(&format!("k/{i:03}"), &big)).collect();
+    data.apply(&[write(operations, vec![])], &[("applied", Bytes::from_static(b"42"))]).unwrap();
+    (dir, data)
+}
+
+#[test]
+fn a_snapshot_installs_as_the_state_of_its_moment() {
+    let (_dir, source) = filled();
+    let reader = source.snapshot();
+    apply(&source, &[write(vec![put("later", "1")], vec![])]);
+    let chunks: Vec<_> = reader.into_chunks().collect();
+    assert!(chunks.len() > 3);
+
+    let (dir, target) = data();
+    apply(&target, &[write(vec![put("old", "1")], vec![])]);
+    target.install(chunks.into_iter(), &[("installed", Bytes::from_static(b"here"))]).unwrap();
+    assert_eq!(target.meta("installed").unwrap().unwrap(), "here");
+    assert!(target.get(Space::Kv, "old").unwrap().is_none());
+    assert!(target.get(Space::Kv, "later").unwrap().is_none());
+    assert_eq!(target.get(Space::Kv, "k/007").unwrap(), source.get(Space::Kv, "k/007").unwrap());
+    assert_eq!((target.revision(), target.meta("applied").unwrap().unwrap()), (1, Bytes::from_static(b"42")));
+    drop(target);
+    assert_eq!(Data::open(dir.path(), 8 << 20).unwrap().scan(&RangeQuery::default()).unwrap().entries.len(), 200);
+}
+
+#[test]
+fn a_truncated_or_changed_snapshot_is_noticed_and_leaves_no_partial_state() {
+    let (_dir, source) = filled();
+    let chunks: Vec<Bytes> = source.snapshot().into_chunks().map(Result::unwrap).collect();
+    let mut flipped = chunks.clone();
+    let mut bytes = flipped[2].to_vec();
+    bytes[1_000] ^= 1;
+    flipped[2] = bytes.into();
+    for damaged in [chunks[..chunks.len() - 1].to_vec(), flipped, Vec::new()] {
+        assert!(verify_snapshot(damaged.iter().cloned().map(Ok)).is_err());
+        let (dir, target) = data();
+        apply(&target, &[write(vec![put("old", "1")], vec![])]);
+        assert!(target.install(damaged.into_iter().map(Ok), &[]).is_err());
+        drop(target);
+        let target = Data::open(dir.path(), 8 << 20).unwrap();
+        assert!(target.scan(&RangeQuery::default()).unwrap().entries.is_empty());
+        assert_eq!((target.revision(), target.meta("applied").unwrap()), (0, None));
+    }
+    verify_snapshot(chunks.into_iter().map(Ok)).unwrap();
+}
+
+#[test]
+fn the_state_on_a_simulated_disk_is_the_state_on_a_real_one() {
+    let disk = SimDisk::new(1);
+    let (_dir, real) = data();
+    let simulated = simulated::open(&disk, 8 << 20).unwrap();
+    for data in [&real, &simulated] {
+        apply(data, &[write(vec![put("a", "1"), put("b", "2")], vec![]), write(vec![delete("a")], vec![])]);
+        apply(data, &[named("n", write(vec![put("c", "3")], vec![revision_is("b", Some(1))]))]);
+    }
+    let chunks = |data: &Data| data.snapshot().into_chunks().map(Result::unwrap).collect::<Vec<_>>();
+    assert_eq!(chunks(&simulated), chunks(&real));
+    simulated.sync().unwrap();
+    drop(simulated);
+    disk.lose_power();
+    assert_eq!(chunks(&simulated::open(&disk, 8 << 20).unwrap()), chunks(&real));
+}
+
+#[test]
+fn a_state_that_cannot_be_written_is_not_written_again() {
+    let disk = SimDisk::new(1);
+    let data = simulated::open(&disk, 1 << 20).unwrap();
+    let value = |text: &'static str| [("key", Bytes::from_static(text.as_bytes()))];
+    data.apply(&[], &value("before")).unwrap();
+    assert!(futures::FutureExt::now_or_never(data.poison().poisoned()).is_none());
+    disk.fail_next(DiskOperation::Write, io::ErrorKind::StorageFull);
+    assert!(data.apply(&[], &value("failed")).is_err());
+    assert!(matches!(data.apply(&[], &value("later")), Err(Error::Poisoned(_))));
+    assert!(matches!(data.sync(), Err(Error::Poisoned(_))));
+    assert_eq!(data.meta("key").unwrap().unwrap(), "before");
+    assert!(futures::FutureExt::now_or_never(data.poison().poisoned()).is_some());
+}

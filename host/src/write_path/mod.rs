@@ -1,0 +1,304 @@
+//! The way of one write: recalled, judged, proposed, concluded.
+//!
+//! # Problem
+//!
+//! A write must not commit unless the hooks in force have accepted it, on a state that is still true (P6). A client that
+//! got no answer sends the write again, and it must not be applied twice (P4).
+//!
+//! # Approach
+//!
+//! Hooks run once, here, on the node that received the write; the log carries their result. Everything they read, and the
+//! hook epoch, are preconditions of the guarded write.
+//!
+//! ```text
+//! write ──> recall ──> judge ──> propose ──> conclude ──> Written
+//!   ▲         │          ▲                       │
+//!   │         │          └── hooks or their ─────┤
+//!   │         │              reads changed       │
+//!   │         └─ applied before ──────────────────────────> Written (repeated)
+//!   └── leader lost, and the write has a name ───┘
+//! ```
+//!
+//! - **recall**: a write with a name (`Idempotency-Key`) that was applied before gets the outcome of that time, without a
+//!   quorum and without the hooks, which may have changed.
+//! - **judge**: the hooks transform and validate the operations.
+//! - **propose**: the guarded write commits, or fails one of its preconditions.
+//! - **conclude**: the outcome is an answer to the client, or the write is judged again.
+//!
+//! # Guarantees
+//!
+//! - A refusal is final only if it rests on an up-to-date state. If it rests on reads, this node catches up and judges
+//!   again. If the write has a name, this node catches up and recalls again: an earlier request may have been applied.
+//! - A write with a name is proposed again while its outcome is unknown. Every other write is proposed once per judgement.
+//!
+//! # Failure model
+//!
+//! Every error but [`Error::Replication`] means *not written*; that one knows its own outcome. If an earlier attempt may
+//! still commit, so does the error of a later one.
+
+mod error;
+mod view;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::Instrument;
+
+pub use self::error::Error;
+use self::view::LocalView;
+use crate::clock;
+use crate::hooks::{self, Judged, Pipeline, View};
+use crate::limits::REJUDGE_MAX;
+use crate::replication::{self, WriteOutcome};
+use crate::storage::{Data, Effect, Fact, Fingerprint, GuardedWrite, Idempotency, Operation, Outcome, Precondition};
+use crate::telemetry::{Stage, Telemetry, TraceContext, names};
+
+/// Pause before a write is proposed again because the leader was lost.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+
+/// A write as a client requests it.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Applied in order, all or none. No key occurs twice.
+    pub operations: Vec<Operation>,
+    /// The client's preconditions.
+    pub preconditions: Vec<Precondition>,
+    /// The client's name for the write, if it has one.
+    pub idempotency_key: Option<String>,
+}
+
+/// A committed write.
+#[derive(Debug, Clone)]
+pub struct Written {
+    /// The store's revision after the write.
+    pub revision: u64,
+    /// One effect per operation.
+    pub effects: Vec<Effect>,
+    /// The operations as they were applied, after transformers.
+    pub operations: Vec<Operation>,
+    /// Whether an earlier request of the same name was applied, and this one was not.
+    pub repeated: bool,
+}
+
+/// The way of writes on this node. Cheap to clone.
+#[derive(Clone)]
+pub struct WritePath {
+    pipeline: Pipeline,
+    replication: replication::Handle,
+    data: Data,
+    view: Arc<dyn View>,
+    telemetry: Telemetry,
+}
+
+/// A write on its way.
+struct Write<'a> {
+    request: &'a Request,
+    name: Option<&'a Idempotency>,
+    deadline: Instant,
+}
+
+impl WritePath {
+    /// A way through these hooks to this cluster.
+    pub fn new(pipeline: Pipeline, replication: replication::Handle, data: Data, telemetry: Telemetry) -> Self {
+        Self { pipeline, replication, view: Arc::new(LocalView(data.clone())), data, telemetry }
+    }
+
+    /// Judges and commits a write.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`]. Only after [`Error::Replication`] may the write still appear.
+    pub async fn write(&self, request: Request, deadline: Instant) -> Result<Written, Error> {
+        let began = std::time::Instant::now();
+        let request = &request;
+        let written = match &request.idempotency_key {
+            None => self.attempt(&Write { request, name: None, deadline }).await?,
+            Some(key) => {
+                let fingerprint = Fingerprint::of(&request.operations, &request.preconditions);
+                let fingerprint = fingerprint.map_err(replication::Error::Codec)?;
+                let name = Idempotency { key: key.clone(), fingerprint, rewritten: false };
+                self.write_named(&Write { request, name: Some(&name), deadline }).await?
+            }
+        };
+        self.telemetry.metrics().write_stage(Stage::Total, began.elapsed());
+        Ok(written)
+    }
+
+    /// Commits a write to the registry, which no hook judges.
+    ///
+    /// # Errors
+    ///
+    /// As for [`WritePath::write`].
+    pub async fn write_unjudged(&self, request: Request, deadline: Instant) -> Result<Written, Error> {
+        let Request { operations, preconditions, .. } = request;
+        let proposed_at_ms = clock::unix_ms();
+        let guarded = GuardedWrite { operations, preconditions, hook_epoch: None, proposed_at_ms, idempotency: None };
+        let outcome = self.propose(&guarded, deadline).await?;
+        let GuardedWrite { operations, preconditions, .. } = guarded;
+        let request = &Request { operations: Vec::new(), preconditions, idempotency_key: None };
+        let written = self.conclude(&Write { request, name: None, deadline }, operations, outcome).await?;
+        written.ok_or(Error::Contended { attempts: 1 })
+    }
+
+    /// Waits until this node's state holds everything acknowledged so far.
+    ///
+    /// # Errors
+    ///
+    /// If that cannot be established by the deadline.
+    pub async fn catch_up(&self, deadline: Instant) -> Result<(), Error> {
+        Ok(self.replication.read_barrier(deadline).await?)
+    }
+
+    /// A write with a name: attempted again while its outcome is unknown, since its name keeps it from being applied
+    /// twice.
+    async fn write_named(&self, write: &Write<'_>) -> Result<Written, Error> {
+        if let Some(written) = self.recall(write).await? {
+            return Ok(written);
+        }
+        let mut in_doubt = false;
+        loop {
+            match self.attempt(write).await {
+                Err(Error::Replication(replication::Error::LeaderLost))
+                    if Instant::now() + RETRY_PAUSE < write.deadline =>
+                {
+                    in_doubt = true;
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                }
+                // The replicated state has answered to this very name.
+                answer @ (Ok(_) | Err(Error::PreconditionFailed { .. } | Error::IdempotencyKeyReused)) => {
+                    return answer;
+                }
+                Err(Error::Replication(error)) if in_doubt => return Err(error.in_doubt().into()),
+                Err(_) if in_doubt => return Err(replication::Error::LeaderLost.into()),
+                error => return error,
+            }
+        }
+    }
+
+    /// Judges and proposes, until neither the hooks nor what they read change in between.
+    async fn attempt(&self, write: &Write<'_>) -> Result<Written, Error> {
+        let mut caught_up = false;
+        for _ in 0..REJUDGE_MAX {
+            let judged = match self.judge(write).await {
+                Ok(judged) => judged,
+                Err(error) if caught_up => return Err(error.into()),
+                Err(error) => {
+                    if let Some(written) = self.confirm_refusal(write, error).await? {
+                        return Ok(written);
+                    }
+                    caught_up = true;
+                    continue;
+                }
+            };
+            let guarded = guard(write, judged);
+            let outcome = self.propose(&guarded, write.deadline).await?;
+            if let Some(written) = self.conclude(write, guarded.operations, outcome).await? {
+                return Ok(written);
+            }
+        }
+        Err(Error::Contended { attempts: REJUDGE_MAX })
+    }
+
+    /// The outcome of an earlier write of the same name, as far as this node knows. `None` if there is none, or the write
+    /// has no name.
+    async fn recall(&self, write: &Write<'_>) -> Result<Option<Written>, Error> {
+        let Some(name) = write.name.cloned() else { return Ok(None) };
+        let data = self.data.clone();
+        let recalled = tokio::task::spawn_blocking(move || data.recall(&name, clock::unix_ms())).await;
+        let recalled = recalled.map_err(|_| replication::Error::Stopped { outcome: WriteOutcome::NotWritten })?;
+        match recalled.map_err(Error::Storage)? {
+            Some(outcome) => self.conclude(write, Vec::new(), outcome).await,
+            None => Ok(None),
+        }
+    }
+
+    async fn judge(&self, write: &Write<'_>) -> Result<Judged, hooks::Error> {
+        let began = std::time::Instant::now();
+        let (operations, view) = (write.request.operations.clone(), self.view.clone());
+        let judged = self.pipeline.judge(operations, view, write.deadline.into_std()).await;
+        self.telemetry.metrics().write_stage(Stage::Hook, began.elapsed());
+        judged
+    }
+
+    /// Decides whether a refusal is final. `Ok(None)`: this node has caught up, and the write is judged again. `Ok(Some)`:
+    /// an earlier write of the same name was applied.
+    async fn confirm_refusal(&self, write: &Write<'_>, error: hooks::Error) -> Result<Option<Written>, Error> {
+        if !error.has_read() && write.name.is_none() {
+            return Err(error.into());
+        }
+        self.catch_up(write.deadline).await?;
+        match self.recall(write).await? {
+            None if !error.has_read() => Err(error.into()),
+            recalled => Ok(recalled),
+        }
+    }
+
+    async fn propose(&self, guarded: &GuardedWrite, deadline: Instant) -> Result<Outcome, replication::Error> {
+        let began = std::time::Instant::now();
+        let span = names::propose_span();
+        let trace = TraceContext::of_span(&span);
+        let outcome = self.replication.propose(guarded, trace, deadline).instrument(span).await;
+        self.telemetry.metrics().write_stage(Stage::Replicate, began.elapsed());
+        outcome
+    }
+
+    /// Turns an outcome into the answer to the client. `None` if the write must be judged again; this node is then ready
+    /// for that.
+    async fn conclude(
+        &self,
+        write: &Write<'_>,
+        operations: Vec<Operation>,
+        outcome: Outcome,
+    ) -> Result<Option<Written>, Error> {
+        let (outcome, operations, repeated) = match outcome {
+            Outcome::Repeated { first, rewritten } => {
+                (*first, rewritten.unwrap_or_else(|| write.request.operations.clone()), true)
+            }
+            outcome => (outcome, operations, false),
+        };
+        match outcome {
+            Outcome::Applied { revision, effects } => {
+                return Ok(Some(Written { revision, effects, operations, repeated }));
+            }
+            Outcome::PreconditionFailed { index, current } => {
+                // The client's preconditions come first, those of the hooks' reads follow (see `guard`).
+                let index = usize::try_from(index).unwrap_or(usize::MAX);
+                if let Some(precondition) = write.request.preconditions.get(index) {
+                    return Err(Error::PreconditionFailed { key: key_of(precondition), current });
+                }
+                // This node read an older state than the leader has.
+                self.catch_up(write.deadline).await?;
+            }
+            Outcome::HooksChanged { epoch } => {
+                self.pipeline.active().wait_for(epoch, write.deadline.into_std()).await?;
+            }
+            Outcome::IdempotencyKeyReused | Outcome::Repeated { .. } => return Err(Error::IdempotencyKeyReused),
+        }
+        Ok(None)
+    }
+}
+
+/// The judged operations, with everything that must hold when they are applied.
+fn guard(write: &Write<'_>, judged: Judged) -> GuardedWrite {
+    let Write { request, name, .. } = write;
+    let idempotency = name.map(|name| {
+        let rewritten = judged.operations != request.operations;
+        Idempotency { rewritten, ..name.clone() }
+    });
+    GuardedWrite {
+        operations: judged.operations,
+        preconditions: request.preconditions.iter().cloned().chain(judged.reads).collect(),
+        hook_epoch: Some(judged.epoch),
+        proposed_at_ms: clock::unix_ms(),
+        idempotency,
+    }
+}
+
+/// The key that a precondition is about; for a range, its first key.
+fn key_of(precondition: &Precondition) -> String {
+    match &precondition.fact {
+        Fact::Revision { key, .. } | Fact::Exists { key } => key.clone(),
+        Fact::Range { start, .. } => start.clone(),
+    }
+}
