@@ -143,7 +143,7 @@ impl Lines {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
+    use parking_lot::Mutex;
 
     use super::*;
 
@@ -152,7 +152,7 @@ mod tests {
 
     impl LogSink for Said {
         fn log(&self, _: &LogSource, _: &'static str, line: String) {
-            self.0.lock().unwrap().push(line);
+            self.0.lock().push(line);
         }
     }
 
@@ -163,16 +163,16 @@ mod tests {
         lines.log(Level::Info, "one");
         lines.write(b"two\nthr");
         lines.write(b"ee");
-        assert!(said.0.lock().unwrap().is_empty());
+        assert!(said.0.lock().is_empty());
         lines.flush(&source, &said);
         lines.flush(&source, &said);
-        assert_eq!(*said.0.lock().unwrap(), ["one", "two", "three"]);
+        assert_eq!(*said.0.lock(), ["one", "two", "three"]);
 
         let mut lines = Lines::new();
         lines.log(Level::Info, "four");
         lines.discard();
         lines.write(b"five");
         lines.flush(&source, &said);
-        assert_eq!(said.0.lock().unwrap().len(), 3);
+        assert_eq!(said.0.lock().len(), 3);
     }
 }

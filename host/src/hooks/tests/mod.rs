@@ -9,8 +9,10 @@ mod preinit;
 mod reset;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use super::*;
 use crate::sandbox::tests::{OK, Wat, suspicious};
@@ -41,7 +43,7 @@ impl Observer for Seen {
 
 impl Calls for SeenOf {
     fn ended(&self, _: Duration, result: &'static str, _: usize) {
-        self.1.0.lock().unwrap().push((self.0.clone(), result));
+        self.1.0.lock().push((self.0.clone(), result));
     }
 }
 

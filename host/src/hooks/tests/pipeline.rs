@@ -42,14 +42,14 @@ impl Observer for Threads {
 
 impl Calls for Threads {
     fn ended(&self, _: Duration, _: &'static str, _: usize) {
-        self.0.lock().unwrap().push(std::thread::current());
+        self.0.lock().push(std::thread::current());
     }
 }
 
 impl Threads {
     /// Where each call ran since this was last asked.
     fn take(&self) -> Vec<Place> {
-        let threads = std::mem::take(&mut *self.0.lock().unwrap());
+        let threads = std::mem::take(&mut *self.0.lock());
         let place = |thread: Thread| match thread.name() {
             _ if thread.id() == std::thread::current().id() => Place::Here,
             Some(name) if name.starts_with("plugin-") => Place::Background,
