@@ -362,7 +362,7 @@ impl Registry {
     /// The hooks in force here, and how their calls start.
     pub fn starts(&self) -> Vec<HookStart> {
         let start = |hook: &Hook| {
-            let pre_initialized = hook.is_specialised();
+            let pre_initialized = hook.pre_initialized();
             HookStart {
                 hook: hook.name().to_owned(),
                 plugin: hook.plugin().name().to_owned(),
