@@ -89,8 +89,7 @@ pub(crate) struct Problem {
     detail: String,
     /// Whether the write happened, if the request was one.
     outcome: Option<WriteOutcome>,
-    /// Further members, in their order.
-    // Boxed, since a problem is the error of most functions here and should be cheap to move.
+    /// Further members, in their order. Boxed, since a problem is the error of most functions here and moves often.
     extra: Box<Map<String, Value>>,
     /// Whether `Retry-After` invites the client to come back.
     invites_retry: bool,
