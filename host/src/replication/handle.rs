@@ -9,10 +9,10 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::cluster::change::{Change, Role};
 use super::cluster::discovery::Discovery;
 use super::cluster::founders::Founders;
 use super::cluster::identity::{Identity, Member, Stage};
-use super::cluster::membership::{Change, Role};
 use super::cluster::status::Status;
 use super::cluster::watch::Watch;
 use super::disk_full;
@@ -24,7 +24,6 @@ use super::peer::protocol::{Call, Envelope, Transport};
 use super::raft::applied::Applied;
 use super::raft::config::openraft_config;
 use super::raft::engine::{EngineParts, RaftHandle, applied_index};
-use super::server::Server;
 use super::types::TypeConfig;
 use crate::storage::{Data, DiskFull, GuardedWrite, Log, Outcome};
 use crate::telemetry::{Telemetry, TraceContext};
@@ -91,15 +90,15 @@ impl Handle {
         let id = stage.id().unwrap_or_else(|| founders.own_id());
         let raft = Arc::new(RaftHandle::start(engine_parts, id).await?);
         let identity = Arc::new(Identity::new(log, transport.clone(), stage));
-        let handle = Self(Arc::new(Parts::new(&options, founders, identity, raft, transport, &telemetry)));
+        let handle = Self(Arc::new(Parts::new(&options, founders, identity, raft, transport, telemetry.clone())));
         handle.begin(&options, telemetry).await?;
         Ok(handle)
     }
 
     /// Begins to take part: forms the cluster or rejoins it, and starts the tasks.
     async fn begin(&self, options: &Options, telemetry: Telemetry) -> Result<(), StartError> {
-        let Parts { founders, server, .. } = &*self.0;
-        let raft = &server.raft;
+        let server = &self.0.server;
+        let (raft, founders) = (&server.view.raft, &server.view.founders);
         let is_restart = raft.raft().is_initialized().await?;
         if is_restart && !raft.is_only_voter() {
             // At once, and not in a task: the node answers others as soon as this returns.
@@ -113,7 +112,13 @@ impl Handle {
         } else {
             raft.raft().runtime_config().elect(true);
         }
-        let watch = self.watch(telemetry);
+        let watch = Watch {
+            view: server.view.clone(),
+            greeter: server.greeter.clone(),
+            status: self.0.status.clone(),
+            telemetry,
+            tasks: self.0.tasks.clone(),
+        };
         self.spawn(|stop| watch.watch_peers(stop));
         self.spawn(|stop| self.0.server.membership.clone().finish_joint(stop));
         if !is_restart && founders.is_alone() {
@@ -123,13 +128,17 @@ impl Handle {
                 // No other node can hold a lease or a vote.
                 raft.raft().trigger().elect(false).await?;
             }
-            let discovery = self.discovery();
+            let discovery = Discovery {
+                identity: server.identity.clone(),
+                view: server.view.clone(),
+                formation: server.formation.clone(),
+                membership: server.membership.clone(),
+            };
             self.spawn(|stop| discovery.discover(stop));
         }
         let (free_space, leadership) = (options.free_space.clone(), self.0.leadership.clone());
         self.spawn(|stop| disk_full::watch(free_space, leadership, stop));
-        let (view, peers) = (server.view.clone(), server.greeter.peers.clone());
-        let log_cut = LogCut { raft: raft.clone(), view, peers, keep: options.snapshot_entries };
+        let log_cut = LogCut { view: server.view.clone(), keep: options.snapshot_entries };
         self.spawn(|stop| log_cut.run(stop));
         Ok(())
     }
@@ -137,32 +146,6 @@ impl Handle {
     /// Starts a task that ends when this node stops.
     fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: impl FnOnce(CancellationToken) -> F) {
         self.0.tasks.spawn(task(self.0.server.stop.clone()));
-    }
-
-    fn watch(&self, telemetry: Telemetry) -> Watch {
-        let Server { view, greeter, raft, .. } = &self.0.server;
-        Watch {
-            view: view.clone(),
-            peers: greeter.peers.clone(),
-            greeter: greeter.clone(),
-            raft: raft.clone(),
-            status: self.0.status.clone(),
-            telemetry,
-            tasks: self.0.tasks.clone(),
-        }
-    }
-
-    fn discovery(&self) -> Discovery {
-        let Server { identity, raft, view, greeter, formation, membership, .. } = &self.0.server;
-        Discovery {
-            founders: self.0.founders.clone(),
-            identity: identity.clone(),
-            raft: raft.clone(),
-            peers: greeter.peers.clone(),
-            view: view.clone(),
-            formation: formation.clone(),
-            membership: membership.clone(),
-        }
     }
 
     /// Proposes a write and waits until it is committed and applied by the leader.
@@ -234,7 +217,7 @@ impl Handle {
     pub async fn failed(&self) -> String {
         use openraft::error::Fatal;
         loop {
-            match self.0.server.raft.with_metrics(|metrics| metrics.running_state.clone()) {
+            match self.0.server.view.raft.with_metrics(|metrics| metrics.running_state.clone()) {
                 Err(fatal @ (Fatal::StorageError(_) | Fatal::Panicked)) => return fatal.to_string(),
                 Ok(()) | Err(Fatal::Stopped) => tokio::time::sleep(FAILURE_POLL).await,
             }
@@ -248,7 +231,7 @@ impl Handle {
 
     /// This node's base URL, as the others know it.
     pub fn url(&self) -> &str {
-        self.0.founders.own_url()
+        self.0.server.view.founders.own_url()
     }
 
     /// The URLs of the nodes that can be reached, this one included, each with the revision of the store up to which it has
@@ -271,7 +254,7 @@ impl Handle {
 
     /// The index of the last log entry this node has applied, as it changes.
     pub fn applied(&self) -> watch::Receiver<u64> {
-        self.0.server.raft.applied().subscribe()
+        self.0.server.view.raft.applied().subscribe()
     }
 
     /// Answers one call of another node, for transports that carry single calls.
@@ -304,7 +287,7 @@ impl Handle {
     /// Stops taking part. Acknowledged writes stay on disk; later calls are refused.
     pub async fn shutdown(&self) {
         self.0.server.stop.cancel();
-        if let Err(error) = self.0.server.raft.raft().shutdown().await {
+        if let Err(error) = self.0.server.view.raft.raft().shutdown().await {
             tracing::error!(%error, "the consensus engine did not stop cleanly");
         }
         self.0.tasks.close();

@@ -68,7 +68,7 @@ mod sim;
 mod types;
 
 pub use self::blocking::{Blocking, Delay};
-pub use self::cluster::membership::Role;
+pub use self::cluster::change::Role;
 pub use self::cluster::status::{PeerStatus, Status};
 pub use self::error::{Error, WriteOutcome};
 pub use self::handle::{Handle, StartError};

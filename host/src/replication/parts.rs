@@ -28,7 +28,6 @@ use crate::telemetry::Telemetry;
 
 /// The concerns of replication that the rest of the node uses.
 pub(super) struct Parts {
-    pub(super) founders: Arc<Founders>,
     pub(super) leadership: Arc<Leadership>,
     pub(super) status: Arc<StatusReport>,
     /// Also the owner of the concerns that other nodes reach through calls.
@@ -47,86 +46,65 @@ impl Parts {
         identity: Arc<Identity>,
         raft: Arc<RaftHandle>,
         transport: Arc<dyn Transport>,
-        telemetry: &Telemetry,
+        telemetry: Telemetry,
     ) -> Self {
         let peers = Arc::new(PeerTable::default());
         let lease = Arc::new(Lease::new(options.timing.election_max));
-        let view = Arc::new(ClusterView::new(raft.clone(), founders.clone(), peers.clone()));
-        let leadership = Arc::new(Leadership::new(raft.clone(), peers.clone(), lease.clone()));
+        let freshness = Arc::new(Freshness::new(raft.clone()));
+        let silence = Arc::new(RestartSilence::default());
+        let prepared = Arc::new(Prepared::new(peers.clone()));
+        let view = Arc::new(ClusterView::new(raft, founders, peers));
+        let leadership = Arc::new(Leadership::new(view.clone(), lease.clone()));
+        let greeter = Arc::new(Greeter {
+            identity: identity.clone(),
+            view: view.clone(),
+            silence: silence.clone(),
+            prepared,
+            free_space: options.free_space.clone(),
+            transport: transport.clone(),
+        });
+        let formation = Arc::new(Formation {
+            may_found: options.may_found,
+            identity: identity.clone(),
+            view: view.clone(),
+            transport: transport.clone(),
+        });
+        let membership = Arc::new(Membership {
+            identity: identity.clone(),
+            view: view.clone(),
+            greeter: greeter.clone(),
+            leadership: leadership.clone(),
+            transport: transport.clone(),
+            changing: tokio::sync::Mutex::new(()),
+        });
+        let lease_length = options.timing.election_max;
+        let status = Arc::new(StatusReport { identity: identity.clone(), view: view.clone(), lease: lease_length });
         let proposer = Arc::new(Proposer {
-            raft: raft.clone(),
             view: view.clone(),
             leadership: leadership.clone(),
             free_space: options.free_space.clone(),
             transport: transport.clone(),
-            telemetry: telemetry.clone(),
+            telemetry,
         });
-        let reads = Arc::new(Reads { raft: raft.clone(), view: view.clone(), lease, transport: transport.clone() });
-        let status = Arc::new(StatusReport {
-            founders: founders.clone(),
-            identity: identity.clone(),
-            raft: raft.clone(),
-            view: view.clone(),
-            peers: peers.clone(),
-            lease: options.timing.election_max,
-        });
-        let greeter = Arc::new(Greeter {
-            founders: founders.clone(),
-            identity,
-            raft,
-            silence: Arc::new(RestartSilence::default()),
-            prepared: Arc::new(Prepared::new(peers.clone())),
-            free_space: options.free_space.clone(),
-            peers,
-            transport,
-        });
+        let reads = Arc::new(Reads { view: view.clone(), lease, transport });
         let (proposals, gate) = (Proposals::start(proposer.clone()), Gate::start(reads.clone()));
-        let server = server(options, greeter, view, leadership.clone(), proposer, reads);
-        Self { founders, leadership, status, server, proposals, gate, tasks: TaskTracker::new() }
-    }
-}
-
-fn server(
-    options: &Options,
-    greeter: Arc<Greeter>,
-    view: Arc<ClusterView>,
-    leadership: Arc<Leadership>,
-    proposer: Arc<Proposer>,
-    reads: Arc<Reads>,
-) -> Server {
-    let (founders, identity, raft) = (&greeter.founders, &greeter.identity, &greeter.raft);
-    let formation = Formation {
-        may_found: options.may_found,
-        founders: founders.clone(),
-        identity: identity.clone(),
-        raft: raft.clone(),
-        peers: greeter.peers.clone(),
-        transport: greeter.transport.clone(),
-    };
-    let membership = Membership {
-        founders: founders.clone(),
-        identity: identity.clone(),
-        raft: raft.clone(),
-        view: view.clone(),
-        greeter: greeter.clone(),
-        leadership,
-        transport: greeter.transport.clone(),
-        changing: tokio::sync::Mutex::new(()),
-    };
-    Server {
-        identity: identity.clone(),
-        raft: raft.clone(),
-        silence: greeter.silence.clone(),
-        freshness: Arc::new(Freshness::new(raft.clone())),
-        formation: Arc::new(formation),
-        membership: Arc::new(membership),
-        view,
-        greeter,
-        proposer,
-        reads,
-        free_space: options.free_space.clone(),
-        spool_dir: options.spool_dir.clone(),
-        blocking: options.blocking.clone(),
-        stop: CancellationToken::new(),
+        let (free_space, spool_dir) = (options.free_space.clone(), options.spool_dir.clone());
+        let (blocking, stop) = (options.blocking.clone(), CancellationToken::new());
+        let server = Server {
+            identity,
+            view,
+            greeter,
+            formation,
+            membership,
+            silence,
+            proposer,
+            reads,
+            freshness,
+            free_space,
+            spool_dir,
+            blocking,
+            stop,
+        };
+        Self { leadership, status, server, proposals, gate, tasks: TaskTracker::new() }
     }
 }

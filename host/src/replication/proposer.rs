@@ -6,6 +6,7 @@
 //! again only if it is certain that no node has appended it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
@@ -15,18 +16,29 @@ use super::cluster::view::ClusterView;
 use super::disk_full;
 use super::error::{Error, WriteOutcome};
 use super::peer::protocol::{Call, CallError, Transport};
-use super::raft::engine::RaftHandle;
 use super::types::{Round, RoundWrite, TypeConfig, decode, encode};
 use crate::clock;
-use crate::limits::{PROPOSE_QUEUE_MAX, ROUND_BYTES_MAX, ROUND_PATIENCE, ROUND_WRITES_MAX, ROUNDS_IN_FLIGHT_MAX};
+use crate::limits::PROPOSE_QUEUE_MAX;
 use crate::storage::{DiskFull, FreeSpace, GuardedWrite, Outcome};
 use crate::telemetry::{Stage, Telemetry, TraceContext, names};
 
+/// Most writes in a proposal round.
+const ROUND_WRITES_MAX: usize = 1_024;
+
+/// Most bytes of commands in a proposal round. A single larger write goes alone.
+const ROUND_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Time that the writes of the next proposal round wait for the round in flight.
+const ROUND_PATIENCE: Duration = Duration::from_millis(20);
+
+/// Most proposal rounds in flight at once on a node.
+const ROUNDS_IN_FLIGHT_MAX: usize = 8;
+
 /// Pause before a node looks for the leader again.
-pub(super) const LEADER_POLL: std::time::Duration = std::time::Duration::from_millis(20);
+pub(super) const LEADER_POLL: Duration = Duration::from_millis(20);
 
 /// Time in which a former leader may still answer earlier requests.
-const SUCCESSION_GRACE: std::time::Duration = std::time::Duration::from_millis(100);
+const SUCCESSION_GRACE: Duration = Duration::from_millis(100);
 
 /// The queue of writes to propose.
 pub(super) struct Proposals {
@@ -97,7 +109,6 @@ enum Attempt {
 
 /// Proposes rounds, here or on the leader.
 pub(super) struct Proposer {
-    pub(super) raft: Arc<RaftHandle>,
     pub(super) view: Arc<ClusterView>,
     pub(super) leadership: Arc<Leadership>,
     pub(super) free_space: FreeSpace,
@@ -167,7 +178,9 @@ impl Proposer {
     async fn propose(&self, round: Round, deadline: Instant) -> Result<Vec<Outcome>, Error> {
         loop {
             let attempt = match self.view.leader() {
-                Some((leader, _)) if leader == self.raft.id() => self.propose_here(round.clone(), deadline).await?,
+                Some((leader, _)) if leader == self.view.raft.id() => {
+                    self.propose_here(round.clone(), deadline).await?
+                }
                 Some((leader, url)) => self.forward(leader, &url, &round, deadline).await?,
                 None => Attempt::NotAppended,
             };
@@ -194,7 +207,12 @@ impl Proposer {
         let traces: Vec<_> = round.writes.iter().filter_map(|write| write.trace).collect();
         let (responder, committed, completed) = ProgressResponder::<TypeConfig, _>::new();
         let stopped = |outcome| move |_| Error::Stopped { outcome };
-        self.raft.raft().client_write_ff(round, Some(responder)).await.map_err(stopped(WriteOutcome::NotWritten))?;
+        self.view
+            .raft
+            .raft()
+            .client_write_ff(round, Some(responder))
+            .await
+            .map_err(stopped(WriteOutcome::NotWritten))?;
 
         let in_flight = async {
             if let Ok(log_id) = committed.await {
@@ -213,9 +231,10 @@ impl Proposer {
             // The entry was in the log when the leader lost the leadership; its successor may have committed it.
             Ok(Ok(Err(_))) => Err(Error::LeaderLost),
             Ok(Err(_)) => Err(Error::Stopped { outcome: WriteOutcome::Unknown }),
-            Err(_) => {
-                Err(Error::NoQuorum { successful: self.raft.holders_of_last_entry(), outcome: WriteOutcome::Unknown })
-            }
+            Err(_) => Err(Error::NoQuorum {
+                successful: self.view.raft.holders_of_last_entry(),
+                outcome: WriteOutcome::Unknown,
+            }),
         }
     }
 
@@ -263,8 +282,8 @@ impl Proposer {
 
     /// Serves a round that another node forwarded.
     pub(super) async fn serve(&self, body: &[u8]) -> Result<Forwarded, Error> {
-        let (round, remaining): (Round, std::time::Duration) = decode(body)?;
-        if self.view.leader().is_none_or(|(leader, _)| leader != self.raft.id()) {
+        let (round, remaining): (Round, Duration) = decode(body)?;
+        if self.view.leader().is_none_or(|(leader, _)| leader != self.view.raft.id()) {
             return Ok(Forwarded::NotLeader);
         }
         if let Err(Error::DiskFull(disk_full)) = disk_full::check(&self.free_space) {

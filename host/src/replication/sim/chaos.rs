@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::network::Weather;
 use super::node::{Node, metrics_of};
 use super::world::World;
-use crate::replication::cluster::membership::Role;
+use crate::replication::cluster::change::Role;
 use crate::replication::types::Metrics;
 
 /// Longest time between two faults, in milliseconds.

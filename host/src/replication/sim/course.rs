@@ -123,7 +123,7 @@ fn members(world: &World) -> Vec<&Node> {
         .map(|handle| metrics_of(handle).membership_config.nodes().map(|(id, _)| *id).collect())
         .unwrap_or_default();
     let nodes = world.nodes.iter();
-    nodes.filter(|node| node.handle().is_some_and(|handle| ids.contains(&handle.0.server.raft.id()))).collect()
+    nodes.filter(|node| node.handle().is_some_and(|handle| ids.contains(&handle.0.server.view.raft.id()))).collect()
 }
 
 /// The progress of clients and nodes, as text.

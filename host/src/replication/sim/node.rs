@@ -198,7 +198,7 @@ impl Future for Polls {
 
 /// The metrics of a node's consensus engine.
 pub(super) fn metrics_of(handle: &Handle) -> Metrics {
-    handle.0.server.raft.metrics()
+    handle.0.server.view.raft.metrics()
 }
 
 /// The URL of a node.
