@@ -55,4 +55,3 @@ mod stream;
 
 pub use self::app::App;
 pub use self::router::router;
-pub use crate::net::BASE_PATH;

@@ -34,8 +34,8 @@ pub(super) async fn put(
     author: Result<Author, Problem>,
     body: Unread,
 ) -> Result<Response, Problem> {
-    let room = match app.registry.reserve_upload() {
-        Ok(room) => room,
+    let upload = match app.registry.reserve_upload() {
+        Ok(upload) => upload,
         Err(error) => return Err(body.refuse(error.into()).await),
     };
     let bytes = timeout(UPLOAD_BODY_DEADLINE, body.read(PLUGIN_BYTES_MAX)).await.map_err(|_| {
@@ -43,7 +43,7 @@ pub(super) async fn put(
         Problem::new(Kind::BAD_BODY, format!("the body did not arrive within {seconds} seconds"))
     })??;
     let Author(author) = author?;
-    answer::ok(&app.registry.put_plugin(&name, bytes, &author, room).await?)
+    answer::ok(&app.registry.put_plugin(&name, bytes, &author, upload).await?)
 }
 
 /// `DELETE /plugins/<name>/`.

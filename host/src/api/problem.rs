@@ -90,14 +90,15 @@ pub(crate) struct Problem {
     /// Whether the write happened, if the request was one.
     outcome: Option<WriteOutcome>,
     /// Further members, in their order.
-    extra: Map<String, Value>,
+    // Boxed, since a problem is the error of most functions here and should be cheap to move.
+    extra: Box<Map<String, Value>>,
     /// Whether `Retry-After` invites the client to come back.
     invites_retry: bool,
 }
 
 impl Problem {
     pub(crate) fn new(kind: Kind, detail: impl Into<String>) -> Self {
-        Self { kind, detail: detail.into(), outcome: None, extra: Map::new(), invites_retry: false }
+        Self { kind, detail: detail.into(), outcome: None, extra: Box::default(), invites_retry: false }
     }
 
     /// A failure of the node itself. The error goes to the log only.

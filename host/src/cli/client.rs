@@ -11,9 +11,8 @@ use serde_json::Value;
 use super::failure::{Failure, Refusal, root_cause};
 use super::output::Format;
 use super::request::Request;
-use crate::api::BASE_PATH;
 use crate::limits::NAME_BYTES_MAX;
-use crate::net;
+use crate::net::{self, BASE_PATH};
 
 /// Longest time to connect to a node.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);

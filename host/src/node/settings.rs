@@ -7,9 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::api::BASE_PATH;
 use crate::limits::DISK_RESERVE_BYTES;
-use crate::net;
+use crate::net::{self, BASE_PATH};
 use crate::replication::Timing;
 use crate::telemetry::LogFormat;
 

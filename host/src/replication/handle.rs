@@ -8,36 +8,24 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
+use super::cluster::change::{Change, Role};
 use super::cluster::discovery::Discovery;
-use super::cluster::formation::Formation;
 use super::cluster::founders::Founders;
-use super::cluster::hello::Greeter;
 use super::cluster::identity::{Identity, Member, Stage};
-use super::cluster::leadership::Leadership;
-use super::cluster::membership::{Change, Membership, Role};
-use super::cluster::peer_table::PeerTable;
-use super::cluster::prepared::Prepared;
-use super::cluster::silence::RestartSilence;
-use super::cluster::status::{Status, StatusReport};
-use super::cluster::view::ClusterView;
+use super::cluster::status::Status;
 use super::cluster::watch::Watch;
 use super::disk_full;
 use super::error::Error;
-use super::freshness::Freshness;
-use super::lease::Lease;
 use super::log_cut::LogCut;
 use super::options::Options;
+use super::parts::Parts;
 use super::peer::protocol::{Call, Envelope, Transport};
-use super::proposer::{Proposals, Proposer};
 use super::raft::applied::Applied;
 use super::raft::config::openraft_config;
 use super::raft::engine::{EngineParts, RaftHandle, applied_index};
-use super::reads::{Gate, Reads};
-use super::server::Server;
 use super::types::TypeConfig;
-use crate::storage::{Data, GuardedWrite, Log, Outcome, DiskFull};
+use crate::storage::{Data, DiskFull, GuardedWrite, Log, Outcome};
 use crate::telemetry::{Telemetry, TraceContext};
 
 /// Interval at which the consensus engine is checked for a failure.
@@ -69,19 +57,6 @@ pub enum StartError {
 /// This node's part in the cluster. Cheap to clone.
 #[derive(Clone)]
 pub struct Handle(pub(super) Arc<Parts>);
-
-/// The concerns of replication that the rest of the node uses.
-pub(super) struct Parts {
-    founders: Arc<Founders>,
-    leadership: Arc<Leadership>,
-    status: Arc<StatusReport>,
-    /// Also the owner of the concerns that other nodes reach through calls.
-    pub(super) server: Server,
-    proposals: Proposals,
-    gate: Gate,
-    /// Long-running tasks, which end when `server.stop` is cancelled.
-    tasks: TaskTracker,
-}
 
 impl Handle {
     /// Starts to take part: opens the engine on the databases, looks for the other nodes, and forms the cluster with them if
@@ -115,15 +90,15 @@ impl Handle {
         let id = stage.id().unwrap_or_else(|| founders.own_id());
         let raft = Arc::new(RaftHandle::start(engine_parts, id).await?);
         let identity = Arc::new(Identity::new(log, transport.clone(), stage));
-        let handle = Self(Arc::new(Parts::new(&options, founders, identity, raft, transport, &telemetry)));
+        let handle = Self(Arc::new(Parts::new(&options, founders, identity, raft, transport, telemetry.clone())));
         handle.begin(&options, telemetry).await?;
         Ok(handle)
     }
 
     /// Begins to take part: forms the cluster or rejoins it, and starts the tasks.
     async fn begin(&self, options: &Options, telemetry: Telemetry) -> Result<(), StartError> {
-        let Parts { founders, server, .. } = &*self.0;
-        let raft = &server.raft;
+        let server = &self.0.server;
+        let (raft, founders) = (&server.view.raft, &server.view.founders);
         let is_restart = raft.raft().is_initialized().await?;
         if is_restart && !raft.is_only_voter() {
             // At once, and not in a task: the node answers others as soon as this returns.
@@ -137,7 +112,13 @@ impl Handle {
         } else {
             raft.raft().runtime_config().elect(true);
         }
-        let watch = self.watch(telemetry);
+        let watch = Watch {
+            view: server.view.clone(),
+            greeter: server.greeter.clone(),
+            status: self.0.status.clone(),
+            telemetry,
+            tasks: self.0.tasks.clone(),
+        };
         self.spawn(|stop| watch.watch_peers(stop));
         self.spawn(|stop| self.0.server.membership.clone().finish_joint(stop));
         if !is_restart && founders.is_alone() {
@@ -147,13 +128,17 @@ impl Handle {
                 // No other node can hold a lease or a vote.
                 raft.raft().trigger().elect(false).await?;
             }
-            let discovery = self.discovery();
+            let discovery = Discovery {
+                identity: server.identity.clone(),
+                view: server.view.clone(),
+                formation: server.formation.clone(),
+                membership: server.membership.clone(),
+            };
             self.spawn(|stop| discovery.discover(stop));
         }
         let (free_space, leadership) = (options.free_space.clone(), self.0.leadership.clone());
         self.spawn(|stop| disk_full::watch(free_space, leadership, stop));
-        let (view, peers) = (server.view.clone(), server.greeter.peers.clone());
-        let log_cut = LogCut { raft: raft.clone(), view, peers, keep: options.snapshot_entries };
+        let log_cut = LogCut { view: server.view.clone(), keep: options.snapshot_entries };
         self.spawn(|stop| log_cut.run(stop));
         Ok(())
     }
@@ -161,32 +146,6 @@ impl Handle {
     /// Starts a task that ends when this node stops.
     fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: impl FnOnce(CancellationToken) -> F) {
         self.0.tasks.spawn(task(self.0.server.stop.clone()));
-    }
-
-    fn watch(&self, telemetry: Telemetry) -> Watch {
-        let Server { view, greeter, raft, .. } = &self.0.server;
-        Watch {
-            view: view.clone(),
-            peers: greeter.peers.clone(),
-            greeter: greeter.clone(),
-            raft: raft.clone(),
-            status: self.0.status.clone(),
-            telemetry,
-            tasks: self.0.tasks.clone(),
-        }
-    }
-
-    fn discovery(&self) -> Discovery {
-        let Server { identity, raft, view, greeter, formation, membership, .. } = &self.0.server;
-        Discovery {
-            founders: self.0.founders.clone(),
-            identity: identity.clone(),
-            raft: raft.clone(),
-            peers: greeter.peers.clone(),
-            view: view.clone(),
-            formation: formation.clone(),
-            membership: membership.clone(),
-        }
     }
 
     /// Proposes a write and waits until it is committed and applied by the leader.
@@ -258,7 +217,7 @@ impl Handle {
     pub async fn failed(&self) -> String {
         use openraft::error::Fatal;
         loop {
-            match self.0.server.raft.with_metrics(|metrics| metrics.running_state.clone()) {
+            match self.0.server.view.raft.with_metrics(|metrics| metrics.running_state.clone()) {
                 Err(fatal @ (Fatal::StorageError(_) | Fatal::Panicked)) => return fatal.to_string(),
                 Ok(()) | Err(Fatal::Stopped) => tokio::time::sleep(FAILURE_POLL).await,
             }
@@ -272,7 +231,7 @@ impl Handle {
 
     /// This node's base URL, as the others know it.
     pub fn url(&self) -> &str {
-        self.0.founders.own_url()
+        self.0.server.view.founders.own_url()
     }
 
     /// The URLs of the nodes that can be reached, this one included, each with the revision of the store up to which it has
@@ -295,7 +254,7 @@ impl Handle {
 
     /// The index of the last log entry this node has applied, as it changes.
     pub fn applied(&self) -> watch::Receiver<u64> {
-        self.0.server.raft.applied().subscribe()
+        self.0.server.view.raft.applied().subscribe()
     }
 
     /// Answers one call of another node, for transports that carry single calls.
@@ -328,104 +287,12 @@ impl Handle {
     /// Stops taking part. Acknowledged writes stay on disk; later calls are refused.
     pub async fn shutdown(&self) {
         self.0.server.stop.cancel();
-        if let Err(error) = self.0.server.raft.raft().shutdown().await {
+        if let Err(error) = self.0.server.view.raft.raft().shutdown().await {
             tracing::error!(%error, "the consensus engine did not stop cleanly");
         }
         self.0.tasks.close();
         if tokio::time::timeout(DRAIN_DEADLINE, self.0.tasks.wait()).await.is_err() {
             tracing::debug!(deadline = ?DRAIN_DEADLINE, "some tasks of replication still run");
         }
-    }
-}
-
-impl Parts {
-    /// Connects the concerns of a node whose engine has started.
-    fn new(
-        options: &Options,
-        founders: Arc<Founders>,
-        identity: Arc<Identity>,
-        raft: Arc<RaftHandle>,
-        transport: Arc<dyn Transport>,
-        telemetry: &Telemetry,
-    ) -> Self {
-        let peers = Arc::new(PeerTable::default());
-        let lease = Arc::new(Lease::new(options.timing.election_max));
-        let view = Arc::new(ClusterView::new(raft.clone(), founders.clone(), peers.clone()));
-        let leadership = Arc::new(Leadership::new(raft.clone(), peers.clone(), lease.clone()));
-        let proposer = Arc::new(Proposer {
-            raft: raft.clone(),
-            view: view.clone(),
-            leadership: leadership.clone(),
-            free_space: options.free_space.clone(),
-            transport: transport.clone(),
-            telemetry: telemetry.clone(),
-        });
-        let reads = Arc::new(Reads { raft: raft.clone(), view: view.clone(), lease, transport: transport.clone() });
-        let status = Arc::new(StatusReport {
-            founders: founders.clone(),
-            identity: identity.clone(),
-            raft: raft.clone(),
-            view: view.clone(),
-            peers: peers.clone(),
-            lease: options.timing.election_max,
-        });
-        let greeter = Arc::new(Greeter {
-            founders: founders.clone(),
-            identity,
-            raft,
-            silence: Arc::new(RestartSilence::default()),
-            prepared: Arc::new(Prepared::new(peers.clone())),
-            free_space: options.free_space.clone(),
-            peers,
-            transport,
-        });
-        let (proposals, gate) = (Proposals::start(proposer.clone()), Gate::start(reads.clone()));
-        let server = server(options, greeter, view, leadership.clone(), proposer, reads);
-        Self { founders, leadership, status, server, proposals, gate, tasks: TaskTracker::new() }
-    }
-}
-
-fn server(
-    options: &Options,
-    greeter: Arc<Greeter>,
-    view: Arc<ClusterView>,
-    leadership: Arc<Leadership>,
-    proposer: Arc<Proposer>,
-    reads: Arc<Reads>,
-) -> Server {
-    let (founders, identity, raft) = (&greeter.founders, &greeter.identity, &greeter.raft);
-    let formation = Formation {
-        may_found: options.may_found,
-        founders: founders.clone(),
-        identity: identity.clone(),
-        raft: raft.clone(),
-        peers: greeter.peers.clone(),
-        transport: greeter.transport.clone(),
-    };
-    let membership = Membership {
-        founders: founders.clone(),
-        identity: identity.clone(),
-        raft: raft.clone(),
-        view: view.clone(),
-        greeter: greeter.clone(),
-        leadership,
-        transport: greeter.transport.clone(),
-        changing: tokio::sync::Mutex::new(()),
-    };
-    Server {
-        identity: identity.clone(),
-        raft: raft.clone(),
-        silence: greeter.silence.clone(),
-        freshness: Arc::new(Freshness::new(raft.clone())),
-        formation: Arc::new(formation),
-        membership: Arc::new(membership),
-        view,
-        greeter,
-        proposer,
-        reads,
-        free_space: options.free_space.clone(),
-        spool_dir: options.spool_dir.clone(),
-        blocking: options.blocking.clone(),
-        stop: CancellationToken::new(),
     }
 }

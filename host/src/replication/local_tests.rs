@@ -254,7 +254,8 @@ async fn a_joint_membership_is_completed_by_the_next_leader() {
     let leader = nodes.remove(nodes.iter().position(Node::leads).unwrap());
     let all: BTreeSet<u64> = URLS.iter().map(|url| node_id(url)).collect();
     let rest: BTreeSet<u64> = nodes.iter().map(|node| node.handle.status().self_id).collect();
-    let (raft, members) = (leader.handle.0.server.raft.raft(), leader.handle.0.server.raft.metrics().membership_config);
+    let (raft, members) =
+        (leader.handle.0.server.view.raft.raft(), leader.handle.0.server.view.raft.metrics().membership_config);
     let known: BTreeMap<u64, openraft::BasicNode> =
         members.membership().nodes().map(|(id, node)| (*id, node.clone())).collect();
     let joint = openraft::Membership::new(vec![all, rest.clone()], known).unwrap();
@@ -262,7 +263,7 @@ async fn a_joint_membership_is_completed_by_the_next_leader() {
     leader.stop(&net).await;
 
     eventually("the joint membership is completed", async || {
-        let metrics = nodes[0].handle.0.server.raft.metrics();
+        let metrics = nodes[0].handle.0.server.view.raft.metrics();
         metrics.membership_config.membership().get_joint_config() == &vec![rest.clone()]
     })
     .await;
@@ -285,7 +286,7 @@ async fn a_voter_that_restarts_neither_votes_nor_stands_for_a_lease() {
     let began = Instant::now();
     let a = Node::start(&net, URLS[at], dirs[at].path()).await;
     let promised = Timing::LAN.election_max + RESTART_MARGIN;
-    let (metrics, cluster) = (a.handle.0.server.raft.metrics(), a.handle.status().cluster);
+    let (metrics, cluster) = (a.handle.0.server.view.raft.metrics(), a.handle.status().cluster);
     assert!(metrics.vote.leader_id.term > 0);
     assert_eq!(a.handle.status().leader, None, "it voted for one before it was restarted, and has heard none since");
 

@@ -11,10 +11,8 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::cluster::peer_table::PeerTable;
 use super::cluster::view::ClusterView;
 use super::raft::config::purge_entries;
-use super::raft::engine::RaftHandle;
 use super::types::Metrics;
 
 /// Interval at which the log is checked.
@@ -25,9 +23,7 @@ const PATIENCE_FACTOR: u64 = 50;
 
 /// Cuts the log.
 pub(super) struct LogCut {
-    pub(super) raft: Arc<RaftHandle>,
     pub(super) view: Arc<ClusterView>,
-    pub(super) peers: Arc<PeerTable>,
     /// Number of entries to keep behind a snapshot.
     pub(super) keep: u64,
 }
@@ -41,14 +37,14 @@ impl LogCut {
     }
 
     async fn cut(&self) {
-        let metrics = self.raft.metrics();
+        let metrics = self.view.raft.metrics();
         let Some(covered) = metrics.snapshot.as_ref().map(|log_id| log_id.index()) else { return };
         let Some(upto) = upto(covered, self.keep, self.slowest_follower(&metrics)) else { return };
         let purged = metrics.purged.as_ref().map_or(0, |log_id| log_id.index());
         if upto < purged + purge_entries(self.keep) {
             return;
         }
-        if let Err(error) = self.raft.raft().trigger().purge_log(upto).await {
+        if let Err(error) = self.view.raft.raft().trigger().purge_log(upto).await {
             // The engine has stopped, and is reported by `Handle::failed`.
             tracing::debug!(%error, "the log was not cut");
         }
@@ -57,9 +53,10 @@ impl LogCut {
     /// On the leader: the index up to which the slowest follower has the log, among those that can be reached.
     fn slowest_follower(&self, metrics: &Metrics) -> Option<u64> {
         let nodes = self.view.nodes(metrics);
-        let is_healthy =
-            |id: &u64| nodes.get(id).and_then(|url| self.peers.get(url)).is_some_and(|peer| peer.is_healthy_as(*id));
-        let own = self.raft.id();
+        let is_healthy = |id: &u64| {
+            nodes.get(id).and_then(|url| self.view.peers.get(url)).is_some_and(|peer| peer.is_healthy_as(*id))
+        };
+        let own = self.view.raft.id();
         let followers = metrics.replication.iter().flatten().filter(|(id, _)| **id != own && is_healthy(id));
         followers.map(|(_, matched)| matched.as_ref().map_or(0, |log_id| log_id.index())).min()
     }

@@ -12,7 +12,7 @@
 //! a [`Round`]; each node applies the log to its own state. Everything a node sends to another passes through one trait,
 //! [`Transport`], so that this code also runs on a simulated network. From top to bottom:
 //!
-//! - `handle`: the room's door, [`Handle`]; `options`: the settings.
+//! - `handle`: the room's door, [`Handle`]; `parts`: its concerns, connected; `options`: the settings.
 //! - `server`: answers the calls of other nodes.
 //! - `proposer`: gathers writes into rounds and sends them to the leader.
 //! - `reads`, `lease`, `freshness`: the gate of strong reads, the leader's lease, and the staleness of local reads.
@@ -57,6 +57,7 @@ mod lease;
 mod local_tests;
 mod log_cut;
 mod options;
+mod parts;
 mod peer;
 mod proposer;
 mod raft;
@@ -67,7 +68,7 @@ mod sim;
 mod types;
 
 pub use self::blocking::{Blocking, Delay};
-pub use self::cluster::membership::Role;
+pub use self::cluster::change::Role;
 pub use self::cluster::status::{PeerStatus, Status};
 pub use self::error::{Error, WriteOutcome};
 pub use self::handle::{Handle, StartError};

@@ -15,11 +15,10 @@ use super::cluster::view::ClusterView;
 use super::disk_full;
 use super::error::{Error, WriteOutcome};
 use super::peer::protocol::{Call, CallError, Transport};
-use super::raft::engine::RaftHandle;
 use super::types::{Round, RoundWrite, TypeConfig, decode, encode};
 use crate::clock;
 use crate::limits::{PROPOSE_QUEUE_MAX, ROUND_BYTES_MAX, ROUND_PATIENCE, ROUND_WRITES_MAX, ROUNDS_IN_FLIGHT_MAX};
-use crate::storage::{FreeSpace, GuardedWrite, Outcome, DiskFull};
+use crate::storage::{DiskFull, FreeSpace, GuardedWrite, Outcome};
 use crate::telemetry::{Stage, Telemetry, TraceContext, names};
 
 /// Pause before a node looks for the leader again.
@@ -97,7 +96,6 @@ enum Attempt {
 
 /// Proposes rounds, here or on the leader.
 pub(super) struct Proposer {
-    pub(super) raft: Arc<RaftHandle>,
     pub(super) view: Arc<ClusterView>,
     pub(super) leadership: Arc<Leadership>,
     pub(super) free_space: FreeSpace,
@@ -167,7 +165,9 @@ impl Proposer {
     async fn propose(&self, round: Round, deadline: Instant) -> Result<Vec<Outcome>, Error> {
         loop {
             let attempt = match self.view.leader() {
-                Some((leader, _)) if leader == self.raft.id() => self.propose_here(round.clone(), deadline).await?,
+                Some((leader, _)) if leader == self.view.raft.id() => {
+                    self.propose_here(round.clone(), deadline).await?
+                }
                 Some((leader, url)) => self.forward(leader, &url, &round, deadline).await?,
                 None => Attempt::NotAppended,
             };
@@ -194,7 +194,12 @@ impl Proposer {
         let traces: Vec<_> = round.writes.iter().filter_map(|write| write.trace).collect();
         let (responder, committed, completed) = ProgressResponder::<TypeConfig, _>::new();
         let stopped = |outcome| move |_| Error::Stopped { outcome };
-        self.raft.raft().client_write_ff(round, Some(responder)).await.map_err(stopped(WriteOutcome::NotWritten))?;
+        self.view
+            .raft
+            .raft()
+            .client_write_ff(round, Some(responder))
+            .await
+            .map_err(stopped(WriteOutcome::NotWritten))?;
 
         let in_flight = async {
             if let Ok(log_id) = committed.await {
@@ -213,9 +218,10 @@ impl Proposer {
             // The entry was in the log when the leader lost the leadership; its successor may have committed it.
             Ok(Ok(Err(_))) => Err(Error::LeaderLost),
             Ok(Err(_)) => Err(Error::Stopped { outcome: WriteOutcome::Unknown }),
-            Err(_) => {
-                Err(Error::NoQuorum { successful: self.raft.holders_of_last_entry(), outcome: WriteOutcome::Unknown })
-            }
+            Err(_) => Err(Error::NoQuorum {
+                successful: self.view.raft.holders_of_last_entry(),
+                outcome: WriteOutcome::Unknown,
+            }),
         }
     }
 
@@ -264,7 +270,7 @@ impl Proposer {
     /// Serves a round that another node forwarded.
     pub(super) async fn serve(&self, body: &[u8]) -> Result<Forwarded, Error> {
         let (round, remaining): (Round, std::time::Duration) = decode(body)?;
-        if self.view.leader().is_none_or(|(leader, _)| leader != self.raft.id()) {
+        if self.view.leader().is_none_or(|(leader, _)| leader != self.view.raft.id()) {
             return Ok(Forwarded::NotLeader);
         }
         if let Err(Error::DiskFull(disk_full)) = disk_full::check(&self.free_space) {

@@ -21,7 +21,6 @@ use super::error::{Error, WriteOutcome};
 use super::lease::Lease;
 use super::peer::protocol::{Call, Transport};
 use super::proposer::LEADER_POLL;
-use super::raft::engine::RaftHandle;
 use super::types::{decode, encode};
 use crate::limits::STRONG_READ_DEADLINE;
 
@@ -62,7 +61,6 @@ impl Gate {
 
 /// Establishes which state a strong read must see.
 pub(super) struct Reads {
-    pub(super) raft: Arc<RaftHandle>,
     pub(super) view: Arc<ClusterView>,
     pub(super) lease: Arc<Lease>,
     pub(super) transport: Arc<dyn Transport>,
@@ -83,7 +81,7 @@ impl Reads {
                 waiting.push(next);
             }
             match self.exchange(Instant::now() + EXCHANGE_TIMEOUT).await {
-                Ok(index) if self.raft.applied().index() >= index => answer_all(waiting.drain(..), &Ok(())),
+                Ok(index) if self.view.raft.applied().index() >= index => answer_all(waiting.drain(..), &Ok(())),
                 // A node that lags must not delay the reads that come after these.
                 Ok(index) => drop(tokio::spawn(self.clone().release(index, std::mem::take(&mut waiting)))),
                 Err(error) if self.view.quorum_is_out_of_reach() => answer_all(waiting.drain(..), &Err(error)),
@@ -98,7 +96,7 @@ impl Reads {
 
     /// Lets reads pass once this node has applied the log up to `index`.
     async fn release(self: Arc<Self>, index: u64, waiting: Vec<Waiting>) {
-        let caught_up = self.raft.applied().wait_for(index, Instant::now() + STRONG_READ_DEADLINE).await;
+        let caught_up = self.view.raft.applied().wait_for(index, Instant::now() + STRONG_READ_DEADLINE).await;
         answer_all(waiting, &if caught_up { Ok(()) } else { Err(self.unreachable()) });
     }
 
@@ -108,7 +106,7 @@ impl Reads {
             return Err(self.unreachable());
         }
         let index = match self.view.leader() {
-            Some((leader, _)) if leader == self.raft.id() => self.read_index(deadline).await?,
+            Some((leader, _)) if leader == self.view.raft.id() => self.read_index(deadline).await?,
             Some((leader, url)) => {
                 let remaining = deadline.saturating_duration_since(Instant::now());
                 let answer = self.transport.call(leader, &url, Call::ReadIndex, encode(&remaining)?, remaining).await;
@@ -121,7 +119,7 @@ impl Reads {
 
     /// On the leader: the log index that a linearizable read must see; none if this node cannot confirm that it leads.
     pub(super) async fn read_index(&self, deadline: Instant) -> Result<Option<u64>, Error> {
-        let raft = self.raft.raft();
+        let raft = self.view.raft.raft();
         let asked = Instant::now();
         let by_lease = LinearizerOption::new(Some(self.lease.trusted()), false).with_wait_timeout(Duration::ZERO);
         if let Ok((read_log_id, _)) = raft.get_read_log_id(by_lease).await

@@ -24,7 +24,6 @@ use super::freshness::Freshness;
 use super::peer::protocol::{Call, Envelope};
 use super::peer::{server, snapshot};
 use super::proposer::Proposer;
-use super::raft::engine::RaftHandle;
 use super::reads::Reads;
 use super::types::{TypeConfig, decode, encode};
 use crate::storage::FreeSpace;
@@ -32,7 +31,6 @@ use crate::storage::FreeSpace;
 /// The concerns that answer the calls of other nodes.
 pub(super) struct Server {
     pub(super) identity: Arc<Identity>,
-    pub(super) raft: Arc<RaftHandle>,
     pub(super) view: Arc<ClusterView>,
     pub(super) greeter: Arc<Greeter>,
     pub(super) formation: Arc<Formation>,
@@ -66,15 +64,15 @@ impl Server {
             Call::Append => self.append(&body).await,
             Call::Vote => {
                 self.check_silence()?;
-                encode(&self.raft.raft().vote(decode(&body)?).await.map_err(refused)?)
+                encode(&self.view.raft.raft().vote(decode(&body)?).await.map_err(refused)?)
             }
             Call::PreVote => {
                 self.check_silence()?;
-                encode(&self.raft.raft().pre_vote(decode(&body)?).await.map_err(refused)?)
+                encode(&self.view.raft.raft().pre_vote(decode(&body)?).await.map_err(refused)?)
             }
             Call::TransferLeader => {
                 self.check_silence()?;
-                encode(&self.raft.raft().handle_transfer_leader(decode(&body)?).await.map_err(refused)?)
+                encode(&self.view.raft.raft().handle_transfer_leader(decode(&body)?).await.map_err(refused)?)
             }
             Call::Propose => {
                 let answer = self.proposer.serve(&body).await?;
@@ -104,7 +102,7 @@ impl Server {
         disk_full::check(&self.free_space)?;
         let (header, source) = snapshot::receive(&self.spool_dir, body, &self.blocking).await.map_err(refused)?;
         let snapshot = SnapshotOf::<TypeConfig, _> { meta: header.meta, snapshot: source };
-        let answer = self.raft.raft().install_full_snapshot(header.vote, snapshot).await.map_err(refused)?;
+        let answer = self.view.raft.raft().install_full_snapshot(header.vote, snapshot).await.map_err(refused)?;
         if answer.vote == header.vote {
             self.view.note_leader(&header.vote);
         }
@@ -116,11 +114,11 @@ impl Server {
         disk_full::check_entries(&self.free_space, &request.entries)?;
         let committed = request.leader_commit.map(|log_id| log_id.index());
         let leader = request.vote;
-        let answer = self.raft.raft().append_entries(request).await.map_err(refused)?;
+        let answer = self.view.raft.raft().append_entries(request).await.map_err(refused)?;
         if !matches!(answer, AppendEntriesResponse::HigherVote(_)) {
             self.view.note_leader(&leader);
         }
-        if answer.is_success() && committed.is_none_or(|committed| self.raft.applied().index() >= committed) {
+        if answer.is_success() && committed.is_none_or(|committed| self.view.raft.applied().index() >= committed) {
             self.freshness.note();
         }
         encode(&answer)

@@ -1,13 +1,13 @@
-//! The guarded write: the one primitive that carries everything which changes the store.
+//! The guarded write: the one primitive behind every change of the store.
 //!
-//! A guarded write is a list of operations, applied whole or not at all, with the conditions under which it may be
-//! applied: what the client demanded, what a plugin read to decide, and the hook epoch it was judged under. It also
-//! carries the time given to it when it was proposed, so that applying it needs no clock.
+//! A guarded write is a list of operations, applied as a whole or not at all, and the conditions for applying it: the
+//! client's demands, the facts that a plugin read to decide, and the hook epoch it was judged under. It also carries the
+//! time of its proposal, so that applying it needs no clock.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-/// Operations and the conditions under which they may be applied, as the log carries them.
+/// Operations and the conditions for applying them, as the log carries them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuardedWrite {
     /// Applied in order, all or none. No key occurs twice.
@@ -18,24 +18,23 @@ pub struct GuardedWrite {
     pub hook_epoch: Option<u64>,
     /// Unix time in milliseconds at which the write was proposed.
     pub proposed_at_ms: u64,
-    /// Present if the client gave the write a name, so that repeating it does nothing twice (P4).
+    /// Present if the client sent an `Idempotency-Key`, so that a repeated write is applied once (P4).
     pub idempotency: Option<Idempotency>,
 }
 
-/// The client's name for a write. A write whose name is remembered is not applied; it gets the outcome of the first
-/// one of that name.
+/// A client's idempotency key for a write. A write whose key is remembered is not applied; it gets the outcome of the
+/// first write with that key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Idempotency {
-    /// The name: 1 to [`crate::limits::IDEMPOTENCY_KEY_BYTES_MAX`] bytes.
+    /// The key: 1 to [`crate::limits::IDEMPOTENCY_KEY_BYTES_MAX`] bytes.
     pub key: String,
-    /// What the client asked for, before any hook: another request must not go by the same name.
+    /// The client's request, before any hook: a different request must not use the same key.
     pub fingerprint: Fingerprint,
-    /// Whether hooks changed the operations. They are remembered then, since the request alone no longer tells what
-    /// was written.
+    /// Whether hooks changed the operations. If so they are remembered, since the request differs from what was written.
     pub rewritten: bool,
 }
 
-/// A SHA-256 over what a client asked for: the operations and its preconditions.
+/// A SHA-256 over a client's request: its operations and its preconditions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fingerprint(pub [u8; 32]);
 
@@ -54,7 +53,7 @@ impl Fingerprint {
 /// Which of the two key spaces of a node an operation is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Space {
-    /// What clients read and write.
+    /// The entries of clients.
     Kv,
     /// The replicated registry: plugins and hooks. A write here that touches a key under [`HOOKS_PREFIX`] sets the
     /// hook epoch to its own revision.
@@ -155,7 +154,7 @@ pub enum Fact {
         end: String,
         /// How many entries the digest covers, at most [`crate::limits::PLUGIN_LIST_MAX`].
         limit: u32,
-        /// What they were.
+        /// Their digest.
         digest: RangeDigest,
     },
 }
@@ -178,7 +177,7 @@ impl RangeDigest {
     }
 }
 
-/// What applying a guarded write came to. The same on every node.
+/// The result of applying a guarded write. The same on every node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
     /// Every operation was applied, in one revision.
@@ -200,14 +199,14 @@ pub enum Outcome {
         /// The hook epoch now in force.
         epoch: u64,
     },
-    /// A write of this name came before; nothing was applied.
+    /// A write with this idempotency key came before; nothing was applied.
     Repeated {
-        /// What the first one came to: applied, or a client's precondition failed.
+        /// The outcome of the first one: applied, or a client's precondition failed.
         first: Box<Outcome>,
-        /// The operations as they were written, if hooks had changed them.
+        /// The operations that were written, if hooks had changed them.
         rewritten: Option<Vec<Operation>>,
     },
-    /// A write of this name came before, and asked for something else; nothing was applied.
+    /// A different write with this idempotency key came before; nothing was applied.
     IdempotencyKeyReused,
 }
 
@@ -223,10 +222,10 @@ pub enum Effect {
     },
 }
 
-/// What the store keeps about an entry beside its value.
+/// The metadata of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EntryMeta {
-    /// How often the key was written since it was created, from 1.
+    /// Number of writes of the key since it was created, from 1.
     pub version: u64,
     /// The store's revision at which it was last written.
     pub revision: u64,

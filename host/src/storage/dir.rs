@@ -1,7 +1,7 @@
 //! Directories that survive a power loss.
 //!
-//! A synced file can still be lost with its name: the name belongs to the directory and is durable once the directory is
-//! synced. Likewise, the name of a new directory belongs to its parent.
+//! A synced file can still be lost with its name: the name belongs to the directory and is durable once the directory
+//! is synced. Likewise, the name of a new directory belongs to its parent.
 
 use std::fs::File;
 use std::path::Path;

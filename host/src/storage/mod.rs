@@ -2,22 +2,23 @@
 //!
 //! # Problem
 //!
-//! A write may be acknowledged only when a majority has it on disk (P1), so the log's fsync is on the path of every write.
-//! The state is read all the time, is larger than memory, and must never show half a write (P3).
+//! A write may be acknowledged only when a majority has it on disk (P1), so the log's fsync is on the path of every
+//! write. The state is read all the time, is larger than memory, and must never show half a write (P3).
 //!
 //! # Approach
 //!
 //! The node keeps two databases, because the engine locks its journal while it syncs:
 //!
-//! - [`Log`], in `log/`: entries by index. One writer thread turns everything that is queued into one batch and one fsync.
-//! - [`Data`], in `data/`: entries by key, the registry, the revision, the hook epoch, remembered outcomes of writes with an
-//!   idempotency key, and the position of the last applied log entry. Many log entries are applied as one batch, without an
-//!   fsync: the log holds whatever a crash takes from it.
+//! - [`Log`], in `log/`: entries by index. One writer thread turns everything that is queued into one batch and one
+//!   fsync.
+//! - [`Data`], in `data/`: entries by key, the registry, the revision, the hook epoch, remembered outcomes of writes
+//!   with an idempotency key, and the position of the last applied log entry. Many log entries are applied as one
+//!   batch, without an fsync: the log holds whatever a crash takes from it.
 //!
 //! Both use the traits of `engine`, which is fjall in production and a simulated disk in tests that cut its power.
 //!
-//! Every change of the store is a [`GuardedWrite`] (see [`command`]). [`Data::apply`] is the only way in, and depends on the
-//! state and the write alone. This module knows neither how writes are agreed on nor who sends them.
+//! Every change of the store is a [`GuardedWrite`] (see [`command`]). [`Data::apply`] is the only way in, and depends
+//! on the state and the write alone. This module knows neither how writes are agreed on nor who sends them.
 //!
 //! # Guarantees
 //!
@@ -28,17 +29,17 @@
 //!
 //! # Failure model
 //!
-//! Processes stop at any point; disks keep what was synced and may lose the rest. After a failed write or sync nothing more
-//! is written to that database ([`Error::Poisoned`], `poison`), and the node stops. [`FreeSpace`] warns before the disk is
-//! full. A directory of another format is refused ([`Error::Format`]).
+//! Processes stop at any point; disks keep what was synced and may lose the rest. After a failed write or sync nothing
+//! more is written to that database ([`Error::Poisoned`], `poison`), and the node stops. [`FreeSpace`] warns before the
+//! disk is full. A directory of another format is refused ([`Error::Format`]).
 //!
 //! # Cost
 //!
 //! One fsync for all appends that wait at one moment; one batch without an fsync for each run of applied entries.
 //!
 //! Settings of the two databases bound memory and recovery: recent writes are held in tables of 16 MiB (data) and 8 MiB
-//! (log), of which up to five exist at once, and the journals that a restart reads are cut at 128 MiB each. Opened after a
-//! crash with 1,000,000 entries of 256 bytes, both take about a second.
+//! (log), of which up to five exist at once, and the journals that a restart reads are cut at 128 MiB each. Opened
+//! after a crash with 1,000,000 entries of 256 bytes, both take about a second.
 
 pub mod command;
 pub mod dir;

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::super::kv::Consistency;
 use super::super::request::{Request, key_path};
-use crate::api::BASE_PATH;
+use crate::net::BASE_PATH;
 
 /// The API of the nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

@@ -73,8 +73,8 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let hook = local.bind(&trial.config)?;
     let bound = began.elapsed();
     let began = Instant::now();
-    local.specialise(&hook);
-    let specialised = began.elapsed();
+    local.pre_initialize(&hook);
+    let pre_initialized = began.elapsed();
     let verdict = match local::judge(&local::set(&hook), trial.write.clone(), &trial.store) {
         Ok(_) => "accepted",
         // A rejection is a valid verdict to measure; a failure is not.
@@ -92,8 +92,19 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let together = measure(call, args.duration, cores)?;
     let memory_bytes = peak.0.load(Ordering::Relaxed);
     let start = local.plugin.start_time();
-    let report =
-        Report { verdict, compiled, bound, specialised, start, hook, instance, alone, together, cores, memory_bytes };
+    let report = Report {
+        verdict,
+        compiled,
+        bound,
+        pre_initialized,
+        start,
+        hook,
+        instance,
+        alone,
+        together,
+        cores,
+        memory_bytes,
+    };
     match args.output {
         Format::Json => report.print_json(),
         Format::Table => report.print(),
@@ -105,7 +116,7 @@ struct Report {
     verdict: &'static str,
     compiled: Duration,
     bound: Duration,
-    specialised: Duration,
+    pre_initialized: Duration,
     /// The time to start an instance.
     start: Duration,
     hook: Hook,
@@ -124,7 +135,7 @@ impl Report {
         let Self { verdict, hook, alone, cores, memory_bytes, .. } = self;
         let text = json!({
             "verdict": verdict, "compile_ms": millis(self.compiled), "bind_ms": millis(self.bound),
-            "specialise_ms": millis(self.specialised), "starts_configured": matches!(hook.is_specialised(), Some(Ok(()))),
+            "specialise_ms": millis(self.pre_initialized), "starts_configured": matches!(hook.is_specialised(), Some(Ok(()))),
             "is_put_back": matches!(hook.waiting(), Ok(1..)), "calls": alone.nanos.len(),
             "p50_us": alone.micros(0.5), "p99_us": alone.micros(0.99), "per_second": alone.per_second, "threads": cores,
             "per_second_on_all": self.together.per_second, "memory_bytes": memory_bytes,
@@ -139,9 +150,9 @@ impl Report {
         output::line(&match hook.is_specialised() {
             Some(Err(reason)) => format!("configure  {:.2} ms, before each write: {reason}", millis(self.bound)),
             _ => format!(
-                "configure  {:.2} ms, once: writes start configured, after {:.0} ms",
+                "configure  {:.2} ms, once: the plugin was pre-initialized in {:.0} ms",
                 millis(self.bound),
-                millis(self.specialised)
+                millis(self.pre_initialized)
             ),
         })?;
         output::line(&format!(
@@ -151,12 +162,12 @@ impl Report {
             alone.nanos.len()
         ))?;
         let how = match hook.waiting() {
-            Ok(1..) => "to put one back to where it began",
+            Ok(1..) => "to reset one",
             Ok(0) => {
-                "to start and end one; it cannot be put back, since its memory grows, or it writes to more than 4 MiB of it, or is \
+                "to start and end one; it cannot be reset, because its memory grows, or it writes to more than 4 MiB of it, or is \
                  given handles of WASI"
             }
-            Err(why) => &format!("to start and end one; it cannot be put back: {why}"),
+            Err(why) => &format!("to start and end one; it cannot be reset: {why}"),
         };
         output::line(&format!("instance   {:.1} µs of that, without the call: {how}", self.instance.micros(0.5)))?;
         output::line(&format!(

@@ -87,7 +87,7 @@ impl Local {
     }
 
     /// Pre-initializes the hook's plugin as nodes do, which takes seconds if it is large.
-    pub(super) fn specialise(&self, hook: &Hook) {
+    pub(super) fn pre_initialize(&self, hook: &Hook) {
         self.runtime.specialise(hook, &self.component);
     }
 }

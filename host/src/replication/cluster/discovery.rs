@@ -6,15 +6,14 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::change::{Change, Progress};
 use super::formation::Formation;
-use super::founders::Founders;
 use super::identity::{Identity, Member, Stage, Waiting};
-use super::membership::{Change, Membership, Progress};
-use super::peer_table::{PeerTable, Survey};
+use super::membership::Membership;
+use super::peer_table::Survey;
 use super::view::ClusterView;
 use crate::replication::error::Error;
 use crate::replication::peer::protocol::ANYONE;
-use crate::replication::raft::engine::RaftHandle;
 
 /// Interval at which a node without a cluster looks for one.
 const SEARCH_INTERVAL: Duration = Duration::from_millis(25);
@@ -34,10 +33,7 @@ const JOIN_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A node's search for its cluster.
 pub(crate) struct Discovery {
-    pub(crate) founders: Arc<Founders>,
     pub(crate) identity: Arc<Identity>,
-    pub(crate) raft: Arc<RaftHandle>,
-    pub(crate) peers: Arc<PeerTable>,
     pub(crate) view: Arc<ClusterView>,
     pub(crate) formation: Arc<Formation>,
     pub(crate) membership: Arc<Membership>,
@@ -69,14 +65,14 @@ impl Discovery {
     /// Takes the next step towards a cluster.
     async fn search(&self, search: &mut Search) -> Result<(), Error> {
         let stage = self.identity.stage();
-        let survey = self.peers.survey(stage.cluster());
+        let survey = self.view.peers.survey(stage.cluster());
         let waited = search.began.elapsed();
         match stage {
             Stage::Unidentified if survey.in_cluster.is_empty() => {
                 self.form_if_due(&survey.without_cluster, waited, &mut search.highest).await
             }
             Stage::Unidentified => self.formation.identify().await,
-            Stage::Member(member) if member.id == self.founders.own_id() => {
+            Stage::Member(member) if member.id == self.view.founders.own_id() => {
                 self.found(member, &survey, waited, search).await
             }
             Stage::Waiting(Waiting { id }) | Stage::Member(Member { id, .. }) => {
@@ -99,10 +95,10 @@ impl Discovery {
 
     /// Brings a founder to its place.
     async fn found(&self, member: Member, survey: &Survey, waited: Duration, search: &mut Search) -> Result<(), Error> {
-        if !self.raft.is_initialized() && !survey.is_initialized {
+        if !self.view.raft.is_initialized() && !survey.is_initialized {
             // The nodes that chose the cluster may all have stopped before one of them initialised it.
             if self.is_due(&survey.fellows, waited) {
-                self.raft.initialize(self.founders.nodes()).await;
+                self.view.raft.initialize(self.view.founders.nodes()).await;
             }
             return Ok(());
         }
@@ -116,9 +112,9 @@ impl Discovery {
     /// Whether this node should form or initialise the cluster now, with these others.
     fn is_due(&self, others: &[String], waited: Duration) -> bool {
         let count = others.len() + 1;
-        let is_complete = count == self.founders.nodes().len();
-        let is_enough = is_complete || (self.founders.is_majority(count) && waited > FORM_PATIENCE);
-        let is_first = others.iter().all(|url| self.founders.own_url() < url.as_str());
+        let is_complete = count == self.view.founders.nodes().len();
+        let is_enough = is_complete || (self.view.founders.is_majority(count) && waited > FORM_PATIENCE);
+        let is_first = others.iter().all(|url| self.view.founders.own_url() < url.as_str());
         is_enough && (is_first || waited > FIRST_PATIENCE)
     }
 
@@ -127,7 +123,7 @@ impl Discovery {
         if members.is_empty() {
             return Ok(());
         }
-        let change = Change::Join { id, url: self.founders.own_url().to_owned() };
+        let change = Change::Join { id, url: self.view.founders.own_url().to_owned() };
         for url in members {
             match self.membership.ask(ANYONE, url, &change).await {
                 Ok(Progress::NotLeader) | Err(_) => {}
@@ -148,7 +144,7 @@ impl Discovery {
         }
         match &progress {
             Progress::Unknown => tracing::warn!(
-                url = self.founders.own_url(),
+                url = self.view.founders.own_url(),
                 "the cluster does not know this node; `brink cluster add` on one of its nodes lets it in"
             ),
             progress => tracing::info!(?progress, "this node has asked to be let in"),

@@ -15,13 +15,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::founders::Founders;
 use super::identity::{self, Decision, Identity, Member};
-use super::peer_table::PeerTable;
+use super::view::ClusterView;
 use crate::replication::error::Error;
 use crate::replication::ids::ClusterId;
 use crate::replication::peer::protocol::{ANYONE, Call, Transport};
-use crate::replication::raft::engine::RaftHandle;
 use crate::replication::types::{decode, encode};
 use crate::storage::Log;
 
@@ -94,17 +92,15 @@ impl Acceptor {
 pub(crate) struct Formation {
     /// Whether the node may form a cluster at all.
     pub(crate) may_found: bool,
-    pub(crate) founders: Arc<Founders>,
     pub(crate) identity: Arc<Identity>,
-    pub(crate) raft: Arc<RaftHandle>,
-    pub(crate) peers: Arc<PeerTable>,
+    pub(crate) view: Arc<ClusterView>,
     pub(crate) transport: Arc<dyn Transport>,
 }
 
 impl Formation {
     /// Forms a cluster with other founders, if a majority agrees. `highest` is the highest ballot number seen so far.
     pub(super) async fn form(&self, others: &[String], highest: &mut u64) -> Result<(), Error> {
-        let ballot = (*highest + 1, self.founders.own_id());
+        let ballot = (*highest + 1, self.view.founders.own_id());
         let Some(promises) = self.poll(others, ballot, Step::Prepare, highest).await? else { return Ok(()) };
         let accepted = promises.into_iter().flatten().max();
         let cluster = accepted.map_or_else(ClusterId::random, |(_, cluster)| cluster);
@@ -114,7 +110,7 @@ impl Formation {
         // The id is chosen. Nodes that miss this message see it in the others' hellos.
         self.poll(others, ballot, Step::Found(cluster), highest).await?;
         if self.identity.cluster() == Some(cluster) {
-            self.raft.initialize(self.founders.nodes()).await;
+            self.view.raft.initialize(self.view.founders.nodes()).await;
         }
         Ok(())
     }
@@ -128,7 +124,7 @@ impl Formation {
         step: Step,
         highest: &mut u64,
     ) -> Result<Option<Vec<Option<(Ballot, ClusterId)>>>, Error> {
-        let proposal = Proposal { founders: self.founders.nodes().clone(), ballot, step };
+        let proposal = Proposal { founders: self.view.founders.nodes().clone(), ballot, step };
         let request = encode(&proposal)?;
         let ask = |url: &String| {
             let answer = self.transport.call(ANYONE, url, Call::Form, request.clone(), FORM_TIMEOUT);
@@ -143,15 +139,15 @@ impl Formation {
             }
         }
         *highest = ballot.0.max(*highest);
-        Ok(self.founders.is_majority(granted.len()).then_some(granted))
+        Ok(self.view.founders.is_majority(granted.len()).then_some(granted))
     }
 
     /// Answers a step, as an acceptor.
     pub(crate) async fn answer(&self, proposal: &Proposal) -> Result<Reply, Error> {
         let decision = self.identity.decide().await;
         let mut acceptor = Acceptor::stored(decision.log())?;
-        if proposal.founders != *self.founders.nodes() {
-            let (theirs, ours) = (proposal.founders.values(), self.founders.nodes().values());
+        if proposal.founders != *self.view.founders.nodes() {
+            let (theirs, ours) = (proposal.founders.values(), self.view.founders.nodes().values());
             tracing::warn!(?theirs, ?ours, "lists of nodes differ");
             return Ok(Reply::Refused(acceptor.promised));
         }
@@ -171,7 +167,7 @@ impl Formation {
 
     /// Makes this node a founder of a cluster whose id was chosen, and which it has accepted.
     async fn become_founder(&self, decision: &Decision<'_>, cluster: ClusterId) -> Result<(), Error> {
-        decision.become_member(Member { id: self.founders.own_id(), cluster }).await
+        decision.become_member(Member { id: self.view.founders.own_id(), cluster }).await
     }
 
     /// Identifies this node, now that a cluster can be seen: as one of its founders, or under a new id.
@@ -181,9 +177,9 @@ impl Formation {
             return Ok(());
         }
         let accepted = Acceptor::stored(decision.log())?.accepted;
-        match accepted.filter(|(_, cluster)| self.peers.sees_cluster(*cluster)) {
+        match accepted.filter(|(_, cluster)| self.view.peers.sees_cluster(*cluster)) {
             Some((_, cluster)) => self.become_founder(&decision, cluster).await,
-            None => decision.take_new_id(&self.raft).await,
+            None => decision.take_new_id(&self.view.raft).await,
         }
     }
 }

@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::founders::Founders;
 use super::identity::Identity;
-use super::peer_table::{PeerState, PeerTable};
+use super::peer_table::PeerState;
 use super::prepared::Prepared;
 use super::silence::RestartSilence;
+use super::view::ClusterView;
 use crate::replication::error::Error;
 use crate::replication::ids::ClusterId;
 use crate::replication::peer::protocol::{ANYONE, Call, Transport};
-use crate::replication::raft::engine::{RaftHandle, matched};
+use crate::replication::raft::engine::matched;
 use crate::replication::types::{decode, encode};
 use crate::storage::FreeSpace;
 
@@ -59,13 +59,11 @@ impl Hello {
 
 /// Sends and answers hellos.
 pub(crate) struct Greeter {
-    pub(crate) founders: Arc<Founders>,
     pub(crate) identity: Arc<Identity>,
-    pub(crate) raft: Arc<RaftHandle>,
+    pub(crate) view: Arc<ClusterView>,
     pub(crate) silence: Arc<RestartSilence>,
     pub(crate) prepared: Arc<Prepared>,
     pub(crate) free_space: FreeSpace,
-    pub(crate) peers: Arc<PeerTable>,
     pub(crate) transport: Arc<dyn Transport>,
 }
 
@@ -82,31 +80,31 @@ impl Greeter {
     /// Asks a peer for its state and records the answer.
     pub(super) async fn greet(&self, url: &str) {
         match self.ask(url).await {
-            Ok((hello, rtt)) => self.peers.note_heard(url, hello.id, |state| {
+            Ok((hello, rtt)) => self.view.peers.note_heard(url, hello.id, |state| {
                 state.rtt = Some(rtt);
                 hello.update(state);
             }),
-            Err(error) => self.peers.note_failure(url, &error),
+            Err(error) => self.view.peers.note_failure(url, &error),
         }
     }
 
     /// Answers a peer's hello and records its state.
     pub(crate) fn answer(&self, greeting: &Hello) -> Hello {
-        self.peers.note_heard(&greeting.url, greeting.id, |state| greeting.update(state));
+        self.view.peers.note_heard(&greeting.url, greeting.id, |state| greeting.update(state));
         self.hello()
     }
 
     fn hello(&self) -> Hello {
-        let metrics = self.raft.metrics();
+        let metrics = self.view.raft.metrics();
         let stage = self.identity.stage();
         Hello {
-            id: self.raft.id(),
+            id: self.view.raft.id(),
             decided: stage.id().is_some(),
-            url: self.founders.own_url().to_owned(),
-            initialized: self.raft.is_initialized(),
+            url: self.view.founders.own_url().to_owned(),
+            initialized: self.view.raft.is_initialized(),
             cluster: stage.cluster(),
             silent: self.silence.is_silent(),
-            knows: self.founders.peer_urls(),
+            knows: self.view.founders.peer_urls(),
             last_log_index: metrics.last_log_index,
             matched: matched(&metrics),
             prepared_revision: self.prepared.own(),

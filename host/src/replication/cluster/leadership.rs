@@ -9,34 +9,18 @@ use std::time::Duration;
 use openraft::ServerState;
 use tokio::time::Instant;
 
+use super::change::Progress;
 use super::members::Members;
-use super::peer_table::PeerTable;
+use super::view::ClusterView;
 use crate::replication::lease::Lease;
-use crate::replication::raft::engine::RaftHandle;
 
 /// Pause between attempts to hand over.
 const HAND_OVER_PAUSE: Duration = Duration::from_millis(50);
 
 /// This node's leadership, if it leads.
 pub(crate) struct Leadership {
-    raft: Arc<RaftHandle>,
-    peers: Arc<PeerTable>,
+    view: Arc<ClusterView>,
     lease: Arc<Lease>,
-}
-
-/// The result of an attempt to hand over.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum HandOver {
-    /// This node is the leader that was asked for.
-    Done,
-    /// Under way, or possible soon.
-    Pending,
-    /// This node no longer leads.
-    NotLeader,
-    /// The cluster has no such node.
-    Unknown,
-    /// Impossible, with the reason.
-    Refused(String),
 }
 
 /// A voter that can take over.
@@ -57,40 +41,40 @@ enum Fitness {
 }
 
 impl Leadership {
-    pub(crate) fn new(raft: Arc<RaftHandle>, peers: Arc<PeerTable>, lease: Arc<Lease>) -> Self {
-        Self { raft, peers, lease }
+    pub(crate) fn new(view: Arc<ClusterView>, lease: Arc<Lease>) -> Self {
+        Self { view, lease }
     }
 
     /// Makes the voter with a URL the leader.
-    pub(super) async fn transfer(&self, members: &Members, url: &str) -> HandOver {
+    pub(super) async fn transfer(&self, members: &Members, url: &str) -> Progress {
         let ids = members.with_url(url);
         match ids.iter().find(|id| members.voters.contains(id)) {
-            None if ids.is_empty() => HandOver::Unknown,
-            None => HandOver::Refused("it is not a voter".to_owned()),
-            Some(id) if *id == self.raft.id() => HandOver::Done,
+            None if ids.is_empty() => Progress::Unknown,
+            None => Progress::Refused("it is not a voter".to_owned()),
+            Some(id) if *id == self.view.raft.id() => Progress::Done,
             Some(id) => match self.fitness(members, *id) {
                 Fitness::Ready => self.hand_to(*id).await,
-                Fitness::NotYet => HandOver::Pending,
-                Fitness::Unreachable => HandOver::Refused(format!("{url} cannot be reached")),
+                Fitness::NotYet => Progress::Pending,
+                Fitness::Unreachable => Progress::Refused(format!("{url} cannot be reached")),
             },
         }
     }
 
     /// Hands the leadership to the fittest voter: among those that can take over, one with free space if there is one, and
     /// with the longest log.
-    pub(super) async fn give_way(&self, members: &Members) -> HandOver {
+    pub(super) async fn give_way(&self, members: &Members) -> Progress {
         match self.successors(members).max_by_key(|successor| (!successor.is_full, successor.matched)) {
             Some(successor) => self.hand_to(successor.id).await,
-            None if self.others(members).any(|id| self.fitness(members, id) == Fitness::NotYet) => HandOver::Pending,
-            None => HandOver::Refused("no other voter can be reached".to_owned()),
+            None if self.others(members).any(|id| self.fitness(members, id) == Fitness::NotYet) => Progress::Pending,
+            None => Progress::Refused("no other voter can be reached".to_owned()),
         }
     }
 
     /// On a leader that is about to stop: hands over, so that writes continue without an election.
     pub(crate) async fn hand_over(&self, deadline: Instant) {
         while self.leads() && Instant::now() < deadline {
-            let members = self.raft.with_metrics(Members::of);
-            if members.voters.len() < 2 || self.give_way(&members).await != HandOver::Pending {
+            let members = self.view.raft.with_metrics(Members::of);
+            if members.voters.len() < 2 || self.give_way(&members).await != Progress::Pending {
                 return;
             }
             tokio::time::sleep(HAND_OVER_PAUSE).await;
@@ -112,17 +96,17 @@ impl Leadership {
 
     /// Whether this node leads.
     pub(crate) fn leads(&self) -> bool {
-        self.raft.with_metrics(|metrics| metrics.state == ServerState::Leader)
+        self.view.raft.with_metrics(|metrics| metrics.state == ServerState::Leader)
     }
 
     fn successor_with_space(&self) -> Option<u64> {
-        let members = self.raft.with_metrics(Members::of);
+        let members = self.view.raft.with_metrics(Members::of);
         let with_space = self.successors(&members).filter(|successor| !successor.is_full);
         with_space.max_by_key(|successor| successor.matched).map(|successor| successor.id)
     }
 
     fn others(&self, members: &Members) -> impl Iterator<Item = u64> {
-        let own = self.raft.id();
+        let own = self.view.raft.id();
         members.matched.keys().copied().filter(move |id| *id != own && members.voters.contains(id))
     }
 
@@ -130,12 +114,12 @@ impl Leadership {
         self.others(members).filter(|id| self.fitness(members, *id) == Fitness::Ready).map(|id| Successor {
             id,
             matched: members.matched.get(&id).copied().unwrap_or(0),
-            is_full: members.nodes.get(&id).and_then(|url| self.peers.get(url)).is_some_and(|peer| peer.is_full),
+            is_full: members.nodes.get(&id).and_then(|url| self.view.peers.get(url)).is_some_and(|peer| peer.is_full),
         })
     }
 
     fn fitness(&self, members: &Members, id: u64) -> Fitness {
-        let peer = members.nodes.get(&id).and_then(|url| self.peers.get(url));
+        let peer = members.nodes.get(&id).and_then(|url| self.view.peers.get(url));
         match peer.filter(|peer| peer.is_healthy_as(id)) {
             Some(peer) if !peer.silent && members.has_caught_up(id) => Fitness::Ready,
             Some(_) => Fitness::NotYet,
@@ -143,12 +127,12 @@ impl Leadership {
         }
     }
 
-    async fn hand_to(&self, successor: u64) -> HandOver {
-        let term = self.raft.with_metrics(|metrics| metrics.current_term);
+    async fn hand_to(&self, successor: u64) -> Progress {
+        let term = self.view.raft.with_metrics(|metrics| metrics.current_term);
         let successor = self.lease.give_up(term, successor);
-        match self.raft.raft().trigger().transfer_leader(successor).await {
-            Ok(()) => HandOver::Pending,
-            Err(_) => HandOver::NotLeader,
+        match self.view.raft.raft().trigger().transfer_leader(successor).await {
+            Ok(()) => Progress::Pending,
+            Err(_) => Progress::NotLeader,
         }
     }
 }

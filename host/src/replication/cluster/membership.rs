@@ -12,19 +12,17 @@ use std::time::Duration;
 
 use openraft::error::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::{BasicNode, ChangeMembers, ServerState};
-use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::founders::Founders;
+use super::change::{Change, Progress, Role};
 use super::hello::Greeter;
 use super::identity::Identity;
-use super::leadership::{HandOver, Leadership};
+use super::leadership::Leadership;
 use super::members::{Members, is_joint};
 use super::view::ClusterView;
 use crate::replication::error::{Error, WriteOutcome};
 use crate::replication::peer::protocol::{Call, Transport};
-use crate::replication::raft::engine::RaftHandle;
 use crate::replication::types::{Metrics, decode, encode};
 
 /// Maximum duration of a step; a longer one is requested again.
@@ -36,69 +34,9 @@ const STEP_PAUSE: Duration = Duration::from_millis(50);
 /// Interval at which a leader looks for a joint membership to complete.
 const FINISH_JOINT_INTERVAL: Duration = Duration::from_millis(250);
 
-/// A change of the membership or the leader.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) enum Change {
-    /// A new node, or one that lost its disk, asks to be let in under its own id.
-    Join { id: u64, url: String },
-    /// An operator adds a node or changes its role.
-    Add { url: String, role: Role },
-    /// An operator removes a node.
-    Remove { url: String },
-    /// An operator makes a node the leader.
-    Transfer { url: String },
-}
-
-impl Change {
-    fn url(&self) -> &str {
-        match self {
-            Self::Join { url, .. } | Self::Add { url, .. } | Self::Remove { url } | Self::Transfer { url } => url,
-        }
-    }
-}
-
-/// The role of a node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Role {
-    /// Counts for the quorum and may lead.
-    Voter,
-    /// Receives every write, later than the voters, and serves reads.
-    Learner,
-}
-
-/// The progress of a change.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Progress {
-    /// The change is in force.
-    Done,
-    /// The change is under way: ask again.
-    Pending,
-    /// The node that was asked does not lead.
-    NotLeader,
-    /// The cluster has no node with that URL: an operator must add it.
-    Unknown,
-    /// The change is impossible, with the reason.
-    Refused(String),
-}
-
-impl From<HandOver> for Progress {
-    fn from(hand_over: HandOver) -> Self {
-        match hand_over {
-            HandOver::Done => Self::Done,
-            HandOver::Pending => Self::Pending,
-            HandOver::NotLeader => Self::NotLeader,
-            HandOver::Unknown => Self::Unknown,
-            HandOver::Refused(reason) => Self::Refused(reason),
-        }
-    }
-}
-
 /// Changes the membership.
 pub(crate) struct Membership {
-    pub(crate) founders: Arc<Founders>,
     pub(crate) identity: Arc<Identity>,
-    pub(crate) raft: Arc<RaftHandle>,
     pub(crate) view: Arc<ClusterView>,
     pub(crate) greeter: Arc<Greeter>,
     pub(crate) leadership: Arc<Leadership>,
@@ -113,7 +51,7 @@ impl Membership {
         let mut began = false;
         loop {
             let progress = match self.view.leader() {
-                Some((leader, _)) if leader == self.raft.id() => self.step(change).await,
+                Some((leader, _)) if leader == self.view.raft.id() => self.step(change).await,
                 Some((leader, url)) => self.ask(leader, &url, change).await.unwrap_or(Progress::Pending),
                 None => Progress::NotLeader,
             };
@@ -153,21 +91,21 @@ impl Membership {
             Change::Join { id, url } => self.let_in(&members, *id, url).await,
             Change::Add { url, role } => self.add(&members, url, *role).await,
             Change::Remove { url } => self.remove(&members, url).await,
-            Change::Transfer { url } => self.leadership.transfer(&members, url).await.into(),
+            Change::Transfer { url } => self.leadership.transfer(&members, url).await,
         }
     }
 
     /// The membership in force, if this node leads.
     fn members(&self) -> Option<Members> {
-        self.raft.with_metrics(|metrics| leads(metrics).then(|| Members::of(metrics)))
+        self.view.raft.with_metrics(|metrics| leads(metrics).then(|| Members::of(metrics)))
     }
 
     /// Completes joint memberships left behind by earlier leaders, while this node runs and leads.
     pub(crate) async fn finish_joint(self: Arc<Self>, stop: CancellationToken) {
         while stop.run_until_cancelled(tokio::time::sleep(FINISH_JOINT_INTERVAL)).await.is_some() {
             let left_behind = |metrics: &_| leads(metrics) && is_joint(metrics);
-            if self.raft.with_metrics(left_behind) && self.complete_joint().await == Progress::Pending {
-                tracing::info!("a change of the membership that was under way is brought to its end");
+            if self.view.raft.with_metrics(left_behind) && self.complete_joint().await == Progress::Pending {
+                tracing::info!("completed a change of the membership that an earlier leader had left behind");
             }
         }
     }
@@ -216,7 +154,7 @@ impl Membership {
                 (true, Role::Voter) | (false, Role::Learner) => Progress::Done,
                 (false, Role::Voter) => self.admit(members, id, url, role).await,
                 (true, Role::Learner) => match self.without(members, id).await {
-                    Ok(_) if id == self.raft.id() => self.leadership.give_way(members).await.into(),
+                    Ok(_) if id == self.view.raft.id() => self.leadership.give_way(members).await,
                     Ok(_) => self.apply(ChangeMembers::RemoveVoters(BTreeSet::from([id])), Progress::Done).await,
                     Err(refusal) => refusal,
                 },
@@ -236,7 +174,7 @@ impl Membership {
         }
         if !hello.decided {
             // It takes an id once it sees this cluster, which it does only if it was started with one of its nodes.
-            return match hello.knows.contains(self.founders.own_url())
+            return match hello.knows.contains(self.view.founders.own_url())
                 || members.nodes.values().any(|member| hello.knows.contains(member))
             {
                 true => Progress::Pending,
@@ -258,8 +196,8 @@ impl Membership {
             Ok(voters) => voters,
             Err(refusal) => return refusal,
         };
-        if id == self.raft.id() {
-            return self.leadership.give_way(members).await.into();
+        if id == self.view.raft.id() {
+            return self.leadership.give_way(members).await;
         }
         self.apply(ChangeMembers::ReplaceAllVoters(voters), Progress::Done).await
     }
@@ -270,7 +208,7 @@ impl Membership {
         let others: BTreeMap<u64, &str> = others.map(|(id, url)| (*id, url.as_str())).collect();
         // Asked now: the state recorded of a node that has just started may be old.
         let can_be_reached = async |id: u64, url: &str| {
-            id == self.raft.id() || self.greeter.ask(url).await.is_ok_and(|(hello, _)| hello.id == id)
+            id == self.view.raft.id() || self.greeter.ask(url).await.is_ok_and(|(hello, _)| hello.id == id)
         };
         let asked = futures::future::join_all(others.iter().map(|(id, url)| can_be_reached(*id, url))).await;
         let (reached, all) = (asked.into_iter().filter(|reached| *reached).count(), others.len());
@@ -290,7 +228,7 @@ impl Membership {
 
     async fn apply_retaining(&self, change: ChangeMembers<u64, BasicNode>, retain: bool, then: Progress) -> Progress {
         let Ok(_changing) = self.changing.try_lock() else { return Progress::Pending };
-        let raft = self.raft.raft();
+        let raft = self.view.raft.raft();
         let made = tokio::time::timeout(STEP_TIMEOUT, raft.change_membership(change.clone(), retain)).await;
         match made {
             Ok(Ok(_)) => {

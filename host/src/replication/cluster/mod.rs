@@ -6,9 +6,10 @@
 //! - `peer_table`, `hello`, `watch`: the state of the other nodes, and the calls that report it.
 //! - `silence`: the promise of a voter that has restarted.
 //! - `view`: the cluster as this node sees it; `status`: the same, for its users.
-//! - `members`, `membership`, `leadership`: changes of the membership and of the leader.
+//! - `change`, `members`, `membership`, `leadership`: changes of the membership and of the leader.
 //! - `prepared`: up to which revision the nodes have prepared the store's plugins and hooks.
 
+pub(crate) mod change;
 pub(crate) mod discovery;
 pub(crate) mod formation;
 pub(crate) mod founders;

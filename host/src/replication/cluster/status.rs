@@ -6,12 +6,10 @@ use std::time::Duration;
 use openraft::ServerState;
 use openraft::async_runtime::Instant as _;
 
-use super::founders::Founders;
 use super::identity::Identity;
-use super::peer_table::PeerTable;
 use super::view::ClusterView;
 use crate::replication::ids::ClusterId;
-use crate::replication::raft::engine::{RaftHandle, matched};
+use crate::replication::raft::engine::matched;
 use crate::replication::types::Metrics;
 
 /// The cluster as one node sees it.
@@ -70,11 +68,8 @@ pub struct PeerStatus {
 
 /// Reports the status of the cluster.
 pub(crate) struct StatusReport {
-    pub(crate) founders: Arc<Founders>,
     pub(crate) identity: Arc<Identity>,
-    pub(crate) raft: Arc<RaftHandle>,
     pub(crate) view: Arc<ClusterView>,
-    pub(crate) peers: Arc<PeerTable>,
     /// The length of the leader's lease.
     pub(crate) lease: Duration,
 }
@@ -82,10 +77,10 @@ pub(crate) struct StatusReport {
 impl StatusReport {
     /// The cluster as this node sees it.
     pub(crate) fn status(&self) -> Status {
-        let metrics = self.raft.metrics();
+        let metrics = self.view.raft.metrics();
         let (nodes, voters) = (self.view.nodes(&metrics), self.view.voters(&metrics));
         let newest = self.newest_log_index(&metrics);
-        let peers = self.peers.all();
+        let peers = self.view.peers.all();
         // The leader knows best how far the others are.
         let matched = match self.view.leader() {
             Some((leader, url)) if leader != metrics.id => peers.get(&url).map(|leader| leader.matched.clone()),
@@ -94,7 +89,7 @@ impl StatusReport {
         let known = |id: &u64| matched.as_ref().and_then(|matched| matched.get(id).copied());
         let others: Vec<PeerStatus> = nodes
             .iter()
-            .filter(|(_, url)| *url != self.founders.own_url())
+            .filter(|(_, url)| *url != self.view.founders.own_url())
             .map(|(id, url)| {
                 let peer = peers.get(url).cloned().unwrap_or_default();
                 PeerStatus {
@@ -116,7 +111,7 @@ impl StatusReport {
             cluster: self.identity.cluster(),
             self_id: metrics.id,
             self_lag_entries: newest.saturating_sub(metrics.last_log_index.unwrap_or(0)),
-            self_url: self.founders.own_url().to_owned(),
+            self_url: self.view.founders.own_url().to_owned(),
             state: state(&metrics),
             role: role_of(voters.contains_key(&metrics.id)),
             is_member: nodes.contains_key(&metrics.id),
@@ -136,7 +131,7 @@ impl StatusReport {
         if metrics.state == ServerState::Leader {
             return metrics.last_log_index.unwrap_or(0);
         }
-        let peers = self.peers.all();
+        let peers = self.view.peers.all();
         let theirs = peers.values().filter_map(|peer| peer.last_log_index).max().unwrap_or(0);
         metrics.last_log_index.unwrap_or(0).max(theirs)
     }

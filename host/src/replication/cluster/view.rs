@@ -1,4 +1,6 @@
 //! The cluster as this node sees it: nodes, voters, the leader, and whether a majority can be reached.
+//!
+//! It combines the sources of that knowledge: the membership in the log, the founders, and the hellos of the peers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,9 +16,9 @@ use crate::replication::types::{Metrics, Vote};
 
 /// The cluster as this node sees it.
 pub(crate) struct ClusterView {
-    raft: Arc<RaftHandle>,
-    founders: Arc<Founders>,
-    peers: Arc<PeerTable>,
+    pub(crate) raft: Arc<RaftHandle>,
+    pub(crate) founders: Arc<Founders>,
+    pub(crate) peers: Arc<PeerTable>,
     /// The leader that was last heard since this node started: term and id.
     heard: Mutex<Option<(u64, u64)>>,
 }

@@ -7,10 +7,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::hello::Greeter;
-use super::peer_table::PeerTable;
 use super::status::StatusReport;
 use super::view::ClusterView;
-use crate::replication::raft::engine::RaftHandle;
 use crate::telemetry::Telemetry;
 
 /// Interval of hellos to a peer.
@@ -23,9 +21,7 @@ const HELLO_INTERVAL_FORMING: Duration = Duration::from_millis(25);
 #[derive(Clone)]
 pub(crate) struct Watch {
     pub(crate) view: Arc<ClusterView>,
-    pub(crate) peers: Arc<PeerTable>,
     pub(crate) greeter: Arc<Greeter>,
-    pub(crate) raft: Arc<RaftHandle>,
     pub(crate) status: Arc<StatusReport>,
     pub(crate) telemetry: Telemetry,
     pub(crate) tasks: TaskTracker,
@@ -36,7 +32,7 @@ impl Watch {
     pub(crate) async fn watch_peers(self, stop: CancellationToken) {
         loop {
             for url in self.view.watched_urls() {
-                if self.peers.add(&url) {
+                if self.view.peers.add(&url) {
                     self.tasks.spawn(self.clone().watch_peer(url, stop.clone()));
                 }
             }
@@ -59,14 +55,14 @@ impl Watch {
                 return;
             }
         }
-        self.peers.remove(&url);
+        self.view.peers.remove(&url);
     }
 
     /// Shows the cluster's state in the metrics.
     fn publish(&self) {
         let status = self.status.status();
         let metrics = self.telemetry.metrics();
-        metrics.set_log_entries(self.raft.log_entries());
+        metrics.set_log_entries(self.view.raft.log_entries());
         metrics.set_cluster(status.term, self.view.leader().map(|(leader, _)| leader), status.has_quorum);
         for node in &status.nodes {
             if let Some(lag) = node.lag_entries {

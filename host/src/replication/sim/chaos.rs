@@ -5,8 +5,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::network::Weather;
+use super::node::{Node, metrics_of};
 use super::world::World;
-use crate::replication::cluster::membership::Role;
+use crate::replication::cluster::change::Role;
 use crate::replication::types::Metrics;
 
 /// Longest time between two faults, in milliseconds.
@@ -23,7 +24,7 @@ pub(super) struct Chaos {
     next_ms: u64,
     /// Nodes that are down, and when they return.
     returning: Vec<(u64, usize)>,
-    /// Whether nodes come and go, and lose tsuccessor disks.
+    /// Whether nodes join, leave, and lose their disks.
     changes_members: bool,
     /// Number of faults so far.
     pub(super) faults: usize,
@@ -122,13 +123,9 @@ fn is_whole(world: &World) -> bool {
     membership.get_joint_config().len() == 1 && voters.len() >= 3 && voters.iter().all(is_there)
 }
 
-pub(super) fn metrics_of(handle: &crate::replication::Handle) -> Metrics {
-    handle.0.server.raft.metrics()
-}
-
 /// The node that believes that it leads in the latest term.
 pub(super) fn leader(world: &World) -> Option<usize> {
-    let leads = |node: &super::node::Node| {
+    let leads = |node: &Node| {
         let metrics = metrics_of(node.handle()?);
         (metrics.state == openraft::ServerState::Leader).then_some((metrics.current_term, node.number))
     };

@@ -1,8 +1,9 @@
 //! The identity of a node that lost its disk: it never returns under its former id (P8).
 
 use super::chaos::leader;
+use super::course::finish;
+use super::node::Node;
 use super::world::World;
-use super::{Node, finish};
 
 fn cut(world: &mut World, one: usize, other: usize) {
     world.cuts.cut(one, other);
@@ -31,7 +32,7 @@ fn a_node_that_lost_its_disk_does_not_learn_its_old_cluster_from_a_founder_witho
             }
         };
         let loser = 1 - led_by;
-        let lost_id = world.nodes[loser].handle().unwrap().0.server.raft.id();
+        let lost_id = world.nodes[loser].handle().unwrap().0.server.view.raft.id();
         (0..200).for_each(|_| world.step().unwrap());
         world.crash(loser, true);
         world.nodes[loser].wipe();
@@ -42,7 +43,7 @@ fn a_node_that_lost_its_disk_does_not_learn_its_old_cluster_from_a_founder_witho
         for _ in 0..4_000 {
             world.step().unwrap();
             if is_identified(&world, loser) {
-                assert_ne!(world.nodes[loser].handle().unwrap().0.server.raft.id(), lost_id, "of seed {seed}");
+                assert_ne!(world.nodes[loser].handle().unwrap().0.server.view.raft.id(), lost_id, "of seed {seed}");
             }
         }
         world.cuts.heal();

@@ -15,11 +15,11 @@ use openraft::raft::{VoteRequest, VoteResponse};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::chaos::{leader, metrics_of};
+use super::chaos::leader;
+use super::course::{finish, form};
 use super::history::Request;
-use super::node::{Node, url};
+use super::node::{Node, metrics_of, url};
 use super::world::World;
-use super::{finish, form};
 use crate::replication::cluster::silence::RESTART_MARGIN;
 use crate::replication::peer::protocol::{Call, Envelope};
 use crate::replication::types::Metrics;

@@ -42,188 +42,25 @@
 
 mod chaos;
 mod clients;
+mod course;
 mod history;
 mod identities;
 mod invariants;
 mod leases;
 mod network;
 mod node;
+mod panics;
 pub(super) mod runtime;
 mod watch;
 mod world;
 
-use std::cell::Cell;
-use std::collections::BTreeSet;
-use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
 
-use self::chaos::Chaos;
-use self::history::Response;
+use self::course::run;
 use self::invariants::Violation;
-use self::node::Node;
-use self::world::World;
-
-/// Maximum time to form a cluster.
-const FORM_MS_MAX: u64 = 5_000;
-
-/// Duration of the faults.
-const FAULTS_MS: std::ops::RangeInclusive<u64> = 2_500..=5_500;
-
-/// Least time for which clients continue once everything has healed.
-const HEALED_MS_MIN: u64 = 700;
-
-/// Maximum time from the end of all faults to the next committed write.
-const RECOVER_MS_MAX: u64 = 4_000;
-
-/// Maximum time for the nodes to reach the same state once the clients have stopped.
-const SETTLE_MS_MAX: u64 = 8_000;
-
-/// Steps for which all nodes must have applied the same log before the end, so that the invariants observe it.
-const STEPS_AT_REST: u32 = 10;
-
-/// The course of a seed without a violation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Course {
-    /// The digest of all events.
-    events: u64,
-    operations: usize,
-    acknowledged: usize,
-    faults: usize,
-}
-
-/// The cluster of a seed, before its first step.
-fn cluster(seed: u64) -> (World, bool) {
-    let mut rng = fastrand::Rng::with_seed(!seed);
-    let founders = if rng.u32(0..8) == 0 { 5 } else { 3 };
-    let changes_members = rng.u32(0..3) == 0;
-    let spare = usize::from(changes_members && rng.bool());
-    let clocks_apart = rng.bool();
-    let peers: Vec<usize> = (0..founders).collect();
-    // Small, so that snapshots are taken and logs are cut often.
-    let snapshot_entries = if rng.bool() { rng.u64(10..60) } else { 10_000 };
-    let nodes = (0..founders + spare).map(|number| {
-        let clock = if clocks_apart { rng.u64(CLOCK_PERMILLE) } else { 1_000 };
-        Node::new(number, &peers, rng.u64(..), clock, snapshot_entries)
-    });
-    (World::new(seed, nodes.collect()), changes_members)
-}
-
-/// Rates of clocks, in parts per thousand: within the bound that leases rely on (see `lease`).
-const CLOCK_PERMILLE: std::ops::RangeInclusive<u64> = 970..=1_030;
-
-/// Runs a seed.
-fn run(seed: u64) -> Result<Course, Violation> {
-    let (mut world, changes_members) = cluster(seed);
-    form(&mut world)?;
-    world.clients_act = true;
-    let mut chaos = Chaos::new(world.now_ms, changes_members);
-    let end_ms = world.now_ms + world.rng.u64(FAULTS_MS);
-    while world.now_ms < end_ms {
-        chaos.act(&mut world);
-        world.step()?;
-    }
-    chaos.end(&mut world);
-    finish(&mut world)?;
-    let acknowledged = world.history.operations.iter().filter(|operation| operation.outcome().is_some()).count();
-    let operations = world.history.operations.len();
-    Ok(Course { events: world.events(), operations, acknowledged, faults: chaos.faults })
-}
-
-/// Starts all nodes and waits until there is a leader.
-fn form(world: &mut World) -> Result<(), Violation> {
-    (0..world.nodes.len()).for_each(|number| world.start(number));
-    while chaos::leader(world).is_none() {
-        if world.now_ms > FORM_MS_MAX {
-            return Err(Violation::new("availability", "no cluster was formed"));
-        }
-        world.step()?;
-    }
-    Ok(())
-}
-
-/// After everything has healed: checks that the cluster is soon writable, comes to rest, and has kept its promises.
-fn finish(world: &mut World) -> Result<(), Violation> {
-    let healed_ms = world.now_ms;
-    while world.now_ms < healed_ms + HEALED_MS_MIN || !was_written_since(world, healed_ms) {
-        if world.now_ms > healed_ms + RECOVER_MS_MAX {
-            return Err(Violation::new("availability", "no write was committed after the last fault"));
-        }
-        world.step()?;
-    }
-    world.clients_act = false;
-    let rest_ms = world.now_ms;
-    // A delayed write may still arrive when all seems at rest.
-    let mut steps_at_rest = 0;
-    while steps_at_rest < STEPS_AT_REST {
-        if world.now_ms > rest_ms + SETTLE_MS_MAX {
-            let detail = format!("the nodes did not come to the same state: {}", state(world));
-            return Err(Violation::new("availability", detail));
-        }
-        world.step()?;
-        steps_at_rest = if is_at_rest(world) { steps_at_rest + 1 } else { 0 };
-    }
-    world.invariants.conclude(&world.history, &members(world), world.looks_for_orders)
-}
-
-fn was_written_since(world: &World, since_ms: u64) -> bool {
-    let since = world.history.operations.iter().rev().take_while(|operation| operation.called_ms >= since_ms);
-    since.into_iter().any(|operation| matches!(operation.response, Some(Response::Committed(_))))
-}
-
-/// The members of the cluster, as its leader sees it.
-fn members(world: &World) -> Vec<&Node> {
-    let leader = chaos::leader(world).and_then(|number| world.nodes.get(number)).and_then(Node::handle);
-    let ids: BTreeSet<u64> = leader
-        .map(|handle| chaos::metrics_of(handle).membership_config.nodes().map(|(id, _)| *id).collect())
-        .unwrap_or_default();
-    let nodes = world.nodes.iter();
-    nodes.filter(|node| node.handle().is_some_and(|handle| ids.contains(&handle.0.server.raft.id()))).collect()
-}
-
-/// The progress of clients and nodes, as text.
-fn state(world: &World) -> String {
-    let waiting: Vec<u64> = world.clients.iter().filter_map(clients::Client::waits_for).collect();
-    let running = |node: &Node| Some((node.number, node.handle()?.clone(), node.running.as_ref()?.data.revision()));
-    let nodes = world.nodes.iter().filter_map(running).map(|(number, handle, data)| {
-        let metrics = chaos::metrics_of(&handle);
-        let applied = *handle.applied().borrow();
-        format!(
-            "node {number} has log {:?}, committed {:?}, applied {applied} ({:?}), revision {data}, {:?}",
-            metrics.last_log_index, metrics.local_committed, metrics.last_applied, metrics.state
-        )
-    });
-    format!("operations {waiting:?} wait, {}", nodes.collect::<Vec<_>>().join("; "))
-}
-
-/// Whether no client waits and every member has applied the leader's whole log.
-fn is_at_rest(world: &World) -> bool {
-    let Some(leader) = chaos::leader(world).and_then(|number| world.nodes.get(number)).and_then(Node::handle) else {
-        return false;
-    };
-    let last = chaos::metrics_of(leader).last_log_index.unwrap_or(0);
-    let has_applied = |node: &&Node| node.handle().is_some_and(|handle| *handle.applied().borrow() == last);
-    world.clients.iter().all(|client| client.waits_for().is_none()) && members(world).iter().all(has_applied)
-}
-
-thread_local! {
-    static PANICKED: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Whether anything has panicked on this thread since the last call. tokio catches the panics of tasks.
-fn has_panicked() -> bool {
-    static WATCHING: Once = Once::new();
-    WATCHING.call_once(|| {
-        let before = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| {
-            PANICKED.set(true);
-            before(info);
-        }));
-    });
-    PANICKED.replace(false)
-}
 
 /// A number from the environment.
 fn setting(name: &str, default: u64) -> u64 {

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use super::network::{Outbox, SimTransport};
 use crate::replication::blocking::{Blocking, Delay};
+use crate::replication::types::Metrics;
 use crate::replication::{Handle, Options, StartError, Timing};
 use crate::storage::memory::SimDisk;
 use crate::storage::{Data, FreeSpace, Log, simulated_data, simulated_log};
@@ -193,6 +194,11 @@ impl Future for Polls {
         context.waker().wake_by_ref();
         Poll::Pending
     }
+}
+
+/// The metrics of a node's consensus engine.
+pub(super) fn metrics_of(handle: &Handle) -> Metrics {
+    handle.0.server.view.raft.metrics()
 }
 
 /// The URL of a node.

@@ -16,6 +16,7 @@ use super::history::{History, Request, Response};
 use super::invariants::{Invariants, Violation};
 use super::network::{Answer, Body, Cuts, Outbox, Outgoing, Reply, Serving, Weather};
 use super::node::Node;
+use super::panics;
 use crate::replication::WriteOutcome;
 use crate::replication::peer::protocol::{Call, CallError, Envelope};
 use crate::telemetry::Telemetry;
@@ -151,7 +152,7 @@ impl World {
             started.map_err(|error| Violation::new("availability", format!("node {number} cannot start: {error}")))?;
             self.collect();
         }
-        if super::has_panicked() {
+        if panics::has_panicked() {
             return Err(Violation::new("availability", "a node has panicked"));
         }
         if self.now_ms.is_multiple_of(LOOK_INTERVAL_MS) {

@@ -13,31 +13,27 @@ use crate::storage::{Error, dir};
 
 /// Settings of a database.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::storage) struct DatabaseOptions {
+pub struct DatabaseOptions {
     /// Memory for cached blocks.
-    pub(in crate::storage) cache_bytes: u64,
+    pub cache_bytes: u64,
     /// Journal bytes kept before tables are flushed; bounds recovery time.
-    pub(in crate::storage) journal_bytes_max: u64,
+    pub journal_bytes_max: u64,
     /// Threads that flush and compact tables.
-    pub(in crate::storage) workers: usize,
+    pub workers: usize,
 }
 
 /// Settings of a table. They take effect when the table is created, and never again.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::storage) struct TableOptions {
-    pub(in crate::storage) name: &'static str,
+pub struct TableOptions {
+    pub name: &'static str,
     /// Memory of the table before it is flushed.
-    pub(in crate::storage) memtable_bytes_max: u64,
+    pub memtable_bytes_max: u64,
     /// Values larger than this are stored apart from their keys; none, if absent.
-    pub(in crate::storage) separate_bytes_min: Option<u32>,
+    pub separate_bytes_min: Option<u32>,
 }
 
 /// Opens the database in a directory, and creates the database and its tables if they are missing.
-pub(in crate::storage) fn open(
-    dir: &Path,
-    options: DatabaseOptions,
-    tables: &[TableOptions],
-) -> Result<Box<dyn StorageEngine>, Error> {
+pub fn open(dir: &Path, options: DatabaseOptions, tables: &[TableOptions]) -> Result<Box<dyn StorageEngine>, Error> {
     let db = open_database(dir, options)?;
     let keyspace = |table: &TableOptions| db.keyspace(table.name, || keyspace_options(*table));
     let keyspaces = tables.iter().map(keyspace).collect::<Result<_, _>>()?;

@@ -1,16 +1,16 @@
 //! A simulated disk as the storage engine: its journal survives power losses, failures and lies. For tests.
 //!
-//! A [`SimDisk`] holds one database and outlives whoever opens it. Every batch is a record of a journal, and a sync makes
-//! all records before it durable. A power loss ([`SimDisk::lose_power`]) keeps the durable records and a prefix of the
-//! others, chosen by the disk's seed. fjall leaves the same behind: it writes its journal in order, and cuts it at the
-//! first incomplete record. A process that had the disk open before a power loss can no longer write to it, even if some
-//! of its tasks are still alive.
+//! A [`SimDisk`] holds one database and outlives whoever opens it. Every batch is a record of a journal, and a sync
+//! makes all records before it durable. A power loss ([`SimDisk::lose_power`]) keeps the durable records and a prefix
+//! of the others, chosen by the disk's seed. fjall leaves the same behind: it writes its journal in order, and cuts it
+//! at the first incomplete record. A process that had the disk open before a power loss can no longer write to it, even
+//! if some of its tasks are still alive.
 //!
 //! Beside the database lies one small file, the sidecar, which is replaced as a whole.
 //!
-//! On demand a disk fails ([`SimDisk::fail_next`]), is full ([`SimDisk::set_full`]), is slow ([`SimDisk::set_sync_time`]),
-//! or loses records that it reported as synced ([`SimDisk::lose_tail`]). After a failed write or sync nothing more is
-//! written until the database is opened again, as with fjall.
+//! On demand a disk fails ([`SimDisk::fail_next`]), is full ([`SimDisk::set_full`]), is slow
+//! ([`SimDisk::set_sync_time`]), or loses records that it reported as synced ([`SimDisk::lose_tail`]). After a failed
+//! write or sync nothing more is written until the database is opened again, as with fjall.
 
 use std::collections::BTreeMap;
 use std::io;

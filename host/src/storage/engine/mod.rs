@@ -1,19 +1,21 @@
 //! The storage engine: ordered tables with atomic batches, views of one moment, and explicit durability.
 //!
 //! Production uses fjall on a directory (`fjall`). Tests use a simulated disk (`memory`), which loses power, fails,
-//! fills up and lies on demand, and outlives the node that uses it. The rest of [`crate::storage`] sees only the traits.
+//! fills up and lies on demand, and outlives the node that uses it. The rest of [`crate::storage`] sees only the
+//! traits.
 //!
 //! # What an implementation guarantees
 //!
 //! - A batch takes effect as a whole or not at all, also across a crash.
-//! - A crash takes nothing that a sync reported as durable, and nothing that was written to the same database before it.
+//! - A crash takes nothing that a sync reported as durable, and nothing that was written to the same database before
+//!   it.
 //! - Of the batches that were not synced, a crash leaves the first ones and takes the rest.
 //! - After a failed write or sync, every later one fails until the database is opened again.
 //!
 //! # Cost
 //!
-//! One virtual call for each get, batch or sync, and one for each row of a range. Keys and values are never copied on the
-//! way. A range and a view are one allocation each.
+//! One virtual call for each get, batch or sync, and one for each row of a range. Keys and values are never copied on
+//! the way. A range and a view are one allocation each.
 
 pub(super) mod fjall;
 #[cfg(test)]
@@ -43,8 +45,8 @@ pub(super) type Keys = Box<dyn DoubleEndedIterator<Item = Result<Slice, Error>> 
 
 /// Read access to the tables of a database.
 ///
-/// A [`StorageEngine`] reads the newest batches; a view reads the state at the moment of its creation. An iterator shows
-/// one moment as well.
+/// A [`StorageEngine`] reads the newest batches; a view reads the state at the moment of its creation. An iterator
+/// shows one moment as well.
 pub(super) trait ReadTables: Send + Sync {
     /// The value of a key.
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Slice>, Error>;
@@ -58,8 +60,8 @@ pub(super) trait ReadTables: Send + Sync {
 
 /// An open database.
 pub(super) trait StorageEngine: ReadTables {
-    /// Applies a batch, and makes it as durable as requested. Later reads see the batch once this returns. An empty batch
-    /// does nothing.
+    /// Applies a batch, and makes it as durable as requested. Later reads see the batch once this returns. An empty
+    /// batch does nothing.
     fn write(&self, batch: WriteBatch, durability: Durability) -> Result<(), Error>;
 
     /// Makes everything written so far durable.

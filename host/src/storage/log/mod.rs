@@ -2,9 +2,10 @@
 //!
 //! # Approach
 //!
-//! Whoever appends puts entries into memory (`tail`), where they are readable at once, and into the queue of the `writer`.
-//! The writer runs on a thread of its own and is the only one to change the disk: `tables` stores the entries, and the
-//! `watermark` records outside of them what was made durable. When a log is opened, `examine` compares the two.
+//! Whoever appends puts entries into memory (`tail`), where they are readable at once, and into the queue of the
+//! `writer`. The writer runs on a thread of its own and is the only one to change the disk: `tables` stores the
+//! entries, and the `watermark` records outside of them what was made durable. When a log is opened, `examine` compares
+//! the two.
 //!
 //! # Guarantees
 //!
@@ -15,8 +16,8 @@
 //!
 //! # Failure model
 //!
-//! After a failed write or sync nothing is retried, since the content of the disk is unknown then: every later change fails
-//! ([`Error::Poisoned`]), and the node stops.
+//! After a failed write or sync nothing is retried, since the content of the disk is unknown then: every later change
+//! fails ([`Error::Poisoned`]), and the node stops.
 //!
 //! # Cost
 //!
@@ -68,12 +69,13 @@ struct Inner {
 }
 
 impl Log {
-    /// Opens the log in `dir`, creating it if it is missing, and starts its writer thread. The watermark is a file beside
-    /// the directory, of the same name with the extension `.watermark`.
+    /// Opens the log in `dir`, creating it if it is missing, and starts its writer thread. The watermark is a file
+    /// beside the directory, of the same name with the extension `.watermark`.
     ///
     /// # Errors
     ///
-    /// If the directory cannot be used, is locked, or has another format; [`Error::Lost`] if the log has lost durable data.
+    /// If the directory cannot be used, is locked, or has another format; [`Error::Lost`] if the log has lost durable
+    /// data.
     pub fn open(dir: &Path, on_fsync: OnFsync) -> Result<Self, Error> {
         Self::open_in(dir, on_fsync, OnLoss::Refuse)
     }
@@ -124,8 +126,8 @@ impl Log {
         Ok(())
     }
 
-    /// Appends entries, which are readable when this returns; the writer calls `done` once they are synced. Entries must
-    /// follow the last one; an empty log may begin with any index.
+    /// Appends entries, which are readable when this returns; the writer calls `done` once they are synced. Entries
+    /// must follow the last one; an empty log may begin with any index.
     pub fn append(&self, entries: Vec<(u64, Bytes)>, done: Done) {
         let mut tail = self.inner.tail.lock();
         tail.append(&entries);

@@ -41,8 +41,8 @@ pub(super) struct LogTables {
     pub(super) engine: Box<dyn StorageEngine>,
 }
 
-/// Changes that are written together. Each index and each name occurs once, since the engine gives all changes of a batch
-/// the same age.
+/// Changes that are written together. Each index and each name occurs once, since the engine gives all changes of a
+/// batch the same age.
 #[derive(Default)]
 pub(super) struct Changes {
     pub(super) entries: BTreeMap<u64, Option<Bytes>>,
@@ -149,7 +149,8 @@ impl LogTables {
         Ok(None)
     }
 
-    /// Removes the first damaged entry from `start` on, and all entries after it. Returns the index after the last one left.
+    /// Removes the first damaged entry from `start` on, and all entries after it. Returns the index after the last one
+    /// left.
     pub(super) fn cut_at_damage(&self, start: u64) -> Result<u64, Error> {
         let mut end = start;
         for row in self.engine.range(ENTRIES, EVERYTHING)? {

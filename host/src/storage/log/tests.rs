@@ -133,7 +133,7 @@ fn log_on(disk: &SimDisk) -> Log {
     simulated::open_on_thread(disk).unwrap()
 }
 
-/// Closes a log and lets go of its disk.
+/// Closes a log and its disk.
 fn shut(log: Log) {
     log.close();
 }
@@ -180,7 +180,7 @@ async fn a_simulated_log_reports_a_write_once_its_sync_has_taken_its_time() {
     let (sender, receiver) = tokio::sync::oneshot::channel();
     log.append(entries(1..2), Box::new(move |result| sender.send(result).unwrap()));
     tokio::time::sleep(Duration::from_millis(10)).await;
-    // Written, and not yet synced.
+    // Written but not yet synced.
     assert_eq!(disk.records(), (2, 1));
     receiver.await.unwrap().unwrap();
     assert_eq!((began.elapsed(), disk.records()), (Duration::from_millis(20), (2, 2)));
@@ -202,7 +202,7 @@ fn a_log_that_could_not_be_written_takes_nothing_more_until_it_is_opened_anew() 
     assert!(wait(|done| log.append(entries(3..4), done)).is_err());
     shut(log);
     disk.set_full(false);
-    // What was written when the sync failed is there or not; here it is, and a disk that lies loses it.
+    // A record whose sync failed may be there or not. Here it is there, until a lying disk loses it.
     assert_eq!(range_on(&disk), Some((1, 2)));
     disk.lose_tail(1);
     assert!(matches!(simulated::open_on_thread(&disk), Err(Error::Lost { .. })));

@@ -17,10 +17,11 @@
 //!
 //! # What it detects
 //!
-//! - After a killed process or an orderly restart, the file holds the last mark, and any missing entry or vote is noticed.
-//! - After a power loss the mark may be older than the log by [`SYNC_INTERVAL`] and one sync. If the disk also broke its
-//!   promise, a loss within that window goes unnoticed. Syncing the mark with every write would close the window, at the
-//!   price of a second sync on every write for a disk that lies about the first.
+//! - After a killed process or an orderly restart, the file holds the last mark, and any missing entry or vote is
+//!   noticed.
+//! - After a power loss the mark may be older than the log by [`SYNC_INTERVAL`] and one sync. If the disk also broke
+//!   its promise, a loss within that window goes unnoticed. Syncing the mark with every write would close the window,
+//!   at the price of a second sync on every write for a disk that lies about the first.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -47,8 +48,8 @@ const SLOTS: u64 = 3;
 /// Distance of the slots: more than a disk writes at once.
 const SLOT_BYTES: u64 = 4_096;
 
-/// Length of a slot's content: magic, format, number, promises, whether the log is damaged, whether there is a last entry,
-/// its index and checksum, and a checksum of all that.
+/// Length of a slot's content: magic, format, number, promises, whether the log is damaged, whether there is a last
+/// entry, its index and checksum, and a checksum of all that.
 const RECORD_BYTES: usize = 8 + 4 + 8 + 8 + 1 + 1 + 8 + 4 + 4;
 
 /// What a log had made durable at some moment.
@@ -71,8 +72,8 @@ pub(super) trait WatermarkStore {
     /// If it cannot be read, has another format, or is damaged.
     fn read(&self) -> Result<Option<Mark>, Error>;
 
-    /// Durably replaces whatever is stored by a mark, and starts to maintain it. A failed sync in the background poisons
-    /// the log.
+    /// Durably replaces whatever is stored by a mark, and starts to maintain it. A failed sync in the background
+    /// poisons the log.
     ///
     /// # Errors
     ///

@@ -1,7 +1,7 @@
 //! The writer: the only one that changes the log on disk.
 //!
-//! It drains its whole queue, writes everything as one batch, syncs once, and then calls back everyone who waits. It uses
-//! no timer: when it is idle it writes a single append at once, and under load the batches grow by themselves.
+//! It drains its whole queue, writes everything as one batch, syncs once, and then calls back everyone who waits. It
+//! uses no timer: when it is idle it writes a single append at once, and under load the batches grow by themselves.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -16,8 +16,8 @@ const ENTRY_BYTES_TYPICAL: u64 = 1_024;
 
 /// Recently read entries. A reader that finds its entry here needs no thread that may block.
 ///
-/// A cached entry is never older than the state: a change of the state removes the changed entries before it ends, and an
-/// entry is cached only if no change began since it was read. So a read that begins after a write was applied never
+/// A cached entry is never older than the state: a change of the state removes the changed entries before it ends, and
+/// an entry is cached only if no change began since it was read. So a read that begins after a write was applied never
 /// returns the replaced entry.
 pub(super) struct EntryCache {
     entries: Cache<String, Arc<Entry>, EntryBytes>,
@@ -83,8 +83,8 @@ const META_OVERHEAD_BYTES: usize = 32;
 /// Assumed size of an item of metadata when the cache is laid out, in bytes.
 const META_BYTES_TYPICAL: u64 = 128;
 
-/// Metadata of recently written entries, so that apply need not look up a key in the tables each time it is written. A key
-/// that is absent here may be present in the tables.
+/// Metadata of recently written entries, so that apply need not look up a key in the tables each time it is written. A
+/// key that is absent here may be present in the tables.
 pub(super) struct RecentMetas {
     metas: quick_cache::unsync::Cache<String, EntryMeta, MetaBytes>,
 }

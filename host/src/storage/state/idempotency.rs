@@ -1,8 +1,8 @@
 //! Outcomes of writes with an idempotency key, so that a repeated write is not applied again (P4).
 //!
 //! They are part of the replicated state: every node remembers the same keys with the same outcomes, whichever node
-//! received the first request or the repetition. They are bounded in number, bytes and age, and the oldest goes first. Age
-//! is the difference of the proposal times in the log, so all nodes forget the same.
+//! received the first request or the repetition. They are bounded in number, bytes and age, and the oldest goes first.
+//! Age is the difference of the proposal times in the log, so all nodes forget the same.
 //!
 //! Layout of the table: `k` and a key lead to a [`Remembered`]; `s` and a number (big-endian) to the [`Queued`] keys in
 //! order of arrival; `b` to the [`Totals`].
@@ -187,12 +187,12 @@ mod tests {
     use crate::storage::engine::memory::{MemoryEngine, SimDisk};
     use crate::storage::engine::{Durability, EVERYTHING, StorageEngine};
 
-    struct Names {
+    struct Keys {
         engine: MemoryEngine,
         capacity: Capacity,
     }
 
-    impl Names {
+    impl Keys {
         fn new(capacity: Capacity) -> Self {
             Self { engine: SimDisk::new(1).open(true).unwrap(), capacity }
         }
@@ -225,38 +225,38 @@ mod tests {
     const HOUR_MS: u64 = 3_600_000;
 
     #[test]
-    fn the_oldest_name_goes_when_there_are_too_many() {
-        let names = Names::new(Capacity { keys: 3, bytes: u64::MAX });
+    fn the_oldest_key_goes_when_there_are_too_many() {
+        let keys = Keys::new(Capacity { keys: 3, bytes: u64::MAX });
         for number in 0..10 {
-            names.remember(&number.to_string(), number);
+            keys.remember(&number.to_string(), number);
         }
-        let known: Vec<_> = (0..10).filter(|number: &u64| names.knows(&number.to_string(), 10)).collect();
+        let known: Vec<_> = (0..10).filter(|number: &u64| keys.knows(&number.to_string(), 10)).collect();
         assert_eq!(known, [7, 8, 9]);
-        assert_eq!(names.stored(), 2 * 3 + 1);
+        assert_eq!(keys.stored(), 2 * 3 + 1);
     }
 
     #[test]
-    fn the_oldest_name_goes_when_they_take_too_much_room() {
-        let names = Names::new(Capacity { keys: u64::MAX, bytes: 1_000 });
+    fn the_oldest_key_goes_when_they_take_too_many_bytes() {
+        let keys = Keys::new(Capacity { keys: u64::MAX, bytes: 1_000 });
         for number in 0..100 {
-            names.remember(&format!("{number:0100}"), number);
+            keys.remember(&format!("{number:0100}"), number);
         }
-        assert!(names.knows(&format!("{:0100}", 99), 100));
-        assert!(!names.knows(&format!("{:0100}", 80), 100));
-        assert!(names.stored() < 2 * 10 + 1);
+        assert!(keys.knows(&format!("{:0100}", 99), 100));
+        assert!(!keys.knows(&format!("{:0100}", 80), 100));
+        assert!(keys.stored() < 2 * 10 + 1);
     }
 
     #[test]
-    fn a_name_is_forgotten_when_it_is_too_old_and_may_be_used_again() {
-        let names = Names::new(CAPACITY);
-        names.remember("a", 0);
-        names.remember("b", HOUR_MS);
-        assert!(names.knows("a", 24 * HOUR_MS - 1));
-        assert!(!names.knows("a", 24 * HOUR_MS));
-        names.remember("a", 24 * HOUR_MS);
-        names.remember("c", 40 * HOUR_MS);
-        assert!(names.knows("a", 40 * HOUR_MS) && names.knows("c", 40 * HOUR_MS));
-        assert!(!names.knows("b", 40 * HOUR_MS));
-        assert_eq!(names.stored(), 2 * 2 + 1);
+    fn a_key_is_forgotten_when_it_is_too_old_and_may_be_used_again() {
+        let keys = Keys::new(CAPACITY);
+        keys.remember("a", 0);
+        keys.remember("b", HOUR_MS);
+        assert!(keys.knows("a", 24 * HOUR_MS - 1));
+        assert!(!keys.knows("a", 24 * HOUR_MS));
+        keys.remember("a", 24 * HOUR_MS);
+        keys.remember("c", 40 * HOUR_MS);
+        assert!(keys.knows("a", 40 * HOUR_MS) && keys.knows("c", 40 * HOUR_MS));
+        assert!(!keys.knows("b", 40 * HOUR_MS));
+        assert_eq!(keys.stored(), 2 * 2 + 1);
     }
 }

@@ -2,11 +2,11 @@
 //!
 //! # Approach
 //!
-//! [`Data::apply`] is the only way to change the state, except for a snapshot that replaces all of it. It applies many log
-//! entries as one batch: entries, revision, hook epoch, remembered outcomes and the caller's own values together, so that a
-//! crash leaves all of them or none (P3). The batch is not synced: the log still holds whatever a crash takes, and applying
-//! it again gives the same state. [`Data::sync`] makes everything applied so far durable, before a snapshot lets the log be
-//! cut.
+//! [`Data::apply`] is the only way to change the state, except for a snapshot that replaces all of it. It applies many
+//! log entries as one batch: entries, revision, hook epoch, remembered outcomes and the caller's own values together,
+//! so that a crash leaves all of them or none (P3). The batch is not synced: the log still holds whatever a crash
+//! takes, and applying it again gives the same state. [`Data::sync`] makes everything applied so far durable, before a
+//! snapshot lets the log be cut.
 //!
 //! # Guarantees
 //!
@@ -47,12 +47,12 @@ use super::engine::fjall::{self, DatabaseOptions};
 use super::engine::{Durability, EVERYTHING, ReadTables, Slice, StorageEngine, WriteBatch};
 use super::{Error, Poison, format, record};
 
-/// Journal bytes kept before the engine flushes its tables. A node that restarts after a crash reads them all, which takes
-/// some seconds per GiB, so this bounds recovery time.
+/// Journal bytes kept before the engine flushes its tables. A node that restarts after a crash reads them all, which
+/// takes some seconds per GiB, so this bounds recovery time.
 const JOURNAL_BYTES_MAX: u64 = 128 * 1024 * 1024;
 
-/// Threads that flush and compact tables. With more than one, the first takes no compactions and hands each to itself again
-/// until another thread takes it: it keeps a core busy while the others compact.
+/// Threads that flush and compact tables. With more than one, the first takes no compactions and hands each to itself
+/// again until another thread takes it: it keeps a core busy while the others compact.
 const WORKERS: usize = 1;
 
 /// The share of the cache that holds entries, as a divisor; the rest holds blocks of the tables.
@@ -82,8 +82,8 @@ struct Inner {
 }
 
 impl Data {
-    /// Opens the state in `dir`, creating it if it is missing. If the node stopped while a snapshot was being installed, the
-    /// installed part is discarded and the state is empty.
+    /// Opens the state in `dir`, creating it if it is missing. If the node stopped while a snapshot was being
+    /// installed, the installed part is discarded and the state is empty.
     ///
     /// # Errors
     ///
@@ -118,8 +118,8 @@ impl Data {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// Applies writes in order, in one batch, with the caller's own values. Returns one outcome per write. The same input
-    /// gives the same outcomes on every node.
+    /// Applies writes in order, in one batch, with the caller's own values. Returns one outcome per write. The same
+    /// input gives the same outcomes on every node.
     ///
     /// # Errors
     ///
@@ -274,8 +274,8 @@ impl Data {
         SnapshotReader::new(self.inner.engine.view())
     }
 
-    /// Replaces the state by a snapshot, with the caller's own values, and syncs. Readers wait meanwhile. The snapshot should
-    /// be [verified](verify_snapshot) before: from the first chunk on, the old state is gone.
+    /// Replaces the state by a snapshot, with the caller's own values, and syncs. Readers wait meanwhile. The snapshot
+    /// should be [verified](verify_snapshot) before: from the first chunk on, the old state is gone.
     ///
     /// # Errors
     ///

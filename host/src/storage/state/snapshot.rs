@@ -1,9 +1,9 @@
 //! The whole state as a sequence of chunks, in bounded memory.
 //!
-//! The first chunk is a magic word and a format number. Each later chunk is a tag (one byte: the table of its entries, or
-//! the end), the entries (each: length of the key, length of the value, key, value), and a CRC-32 of all that. The last
-//! chunk carries the number of entries, so that a truncated snapshot is noticed. Numbers are big-endian, lengths take four
-//! bytes.
+//! The first chunk is a magic word and a format number. Each later chunk is a tag (one byte: the table of its entries,
+//! or the end), the entries (each: length of the key, length of the value, key, value), and a CRC-32 of all that. The
+//! last chunk carries the number of entries, so that a truncated snapshot is noticed. Numbers are big-endian, lengths
+//! take four bytes.
 
 use std::sync::Arc;
 

@@ -25,19 +25,15 @@ const KV_MEMTABLE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 const OTHER_MEMTABLE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// Values larger than this are stored apart from their keys, so that compaction does not copy them.
-const SEPARATE_BYTES_MIN: u32 = 4 * 1024;
+const SEPARATE_BYTES_MIN: Option<u32> = Some(4 * 1024);
 
 /// The settings of the tables, in the order of their numbers.
 pub(super) const OPTIONS: [TableOptions; 4] = [
-    TableOptions {
-        name: "kv",
-        memtable_bytes_max: KV_MEMTABLE_BYTES_MAX,
-        separate_bytes_min: Some(SEPARATE_BYTES_MIN),
-    },
+    TableOptions { name: "kv", memtable_bytes_max: KV_MEMTABLE_BYTES_MAX, separate_bytes_min: SEPARATE_BYTES_MIN },
     TableOptions {
         name: "system",
         memtable_bytes_max: OTHER_MEMTABLE_BYTES_MAX,
-        separate_bytes_min: Some(SEPARATE_BYTES_MIN),
+        separate_bytes_min: SEPARATE_BYTES_MIN,
     },
     TableOptions { name: "meta", memtable_bytes_max: OTHER_MEMTABLE_BYTES_MAX, separate_bytes_min: None },
     TableOptions { name: "idempotency", memtable_bytes_max: OTHER_MEMTABLE_BYTES_MAX, separate_bytes_min: None },

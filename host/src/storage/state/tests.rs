@@ -1,4 +1,4 @@
-//! What is applied to the state, what is read from it, and what survives.
+//! The state by itself: what is applied, what is read, and what survives.
 
 use std::io;
 use std::sync::Arc;
@@ -35,7 +35,7 @@ fn write(operations: Vec<Operation>, facts: Vec<Fact>) -> GuardedWrite {
     }
 }
 
-/// A write that its client gave a name.
+/// A write with an idempotency key.
 fn named(key: &str, write: GuardedWrite) -> GuardedWrite {
     let fingerprint = Fingerprint::of(&write.operations, &write.preconditions).unwrap();
     GuardedWrite { idempotency: Some(Idempotency { key: key.into(), fingerprint, rewritten: false }), ..write }
@@ -80,7 +80,7 @@ fn a_write_that_changes_nothing_takes_no_revision() {
 }
 
 #[test]
-fn a_write_with_a_name_is_applied_once_and_repeats_its_first_outcome() {
+fn a_write_with_an_idempotency_key_is_applied_once_and_repeats_its_first_outcome() {
     let (_dir, data) = data();
     let create = named("n", write(vec![put("a", "1")], vec![revision_is("a", None)]));
     let outcomes = apply(&data, &[create.clone(), write(vec![put("a", "2")], vec![]), create.clone()]);
@@ -94,7 +94,7 @@ fn a_write_with_a_name_is_applied_once_and_repeats_its_first_outcome() {
 }
 
 #[test]
-fn a_refusal_that_the_client_asked_for_is_remembered_and_one_of_the_hooks_is_not() {
+fn a_failed_client_precondition_is_remembered_and_changed_hooks_are_not() {
     let (_dir, data) = data();
     let update = named("n", write(vec![put("a", "2")], vec![revision_is("a", Some(1))]));
     let refused = apply(&data, std::slice::from_ref(&update)).remove(0);
@@ -110,7 +110,7 @@ fn a_refusal_that_the_client_asked_for_is_remembered_and_one_of_the_hooks_is_not
 }
 
 #[test]
-fn a_name_belongs_to_one_request() {
+fn an_idempotency_key_belongs_to_one_request() {
     let (_dir, data) = data();
     let writes = [named("n", write(vec![put("a", "1")], vec![])), named("n", write(vec![put("a", "2")], vec![]))];
     assert_eq!(apply(&data, &writes)[1], Outcome::IdempotencyKeyReused);
@@ -118,7 +118,7 @@ fn a_name_belongs_to_one_request() {
 }
 
 #[test]
-fn a_failed_precondition_applies_nothing_and_says_the_current_revision() {
+fn a_failed_precondition_applies_nothing_and_returns_the_current_revision() {
     let (_dir, data) = data();
     apply(&data, &[write(vec![put("a", "1")], vec![])]);
     let refused = |facts| write(vec![put("a", "9"), put("c", "9")], facts);
@@ -163,7 +163,7 @@ fn a_range_precondition_notices_changed_removed_and_new_keys() {
             let fact = Fact::Range { start: "p/".into(), end: "p/z".into(), limit: 100, digest };
             write(vec![put("ok", "1")], vec![fact])
         };
-        // The change is seen in the same batch, and later.
+        // The change is noticed in the same batch and in later ones.
         let outcomes = apply(&data, &[guarded(), write(vec![change], vec![]), guarded()]);
         assert!(matches!(outcomes[0], Outcome::Applied { .. }), "{outcomes:?}");
         assert!(matches!(outcomes[2], Outcome::PreconditionFailed { index: 0, current: None }), "{outcomes:?}");
@@ -215,9 +215,9 @@ fn pages_cover_a_range_without_gaps_in_both_directions() {
     assert_eq!(keys(&data.scan(&prefix).unwrap()), ["a", "a/b", "aé"]);
 }
 
-/// Every write changes the one key, so a range that shows one moment shows it in the revision that it names.
+/// Every write changes the same key, so its revision must be the one of the page.
 #[test]
-fn a_range_names_exactly_the_revision_that_it_shows() {
+fn a_page_has_the_revision_of_its_moment() {
     let (_dir, data) = data();
     apply(&data, &[write(vec![put("a", "0")], vec![])]);
     std::thread::scope(|scope| {
@@ -257,7 +257,7 @@ fn an_unknown_format_is_refused_and_named() {
     assert!(matches!(error, Error::Format { found: 99, .. }), "{error}");
 }
 
-/// A read that begins after a write was applied must not find what it replaced, whatever is cached meanwhile.
+/// A read that begins after a write was applied must not find the replaced entry, whatever is cached meanwhile.
 #[test]
 fn cached_entries_are_never_older_than_what_was_applied() {
     use std::sync::atomic::{AtomicU64, Ordering};
@@ -302,7 +302,7 @@ fn filled() -> (TempDir, Data) {
 }
 
 #[test]
-fn a_snapshot_installs_as_the_same_state_of_its_moment() {
+fn a_snapshot_installs_as_the_state_of_its_moment() {
     let (_dir, source) = filled();
     let reader = source.snapshot();
     apply(&source, &[write(vec![put("later", "1")], vec![])]);
@@ -322,7 +322,7 @@ fn a_snapshot_installs_as_the_same_state_of_its_moment() {
 }
 
 #[test]
-fn a_snapshot_cut_short_or_changed_is_noticed_and_leaves_no_half_state() {
+fn a_truncated_or_changed_snapshot_is_noticed_and_leaves_no_partial_state() {
     let (_dir, source) = filled();
     let chunks: Vec<Bytes> = source.snapshot().into_chunks().map(Result::unwrap).collect();
     let mut flipped = chunks.clone();

@@ -152,9 +152,10 @@ fn act(misbehavior: Misbehavior) -> Result<(), Rejection> {
             }
             Ok(())
         }
-        Misbehavior::ManyViolations => Err((0..VIOLATIONS).fold(Rejection::new("many", "many rules are broken"), |all, n| {
-            all.violation(0, format!("/{n}"), "many", "one of many")
-        })),
+        Misbehavior::ManyViolations => Err((0..VIOLATIONS)
+            .fold(Rejection::new("many", "many rules are broken"), |all, n| {
+                all.violation(0, format!("/{n}"), "many", "one of many")
+            })),
         Misbehavior::ReadFlood => {
             for n in 0..READS {
                 store::get(&format!("flood/{n}"))?;
@@ -168,7 +169,11 @@ fn act(misbehavior: Misbehavior) -> Result<(), Rejection> {
         }
         Misbehavior::File => escaped("a file was opened", std::fs::File::open("/etc/hostname").is_ok()),
         Misbehavior::Network => escaped("a connection was made", std::net::TcpStream::connect("127.0.0.1:1").is_ok()),
-        Misbehavior::HugeOutput | Misbehavior::LoopInConfigure | Misbehavior::RefuseConfig | Misbehavior::BadIndex | Misbehavior::InvalidJson => Ok(()),
+        Misbehavior::HugeOutput
+        | Misbehavior::LoopInConfigure
+        | Misbehavior::RefuseConfig
+        | Misbehavior::BadIndex
+        | Misbehavior::InvalidJson => Ok(()),
     }
 }
 

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use super::log_matching::LogMatching;
 use super::state_machine_safety::StateMachineSafety;
-use super::{Leadership, View, Violation};
+use super::view::{Leadership, View, Violation};
 
 const NAME: &str = "election-safety";
 

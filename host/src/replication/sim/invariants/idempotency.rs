@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use super::Violation;
 use super::replay::Replay;
+use super::view::Violation;
 use crate::replication::sim::clients::once;
 use crate::replication::sim::history::History;
 use crate::storage::{Data, Space};

@@ -8,8 +8,8 @@ use std::collections::{BTreeSet, HashMap};
 
 use porcupine_rs::{Model, Operation as Step};
 
-use super::Violation;
 use super::replay::Replay;
+use super::view::Violation;
 use crate::replication::sim::clients::{KEYS, applied_revision};
 use crate::replication::sim::history::{History, Operation, Request, Response, Seen, Unique};
 use crate::storage::Outcome;

@@ -12,43 +12,16 @@ mod outcomes;
 mod replay;
 mod revisions;
 mod state_machine_safety;
+mod view;
 
 use self::replay::Replay;
-use super::chaos::metrics_of;
+use self::view::View;
+pub(super) use self::view::Violation;
 use super::history::History;
-use super::node::Node;
+use super::node::{Node, metrics_of};
 use crate::replication::raft::state_machine::APPLIED;
 use crate::replication::types::{LogId, decode};
-use crate::storage::{Data, Log};
-
-/// A leadership: a term and the leader's id. openraft may have several leaders in one term; it orders them by id.
-pub(super) type Leadership = (u64, u64);
-
-/// A violated invariant.
-#[derive(Debug, Clone)]
-pub(super) struct Violation {
-    pub(super) invariant: &'static str,
-    pub(super) detail: String,
-}
-
-impl Violation {
-    pub(super) fn new(invariant: &'static str, detail: impl Into<String>) -> Self {
-        Self { invariant, detail: detail.into() }
-    }
-}
-
-/// The inside of a running node.
-struct View<'a> {
-    number: usize,
-    /// The number of its start.
-    start: u64,
-    log: &'a Log,
-    data: &'a Data,
-    /// The leadership it believes that it has.
-    leads: Option<Leadership>,
-    /// The last entry it has applied.
-    applied: Option<LogId>,
-}
+use crate::storage::Data;
 
 /// All invariants.
 #[derive(Default)]

@@ -1,7 +1,7 @@
 //! Honest outcomes: a write that its client was told will never happen has not happened.
 
-use super::Violation;
 use super::replay::Replay;
+use super::view::Violation;
 use crate::replication::sim::history::History;
 
 const NAME: &str = "honest-outcomes";

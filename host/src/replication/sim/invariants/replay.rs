@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use bytes::Bytes;
 use openraft::EntryPayload;
 
-use super::{Leadership, Violation};
+use super::view::{Leadership, Violation};
 use crate::replication::sim::clients::unique;
 use crate::replication::sim::history::Unique;
 use crate::replication::types::{LogEntry, decode};

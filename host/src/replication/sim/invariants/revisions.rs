@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use super::{View, Violation};
+use super::view::{View, Violation};
 use crate::replication::sim::clients::applied_revision;
 use crate::replication::sim::history::History;
 

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::log_matching::LogMatching;
 use super::replay::Replay;
-use super::{Leadership, View, Violation};
+use super::view::{Leadership, View, Violation};
 use crate::storage::{Data, RangeQuery, simulated_data};
 
 const NAME: &str = "state-machine-safety";
