@@ -1,16 +1,18 @@
 //! The shape of the source, checked as tests.
 //!
-//! The rooms of the host use each other in one direction, and the files of a room do too: that keeps each of them
-//! readable by itself. [`modules`] reads a crate's files with `syn` and finds the file that defines what a path names,
-//! through imports and re-exports. [`arrows`] and [`circles`] check these arrows. A method call names no type, so it
-//! is not seen; the type is named elsewhere in the file, except where it is only passed on.
+//! The rooms of the host use each other in one direction, and so do the files of a room. A reader can therefore start at
+//! the bottom and understand each file without those above it. [`modules`] reads the files of a crate with `syn` and follows
+//! paths through imports and re-exports to the file that defines their item; [`arrows`] checks the order of rooms, and
+//! [`circles`] finds files that use each other. Method calls are not followed, since they do not name a type.
 //!
-//! The other checks look at one file at a time: [`files`], [`test_only`], [`promises`], [`documents`].
+//! The other checks look at one file at a time: [`files`], [`test_only`], [`promises`], [`documents`],
+//! [`lints`].
 
 mod arrows;
 mod circles;
 mod documents;
 mod files;
+mod lints;
 mod modules;
 mod paths;
 mod promises;
@@ -65,6 +67,11 @@ fn promises_are_defined() {
 #[test]
 fn documents_link_to_what_exists() {
     assert_none(documents::find(&root()));
+}
+
+#[test]
+fn packages_have_the_lints_of_the_workspace() {
+    assert_none(lints::find(&root()));
 }
 
 /// Writes files into a directory that vanishes with the test.
@@ -182,6 +189,19 @@ fn a_switch_between_tests_and_production_is_found() {
     let lines = test_only::find(&krate(dir.path()));
     let lines: Vec<_> = lines.iter().filter_map(|line| line.split(':').nth(1)).collect();
     assert_eq!(lines, ["4", "7", "8", "9"]);
+}
+
+#[test]
+fn a_lint_that_is_left_out_in_silence_is_found() {
+    let dir = workspace(&[
+        (
+            "Cargo.toml",
+            "[workspace.lints.rust]\n# Why.\na = \"deny\"\nb = \"warn\"\n\n[workspace.lints.clippy]\nc = \"warn\"\n",
+        ),
+        ("one/Cargo.toml", "[package]\n\n[lints]\nworkspace = true\n"),
+        ("two/Cargo.toml", "[package]\n\n# Without `c`.\n[lints.rust]\na = \"warn\"\nb = \"warn\"\n"),
+    ]);
+    assert_eq!(lints::find(dir.path()), ["two/Cargo.toml neither has the lint a = \"deny\" nor names it in a comment"]);
 }
 
 #[test]
