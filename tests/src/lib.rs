@@ -2,13 +2,13 @@
 //!
 //! The tests in `tests/` start real `brink` processes and drive them from outside. From below to above:
 //!
-//! - [`artifacts`]: the binary and the compiled plugins that the tests use.
-//! - [`client`], [`cli`], [`otlp`]: an HTTP client, the command line, an OTLP endpoint.
-//! - [`fault_fs`], [`hosts`]: a disk that loses power, and hosts whose network can be cut.
-//! - [`cluster`], [`load`]: processes that form a cluster, and writers that keep it busy.
-//! - [`history`], [`exchange`], [`workload`], [`nemesis`]: clients that record their calls while faults are injected.
-//! - [`model`], [`invariants`]: the check of a recorded history.
-//! - [`episode`]: one run of all of these.
+//! - `artifacts`: the binary and the compiled plugins that the tests use.
+//! - `client`, `cli`, `otlp`: an HTTP client, the command line, an OTLP endpoint.
+//! - `fault_fs`, `hosts`: a disk that loses power, and hosts whose network can be cut.
+//! - `cluster`, `load`: processes that form a cluster, and writers that keep it busy.
+//! - `history`, `exchange`, `workload`, `nemesis`: clients that record their calls while faults are injected.
+//! - `model`, `invariants`: the check of a recorded history.
+//! - `episode`: one run of all of these.
 //!
 //! `README.md` has the reading order of the tests and says how to run one.
 
@@ -33,7 +33,7 @@ pub use artifacts::{brink_bin, build_dir, plugin_file, plugin_wasm};
 pub use cli::{Run, brink, brink_with};
 pub use client::{Answer, Client};
 pub use cluster::{Cluster, Node, Options, Place};
-pub use fault_fs::{CAPACITY_BYTES, FaultFs, Operation, Tail};
+pub use fault_fs::{FaultFs, Operation, Tail};
 pub use load::{Load, entries};
 pub use otlp::{Collector, Span};
 pub use wait::eventually;

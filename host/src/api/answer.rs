@@ -1,4 +1,4 @@
-//! How a response is made: its JSON, its entity tag, and the headers that say how much it claims.
+//! How a response is made: its JSON, its entity tag, and the headers that state its freshness.
 
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ pub(super) fn with_body(status: StatusCode, media_type: HeaderValue, body: impl 
     response
 }
 
-/// A header value of text that brink made or accepted in a header itself; other text becomes empty.
+/// The header value of a text that brink made, or accepted as a header before. Any other text becomes empty.
 pub(super) fn header_value(text: &str) -> HeaderValue {
     HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
@@ -46,7 +46,7 @@ pub(super) fn set_etag(response: &mut Response, revision: u64) {
     response.headers_mut().insert(header::ETAG, header_value(&extract::etag(revision)));
 }
 
-/// Says how fresh a read is: the revision it saw at least, its consistency, and how old a local one may be.
+/// States the freshness of a read: its revision, its consistency, and how stale a local read may be.
 pub(super) fn set_freshness(
     response: &mut Response,
     revision: u64,
@@ -61,7 +61,7 @@ pub(super) fn set_freshness(
     }
 }
 
-/// Says whether an earlier request with the same `Idempotency-Key` made the write, and this one nothing.
+/// States that an earlier request with the same `Idempotency-Key` made the write, if one did.
 pub(super) fn set_repeated(response: &mut Response, repeated: bool) {
     if repeated {
         response.headers_mut().insert(REPEATED, HeaderValue::from_static("true"));

@@ -19,7 +19,7 @@ pub struct App {
     pub registry: Registry,
     /// Lines and figures of the plugins on this node.
     pub plugin_record: Record,
-    /// Cancelled once the node stops; answers without an end must end then.
+    /// Cancelled once the node stops; endless responses end then.
     pub draining: CancellationToken,
     /// The node's own state.
     pub data: Data,

@@ -89,8 +89,7 @@ pub(crate) struct Problem {
     detail: String,
     /// Whether the write happened, if the request was one.
     outcome: Option<WriteOutcome>,
-    /// Further members, in their order.
-    // Boxed, since a problem is the error of most functions here and should be cheap to move.
+    /// Further members, in their order. Boxed, since a problem is the error of most functions here and moves often.
     extra: Box<Map<String, Value>>,
     /// Whether `Retry-After` invites the client to come back.
     invites_retry: bool,
@@ -212,7 +211,7 @@ impl From<storage::Error> for Problem {
 
 impl From<hooks::Error> for Problem {
     fn from(error: hooks::Error) -> Self {
-        use hooks::Error;
+        use hooks::{Error, Failure};
         let detail = error.to_string();
         let about = |problem: Self, hook: String, plugin: String| problem.with("hook", hook).with("plugin", plugin);
         match error {
@@ -222,23 +221,22 @@ impl From<hooks::Error> for Problem {
                 .with("code", rejection.code)
                 .with("message", rejection.message)
                 .with("violations", json!(rejection.violations)),
-            Error::TimedOut { hook, plugin, .. } => about(Self::new(Kind::PLUGIN_TIMED_OUT, detail), hook, plugin),
-            Error::Trapped { hook, plugin, .. } => about(Self::new(Kind::PLUGIN_TRAPPED, detail), hook, plugin),
-            Error::MemoryLimit { hook, plugin, .. } => {
-                about(Self::new(Kind::PLUGIN_MEMORY_LIMIT, detail), hook, plugin)
-            }
-            Error::OutputLimit { hook, plugin, .. } => {
-                about(Self::new(Kind::PLUGIN_OUTPUT_LIMIT, detail), hook, plugin)
-            }
+            Error::Failed { hook, plugin, failure } => match failure {
+                Failure::TimedOut { .. } => about(Self::new(Kind::PLUGIN_TIMED_OUT, detail), hook, plugin),
+                Failure::Trapped { .. } => about(Self::new(Kind::PLUGIN_TRAPPED, detail), hook, plugin),
+                Failure::MemoryLimit { .. } => about(Self::new(Kind::PLUGIN_MEMORY_LIMIT, detail), hook, plugin),
+                Failure::OutputLimit { .. } => about(Self::new(Kind::PLUGIN_OUTPUT_LIMIT, detail), hook, plugin),
+                Failure::NotAComponent { .. } | Failure::WorldMismatch { .. } => Self::new(Kind::NOT_A_PLUGIN, detail),
+                Failure::TooLarge { .. } => Self::new(Kind::TOO_LARGE, detail),
+                Failure::ConfigRefused { path, .. } => Self::new(Kind::CONFIG_REFUSED, detail).with("path", path),
+                Failure::Busy => Self::new(Kind::BUSY, detail).inviting_retry(),
+            },
             Error::BadOutput { hook, plugin, .. } => about(Self::new(Kind::PLUGIN_BAD_OUTPUT, detail), hook, plugin),
-            Error::NotAComponent { .. } | Error::WorldMismatch { .. } => Self::new(Kind::NOT_A_PLUGIN, detail),
-            Error::TooLarge { .. } => Self::new(Kind::TOO_LARGE, detail),
             Error::PluginMissing { .. } => Self::new(Kind::PLUGIN_MISSING, detail),
-            Error::ConfigRefused { path, .. } => Self::new(Kind::CONFIG_REFUSED, detail).with("path", path),
             Error::BindingInvalid { .. } => Self::new(Kind::BAD_HOOK, detail),
             Error::Busy { .. } => Self::new(Kind::BUSY, detail).inviting_retry(),
             Error::EpochWait { .. } => Self::new(Kind::HOOKS_NOT_READY, detail),
-            error @ (Error::Store(_) | Error::Engine { .. }) => Self::internal(error),
+            error @ (Error::Store(_) | Error::Engine(_)) => Self::internal(error),
             Error::Interrupted { .. } => Self::new(Kind::STOPPING, detail),
         }
         .not_written()

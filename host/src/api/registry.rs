@@ -1,4 +1,4 @@
-//! The registry as a whole: its history, and what its plugins do on this node: `<base>/registry/…`.
+//! The history of the registry, and the activity of plugins on this node: `<base>/registry/…`.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::hooks::Line;
 
 /// The parameters of `GET /registry/lines/`.
 pub(super) struct Lines {
-    /// Whether the response goes on with the lines to come.
+    /// Whether the response continues with new lines until the node stops.
     follow: bool,
     /// Only lines of this hook.
     hook: Option<String>,

@@ -1,4 +1,4 @@
-//! Responses of many JSON lines (NDJSON), which need not end.
+//! Streamed responses: one JSON object per line (NDJSON), perhaps without an end.
 
 use std::convert::Infallible;
 use std::sync::Arc;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock;
-use crate::hooks::{Calls, Figures, Line, Observer, Record};
+use crate::hooks::{Calls, Figures, Line, LogSink, LogSource, Observer, Record};
 use crate::telemetry::{HookMetrics, Telemetry, request_trace_id};
 
 /// Observes all plugins of a node.
@@ -18,9 +18,12 @@ impl Observer for PluginObserver {
         let metrics = self.telemetry.metrics().of_hook(hook, plugin);
         Arc::new(HookObserver { metrics, figures: self.record.of_hook(hook, plugin) })
     }
+}
 
-    fn said(&self, hook: &str, plugin: &str, digest: &str, level: &'static str, message: String) {
-        let (hook, plugin, digest) = (hook.to_owned(), plugin.to_owned(), digest.to_owned());
+impl LogSink for PluginObserver {
+    fn log(&self, source: &LogSource, level: &'static str, message: String) {
+        let LogSource { hook, plugin, digest } = source;
+        let (hook, plugin, digest) = (hook.clone(), plugin.clone(), digest.clone());
         let trace_id = request_trace_id().map(|id| id.to_string());
         self.record.say(Line { at_ms: clock::unix_ms(), hook, plugin, digest, trace_id, level, message });
     }

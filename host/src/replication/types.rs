@@ -46,7 +46,7 @@ pub(super) type Metrics = openraft::RaftMetrics<TypeConfig>;
 /// The payload of one log entry: the guarded writes that shared a proposal, in order.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Round {
-    /// At least one, at most [`crate::limits::ROUND_WRITES_MAX`].
+    /// At least one, at most `ROUND_WRITES_MAX` (see `proposer`).
     pub writes: Vec<RoundWrite>,
 }
 

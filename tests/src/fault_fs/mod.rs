@@ -4,7 +4,7 @@
 //! FUSE, separates synced from unsynced data, so that [`FaultFs::cut`] leaves what a power cut would leave. It can also
 //! run out of space, fail operations, delay syncs, and report syncs that it did not do.
 //!
-//! All data is in memory: at most [`CAPACITY_BYTES`], dropped with the test. The file system supports files, directories,
+//! All data is in memory: at most 1 GiB, dropped with the test. The file system supports files, directories,
 //! renames, locks (by the kernel) and sparse files. It has no links, owners, access times or shared memory maps.
 //!
 //! Mounting needs `/dev/fuse`, and either root or `fusermount3`.
@@ -28,7 +28,7 @@ use self::faults::{Effect, Faults};
 use self::mount::{Mounted, State};
 
 /// The default capacity of a disk.
-pub const CAPACITY_BYTES: u64 = 1024 * 1024 * 1024;
+const CAPACITY_BYTES: u64 = 1024 * 1024 * 1024;
 
 /// Time for the kernel to close the files of ended processes.
 const CLOSE_LIMIT: Duration = Duration::from_secs(20);

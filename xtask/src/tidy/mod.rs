@@ -5,12 +5,14 @@
 //! paths through imports and re-exports to the file that defines their item; [`arrows`] checks the order of rooms, and
 //! [`circles`] finds files that use each other. Method calls are not followed, since they do not name a type.
 //!
-//! The other checks look at one file at a time: [`files`], [`test_only`], [`promises`] and [`documents`].
+//! The other checks look at one file at a time: [`files`], [`test_only`], [`promises`], [`documents`],
+//! [`lints`].
 
 mod arrows;
 mod circles;
 mod documents;
 mod files;
+mod lints;
 mod modules;
 mod paths;
 mod promises;
@@ -65,6 +67,11 @@ fn promises_are_defined() {
 #[test]
 fn documents_link_to_what_exists() {
     assert_none(documents::find(&root()));
+}
+
+#[test]
+fn packages_have_the_lints_of_the_workspace() {
+    assert_none(lints::find(&root()));
 }
 
 /// Writes files into a directory that vanishes with the test.
@@ -182,6 +189,19 @@ fn a_switch_between_tests_and_production_is_found() {
     let lines = test_only::find(&krate(dir.path()));
     let lines: Vec<_> = lines.iter().filter_map(|line| line.split(':').nth(1)).collect();
     assert_eq!(lines, ["4", "7", "8", "9"]);
+}
+
+#[test]
+fn a_lint_that_is_left_out_in_silence_is_found() {
+    let dir = workspace(&[
+        (
+            "Cargo.toml",
+            "[workspace.lints.rust]\n# Why.\na = \"deny\"\nb = \"warn\"\n\n[workspace.lints.clippy]\nc = \"warn\"\n",
+        ),
+        ("one/Cargo.toml", "[package]\n\n[lints]\nworkspace = true\n"),
+        ("two/Cargo.toml", "[package]\n\n# Without `c`.\n[lints.rust]\na = \"warn\"\nb = \"warn\"\n"),
+    ]);
+    assert_eq!(lints::find(dir.path()), ["two/Cargo.toml neither has the lint a = \"deny\" nor names it in a comment"]);
 }
 
 #[test]

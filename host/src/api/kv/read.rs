@@ -1,4 +1,4 @@
-//! Reads: how fresh one is, and how it gets to the disk.
+//! Reads: their freshness, and access to storage off the async threads.
 
 use std::time::{Duration, Instant};
 

@@ -88,7 +88,7 @@ impl Local {
 
     /// Pre-initializes the hook's plugin as nodes do, which takes seconds if it is large.
     pub(super) fn pre_initialize(&self, hook: &Hook) {
-        self.runtime.specialise(hook, &self.component);
+        self.runtime.pre_initialize(hook, &self.component);
     }
 }
 
@@ -108,7 +108,7 @@ pub(super) fn set(hook: &Hook) -> Arc<Set> {
 
 /// Judges one write.
 pub(super) fn judge(set: &Arc<Set>, write: Operation, store: &Arc<Store>) -> Result<Judged, hooks::Error> {
-    set.judge(vec![write], store.clone(), Instant::now() + JUDGE_DEADLINE)
+    hooks::judge(set, vec![write], store.clone(), Instant::now() + JUDGE_DEADLINE)
 }
 
 /// The write of a value; without one, the deletion of the key.

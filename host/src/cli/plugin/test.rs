@@ -127,7 +127,7 @@ fn describe(error: &hooks::Error) -> Json {
                 "violations": violations.collect::<Vec<_>>(),
             })
         }
-        hooks::Error::ConfigRefused { path, message, .. } => {
+        hooks::Error::Failed { failure: hooks::Failure::ConfigRefused { path, message }, .. } => {
             json!({"verdict": Expect::RefuseConfig.word(), "path": path, "message": message})
         }
         error => json!({"verdict": Expect::Fail.word(), "code": error.word(), "message": error.to_string()}),

@@ -32,6 +32,8 @@ enum Place {
     Background,
 }
 
+impl LogSink for Threads {}
+
 impl Observer for Threads {
     fn calls_of(&self, _: &str, _: &str) -> Arc<dyn Calls> {
         Arc::new(self.clone())
@@ -40,14 +42,14 @@ impl Observer for Threads {
 
 impl Calls for Threads {
     fn ended(&self, _: Duration, _: &'static str, _: usize) {
-        self.0.lock().unwrap().push(std::thread::current());
+        self.0.lock().push(std::thread::current());
     }
 }
 
 impl Threads {
     /// Where each call ran since this was last asked.
     fn take(&self) -> Vec<Place> {
-        let threads = std::mem::take(&mut *self.0.lock().unwrap());
+        let threads = std::mem::take(&mut *self.0.lock());
         let place = |thread: Thread| match thread.name() {
             _ if thread.id() == std::thread::current().id() => Place::Here,
             Some(name) if name.starts_with("plugin-") => Place::Background,
@@ -167,7 +169,7 @@ async fn a_hook_whose_calls_take_long_stands_back() {
 async fn a_quick_hook_has_its_own_deadline_all_the_same() {
     let (pipeline, threads) = quick(&Wat::validator(BUSY_IF_LONG).without_reads(), r#"{"deadline_ms":5}"#).await;
     let error = pipeline.judge(vec![put("k", "1234")], view(), soon()).await.unwrap_err();
-    assert!(matches!(error, Error::TimedOut { deadline_ms: 5, .. }), "{error:?}");
+    assert!(matches!(error, Error::Failed { failure: Failure::TimedOut { deadline_ms: 5, .. }, .. }), "{error:?}");
     assert_eq!(threads.take(), [Blocking]);
 }
 
@@ -197,7 +199,7 @@ async fn a_looping_hook_does_not_hold_up_the_writes_of_others() {
     }
     assert!(judged > 100 && slowest < Duration::from_millis(500), "{judged} judged, slowest {slowest:?}");
     while let Some(error) = tasks.join_next().await {
-        assert!(matches!(error.unwrap(), Error::TimedOut { .. } | Error::Busy { .. }));
+        assert!(matches!(error.unwrap(), Error::Failed { failure: Failure::TimedOut { .. }, .. } | Error::Busy { .. }));
     }
 }
 
@@ -220,7 +222,7 @@ async fn a_hook_that_goes_on_looping_rests_between_its_calls() {
     // The next one waits too, since nobody knows that it ends in time. It does, and all is forgotten.
     let (error, took) = judge("1").await;
     assert!(error.is_none() && took >= Duration::from_millis(200), "{error:?} {took:?}");
-    assert!(hook.share().pace.rest().is_zero());
+    assert!(hook.share().history().backoff().is_zero());
     assert_eq!(judge("1").await.0, None);
 }
 

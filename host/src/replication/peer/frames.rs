@@ -19,7 +19,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::protocol::{Call, Envelope};
-use crate::limits::PEER_BODY_BYTES_MAX;
+use crate::limits::PLUGIN_BYTES_MAX;
 use crate::replication::error::{Error, WriteOutcome};
 use crate::replication::ids::ClusterId;
 
@@ -28,6 +28,9 @@ pub(crate) const READ_BYTES: usize = 64 * 1024;
 
 /// Free space in the read buffer below which a new buffer is allocated, in bytes.
 const READ_BYTES_MIN: usize = 4 * 1024;
+
+/// Largest body of a call between nodes, in bytes: one entry with a batch as transformers have left it.
+pub(crate) const PEER_BODY_BYTES_MAX: usize = PLUGIN_BYTES_MAX + 8 * 1024 * 1024;
 
 /// Bytes of a call's frame before the body, after the length.
 pub(crate) const CALL_HEAD: usize = 21;

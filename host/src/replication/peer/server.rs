@@ -62,8 +62,7 @@ mod tests {
     use tokio::io::AsyncReadExt;
 
     use super::*;
-    use crate::limits::PEER_BODY_BYTES_MAX;
-    use crate::replication::peer::frames::{ANSWER_HEAD, CALL_HEAD, READ_BYTES, Status};
+    use crate::replication::peer::frames::{ANSWER_HEAD, CALL_HEAD, PEER_BODY_BYTES_MAX, READ_BYTES, Status};
 
     /// Sends bytes in chunks to a server that echoes bodies, reads `answers` bytes of answers, and closes the connection.
     fn serve_bytes(sent: &[u8], chunk: usize, answers: usize) -> (io::Result<()>, Vec<u8>) {

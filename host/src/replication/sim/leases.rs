@@ -195,7 +195,7 @@ fn a_leader_that_hands_over_answers_no_strong_read_that_misses_a_write_of_its_su
     }
 }
 
-fn transfer(world: &World, from: usize, to: usize) {
+pub(super) fn transfer(world: &World, from: usize, to: usize) {
     let running = world.nodes[from].running.as_ref().unwrap();
     let handle = running.handle.clone().unwrap();
     running.spawn(async move {

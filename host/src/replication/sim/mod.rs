@@ -51,6 +51,7 @@ mod network;
 mod node;
 mod panics;
 pub(super) mod runtime;
+mod scripts;
 mod watch;
 mod world;
 

@@ -54,6 +54,8 @@ pub(super) struct World {
     delivered: u64,
     /// Callers whose call or answer is lost wait for their timeouts.
     unanswered: Vec<Reply>,
+    /// What nodes sent to each other since the last [`World::take_messages`], and how often in a row.
+    messages: Vec<(String, u32)>,
     telemetry: Telemetry,
     /// The digest of all events.
     events: DefaultHasher,
@@ -82,6 +84,7 @@ impl World {
             serving: BTreeMap::new(),
             delivered: 0,
             unanswered: Vec::new(),
+            messages: Vec::new(),
             telemetry: Telemetry::disabled(),
             events: DefaultHasher::new(),
             shows_events: std::env::var_os("BRINK_SIM_TRACE").is_some(),
@@ -228,6 +231,9 @@ impl World {
             let _ = reply.send(Err(CallError::NotSent { url, reason: "there is no such host".to_owned() }));
             return;
         };
+        if !matches!(call, Call::Append | Call::Hello) {
+            self.remember(format!("{from} -> {target}: {}", call.name()));
+        }
         if self.weather.loses(&mut self.rng) {
             self.unanswered.push(reply);
             return;
@@ -247,9 +253,25 @@ impl World {
         self.under_way_in(delay_ms, Message::Call { from, target, envelope, call, body, reply: Some(reply) });
     }
 
+    /// The messages that nodes sent to each other since the last call, without appends and hellos, and how often each was
+    /// sent in a row.
+    pub(super) fn take_messages(&mut self) -> Vec<(String, u32)> {
+        std::mem::take(&mut self.messages)
+    }
+
+    fn remember(&mut self, message: String) {
+        match self.messages.last_mut() {
+            Some((last, count)) if *last == message => *count += 1,
+            _ => self.messages.push((message, 1)),
+        }
+    }
+
     fn answer(&mut self, answer: Answer) {
         let result = answer.result.as_ref().map(|body| digest(&Body::Whole(body.clone()))).map_err(ToString::to_string);
         self.note(("reply", answer.from, answer.to, answer.call.name(), result));
+        if let Err(CallError::Refused { reason, .. }) = &answer.result {
+            self.remember(format!("{} refuses {} from {}: {reason}", answer.from, answer.call.name(), answer.to));
+        }
         if self.weather.loses(&mut self.rng) {
             self.unanswered.push(answer.reply);
             return;

@@ -1,13 +1,29 @@
-//! The memory and table limits of one plugin instance.
+//! The limits of one call, and what enforces those of memory and tables.
 //!
 //! Limits hold for the instance as a whole: many small memories count as one large one. A refused growth is remembered,
-//! because what follows it is usually the guest's own abort, which says nothing about the cause.
+//! because the guest usually aborts after it, and the abort does not name the cause.
+
+use std::time::Duration;
 
 use wasmtime::ResourceLimiter;
 
 use crate::limits;
 
-/// Counts what an instance has, and refuses what goes beyond its limits.
+/// What one call may use.
+#[derive(Debug, Clone, Copy)]
+pub struct CallLimits {
+    /// How long each step (start, `configure`, the call itself) may take.
+    pub deadline: Duration,
+    /// Linear memory, in bytes.
+    pub memory_bytes: usize,
+    /// What the guest may pass to the host, in bytes.
+    pub output_bytes: usize,
+    /// Whether the caller repeats the call if it meets a limit. Then its log lines are dropped in that case, and all its
+    /// steps share one deadline.
+    pub is_provisional: bool,
+}
+
+/// Counts the memory and the table elements of an instance, and refuses growth beyond the limits.
 pub(super) struct Limiter {
     memory: Budget,
     tables: Budget,
@@ -16,7 +32,7 @@ pub(super) struct Limiter {
 /// A growth that was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Refused {
-    /// Of what, with the unit.
+    /// The resource, with its unit.
     pub(super) what: &'static str,
     /// How much the instance would have had in all.
     pub(super) asked: usize,
@@ -33,18 +49,18 @@ impl Limiter {
         }
     }
 
-    /// For another call of an instance that was put back to where it began. `false`: it has more than it may have now.
+    /// Changes the memory limit for another call of a reset instance. `false`: the instance has more already.
     pub(super) fn renew(&mut self, memory_bytes_max: usize) -> bool {
         self.memory.limit = memory_bytes_max;
         self.memory.used <= memory_bytes_max
     }
 
-    /// The growth that was refused, if any was.
+    /// The first growth that was refused.
     pub(super) fn refused(&self) -> Option<Refused> {
         self.memory.refused.or(self.tables.refused)
     }
 
-    /// The most memory the instance had, in bytes. Memory of WebAssembly never shrinks.
+    /// The most memory the instance had, in bytes. WebAssembly memory never shrinks.
     pub(super) fn memory_bytes(&self) -> usize {
         self.memory.used
     }
@@ -66,8 +82,8 @@ impl Budget {
     fn grow(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> bool {
         self.last_growth = 0;
         if maximum.is_some_and(|maximum| desired > maximum && maximum < self.limit) {
-            // The guest's own declared bound: the engine refuses it, and it is not our limit that was met. What a slot of
-            // the pool holds is told as a maximum too, and is no less than our limit.
+            // The guest exceeds the maximum that it declared itself: wasmtime refuses that, and our limit is not met. The
+            // size of a pool slot arrives as a maximum too, but is never below our limit.
             return false;
         }
         let growth = desired.saturating_sub(current);

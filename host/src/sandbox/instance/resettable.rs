@@ -1,33 +1,33 @@
-//! What is added to an image so that an instance of it can be put back to where it began.
+//! Makes a component resettable: adds what restores the globals of an instance and finds its memory.
 //!
 //! # Problem
 //!
-//! The state of a WebAssembly instance is in its memories, globals and tables. A component hides all of them: what it
-//! does not export cannot be put back from outside.
+//! The state of a WebAssembly instance is in its memories, globals and tables. A component hides all of them: the host cannot
+//! restore what the component does not export.
 //!
 //! # Approach
 //!
-//! One more core module, the rewinder, is instantiated after all others and given their globals and their memory, which
-//! their modules then export under names of ours. When it starts it keeps what the globals hold. The component exports two
-//! functions of it: [`PUT_BACK`] gives the globals what they held, [`MEMORY`] returns the whole memory as a list, so that
-//! the host learns where it is. The memory is put back by the host (see `rewind`).
+//! One more core module, the restorer, is instantiated after all others. Their modules export their globals and their memory
+//! under reserved names, and the restorer imports them. When it starts, it saves the globals. The component exports two of its
+//! functions: [`RESTORE_GLOBALS`], and [`MEMORY`], which returns the whole memory as a list, so that the host learns where it
+//! is. The host restores the memory (see `reset`).
 //!
 //! # Guarantees
 //!
-//! An instance whose globals and memory are put back is as it was, since there is nothing else that changes: a component is
-//! refused here or by `wasmtime-wizer`, which made the image, if it could
+//! An instance whose globals and memory are restored is as it was when it started, because nothing else can have changed. The
+//! component is refused here, or by `wasmtime-wizer` which pre-initialized it, if it could
 //!
 //! | | refused by |
 //! |---|---|
 //! | change a table, drop a segment of elements or data, change an object of the collector | wizer |
 //! | hold references in mutable globals | wizer, and here |
-//! | instantiate a module twice, or one of a nested component | wizer, and here |
-//! | have more than one memory, one of 64 bits, or one that threads share | here |
-//! | run code when it is instantiated, which could do something else each time | here |
+//! | instantiate a module twice, or a module of a nested component | wizer, and here |
+//! | have more than one memory, a 64-bit memory, or a shared memory | here |
+//! | run code when it is instantiated, which could differ from start to start | here |
 //! | create handles of its own resources, tasks or streams: of the canonical built-ins it may have `lift`, `lower`, and `resource.drop` | here |
 //!
-//! Two things are left to who puts it back: a memory that has grown cannot shrink, and handles of WASI that the guest
-//! did not drop stay in its table of handles. Such instances are thrown away.
+//! Two things are left to the caller: a memory that has grown cannot shrink, and handles of WASI that the guest did not drop
+//! stay in its table of handles. Such instances must be dropped.
 
 use std::fmt::Display;
 use std::ops::Range;
@@ -39,20 +39,20 @@ use wasmparser::{
     WasmFeatures,
 };
 
-/// The function that gives the globals what they held at the start.
-pub(super) const PUT_BACK: &str = "brink-put-back";
+/// The function that restores the globals. Its name is part of the compiled code that nodes keep on disk.
+pub(super) const RESTORE_GLOBALS: &str = "brink-put-back";
 
 /// The function that returns the whole memory.
 pub(super) const MEMORY: &str = "brink-memory";
 
-/// An export of the rewinder beside those, which the component does not have.
+/// The restorer's function that is called after [`MEMORY`]. The component does not export it.
 const AFTER_MEMORY: &str = "after";
 
-/// How our names begin. What has one of its own gets no rewinder.
-const OURS: &str = "brink-";
+/// The prefix of reserved names. A component that exports such a name itself gets no restorer.
+const RESERVED_PREFIX: &str = "brink-";
 
-/// The component with a rewinder. An error says why it can have none.
-pub(super) fn rewindable(component: &[u8]) -> Result<Vec<u8>, String> {
+/// Adds a restorer to a component. An error says why it can have none.
+pub(in super::super) fn resettable(component: &[u8]) -> Result<Vec<u8>, String> {
     let mut parts = Parts::default();
     let mut validator = Validator::new_with_features(WasmFeatures::all());
     let mut depth = 0_usize;
@@ -94,13 +94,13 @@ fn text(error: impl Display) -> String {
 }
 
 fn check_name(name: &str) -> Result<(), String> {
-    match name.starts_with(OURS) {
-        true => Err(format!("it exports `{name}`, and names that begin with `{OURS}` are the node's")),
+    match name.starts_with(RESERVED_PREFIX) {
+        true => Err(format!("it exports `{name}`, and names that begin with `{RESERVED_PREFIX}` are the node's")),
         false => Ok(()),
     }
 }
 
-/// Handles are state too, which is not in any memory.
+/// Checks that the component cannot create handles: they are state outside of any memory.
 fn check_built_ins(functions: wasmparser::ComponentCanonicalSectionReader<'_>) -> Result<(), String> {
     for function in functions {
         match function.map_err(text)? {
@@ -124,18 +124,18 @@ struct State {
     memories: Vec<(String, encode::MemoryType)>,
 }
 
-/// The outermost component, as far as it was read.
+/// The outermost component, as far as it has been read.
 #[derive(Default)]
 struct Parts {
     component: encode::Component,
     modules: Vec<State>,
-    /// The core instances of modules: which instance, and of which module.
+    /// The core instances of modules: their index, and the index of their module.
     instances: Vec<(u32, u32)>,
     core_instances: u32,
 }
 
 impl Parts {
-    /// Takes over a section; modules with their state exported.
+    /// Copies a section; a module is copied with its state exported.
     fn take(&mut self, component: &[u8], payload: &Payload<'_>) -> Result<(), String> {
         if let Payload::ModuleSection { unchecked_range, .. } = payload {
             let (module, state) = expose(bytes(component, unchecked_range.clone())?)?;
@@ -160,7 +160,7 @@ impl Parts {
         Ok(())
     }
 
-    /// Appends the rewinder.
+    /// Appends the restorer.
     fn finish(mut self, types: wasmparser::types::TypesRef<'_>) -> Result<Vec<u8>, String> {
         let states = self.instances.iter().map(|(instance, module)| {
             let state = self.modules.get(*module as usize).ok_or("it has a module from elsewhere")?;
@@ -172,7 +172,7 @@ impl Parts {
         let (Some((memory_instance, (memory_name, memory_type))), None) = (memories.next(), memories.next()) else {
             return Err("it has no memory, or more than one".to_owned());
         };
-        let rewinder = rewinder(&states, memory_instance, memory_name, *memory_type);
+        let restorer = restorer(&states, memory_instance, memory_name, *memory_type);
 
         let mut instances = encode::InstanceSection::new();
         let arguments = states.iter().map(|(instance, _)| (instance.to_string(), ModuleArg::Instance(*instance)));
@@ -183,11 +183,10 @@ impl Parts {
             aliases.alias(encode::Alias::CoreInstanceExport { instance, kind, name });
         };
         alias(memory_instance, ExportKind::Memory, memory_name);
-        for name in [PUT_BACK, MEMORY, AFTER_MEMORY] {
+        for name in [RESTORE_GLOBALS, MEMORY, AFTER_MEMORY] {
             alias(types.core_instance_count(), ExportKind::Func, name);
         }
-        let (put_back, memory, after) =
-            (types.function_count(), types.function_count() + 1, types.function_count() + 2);
+        let (restore, memory, after) = (types.function_count(), types.function_count() + 1, types.function_count() + 2);
 
         let mut added_types = encode::ComponentTypeSection::new();
         let nothing = types.component_type_count();
@@ -197,21 +196,21 @@ impl Parts {
         added_types.function().params([] as [(&str, PrimitiveValType); 0]).result(Some(list));
 
         let mut lifted = encode::CanonicalFunctionSection::new();
-        lifted.lift(put_back, nothing, []);
+        lifted.lift(restore, nothing, []);
         let options = [CanonicalOption::Memory(types.memory_count()), CanonicalOption::PostReturn(after)];
         lifted.lift(memory, nothing + 2, options);
 
         let mut exports = encode::ComponentExportSection::new();
-        for (name, index) in [(PUT_BACK, 0), (MEMORY, 1)] {
+        for (name, index) in [(RESTORE_GLOBALS, 0), (MEMORY, 1)] {
             exports.export(name, ComponentExportKind::Func, types.component_function_count() + index, None);
         }
-        self.component.section(&encode::ModuleSection(&rewinder));
+        self.component.section(&encode::ModuleSection(&restorer));
         self.component.section(&instances).section(&aliases).section(&added_types).section(&lifted).section(&exports);
         Ok(self.component.finish())
     }
 }
 
-/// A module with its state exported.
+/// Copies a module, and exports its state.
 fn expose(module: &[u8]) -> Result<(Vec<u8>, State), String> {
     let mut exposed = encode::Module::new();
     let mut state = State::default();
@@ -269,7 +268,7 @@ fn expose(module: &[u8]) -> Result<(Vec<u8>, State), String> {
             }
             _ => {}
         }
-        // Function bodies are part of the section that was taken over when it began.
+        // Function bodies are part of the code section, which was copied when it began.
         if let Some((id, range)) = payload.as_section() {
             exposed.section(&encode::RawSection { id, data: bytes(module, range)? });
         }
@@ -314,36 +313,36 @@ fn export_kind(kind: ExternalKind) -> Result<ExportKind, String> {
     }
 }
 
-/// The module that keeps the globals of these instances, and knows their memory.
-fn rewinder(
+/// The module that saves and restores the globals of these instances, and returns their memory.
+fn restorer(
     states: &[(u32, &State)],
     memory_instance: u32,
     memory_name: &str,
     memory: encode::MemoryType,
 ) -> encode::Module {
     let mut imports = encode::ImportSection::new();
-    let mut kept = encode::GlobalSection::new();
-    let (mut keep, mut put_back) = (encode::Function::new([]), encode::Function::new([]));
+    let mut saved = encode::GlobalSection::new();
+    let (mut save, mut restore) = (encode::Function::new([]), encode::Function::new([]));
     let count: u32 = states.iter().map(|(_, state)| state.globals.len() as u32).sum();
     let mut index = 0;
     for (instance, state) in states {
         for (name, ty) in &state.globals {
             let ty = encode::GlobalType { val_type: *ty, mutable: true, shared: false };
             imports.import(&instance.to_string(), name, ty);
-            kept.global(ty, &zero(ty.val_type));
-            keep.instructions().global_get(index).global_set(count + index);
-            put_back.instructions().global_get(count + index).global_set(index);
+            saved.global(ty, &zero(ty.val_type));
+            save.instructions().global_get(index).global_set(count + index);
+            restore.instructions().global_get(count + index).global_set(index);
             index += 1;
         }
     }
     imports.import(&memory_instance.to_string(), memory_name, memory);
-    keep.instructions().end();
-    put_back.instructions().end();
+    save.instructions().end();
+    restore.instructions().end();
 
-    // A list is returned as an address of its address and length. They are put where the memory begins, and what was
-    // there is put back when the host has read them.
+    // A list is returned as the address of its address and length. They are written to the begin of the memory, and the bytes
+    // that were there are restored when the host has read them.
     let word = encode::GlobalType { val_type: encode::ValType::I64, mutable: true, shared: false };
-    kept.global(word, &zero(word.val_type));
+    saved.global(word, &zero(word.val_type));
     let at = |offset| MemArg { offset, align: 0, memory_index: 0 };
     let mut whole = encode::Function::new([]);
     whole.instructions().i32_const(0).i64_load(at(0)).global_set(count * 2);
@@ -359,16 +358,16 @@ fn rewinder(
     types.ty().function([encode::ValType::I32], []);
     let mut functions = encode::FunctionSection::new();
     let mut code = encode::CodeSection::new();
-    for (ty, body) in [(0, keep), (0, put_back), (1, whole), (2, after)] {
+    for (ty, body) in [(0, save), (0, restore), (1, whole), (2, after)] {
         functions.function(ty);
         code.function(&body);
     }
     let mut exports = encode::ExportSection::new();
-    for (name, index) in [(PUT_BACK, 1), (MEMORY, 2), (AFTER_MEMORY, 3)] {
+    for (name, index) in [(RESTORE_GLOBALS, 1), (MEMORY, 2), (AFTER_MEMORY, 3)] {
         exports.export(name, ExportKind::Func, index);
     }
     let mut module = encode::Module::new();
-    module.section(&types).section(&imports).section(&functions).section(&kept).section(&exports);
+    module.section(&types).section(&imports).section(&functions).section(&saved).section(&exports);
     module.section(&encode::StartSection { function_index: 0 }).section(&code);
     module
 }

@@ -2,12 +2,12 @@
 //!
 //! # Guarantees
 //!
-//! - An entry is used by the engine that wrote it and by none that compiles otherwise: its name has a digest of the
-//!   engine's version and settings, beside what it was compiled from.
-//! - It is used only if it is whole: it has a checksum (SHA-256), since the engine runs what it is given.
-//! - It comes from this node alone. The folder is for its owner only; what others can write there is not used. Compiled
-//!   code never travels between nodes and is never taken from clients.
-//! - It is a cache: whatever is wrong with it, the node compiles instead, and says so in its log.
+//! - An entry is loaded only by an engine with the version and settings of the one that wrote it: its name contains a
+//!   digest of both, next to the digest of its source.
+//! - An entry is loaded only if it is complete: its header has a checksum (SHA-256), because wasmtime runs what it is given.
+//! - Entries come from this node alone. A folder that other users may write to is refused. Compiled code never travels
+//!   between nodes and is never accepted from clients.
+//! - Whatever is wrong with an entry, the node compiles again, and its log says why.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -19,25 +19,26 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 use wasmtime::Engine;
+use wasmtime::component::Component;
 
-/// How an entry begins: what it is, and the version of this format.
+/// The first bytes of an entry: its kind, and the version of the format.
 const MAGIC: &[u8; 8] = b"brinkc\0\x01";
 
-/// What comes before the code: the magic and the checksum.
+/// Length of the magic and the checksum, which precede the code.
 const HEADER_BYTES: usize = MAGIC.len() + 32;
 
-/// How entries' names end.
+/// File extension of entries.
 const EXTENSION: &str = "compiled";
 
 /// A folder of compiled code.
 pub(super) struct Cache {
     dir: PathBuf,
-    /// Of the engine's version and settings.
-    engine: u64,
+    /// Digest of the engine's version and settings.
+    engine_digest: u64,
 }
 
 impl Cache {
-    /// Opens the folder, and makes it if it is not there.
+    /// Opens the folder, and creates it if it is missing.
     pub(super) fn open(dir: &Path, engine: &Engine) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         let metadata = fs::metadata(dir)?;
@@ -47,11 +48,42 @@ impl Cache {
         }
         let mut hash = DefaultHasher::new();
         engine.precompile_compatibility_hash().hash(&mut hash);
-        Ok(Self { dir: dir.to_owned(), engine: hash.finish() })
+        Ok(Self { dir: dir.to_owned(), engine_digest: hash.finish() })
     }
 
-    /// The code of an entry, if there is one and it is whole.
-    pub(super) fn get(&self, key: &str) -> Option<Vec<u8>> {
+    /// The component stored under a key, if there is one that this engine can load.
+    pub(super) fn load(&self, engine: &Engine, key: &str) -> Option<Component> {
+        let code = self.get(key)?;
+        #[allow(
+            unsafe_code,
+            reason = "the cache vouches for the code: this node wrote it, by an engine with these settings"
+        )]
+        // SAFETY: `store` serialized the code, and `get` has checked that it is complete. Only its owner can write to the folder.
+        let component = unsafe { Component::deserialize(engine, code) };
+        component.map_err(|error| tracing::warn!(error = format!("{error:#}"), "compiled code cannot be used")).ok()
+    }
+
+    /// Stores a component. A component that cannot be stored is compiled again another time.
+    pub(super) fn store(&self, key: &str, component: &Component) {
+        match component.serialize() {
+            Ok(code) => self.put(key, &code),
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "compiled code cannot be serialized"),
+        }
+    }
+
+    /// Removes all entries except those of these keys, also those of other engines.
+    pub(super) fn retain(&self, keys: &HashSet<String>) {
+        let kept: HashSet<PathBuf> = keys.iter().map(|key| self.path(key)).collect();
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten().map(|entry| entry.path());
+        for path in entries.filter(|path| path.extension() == Some(OsStr::new(EXTENSION)) && !kept.contains(path)) {
+            if let Err(error) = fs::remove_file(&path) {
+                tracing::warn!(path = %path.display(), %error, "unneeded compiled code cannot be removed");
+            }
+        }
+    }
+
+    /// The bytes of an entry, if there is one and it is complete.
+    fn get(&self, key: &str) -> Option<Vec<u8>> {
         let path = self.path(key);
         let mut entry = match fs::read(&path) {
             Ok(entry) => entry,
@@ -70,21 +102,9 @@ impl Cache {
         Some(entry)
     }
 
-    /// Keeps code. What is not kept is compiled again another time.
-    pub(super) fn put(&self, key: &str, code: &[u8]) {
+    fn put(&self, key: &str, code: &[u8]) {
         if let Err(error) = self.write(key, code) {
-            tracing::warn!(dir = %self.dir.display(), %error, "compiled code cannot be kept");
-        }
-    }
-
-    /// Removes all entries but those of these keys, those of other engines included.
-    pub(super) fn keep(&self, keys: &HashSet<String>) {
-        let kept: HashSet<PathBuf> = keys.iter().map(|key| self.path(key)).collect();
-        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten().map(|entry| entry.path());
-        for path in entries.filter(|path| path.extension() == Some(OsStr::new(EXTENSION)) && !kept.contains(path)) {
-            if let Err(error) = fs::remove_file(&path) {
-                tracing::warn!(path = %path.display(), %error, "compiled code that is not needed cannot be removed");
-            }
+            tracing::warn!(dir = %self.dir.display(), %error, "compiled code cannot be stored");
         }
     }
 
@@ -92,12 +112,12 @@ impl Cache {
         let mut file = tempfile::NamedTempFile::new_in(&self.dir)?;
         file.write_all(&header(code))?;
         file.write_all(code)?;
-        // A loss of power may leave less than this of it; the checksum tells.
+        // A power loss may leave less of it, which the checksum reveals.
         file.persist(self.path(key)).map(|_: File| ()).map_err(|error| error.error)
     }
 
     fn path(&self, key: &str) -> PathBuf {
-        self.dir.join(format!("{key}-{:016x}.{EXTENSION}", self.engine))
+        self.dir.join(format!("{key}-{:016x}.{EXTENSION}", self.engine_digest))
     }
 }
 
@@ -130,7 +150,7 @@ mod tests {
         fs::write(cache.path("b"), b"").unwrap();
         assert_eq!(cache.get("b"), None);
 
-        cache.keep(&HashSet::from(["a".to_owned()]));
+        cache.retain(&HashSet::from(["a".to_owned()]));
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
         assert!(cache.get("a").is_some());
     }

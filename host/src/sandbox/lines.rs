@@ -1,16 +1,15 @@
-//! The log lines of one call of a plugin: what it logs, and what it writes to standard output and standard error.
+//! The log lines of one call: what the guest logs, and what it writes to standard output and standard error.
 //!
-//! Lines go to the node's log as events of target `plugin` when the call has ended. The last ones of standard error are
-//! kept, because that is where a panic says what happened.
+//! Lines go to the node's log, as events of target `plugin`, when the call has ended. The last lines of standard error are
+//! kept until then, because a panic writes its message there.
 
 use std::collections::VecDeque;
 
 use super::bindings::brink::hooks::log::Level;
-use super::runtime::Observer;
 use super::text::{cut, one_line};
 use crate::limits;
 
-/// Digits of a plugin's version in the node's log.
+/// Digits of a plugin's digest in the node's log.
 const VERSION_CHARS: usize = 12;
 
 /// Lines of standard error kept to explain a trap.
@@ -19,23 +18,35 @@ const LAST_LINES_MAX: usize = 8;
 /// Bytes kept of each of them.
 const LAST_LINE_BYTES_MAX: usize = 512;
 
-/// What Rust adds to a panic's message. A plugin has no environment, so it is no advice.
+/// Rust adds this advice to a panic's message. It is useless here: a plugin has no environment.
 const RUST_ADVICE: &str = "note: run with `RUST_BACKTRACE=1`";
 
-/// Who speaks: for log lines and errors.
-#[derive(Debug, Default)]
-pub(super) struct Speaker {
-    /// The hook's name; empty while a plugin is only being compiled.
-    pub(super) hook: String,
-    /// The plugin's name.
-    pub(super) plugin: String,
-    /// The plugin's version.
-    pub(super) digest: String,
+/// Receives the log lines of guests, beside the node's log.
+pub trait LogSink: Send + Sync {
+    /// A guest wrote a line, or failed. Called on the thread that runs the guest, in the span of the request; must not
+    /// block. `level` is `debug`, `info`, `warn` or `error`.
+    fn log(&self, source: &LogSource, level: &'static str, line: String) {
+        let _ = (source, level, line);
+    }
 }
 
-impl Speaker {
-    /// Says a line, to the node's log and to the observer.
-    pub(super) fn say(&self, observer: &dyn Observer, level: Level, line: String) {
+/// Drops every line.
+impl LogSink for () {}
+
+/// Whose lines they are.
+#[derive(Debug, Default)]
+pub struct LogSource {
+    /// The hook's name; empty while a plugin is only being compiled.
+    pub hook: String,
+    /// The plugin's name.
+    pub plugin: String,
+    /// The plugin's version.
+    pub digest: String,
+}
+
+impl LogSource {
+    /// Writes a line to the node's log and to the sink.
+    pub(crate) fn log(&self, sink: &dyn LogSink, level: Level, line: String) {
         let Self { hook, plugin, digest } = self;
         let version = cut(digest, VERSION_CHARS);
         match level {
@@ -50,14 +61,16 @@ impl Speaker {
             Level::Warn => "warn",
             Level::Error => "error",
         };
-        observer.said(hook, plugin, digest, level, line);
+        sink.log(self, level, line);
     }
 }
 
 /// The lines of one call.
 pub(super) struct Lines {
-    unsaid: Vec<(Level, String)>,
+    pending: Vec<(Level, String)>,
+    /// Lines that the call may still log.
     left: usize,
+    /// A line of standard output or standard error that has not ended.
     unfinished: Vec<u8>,
     last: VecDeque<String>,
 }
@@ -65,33 +78,33 @@ pub(super) struct Lines {
 impl Lines {
     pub(super) fn new() -> Self {
         let left = limits::PLUGIN_LOG_LINES_MAX;
-        Self { unsaid: Vec::new(), left, unfinished: Vec::new(), last: VecDeque::new() }
+        Self { pending: Vec::new(), left, unfinished: Vec::new(), last: VecDeque::new() }
     }
 
-    /// Says what has not been said yet.
-    pub(super) fn say(&mut self, speaker: &Speaker, observer: &dyn Observer) {
+    /// Writes the lines that have not been written yet.
+    pub(super) fn flush(&mut self, source: &LogSource, sink: &dyn LogSink) {
         self.finish();
-        for (level, line) in self.unsaid.drain(..) {
-            speaker.say(observer, level, line);
+        for (level, line) in self.pending.drain(..) {
+            source.log(sink, level, line);
         }
     }
 
     /// Drops the lines so far, and all that follow.
-    pub(super) fn forget(&mut self) {
-        self.unsaid.clear();
+    pub(super) fn discard(&mut self) {
+        self.pending.clear();
         self.left = 0;
     }
 
-    /// One line of the `log` interface. Beyond the limits it is cut or dropped.
+    /// Adds a line of the `log` interface. Beyond the limits it is cut or dropped.
     pub(super) fn log(&mut self, level: Level, message: &str) {
         if self.left == 0 {
             return;
         }
         self.left -= 1;
-        self.unsaid.push((level, one_line(cut(message, limits::PLUGIN_LOG_LINE_BYTES_MAX))));
+        self.pending.push((level, one_line(cut(message, limits::PLUGIN_LOG_LINE_BYTES_MAX))));
     }
 
-    /// Bytes written to standard output or standard error, in pieces of any size.
+    /// Adds bytes written to standard output or standard error, in pieces of any size.
     pub(super) fn write(&mut self, bytes: &[u8]) {
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             let room = limits::PLUGIN_LOG_LINE_BYTES_MAX.saturating_sub(self.unfinished.len());
@@ -102,15 +115,15 @@ impl Lines {
         }
     }
 
-    /// What was written last, as one text; empty if nothing was.
+    /// The last lines of standard output and standard error, as one text; empty if there are none.
     pub(super) fn last_words(&mut self) -> String {
         self.finish();
         let lines: Vec<&str> = self.last.iter().map(String::as_str).collect();
         lines.join("; ")
     }
 
-    /// Ends the line that is being written.
-    pub(super) fn finish(&mut self) {
+    /// Ends the unfinished line.
+    fn finish(&mut self) {
         let bytes = std::mem::take(&mut self.unfinished);
         let text = String::from_utf8_lossy(&bytes);
         let text = text.trim();
@@ -130,41 +143,36 @@ impl Lines {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use parking_lot::Mutex;
 
-    use super::super::runtime::{Calls, Unobserved};
     use super::*;
 
     #[derive(Default)]
     struct Said(Mutex<Vec<String>>);
 
-    impl Observer for Said {
-        fn calls_of(&self, _: &str, _: &str) -> Arc<dyn Calls> {
-            Arc::new(Unobserved)
-        }
-
-        fn said(&self, _: &str, _: &str, _: &str, _: &'static str, line: String) {
-            self.0.lock().unwrap().push(line);
+    impl LogSink for Said {
+        fn log(&self, _: &LogSource, _: &'static str, line: String) {
+            self.0.lock().push(line);
         }
     }
 
     #[test]
-    fn lines_are_said_at_the_end_unless_they_are_forgotten() {
-        let (speaker, said) = (Speaker::default(), Said::default());
+    fn lines_are_written_at_the_end_unless_they_are_discarded() {
+        let (source, said) = (LogSource::default(), Said::default());
         let mut lines = Lines::new();
         lines.log(Level::Info, "one");
         lines.write(b"two\nthr");
         lines.write(b"ee");
-        assert!(said.0.lock().unwrap().is_empty());
-        lines.say(&speaker, &said);
-        lines.say(&speaker, &said);
-        assert_eq!(*said.0.lock().unwrap(), ["one", "two", "three"]);
+        assert!(said.0.lock().is_empty());
+        lines.flush(&source, &said);
+        lines.flush(&source, &said);
+        assert_eq!(*said.0.lock(), ["one", "two", "three"]);
 
         let mut lines = Lines::new();
         lines.log(Level::Info, "four");
-        lines.forget();
+        lines.discard();
         lines.write(b"five");
-        lines.say(&speaker, &said);
-        assert_eq!(said.0.lock().unwrap().len(), 3);
+        lines.flush(&source, &said);
+        assert_eq!(said.0.lock().len(), 3);
     }
 }

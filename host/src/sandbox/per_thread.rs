@@ -1,20 +1,20 @@
-//! A few copies of something, which threads take in turn: those that call at the same time hardly ever meet at one, and
-//! passing a line of memory from core to core costs more than most of what is done with it.
+//! One copy of a value per thread, so that threads rarely write to the same cache line. Moving a cache line between
+//! cores costs more than most updates of what is in it.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crossbeam_utils::CachePadded;
 
-/// Copies. Beyond so many threads some share one.
-pub(super) const COPIES: usize = 16;
+/// Number of copies. With more threads than that, some threads share a copy.
+const COPIES: usize = 16;
 
-/// One of these for each thread, or for a few of them.
+/// One `T` for each thread, or for a few threads.
 #[derive(Default)]
 pub(super) struct PerThread<T>([CachePadded<T>; COPIES]);
 
 thread_local! {
-    /// Which copy is this thread's.
-    static MINE: usize = {
+    /// Index of this thread's copy.
+    static INDEX: usize = {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         NEXT.fetch_add(1, Ordering::Relaxed) % COPIES
     };
@@ -24,10 +24,10 @@ impl<T> PerThread<T> {
     /// The copy of this thread.
     pub(super) fn mine(&self) -> &T {
         let [first, ..] = &self.0;
-        MINE.with(|mine| self.0.get(*mine).unwrap_or(first))
+        INDEX.with(|index| self.0.get(*index).unwrap_or(first))
     }
 
-    /// All of them.
+    /// All copies.
     pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
         self.0.iter().map(|copy| &**copy)
     }

@@ -1,4 +1,4 @@
-//! Configured once, fresh every time; and compiled code that outlives the process.
+//! Configured once, and reset after each call; and compiled code that outlives the process.
 
 use super::*;
 
@@ -14,7 +14,7 @@ const SPOIL: &str = "(if (i32.ne (i32.load8_u (i32.const 3000)) (i32.const 0x37)
 
 fn judge(hook: &Hook, key: &str) -> Result<Judged, Error> {
     let set = Arc::new(Set::new(1, vec![hook.clone()]));
-    set.judge(vec![put(key, "1")], Arc::new(Kept::default()), Instant::now() + Duration::from_secs(5))
+    super::super::judge(&set, vec![put(key, "1")], Arc::new(Kept::default()), Instant::now() + Duration::from_secs(5))
 }
 
 #[test]
@@ -23,42 +23,42 @@ fn calls_start_configured_and_see_nothing_of_each_other() {
     let wat = Wat::validator(SPOIL).with_configure(CONFIGURE_ONCE);
     let hook = hook(&runtime, "h", &wat, r#"{"config": 7}"#);
     judge(&hook, "before").unwrap();
-    assert_eq!(hook.is_specialised(), None);
+    assert_eq!(hook.pre_initialized(), None);
 
-    runtime.specialise(&hook, &wat.bytes());
-    assert_eq!(hook.is_specialised(), Some(Ok(())));
+    runtime.pre_initialize(&hook, &wat.bytes());
+    assert_eq!(hook.pre_initialized(), Some(Ok(())));
     // Were it configured once more, or started where another call ended, it would trap.
     for key in ["a", "b", "trap", "c", "trap", "d"] {
-        let is_trapped = matches!(judge(&hook, key), Err(Error::Trapped { .. }));
+        let is_trapped = matches!(judge(&hook, key), Err(Error::Failed { failure: Failure::Trapped { .. }, .. }));
         assert_eq!(is_trapped, key == "trap", "{key}");
     }
 }
 
 #[test]
-fn an_image_has_the_configuration_of_its_hook() {
+fn a_hook_is_pre_initialized_with_its_own_configuration() {
     let runtime = runtime();
     let wat = Wat::validator(SPOIL).with_configure(CONFIGURE_ONCE);
     let other = hook(&runtime, "other", &wat, r#"{"config": 8}"#);
-    runtime.specialise(&other, &wat.bytes());
-    assert_eq!(other.is_specialised(), Some(Ok(())));
-    assert!(matches!(judge(&other, "a"), Err(Error::Trapped { .. })));
+    runtime.pre_initialize(&other, &wat.bytes());
+    assert_eq!(other.pre_initialized(), Some(Ok(())));
+    assert!(matches!(judge(&other, "a"), Err(Error::Failed { failure: Failure::Trapped { .. }, .. })));
 }
 
 #[test]
-fn the_limits_hold_for_images() {
+fn the_limits_hold_for_pre_initialized_hooks() {
     let runtime = runtime();
     let grow = "(drop (memory.grow (i32.const 100))) (if (i32.lt_u (memory.size) (i32.const 100)) (then unreachable)) \
                 (i32.const 1024)";
     let wat = Wat::validator(grow).with_memory("1");
     let hook = hook(&runtime, "h", &wat, r#"{"memory_bytes": 131072}"#);
-    runtime.specialise(&hook, &wat.bytes());
-    assert_eq!(hook.is_specialised(), Some(Ok(())));
-    assert!(matches!(judge(&hook, "a"), Err(Error::MemoryLimit { .. })));
+    runtime.pre_initialize(&hook, &wat.bytes());
+    assert_eq!(hook.pre_initialized(), Some(Ok(())));
+    assert!(matches!(judge(&hook, "a"), Err(Error::Failed { failure: Failure::MemoryLimit { .. }, .. })));
 
     let wat = Wat::validator("(loop $l (br $l)) (i32.const 1024)");
     let hook = self::hook(&runtime, "h", &wat, r#"{"deadline_ms": 20}"#);
-    runtime.specialise(&hook, &wat.bytes());
-    assert!(matches!(judge(&hook, "a"), Err(Error::TimedOut { .. })));
+    runtime.pre_initialize(&hook, &wat.bytes());
+    assert!(matches!(judge(&hook, "a"), Err(Error::Failed { failure: Failure::TimedOut { .. }, .. })));
 }
 
 #[test]
@@ -69,8 +69,8 @@ fn a_plugin_that_changes_its_tables_is_configured_before_each_call() {
                 (func (export \"grow\") (drop (table.grow $t (ref.null func) (i32.const 1))))"
         .to_owned();
     let hook = hook(&runtime, "h", &wat, r#"{"config": 7}"#);
-    runtime.specialise(&hook, &wat.bytes());
-    let reason = hook.is_specialised().unwrap().unwrap_err();
+    runtime.pre_initialize(&hook, &wat.bytes());
+    let reason = hook.pre_initialized().unwrap().unwrap_err();
     assert!(reason.contains("table"), "{reason}");
     judge(&hook, "a").unwrap();
     judge(&hook, "b").unwrap();
@@ -84,7 +84,7 @@ fn the_next_process_compiles_nothing_again() {
     let wat = Wat::validator(SPOIL).with_configure(CONFIGURE_ONCE);
     let first = start();
     let hook = hook(&first, "h", &wat, r#"{"config": 7}"#);
-    first.specialise(&hook, &wat.bytes());
+    first.pre_initialize(&hook, &wat.bytes());
     let digest = hook.plugin().digest().to_owned();
 
     let second = start();
@@ -92,8 +92,8 @@ fn the_next_process_compiles_nothing_again() {
     assert_eq!((plugin.digest(), plugin.roles()), (digest.as_str(), vec!["validator"]));
     let again = second.load("h", binding(r#"{"config": 7}"#), &plugin).unwrap();
     // From what is on disk alone: there are no bytes to make it of.
-    second.specialise(&again, b"");
-    assert_eq!(again.is_specialised(), Some(Ok(())));
+    second.pre_initialize(&again, b"");
+    assert_eq!(again.pre_initialized(), Some(Ok(())));
     judge(&again, "a").unwrap();
     assert!(second.compiled_before("p", &super::digest(b"other")).is_none());
 
