@@ -74,11 +74,11 @@ pub struct Operation {
     pub space: Space,
     /// The key; for [`Space::Kv`], 1 to [`crate::limits::KEY_BYTES_MAX`] bytes.
     pub key: String,
-    /// What happens to it.
+    /// The change.
     pub action: Action,
 }
 
-/// What an [`Operation`] does.
+/// The change that an [`Operation`] makes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Action {
     /// Sets the value of the key, creating it if needed.
@@ -114,7 +114,7 @@ impl Value {
 /// A fact about the store that must hold when a write is applied.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Precondition {
-    /// Who relies on it, which decides what a failure means.
+    /// Who relies on it; decides the answer to a failure.
     pub asked_by: AskedBy,
     /// The space of the keys.
     pub space: Space,
@@ -211,7 +211,7 @@ pub enum Outcome {
     IdempotencyKeyReused,
 }
 
-/// What one operation did.
+/// The effect of one operation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Effect {
     /// The key now has this entry.

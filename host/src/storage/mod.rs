@@ -1,4 +1,4 @@
-//! What a node keeps on disk: the Raft log, and the state that results from applying it.
+//! A node's data on disk: the Raft log, and the state that results from applying it.
 //!
 //! # Problem
 //!

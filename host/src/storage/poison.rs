@@ -2,8 +2,8 @@
 //!
 //! After a failed write or sync the content of the disk is unknown, and a retry may report success for data that is
 //! gone (Rebello et al., "Can Applications Recover from fsync Failures?", ATC 2020). So the first failure is kept,
-//! every later change fails because of it, and the node is told and stops. The next start goes by what it finds on the
-//! disk.
+//! every later change fails because of it, and the node is told and stops. The next start trusts only the content of
+//! the disk.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};

@@ -48,7 +48,7 @@ fn open_database(dir: &Path, options: DatabaseOptions) -> Result<Database, Error
         .max_journaling_size(options.journal_bytes_max)
         .worker_threads(options.workers)
         .cache_size(options.cache_bytes);
-    // fjall checks some of what it reads by assertions.
+    // fjall panics on some kinds of damage.
     let opened = catch_unwind(AssertUnwindSafe(|| builder.open()));
     let damaged = |reason: &dyn std::fmt::Display| Error::corrupt(format!("{} ({reason})", dir.display()));
     match opened {

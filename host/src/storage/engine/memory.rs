@@ -1,10 +1,10 @@
 //! A simulated disk as the storage engine: its journal survives power losses, failures and lies. For tests.
 //!
-//! A [`SimDisk`] holds one database and outlives whoever opens it. Every batch is a record of a journal, and a sync
-//! makes all records before it durable. A power loss ([`SimDisk::lose_power`]) keeps the durable records and a prefix
-//! of the others, chosen by the disk's seed. fjall leaves the same behind: it writes its journal in order, and cuts it
-//! at the first incomplete record. A process that had the disk open before a power loss can no longer write to it, even
-//! if some of its tasks are still alive.
+//! A [`SimDisk`] holds one database and outlives the nodes that open it. Every batch is a record of a journal, and a
+//! sync makes all records before it durable. A power loss ([`SimDisk::lose_power`]) keeps the durable records and a
+//! prefix of the others, chosen by the disk's seed. fjall leaves the same behind: it writes its journal in order, and
+//! cuts it at the first incomplete record. A process that had the disk open before a power loss can no longer write to
+//! it, even if some of its tasks are still alive.
 //!
 //! Beside the database lies one small file, the sidecar, which is replaced as a whole.
 //!
@@ -86,7 +86,7 @@ impl SimDisk {
         Self { state: Arc::new(Mutex::new(state)) }
     }
 
-    /// Cuts the power: synced records stay, and a prefix of the others. Whoever has the disk open is shut out.
+    /// Cuts the power: synced records stay, and a prefix of the others. An open database can no longer write.
     pub(crate) fn lose_power(&self) {
         let mut state = self.state.lock();
         let (synced, written) = (state.synced, state.journal.len());
@@ -192,7 +192,7 @@ struct Opening {
     content: Mutex<Content>,
 }
 
-/// What readers see.
+/// The content as readers see it.
 struct Content {
     tables: Tables,
     is_poisoned: bool,

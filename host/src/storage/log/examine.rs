@@ -1,4 +1,4 @@
-//! The check of a log when it is opened: does it still hold what its watermark says?
+//! The check when a log is opened: compares the stored entries with the watermark.
 
 use std::ops::Range;
 use std::path::Path;
@@ -8,7 +8,7 @@ use super::tables::LogTables;
 use super::watermark::{Mark, Watermark, WatermarkStore};
 use crate::storage::{Error, Poison};
 
-/// What happens to a log that has lost durable data.
+/// The treatment of a log that has lost durable data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum OnLoss {
     /// It is not opened.

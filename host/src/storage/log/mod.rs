@@ -2,14 +2,14 @@
 //!
 //! # Approach
 //!
-//! Whoever appends puts entries into memory (`tail`), where they are readable at once, and into the queue of the
-//! `writer`. The writer runs on a thread of its own and is the only one to change the disk: `tables` stores the
-//! entries, and the `watermark` records outside of them what was made durable. When a log is opened, `examine` compares
-//! the two.
+//! An append puts entries into memory (`tail`), where they are readable at once, and into the queue of the `writer`.
+//! The writer runs on a thread of its own and is the only one to change the disk: `tables` stores the entries, and the
+//! `watermark` records outside of them how far they are durable. When a log is opened, `examine` compares the two.
 //!
 //! # Guarantees
 //!
-//! - When a `done` callback reports success, the operation and everything queued before it are durable.
+//! - When the `done` of an append, a truncation or a synced value reports success, it and everything queued before it
+//!   are durable.
 //! - Readers see operations in the order in which they are written.
 //! - A log that lost durable data is refused when it is opened ([`Error::Lost`]), as far as the watermark can tell.
 //! - A damaged entry is never returned. It ends the use of the log, also after a restart.
@@ -58,7 +58,7 @@ pub struct Log {
 
 struct Inner {
     tables: Arc<LogTables>,
-    /// What readers see: ahead of the disk by what is queued.
+    /// The log as readers see it, including queued changes.
     tail: Arc<Mutex<Tail>>,
     /// The queue of the writer; `None` once the log is closed.
     queue: Mutex<Option<UnboundedSender<Operation>>>,
@@ -219,7 +219,7 @@ impl Log {
         Ok(entries)
     }
 
-    /// Writes what is queued and ends the writer thread. Later changes fail with [`Error::Closed`].
+    /// Writes all queued changes and ends the writer thread. Later changes fail with [`Error::Closed`].
     pub fn close(&self) {
         self.inner.queue.lock().take();
         let thread = self.inner.thread.lock().take();
@@ -246,7 +246,7 @@ impl Log {
         Err(error)
     }
 
-    /// Ends the use of the log, now and when it is opened again: nobody knows what else is damaged.
+    /// Ends the use of the log, now and after a restart, since other entries may be damaged too.
     fn condemn(&self, error: &Error) {
         self.inner.poison.set(error);
         if let Err(error) = self.inner.watermark.condemn() {

@@ -1,4 +1,4 @@
-//! The log by itself: what is read and what survives, on a real disk and on one that loses power, lies and fails.
+//! Tests of the log alone, on a real disk and on one that loses power, lies and fails.
 
 use std::io;
 use std::sync::{Arc, mpsc};
@@ -327,7 +327,7 @@ fn what_was_cut_on_purpose_is_not_missed() {
     );
 }
 
-/// Whatever is written and removed, and whenever the power fails: a disk that keeps what was synced is never accused.
+/// A disk that keeps synced data is never accused, whichever operations run and whenever the power fails.
 #[test]
 fn an_honest_disk_is_never_accused() {
     for seed in 0..300 {

@@ -1,4 +1,4 @@
-//! The watermark: a record, outside the log, of what the log has made durable.
+//! The watermark: a record, outside the log, of how far the log is durable.
 //!
 //! # Problem
 //!
@@ -52,7 +52,7 @@ const SLOT_BYTES: u64 = 4_096;
 /// entry, its index and checksum, and a checksum of all that.
 const RECORD_BYTES: usize = 8 + 4 + 8 + 8 + 1 + 1 + 8 + 4 + 4;
 
-/// What a log had made durable at some moment.
+/// How far a log was durable at some moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Mark {
     /// How many named values (votes and ids) were made durable.

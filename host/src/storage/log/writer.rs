@@ -31,7 +31,7 @@ const BATCH_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// The name of the value that stands in for purged entries.
 pub(super) const PURGED: &str = "purged";
 
-/// A queued change, and the callback of whoever waits for it.
+/// A queued change with its callback.
 pub(super) struct Operation {
     pub(super) change: Change,
     pub(super) done: Done,

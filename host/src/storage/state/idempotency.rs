@@ -32,7 +32,7 @@ struct Capacity {
 
 const CAPACITY: Capacity = Capacity { keys: IDEMPOTENCY_KEYS_MAX, bytes: IDEMPOTENCY_BYTES_MAX };
 
-/// What is remembered about a write.
+/// A remembered write.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Remembered {
     fingerprint: Fingerprint,
@@ -61,7 +61,7 @@ struct Totals {
     bytes: u64,
 }
 
-/// The remembered outcomes: what a batch changes, over the state below it.
+/// The remembered outcomes: the changes of a batch, over the state below it.
 pub(super) struct Outcomes<'a> {
     tables: &'a dyn ReadTables,
     capacity: Capacity,

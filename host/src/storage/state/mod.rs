@@ -75,7 +75,7 @@ struct Inner {
     cache: EntryCache,
     revision: AtomicU64,
     hook_epoch: AtomicU64,
-    /// Locked by whoever applies, so that one at a time does. Holds recently written metadata.
+    /// Locked during an apply, so that only one runs at a time. Holds recently written metadata.
     applying: Mutex<RecentMetas>,
     /// Locked for writing while a snapshot replaces the state, so that readers wait and never see a part of it.
     replacing: RwLock<()>,
@@ -258,7 +258,7 @@ impl Data {
     ///
     /// # Errors
     ///
-    /// If the disk refuses. The log still holds what was applied.
+    /// If the disk refuses. The log still holds the applied entries.
     pub fn sync(&self) -> Result<(), Error> {
         self.inner.poison.attempt(|| self.inner.engine.sync())
     }

@@ -1,4 +1,4 @@
-//! The state by itself: what is applied, what is read, and what survives.
+//! Tests of the state alone.
 
 use std::io;
 use std::sync::Arc;
