@@ -31,11 +31,11 @@ const WAITING_READS_MAX: usize = 65_536;
 const EXCHANGE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A read that waits at the gate.
-type Waiting = oneshot::Sender<Result<(), Error>>;
+type WaitingRead = oneshot::Sender<Result<(), Error>>;
 
 /// The gate of strong reads.
 pub(super) struct Gate {
-    queue: mpsc::Sender<Waiting>,
+    queue: mpsc::Sender<WaitingRead>,
     reads: Arc<Reads>,
 }
 
@@ -68,7 +68,7 @@ pub(super) struct Reads {
 
 impl Reads {
     /// Answers the reads at the gate.
-    async fn serve_gate(self: Arc<Self>, mut queue: mpsc::Receiver<Waiting>) {
+    async fn serve_gate(self: Arc<Self>, mut queue: mpsc::Receiver<WaitingRead>) {
         let mut waiting = Vec::new();
         loop {
             if waiting.is_empty() {
@@ -95,7 +95,7 @@ impl Reads {
     }
 
     /// Lets reads pass once this node has applied the log up to `index`.
-    async fn release(self: Arc<Self>, index: u64, waiting: Vec<Waiting>) {
+    async fn release(self: Arc<Self>, index: u64, waiting: Vec<WaitingRead>) {
         let caught_up = self.view.raft.applied().wait_for(index, Instant::now() + STRONG_READ_DEADLINE).await;
         answer_all(waiting, &if caught_up { Ok(()) } else { Err(self.unreachable()) });
     }
@@ -139,7 +139,7 @@ impl Reads {
     }
 }
 
-fn answer_all(waiting: impl IntoIterator<Item = Waiting>, answer: &Result<(), Error>) {
+fn answer_all(waiting: impl IntoIterator<Item = WaitingRead>, answer: &Result<(), Error>) {
     for reader in waiting {
         // Sending fails if the reader has stopped waiting.
         let _ = reader.send(answer.clone());

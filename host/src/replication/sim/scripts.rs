@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `cluster <nodes>` | starts nodes 0, 1, … and has node 0 lead |
 //! | `put <node> <key>`, `delete <node> <key>`, `read <node> <key>`, `local <node> <key>` | a client's call on a node, until it is answered |
-//! | `partition <nodes> <nodes>` | cuts all links between two groups, such as `partition 0 1,2` |
+//! | `partition <nodes> <nodes>` | cuts all links between two groups, such as `partition 0 12` |
 //! | `heal` | mends all links |
 //! | `crash <node>`, `start <node>`, `wipe <node>` | kills a node, starts it again, empties the disks of a dead node |
 //! | `pause <node> <ms>` | stops a node's process; its clock goes on |
@@ -189,8 +189,11 @@ impl Story {
     }
 }
 
+/// The nodes of a group, written without anything between them.
 fn group(nodes: &str) -> Result<Vec<usize>, Box<dyn Error>> {
-    Ok(nodes.split(',').map(str::parse).collect::<Result<_, _>>()?)
+    let number =
+        |digit: char| digit.to_digit(10).map(|digit| digit as usize).ok_or_else(|| format!("{digit} is no node"));
+    Ok(nodes.chars().map(number).collect::<Result<_, _>>()?)
 }
 
 fn answer(response: &Response) -> String {
