@@ -6,13 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
-use futures::stream::BoxStream;
 use parking_lot::Mutex;
 use tempfile::TempDir;
 use tokio::time::Instant;
 
-use super::cluster::silence::RESTART_MARGIN;
+use super::lease::RESTART_MARGIN;
+use super::peer::protocol::{Answer, SnapshotBody};
 use super::types::{TypeConfig, Vote, encode};
 use super::{
     Blocking, Call, CallError, ClusterId, Envelope, Error, Handle, Options, Timing, Transport, WriteOutcome, node_id,
@@ -69,14 +68,7 @@ impl Transport for Wire {
         *self.cluster.lock() = Some(cluster);
     }
 
-    fn call(
-        &self,
-        to: u64,
-        url: &str,
-        call: Call,
-        body: Bytes,
-        timeout: Duration,
-    ) -> BoxFuture<'_, Result<Bytes, CallError>> {
+    fn call(&self, to: u64, url: &str, call: Call, body: Bytes, timeout: Duration) -> Answer<'_> {
         let (url, reached) = (url.to_owned(), self.reach(to, url, call));
         Box::pin(async move {
             let (node, envelope) = reached?;
@@ -84,15 +76,8 @@ impl Transport for Wire {
         })
     }
 
-    fn stream(
-        &self,
-        to: u64,
-        url: &str,
-        call: Call,
-        body: BoxStream<'static, std::io::Result<Bytes>>,
-        timeout: Duration,
-    ) -> BoxFuture<'_, Result<Bytes, CallError>> {
-        let (url, reached) = (url.to_owned(), self.reach(to, url, call));
+    fn send_snapshot(&self, to: u64, url: &str, body: SnapshotBody, timeout: Duration) -> Answer<'_> {
+        let (url, reached) = (url.to_owned(), self.reach(to, url, Call::Snapshot));
         Box::pin(async move {
             let (node, envelope) = reached?;
             answered(url, timeout, node.serve_snapshot(envelope, body)).await

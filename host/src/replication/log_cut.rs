@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::cluster::view::ClusterView;
-use super::raft::config::purge_entries;
+use super::options::purge_entries;
 use super::types::Metrics;
 
 /// Interval at which the log is checked.

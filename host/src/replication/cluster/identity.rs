@@ -45,10 +45,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::replication::error::{Error, WriteOutcome};
-use crate::replication::ids::{ClusterId, new_node_id};
 use crate::replication::peer::protocol::Transport;
 use crate::replication::raft::engine::RaftHandle;
-use crate::replication::types::{decode, encode};
+use crate::replication::types::{ClusterId, decode, encode};
 use crate::storage::Log;
 
 /// The key of the identity in the log's database.
@@ -143,6 +142,11 @@ pub(super) async fn store<T: Serialize>(log: &Log, key: &'static str, value: &T)
     let (done, stored) = oneshot::channel();
     log.save_meta(key, Some(encode(value)?), true, Box::new(|result| drop(done.send(result))));
     Ok(stored.await.map_err(|_| Error::Stopped { outcome: WriteOutcome::NotWritten })??)
+}
+
+/// A random node id, which no node has ever had.
+fn new_node_id() -> u64 {
+    fastrand::u64(1..)
 }
 
 /// This node's identity.

@@ -47,15 +47,9 @@ fn short_timeout(_bytes: usize, option: &RPCOption) -> Duration {
 /// Creates a [`PeerNetwork`] for each peer.
 #[derive(Clone)]
 pub(super) struct NetworkFactory {
-    transport: Arc<dyn Transport>,
-    telemetry: Telemetry,
-    blocking: Blocking,
-}
-
-impl NetworkFactory {
-    pub(super) fn new(transport: Arc<dyn Transport>, telemetry: Telemetry, blocking: Blocking) -> Self {
-        Self { transport, telemetry, blocking }
-    }
+    pub(super) transport: Arc<dyn Transport>,
+    pub(super) telemetry: Telemetry,
+    pub(super) blocking: Blocking,
 }
 
 impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
@@ -191,7 +185,7 @@ impl PeerNetwork {
         let body = outgoing.body(offset, SNAPSHOT_BYTES_PER_SECOND_MAX, &self.blocking);
         let body = body.map_err(|error| CallError::no_answer(&self.url, &error))?;
         let left = deadline.saturating_duration_since(tokio::time::Instant::now());
-        self.transport.stream(self.to, &self.url, Call::Snapshot, body, left).await
+        self.transport.send_snapshot(self.to, &self.url, body, left).await
     }
 }
 

@@ -49,7 +49,6 @@ mod invariants;
 mod leases;
 mod network;
 mod node;
-mod panics;
 pub(super) mod runtime;
 mod scripts;
 mod watch;

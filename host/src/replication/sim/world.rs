@@ -4,9 +4,10 @@
 //! lets each node run to the end of the step in turn, and collects the messages it sent. No message takes less than one
 //! step, so the order in which nodes run within a step makes no difference to them.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -16,7 +17,6 @@ use super::history::{History, Request, Response};
 use super::invariants::{Invariants, Violation};
 use super::network::{Answer, Body, Cuts, Outbox, Outgoing, Reply, Serving, Weather};
 use super::node::Node;
-use super::panics;
 use crate::replication::WriteOutcome;
 use crate::replication::peer::protocol::{Call, CallError, Envelope};
 use crate::telemetry::Telemetry;
@@ -155,7 +155,7 @@ impl World {
             started.map_err(|error| Violation::new("availability", format!("node {number} cannot start: {error}")))?;
             self.collect();
         }
-        if panics::has_panicked() {
+        if has_panicked() {
             return Err(Violation::new("availability", "a node has panicked"));
         }
         if self.now_ms.is_multiple_of(LOOK_INTERVAL_MS) {
@@ -226,13 +226,13 @@ impl World {
 
     fn send(&mut self, outgoing: Outgoing) {
         let Outgoing { from, url, envelope, call, mut body, reply } = outgoing;
-        self.note(("send", from, &url, call.name(), digest(&body)));
+        self.note(("send", from, &url, name(call), digest(&body)));
         let Some(target) = self.nodes.iter().position(|node| node.url == url) else {
             let _ = reply.send(Err(CallError::NotSent { url, reason: "there is no such host".to_owned() }));
             return;
         };
         if !matches!(call, Call::Append | Call::Hello) {
-            self.remember(format!("{from} -> {target}: {}", call.name()));
+            self.remember(format!("{from} -> {target}: {}", name(call)));
         }
         if self.weather.loses(&mut self.rng) {
             self.unanswered.push(reply);
@@ -268,9 +268,9 @@ impl World {
 
     fn answer(&mut self, answer: Answer) {
         let result = answer.result.as_ref().map(|body| digest(&Body::Whole(body.clone()))).map_err(ToString::to_string);
-        self.note(("reply", answer.from, answer.to, answer.call.name(), result));
+        self.note(("reply", answer.from, answer.to, name(answer.call), result));
         if let Err(CallError::Refused { reason, .. }) = &answer.result {
-            self.remember(format!("{} refuses {} from {}: {reason}", answer.from, answer.call.name(), answer.to));
+            self.remember(format!("{} refuses {} from {}: {reason}", answer.from, name(answer.call), answer.to));
         }
         if self.weather.loses(&mut self.rng) {
             self.unanswered.push(answer.reply);
@@ -358,8 +358,12 @@ impl World {
             });
             outbox.lock().served.push((delivered, result));
         });
-        self.note(("deliver", from, target, call.name()));
+        self.note(("deliver", from, target, name(call)));
     }
+}
+
+fn name(call: Call) -> &'static str {
+    call.into()
 }
 
 fn digest(body: &Body) -> u32 {
@@ -371,4 +375,21 @@ fn digest(body: &Body) -> u32 {
 
 fn index(id: u64) -> usize {
     usize::try_from(id).unwrap_or(usize::MAX)
+}
+
+thread_local! {
+    static PANICKED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether anything has panicked on this thread since the last call. tokio catches the panics of tasks.
+fn has_panicked() -> bool {
+    static WATCHING: Once = Once::new();
+    WATCHING.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            PANICKED.set(true);
+            before(info);
+        }));
+    });
+    PANICKED.replace(false)
 }
