@@ -25,7 +25,7 @@ use super::cluster::view::{ClusterView, Founders};
 use super::disk_full;
 use super::error::Error;
 use super::lease::Lease;
-use super::log_cut::LogCut;
+use super::log_cut;
 use super::options::Options;
 use super::peer::protocol::{Call, Envelope, Transport};
 use super::proposer::{Proposals, Proposer};
@@ -147,13 +147,15 @@ impl Handle {
                 view: server.view.clone(),
                 formation: server.formation.clone(),
                 membership: server.membership.clone(),
+                began: Instant::now(),
+                highest: 0,
+                joining: None,
             };
             self.spawn(|stop| discovery.discover(stop));
         }
         let (free_space, leadership) = (options.free_space.clone(), self.0.leadership.clone());
         self.spawn(|stop| disk_full::watch(free_space, leadership, stop));
-        let log_cut = LogCut { view: server.view.clone(), keep: options.snapshot_entries };
-        self.spawn(|stop| log_cut.run(stop));
+        self.spawn(|stop| log_cut::run(server.view.clone(), options.snapshot_entries, stop));
         Ok(())
     }
 

@@ -163,6 +163,12 @@ async fn cluster(net: &Arc<Net>, dirs: &[TempDir; 3]) -> [Node; 3] {
     nodes
 }
 
+async fn stop_all(nodes: impl IntoIterator<Item = Node>, net: &Net) {
+    for node in nodes {
+        node.stop(net).await;
+    }
+}
+
 fn dirs() -> [TempDir; 3] {
     [(); 3].map(|()| tempfile::tempdir().unwrap())
 }
@@ -174,9 +180,7 @@ async fn nodes_that_start_at_once_form_one_cluster() {
         let nodes = cluster(&net, &dirs).await;
         let ids: BTreeSet<Option<ClusterId>> = nodes.iter().map(|node| node.handle.status().cluster).collect();
         assert!(ids.len() == 1 && !ids.contains(&None), "{ids:?}");
-        for node in nodes {
-            node.stop(&net).await;
-        }
+        stop_all(nodes, &net).await;
     }
 }
 
@@ -190,9 +194,7 @@ async fn two_clusters_of_the_same_urls_never_mix() {
     a.write("old").await;
     eventually("all have it", async || a.has("old") && b.has("old") && c.has("old")).await;
     let old = a.handle.status().cluster;
-    for node in [a, b, c] {
-        node.stop(&net).await;
-    }
+    stop_all([a, b, c], &net).await;
     let b = Node::start(&net, URLS[1], new_dirs[1].path()).await;
     let c = Node::start(&net, URLS[2], new_dirs[2].path()).await;
     eventually("they form a cluster", async || b.handle.status().ready && c.handle.status().ready).await;
@@ -209,9 +211,7 @@ async fn two_clusters_of_the_same_urls_never_mix() {
     }
     assert!(a.has("old") && !a.has("new"));
     assert!(b.has("new") && !b.has("old") && c.has("new") && !c.has("old"));
-    for node in [a, b, c] {
-        node.stop(&net).await;
-    }
+    stop_all([a, b, c], &net).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -225,9 +225,7 @@ async fn a_call_that_names_no_cluster_is_refused_by_a_member() {
             assert!(matches!(&refused, Err(Error::Refused(reason)) if reason.contains(why)), "{call:?}: {refused:?}");
         }
     }
-    for node in nodes {
-        node.stop(&net).await;
-    }
+    stop_all(nodes, &net).await;
 }
 
 /// The leader is lost in the middle of a change from three voters to two.
@@ -253,9 +251,7 @@ async fn a_joint_membership_is_completed_by_the_next_leader() {
     })
     .await;
     nodes[0].write("after").await;
-    for node in nodes {
-        node.stop(&net).await;
-    }
+    stop_all(nodes, &net).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -264,9 +260,7 @@ async fn a_voter_that_restarts_neither_votes_nor_stands_for_a_lease() {
     let nodes = cluster(&net, &dirs).await;
     nodes[0].write("x").await;
     let at = nodes.iter().position(|node| !node.leads()).unwrap();
-    for node in nodes {
-        node.stop(&net).await;
-    }
+    stop_all(nodes, &net).await;
     net.sent.lock().clear();
     let began = Instant::now();
     let a = Node::start(&net, URLS[at], dirs[at].path()).await;

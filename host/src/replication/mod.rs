@@ -64,7 +64,7 @@ mod server;
 mod sim;
 mod types;
 
-pub use self::blocking::{Blocking, Delay};
+pub use self::blocking::Blocking;
 pub use self::cluster::change::Role;
 pub use self::cluster::status::{PeerStatus, Status};
 pub use self::error::{Error, WriteOutcome};

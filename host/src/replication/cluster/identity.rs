@@ -117,12 +117,6 @@ struct Stored {
     cluster: Option<ClusterId>,
 }
 
-impl Waiting {
-    async fn store(self, log: &Log) -> Result<(), Error> {
-        store(log, IDENTITY, &Stored { id: self.id, cluster: None }).await
-    }
-}
-
 impl Member {
     /// Founds a cluster of one node. Its id is random and not derived from its URL: if the cluster grows, and the node
     /// then loses its disk and is started alone again, it must not be taken for the node it was.
@@ -252,7 +246,7 @@ impl Decision<'_> {
     /// Gives the node an id that no node has had before, and its engine with it.
     pub(super) async fn take_new_id(&self, raft: &RaftHandle) -> Result<(), Error> {
         let waiting = Waiting { id: new_node_id() };
-        waiting.store(&self.identity.log).await?;
+        store(&self.identity.log, IDENTITY, &Stored { id: waiting.id, cluster: None }).await?;
         let stopped = |_| Error::Stopped { outcome: WriteOutcome::NotWritten };
         raft.restart_under(waiting.id).await.map_err(stopped)?;
         *self.identity.stage.write() = Stage::Waiting(waiting);

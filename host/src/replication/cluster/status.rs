@@ -120,7 +120,7 @@ impl StatusReport {
             is_member: nodes.contains_key(&metrics.id),
             term: metrics.current_term,
             has_quorum: leader.is_some() && acked && self.view.reachable_of(&voters) >= required,
-            ready: metrics.running_state.is_ok() && leader.is_some() && self.view.has_its_place_in(&metrics),
+            ready: metrics.running_state.is_ok() && leader.is_some() && self.view.has_its_place(&metrics),
             leader,
             total_nodes: 1 + others.len(),
             healthy_nodes: 1 + others.iter().filter(|node| node.healthy).count(),

@@ -62,12 +62,7 @@ impl ClusterView {
 
     /// Whether the membership has this node, and no other under its URL. A node that replaces another gets its place once
     /// it has caught up.
-    pub(crate) fn has_its_place(&self) -> bool {
-        self.raft.with_metrics(|metrics| self.has_its_place_in(metrics))
-    }
-
-    /// See [`ClusterView::has_its_place`].
-    pub(crate) fn has_its_place_in(&self, metrics: &Metrics) -> bool {
+    pub(crate) fn has_its_place(&self, metrics: &Metrics) -> bool {
         let own_url = self.founders.own_url();
         let mut with_url = metrics.membership_config.nodes().filter(|(_, node)| node.addr == own_url);
         with_url.next().is_some_and(|(id, _)| *id == metrics.id) && with_url.next().is_none()

@@ -26,8 +26,18 @@ const LOOK_INTERVAL_MS: u64 = 5;
 
 /// A message on its way between two nodes.
 enum Message {
-    Call { from: usize, target: usize, envelope: Envelope, call: Call, body: Body, reply: Option<Reply> },
+    Call(Delivery),
     Answer(Answer),
+}
+
+/// A call to deliver; a repetition of a call has no reply.
+struct Delivery {
+    from: usize,
+    target: usize,
+    envelope: Envelope,
+    call: Call,
+    body: Body,
+    reply: Option<Reply>,
 }
 
 /// A world.
@@ -248,9 +258,10 @@ impl World {
         if self.weather.repeats(call, &mut self.rng) {
             let again_ms = self.weather.delay(&mut self.rng) + delay_ms;
             let body = body.clone();
-            self.under_way_in(again_ms, Message::Call { from, target, envelope, call, body, reply: None });
+            self.under_way_in(again_ms, Message::Call(Delivery { from, target, envelope, call, body, reply: None }));
         }
-        self.under_way_in(delay_ms, Message::Call { from, target, envelope, call, body, reply: Some(reply) });
+        let delivery = Delivery { from, target, envelope, call, body, reply: Some(reply) };
+        self.under_way_in(delay_ms, Message::Call(delivery));
     }
 
     /// The messages that nodes sent to each other since the last call, without appends and hellos, and how often each was
@@ -288,9 +299,7 @@ impl World {
     fn deliver(&mut self) {
         while let Some(first) = self.under_way.first_entry().filter(|first| first.key().0 <= self.now_ms) {
             match first.remove() {
-                Message::Call { from, target, envelope, call, body, reply } => {
-                    self.deliver_call(from, target, envelope, call, body, reply);
-                }
+                Message::Call(delivery) => self.deliver_call(delivery),
                 Message::Answer(answer) if self.cuts.is_cut(answer.from, answer.to) => {
                     self.unanswered.push(answer.reply);
                 }
@@ -300,22 +309,15 @@ impl World {
         }
     }
 
-    fn deliver_call(
-        &mut self,
-        from: usize,
-        target: usize,
-        envelope: Envelope,
-        call: Call,
-        body: Body,
-        reply: Option<Reply>,
-    ) {
+    fn deliver_call(&mut self, delivery: Delivery) {
+        let (from, target, call) = (delivery.from, delivery.target, delivery.call);
         if self.cuts.is_cut(from, target) {
             // The message is lost, or arrives once the network has healed.
             match self.rng.bool() {
-                true => self.unanswered.extend(reply),
+                true => self.unanswered.extend(delivery.reply),
                 false => {
                     let delay_ms = self.rng.u64(50..500);
-                    self.under_way_in(delay_ms, Message::Call { from, target, envelope, call, body, reply });
+                    self.under_way_in(delay_ms, Message::Call(delivery));
                 }
             }
             return;
@@ -323,8 +325,9 @@ impl World {
         let Some(node) = self.nodes.get(target) else { return };
         if let Some(until) = node.paused_until_ms.filter(|until| self.now_ms < *until) {
             let delay_ms = until - self.now_ms;
-            return self.under_way_in(delay_ms, Message::Call { from, target, envelope, call, body, reply });
+            return self.under_way_in(delay_ms, Message::Call(delivery));
         }
+        let Delivery { envelope, body, reply, .. } = delivery;
         let (Some(running), Some(handle)) = (&node.running, node.handle()) else {
             let Some(reply) = reply else { return };
             if !node.is_host_up {
