@@ -15,11 +15,14 @@ use super::protocol::{
     Answer, CLUSTER_HEADER, Call, CallError, Envelope, REFUSAL_HEADER, SnapshotBody, TO_HEADER, Transport,
     VANISHED_AFTER,
 };
-use crate::net::{self, HttpClientOptions};
+use crate::net;
 use crate::replication::types::ClusterId;
 
 /// Maximum time to connect for a snapshot.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Unanswered probes after which a silent connection breaks.
+const KEEPALIVE_PROBES: u32 = 3;
 
 /// Calls over HTTP.
 pub struct HttpTransport {
@@ -33,13 +36,13 @@ pub struct HttpTransport {
 impl HttpTransport {
     /// A transport with its own connections.
     pub fn new() -> Result<Self, reqwest::Error> {
-        let options = HttpClientOptions {
-            connect_timeout: CONNECT_TIMEOUT,
-            timeout: None,
-            vanished_after: Some(VANISHED_AFTER),
-            uses_proxy: false,
-        };
-        let http = net::http_client(options).build()?;
+        let interval = VANISHED_AFTER / (KEEPALIVE_PROBES + 1);
+        let http = net::http_client(CONNECT_TIMEOUT)
+            .tcp_keepalive(interval)
+            .tcp_keepalive_interval(interval)
+            .tcp_keepalive_retries(KEEPALIVE_PROBES)
+            .no_proxy()
+            .build()?;
         Ok(Self { http, cluster: OnceLock::new(), connections: Mutex::new(HashMap::new()) })
     }
 
