@@ -190,7 +190,7 @@ impl Judgement {
         {
             hook.log_error(error);
         }
-        hook.calls().ended(started_at.elapsed(), result, memory_bytes);
+        hook.calls()(started_at.elapsed(), result, memory_bytes);
         Some(answer)
     }
 

@@ -36,9 +36,8 @@
 //! # Cost
 //!
 //! A reset takes 1 µs, plus copies of the pages that the instance has written to since it started. After a page fault it
-//! takes one more system call, which takes longer the larger the memory is. Ending an instance and starting another takes 7 to
-//! 9 µs, and linking functions at their first call as much again. A call of a plugin in Python takes 31 µs instead of
-//! 1,200: its memory of 13 MiB need not be mapped and copied anew.
+//! takes one more system call. The sandbox's chapter has the cost of the alternatives. A call of a plugin in Python takes
+//! 31 µs instead of 1,200: its memory of 13 MiB need not be mapped and copied anew.
 
 mod pages;
 mod pool;
