@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use brink::hooks::{Binding, Hook, Runtime, Set, Tuning, Unobserved, View, ViewError};
+use brink::hooks::{Binding, Hook, Runtime, Set, Tuning, View, ViewError};
 use brink::storage::{Action, Entry, Operation, RangeDigest, Space, Value};
 use criterion::{Criterion, criterion_group, criterion_main};
 
@@ -102,7 +102,7 @@ fn hook(runtime: &Runtime, subject: &Subject, is_pre_initialized: bool) -> Hook 
     let binding = format!(r#"{{"plugin": "p", "operations": ["put", "delete"], "config": {}}}"#, subject.config);
     let hook = runtime.bind("h", Binding::parse(binding.as_bytes()).unwrap(), &plugin).unwrap();
     if is_pre_initialized {
-        runtime.pre_initialize(&hook, &component);
+        hook.pre_initialize(&component);
         assert_eq!(hook.pre_initialized(), Some(Ok(())));
     }
     hook
@@ -123,13 +123,13 @@ fn judgements(criterion: &mut Criterion) {
     for subject in &subjects() {
         let mut group = criterion.benchmark_group(subject.name);
         for (name, tuning, is_pre_initialized) in settings {
-            let runtime = Runtime::tuned(Arc::new(Unobserved), tuning).unwrap();
+            let runtime = Runtime::new(Arc::new(()), tuning, None).unwrap();
             let set = Arc::new(Set::new(1, vec![hook(&runtime, subject, is_pre_initialized)]));
             let write = Operation { space: Space::Kv, key: "k".to_owned(), action: subject.action.clone() };
             group.bench_function(name, |bencher| bencher.iter(|| judge(&set, &write)));
         }
         for (name, tuning) in [("instance", all), ("new-instance", new)] {
-            let runtime = Runtime::tuned(Arc::new(Unobserved), tuning).unwrap();
+            let runtime = Runtime::new(Arc::new(()), tuning, None).unwrap();
             let hook = hook(&runtime, subject, true);
             group.bench_function(name, |bencher| bencher.iter(|| hook.provide_instance().unwrap()));
         }
@@ -139,7 +139,7 @@ fn judgements(criterion: &mut Criterion) {
 }
 
 fn passing(criterion: &mut Criterion) {
-    let runtime = Runtime::new(Arc::new(Unobserved)).unwrap();
+    let runtime = Runtime::new(Arc::new(()), Tuning::default(), None).unwrap();
     let mut group = criterion.benchmark_group("passing");
     for bytes in [16, 1_024, 16_384, 262_144] {
         let action = Action::Put(Value { content_type: "text/plain".to_owned(), bytes: vec![b'x'; bytes].into() });

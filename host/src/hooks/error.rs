@@ -108,16 +108,6 @@ pub struct Violation {
 }
 
 impl Error {
-    /// Whether the same request may succeed if it is sent again.
-    pub fn is_retryable(&self) -> bool {
-        match self {
-            Self::Failed { failure, .. } => failure.is_retryable(),
-            Self::Busy { .. } | Self::EpochWait { .. } | Self::Store(_) | Self::Interrupted { .. } => true,
-            Self::PluginMissing { .. } | Self::BindingInvalid { .. } | Self::Rejected(_) => false,
-            Self::BadOutput { .. } | Self::Engine(_) => false,
-        }
-    }
-
     /// Whether the plugin failed at its task, as opposed to doing it and refusing the write, or to the node failing.
     /// A hook's `on_failure` is about these errors.
     pub fn is_plugin_failure(&self) -> bool {

@@ -1,4 +1,4 @@
-//! A hook: a binding and the plugin it names, ready to judge.
+//! A hook: a binding and the plugin it names, ready to judge; and who learns of its calls.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -7,11 +7,10 @@ use rayon::ThreadPool;
 
 use super::binding::Binding;
 use super::error::Error;
-use super::observer::{Calls, Observer};
 use super::scheduler::Share;
 use super::view::Reads;
 use crate::sandbox::wit::Level;
-use crate::sandbox::{self, CallLimits, ConfiguredPlugin, Engine, LogSource, Plugin, one_line};
+use crate::sandbox::{self, CallLimits, ConfiguredPlugin, Engine, LogSink, LogSource, Plugin, one_line};
 
 /// A hook that is ready to judge. Cheap to clone.
 #[derive(Clone)]
@@ -23,7 +22,25 @@ struct Inner {
     share: Share,
     observer: Arc<dyn Observer>,
     /// What learns of its calls; empty before the first.
-    calls: OnceLock<Arc<dyn Calls>>,
+    calls: OnceLock<Calls>,
+}
+
+/// Learns of the calls of hooks, and receives what plugins log. `()` does neither.
+pub trait Observer: LogSink {
+    /// What learns of the calls of a hook from now on. Asked once per hook, because finding counters takes longer than counting.
+    fn calls_of(&self, hook: &str, plugin: &str) -> Calls;
+}
+
+/// Learns of the calls of one hook, on the thread that calls the plugin, in the span of the request; must not block.
+///
+/// It is given how long a call took, its result (`accepted`, or the [`Error::word`] of its error), and the linear memory of
+/// the instance, in bytes.
+pub type Calls = Box<dyn Fn(Duration, &'static str, usize) + Send + Sync>;
+
+impl Observer for () {
+    fn calls_of(&self, _: &str, _: &str) -> Calls {
+        Box::new(|_, _, _| ())
+    }
 }
 
 impl Hook {
@@ -60,6 +77,11 @@ impl Hook {
     /// The plugin that judges.
     pub fn plugin(&self) -> &Plugin<Reads> {
         self.configured().plugin()
+    }
+
+    /// Pre-initializes the plugin from its component (see [`ConfiguredPlugin::pre_initialize`]).
+    pub fn pre_initialize(&self, component: &[u8]) {
+        self.configured().pre_initialize(component);
     }
 
     /// Whether its calls start configured; an error says why they cannot. `None` until that is known.
@@ -104,9 +126,9 @@ impl Hook {
     }
 
     /// What learns of its calls.
-    pub(super) fn calls(&self) -> &dyn Calls {
+    pub(super) fn calls(&self) -> &Calls {
         let LogSource { hook, plugin, .. } = self.source();
-        &**self.0.calls.get_or_init(|| self.0.observer.calls_of(hook, plugin))
+        self.0.calls.get_or_init(|| self.0.observer.calls_of(hook, plugin))
     }
 
     /// Writes an error of the plugin to its log.

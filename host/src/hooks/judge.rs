@@ -75,9 +75,6 @@ enum Role {
 /// A hook's answer: the new values, and what it read.
 type Answer = Result<(NewValues, Facts), Error>;
 
-/// The outcome of a call in either role.
-type Outcome = CallOutcome<Vec<wit::Replacement>, Reads>;
-
 impl Judgement {
     pub(super) fn new(set: Arc<Set>, operations: Vec<Operation>, view: Arc<dyn View>, deadline: Instant) -> Self {
         let mut steps = Vec::new();
@@ -193,22 +190,22 @@ impl Judgement {
         {
             hook.log_error(error);
         }
-        hook.calls().ended(started_at.elapsed(), result, memory_bytes);
+        hook.calls()(started_at.elapsed(), result, memory_bytes);
         Some(answer)
     }
 
-    fn call(&self, hook: &Hook, role: Role, positions: &[usize], limits: CallLimits) -> Outcome {
+    fn call(&self, hook: &Hook, role: Role, positions: &[usize], limits: CallLimits) -> CallOutcome<Reads> {
         let writes = positions.iter().filter_map(|position| self.operations.get(*position)).map(answer::as_write);
         let writes: Vec<wit::Write<'_>> = writes.collect();
         let reads = Reads::of(Arc::clone(&self.view));
         match role {
             Role::Transformer => hook.configured().transform(limits, reads, &writes),
-            Role::Validator => hook.configured().validate(limits, reads, &writes).map(|()| Vec::new()),
+            Role::Validator => hook.configured().validate(limits, reads, &writes),
         }
     }
 
     /// Translates the outcome of a call.
-    fn read(&self, hook: &Hook, positions: &[usize], outcome: Outcome) -> Answer {
+    fn read(&self, hook: &Hook, positions: &[usize], outcome: CallOutcome<Reads>) -> Answer {
         // An answer that was found while the storage failed does not count, whatever it is.
         let has_read = !outcome.reads.is_empty();
         let facts = outcome.reads.close().map_err(Error::Store)?;

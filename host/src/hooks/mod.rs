@@ -28,7 +28,7 @@
 //! answer, set    answers checked; the hooks in force
 //! runtime        compiling plugins, making hooks
 //! hook
-//! scheduler, binding, observer, view, record, error
+//! scheduler, binding, view, record, error
 //! ```
 //!
 //! # Guarantees
@@ -70,7 +70,6 @@ mod binding;
 mod error;
 mod hook;
 mod judge;
-mod observer;
 mod pipeline;
 mod record;
 mod runtime;
@@ -82,9 +81,8 @@ mod view;
 
 pub use binding::{Binding, Judges, Mode, OnFailure, check_name};
 pub use error::{Error, Rejection, Violation};
-pub use hook::Hook;
+pub use hook::{Calls, Hook, Observer};
 pub use judge::{Judged, judge};
-pub use observer::{Calls, Observer, Unobserved};
 pub use pipeline::Pipeline;
 pub use record::{Figures, Line, Record, Tally};
 pub use runtime::{Plugin, Runtime};

@@ -11,7 +11,7 @@ use super::binding::{Mode, OnFailure};
 use super::error::Error;
 use super::hook::Hook;
 use super::judge::{Judged, Judgement};
-use super::scheduler::{Scheduler, Share, Thread, Turn};
+use super::scheduler::{Scheduler, Share, Thread};
 use super::set::Active;
 use super::view::View;
 use crate::storage::command::Operation;
@@ -80,7 +80,7 @@ impl Pipeline {
 }
 
 /// Waits for the hook's turn. `None`: the hook can be left out, and there was no turn in time.
-async fn turn_of(hook: &Hook, deadline: Instant) -> Result<Option<Turn>, Error> {
+async fn turn_of(hook: &Hook, deadline: Instant) -> Result<Option<OwnedSemaphorePermit>, Error> {
     if let Some(turn) = hook.share().try_turn() {
         return Ok(Some(turn));
     }
@@ -105,7 +105,7 @@ async fn turn_of(hook: &Hook, deadline: Instant) -> Result<Option<Turn>, Error> 
 async fn ask_on(
     thread: Thread,
     mut judgement: Judgement,
-    turn: Turn,
+    turn: OwnedSemaphorePermit,
     room: OwnedSemaphorePermit,
     request: Span,
 ) -> Result<Judgement, Error> {

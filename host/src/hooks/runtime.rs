@@ -7,8 +7,7 @@ use rayon::ThreadPool;
 
 use super::binding::{Binding, check_name, invalid};
 use super::error::Error;
-use super::hook::Hook;
-use super::observer::Observer;
+use super::hook::{Hook, Observer};
 use super::view::Reads;
 use crate::sandbox::{self, Engine, Tuning, background_instances_max, threads};
 
@@ -25,21 +24,9 @@ pub struct Runtime {
 
 impl Runtime {
     /// Sets up the engine (see [`Engine::new`]). Fails with [`Error::Engine`] if the machine cannot run it.
-    pub fn new(observer: Arc<dyn Observer>) -> Result<Self, Error> {
-        Self::tuned(observer, Tuning::default())
-    }
-
-    /// The same, without some of what makes instances cheap.
-    pub fn tuned(observer: Arc<dyn Observer>, tuning: Tuning) -> Result<Self, Error> {
-        Self::set_up(observer, tuning, None)
-    }
-
-    /// The same, for a node: its long computations yield to the threads that serve, and compiled code is stored in a folder.
-    pub fn on_node(observer: Arc<dyn Observer>, cache_dir: &Path) -> Result<Self, Error> {
-        Self::set_up(observer, Tuning::default(), Some(cache_dir))
-    }
-
-    fn set_up(observer: Arc<dyn Observer>, tuning: Tuning, cache_dir: Option<&Path>) -> Result<Self, Error> {
+    ///
+    /// A node gives a folder for compiled code. Then long computations yield to the threads that serve.
+    pub fn new(observer: Arc<dyn Observer>, tuning: Tuning, cache_dir: Option<&Path>) -> Result<Self, Error> {
         let engine = Engine::new(observer.clone(), tuning, cache_dir)?;
         let background = threads::pool("plugin", background_instances_max(), cache_dir.is_some())?;
         Ok(Self { engine: Arc::new(engine), background, observer })
@@ -97,14 +84,6 @@ impl Runtime {
         binding.digest = Some(plugin.digest().to_owned());
         let (engine, background) = (Arc::clone(&self.engine), Arc::clone(&self.background));
         Ok(Hook::new(name, binding, plugin.clone(), engine, background, Arc::clone(&self.observer)))
-    }
-
-    /// Pre-initializes a hook from its plugin's component, unless that has been tried before: its calls start configured
-    /// from then on.
-    ///
-    /// Takes seconds if the component is large: call it on a blocking thread, away from requests.
-    pub fn pre_initialize(&self, hook: &Hook, component: &[u8]) {
-        hook.configured().pre_initialize(component);
     }
 
     /// Removes all stored compiled code, except that of these plugin versions, by digest, and of these pre-initialized hooks.

@@ -99,11 +99,6 @@ pub(super) struct Share {
     background: Arc<ThreadPool>,
 }
 
-/// Room for one call in its hook's share, given back when it is dropped.
-pub(super) struct Turn {
-    _permits: OwnedSemaphorePermit,
-}
-
 impl Thread {
     pub(super) fn is_background(&self) -> bool {
         matches!(self, Self::Background(_))
@@ -166,21 +161,20 @@ impl Share {
         if self.history.is_slow() { Thread::Background(Arc::clone(&self.background)) } else { Thread::Blocking }
     }
 
-    /// Takes a turn, if there is one now.
-    pub(super) fn try_turn(&self) -> Option<Turn> {
+    /// Takes a turn, if there is one now: room for one call in the hook's share, given back when it is dropped.
+    pub(super) fn try_turn(&self) -> Option<OwnedSemaphorePermit> {
         if !self.history.backoff().is_zero() {
             return None;
         }
-        let permits = Arc::clone(&self.permits).try_acquire_many_owned(self.permits_per_call()).ok()?;
-        Some(Turn { _permits: permits })
+        Arc::clone(&self.permits).try_acquire_many_owned(self.permits_per_call()).ok()
     }
 
     /// Waits for a turn. `None`: there was none by then, or too many writes wait already.
-    pub(super) async fn turn(&self, until: Instant) -> Option<Turn> {
+    pub(super) async fn turn(&self, until: Instant) -> Option<OwnedSemaphorePermit> {
         timeout_at(until.into(), self.wait_for_turn()).await.ok()?
     }
 
-    async fn wait_for_turn(&self) -> Option<Turn> {
+    async fn wait_for_turn(&self) -> Option<OwnedSemaphorePermit> {
         let _place = Arc::clone(&self.queue).try_acquire_owned().ok()?;
         loop {
             let needed = self.permits_per_call();
@@ -194,7 +188,7 @@ impl Share {
                 // All others wait behind this one.
                 sleep(backoff).await;
             }
-            return Some(Turn { _permits: permits });
+            return Some(permits);
         }
     }
 

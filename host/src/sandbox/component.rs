@@ -38,10 +38,24 @@ impl<R: HostReads> LinkedComponent<R> {
     /// Finds the exports of a component, and links its imports.
     pub(super) fn new(component: &Component) -> Result<Self, Mismatch> {
         let ty = component.component_type();
-        let roles = check_exports(component.engine(), &ty)?;
+        let mut interfaces = Vec::new();
+        for (name, _) in ty.exports(component.engine()) {
+            interfaces.extend(hooks_interface(name)?);
+        }
+        let has = |interface| interfaces.contains(&interface);
+        if !has("validator") && !has("transformer") {
+            return Err(Mismatch::NoRole);
+        }
+        if !has("configuration") {
+            return Err(Mismatch::NoConfiguration);
+        }
         let pre = link(component, &ty).map_err(signature)?;
-        let exports = roles.locate(&pre).map_err(signature)?;
-        Ok(Self { pre, exports })
+        let configuration = configuration::GuestIndices::new(&pre).map_err(signature)?;
+        let validator = has("validator").then(|| validator::GuestIndices::new(&pre));
+        let transformer = has("transformer").then(|| transformer::GuestIndices::new(&pre));
+        let validator = validator.transpose().map_err(signature)?;
+        let transformer = transformer.transpose().map_err(signature)?;
+        Ok(Self { exports: Exports { configuration, validator, transformer }, pre })
     }
 }
 
@@ -123,42 +137,6 @@ fn hooks_interface(name: &str) -> Result<Option<&str>, Mismatch> {
         return Err(Mismatch::Version { found: version.to_owned(), supported: HOOKS_VERSION.to_owned() });
     }
     Ok(Some(interface))
-}
-
-#[derive(Clone, Copy)]
-struct Roles {
-    is_validator: bool,
-    is_transformer: bool,
-}
-
-fn check_exports(engine: &wasmtime::Engine, ty: &types::Component) -> Result<Roles, Mismatch> {
-    let mut roles = Roles { is_validator: false, is_transformer: false };
-    let mut is_configurable = false;
-    for (name, _) in ty.exports(engine) {
-        match hooks_interface(name)? {
-            Some("configuration") => is_configurable = true,
-            Some("validator") => roles.is_validator = true,
-            Some("transformer") => roles.is_transformer = true,
-            _ => {}
-        }
-    }
-    if !roles.is_validator && !roles.is_transformer {
-        return Err(Mismatch::NoRole);
-    }
-    if !is_configurable {
-        return Err(Mismatch::NoConfiguration);
-    }
-    Ok(roles)
-}
-
-impl Roles {
-    fn locate<R: HostReads>(self, pre: &InstancePre<HostState<R>>) -> wasmtime::Result<Exports> {
-        Ok(Exports {
-            configuration: configuration::GuestIndices::new(pre)?,
-            validator: self.is_validator.then(|| validator::GuestIndices::new(pre)).transpose()?,
-            transformer: self.is_transformer.then(|| transformer::GuestIndices::new(pre)).transpose()?,
-        })
-    }
 }
 
 fn link<R: HostReads>(component: &Component, ty: &types::Component) -> wasmtime::Result<InstancePre<HostState<R>>> {

@@ -48,23 +48,15 @@ struct PreInitialized<R: 'static> {
 }
 
 /// The outcome of one call.
-pub struct CallOutcome<T, R> {
-    /// What the guest answered, or how it failed.
-    pub answer: Result<Result<T, Rejection>, Error>,
+pub struct CallOutcome<R> {
+    /// What the guest answered, or how it failed. A validator gives no new values.
+    pub answer: Result<Result<Vec<Replacement>, Rejection>, Error>,
     /// The reads as the guest left them.
     pub reads: R,
     /// The linear memory of the instance, in bytes; 0 if it did not start.
     pub memory_bytes: usize,
     /// Whether a limit was met. The answer may then differ from that of a call with more.
     pub has_met_limit: bool,
-}
-
-impl<T, R> CallOutcome<T, R> {
-    /// Converts the answer.
-    pub fn map<U>(self, convert: impl FnOnce(T) -> U) -> CallOutcome<U, R> {
-        let Self { answer, reads, memory_bytes, has_met_limit } = self;
-        CallOutcome { answer: answer.map(|answer| answer.map(convert)), reads, memory_bytes, has_met_limit }
-    }
 }
 
 impl<R: HostReads> ConfiguredPlugin<R> {
@@ -79,12 +71,12 @@ impl<R: HostReads> ConfiguredPlugin<R> {
     }
 
     /// Asks the validator about writes. A plugin without that role accepts everything.
-    pub fn validate(&self, limits: CallLimits, reads: R, writes: &[Write<'_>]) -> CallOutcome<(), R> {
-        self.call(limits, reads, |invocation| invocation.validate(writes))
+    pub fn validate(&self, limits: CallLimits, reads: R, writes: &[Write<'_>]) -> CallOutcome<R> {
+        self.call(limits, reads, |invocation| Ok(invocation.validate(writes)?.map(|()| Vec::new())))
     }
 
     /// Asks the transformer for the new values of writes. A plugin without that role changes nothing.
-    pub fn transform(&self, limits: CallLimits, reads: R, writes: &[Write<'_>]) -> CallOutcome<Vec<Replacement>, R> {
+    pub fn transform(&self, limits: CallLimits, reads: R, writes: &[Write<'_>]) -> CallOutcome<R> {
         self.call(limits, reads, |invocation| invocation.transform(writes))
     }
 
@@ -172,12 +164,12 @@ impl<R: HostReads> ConfiguredPlugin<R> {
         Ok(Pool::new(resetter.map_err(|error| format!("it {error}"))??))
     }
 
-    fn call<T>(
+    fn call(
         &self,
         limits: CallLimits,
         reads: R,
-        ask: impl FnOnce(&mut Invocation<'_, R>) -> Result<Result<T, Rejection>, Error>,
-    ) -> CallOutcome<T, R> {
+        ask: impl FnOnce(&mut Invocation<'_, R>) -> Result<Result<Vec<Replacement>, Rejection>, Error>,
+    ) -> CallOutcome<R> {
         let outcome = self.with_configured(limits, |invocation| {
             invocation.allow_reads(reads);
             let answer = ask(invocation);
@@ -242,11 +234,6 @@ impl<R: 'static> ConfiguredPlugin<R> {
     /// The limits of its calls.
     pub fn limits(&self) -> CallLimits {
         self.limits
-    }
-
-    /// The engine that runs it.
-    pub fn engine(&self) -> &Engine {
-        &self.engine
     }
 
     /// Whether the plugin is pre-initialized; an error says why it cannot be. `None` until that is known.

@@ -125,16 +125,6 @@ impl EngineError {
 }
 
 impl Error {
-    /// Whether the same call may succeed if it is repeated.
-    pub fn is_retryable(&self) -> bool {
-        match self {
-            Self::TimedOut { .. } | Self::Busy => true,
-            Self::NotAComponent { .. } | Self::WorldMismatch { .. } | Self::TooLarge { .. } => false,
-            Self::ConfigRefused { .. } | Self::Trapped { .. } | Self::MemoryLimit { .. } => false,
-            Self::OutputLimit { .. } => false,
-        }
-    }
-
     /// Whether the guest failed during a call, as opposed to its component being refused or the node failing.
     pub fn is_guest_failure(&self) -> bool {
         match self {

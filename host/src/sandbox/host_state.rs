@@ -7,7 +7,9 @@ use super::bindings::brink::hooks::store::{self, ReadError};
 use super::bindings::brink::hooks::types::{self, Entry};
 use super::limiter::{CallLimits, Limiter};
 use super::lines::Lines;
-use super::random::Random;
+
+/// Most random bytes of one request.
+const RANDOM_BYTES_MAX: u64 = 64 * 1024;
 
 /// What a guest may read from the host during one call. Called on the thread that runs the guest; may wait for a disk.
 ///
@@ -38,7 +40,7 @@ impl<R: HostReads> HostState<R> {
     pub(super) fn new(limits: CallLimits, random_seed: u64) -> Self {
         Self {
             lines: Lines::new(),
-            random: Random::new(random_seed),
+            random: Random(random_seed),
             has_handles: false,
             limiter: Limiter::new(limits.memory_bytes),
             reads: R::default(),
@@ -48,8 +50,33 @@ impl<R: HostReads> HostState<R> {
     /// Prepares the state for another call of a reset instance. `false`: the instance has more memory than the call may have.
     pub(super) fn renew(&mut self, limits: CallLimits, random_seed: u64) -> bool {
         self.lines = Lines::new();
-        self.random = Random::new(random_seed);
+        self.random = Random(random_seed);
         self.limiter.renew(limits.memory_bytes)
+    }
+}
+
+/// The random numbers of a guest. They follow from a seed, so that a guest computes the same on every node.
+///
+/// SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
+pub(super) struct Random(u64);
+
+impl Random {
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub(super) fn bytes(&mut self, len: u64) -> wasmtime::Result<Vec<u8>> {
+        wasmtime::ensure!(len <= RANDOM_BYTES_MAX, "it asked for more than {RANDOM_BYTES_MAX} random bytes at once");
+        let len = len as usize;
+        let mut bytes: Vec<u8> = Vec::with_capacity(len + 8);
+        while bytes.len() < len {
+            bytes.extend(self.next().to_le_bytes());
+        }
+        bytes.truncate(len);
+        Ok(bytes)
     }
 }
 

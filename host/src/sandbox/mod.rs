@@ -18,7 +18,7 @@
 //! 1. *Take* an instance: a reset one that waits for this thread, or a new one (`invocation`, `instance/pool`).
 //! 2. *Configure* it, unless it started configured (`instance/preinit`).
 //! 3. *Ask* the guest, within the limits of the call (`invocation`, `limiter`, `ticker`).
-//! 4. *Explain* why it stopped, if it did not answer (`failure`).
+//! 4. *Explain* why it stopped, if it did not answer (`invocation`).
 //! 5. *Reset* the instance, to wait for the next call; or drop it (`instance/reset`).
 //!
 //! Files use only files further down:
@@ -29,9 +29,9 @@
 //! invocation                  one call within limits
 //! engine                      wasmtime's configuration, threads, cache, clock
 //! instance/                   starting, pre-initializing, resetting, keeping instances
-//! component, failure          checking and linking; why a guest stopped
+//! component                   checking and linking
 //! wasi, host_state            what the guest may call
-//! limiter, lines, random, ticker, cache, threads, text, error, bindings, per_thread
+//! limiter, lines, ticker, cache, threads, text, error, bindings
 //! ```
 //!
 //! # Guarantees
@@ -80,15 +80,12 @@ mod component;
 mod configured;
 mod engine;
 mod error;
-mod failure;
 mod host_state;
 mod instance;
 mod invocation;
 mod limiter;
 mod lines;
-mod per_thread;
 mod plugin;
-mod random;
 #[cfg(test)]
 pub(crate) mod tests;
 mod text;

@@ -22,14 +22,8 @@ struct Compiled<R: 'static> {
     source: LogSource,
     imports: Vec<String>,
     component: LinkedComponent<R>,
-    start: Start,
-}
-
-/// What starting an instance costs.
-#[derive(Debug, Clone, Copy, Default)]
-struct Start {
-    time: Duration,
-    memory_bytes: usize,
+    start_time: Duration,
+    start_memory_bytes: usize,
 }
 
 /// SHA-256 of a component's bytes, in lower-case hexadecimal.
@@ -72,8 +66,8 @@ impl<R: HostReads> Plugin<R> {
         let imports = component::check_imports(compiled).map_err(mismatched)?;
         let component = LinkedComponent::new(compiled).map_err(mismatched)?;
         let source = LogSource { hook: String::new(), plugin: name.to_owned(), digest };
-        let start = try_start(engine, &component, &source)?;
-        Ok(Self(Arc::new(Compiled { source, imports, component, start })))
+        let (start_time, start_memory_bytes) = try_start(engine, &component, &source)?;
+        Ok(Self(Arc::new(Compiled { source, imports, component, start_time, start_memory_bytes })))
     }
 
     pub(super) fn component(&self) -> &LinkedComponent<R> {
@@ -110,12 +104,12 @@ impl<R: 'static> Plugin<R> {
 
     /// How long its first instance took to start on this machine, before any configuration.
     pub fn start_time(&self) -> Duration {
-        self.0.start.time
+        self.0.start_time
     }
 
     /// The linear memory of an instance that has just started, in bytes.
     pub fn start_memory_bytes(&self) -> usize {
-        self.0.start.memory_bytes
+        self.0.start_memory_bytes
     }
 
     /// The functions of `brink:hooks` it imports, such as `store.get`, sorted. A plugin without one of `store` cannot
@@ -142,12 +136,13 @@ impl<R: 'static> std::fmt::Debug for Plugin<R> {
     }
 }
 
-/// Starts an instance, so that a component that cannot start is refused now and not at the first write.
+/// Starts an instance, so that a component that cannot start is refused now and not at the first write. Returns how long that
+/// took, and the memory of the instance.
 fn try_start<R: HostReads>(
     engine: &Engine,
     component: &LinkedComponent<R>,
     source: &LogSource,
-) -> Result<Start, Error> {
+) -> Result<(Duration, usize), Error> {
     let limits = CallLimits {
         deadline: limits::PLUGIN_CONFIGURE_DEADLINE,
         memory_bytes: limits::PLUGIN_MEMORY_BYTES_MAX,
@@ -156,7 +151,7 @@ fn try_start<R: HostReads>(
     };
     let began = Instant::now();
     Target { engine, component, pool: None, source, random_seed: 0 }.invoke(limits, |invocation| {
-        let start = Start { time: began.elapsed(), memory_bytes: invocation.memory_bytes() };
+        let start = (began.elapsed(), invocation.memory_bytes());
         let mismatched = |error| Error::WorldMismatch { mismatch: component::signature(error) };
         invocation.check_types().map(|()| start).map_err(mismatched)
     })?

@@ -2,11 +2,7 @@
 
 /// The start of `text`: at most `bytes_max` bytes, ending between two characters.
 pub(crate) fn cut(text: &str, bytes_max: usize) -> &str {
-    if text.len() <= bytes_max {
-        return text;
-    }
-    let end = (0..=bytes_max).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
-    text.get(..end).unwrap_or_default()
+    text.get(..text.floor_char_boundary(bytes_max)).unwrap_or_default()
 }
 
 /// `text` with every control character replaced by a space, so that it cannot forge other lines of a log.

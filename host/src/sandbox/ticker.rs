@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::per_thread::PerThread;
+use super::threads::PerThread;
 
 /// The resolution of deadlines.
 const TICK: Duration = Duration::from_millis(1);

@@ -67,29 +67,30 @@ pub(super) fn define<R: HostReads>(
         ("wasi:cli/terminal-stdin" | "wasi:cli/terminal-stdout" | "wasi:cli/terminal-stderr", _)
             if item.starts_with("get-") =>
         {
-            linker.func_wrap(item, |_: Context<'_, R>, (): ()| Ok((None::<Resource<Terminal>>,)))
+            constant(linker, item, || None::<Resource<Terminal>>)
         }
-        ("wasi:cli/environment", "get-environment") => {
-            linker.func_wrap(item, |_: Context<'_, R>, (): ()| Ok((Vec::<(String, String)>::new(),)))
-        }
-        ("wasi:cli/environment", "get-arguments") => {
-            linker.func_wrap(item, |_: Context<'_, R>, (): ()| Ok((Vec::<String>::new(),)))
-        }
-        ("wasi:cli/environment", "initial-cwd") => {
-            linker.func_wrap(item, |_: Context<'_, R>, (): ()| Ok((None::<String>,)))
-        }
+        ("wasi:cli/environment", "get-environment") => constant(linker, item, Vec::<(String, String)>::new),
+        ("wasi:cli/environment", "get-arguments") => constant(linker, item, Vec::<String>::new),
+        ("wasi:cli/environment", "initial-cwd") => constant(linker, item, || None::<String>),
         ("wasi:cli/exit", "exit") => linker
             .func_wrap(item, |_: Context<'_, R>, _: (Result<(), ()>,)| -> wasmtime::Result<()> { Err(Exit.into()) }),
         ("wasi:filesystem/preopens", "get-directories") => {
-            linker.func_wrap(item, |_: Context<'_, R>, (): ()| Ok((Vec::<(Resource<Directory>, String)>::new(),)))
+            constant(linker, item, Vec::<(Resource<Directory>, String)>::new)
         }
-        ("wasi:clocks/monotonic-clock", "now") => linker.func_wrap(item, |_: Context<'_, R>, (): ()| Ok((0_u64,))),
-        ("wasi:clocks/monotonic-clock", "resolution") => {
-            linker.func_wrap(item, |_: Context<'_, R>, (): ()| Ok((1_u64,)))
-        }
+        ("wasi:clocks/monotonic-clock", "now") => constant(linker, item, || 0_u64),
+        ("wasi:clocks/monotonic-clock", "resolution") => constant(linker, item, || 1_u64),
         ("wasi:random/random" | "wasi:random/insecure" | "wasi:random/insecure-seed", _) => define_random(linker, item),
         _ => define_resource(linker, item),
     }
+}
+
+/// Defines a function without arguments that always answers the same.
+fn constant<T: ComponentType + Lower + 'static, R: HostReads>(
+    linker: &mut LinkerInstance<'_, HostState<R>>,
+    item: &str,
+    answer: impl Fn() -> T + Send + Sync + 'static,
+) -> wasmtime::Result<()> {
+    linker.func_wrap(item, move |_: Context<'_, R>, (): ()| Ok((answer(),)))
 }
 
 /// A resource is defined under the same name wherever it is used again, so its host type follows from the name alone.

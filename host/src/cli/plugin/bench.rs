@@ -50,17 +50,14 @@ struct Peak(Arc<AtomicUsize>);
 impl LogSink for Peak {}
 
 impl Observer for Peak {
-    fn calls_of(&self, _: &str, _: &str) -> Arc<dyn Calls> {
-        Arc::new(self.clone())
-    }
-}
-
-impl Calls for Peak {
-    fn ended(&self, _: Duration, _: &'static str, memory_bytes: usize) {
-        // Loading first keeps the cache line shared between threads; the maximum hardly ever changes.
-        if memory_bytes > self.0.load(Ordering::Relaxed) {
-            self.0.fetch_max(memory_bytes, Ordering::Relaxed);
-        }
+    fn calls_of(&self, _: &str, _: &str) -> Calls {
+        let Self(peak) = self.clone();
+        Box::new(move |_, _, memory_bytes| {
+            // Loading first keeps the cache line shared between threads; the maximum hardly ever changes.
+            if memory_bytes > peak.load(Ordering::Relaxed) {
+                peak.fetch_max(memory_bytes, Ordering::Relaxed);
+            }
+        })
     }
 }
 

@@ -10,7 +10,7 @@ use super::super::failure::Failure;
 use super::super::output;
 use super::cases::{Case, Cases, Expect, FILE_NAME, Violation};
 use super::local::{self, Local, Store, Target};
-use crate::hooks::{self, Judged, Unobserved};
+use crate::hooks::{self, Judged};
 use crate::storage::command::Action;
 
 /// The arguments.
@@ -34,7 +34,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     };
     let cases = Cases::read(&file)?;
     let wrong = |reason: String| Failure::Usage(format!("{}: {reason}", file.display()));
-    let local = args.target.load(Arc::new(Unobserved))?;
+    let local = args.target.load(Arc::new(()))?;
     let store = cases.store().map_err(wrong)?;
 
     let mut failed = 0;

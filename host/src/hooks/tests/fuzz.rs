@@ -114,8 +114,7 @@ fn observe(runtime: &Runtime, component: &[u8]) -> &'static str {
         Err(error) => return error.word(),
     };
     let binding = Binding::parse(br#"{"plugin":"p","deadline_ms":20,"memory_bytes":1048576}"#).unwrap();
-    let set = Arc::new(Set::new(1, vec![runtime.load("h", binding, &plugin).unwrap()]));
-    match super::super::judge(&set, vec![put("k", "1")], Arc::new(Kept::default()), soon()) {
+    match judge_key(&runtime.load("h", binding, &plugin).unwrap(), "k") {
         Ok(_) => "accepted",
         Err(error) => {
             assert!(error.is_plugin_failure() || matches!(error, Error::Rejected(_)), "{error:?}");
@@ -132,13 +131,9 @@ fn try_all(cases: impl Iterator<Item = (u64, Vec<u8>)>) -> BTreeMap<&'static str
     let mut seen = BTreeMap::new();
     for (seed, component) in cases {
         *seen.entry(observe(&runtime, &component)).or_default() += 1;
-        let judge = |hook: &Hook| {
-            let set = Arc::new(Set::new(1, vec![hook.clone()]));
-            super::super::judge(&set, vec![put("k", "1")], Arc::new(Kept::default()), soon())
-        };
-        let judged = judge(&good).unwrap();
+        let judged = judge_key(&good, "k").unwrap();
         assert_eq!(judged.operations, [put("k", "2")], "after seed {seed}");
-        assert!(matches!(judge(&bad), Err(Error::Rejected(_))), "after seed {seed}");
+        assert!(matches!(judge_key(&bad, "k"), Err(Error::Rejected(_))), "after seed {seed}");
     }
     println!("{seen:?}");
     seen
@@ -174,12 +169,11 @@ fn call_often(runtime: &Runtime, component: &[u8]) -> Option<(Vec<String>, usize
     let plugin = runtime.compile("p", component).ok()?;
     let binding = Binding::parse(br#"{"plugin":"p","deadline_ms":20,"memory_bytes":1048576}"#).unwrap();
     let hook = runtime.load("h", binding, &plugin).unwrap();
-    runtime.pre_initialize(&hook, component);
+    hook.pre_initialize(component);
     hook.pre_initialized()?.ok()?;
-    let set = Arc::new(Set::new(1, vec![hook.clone()]));
     let mut was_reset = 0;
     let answers = (0..4).map(|_| {
-        let answer = super::super::judge(&set, vec![put("k", "1")], Arc::new(Kept::default()), soon());
+        let answer = judge_key(&hook, "k");
         was_reset += hook.waiting().unwrap_or(0);
         format!("{answer:?}")
     });
@@ -190,7 +184,7 @@ fn call_often(runtime: &Runtime, component: &[u8]) -> Option<(Vec<String>, usize
 #[test]
 fn calls_of_reset_instances_answer_like_those_of_new_ones() {
     let resetting = runtime();
-    let starting = Runtime::tuned(Arc::new(Unobserved), Tuning { reset: false, ..Tuning::default() }).unwrap();
+    let starting = Runtime::new(Arc::new(()), Tuning { reset: false, ..Tuning::default() }, None).unwrap();
     let mut were_reset = 0;
     // Each takes as long as three of the others.
     for seed in seeds().step_by(3) {

@@ -21,31 +21,26 @@ use crate::storage::command::{Action, Entry, EntryMeta, Operation, RangeDigest, 
 /// A runtime that remembers what it observed: hook and result.
 fn observed() -> (Runtime, Seen) {
     let seen = Seen::default();
-    (Runtime::new(Arc::new(seen.clone())).unwrap(), seen)
+    (Runtime::new(Arc::new(seen.clone()), Tuning::default(), None).unwrap(), seen)
 }
 
 fn runtime() -> Runtime {
-    Runtime::new(Arc::new(Unobserved)).unwrap()
+    Runtime::new(Arc::new(()), Tuning::default(), None).unwrap()
 }
 
 #[derive(Default, Clone)]
 struct Seen(Arc<Mutex<Vec<(String, &'static str)>>>);
 
-struct SeenOf(String, Seen);
-
 impl LogSink for Seen {}
 
 impl Observer for Seen {
-    fn calls_of(&self, hook: &str, _: &str) -> Arc<dyn Calls> {
-        Arc::new(SeenOf(hook.to_owned(), self.clone()))
+    fn calls_of(&self, hook: &str, _: &str) -> Calls {
+        let (hook, seen) = (hook.to_owned(), self.clone());
+        Box::new(move |_, result, _| seen.0.lock().push((hook.clone(), result)))
     }
 }
 
-impl Calls for SeenOf {
-    fn ended(&self, _: Duration, result: &'static str, _: usize) {
-        self.1.0.lock().push((self.0.clone(), result));
-    }
-}
+const LOOP: &str = "(loop $l (br $l)) (unreachable)";
 
 /// A store of a few keys.
 #[derive(Default)]
@@ -92,10 +87,22 @@ fn delete(key: &str) -> Operation {
     Operation { space: Space::Kv, key: key.to_owned(), action: Action::Delete }
 }
 
+/// How the plugin failed.
+fn failure(error: Error) -> Failure {
+    match error {
+        Error::Failed { failure, .. } => failure,
+        error => panic!("{error:?}"),
+    }
+}
+
 fn soon() -> Instant {
     Instant::now() + Duration::from_secs(5)
 }
 
 fn judge(hooks: Vec<Hook>, operations: Vec<Operation>) -> Result<Judged, Error> {
     super::judge(&Arc::new(Set::new(7, hooks)), operations, Arc::new(Kept::default()), soon())
+}
+
+fn judge_key(hook: &Hook, key: &str) -> Result<Judged, Error> {
+    judge(vec![hook.clone()], vec![put(key, "1")])
 }

@@ -5,8 +5,6 @@ use std::thread::Thread;
 use self::Place::{Background, Blocking, Here};
 use super::*;
 
-const LOOP: &str = "(loop $l (br $l)) (unreachable)";
-
 fn pipeline(hooks: Vec<Hook>) -> Pipeline {
     let active = Active::default();
     active.replace(Set::new(1, hooks));
@@ -35,14 +33,9 @@ enum Place {
 impl LogSink for Threads {}
 
 impl Observer for Threads {
-    fn calls_of(&self, _: &str, _: &str) -> Arc<dyn Calls> {
-        Arc::new(self.clone())
-    }
-}
-
-impl Calls for Threads {
-    fn ended(&self, _: Duration, _: &'static str, _: usize) {
-        self.0.lock().push(std::thread::current());
+    fn calls_of(&self, _: &str, _: &str) -> Calls {
+        let Self(threads) = self.clone();
+        Box::new(move |_, _, _| threads.lock().push(std::thread::current()))
     }
 }
 
@@ -62,7 +55,7 @@ impl Threads {
 /// A hook in a pipeline of its own.
 fn watched(wat: &Wat, binding: &str) -> (Pipeline, Threads) {
     let threads = Threads::default();
-    let runtime = Runtime::new(Arc::new(threads.clone())).unwrap();
+    let runtime = Runtime::new(Arc::new(threads.clone()), Tuning::default(), None).unwrap();
     (pipeline(vec![hook(&runtime, "h", wat, binding)]), threads)
 }
 

@@ -12,25 +12,23 @@ const SPOIL: &str = "(if (i32.ne (i32.load8_u (i32.const 3000)) (i32.const 0x37)
     (i32.store8 (i32.const 3000) (i32.const 0)) \
     (if (i32.eq (i32.load8_u (i32.load (local.get 0))) (i32.const 0x74)) (then unreachable)) (i32.const 1024)";
 
-fn judge(hook: &Hook, key: &str) -> Result<Judged, Error> {
-    let set = Arc::new(Set::new(1, vec![hook.clone()]));
-    super::super::judge(&set, vec![put(key, "1")], Arc::new(Kept::default()), Instant::now() + Duration::from_secs(5))
-}
-
 #[test]
 fn calls_start_configured_and_see_nothing_of_each_other() {
     let runtime = runtime();
     let wat = Wat::validator(SPOIL).with_configure(CONFIGURE_ONCE);
     let hook = hook(&runtime, "h", &wat, r#"{"config": 7}"#);
-    judge(&hook, "before").unwrap();
+    judge_key(&hook, "before").unwrap();
     assert_eq!(hook.pre_initialized(), None);
 
-    runtime.pre_initialize(&hook, &wat.bytes());
+    hook.pre_initialize(&wat.bytes());
     assert_eq!(hook.pre_initialized(), Some(Ok(())));
     // Were it configured once more, or started where another call ended, it would trap.
     for key in ["a", "b", "trap", "c", "trap", "d"] {
-        let is_trapped = matches!(judge(&hook, key), Err(Error::Failed { failure: Failure::Trapped { .. }, .. }));
-        assert_eq!(is_trapped, key == "trap", "{key}");
+        assert_eq!(
+            judge_key(&hook, key).map_err(|error| error.word()).err(),
+            (key == "trap").then_some("trapped"),
+            "{key}"
+        );
     }
 }
 
@@ -39,9 +37,9 @@ fn a_hook_is_pre_initialized_with_its_own_configuration() {
     let runtime = runtime();
     let wat = Wat::validator(SPOIL).with_configure(CONFIGURE_ONCE);
     let other = hook(&runtime, "other", &wat, r#"{"config": 8}"#);
-    runtime.pre_initialize(&other, &wat.bytes());
+    other.pre_initialize(&wat.bytes());
     assert_eq!(other.pre_initialized(), Some(Ok(())));
-    assert!(matches!(judge(&other, "a"), Err(Error::Failed { failure: Failure::Trapped { .. }, .. })));
+    assert!(matches!(failure(judge_key(&other, "a").unwrap_err()), Failure::Trapped { .. }));
 }
 
 #[test]
@@ -51,14 +49,14 @@ fn the_limits_hold_for_pre_initialized_hooks() {
                 (i32.const 1024)";
     let wat = Wat::validator(grow).with_memory("1");
     let hook = hook(&runtime, "h", &wat, r#"{"memory_bytes": 131072}"#);
-    runtime.pre_initialize(&hook, &wat.bytes());
+    hook.pre_initialize(&wat.bytes());
     assert_eq!(hook.pre_initialized(), Some(Ok(())));
-    assert!(matches!(judge(&hook, "a"), Err(Error::Failed { failure: Failure::MemoryLimit { .. }, .. })));
+    assert!(matches!(failure(judge_key(&hook, "a").unwrap_err()), Failure::MemoryLimit { .. }));
 
     let wat = Wat::validator("(loop $l (br $l)) (i32.const 1024)");
     let hook = self::hook(&runtime, "h", &wat, r#"{"deadline_ms": 20}"#);
-    runtime.pre_initialize(&hook, &wat.bytes());
-    assert!(matches!(judge(&hook, "a"), Err(Error::Failed { failure: Failure::TimedOut { .. }, .. })));
+    hook.pre_initialize(&wat.bytes());
+    assert!(matches!(failure(judge_key(&hook, "a").unwrap_err()), Failure::TimedOut { .. }));
 }
 
 #[test]
@@ -69,22 +67,22 @@ fn a_plugin_that_changes_its_tables_is_configured_before_each_call() {
                 (func (export \"grow\") (drop (table.grow $t (ref.null func) (i32.const 1))))"
         .to_owned();
     let hook = hook(&runtime, "h", &wat, r#"{"config": 7}"#);
-    runtime.pre_initialize(&hook, &wat.bytes());
+    hook.pre_initialize(&wat.bytes());
     let reason = hook.pre_initialized().unwrap().unwrap_err();
     assert!(reason.contains("table"), "{reason}");
-    judge(&hook, "a").unwrap();
-    judge(&hook, "b").unwrap();
+    judge_key(&hook, "a").unwrap();
+    judge_key(&hook, "b").unwrap();
 }
 
 #[test]
 fn the_next_process_compiles_nothing_again() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().join("compiled");
-    let start = || Runtime::on_node(Arc::new(Unobserved), &dir).unwrap();
+    let start = || Runtime::new(Arc::new(()), Tuning::default(), Some(&dir)).unwrap();
     let wat = Wat::validator(SPOIL).with_configure(CONFIGURE_ONCE);
     let first = start();
     let hook = hook(&first, "h", &wat, r#"{"config": 7}"#);
-    first.pre_initialize(&hook, &wat.bytes());
+    hook.pre_initialize(&wat.bytes());
     let digest = hook.plugin().digest().to_owned();
 
     let second = start();
@@ -92,9 +90,9 @@ fn the_next_process_compiles_nothing_again() {
     assert_eq!((plugin.digest(), plugin.roles()), (digest.as_str(), vec!["validator"]));
     let again = second.load("h", binding(r#"{"config": 7}"#), &plugin).unwrap();
     // From what is on disk alone: there are no bytes to make it of.
-    second.pre_initialize(&again, b"");
+    again.pre_initialize(b"");
     assert_eq!(again.pre_initialized(), Some(Ok(())));
-    judge(&again, "a").unwrap();
+    judge_key(&again, "a").unwrap();
     assert!(second.compiled_before("p", &super::digest(b"other")).is_none());
 
     // What is not needed goes, and what is damaged is not used.

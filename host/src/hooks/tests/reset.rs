@@ -10,13 +10,9 @@ fn pre_initialized(runtime: &Runtime, wat: &Wat, json: &str) -> Hook {
 fn pre_initialized_from(runtime: &Runtime, component: &[u8], json: &str) -> Hook {
     let plugin = runtime.compile("p", component).unwrap();
     let hook = runtime.bind("h", binding(json), &plugin).unwrap();
-    runtime.pre_initialize(&hook, component);
+    hook.pre_initialize(component);
     assert_eq!(hook.pre_initialized(), Some(Ok(())));
     hook
-}
-
-fn judge(hook: &Hook, key: &str) -> Result<Judged, Error> {
-    super::judge(vec![hook.clone()], vec![put(key, "1")])
 }
 
 #[test]
@@ -24,7 +20,7 @@ fn an_instance_that_was_reset_is_like_a_new_one() {
     let runtime = runtime();
     let hook = pre_initialized(&runtime, &suspicious(), "{}");
     for number in 0..100 {
-        judge(&hook, &format!("key-{number}")).unwrap();
+        judge_key(&hook, &format!("key-{number}")).unwrap();
         assert_eq!(hook.waiting(), Ok(1));
     }
 }
@@ -35,7 +31,7 @@ fn each_thread_has_its_own() {
     let hook = pre_initialized(&runtime, &suspicious(), "{}");
     std::thread::scope(|scope| {
         for _ in 0..4 {
-            scope.spawn(|| (0..200).for_each(|_| drop(judge(&hook, "k").unwrap())));
+            scope.spawn(|| (0..200).for_each(|_| drop(judge_key(&hook, "k").unwrap())));
         }
     });
     assert!((1..=4).contains(&hook.waiting().unwrap()));
@@ -50,11 +46,11 @@ fn after_a_trap_or_a_missed_deadline_nobody_gets_the_instance() {
              (if (i32.eq (i32.load8_u (i32.load (local.get 0))) (i32.const 0x74)) (then {body})) (i32.const 1024)"
         ));
         let hook = pre_initialized(&runtime, &wat, r#"{"deadline_ms": 20}"#);
-        judge(&hook, "a").unwrap();
+        judge_key(&hook, "a").unwrap();
         assert_eq!(hook.waiting(), Ok(1));
-        assert_eq!(judge(&hook, "t").unwrap_err().word(), word);
+        assert_eq!(judge_key(&hook, "t").unwrap_err().word(), word);
         assert_eq!(hook.waiting(), Ok(0));
-        judge(&hook, "a").unwrap();
+        judge_key(&hook, "a").unwrap();
     }
 }
 
@@ -71,7 +67,7 @@ fn an_instance_that_has_grown_or_written_to_much_is_dropped() {
     for body in [grow, fill, refused] {
         let hook = pre_initialized(&runtime, &Wat::validator(body).with_memory("80"), "{}");
         for _ in 0..3 {
-            judge(&hook, "k").unwrap();
+            judge_key(&hook, "k").unwrap();
             assert_eq!(hook.waiting(), Ok(0), "{body}");
         }
     }
@@ -97,7 +93,7 @@ fn an_instance_that_was_given_handles_is_dropped() {
         .replacen(r#"(export "exists" (func $e"#, r#"(export "stderr" (func $stderr)) (export "exists" (func $e"#, 1);
     let hook = pre_initialized_from(&runtime, &wat::parse_str(&text).unwrap(), "{}");
     for _ in 0..3 {
-        judge(&hook, "k").unwrap();
+        judge_key(&hook, "k").unwrap();
         assert_eq!(hook.waiting(), Ok(0));
     }
 }
@@ -115,8 +111,8 @@ fn a_plugins_exports_under_our_names_are_not_called() {
     for added in [restore.to_owned(), memory.to_owned(), format!("{restore} {memory}")] {
         let hook = pre_initialized_from(&runtime, &wat::parse_str(format!("{text} {added})")).unwrap(), "{}");
         assert!(hook.waiting().unwrap_err().contains("named like ours"));
-        judge(&hook, "k").unwrap();
-        judge(&hook, "k").unwrap();
+        judge_key(&hook, "k").unwrap();
+        judge_key(&hook, "k").unwrap();
     }
 }
 
@@ -134,7 +130,7 @@ fn pages_that_lie_apart_are_restored_too() {
     );
     let hook = pre_initialized(&runtime, &wat.with_memory("80"), "{}");
     for _ in 0..3 {
-        judge(&hook, "k").unwrap();
+        judge_key(&hook, "k").unwrap();
         assert_eq!(hook.waiting(), Ok(1));
     }
 }
@@ -153,7 +149,7 @@ fn a_page_that_is_first_written_to_by_a_later_call_is_restored_too() {
     let hook = pre_initialized(&runtime, &wat.with_memory("80"), "{}");
     for round in 0..4 {
         for key in ["a", "b", "a", "c", "b", "z"] {
-            judge(&hook, key).unwrap();
+            judge_key(&hook, key).unwrap();
             assert_eq!(hook.waiting(), Ok(1), "{round} {key}");
         }
     }
@@ -165,8 +161,8 @@ fn a_node_keeps_only_so_much_memory() {
     let wat = Wat::validator(OK).with_memory("800");
     let next = || {
         let hook = pre_initialized(&runtime, &wat, r#"{"memory_bytes": 67108864}"#);
-        judge(&hook, "k").unwrap();
-        judge(&hook, "k").unwrap();
+        judge_key(&hook, "k").unwrap();
+        judge_key(&hook, "k").unwrap();
         hook
     };
     // 50 MiB each, and as much for the copy: two with an instance, one without room for it, one without room for the copy.
@@ -182,7 +178,7 @@ fn a_call_that_may_have_less_memory_than_there_is_meets_its_limit() {
     let runtime = runtime();
     let wat = Wat::validator(OK).with_memory("4");
     let hook = pre_initialized(&runtime, &wat, "{}");
-    judge(&hook, "k").unwrap();
+    judge_key(&hook, "k").unwrap();
     assert_eq!(hook.waiting(), Ok(1));
     let limits = crate::sandbox::CallLimits { memory_bytes: 65_536, ..hook.limits() };
     assert!(matches!(hook.configured().provide_instance(limits), Err(Failure::MemoryLimit { .. })));

@@ -89,7 +89,7 @@ mod tests {
     fn call(number: u32, body: &[u8]) -> Vec<u8> {
         let length = u32::try_from(CALL_HEAD + body.len()).unwrap();
         let mut frame = [length.to_be_bytes(), number.to_be_bytes()].concat();
-        frame.push(Call::Hello.number());
+        frame.push(Call::Hello as u8);
         frame.extend([0; 16]);
         frame.extend(body);
         frame

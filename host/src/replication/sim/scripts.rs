@@ -25,8 +25,6 @@ use std::error::Error;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use openraft::ServerState;
-
 use super::chaos::leader;
 use super::history::{Request, Response};
 use super::leases::transfer;
@@ -183,8 +181,7 @@ impl Story {
 
     fn partition(&mut self, one: &[usize], other: &[usize]) {
         for (a, b) in one.iter().flat_map(|a| other.iter().map(move |b| (*a, *b))) {
-            self.world.cuts.cut(a, b);
-            self.world.cuts.cut(b, a);
+            self.world.cuts.cut_both(a, b);
         }
     }
 }
@@ -215,13 +212,7 @@ fn status(world: &World) -> String {
             continue;
         };
         let metrics = metrics_of(handle);
-        let state = match metrics.state {
-            ServerState::Leader => "leader",
-            ServerState::Candidate => "candidate",
-            ServerState::Follower => "follower",
-            ServerState::Learner => "learner",
-            ServerState::Shutdown => "stopped",
-        };
+        let state = handle.status().state;
         let (last, applied) = (metrics.last_log_index.unwrap_or(0), *handle.applied().borrow());
         let _ = writeln!(
             text,

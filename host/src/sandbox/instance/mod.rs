@@ -13,7 +13,7 @@
 //!   becomes the initial state of a copy of the component. Instances of the copy are configured from their start.
 //! - `resettable` adds a module to that copy which saves the globals when an instance starts, and can restore them.
 //! - `reset` restores an instance after a call: its globals by that module, and of its memory the pages that the call wrote
-//!   to. `pages` asks Linux for them (`PAGEMAP_SCAN`), and `faults` avoids asking when there can be no new ones.
+//!   to. `pages` asks Linux for them (`PAGEMAP_SCAN`), unless the thread had no page fault since: then there are no new ones.
 //! - `pool` keeps reset instances for the next calls, one for each thread.
 //!
 //! # Guarantees
@@ -36,21 +36,17 @@
 //! # Cost
 //!
 //! A reset takes 1 µs, plus copies of the pages that the instance has written to since it started. After a page fault it
-//! takes one more system call, which takes longer the larger the memory is. Ending an instance and starting another takes 7 to
-//! 9 µs, and linking functions at their first call as much again. A call of a plugin in Python takes 31 µs instead of
-//! 1,200: its memory of 13 MiB need not be mapped and copied anew.
+//! takes one more system call. The sandbox's chapter has the cost of the alternatives. A call of a plugin in Python takes
+//! 31 µs instead of 1,200: its memory of 13 MiB need not be mapped and copied anew.
 
-mod faults;
 mod pages;
 mod pool;
 mod preinit;
 mod reset;
 pub(super) mod resettable;
 mod start;
-mod support;
 
 pub(super) use pool::Pool;
 pub(super) use preinit::Instrumented;
-pub(super) use reset::{ResetExports, Resetter};
+pub(super) use reset::{ResetExports, ResetSupport, Resetter};
 pub(super) use start::Instance;
-pub(super) use support::ResetSupport;

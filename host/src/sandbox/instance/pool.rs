@@ -5,8 +5,8 @@
 use parking_lot::Mutex;
 
 use super::super::host_state::HostReads;
-use super::super::per_thread::PerThread;
-use super::faults::Faults;
+use super::super::threads::PerThread;
+use super::pages::faults;
 use super::reset::Resetter;
 use super::start::Instance;
 
@@ -26,7 +26,7 @@ impl<R: HostReads> Pool<R> {
     pub(crate) fn take(&self) -> Option<Instance<R>> {
         let mut instance = self.waiting.mine().try_lock()?.take()?;
         if let Some(state) = &mut instance.reset_state {
-            state.faults = Faults::of_this_thread();
+            state.faults = faults();
         }
         Some(instance)
     }

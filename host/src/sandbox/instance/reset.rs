@@ -4,20 +4,25 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wasmtime::component::{ComponentExportIndex, WasmList};
 
 use super::super::component::LinkedComponent;
 use super::super::host_state::HostReads;
-use super::faults::{Faults, forbid_huge_pages};
-use super::pages::{Pages, RUNS_MAX, drop_pages};
+use super::pages::{PageMap, Pages, RUNS_MAX, drop_pages, faults, forbid_huge_pages};
 use super::resettable::{MEMORY, RESTORE_GLOBALS};
 use super::start::{Instance, ResetState};
-use super::support::ResetSupport;
 use crate::limits;
 
 /// How long restoring the globals may take. It is a few instructions.
 const RESTORE_DEADLINE: Duration = Duration::from_secs(1);
+
+/// What a node needs to reset instances: the map of its pages, and a budget of memory.
+pub(crate) struct ResetSupport {
+    pages: PageMap,
+    /// One permit for each MiB of waiting instances, and of initial memories.
+    budget: Arc<Semaphore>,
+}
 
 /// The exports of a pre-initialized component that reset its instances.
 #[derive(Clone, Copy)]
@@ -32,6 +37,22 @@ pub(crate) struct Resetter {
     exports: ResetExports,
     initial: InitialMemory,
     _reserved: OwnedSemaphorePermit,
+}
+
+impl ResetSupport {
+    /// The support of this system; `None`, with a line in the log, if it has none.
+    pub(crate) fn find() -> Option<Arc<Self>> {
+        let pages = PageMap::open();
+        let pages = pages.map_err(|error| tracing::debug!(%error, "plugin instances are not reset")).ok()?;
+        let budget = Arc::new(Semaphore::new(limits::PLUGIN_KEPT_MIB_MAX));
+        Some(Arc::new(Self { pages, budget }))
+    }
+
+    /// Takes this much memory from the budget, if there is enough.
+    fn reserve(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let permits = u32::try_from(bytes.div_ceil(1 << 20)).ok()?;
+        Arc::clone(&self.budget).try_acquire_many_owned(permits.max(1)).ok()
+    }
 }
 
 impl ResetExports {
@@ -88,16 +109,13 @@ impl Resetter {
             return Ok(false);
         }
         instance.set_deadline(RESTORE_DEADLINE);
-        let mut state = match instance.reset_state.take() {
-            Some(state) => state,
-            None => match self.find_state(instance)? {
-                Some(state) => state,
-                None => return Ok(false),
-            },
+        let known = instance.reset_state.take();
+        let Some(mut state) = known.map_or_else(|| self.find_state(instance), |state| Ok(Some(state)))? else {
+            return Ok(false);
         };
         state.restore_globals.call(&mut instance.store, ())?;
         let memory = state.memory.as_le_slice(&instance.store).as_ptr_range();
-        let has_faulted = state.faults.is_none() || state.faults != Faults::of_this_thread();
+        let has_faulted = state.faults.is_none() || state.faults != faults();
         if has_faulted && !self.find_written(memory.start.addr()..memory.end.addr(), &mut state.written)? {
             return Ok(false);
         }

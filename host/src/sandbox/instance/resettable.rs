@@ -35,8 +35,7 @@ use std::ops::Range;
 use wasm_encoder as encode;
 use wasm_encoder::{CanonicalOption, ComponentExportKind, ExportKind, MemArg, ModuleArg, PrimitiveValType};
 use wasmparser::{
-    CanonicalFunction, Encoding, ExternalKind, Instance, Parser, Payload, TypeRef, ValType, ValidPayload, Validator,
-    WasmFeatures,
+    CanonicalFunction, Encoding, Instance, Parser, Payload, TypeRef, ValType, ValidPayload, Validator, WasmFeatures,
 };
 
 /// The function that restores the globals. Its name is part of the compiled code that nodes keep on disk.
@@ -120,7 +119,7 @@ fn bytes(from: &[u8], range: Range<usize>) -> Result<&[u8], String> {
 /// The state that a module defines, under the names it is exported by.
 #[derive(Default)]
 struct State {
-    globals: Vec<(String, encode::ValType)>,
+    globals: Vec<(String, encode::GlobalType)>,
     memories: Vec<(String, encode::MemoryType)>,
 }
 
@@ -239,7 +238,7 @@ fn expose(module: &[u8]) -> Result<(Vec<u8>, State), String> {
                 for global in defined.clone() {
                     let ty = global.map_err(text)?.ty;
                     if ty.mutable {
-                        globals.push((global_index, value_type(ty)?));
+                        globals.push((global_index, global_type(ty)?));
                     }
                     global_index += 1;
                 }
@@ -251,7 +250,7 @@ fn expose(module: &[u8]) -> Result<(Vec<u8>, State), String> {
                 for export in exports.clone() {
                     let export = export.map_err(text)?;
                     check_name(export.name)?;
-                    section.export(export.name, export_kind(export.kind)?, export.index);
+                    section.export(export.name, export.kind.into(), export.index);
                 }
                 for (index, ty) in globals.drain(..) {
                     let name = format!("brink-global-{index}");
@@ -280,36 +279,16 @@ fn expose(module: &[u8]) -> Result<(Vec<u8>, State), String> {
 }
 
 fn memory_type(ty: wasmparser::MemoryType) -> Result<encode::MemoryType, String> {
-    if ty.memory64 || ty.shared || ty.page_size_log2.is_some() {
-        return Err("it has a memory of an unusual kind".to_owned());
+    match ty.memory64 || ty.shared || ty.page_size_log2.is_some() {
+        true => Err("it has a memory of an unusual kind".to_owned()),
+        false => Ok(ty.into()),
     }
-    Ok(encode::MemoryType {
-        minimum: ty.initial,
-        maximum: ty.maximum,
-        memory64: false,
-        shared: false,
-        page_size_log2: None,
-    })
 }
 
-fn value_type(ty: wasmparser::GlobalType) -> Result<encode::ValType, String> {
+fn global_type(ty: wasmparser::GlobalType) -> Result<encode::GlobalType, String> {
     match (ty.shared, ty.content_type) {
-        (false, ValType::I32) => Ok(encode::ValType::I32),
-        (false, ValType::I64) => Ok(encode::ValType::I64),
-        (false, ValType::F32) => Ok(encode::ValType::F32),
-        (false, ValType::F64) => Ok(encode::ValType::F64),
+        (false, ValType::I32 | ValType::I64 | ValType::F32 | ValType::F64) => ty.try_into().map_err(text),
         _ => Err("it has a mutable global of an unusual kind".to_owned()),
-    }
-}
-
-fn export_kind(kind: ExternalKind) -> Result<ExportKind, String> {
-    match kind {
-        ExternalKind::Func => Ok(ExportKind::Func),
-        ExternalKind::Table => Ok(ExportKind::Table),
-        ExternalKind::Memory => Ok(ExportKind::Memory),
-        ExternalKind::Global => Ok(ExportKind::Global),
-        ExternalKind::Tag => Ok(ExportKind::Tag),
-        ExternalKind::FuncExact => Err("it has an export of an unusual kind".to_owned()),
     }
 }
 
@@ -327,9 +306,8 @@ fn restorer(
     let mut index = 0;
     for (instance, state) in states {
         for (name, ty) in &state.globals {
-            let ty = encode::GlobalType { val_type: *ty, mutable: true, shared: false };
-            imports.import(&instance.to_string(), name, ty);
-            saved.global(ty, &zero(ty.val_type));
+            imports.import(&instance.to_string(), name, *ty);
+            saved.global(*ty, &zero(ty.val_type));
             save.instructions().global_get(index).global_set(count + index);
             restore.instructions().global_get(count + index).global_set(index);
             index += 1;

@@ -10,7 +10,6 @@ use super::super::component::LinkedComponent;
 use super::super::host_state::{HostReads, HostState};
 use super::super::limiter::CallLimits;
 use super::super::ticker::Ticker;
-use super::faults::Faults;
 
 /// An instance, and what belongs to it.
 pub(crate) struct Instance<R: 'static> {
@@ -29,7 +28,7 @@ pub(super) struct ResetState {
     /// The chunks of the memory (see `reset`) that the instance has written to since it started, in order.
     pub(super) written: Vec<usize>,
     /// The thread's page faults when `written` was complete; `None` if they could not be counted.
-    pub(super) faults: Option<Faults>,
+    pub(super) faults: Option<i64>,
     pub(super) _reserved: OwnedSemaphorePermit,
 }
 
