@@ -1,15 +1,15 @@
-//! What a judgement costs: whole, on one thread; and what each part of the engine's setting is worth.
+//! The cost of a judgement on one thread, and what each part of the engine's configuration is worth.
 //!
 //! ```sh
 //! cargo build --profile plugin --target wasm32-wasip2 -p json-schema -p limits -p normalize -p test-reference
 //! cargo bench --bench hooks
 //! ```
 //!
-//! Each name says the plugin and how it ran: `put-back` as on a node, `image` with a new instance for each call, and that without
-//! one thing at a time: `configured` gets its configuration before each call instead of an image that has it; the others lack a
-//! pool, copy-on-write, or the scan for pages that were written to. `instance` only takes one and puts it back, `new-instance`
-//! starts one and ends it, which is part of every call; `passing` is a call that looks at nothing but the length of values of several sizes, so that their difference is what it costs to hand
-//! a value over.
+//! Each name says the plugin and how it ran. `reset` is as on a node; `new` starts an instance for each call. The others do so
+//! too, and lack one thing: `configured` is not pre-initialized, so each call configures its instance; the others lack
+//! wasmtime's pool, copy-on-write, or the scan for written pages. `instance` takes and resets an instance without a call,
+//! `new-instance` starts and ends one. `passing` is a call that reads only the length of a value: the differences between its
+//! sizes are the cost of handing a value over.
 
 #![allow(missing_docs, reason = "the harness makes a function without")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failed benchmark")]
@@ -18,11 +18,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use brink::hooks::{Binding, Hook, Runtime, Set, Tuning, Unobserved, View, ViewError};
+use brink::hooks::{Binding, Hook, Runtime, Set, Tuning, View, ViewError};
 use brink::storage::{Action, Entry, Operation, RangeDigest, Space, Value};
 use criterion::{Criterion, criterion_group, criterion_main};
 
-/// As in the node: a new instance is some hundred allocations.
+/// As in the node: a new instance makes some hundred allocations.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
@@ -54,7 +54,7 @@ impl View for Nothing {
     }
 }
 
-/// What is asked of which plugin.
+/// A plugin, and the write that it judges.
 struct Subject {
     name: &'static str,
     package: &'static str,
@@ -96,25 +96,25 @@ fn component(package: &str) -> Vec<u8> {
     std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}; build the plugins first", path.display()))
 }
 
-fn hook(runtime: &Runtime, subject: &Subject, has_image: bool) -> Hook {
+fn hook(runtime: &Runtime, subject: &Subject, is_pre_initialized: bool) -> Hook {
     let component = component(subject.package);
     let plugin = runtime.compile("p", &component).unwrap();
     let binding = format!(r#"{{"plugin": "p", "operations": ["put", "delete"], "config": {}}}"#, subject.config);
     let hook = runtime.bind("h", Binding::parse(binding.as_bytes()).unwrap(), &plugin).unwrap();
-    if has_image {
-        runtime.specialise(&hook, &component);
-        assert_eq!(hook.is_specialised(), Some(Ok(())));
+    if is_pre_initialized {
+        hook.pre_initialize(&component);
+        assert_eq!(hook.pre_initialized(), Some(Ok(())));
     }
     hook
 }
 
 fn judgements(criterion: &mut Criterion) {
     let all = Tuning::default();
-    // Each of these makes an instance for each call, whose cost the others are about.
-    let new = Tuning { rewind: false, ..all };
+    // Starts an instance for each call; the other settings change what that costs.
+    let new = Tuning { reset: false, ..all };
     let settings = [
-        ("put-back", all, true),
-        ("image", new, true),
+        ("reset", all, true),
+        ("new", new, true),
         ("configured", new, false),
         ("no-pool", Tuning { pool: false, ..new }, true),
         ("no-copy-on-write", Tuning { copy_on_write: false, ..new }, true),
@@ -122,16 +122,16 @@ fn judgements(criterion: &mut Criterion) {
     ];
     for subject in &subjects() {
         let mut group = criterion.benchmark_group(subject.name);
-        for (name, tuning, has_image) in settings {
-            let runtime = Runtime::tuned(Arc::new(Unobserved), tuning).unwrap();
-            let set = Arc::new(Set::new(1, vec![hook(&runtime, subject, has_image)]));
+        for (name, tuning, is_pre_initialized) in settings {
+            let runtime = Runtime::new(Arc::new(()), tuning, None).unwrap();
+            let set = Arc::new(Set::new(1, vec![hook(&runtime, subject, is_pre_initialized)]));
             let write = Operation { space: Space::Kv, key: "k".to_owned(), action: subject.action.clone() };
             group.bench_function(name, |bencher| bencher.iter(|| judge(&set, &write)));
         }
         for (name, tuning) in [("instance", all), ("new-instance", new)] {
-            let runtime = Runtime::tuned(Arc::new(Unobserved), tuning).unwrap();
+            let runtime = Runtime::new(Arc::new(()), tuning, None).unwrap();
             let hook = hook(&runtime, subject, true);
-            group.bench_function(name, |bencher| bencher.iter(|| hook.start_and_end().unwrap()));
+            group.bench_function(name, |bencher| bencher.iter(|| hook.provide_instance().unwrap()));
         }
         group.finish();
     }
@@ -139,7 +139,7 @@ fn judgements(criterion: &mut Criterion) {
 }
 
 fn passing(criterion: &mut Criterion) {
-    let runtime = Runtime::new(Arc::new(Unobserved)).unwrap();
+    let runtime = Runtime::new(Arc::new(()), Tuning::default(), None).unwrap();
     let mut group = criterion.benchmark_group("passing");
     for bytes in [16, 1_024, 16_384, 262_144] {
         let action = Action::Put(Value { content_type: "text/plain".to_owned(), bytes: vec![b'x'; bytes].into() });
@@ -154,7 +154,7 @@ fn passing(criterion: &mut Criterion) {
 
 fn judge(set: &Arc<Set>, write: &Operation) {
     let deadline = Instant::now() + Duration::from_secs(10);
-    set.judge(vec![write.clone()], Arc::new(Nothing), deadline).unwrap();
+    brink::hooks::judge(set, vec![write.clone()], Arc::new(Nothing), deadline).unwrap();
 }
 
 criterion_group! {

@@ -43,129 +43,89 @@ pub struct Error {
 ///
 /// If the text breaks the rules of this module.
 pub fn compact(text: Bytes) -> Result<Bytes, Error> {
-    let mut checker = Checker::new(&text)?;
-    checker.text()?;
-    if !checker.has_white_space {
+    let utf8 = std::str::from_utf8(&text)
+        .map_err(|error| Error { at: error.valid_up_to(), reason: "invalid UTF-8".to_owned() })?;
+    let mut checker = Checker { text: utf8, at: 0, compact: Vec::new(), copied: 0 };
+    checker.value(JSON_LEVELS_MAX)?;
+    if checker.peek().is_some() {
+        return Err(checker.wrong("unexpected text after the value"));
+    }
+    if checker.copied == 0 {
         return Ok(text);
     }
-    let (mut in_string, mut escaped) = (false, false);
-    let is_content = |byte: &u8| {
-        if escaped {
-            escaped = false;
-        } else if *byte == b'"' {
-            in_string = !in_string;
-        } else {
-            escaped = in_string && *byte == b'\\';
-        }
-        in_string || !is_white_space(*byte)
-    };
-    Ok(text.iter().copied().filter(is_content).collect::<Vec<u8>>().into())
-}
-
-fn is_white_space(byte: u8) -> bool {
-    matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
+    checker.copy_to(text.len());
+    Ok(checker.compact.into())
 }
 
 /// A text, checked up to `at`.
 struct Checker<'a> {
     text: &'a str,
     at: usize,
-    has_white_space: bool,
-}
-
-/// An array or object that has not ended yet.
-enum Open<'a> {
-    Array,
-    /// The names of its members so far.
-    Object(BTreeSet<Cow<'a, str>>),
+    /// The part of the text up to `copied`, without white space. Empty until white space is found.
+    compact: Vec<u8>,
+    copied: usize,
 }
 
 impl<'a> Checker<'a> {
-    fn new(bytes: &'a [u8]) -> Result<Self, Error> {
-        let text = std::str::from_utf8(bytes)
-            .map_err(|error| Error { at: error.valid_up_to(), reason: "invalid UTF-8".to_owned() })?;
-        Ok(Self { text, at: 0, has_white_space: false })
-    }
-
-    /// Checks the whole text: one value, and nothing after it.
-    fn text(&mut self) -> Result<(), Error> {
-        let mut open = Vec::new();
-        loop {
-            self.value(&mut open)?;
-            if open.is_empty() {
-                return self.peek().map_or(Ok(()), |_| Err(self.wrong("unexpected text after the value")));
-            }
-        }
-    }
-
-    /// Checks one value, and the ends of arrays and objects after it.
-    fn value(&mut self, open: &mut Vec<Open<'a>>) -> Result<(), Error> {
+    /// Checks one value, in which arrays and objects nest at most `levels` deep.
+    fn value(&mut self, levels: usize) -> Result<(), Error> {
         match self.peek() {
-            Some(b'"') => drop(self.string()?),
-            Some(b'-' | b'0'..=b'9') => self.number()?,
-            Some(b't') => self.word("true")?,
-            Some(b'f') => self.word("false")?,
-            Some(b'n') => self.word("null")?,
-            Some(begin @ (b'[' | b'{')) => return self.begin(begin, open),
-            Some(_) => return Err(self.wrong("a JSON value is expected")),
-            None => return Err(self.wrong("the text ends early")),
+            Some(b'"') => self.string().map(drop),
+            Some(b'-' | b'0'..=b'9') => self.number(),
+            Some(b't') => self.word("true"),
+            Some(b'f') => self.word("false"),
+            Some(b'n') => self.word("null"),
+            Some(b'[' | b'{') if levels == 0 => Err(self.wrong(&format!("more than {JSON_LEVELS_MAX} levels"))),
+            Some(b'[') => self.elements(b']', "`,` or `]` is expected", |checker| checker.value(levels - 1)),
+            Some(b'{') => {
+                let mut names = BTreeSet::new();
+                self.elements(b'}', "`,` or `}` is expected", |checker| {
+                    checker.name(&mut names)?;
+                    checker.value(levels - 1)
+                })
+            }
+            Some(_) => Err(self.wrong("a JSON value is expected")),
+            None => Err(self.wrong("the text ends early")),
         }
-        self.end_of_value(open)
     }
 
-    fn begin(&mut self, begin: u8, open: &mut Vec<Open<'a>>) -> Result<(), Error> {
-        if open.len() == JSON_LEVELS_MAX {
-            return Err(self.wrong(&format!("more than {JSON_LEVELS_MAX} levels")));
-        }
+    /// Checks the elements of an array or an object, from its first byte to its last.
+    fn elements(
+        &mut self,
+        end: u8,
+        expected: &str,
+        mut element: impl FnMut(&mut Self) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         self.at += 1;
-        let end = if begin == b'[' { b']' } else { b'}' };
-        if self.peek() == Some(end) {
-            self.at += 1;
-            return self.end_of_value(open);
-        }
-        open.push(if begin == b'[' { Open::Array } else { Open::Object(BTreeSet::new()) });
-        self.name(open)
-    }
-
-    /// Within an object, checks the name of the next member and the colon after it.
-    fn name(&mut self, open: &mut [Open<'a>]) -> Result<(), Error> {
-        let Some(Open::Object(names)) = open.last_mut() else { return Ok(()) };
-        if self.peek() != Some(b'"') {
-            return Err(self.wrong("a member's name is expected"));
-        }
-        let at = self.at;
-        let name = self.string()?;
-        if names.contains(&name) {
-            return Err(Error { at, reason: format!("the member {name:?} is there twice") });
-        }
-        names.insert(name);
-        if self.peek() != Some(b':') {
-            return Err(self.wrong("`:` is expected"));
+        let mut is_over = self.peek() == Some(end);
+        while !is_over {
+            element(self)?;
+            is_over = match self.peek() {
+                Some(b',') => false,
+                Some(found) if found == end => true,
+                Some(_) => return Err(self.wrong(expected)),
+                None => return Err(self.wrong("the text ends early")),
+            };
+            self.at += usize::from(!is_over);
         }
         self.at += 1;
         Ok(())
     }
 
-    /// Closes the arrays and objects that end after a value, and stops where the next value begins.
-    fn end_of_value(&mut self, open: &mut Vec<Open<'a>>) -> Result<(), Error> {
-        while let Some(innermost) = open.last() {
-            let (end, expected) = match innermost {
-                Open::Array => (b']', "`,` or `]` is expected"),
-                Open::Object(_) => (b'}', "`,` or `}` is expected"),
-            };
-            match self.peek() {
-                Some(b',') => {
-                    self.at += 1;
-                    return self.name(open);
-                }
-                Some(found) if found == end => {
-                    self.at += 1;
-                    open.pop();
-                }
-                Some(_) => return Err(self.wrong(expected)),
-                None => return Err(self.wrong("the text ends early")),
-            }
+    /// Checks the name of a member and the colon after it. `names` has the names before it.
+    fn name(&mut self, names: &mut BTreeSet<Cow<'a, str>>) -> Result<(), Error> {
+        if self.peek() != Some(b'"') {
+            return Err(self.wrong("a member's name is expected"));
         }
+        let at = self.at;
+        let name = self.string()?;
+        if let Some(name) = names.replace(name) {
+            return Err(Error { at, reason: format!("the member {name:?} is there twice") });
+        }
+        if self.peek() != Some(b':') {
+            return Err(self.wrong("`:` is expected"));
+        }
+        self.at += 1;
         Ok(())
     }
 
@@ -196,26 +156,26 @@ impl<'a> Checker<'a> {
     }
 
     fn number(&mut self) -> Result<(), Error> {
-        self.skip(|byte| byte == b'-', 1);
-        match self.byte() {
-            Some(b'0') => self.at += 1,
-            _ => self.digits()?,
-        }
-        if self.skip(|byte| byte == b'.', 1) > 0 {
+        self.skip(|byte| byte == b'-');
+        if !self.skip(|byte| byte == b'0') {
             self.digits()?;
         }
-        if self.skip(|byte| matches!(byte, b'e' | b'E'), 1) > 0 {
-            self.skip(|byte| matches!(byte, b'+' | b'-'), 1);
+        if self.skip(|byte| byte == b'.') {
+            self.digits()?;
+        }
+        if self.skip(|byte| matches!(byte, b'e' | b'E')) {
+            self.skip(|byte| matches!(byte, b'+' | b'-'));
             self.digits()?;
         }
         Ok(())
     }
 
     fn digits(&mut self) -> Result<(), Error> {
-        match self.skip(|byte| byte.is_ascii_digit(), usize::MAX) {
-            0 => Err(self.wrong("a digit is expected")),
-            _ => Ok(()),
+        if !self.skip(|byte| byte.is_ascii_digit()) {
+            return Err(self.wrong("a digit is expected"));
         }
+        while self.skip(|byte| byte.is_ascii_digit()) {}
+        Ok(())
     }
 
     fn word(&mut self, word: &str) -> Result<(), Error> {
@@ -226,24 +186,26 @@ impl<'a> Checker<'a> {
         Ok(())
     }
 
-    /// Skips up to `max` bytes of a kind and returns how many there were.
-    fn skip(&mut self, is_wanted: impl Fn(u8) -> bool, max: usize) -> usize {
-        let rest = self.text.as_bytes().get(self.at..).unwrap_or_default();
-        let count = rest.iter().take(max).take_while(|byte| is_wanted(**byte)).count();
-        self.at += count;
-        count
-    }
-
     /// The next byte that is not white space.
     fn peek(&mut self) -> Option<u8> {
-        while let Some(byte) = self.byte() {
-            if !is_white_space(byte) {
-                return Some(byte);
-            }
-            self.has_white_space = true;
-            self.at += 1;
+        let begin = self.at;
+        while self.skip(|byte| matches!(byte, b' ' | b'\t' | b'\n' | b'\r')) {}
+        if self.at > begin {
+            self.copy_to(begin);
+            self.copied = self.at;
         }
-        None
+        self.byte()
+    }
+
+    fn copy_to(&mut self, end: usize) {
+        self.compact.extend_from_slice(self.text.as_bytes().get(self.copied..end).unwrap_or_default());
+    }
+
+    /// Skips the next byte if it is of a kind.
+    fn skip(&mut self, is_wanted: impl Fn(u8) -> bool) -> bool {
+        let is_next = self.byte().is_some_and(is_wanted);
+        self.at += usize::from(is_next);
+        is_next
     }
 
     fn byte(&self) -> Option<u8> {
@@ -286,43 +248,10 @@ mod tests {
 
     #[test]
     fn text_that_two_parsers_could_understand_differently_is_refused() {
-        let wrong = [
-            "",
-            " ",
-            "{",
-            "[1",
-            "[1,]",
-            "[,1]",
-            "{\"a\"}",
-            "{\"a\":}",
-            "{\"a\":1,}",
-            "{a:1}",
-            "1 2",
-            "[1 2]",
-            "[1}",
-            "01",
-            "+1",
-            ".5",
-            "1.",
-            "1e",
-            "-",
-            "NaN",
-            "tru",
-            "truex",
-            "'a'",
-            "\"a",
-            "\"\\q\"",
-            "\"\\ud800\"",
-            "\"\\ude00\\ud83d\"",
-            "\"\\u12\"",
-            "\"\t\"",
-            "{\"a\":1,\"a\":2}",
-            "{\"a\":1,\"\\u0061\":2}",
-            "[{\"x\":{\"a\":1,\"b\":2,\"a\":3}}]",
-            "\u{feff}1",
-            "\"\\",
-        ];
-        for text in wrong {
+        let wrong = r#"{ [1 [1,] [,1] {"a"} {"a":} {"a":1,} {a:1} [1} 01 +1 .5 1. 1e - NaN tru truex 'a' "a "\q" "\ud800"
+            "\ude00\ud83d" "\u12" {"a":1,"a":2} {"a":1,"\u0061":2} [{"x":{"a":1,"b":2,"a":3}}] "\"#;
+        let spaced = ["", " ", "1 2", "[1 2]", "\"\t\"", "\u{feff}1"];
+        for text in wrong.split_whitespace().chain(spaced) {
             assert!(compacted(text).is_err(), "{text}");
         }
         assert!(compact(Bytes::from_static(b"\"\xff\"")).is_err());

@@ -6,7 +6,7 @@
 //! between the files of a room; a test checks that:
 //!
 //! ```text
-//! cli → node → api → registry → write_path → {hooks, replication} → storage
+//! cli → node → api → registry → write_path → {hooks → sandbox, replication} → storage
 //! net, telemetry, json, clock and limits may be used by those above them
 //! ```
 //!
@@ -18,6 +18,7 @@
 //! | [`registry`] | plugins and hooks as part of the replicated state |
 //! | [`write_path`] | the way of one write: recalled, judged, proposed, concluded |
 //! | [`hooks`] | which plugin judges which write |
+//! | [`sandbox`] | guest code within limits |
 //! | [`replication`] | how a write becomes durable, how a read is fresh |
 //! | [`storage`] | what a node keeps: the log and the state |
 //! | [`net`] | the only sockets: dial and listen |
@@ -36,6 +37,7 @@ pub mod net;
 pub mod node;
 pub mod registry;
 pub mod replication;
+pub mod sandbox;
 pub mod storage;
 pub mod telemetry;
 pub mod write_path;

@@ -191,23 +191,6 @@ pub const PLUGIN_KEPT_WRITTEN_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Log lines of plugins that a node keeps.
 pub const PLUGIN_LINES_KEPT: usize = 1_000;
 
-// Between nodes
-
-/// Most writes in a proposal round.
-pub const ROUND_WRITES_MAX: usize = 1_024;
-
-/// Most bytes of commands in a proposal round. A single larger write goes alone.
-pub const ROUND_BYTES_MAX: usize = 4 * 1024 * 1024;
-
-/// Time that the writes of the next proposal round wait for the round in flight.
-pub const ROUND_PATIENCE: Duration = Duration::from_millis(20);
-
-/// Most proposal rounds in flight at once on a node.
-pub const ROUNDS_IN_FLIGHT_MAX: usize = 8;
-
-/// Largest body of a call between nodes, in bytes: one entry with a batch as transformers have left it.
-pub const PEER_BODY_BYTES_MAX: usize = PLUGIN_BYTES_MAX + 8 * 1024 * 1024;
-
 // The cluster
 
 /// Time that a change of the cluster waits until it is in force.

@@ -1,5 +1,6 @@
 //! Running cargo, and the paths of what it builds.
 
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -70,21 +71,39 @@ pub(crate) fn run_with(program: &str, args: &[&str], env: &[(&str, &Path)]) -> a
     Ok(())
 }
 
-/// Builds plugins. Adds their compilation target first if it is missing.
-pub(crate) fn plugins(packages: &[&str]) -> anyhow::Result<()> {
+/// Builds the node. `--workspace` selects the features of dependencies as the tests do, so that none is built twice.
+pub(crate) fn node() -> anyhow::Result<()> {
+    progress::build("brink", command(&cargo(), &["build", "--workspace", "--bin", "brink"]))
+}
+
+/// Builds the node and plugins at the same time, since neither build keeps all cores busy to its end.
+pub(crate) fn node_and_plugins(packages: &[&str]) -> anyhow::Result<()> {
+    add_wasm_target()?;
+    std::thread::scope(|scope| {
+        let plugins = scope.spawn(|| plugins(packages));
+        node()?;
+        plugins.join().unwrap_or_else(|_| bail!("the build of the plugins panicked"))
+    })
+}
+
+fn plugins(packages: &[&str]) -> anyhow::Result<()> {
+    let mut args = vec!["build", "--profile", "plugin", "--target", WASM_TARGET];
+    for package in packages {
+        args.extend(["--package", package]);
+    }
+    // A terminal has room for one bar.
+    if std::io::stderr().is_terminal() {
+        args.push("--quiet");
+    }
+    progress::build("plugins", command(&cargo(), &args))
+}
+
+/// Installs the compilation target of plugins if it is missing.
+fn add_wasm_target() -> anyhow::Result<()> {
     let installed = Command::new("rustup").args(["target", "list", "--installed"]).current_dir(root()).output();
     let installed = installed.context("rustup cannot be run; it installs the target of plugins")?;
     if !String::from_utf8_lossy(&installed.stdout).lines().any(|line| line == WASM_TARGET) {
         run("rustup", &["target", "add", WASM_TARGET])?;
     }
-    let mut args = vec!["build", "--profile", "plugin", "--target", WASM_TARGET];
-    for package in packages {
-        args.extend(["--package", package]);
-    }
-    progress::build("plugins", command(&cargo(), &args))
-}
-
-/// Builds the node. `--workspace` selects the features of dependencies as the tests do, so that none is built twice.
-pub(crate) fn node() -> anyhow::Result<()> {
-    progress::build("brink", command(&cargo(), &["build", "--workspace", "--bin", "brink"]))
+    Ok(())
 }

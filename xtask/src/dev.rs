@@ -35,8 +35,7 @@ pub(crate) struct Options {
 
 /// Builds and starts the cluster, waits for Ctrl-C, and stops it.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
-    build::plugins(&EXAMPLES)?;
-    build::node()?;
+    build::node_and_plugins(&EXAMPLES)?;
     let (interrupted, interruption) = mpsc::channel();
     ctrlc::set_handler(move || {
         // Fails if the cluster is being stopped already.

@@ -66,7 +66,7 @@ fn report(what: &str, output: impl Read, mut print: impl FnMut(&str)) -> std::io
 
 /// The numbers in cargo's bar and the crates being built: `212/340` and `serde, syn` of `Building [==> ] 212/340: serde, syn`.
 fn position(line: &str) -> Option<(&str, &str)> {
-    line.trim_start().strip_prefix("Building [")?.split_once("] ")?.1.split_once(": ")
+    line.trim_start().strip_prefix("Building [")?.split_once("] ")?.1.trim_end().split_once(": ")
 }
 
 #[cfg(test)]
@@ -76,7 +76,7 @@ mod tests {
     #[test]
     fn a_bar_becomes_a_line_and_errors_stay() {
         let output = "   Compiling serde v1.0.229\n\
-            \x20   Building [==>      ] 2/8: serde, syn(build)\r\
+            \x20   Building [==>      ] 2/8: serde, syn(build)  \r\
             \x20   Building [==>      ] 3/8: serde\r\x1b[K\
             error: no such thing\n";
         let mut lines = Vec::new();

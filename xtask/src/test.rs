@@ -33,8 +33,7 @@ const TEST_THREADS: &str = "2";
 pub(crate) fn run() -> anyhow::Result<()> {
     install_needed()?;
     build::run(&build::cargo(), &["fmt", "--all", "--check"])?;
-    build::plugins(&build::PLUGINS)?;
-    build::node()?;
+    build::node_and_plugins(&build::PLUGINS)?;
     let (bin, plugins) = (build::brink_bin()?, build::plugins_dir()?);
     let env = [
         ("BRINK_BIN", bin.as_path()),

@@ -1,69 +1,61 @@
-//! How a response is made: its JSON, its entity tag, and the headers that say how much it claims.
+//! How a response is made: its JSON, its lines of JSON, its entity tag.
 
-use std::time::Duration;
+use std::convert::Infallible;
+use std::sync::Arc;
 
 use axum::body::Body;
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
-use axum::response::Response;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use futures::{Stream, StreamExt as _, future};
 use serde::Serialize;
 
-use super::extract;
 use super::problem::Problem;
-
-const CONSISTENCY: HeaderName = HeaderName::from_static("brink-consistency");
-const REVISION: HeaderName = HeaderName::from_static("brink-revision");
-const STALENESS: HeaderName = HeaderName::from_static("brink-staleness-ms");
-const REPEATED: HeaderName = HeaderName::from_static("brink-repeated");
+use super::request::etag;
 
 /// A response of status 200 with a body of [`super::schema`].
 pub(super) fn ok(body: &impl Serialize) -> Result<Response, Problem> {
-    match serde_json::to_string(body) {
-        Ok(text) => Ok(json(StatusCode::OK, text)),
-        Err(error) => Err(Problem::internal(&error)),
-    }
+    serde_json::to_string(body).map(|text| json(StatusCode::OK, text)).map_err(Problem::internal)
 }
 
 /// A response of JSON text.
-pub(super) fn json(status: StatusCode, text: String) -> Response {
-    with_body(status, HeaderValue::from_static("application/json"), text)
+pub(super) fn json(status: StatusCode, text: impl Into<Body>) -> Response {
+    (status, [(header::CONTENT_TYPE, "application/json")], text.into()).into_response()
 }
 
-/// A response with a body of some media type.
-pub(super) fn with_body(status: StatusCode, media_type: HeaderValue, body: impl Into<Body>) -> Response {
-    let mut response = Response::new(body.into());
-    *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, media_type);
-    response
+/// A response with one line of JSON per item (NDJSON), sent as the items come. Other responses may share the items.
+pub(super) fn json_lines<T: Serialize>(items: impl Stream<Item = Arc<T>> + Send + 'static) -> Response {
+    let lines = items.filter_map(|item| {
+        let line = serde_json::to_string(&*item).map(|line| Ok::<_, Infallible>(line + "\n"));
+        future::ready(line.ok())
+    });
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
 }
 
-/// A header value of text that brink made or accepted in a header itself; other text becomes empty.
+/// The header value of a text that brink made, or accepted as a header before. Any other text becomes empty.
 pub(super) fn header_value(text: &str) -> HeaderValue {
     HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
 /// Sets the entity tag of an entry.
 pub(super) fn set_etag(response: &mut Response, revision: u64) {
-    response.headers_mut().insert(header::ETAG, header_value(&extract::etag(revision)));
+    response.headers_mut().insert(header::ETAG, header_value(&etag(revision)));
 }
 
-/// Says how fresh a read is: the revision it saw at least, its consistency, and how old a local one may be.
-pub(super) fn set_freshness(
-    response: &mut Response,
-    revision: u64,
-    consistency: &'static str,
-    staleness: Option<Duration>,
-) {
-    let headers = response.headers_mut();
-    headers.insert(REVISION, HeaderValue::from(revision));
-    headers.insert(CONSISTENCY, HeaderValue::from_static(consistency));
-    if let Some(staleness) = staleness {
-        headers.insert(STALENESS, HeaderValue::from(u64::try_from(staleness.as_millis()).unwrap_or(u64::MAX)));
+/// States that an earlier request with the same `Idempotency-Key` made the write, if one did.
+pub(super) fn set_repeated(response: &mut Response, repeated: bool) {
+    if repeated {
+        response.headers_mut().insert("brink-repeated", HeaderValue::from_static("true"));
     }
 }
 
-/// Says whether an earlier request with the same `Idempotency-Key` made the write, and this one nothing.
-pub(super) fn set_repeated(response: &mut Response, repeated: bool) {
-    if repeated {
-        response.headers_mut().insert(REPEATED, HeaderValue::from_static("true"));
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn each_item_is_a_line_of_json() {
+        let response = json_lines(futures::stream::iter([Arc::new(vec![1, 2]), Arc::default()]));
+        let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+        assert_eq!(body, "[1,2]\n[]\n");
     }
 }

@@ -3,20 +3,23 @@
 //! Any node takes these calls; the leader makes the changes. A call states the result that it wants, so it may be repeated
 //! until it succeeds and needs no `Idempotency-Key`.
 
-use std::sync::Arc;
-
-use axum::extract::{Path, State};
+use axum::extract::Path;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use super::extract::{self, Body, NoParameters, Query};
 use super::problem::{Kind, Problem};
-use super::{App, answer, schema};
+use super::request::{self, Call};
+use super::{answer, schema};
 use crate::limits::{MEMBERSHIP_BODY_BYTES_MAX, MEMBERSHIP_DEADLINE};
 use crate::net;
 use crate::replication::{Role, Status};
+
+/// `GET /cluster/members/`: the cluster's id, and every node with its id and role, this one included.
+pub(super) async fn members(call: Call) -> Result<Response, Problem> {
+    answer::ok(&members_of(&call.app.replication.status()))
+}
 
 /// The body of `POST /cluster/members/`.
 #[derive(Deserialize)]
@@ -27,57 +30,35 @@ struct NewMember {
     role: Role,
 }
 
-/// The body of `PUT /cluster/leader/`.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct NewLeader {
-    url: String,
-}
-
 fn voter() -> Role {
     Role::Voter
 }
 
-/// `GET /cluster/members/`: the cluster's id, and every node with its id and role, this one included.
-pub(super) async fn members(_: Query<NoParameters>, State(app): State<Arc<App>>) -> Result<Response, Problem> {
-    answer::ok(&members_of(&app.replication.status()))
-}
-
 /// `POST /cluster/members/`: adds a node, or gives it another role; 200 once that is in force.
-pub(super) async fn add(
-    _: Query<NoParameters>,
-    State(app): State<Arc<App>>,
-    Body(body): Body<MEMBERSHIP_BODY_BYTES_MAX>,
-) -> Result<Response, Problem> {
+pub(super) async fn add(Call { app, headers, body, .. }: Call) -> Result<Response, Problem> {
+    let body = request::body(&headers, body, MEMBERSHIP_BODY_BYTES_MAX).await?;
     let shape = "{\"url\": \"<base URL>\", \"role\": \"voter\" or \"learner\"}";
-    let NewMember { url, role } = extract::json(&body, shape)?;
+    let NewMember { url, role } = request::json(&body, shape)?;
     app.replication.add_member(&base_url(&url)?, role, Instant::now() + MEMBERSHIP_DEADLINE).await?;
     answer::ok(&members_of(&app.replication.status()))
 }
 
 /// `DELETE /cluster/members/<url>/`: removes a node; the URL is percent-encoded.
-pub(super) async fn remove(
-    _: Query<NoParameters>,
-    State(app): State<Arc<App>>,
-    Path(url): Path<String>,
-) -> Result<Response, Problem> {
-    app.replication.remove_member(&base_url(&url)?, Instant::now() + MEMBERSHIP_DEADLINE).await?;
+pub(super) async fn remove(Path(url): Path<String>, call: Call) -> Result<Response, Problem> {
+    call.app.replication.remove_member(&base_url(&url)?, Instant::now() + MEMBERSHIP_DEADLINE).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
 /// `GET /cluster/leader/`: the leader's URL, `null` if none is known.
-pub(super) async fn leader(_: Query<NoParameters>, State(app): State<Arc<App>>) -> Result<Response, Problem> {
-    let status = app.replication.status();
-    answer::ok(&schema::Leader { url: status.leader.as_deref(), term: status.term })
+pub(super) async fn leader(call: Call) -> Result<Response, Problem> {
+    let status = call.app.replication.status();
+    answer::ok(&schema::Leader { url: status.leader, term: status.term })
 }
 
 /// `PUT /cluster/leader/`: hands the leadership to a voter.
-pub(super) async fn transfer(
-    _: Query<NoParameters>,
-    State(app): State<Arc<App>>,
-    Body(body): Body<MEMBERSHIP_BODY_BYTES_MAX>,
-) -> Result<Response, Problem> {
-    let NewLeader { url } = extract::json(&body, "{\"url\": \"<base URL>\"}")?;
+pub(super) async fn transfer(Call { app, headers, body, .. }: Call) -> Result<Response, Problem> {
+    let body = request::body(&headers, body, MEMBERSHIP_BODY_BYTES_MAX).await?;
+    let schema::NewLeader { url } = request::json(&body, "{\"url\": \"<base URL>\"}")?;
     let url = base_url(&url)?;
     app.replication.transfer_leader(&url, Instant::now() + MEMBERSHIP_DEADLINE).await?;
     answer::ok(&schema::NewLeader { url })

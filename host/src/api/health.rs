@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 
 use super::problem::Problem;
@@ -70,6 +70,5 @@ pub(super) async fn readyz(State(app): State<Arc<App>>) -> Response {
 
 /// `GET /metrics`: for Prometheus.
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
-    let media_type = HeaderValue::from_static(PROMETHEUS_TEXT);
-    answer::with_body(StatusCode::OK, media_type, app.telemetry.metrics().render_prometheus())
+    ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], app.telemetry.metrics().render_prometheus()).into_response()
 }

@@ -2,19 +2,17 @@
 //!
 //! # Problem
 //!
-//! Clients send anything: unknown parameters, keys that are not UTF-8, bodies without end. Each mistake deserves one answer
-//! that says what is wrong and what is allowed, whichever handler meets it; and an answer must not claim more than the
-//! node knows.
+//! Clients send anything: unknown parameters, keys that are not UTF-8, endless bodies. Every handler must answer the same
+//! mistake alike, with what is wrong and what is allowed. No response may claim more than the node knows.
 //!
 //! # Approach
 //!
 //! A request passes three stages:
 //!
-//! 1. Extractors (`extract`) decode and check it: parameters, key, conditions, body.
-//! 2. A handler (`kv`, `plugins`, `hooks`, `registry`, `cluster`, `health`) calls the room that does the work:
-//!    [`crate::write_path`], [`crate::storage`], [`crate::registry`] or [`crate::replication`].
-//! 3. The result becomes a response: `schema` has the typed bodies, `answer` the headers, `stream` the answers
-//!    without an end, `problem` every error.
+//! 1. `request` decodes and checks it: parameters, key, conditions, body.
+//! 2. A handler (`kv`, `registry`, `cluster`, `health`) calls the room that does the work: [`crate::write_path`],
+//!    [`crate::storage`], [`crate::registry`] or [`crate::replication`].
+//! 3. The result becomes a response: `schema` has the typed bodies, `answer` makes the response, `problem` every error.
 //!
 //! `router` maps paths to handlers, and `observe` surrounds each request with its trace and its metrics. `peer`
 //! serves the other nodes of the cluster and shares none of this.
@@ -22,7 +20,7 @@
 //! # Guarantees
 //!
 //! - Every error of a handler is a problem object; its status and type are chosen in `problem`.
-//! - Every handler checks its query parameters. `router` accepts no handler that does not declare them.
+//! - Every handler but the probes checks its query parameters: it gets the node only together with them (`request::Call`).
 //! - A trailing slash is accepted everywhere and means nothing.
 //! - A read states its consistency and revision, and never claims more than it has (P5).
 //! - A failed write without an explicit outcome was not written.
@@ -34,24 +32,19 @@
 //!
 //! # Cost
 //!
-//! Extractors borrow from the request and copy only what the handler keeps. Entries are the hot responses; `kv` writes
-//! their JSON by hand.
+//! Headers and bodies are moved, not copied. Entries are the hot responses; `kv` writes their JSON by hand.
 
 mod answer;
-mod app;
 mod cluster;
-mod extract;
 mod health;
-mod hooks;
 mod kv;
 mod observe;
 mod peer;
-mod plugins;
 mod problem;
 mod registry;
+mod request;
 mod router;
 mod schema;
-mod stream;
 
-pub use self::app::App;
+pub use self::request::App;
 pub use self::router::router;

@@ -9,7 +9,7 @@ use axum::response::Response;
 use tracing::{Instrument as _, Span};
 
 use super::problem::Problem;
-use crate::telemetry::{Telemetry, TraceContext, new_trace_id, within_request};
+use crate::telemetry::{Telemetry, TraceContext, names, new_trace_id, within_request};
 
 const TRACE_ID: HeaderName = HeaderName::from_static("brink-trace-id");
 
@@ -28,8 +28,7 @@ pub(super) async fn observe(State(telemetry): State<Telemetry>, request: Request
         (None, false) => Some(new_trace_id()),
         (None, true) => None,
     };
-    let span =
-        tracing::info_span!(target: "brink::request", "http.request", %method, route, trace_id = known.as_deref());
+    let span = tracing::info_span!(target: names::REQUEST_TARGET, names::SPAN_REQUEST, %method, route, trace_id = known.as_deref());
     if let Some(parent) = parent {
         parent.set_parent(&span);
     }

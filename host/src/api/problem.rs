@@ -17,12 +17,6 @@ use crate::replication::{self, WriteOutcome};
 use crate::storage;
 use crate::write_path;
 
-/// The media type of problems.
-const PROBLEM_JSON: &str = "application/problem+json";
-
-/// How long a client should wait before it repeats a refused request, in seconds.
-const RETRY_AFTER_SECONDS: &str = "1";
-
 /// A type of problem: the last part of its `type`, its status and its title.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Kind {
@@ -89,16 +83,13 @@ pub(crate) struct Problem {
     detail: String,
     /// Whether the write happened, if the request was one.
     outcome: Option<WriteOutcome>,
-    /// Further members, in their order.
-    // Boxed, since a problem is the error of most functions here and should be cheap to move.
+    /// Further members, in their order. Boxed, since a problem is the error of most functions here and moves often.
     extra: Box<Map<String, Value>>,
-    /// Whether `Retry-After` invites the client to come back.
-    invites_retry: bool,
 }
 
 impl Problem {
     pub(crate) fn new(kind: Kind, detail: impl Into<String>) -> Self {
-        Self { kind, detail: detail.into(), outcome: None, extra: Box::default(), invites_retry: false }
+        Self { kind, detail: detail.into(), outcome: None, extra: Box::default() }
     }
 
     /// A failure of the node itself. The error goes to the log only.
@@ -107,28 +98,15 @@ impl Problem {
         Self::new(Kind::INTERNAL, "the node failed; its log says why")
     }
 
-    /// The node stops before the request is served.
-    pub(crate) fn stopping() -> Self {
-        Self::new(Kind::STOPPING, "the node is stopping")
-    }
-
     /// States that the request wrote nothing, unless its outcome is stated already.
     pub(crate) fn not_written(self) -> Self {
         Self { outcome: Some(self.outcome.unwrap_or(WriteOutcome::NotWritten)), ..self }
-    }
-
-    fn with_outcome(self, outcome: WriteOutcome) -> Self {
-        Self { outcome: Some(outcome), ..self }
     }
 
     /// Adds a member.
     pub(crate) fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
         self.extra.insert(name.to_owned(), value.into());
         self
-    }
-
-    fn inviting_retry(self) -> Self {
-        Self { invites_retry: true, ..self }
     }
 
     /// The whole response.
@@ -144,10 +122,11 @@ impl Problem {
         };
         // Strings, numbers and JSON values can always be written.
         let text = serde_json::to_string(&body).unwrap_or_default();
-        let mut response = (self.kind.status, text).into_response();
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
-        if self.invites_retry {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
+        let mut response =
+            (self.kind.status, [(header::CONTENT_TYPE, "application/problem+json")], text).into_response();
+        if [Kind::BUSY, Kind::DISK_FULL, Kind::MEMBERSHIP_PENDING].contains(&self.kind) {
+            // In seconds.
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response
     }
@@ -187,19 +166,18 @@ impl From<replication::Error> for Problem {
             replication::Error::NoQuorum { .. } => Self::new(Kind::REPLICATION_FAILED, detail),
             replication::Error::NotAMember { .. } => Self::new(Kind::NOT_A_MEMBER, detail),
             replication::Error::MembershipRefused(_) => Self::new(Kind::MEMBERSHIP_REFUSED, detail),
-            replication::Error::MembershipPending => Self::new(Kind::MEMBERSHIP_PENDING, detail).inviting_retry(),
+            replication::Error::MembershipPending => Self::new(Kind::MEMBERSHIP_PENDING, detail),
             replication::Error::LeaderLost => Self::new(Kind::LEADER_LOST, detail),
-            replication::Error::Busy { .. } => Self::new(Kind::BUSY, detail).inviting_retry(),
+            replication::Error::Busy { .. } => Self::new(Kind::BUSY, detail),
             replication::Error::DiskFull(disk_full) => Self::new(Kind::DISK_FULL, detail)
                 .with("path", disk_full.path)
                 .with("free_bytes", disk_full.free_bytes)
-                .with("reserve_bytes", disk_full.reserve_bytes)
-                .inviting_retry(),
+                .with("reserve_bytes", disk_full.reserve_bytes),
             replication::Error::Stopped { .. } => Self::new(Kind::STOPPING, detail),
             replication::Error::Storage(error) => Self::from(error),
             error @ (replication::Error::Codec(_) | replication::Error::Refused(_)) => Self::internal(error),
         };
-        problem.with_outcome(outcome)
+        Self { outcome: Some(outcome), ..problem }
     }
 }
 
@@ -212,7 +190,7 @@ impl From<storage::Error> for Problem {
 
 impl From<hooks::Error> for Problem {
     fn from(error: hooks::Error) -> Self {
-        use hooks::Error;
+        use hooks::{Error, Failure};
         let detail = error.to_string();
         let about = |problem: Self, hook: String, plugin: String| problem.with("hook", hook).with("plugin", plugin);
         match error {
@@ -222,26 +200,24 @@ impl From<hooks::Error> for Problem {
                 .with("code", rejection.code)
                 .with("message", rejection.message)
                 .with("violations", json!(rejection.violations)),
-            Error::TimedOut { hook, plugin, .. } => about(Self::new(Kind::PLUGIN_TIMED_OUT, detail), hook, plugin),
-            Error::Trapped { hook, plugin, .. } => about(Self::new(Kind::PLUGIN_TRAPPED, detail), hook, plugin),
-            Error::MemoryLimit { hook, plugin, .. } => {
-                about(Self::new(Kind::PLUGIN_MEMORY_LIMIT, detail), hook, plugin)
-            }
-            Error::OutputLimit { hook, plugin, .. } => {
-                about(Self::new(Kind::PLUGIN_OUTPUT_LIMIT, detail), hook, plugin)
-            }
+            Error::Failed { hook, plugin, failure } => match failure {
+                Failure::TimedOut { .. } => about(Self::new(Kind::PLUGIN_TIMED_OUT, detail), hook, plugin),
+                Failure::Trapped { .. } => about(Self::new(Kind::PLUGIN_TRAPPED, detail), hook, plugin),
+                Failure::MemoryLimit { .. } => about(Self::new(Kind::PLUGIN_MEMORY_LIMIT, detail), hook, plugin),
+                Failure::OutputLimit { .. } => about(Self::new(Kind::PLUGIN_OUTPUT_LIMIT, detail), hook, plugin),
+                Failure::NotAComponent { .. } | Failure::WorldMismatch { .. } => Self::new(Kind::NOT_A_PLUGIN, detail),
+                Failure::TooLarge { .. } => Self::new(Kind::TOO_LARGE, detail),
+                Failure::ConfigRefused { path, .. } => Self::new(Kind::CONFIG_REFUSED, detail).with("path", path),
+                Failure::Busy => Self::new(Kind::BUSY, detail),
+            },
             Error::BadOutput { hook, plugin, .. } => about(Self::new(Kind::PLUGIN_BAD_OUTPUT, detail), hook, plugin),
-            Error::NotAComponent { .. } | Error::WorldMismatch { .. } => Self::new(Kind::NOT_A_PLUGIN, detail),
-            Error::TooLarge { .. } => Self::new(Kind::TOO_LARGE, detail),
             Error::PluginMissing { .. } => Self::new(Kind::PLUGIN_MISSING, detail),
-            Error::ConfigRefused { path, .. } => Self::new(Kind::CONFIG_REFUSED, detail).with("path", path),
             Error::BindingInvalid { .. } => Self::new(Kind::BAD_HOOK, detail),
-            Error::Busy { .. } => Self::new(Kind::BUSY, detail).inviting_retry(),
+            Error::Busy { .. } => Self::new(Kind::BUSY, detail),
             Error::EpochWait { .. } => Self::new(Kind::HOOKS_NOT_READY, detail),
-            error @ (Error::Store(_) | Error::Engine { .. }) => Self::internal(error),
+            error @ (Error::Store(_) | Error::Engine(_)) => Self::internal(error),
             Error::Interrupted { .. } => Self::new(Kind::STOPPING, detail),
         }
-        .not_written()
     }
 }
 
@@ -249,20 +225,19 @@ impl From<registry::Error> for Problem {
     fn from(error: registry::Error) -> Self {
         let detail = error.to_string();
         match error {
-            registry::Error::PluginInUse { hooks, .. } => {
-                Self::new(Kind::PLUGIN_IN_USE, detail).with("hooks", hooks).not_written()
-            }
-            registry::Error::TooManyHooks => Self::new(Kind::TOO_MANY_HOOKS, detail).not_written(),
-            registry::Error::TooManyPlugins => Self::new(Kind::TOO_MANY_PLUGINS, detail).not_written(),
-            registry::Error::NoSuchState { .. } => Self::new(Kind::NO_SUCH_STATE, detail).not_written(),
+            registry::Error::PluginInUse { hooks, .. } => Self::new(Kind::PLUGIN_IN_USE, detail).with("hooks", hooks),
+            registry::Error::TooManyHooks => Self::new(Kind::TOO_MANY_HOOKS, detail),
+            registry::Error::TooManyPlugins => Self::new(Kind::TOO_MANY_PLUGINS, detail),
+            registry::Error::NoSuchState { .. } => Self::new(Kind::NO_SUCH_STATE, detail),
             registry::Error::Hook(error) => Self::from(error),
-            registry::Error::TooManyUploads => Self::new(Kind::BUSY, detail).inviting_retry().not_written(),
-            registry::Error::Piece(error) => Self::from(error).with_outcome(WriteOutcome::NotWritten),
+            registry::Error::TooManyUploads => Self::new(Kind::BUSY, detail),
+            registry::Error::Piece(error) => Self { outcome: Some(WriteOutcome::NotWritten), ..Self::from(error) },
             registry::Error::Write(error) => Self::from(error),
-            registry::Error::Storage(error) => Self::from(error).not_written(),
-            registry::Error::Undecodable { .. } => Self::internal(error).not_written(),
-            registry::Error::Stopping => Self::new(Kind::STOPPING, detail).not_written(),
+            registry::Error::Storage(error) => Self::from(error),
+            registry::Error::Undecodable { .. } => Self::internal(error),
+            registry::Error::Stopping => Self::new(Kind::STOPPING, detail),
         }
+        .not_written()
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! IMPORTANT: the order of the fields is the order on the wire; clients and golden scripts see it.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::hooks::Tally;
@@ -16,7 +16,6 @@ pub(super) struct Problem<'a> {
     pub(super) r#type: String,
     pub(super) title: &'static str,
     pub(super) status: u16,
-    /// The explanation for people.
     pub(super) detail: &'a str,
     /// Whether the write happened, if the request was one.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -38,29 +37,23 @@ pub(super) struct Health<'a> {
     pub(super) disk_full: Option<DiskFull>,
 }
 
-/// The cluster as this node sees it.
+/// The cluster as this node sees it. The counts include this node, `nodes` does not.
 #[derive(Serialize)]
 pub(super) struct ClusterHealth<'a> {
     pub(super) replication_enabled: bool,
-    /// Nodes of the cluster, this one included.
     pub(super) total_nodes: usize,
-    /// Nodes that answered lately, this one included.
     pub(super) healthy_nodes: usize,
     pub(super) required_for_quorum: usize,
     pub(super) has_quorum: bool,
     pub(super) can_accept_writes: bool,
-    /// The leader's base URL, if one is known.
     pub(super) leader: Option<&'a str>,
-    /// The other nodes.
     pub(super) nodes: Vec<NodeHealth<'a>>,
 }
 
-/// Another node as this node sees it.
 #[derive(Serialize)]
 pub(super) struct NodeHealth<'a> {
     pub(super) url: &'a str,
     pub(super) healthy: bool,
-    /// `voter` or `learner`.
     pub(super) role: &'static str,
     /// Log entries it lacks, if known.
     pub(super) lag_entries: Option<u64>,
@@ -77,31 +70,27 @@ pub(super) struct Members<'a> {
     pub(super) members: Vec<Member<'a>>,
 }
 
-/// A node of the cluster.
 #[derive(Serialize)]
 pub(super) struct Member<'a> {
     pub(super) url: &'a str,
-    /// Its id in hexadecimal.
+    /// In hexadecimal.
     pub(super) id: String,
-    /// `voter` or `learner`.
     pub(super) role: &'static str,
     pub(super) leader: bool,
     pub(super) healthy: bool,
-    /// Log entries it lacks, if known.
     pub(super) lag_entries: Option<u64>,
 }
 
 /// `GET /cluster/leader/`.
 #[derive(Serialize)]
-pub(super) struct Leader<'a> {
-    /// The leader's base URL, if one is known.
-    pub(super) url: Option<&'a str>,
-    /// Raft's term.
+pub(super) struct Leader {
+    pub(super) url: Option<String>,
     pub(super) term: u64,
 }
 
-/// The answer to `PUT /cluster/leader/`.
-#[derive(Serialize)]
+/// `PUT /cluster/leader/`: its body, and its answer.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct NewLeader {
     pub(super) url: String,
 }
@@ -130,17 +119,13 @@ pub(super) struct NodeReadiness {
 /// `GET /registry/history/`.
 #[derive(Serialize)]
 pub(super) struct History {
-    /// Newest first.
     pub(super) changes: Vec<Change>,
 }
 
-/// `GET /registry/stats/`.
+/// `GET /registry/stats/`: figures of the calls since the node started, and how the calls of each hook start.
 #[derive(Serialize)]
 pub(super) struct Stats<'a> {
-    /// The base URL of the node that answers.
     pub(super) node: &'a str,
-    /// Figures of the calls since the node started, by hook.
     pub(super) calls: Vec<Tally>,
-    /// How the calls of each hook start.
     pub(super) hooks: Vec<HookStart>,
 }

@@ -71,13 +71,7 @@ impl Client {
         if let Some(user) = user.and_then(|user| HeaderValue::from_str(&user).ok()) {
             headers.insert("brink-user", user);
         }
-        let options = net::HttpClientOptions {
-            connect_timeout: CONNECT_TIMEOUT,
-            timeout: None,
-            vanished_after: None,
-            uses_proxy: true,
-        };
-        let http = net::http_client(options)
+        let http = net::http_client(CONNECT_TIMEOUT)
             .default_headers(headers)
             .build()
             .map_err(|error| Failure::Usage(format!("the HTTP client cannot be built: {error}")))?;

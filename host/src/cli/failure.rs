@@ -84,7 +84,7 @@ impl Failure {
         match self {
             Self::Usage(_) | Self::File { .. } => 2,
             Self::Unreachable { .. } | Self::BadAnswer { .. } | Self::Output(_) => 1,
-            Self::Tool { .. } | Self::Cases { .. } | Self::Plugin(hooks::Error::Engine { .. }) => 1,
+            Self::Tool { .. } | Self::Cases { .. } | Self::Plugin(hooks::Error::Engine(_)) => 1,
             Self::Plugin(_) => 4,
             Self::Refused(refusal) if refusal.status == StatusCode::NOT_FOUND => 3,
             Self::Refused(refusal) if refusal.status.is_client_error() => 4,

@@ -20,7 +20,7 @@
 //! - Arguments are checked before anything is sent.
 //! - A command sends a request to the first node of `--url` that accepts a connection. A request that may have arrived is
 //!   not sent again, except by `kv import`, which repeats batches that were certainly not written.
-//! - `kv` sends and prints values as they were written; no digit of a number is lost.
+//! - `kv` sends and prints values as they were written, with every digit of a number, except in the table of `kv list`.
 //!
 //! Scripts may rely on the exit codes of client commands (`serve` has its own, listed in `docs/configuration.md`):
 //!

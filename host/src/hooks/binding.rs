@@ -1,4 +1,4 @@
-//! What users say about a hook: which plugin, on which writes, with what configuration and limits.
+//! Bindings: which plugin judges which writes, with what configuration and limits.
 
 use std::collections::HashSet;
 
@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::Error;
 use crate::limits;
+use crate::sandbox::cut;
 use crate::storage::command::{Action, Operation, Space};
 
 /// The smallest memory a hook may grant: one page of WebAssembly.
@@ -23,16 +24,16 @@ pub struct Binding {
     /// The plugin's version, as its digest. Always present in the stored form; in a request, absent means the newest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
-    /// Keys that start with it are judged; empty for all keys.
+    /// The hook matches keys that start with it; empty for all keys.
     #[serde(default)]
     pub prefix: String,
-    /// What is judged, without repetition.
+    /// The kinds of operations that the hook matches, without repetition.
     #[serde(default = "default_operations")]
     pub operations: Vec<Judges>,
-    /// Hooks run by ascending order, then by name; all transformers before all validators.
+    /// Hooks run by ascending order, then by name; all transformers run before all validators.
     #[serde(default)]
     pub order: i32,
-    /// The plugin's configuration; `null` if it needs none.
+    /// The plugin's configuration; `null` if it has none.
     #[serde(default)]
     pub config: serde_json::Value,
     /// Whether the hook decides.
@@ -154,7 +155,7 @@ impl Binding {
         self.digest.as_deref().unwrap_or_default()
     }
 
-    /// Whether an operation is one that the hook judges.
+    /// Whether the hook judges an operation.
     pub fn matches(&self, operation: &Operation) -> bool {
         let judges = match operation.action {
             Action::Put(_) => Judges::Put,
@@ -179,7 +180,7 @@ pub fn check_name(field: &'static str, name: &str) -> Result<(), Error> {
     }
     let allowed =
         format!("1 to {} of a-z, 0-9, `-`, `_` and `.`, the first a letter or a digit", limits::NAME_BYTES_MAX);
-    Err(invalid(field, format!("`{}`", super::text::cut(name, limits::NAME_BYTES_MAX * 2)), allowed))
+    Err(invalid(field, format!("`{}`", cut(name, limits::NAME_BYTES_MAX * 2)), allowed))
 }
 
 pub(super) fn invalid(field: &'static str, found: impl Into<String>, allowed: impl Into<String>) -> Error {

@@ -1,119 +1,72 @@
-//! A hook: a binding and the plugin it names, ready to judge.
+//! A hook: a binding and the plugin it names, ready to judge; and who learns of its calls.
 
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use sha2::{Digest, Sha256};
-use tokio::sync::Semaphore;
+use rayon::ThreadPool;
 
-use super::binding::{Binding, check_name, invalid};
+use super::binding::Binding;
 use super::error::Error;
-use super::guest::{Allowance, Guest};
-use super::lines::Speaker;
-use super::pace::Pace;
-use super::plugin::{Code, Plugin};
-use super::rewind::Rewinder;
-use super::runtime::{Calls, Core, Runtime};
-use super::text::cut;
-use crate::limits;
+use super::scheduler::Share;
+use super::view::Reads;
+use crate::sandbox::wit::Level;
+use crate::sandbox::{self, CallLimits, ConfiguredPlugin, Engine, LogSink, LogSource, Plugin, one_line};
 
 /// A hook that is ready to judge. Cheap to clone.
 #[derive(Clone)]
 pub struct Hook(Arc<Inner>);
 
 struct Inner {
-    core: Arc<Core>,
     binding: Binding,
-    config: String,
-    plugin: Plugin,
-    speaker: Speaker,
-    seed: u64,
+    configured: ConfiguredPlugin<Reads>,
     share: Share,
-    /// Who learns of its calls; empty before the first.
-    calls: OnceLock<Arc<dyn Calls>>,
-    /// The plugin with the configuration in it, or why there is none; empty until it has been tried.
-    image: OnceLock<Result<Code, String>>,
+    observer: Arc<dyn Observer>,
+    /// What learns of its calls; empty before the first.
+    calls: OnceLock<Calls>,
 }
 
-/// How much of a node's room for plugins one hook takes.
-pub(super) struct Share {
-    /// All permits there are. What the machine has to run on may change later.
-    max: u32,
-    /// One permit per running call.
-    pub(super) permits: Arc<Semaphore>,
-    /// Writes that wait for one.
-    pub(super) queue: Arc<Semaphore>,
-    /// What its calls have shown.
-    pub(super) pace: Pace,
+/// Learns of the calls of hooks, and receives what plugins log. `()` does neither.
+pub trait Observer: LogSink {
+    /// What learns of the calls of a hook from now on. Asked once per hook, because finding counters takes longer than counting.
+    fn calls_of(&self, hook: &str, plugin: &str) -> Calls;
 }
 
-/// Calls of one hook that may run at once: half of what the node runs, so that one hook cannot have it all.
-pub(super) fn share_max() -> u32 {
-    (super::pipeline::instances_max() as u32 / 2).max(1)
-}
+/// Learns of the calls of one hook, on the thread that calls the plugin, in the span of the request; must not block.
+///
+/// It is given how long a call took, its result (`accepted`, or the [`Error::word`] of its error), and the linear memory of
+/// the instance, in bytes.
+pub type Calls = Box<dyn Fn(Duration, &'static str, usize) + Send + Sync>;
 
-impl Runtime {
-    /// Creates a hook for a client: checks the binding, and has the plugin check its configuration on a fresh instance.
-    ///
-    /// Runs the plugin, for up to [`limits::PLUGIN_CONFIGURE_DEADLINE`]: call it on a blocking thread.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::BindingInvalid`], [`Error::PluginMissing`] if the binding names another plugin or digest than the one
-    /// given, [`Error::ConfigRefused`] with the plugin's own words, [`Error::Busy`], or how the plugin failed.
-    pub fn bind(&self, name: &str, binding: Binding, plugin: &Plugin) -> Result<Hook, Error> {
-        let hook = self.load(name, binding, plugin)?;
-        let _room = self.core().side_room()?;
-        let allowance = Allowance { deadline: limits::PLUGIN_CONFIGURE_DEADLINE, ..hook.allowance() };
-        let took = Guest::with(self.core(), plugin.code(), hook.speaker(), allowance, |guest| {
-            let started_at = Instant::now();
-            hook.configure(guest).map(|()| started_at.elapsed())
-        });
-        let (took_ms, deadline_ms) = (took.flatten()?.as_millis(), hook.binding().deadline_ms);
-        if took_ms > u128::from(deadline_ms) {
-            let found = format!("{deadline_ms}, but `configure`, which precedes every call, took {took_ms} ms");
-            return Err(invalid("deadline_ms", found, format!("more than {took_ms}")));
-        }
-        Ok(hook)
-    }
-
-    /// Makes a hook of a binding that was accepted before, on this node or another, without running the plugin.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::BindingInvalid`] or [`Error::PluginMissing`], as for [`Runtime::bind`].
-    pub fn load(&self, name: &str, mut binding: Binding, plugin: &Plugin) -> Result<Hook, Error> {
-        check_name("hook", name)?;
-        binding.check()?;
-        let is_same = binding.digest.as_deref().is_none_or(|digest| digest == plugin.digest());
-        if binding.plugin != plugin.name() || !is_same {
-            return Err(Error::PluginMissing { plugin: binding.plugin, digest: binding.digest });
-        }
-        binding.digest = Some(plugin.digest().to_owned());
-        let config = binding.config_text();
-        let inner = Inner {
-            core: Arc::clone(self.core()),
-            seed: seed(name, plugin, &config),
-            config,
-            plugin: plugin.clone(),
-            speaker: Speaker {
-                hook: name.to_owned(),
-                plugin: plugin.name().to_owned(),
-                digest: plugin.digest().to_owned(),
-            },
-            share: Share::new(),
-            calls: OnceLock::new(),
-            image: OnceLock::new(),
-            binding,
-        };
-        Ok(Hook(Arc::new(inner)))
+impl Observer for () {
+    fn calls_of(&self, _: &str, _: &str) -> Calls {
+        Box::new(|_, _, _| ())
     }
 }
 
 impl Hook {
+    /// A hook of a binding that has been checked and whose digest is present.
+    pub(super) fn new(
+        name: &str,
+        binding: Binding,
+        plugin: Plugin<Reads>,
+        engine: Arc<Engine>,
+        background: Arc<ThreadPool>,
+        observer: Arc<dyn Observer>,
+    ) -> Self {
+        let limits = CallLimits {
+            deadline: Duration::from_millis(binding.deadline_ms),
+            memory_bytes: binding.memory_bytes,
+            output_bytes: binding.output_bytes,
+            is_provisional: false,
+        };
+        let configured = ConfiguredPlugin::new(engine, plugin, name, binding.config_text(), limits);
+        let share = Share::new(background);
+        Self(Arc::new(Inner { binding, configured, share, observer, calls: OnceLock::new() }))
+    }
+
     /// The hook's name.
     pub fn name(&self) -> &str {
-        &self.0.speaker.hook
+        &self.source().hook
     }
 
     /// The binding, in its stored form: the digest is always present.
@@ -122,130 +75,80 @@ impl Hook {
     }
 
     /// The plugin that judges.
-    pub fn plugin(&self) -> &Plugin {
-        &self.0.plugin
+    pub fn plugin(&self) -> &Plugin<Reads> {
+        self.configured().plugin()
+    }
+
+    /// Pre-initializes the plugin from its component (see [`ConfiguredPlugin::pre_initialize`]).
+    pub fn pre_initialize(&self, component: &[u8]) {
+        self.configured().pre_initialize(component);
     }
 
     /// Whether its calls start configured; an error says why they cannot. `None` until that is known.
-    pub fn is_specialised(&self) -> Option<Result<(), &str>> {
-        self.0.image.get().map(|image| image.as_ref().map(drop).map_err(String::as_str))
+    pub fn pre_initialized(&self) -> Option<Result<(), &str>> {
+        self.configured().pre_initialized()
     }
 
-    /// Starts an instance as each call does, and ends it: to measure what that costs.
+    /// Number of reset instances that wait for calls. An error says why instances cannot be reset, so that each call starts
+    /// a new one.
+    ///
+    /// It is 0 after a call whose instance was dropped: its memory had grown, or the call wrote to more than 4 MiB of it, or
+    /// was given handles of WASI, or failed, or too many other instances wait.
+    pub fn waiting(&self) -> Result<usize, &str> {
+        self.configured().waiting()
+    }
+
+    /// Provides an instance as each call does, without a call: to measure what that costs.
     ///
     /// # Errors
     ///
-    /// How the plugin failed, or [`Error::Busy`].
-    pub fn start_and_end(&self) -> Result<(), Error> {
-        self.with_instance(self.allowance(), |_| ())
+    /// How the plugin failed.
+    pub fn provide_instance(&self) -> Result<(), Error> {
+        self.configured().provide_instance(self.limits()).map_err(|failure| self.failed(failure))
     }
 
-    /// Keeps what `make` makes, unless it has been made before.
-    pub(super) fn specialise(&self, make: impl FnOnce() -> Result<Code, String>) {
-        self.0.image.get_or_init(make);
+    /// Lets the plugin check the configuration, and returns how long that took.
+    pub(super) fn check_config(&self) -> Result<Duration, Error> {
+        self.configured().check_config().map_err(|failure| self.failed(failure))
     }
 
-    /// Has `ask` use an instance of its own, which is configured.
-    pub(super) fn with_instance<T>(
-        &self,
-        allowance: Allowance,
-        ask: impl FnOnce(&mut Guest<'_>) -> T,
-    ) -> Result<T, Error> {
-        let Inner { core, speaker, .. } = &*self.0;
-        if let Some(Ok(image)) = self.0.image.get() {
-            return Guest::with(core, image, speaker, allowance, ask);
-        }
-        let asked = Guest::with(core, self.0.plugin.code(), speaker, allowance, |guest| {
-            self.configure(guest)?;
-            Ok(ask(guest))
-        });
-        asked.flatten()
+    pub(super) fn configured(&self) -> &ConfiguredPlugin<Reads> {
+        &self.0.configured
     }
 
-    /// Instances that were put back to where they began after their calls, and wait for others; an error says why none can
-    /// be, so that each call starts a new one.
-    ///
-    /// None at all after a call: the instance was thrown away, since its memory had grown, or it had written to more than 4 MiB
-    /// of it, or was given handles of WASI, or the call failed, or too many others wait.
-    pub fn waiting(&self) -> Result<usize, &str> {
-        match self.0.image.get() {
-            Some(Ok(image)) => image.rewinder.as_ref().map(Rewinder::waiting).map_err(String::as_str),
-            Some(Err(why)) => Err(why),
-            None => Err("it has no image yet"),
-        }
-    }
-
-    pub(super) fn config(&self) -> &str {
-        &self.0.config
-    }
-
-    pub(super) fn core(&self) -> &Arc<Core> {
-        &self.0.core
-    }
-
-    pub(super) fn speaker(&self) -> &Speaker {
-        &self.0.speaker
+    /// The limits of its calls.
+    pub(super) fn limits(&self) -> CallLimits {
+        self.configured().limits()
     }
 
     pub(super) fn share(&self) -> &Share {
         &self.0.share
     }
 
-    /// Who learns of its calls.
-    pub(super) fn calls(&self) -> &dyn Calls {
-        let Speaker { hook, plugin, .. } = self.speaker();
-        &**self.0.calls.get_or_init(|| self.core().observer().calls_of(hook, plugin))
+    /// What learns of its calls.
+    pub(super) fn calls(&self) -> &Calls {
+        let LogSource { hook, plugin, .. } = self.source();
+        self.0.calls.get_or_init(|| self.0.observer.calls_of(hook, plugin))
     }
 
-    pub(super) fn allowance(&self) -> Allowance {
-        Allowance {
-            deadline: Duration::from_millis(self.0.binding.deadline_ms),
-            memory_bytes: self.0.binding.memory_bytes,
-            output_bytes: self.0.binding.output_bytes,
-            seed: self.0.seed,
-            is_provisional: false,
-        }
+    /// Writes an error of the plugin to its log.
+    pub(super) fn log_error(&self, error: &Error) {
+        self.source().log(&*self.0.observer, Level::Error, one_line(&error.to_string()));
     }
 
-    /// Has an instance check and keep the hook's configuration.
-    pub(super) fn configure(&self, guest: &mut Guest<'_>) -> Result<(), Error> {
-        guest.configure(&self.0.config)?.map_err(|invalid| Error::ConfigRefused {
-            hook: self.name().to_owned(),
-            path: cut(&invalid.path, limits::PLUGIN_TEXT_BYTES_MAX).to_owned(),
-            message: cut(&invalid.message, limits::PLUGIN_TEXT_BYTES_MAX).to_owned(),
-        })
+    /// The error of a failure of its plugin.
+    pub(super) fn failed(&self, failure: sandbox::Error) -> Error {
+        let LogSource { hook, plugin, .. } = self.source();
+        Error::Failed { hook: hook.clone(), plugin: plugin.clone(), failure }
+    }
+
+    fn source(&self) -> &LogSource {
+        self.configured().source()
     }
 }
 
 impl std::fmt::Debug for Hook {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Hook").field("name", &self.name()).field("plugin", &self.0.plugin).finish_non_exhaustive()
+        f.debug_struct("Hook").field("name", &self.name()).field("plugin", self.plugin()).finish_non_exhaustive()
     }
-}
-
-impl Share {
-    fn new() -> Self {
-        let max = share_max();
-        Self {
-            max,
-            permits: Arc::new(Semaphore::new(max as usize)),
-            queue: Arc::new(Semaphore::new(limits::PLUGIN_QUEUE_MAX / 2)),
-            pace: Pace::unknown(),
-        }
-    }
-
-    /// Permits one call needs now: all of them while the hook is stuck, so that its calls run one at a time.
-    pub(super) fn permits_needed(&self) -> u32 {
-        if self.pace.is_stuck() { self.max } else { 1 }
-    }
-}
-
-/// The seed of a hook's random numbers: the same on every node, and not to be guessed without knowing the hook.
-fn seed(name: &str, plugin: &Plugin, config: &str) -> u64 {
-    let mut hash = Sha256::new();
-    for part in [name, plugin.digest(), config] {
-        hash.update((part.len() as u64).to_be_bytes());
-        hash.update(part);
-    }
-    hash.finalize().iter().take(8).fold(0, |seed, byte| seed << 8 | u64::from(*byte))
 }

@@ -1,29 +1,25 @@
-//! The judgement of one request: all transformers, then all validators, each asked once about all writes it is for.
+//! The judgement of one request: all transformers, then all validators. Each hook is asked once about all writes that it
+//! matches.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-
+use super::answer::{self, NewValues};
 use super::binding::{Mode, OnFailure};
-use super::bindings::brink::hooks::log::Level;
-use super::bindings::brink::hooks::types::{self, Replacement, Write};
-use super::error::{Error, Rejection, Violation};
-use super::guest::Allowance;
+use super::error::Error;
 use super::hook::Hook;
-use super::pace::{QUICK_MEMORY_BYTES, QUICK_OUTPUT_BYTES, STOP_AFTER};
+use super::scheduler::{INLINE_DEADLINE, INLINE_MEMORY_BYTES, INLINE_OUTPUT_BYTES};
 use super::set::Set;
-use super::text::{compact_json, cut, one_line};
 use super::view::{Facts, Reads, View};
-use crate::limits;
-use crate::storage::command::{Action, Operation, Precondition, Value};
+use crate::sandbox::{CallLimits, CallOutcome, wit};
+use crate::storage::command::{Action, Operation, Precondition};
 use crate::telemetry::names;
 
-/// A call that took so long and did not end is its plugin's fault, however long its deadline is: a write does not have more
-/// than some times that in all.
+/// A call that had this much time and missed its deadline says that the plugin is slow, even if the hook's deadline is longer:
+/// a write has only a few times this long in all.
 const TELLING: Duration = Duration::from_millis(500);
 
-/// What the hooks made of a request that they let through.
+/// A request that no hook refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Judged {
     /// The operations, with the values that transformers gave them.
@@ -34,29 +30,26 @@ pub struct Judged {
     pub epoch: u64,
 }
 
-impl Set {
-    /// Judges the operations of one request on this thread, which blocks until all hooks have answered.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Rejected`] if a hook refuses, [`Error::Busy`] if the deadline passes before all hooks were asked,
-    /// [`Error::Store`] if the view failed, or how a plugin failed.
-    pub fn judge(
-        self: &Arc<Self>,
-        operations: Vec<Operation>,
-        view: Arc<dyn View>,
-        deadline: Instant,
-    ) -> Result<Judged, Error> {
-        let mut judgement = Judgement::new(Arc::clone(self), operations, view, deadline);
-        while judgement.next().is_some() {
-            judgement.step()?;
-        }
-        Ok(judgement.finish())
+/// Judges the operations of one request on this thread, which blocks until all hooks have answered.
+///
+/// # Errors
+///
+/// [`Error::Rejected`] if a hook refuses, [`Error::Busy`] if the deadline passes before all hooks were asked,
+/// [`Error::Store`] if the view failed, or how a plugin failed.
+pub fn judge(
+    set: &Arc<Set>,
+    operations: Vec<Operation>,
+    view: Arc<dyn View>,
+    deadline: Instant,
+) -> Result<Judged, Error> {
+    let mut judgement = Judgement::new(Arc::clone(set), operations, view, deadline);
+    while judgement.next().is_some() {
+        judgement.step()?;
     }
+    Ok(judgement.finish())
 }
 
-/// A judgement under way. It advances hook by hook, so that between two hooks it can wait for room without holding
-/// any.
+/// A judgement under way. It advances hook by hook, so that it can wait for room between two hooks without holding any.
 pub(super) struct Judgement {
     set: Arc<Set>,
     operations: Vec<Operation>,
@@ -66,21 +59,21 @@ pub(super) struct Judgement {
     facts: Facts,
 }
 
-/// One call of one hook, by its place in the set.
+/// One call of one hook, by its index in the set.
 #[derive(Clone, Copy)]
 struct Step {
     index: usize,
     role: Role,
 }
 
-/// What a hook says: the new values by position, and what it read.
-type Answer = Result<(Vec<(usize, Bytes)>, Facts), Error>;
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
     Transformer,
     Validator,
 }
+
+/// A hook's answer: the new values, and what it read.
+type Answer = Result<(NewValues, Facts), Error>;
 
 impl Judgement {
     pub(super) fn new(set: Arc<Set>, operations: Vec<Operation>, view: Arc<dyn View>, deadline: Instant) -> Self {
@@ -91,7 +84,7 @@ impl Judgement {
                     Role::Transformer => hook.plugin().is_transformer(),
                     Role::Validator => hook.plugin().is_validator(),
                 };
-                // Whether a hook is for a write depends on its key and kind, which transformers cannot change.
+                // Whether a hook matches a write depends on its key and kind, which transformers cannot change.
                 if has_role && operations.iter().any(|operation| hook.binding().matches(operation)) {
                     steps.push(Step { index, role });
                 }
@@ -105,15 +98,15 @@ impl Judgement {
         self.set.hooks().get(self.steps.as_slice().first()?.index)
     }
 
-    /// Whether the next hook's answer is expected so soon that it can be waited for on an async thread. A plugin that may
-    /// read is not: reads may wait for the disk. Nor is one that begins with more memory than it may have there.
-    pub(super) fn is_quick(&self) -> bool {
-        let Some(hook) = self.next().filter(|hook| !hook.plugin().reads()) else { return false };
-        if hook.plugin().start_memory_bytes() > QUICK_MEMORY_BYTES {
+    /// Whether the next hook may be asked inline. A hook that can read may not, because reads may wait for a disk; nor one
+    /// whose plugin starts with more memory than an inline call may have.
+    pub(super) fn allows_inline(&self) -> bool {
+        let Some(hook) = self.next().filter(|hook| !hook.plugin().can_read()) else { return false };
+        if hook.plugin().start_memory_bytes() > INLINE_MEMORY_BYTES {
             return false;
         }
         let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.min(hook.allowance().deadline) <= STOP_AFTER {
+        if left.min(hook.limits().deadline) <= INLINE_DEADLINE {
             return false;
         }
         let matching = self.operations.iter().filter(|operation| hook.binding().matches(operation));
@@ -121,52 +114,49 @@ impl Judgement {
             Action::Put(value) => (writes + 1, bytes + value.bytes.len()),
             Action::Delete => (writes + 1, bytes),
         });
-        hook.share().pace.is_quick(writes, bytes)
+        hook.share().history().allows_inline(writes, bytes)
     }
 
-    /// Leaves out the hook that would be asked next.
+    /// Leaves out the next hook.
     pub(super) fn skip(&mut self) {
         self.steps.next();
     }
 
-    /// Asks the next hook and does what it says.
+    /// Asks the next hook, and acts on its answer.
     pub(super) fn step(&mut self) -> Result<(), Error> {
         self.advance(false).unwrap_or(Ok(()))
     }
 
-    /// As above, on an async thread: for what [`Self::is_quick`] said of the next hook. `None`: it was not, and was stopped;
-    /// it is still the next one.
-    pub(super) fn step_quickly(&mut self) -> Option<Result<(), Error>> {
+    /// The same inline, if [`Self::allows_inline`]. `None`: the call was interrupted, and the hook is still the next one.
+    pub(super) fn step_inline(&mut self) -> Option<Result<(), Error>> {
         self.advance(true)
     }
 
-    /// Asks the next hook and does what it says. `None`: there is none, or it met a limit that was provisional.
-    fn advance(&mut self, is_provisional: bool) -> Option<Result<(), Error>> {
+    /// The outcome, once all hooks were asked.
+    pub(super) fn finish(self) -> Judged {
+        let epoch = self.set.epoch();
+        Judged { operations: self.operations, reads: self.facts.into_preconditions(), epoch }
+    }
+
+    /// Asks the next hook, and acts on its answer. `None`: there is no next hook, or the inline call was interrupted.
+    fn advance(&mut self, is_inline: bool) -> Option<Result<(), Error>> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         let Step { index, role } = *self.steps.as_slice().first()?;
         let hook = self.set.hooks().get(index)?;
         if left.is_zero() {
             return Some(Err(Error::Busy { hook: Some(hook.name().to_owned()) }));
         }
-        let matching: Vec<usize> = positions(&self.operations, hook);
-        let outcome = self.ask(hook, role, &matching, left, is_provisional)?;
+        let matching = self.operations.iter().enumerate().filter(|(_, operation)| hook.binding().matches(operation));
+        let positions: Vec<usize> = matching.map(|(position, _)| position).collect();
+        let answer = self.ask(hook, role, &positions, left, is_inline)?;
         self.steps.next();
-        Some(match heed(hook, outcome) {
-            Ok((values, facts)) => {
-                self.replace(values);
-                self.facts.absorb(facts);
-                Ok(())
-            }
-            Err(error) => Err(error),
-        })
+        Some(applied(hook, answer).map(|(values, facts)| {
+            self.replace(values);
+            self.facts.absorb(facts);
+        }))
     }
 
-    pub(super) fn finish(self) -> Judged {
-        let epoch = self.set.epoch();
-        Judged { operations: self.operations, reads: self.facts.into_preconditions(), epoch }
-    }
-
-    fn replace(&mut self, values: Vec<(usize, Bytes)>) {
+    fn replace(&mut self, values: NewValues) {
         for (position, bytes) in values {
             if let Some(Operation { action: Action::Put(value), .. }) = self.operations.get_mut(position) {
                 value.bytes = bytes;
@@ -174,99 +164,80 @@ impl Judgement {
         }
     }
 
-    /// Asks a hook, traced and measured. `None` if it met a limit that was provisional.
-    fn ask(&self, hook: &Hook, role: Role, matching: &[usize], left: Duration, is_provisional: bool) -> Option<Answer> {
+    /// Asks a hook, traced and measured. `None`: the inline call was interrupted.
+    fn ask(&self, hook: &Hook, role: Role, positions: &[usize], left: Duration, is_inline: bool) -> Option<Answer> {
         let span = names::hook_span(hook.name(), hook.plugin().name(), hook.plugin().digest());
         let _entered = span.enter();
         let started_at = Instant::now();
-        let mut memory_bytes = 0;
-        let own = hook.allowance();
-        let allowance = match is_provisional {
-            true => Allowance {
-                deadline: STOP_AFTER,
-                memory_bytes: own.memory_bytes.min(QUICK_MEMORY_BYTES),
-                output_bytes: own.output_bytes.min(QUICK_OUTPUT_BYTES),
-                is_provisional,
-                ..own
-            },
-            false => Allowance { deadline: own.deadline.min(left), ..own },
-        };
-        let Some(outcome) = self.call(hook, role, matching, allowance, &mut memory_bytes) else {
+        let outcome = self.call(hook, role, positions, call_limits(hook, left, is_inline));
+        let memory_bytes = outcome.memory_bytes;
+        if is_inline && outcome.has_met_limit {
             span.record("result", "stopped");
-            hook.share().pace.note_stopped();
+            hook.share().history().record_interrupted();
             return None;
-        };
-        let result = outcome.as_ref().map_or_else(Error::word, |_| names::ACCEPTED);
+        }
+        let answer = self.read(hook, positions, outcome);
+        let result = answer.as_ref().map_or_else(Error::word, |_| names::ACCEPTED);
         span.record("result", result);
         // A call that had little of the hook's own deadline left says nothing about the plugin if it ran out of time.
-        let is_timed_out = matches!(outcome, Err(Error::TimedOut { .. }));
-        if !is_timed_out || left >= hook.allowance().deadline.min(TELLING) {
-            let has_failed = outcome.as_ref().is_err_and(Error::is_plugin_failure);
-            hook.share().pace.note(started_at.elapsed(), has_failed);
+        let is_timed_out = answer.as_ref().is_err_and(Error::is_timed_out);
+        if !is_timed_out || left >= hook.limits().deadline.min(TELLING) {
+            let has_failed = answer.as_ref().is_err_and(Error::is_plugin_failure);
+            hook.share().history().record(started_at.elapsed(), has_failed);
         }
-        if let Err(error) = outcome.as_ref()
+        if let Err(error) = &answer
             && error.is_plugin_failure()
         {
-            hook.speaker().say(hook.core().observer(), Level::Error, one_line(&error.to_string()));
+            hook.log_error(error);
         }
-        hook.calls().ended(started_at.elapsed(), result, memory_bytes);
-        Some(outcome)
+        hook.calls()(started_at.elapsed(), result, memory_bytes);
+        Some(answer)
     }
 
-    fn call(
-        &self,
-        hook: &Hook,
-        role: Role,
-        matching: &[usize],
-        allowance: Allowance,
-        memory_bytes: &mut usize,
-    ) -> Option<Answer> {
-        let writes: Vec<Write<'_>> =
-            matching.iter().filter_map(|position| self.operations.get(*position)).map(as_write).collect();
-        let is_provisional = allowance.is_provisional;
-        let asked = hook.with_instance(allowance, |guest| {
-            guest.open(Arc::clone(&self.view));
-            let answer = match role {
-                Role::Transformer => guest.transform(&writes),
-                Role::Validator => guest.validate(&writes).map(|verdict| verdict.map(|()| Vec::new())),
-            };
-            *memory_bytes = guest.memory_bytes();
-            let is_stopped = is_provisional && (guest.is_cut_short() || answer.as_ref().is_err_and(Error::is_limit));
-            (!is_stopped).then(|| (answer, guest.take_reads()))
-        });
-        match asked {
-            Err(error) if is_provisional && error.is_limit() => None,
-            Err(error) => Some(Err(error)),
-            Ok(asked) => asked.map(|(answer, reads)| self.read_answer(hook, matching, answer, reads)),
+    fn call(&self, hook: &Hook, role: Role, positions: &[usize], limits: CallLimits) -> CallOutcome<Reads> {
+        let writes = positions.iter().filter_map(|position| self.operations.get(*position)).map(answer::as_write);
+        let writes: Vec<wit::Write<'_>> = writes.collect();
+        let reads = Reads::of(Arc::clone(&self.view));
+        match role {
+            Role::Transformer => hook.configured().transform(limits, reads, &writes),
+            Role::Validator => hook.configured().validate(limits, reads, &writes),
         }
     }
 
-    /// What a plugin's answer means.
-    fn read_answer(
-        &self,
-        hook: &Hook,
-        matching: &[usize],
-        answer: Result<Result<Vec<Replacement>, types::Rejection>, Error>,
-        reads: Reads,
-    ) -> Answer {
-        // A verdict that was reached without an answer from the store is none, whatever it says.
-        let (has_read, facts) = close(reads)?;
-        match answer? {
+    /// Translates the outcome of a call.
+    fn read(&self, hook: &Hook, positions: &[usize], outcome: CallOutcome<Reads>) -> Answer {
+        // An answer that was found while the storage failed does not count, whatever it is.
+        let has_read = !outcome.reads.is_empty();
+        let facts = outcome.reads.close().map_err(Error::Store)?;
+        match outcome.answer.map_err(|failure| hook.failed(failure))? {
             Ok(replacements) => {
-                let values = check(&self.operations, matching, replacements).map_err(|what| Error::BadOutput {
-                    hook: hook.name().to_owned(),
-                    plugin: hook.plugin().name().to_owned(),
-                    what,
-                })?;
+                let values = answer::new_values(&self.operations, positions, replacements);
+                let (name, plugin) = (hook.name(), hook.plugin().name());
+                let values =
+                    values.map_err(|what| Error::BadOutput { hook: name.into(), plugin: plugin.into(), what })?;
                 Ok((values, facts))
             }
-            Err(rejection) => Err(Error::Rejected(Box::new(rejected(hook, matching, rejection, has_read)))),
+            Err(rejection) => Err(Error::Rejected(Box::new(answer::rejection(hook, positions, rejection, has_read)))),
         }
     }
 }
 
-/// What of an answer counts: nothing from a hook that only watches, nor that a hook failed which is skipped then.
-fn heed(hook: &Hook, answer: Answer) -> Answer {
+/// The limits of one call: the hook's own, but no more time than is left for the write; less if it runs inline.
+fn call_limits(hook: &Hook, left: Duration, is_inline: bool) -> CallLimits {
+    let own = hook.limits();
+    match is_inline {
+        true => CallLimits {
+            deadline: INLINE_DEADLINE,
+            memory_bytes: own.memory_bytes.min(INLINE_MEMORY_BYTES),
+            output_bytes: own.output_bytes.min(INLINE_OUTPUT_BYTES),
+            is_provisional: true,
+        },
+        false => CallLimits { deadline: own.deadline.min(left), ..own },
+    }
+}
+
+/// The part of an answer that takes effect: nothing of a hook in monitor mode, nor of a failed hook that is skipped.
+fn applied(hook: &Hook, answer: Answer) -> Answer {
     let is_monitor = hook.binding().mode == Mode::Monitor;
     match answer {
         Ok(_) if is_monitor => Ok(Default::default()),
@@ -280,81 +251,5 @@ fn heed(hook: &Hook, answer: Answer) -> Answer {
             Ok(Default::default())
         }
         answer => answer,
-    }
-}
-
-fn close(reads: Reads) -> Result<(bool, Facts), Error> {
-    let has_read = !reads.is_empty();
-    Ok((has_read, reads.close().map_err(Error::Store)?))
-}
-
-fn positions(operations: &[Operation], hook: &Hook) -> Vec<usize> {
-    let matching = operations.iter().enumerate().filter(|(_, operation)| hook.binding().matches(operation));
-    matching.map(|(position, _)| position).collect()
-}
-
-fn as_write(operation: &Operation) -> Write<'_> {
-    let (content_type, value) = match &operation.action {
-        Action::Put(value) => (value.content_type.as_str(), Some(&*value.bytes)),
-        Action::Delete => ("", None),
-    };
-    Write { key: &operation.key, content_type, value }
-}
-
-/// Checks what a transformer returned: the new values, by position in the request.
-fn check(
-    operations: &[Operation],
-    matching: &[usize],
-    replacements: Vec<Replacement>,
-) -> Result<Vec<(usize, Bytes)>, String> {
-    let mut is_replaced = vec![false; matching.len()];
-    let mut values = Vec::with_capacity(replacements.len().min(matching.len()));
-    for Replacement { item, value } in replacements {
-        let index = item as usize;
-        let (Some(position), Some(is_replaced)) = (matching.get(index), is_replaced.get_mut(index)) else {
-            return Err(format!("it replaces write {item} of {}", matching.len()));
-        };
-        if std::mem::replace(is_replaced, true) {
-            return Err(format!("it replaces write {item} twice"));
-        }
-        let Some(Operation { action: Action::Put(old), .. }) = operations.get(*position) else {
-            return Err(format!("it gives a value to write {item}, which is a deletion"));
-        };
-        values.push((*position, check_value(item, old, value)?));
-    }
-    Ok(values)
-}
-
-fn check_value(item: u32, old: &Value, bytes: Vec<u8>) -> Result<Bytes, String> {
-    let bytes = match old.is_json() {
-        true => compact_json(bytes).map_err(|error| format!("the new value of write {item} is not JSON ({error})"))?,
-        false => bytes,
-    };
-    if bytes.len() > limits::VALUE_BYTES_MAX {
-        let (found, limit) = (bytes.len(), limits::VALUE_BYTES_MAX);
-        return Err(format!("the new value of write {item} has {found} bytes; at most {limit} are allowed"));
-    }
-    Ok(bytes.into())
-}
-
-/// A plugin's refusal in bounded form, its items counted as the client counts them.
-fn rejected(hook: &Hook, matching: &[usize], rejection: types::Rejection, has_read: bool) -> Rejection {
-    let text = |text: String| cut(&text, limits::PLUGIN_TEXT_BYTES_MAX).to_owned();
-    let position = |item: u32| matching.get(item as usize).and_then(|position| u32::try_from(*position).ok());
-    let violations = rejection.violations.into_iter().take(limits::PLUGIN_VIOLATIONS_MAX);
-    Rejection {
-        hook: hook.name().to_owned(),
-        plugin: hook.plugin().name().to_owned(),
-        code: text(rejection.code),
-        message: text(rejection.message),
-        violations: violations
-            .map(|violation| Violation {
-                item: position(violation.item),
-                path: text(violation.path),
-                code: text(violation.code),
-                message: text(violation.message),
-            })
-            .collect(),
-        has_read,
     }
 }

@@ -1,27 +1,27 @@
-//! What plugins did on this node: the lines they wrote last, and what their calls came to.
+//! What plugins did on this node: their last log lines, and figures of their calls.
 //!
-//! Both are bounded and of this process alone: lines are kept until newer ones take their place, figures begin anew when
-//! the node starts. What must last goes to the node's log and to its metrics, which have the same.
+//! Both are bounded, and end with the process: newer lines replace older ones, and figures begin at zero when the node starts.
+//! The node's log and its metrics have the same permanently.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
+use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::broadcast;
 
 use crate::limits::{HOOKS_MAX, PLUGIN_DEADLINE_MAX, PLUGIN_LINES_KEPT};
 
-/// Digits of a histogram of calls.
+/// Significant decimal digits of call times.
 const DIGITS: u8 = 2;
 
-/// Hooks of which figures are kept: those that are in force, and as many again that were; one more, and the latter are
-/// forgotten.
+/// Most hooks with figures: those in force, and as many former ones. Beyond it the former ones are removed.
 const FIGURES_MAX: usize = HOOKS_MAX * 2;
 
-/// One line that a plugin wrote, or one failure of it.
+/// A line that a plugin logged, or a failure of it.
 #[derive(Debug, Clone, Serialize)]
 pub struct Line {
     /// Unix time in milliseconds.
@@ -32,7 +32,7 @@ pub struct Line {
     pub plugin: String,
     /// The plugin's version.
     pub digest: String,
-    /// The trace of the request whose write was judged; absent for what no request caused.
+    /// The trace of the request whose write was judged; absent for lines that no request caused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trace_id: Option<String>,
     /// `debug`, `info`, `warn` or `error`.
@@ -41,24 +41,24 @@ pub struct Line {
     pub message: String,
 }
 
-/// What the calls of a hook came to since the node started.
+/// Figures of a hook's calls since the node started.
 #[derive(Debug, Serialize)]
 pub struct Tally {
     /// The hook.
     pub hook: String,
     /// The plugin's name.
     pub plugin: String,
-    /// How many calls there were.
+    /// Number of calls.
     pub calls: u64,
-    /// How many came to what: `accepted`, `rejected`, or how the plugin failed.
+    /// Number of calls by result: `accepted`, `rejected`, or how the plugin failed.
     pub results: BTreeMap<&'static str, u64>,
-    /// Half of the calls took at most so long, in microseconds.
+    /// Median time of a call, in microseconds.
     pub p50_us: u64,
-    /// All but one of a hundred took at most so long, in microseconds.
+    /// 99th percentile, in microseconds.
     pub p99_us: u64,
-    /// The longest took so long, in microseconds.
+    /// The longest call, in microseconds.
     pub max_us: u64,
-    /// The most linear memory that an instance had, in bytes.
+    /// The largest linear memory of an instance, in bytes.
     pub memory_bytes: u64,
 }
 
@@ -67,8 +67,10 @@ pub struct Tally {
 pub struct Record(Arc<Inner>);
 
 struct Inner {
+    /// Protects the order of lines: each is stored and sent under it.
     last: Mutex<VecDeque<Arc<Line>>>,
     lines: broadcast::Sender<Arc<Line>>,
+    /// By hook and plugin. Protects the list, not the figures.
     figures: Mutex<BTreeMap<(String, String), Figures>>,
 }
 
@@ -90,28 +92,27 @@ impl Default for Record {
 }
 
 impl Record {
-    /// Keeps a line, and hands it to those who follow.
+    /// Stores a line, and sends it to followers.
     pub fn say(&self, line: Line) {
         let line = Arc::new(line);
-        let mut last = lock(&self.0.last);
+        let mut last = self.0.last.lock();
         if last.len() == PLUGIN_LINES_KEPT {
             last.pop_front();
         }
         last.push_back(line.clone());
-        // Nobody has to listen. Under the lock, so that who begins to follow misses no line and sees none twice.
+        // An error means that nobody follows. Sent under the lock, so that a new follower misses no line and sees none twice.
         let _ = self.0.lines.send(line);
     }
 
-    /// The lines kept, oldest first, and those that will come.
+    /// The stored lines, oldest first, and all that follow.
     pub fn lines(&self) -> (Vec<Arc<Line>>, broadcast::Receiver<Arc<Line>>) {
-        let last = lock(&self.0.last);
+        let last = self.0.last.lock();
         (last.iter().cloned().collect(), self.0.lines.subscribe())
     }
 
-    /// The figures of a hook, in which its calls are to be counted. They are listed as long as there is room, or somebody has
-    /// them.
+    /// The figures of a hook, to count its calls in. They are listed while there is room, or somebody holds them.
     pub fn of_hook(&self, hook: &str, plugin: &str) -> Option<Figures> {
-        let mut all = lock(&self.0.figures);
+        let mut all = self.0.figures.lock();
         let name = (hook.to_owned(), plugin.to_owned());
         if all.len() >= FIGURES_MAX && !all.contains_key(&name) {
             all.retain(|_, figures| Arc::strong_count(&figures.0) > 1);
@@ -122,11 +123,11 @@ impl Record {
         }
     }
 
-    /// What the calls of every hook came to.
+    /// The figures of every hook.
     pub fn tallies(&self) -> Vec<Tally> {
-        let all = lock(&self.0.figures);
+        let all = self.0.figures.lock();
         let tallies = all.iter().map(|((hook, plugin), figures)| {
-            let calls = lock(&figures.0);
+            let calls = figures.0.lock();
             Tally {
                 hook: hook.clone(),
                 plugin: plugin.clone(),
@@ -145,7 +146,7 @@ impl Record {
 impl Figures {
     /// Counts a call.
     pub fn count(&self, took: Duration, result: &'static str, memory_bytes: usize) {
-        let mut calls = lock(&self.0);
+        let mut calls = self.0.lock();
         calls.micros.saturating_record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
         *calls.results.entry(result).or_default() += 1;
         calls.memory_bytes = calls.memory_bytes.max(memory_bytes);
@@ -153,17 +154,13 @@ impl Figures {
 }
 
 impl Counts {
-    /// None yet; `None` if the bounds of the histogram make no sense, which a test would show.
+    /// No calls. `None` if the bounds of the histogram are invalid, which a test would show.
     fn new() -> Option<Self> {
-        // A call is measured with what it waits for, which its deadline bounds.
+        // The measured time includes waiting, which the deadline bounds.
         let max_us = u64::try_from(PLUGIN_DEADLINE_MAX.as_micros()).ok()?.saturating_mul(2);
         let micros = Histogram::new_with_max(max_us, DIGITS).ok()?;
         Some(Self { micros, results: BTreeMap::new(), memory_bytes: 0 })
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The hooks in force: an immutable set per epoch, and the place where the current one is found.
+//! The hooks in force: an immutable set per epoch, and the current one.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -33,40 +33,33 @@ impl Set {
         &self.hooks
     }
 
-    /// Whether any hook judges any of the operations.
+    /// Whether any hook matches any of the operations.
     pub fn matches(&self, operations: &[Operation]) -> bool {
         self.hooks.iter().any(|hook| operations.iter().any(|operation| hook.binding().matches(operation)))
     }
 }
 
-/// Where a node keeps the set in force. Cheap to clone; all clones see the same.
-#[derive(Debug, Clone)]
-pub struct Active {
-    sets: Arc<watch::Sender<Arc<Set>>>,
-}
-
-impl Default for Active {
-    /// No hooks, at epoch 0.
-    fn default() -> Self {
-        Self { sets: Arc::new(watch::Sender::new(Arc::new(Set::default()))) }
-    }
-}
+/// The set in force on a node. Cheap to clone; all clones see the same.
+///
+/// The default has no hooks, at epoch 0.
+#[derive(Debug, Clone, Default)]
+pub struct Active(Arc<watch::Sender<Arc<Set>>>);
 
 impl Active {
     /// The set in force.
     pub fn current(&self) -> Arc<Set> {
-        Arc::clone(&self.sets.borrow())
+        Arc::clone(&self.0.borrow())
     }
 
-    /// Tells when another set is in force.
+    /// Signals when another set is in force.
     pub fn subscribe(&self) -> watch::Receiver<Arc<Set>> {
-        self.sets.subscribe()
+        self.0.subscribe()
     }
 
     /// Puts a set in force, unless one of a later epoch already is. Judgements under way end under the set they
-    /// started with; the epoch they carry tells when they are applied.
+    /// started with, and their epoch shows that when the write is applied (P6).
     pub fn replace(&self, set: Set) {
-        self.sets.send_if_modified(|current| {
+        self.0.send_if_modified(|current| {
             let is_newer = set.epoch >= current.epoch;
             if is_newer {
                 *current = Arc::new(set);
@@ -79,9 +72,9 @@ impl Active {
     ///
     /// # Errors
     ///
-    /// [`Error::EpochWait`] if that has not happened at the deadline.
+    /// [`Error::EpochWait`] if that has not happened by the deadline.
     pub async fn wait_for(&self, epoch: u64, deadline: Instant) -> Result<Arc<Set>, Error> {
-        let mut receiver = self.sets.subscribe();
+        let mut receiver = self.0.subscribe();
         let waited = tokio::time::timeout_at(deadline.into(), receiver.wait_for(|set| set.epoch >= epoch)).await;
         match waited {
             Ok(Ok(set)) => Ok(Arc::clone(&set)),

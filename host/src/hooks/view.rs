@@ -1,13 +1,13 @@
-//! What plugins may read of the store, and the record of what they have read.
+//! What plugins may read from the store, and what they have read.
 //!
-//! Every read becomes a precondition of the write, so that what a plugin relied on is still true when the write
-//! commits. The first answer counts: if a later read of the same key shows something else, the write fails its
-//! precondition and is judged again.
+//! Every read becomes a precondition of the write (P6). The first answer counts: if a later read of the same key differs,
+//! the write fails its precondition and is judged again.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::limits;
+use crate::sandbox::{HostReads, wit};
 use crate::storage::command::{AskedBy, Entry, Fact, Precondition, RangeDigest, Space};
 
 /// A view of the store's [`Space::Kv`] for the plugins of one judgement. Called on blocking threads; may wait for disk.
@@ -28,24 +28,16 @@ pub struct ViewError {
 }
 
 impl ViewError {
-    /// Wraps what the storage said.
+    /// Wraps the error of the storage.
     pub fn new(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self { source: source.into() }
     }
 }
 
-/// Why a read was not answered. Mirrors `read-error` of the interface.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Refusal {
-    /// The call has read as often, or as much, as it may.
-    Limit(String),
-    /// The store cannot be read now.
-    Unavailable(String),
-}
-
 /// The reads of one call of a plugin: counted, bounded and recorded.
 #[derive(Default)]
-pub(super) struct Reads {
+pub struct Reads {
+    /// `None`: it belongs to no call, and all reads are refused.
     view: Option<Arc<dyn View>>,
     count: usize,
     bytes: usize,
@@ -53,13 +45,8 @@ pub(super) struct Reads {
     failure: Option<ViewError>,
 }
 
-impl Reads {
-    /// Reads of `view`; before the call of this, every read is answered `unavailable`.
-    pub(super) fn open(&mut self, view: Arc<dyn View>) {
-        self.view = Some(view);
-    }
-
-    pub(super) fn get(&mut self, key: &str) -> Result<Option<Entry>, Refusal> {
+impl HostReads for Reads {
+    fn get(&mut self, key: &str) -> Result<Option<wit::Entry>, wit::ReadError> {
         let view = self.begin()?;
         if !is_key(key) {
             return Ok(None);
@@ -68,10 +55,16 @@ impl Reads {
         self.facts.see_revision(key, entry.as_ref().map(|entry| entry.meta.revision));
         let entry_bytes = entry.as_ref().map_or(0, |entry| entry.key.len() + entry.value.bytes.len());
         self.charge(entry_bytes)?;
-        Ok(entry)
+        Ok(entry.map(|entry| wit::Entry {
+            key: entry.key,
+            content_type: entry.value.content_type,
+            value: entry.value.bytes.to_vec(),
+            version: entry.meta.version,
+            revision: entry.meta.revision,
+        }))
     }
 
-    pub(super) fn exists(&mut self, key: &str) -> Result<bool, Refusal> {
+    fn exists(&mut self, key: &str) -> Result<bool, wit::ReadError> {
         let view = self.begin()?;
         if !is_key(key) {
             return Ok(false);
@@ -84,18 +77,25 @@ impl Reads {
         Ok(exists)
     }
 
-    pub(super) fn list(&mut self, start: &str, end: &str, limit: u32) -> Result<Vec<String>, Refusal> {
+    fn list(&mut self, start: &str, end: &str, limit: u32) -> Result<Vec<String>, wit::ReadError> {
         let view = self.begin()?;
         if limit == 0 || limit as usize > limits::PLUGIN_LIST_MAX {
-            return Err(Refusal::Limit(format!("limit is {limit}; allowed: 1 to {}", limits::PLUGIN_LIST_MAX)));
+            return Err(wit::ReadError::Limit(format!("limit is {limit}; allowed: 1 to {}", limits::PLUGIN_LIST_MAX)));
         }
         if start.len() > limits::KEY_BYTES_MAX || end.len() > limits::KEY_BYTES_MAX {
-            return Err(Refusal::Limit(format!("start and end may have {} bytes", limits::KEY_BYTES_MAX)));
+            return Err(wit::ReadError::Limit(format!("start and end may have {} bytes", limits::KEY_BYTES_MAX)));
         }
         let (keys, digest) = view.list(start, end, limit).map_err(|error| self.fail(error))?;
         self.facts.see_range(start, end, limit, digest);
         self.charge(keys.iter().map(String::len).sum())?;
         Ok(keys)
+    }
+}
+
+impl Reads {
+    /// The reads of a call.
+    pub(super) fn of(view: Arc<dyn View>) -> Self {
+        Self { view: Some(view), ..Self::default() }
     }
 
     /// Whether the call has read anything.
@@ -103,8 +103,7 @@ impl Reads {
         self.count == 0
     }
 
-    /// What was read, or the failure of the storage that kept an answer from the plugin: a judgement made without that
-    /// answer does not count.
+    /// What was read. If the storage failed, its error: a judgement made without the answer does not count.
     pub(super) fn close(self) -> Result<Facts, ViewError> {
         match self.failure {
             Some(error) => Err(error),
@@ -112,28 +111,28 @@ impl Reads {
         }
     }
 
-    fn begin(&mut self) -> Result<Arc<dyn View>, Refusal> {
+    fn begin(&mut self) -> Result<Arc<dyn View>, wit::ReadError> {
         let Some(view) = &self.view else {
-            return Err(Refusal::Unavailable("the store cannot be read during `configure`".to_owned()));
+            return Err(wit::ReadError::Unavailable("the store cannot be read during `configure`".to_owned()));
         };
         if self.count >= limits::PLUGIN_READS_MAX {
-            return Err(Refusal::Limit(format!("a call may read {} times", limits::PLUGIN_READS_MAX)));
+            return Err(wit::ReadError::Limit(format!("a call may read {} times", limits::PLUGIN_READS_MAX)));
         }
         self.count += 1;
         Ok(Arc::clone(view))
     }
 
-    fn charge(&mut self, bytes: usize) -> Result<(), Refusal> {
+    fn charge(&mut self, bytes: usize) -> Result<(), wit::ReadError> {
         self.bytes = self.bytes.saturating_add(bytes);
         if self.bytes > limits::PLUGIN_READ_BYTES_MAX {
-            return Err(Refusal::Limit(format!("a call may read {} bytes", limits::PLUGIN_READ_BYTES_MAX)));
+            return Err(wit::ReadError::Limit(format!("a call may read {} bytes", limits::PLUGIN_READ_BYTES_MAX)));
         }
         Ok(())
     }
 
-    fn fail(&mut self, error: ViewError) -> Refusal {
+    fn fail(&mut self, error: ViewError) -> wit::ReadError {
         self.failure.get_or_insert(error);
-        Refusal::Unavailable("the node's storage failed".to_owned())
+        wit::ReadError::Unavailable("the node's storage failed".to_owned())
     }
 }
 
@@ -144,7 +143,7 @@ pub(super) struct Facts {
     ranges: HashMap<(String, String, u32), RangeDigest>,
 }
 
-/// What is known of a key.
+/// A fact about a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Seen {
     Exists,
@@ -152,7 +151,7 @@ enum Seen {
 }
 
 impl Facts {
-    /// Adds the facts of a later call. What is known already stays.
+    /// Adds the facts of a later call. Earlier facts take precedence.
     pub(super) fn absorb(&mut self, later: Self) {
         for (key, seen) in later.keys {
             match seen {
@@ -179,13 +178,13 @@ impl Facts {
         keys.chain(ranges).map(|fact| Precondition { asked_by: AskedBy::Plugin, space: Space::Kv, fact }).collect()
     }
 
-    /// An exact revision says more than existence, so it takes its place.
+    /// An exact revision replaces mere existence, because it says more.
     fn see_revision(&mut self, key: &str, revision: Option<u64>) {
         match self.keys.get_mut(key) {
             None => {
                 self.keys.insert(key.to_owned(), Seen::Revision(revision));
             }
-            // Seen before, gone now: keeping `Exists` makes the write fail its precondition, as it should.
+            // It existed before and is gone now: with `Exists` the write fails its precondition, as it should.
             Some(Seen::Exists) if revision.is_none() => {}
             Some(seen @ Seen::Exists) => *seen = Seen::Revision(revision),
             Some(Seen::Revision(_)) => {}
@@ -203,7 +202,7 @@ impl Facts {
     }
 }
 
-/// Whether a key of this form can have an entry at all. What cannot exist needs no precondition.
+/// Whether a key of this form can have an entry at all. If not, reading it needs no precondition.
 fn is_key(key: &str) -> bool {
     !key.is_empty() && key.len() <= limits::KEY_BYTES_MAX
 }

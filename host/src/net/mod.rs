@@ -1,16 +1,182 @@
-//! The network: the only room that opens a socket.
-//!
-//! - `url`: base URLs of nodes, in their one normal form.
-//! - `dial`: connections to other nodes, and HTTP clients.
-//! - `listen`: the listener of a node.
+//! The network: the only room that opens a socket. Base URLs of nodes, connections to them, and the listener of a node.
 //!
 //! Every socket that carries small messages has `TCP_NODELAY` set: a call or an answer must not wait for the
 //! acknowledgement of an earlier one.
 
-mod dial;
-mod listen;
-mod url;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
 
-pub use self::dial::{HttpClientOptions, connect, http_client};
-pub use self::listen::Listener;
-pub use self::url::{BASE_PATH, Path, UrlError, authority_and_path, base_url};
+use axum::serve::ListenerExt as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+/// The path under which every node serves its API.
+pub const BASE_PATH: &str = "/kv-store/v1";
+
+/// Whether a base URL must name its path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Path {
+    /// The URL must name [`BASE_PATH`].
+    Required,
+    /// The URL may end after the port; [`BASE_PATH`] is added then.
+    Optional,
+}
+
+/// The reason why a text is not the base URL of a node.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UrlError {
+    /// It cannot be parsed.
+    #[error("it is not a URL ({reason})")]
+    Malformed {
+        /// The parser's message.
+        reason: String,
+    },
+    /// The scheme is not `http`.
+    #[error("only http:// is supported")]
+    Scheme,
+    /// The path is not [`BASE_PATH`], or there is a query or a fragment.
+    #[error("its path must be {BASE_PATH}")]
+    Path,
+    /// There is a user or a password.
+    #[error("it must not contain a user or password")]
+    Credentials,
+}
+
+/// Checks the base URL of a node and returns it in its normal form: `http://host:port/kv-store/v1`, without a trailing
+/// slash.
+///
+/// # Errors
+///
+/// See [`UrlError`].
+pub fn base_url(found: &str, path: Path) -> Result<String, UrlError> {
+    let mut url =
+        reqwest::Url::parse(found.trim()).map_err(|error| UrlError::Malformed { reason: error.to_string() })?;
+    if url.scheme() != "http" {
+        return Err(UrlError::Scheme);
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(UrlError::Credentials);
+    }
+    let found_path = url.path().trim_end_matches('/');
+    let is_allowed = found_path == BASE_PATH || (found_path.is_empty() && path == Path::Optional);
+    if !is_allowed || url.query().is_some() || url.fragment().is_some() {
+        return Err(UrlError::Path);
+    }
+    url.set_path(BASE_PATH);
+    Ok(url.into())
+}
+
+/// Splits a base URL into the parts that a request needs: `host:port` and the path.
+pub fn authority_and_path(base_url: &str) -> (&str, &str) {
+    let rest = base_url.strip_prefix("http://").unwrap_or(base_url);
+    rest.split_at(rest.find('/').unwrap_or(rest.len()))
+}
+
+/// The port of a URL that names none.
+const HTTP_PORT: u16 = 80;
+
+/// Connects to the node at a base URL.
+///
+/// The kernel breaks the connection once sent bytes have been unacknowledged for `unacknowledged_max`.
+///
+/// # Errors
+///
+/// The system's. There is no timeout; the caller sets one.
+pub async fn connect(base_url: &str, unacknowledged_max: Option<Duration>) -> io::Result<TcpStream> {
+    let (authority, _) = authority_and_path(base_url);
+    let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    let stream = match has_port {
+        true => TcpStream::connect(authority).await?,
+        false => TcpStream::connect((authority.trim_matches(['[', ']']), HTTP_PORT)).await?,
+    };
+    stream.set_nodelay(true)?;
+    if unacknowledged_max.is_some() {
+        socket2::SockRef::from(&stream).set_tcp_user_timeout(unacknowledged_max)?;
+    }
+    Ok(stream)
+}
+
+/// The builder of an HTTP/1.1 client, which has connections of its own. The caller may add options before it builds.
+pub fn http_client(connect_timeout: Duration) -> reqwest::ClientBuilder {
+    reqwest::Client::builder()
+        .http1_only()
+        .connect_timeout(connect_timeout)
+        .tcp_nodelay(true)
+        .user_agent(concat!("brink/", env!("CARGO_PKG_VERSION")))
+}
+
+/// A bound port that serves nobody yet.
+#[derive(Debug)]
+pub struct Listener {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+impl Listener {
+    /// Binds an address; port 0 lets the system choose.
+    ///
+    /// # Errors
+    ///
+    /// If the address cannot be bound.
+    pub async fn bind(address: SocketAddr) -> io::Result<Self> {
+        let listener = TcpListener::bind(address).await?;
+        let address = listener.local_addr()?;
+        Ok(Self { listener, address })
+    }
+
+    /// The bound address, with the port that the system chose.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves HTTP until `draining` is cancelled. Then it accepts no more connections, and returns once every request in
+    /// progress is answered.
+    ///
+    /// # Errors
+    ///
+    /// If the listener fails.
+    pub async fn serve(self, routes: axum::Router, draining: CancellationToken) -> io::Result<()> {
+        let listener = self.listener.tap_io(|stream| {
+            if let Err(error) = stream.set_nodelay(true) {
+                tracing::debug!(%error, "TCP_NODELAY could not be set");
+            }
+        });
+        axum::serve(listener, routes).with_graceful_shutdown(draining.cancelled_owned()).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_base_url_has_one_normal_form() {
+        for text in ["http://h:1/kv-store/v1", " http://h:1/kv-store/v1/ ", "http://H:1/kv-store/v1"] {
+            assert_eq!(base_url(text, Path::Required).unwrap(), "http://h:1/kv-store/v1");
+        }
+        assert_eq!(base_url("http://h:1", Path::Optional).unwrap(), "http://h:1/kv-store/v1");
+        assert_eq!(base_url("http://h:1/", Path::Optional).unwrap(), "http://h:1/kv-store/v1");
+    }
+
+    #[test]
+    fn anything_else_is_refused_with_the_reason() {
+        for (text, error) in [
+            ("https://h:1/kv-store/v1", UrlError::Scheme),
+            ("http://h:1/v2", UrlError::Path),
+            ("http://h:1", UrlError::Path),
+            ("http://h:1/kv-store/v1?a=1", UrlError::Path),
+            ("http://user@h:1/kv-store/v1", UrlError::Credentials),
+        ] {
+            assert_eq!(base_url(text, Path::Required), Err(error), "{text}");
+        }
+        for text in ["", "h:1", "http://"] {
+            assert!(base_url(text, Path::Optional).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_request_needs_authority_and_path() {
+        assert_eq!(authority_and_path("http://[::1]:8000/kv-store/v1"), ("[::1]:8000", "/kv-store/v1"));
+    }
+}

@@ -87,7 +87,7 @@ impl CompiledPlugins {
     /// If the bytes of the plugin are missing.
     pub(super) fn pre_initialize(&self, hook: &Hook) -> Result<(), Error> {
         let component = self.component(hook.plugin().name(), hook.plugin().digest())?;
-        self.runtime.specialise(hook, &component);
+        hook.pre_initialize(&component);
         Ok(())
     }
 

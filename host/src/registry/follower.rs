@@ -176,14 +176,14 @@ impl Follower {
     /// nothing names.
     fn pre_initialize(&self) -> Result<(), Error> {
         let set = self.active.current();
-        for hook in set.hooks().iter().filter(|hook| hook.is_specialised().is_none()) {
+        for hook in set.hooks().iter().filter(|hook| hook.pre_initialized().is_none()) {
             if self.data.hook_epoch() != set.epoch() || self.stop.is_cancelled() {
                 return Ok(());
             }
             let began = Instant::now();
             self.plugins.pre_initialize(hook)?;
             let (name, plugin, ms) = (hook.name(), hook.plugin().name(), began.elapsed().as_millis());
-            match hook.is_specialised() {
+            match hook.pre_initialized() {
                 Some(Err(reason)) => {
                     tracing::info!(hook = name, plugin, reason, "the plugin is configured before each call")
                 }

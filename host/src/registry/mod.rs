@@ -190,7 +190,7 @@ impl Registry {
             let operation = put_json(format!("{PLUGINS_PREFIX}{name}"), info)?;
             let (plugin, digest, size_bytes) = (info.name.clone(), info.digest.clone(), info.size_bytes);
             let edit = Edit::PluginUploaded { plugin, digest, size_bytes };
-            Ok(Decision::Commit(Commit { read, operation, preconditions, edit }, info.clone()))
+            Ok(Decision::Commit(Box::new(Commit { read, operation, preconditions, edit }), info.clone()))
         };
         let (mut info, committed) = transactions.run(author, deadline, decide).await?;
         if let Some(revision) = committed {
@@ -216,7 +216,7 @@ impl Registry {
             }
             let operation = delete(format!("{PLUGINS_PREFIX}{name}"));
             let edit = Edit::PluginRemoved { plugin: name.to_owned() };
-            Ok(Decision::Commit(Commit { read, operation, preconditions: Vec::new(), edit }, true))
+            Ok(Decision::Commit(Box::new(Commit { read, operation, preconditions: Vec::new(), edit }), true))
         };
         let deadline = Instant::now() + REGISTRY_DEADLINE;
         Ok(self.inner.transactions.run(author, deadline, decide).await?.0)
@@ -243,7 +243,7 @@ impl Registry {
             let operation = put_json(format!("{HOOKS_PREFIX}{name}"), &binding)?;
             let edit = Edit::HookSet { hook: name.to_owned(), binding: binding.clone() };
             let hook = HookInfo { name: name.to_owned(), binding, revision: 0 };
-            Ok(Decision::Commit(Commit { read, operation, preconditions: Vec::new(), edit }, hook))
+            Ok(Decision::Commit(Box::new(Commit { read, operation, preconditions: Vec::new(), edit }), hook))
         };
         let (mut hook, committed) = self.inner.transactions.run(author, deadline, decide).await?;
         if let Some(revision) = committed {
@@ -269,7 +269,7 @@ impl Registry {
             }
             let operation = delete(format!("{HOOKS_PREFIX}{name}"));
             let edit = Edit::HookRemoved { hook: name.to_owned() };
-            Ok(Decision::Commit(Commit { read, operation, preconditions: Vec::new(), edit }, true))
+            Ok(Decision::Commit(Box::new(Commit { read, operation, preconditions: Vec::new(), edit }), true))
         };
         let deadline = Instant::now() + REGISTRY_DEADLINE;
         Ok(self.inner.transactions.run(author, deadline, decide).await?.0)
@@ -362,7 +362,7 @@ impl Registry {
     /// The hooks in force here, and how their calls start.
     pub fn starts(&self) -> Vec<HookStart> {
         let start = |hook: &Hook| {
-            let pre_initialized = hook.is_specialised();
+            let pre_initialized = hook.pre_initialized();
             HookStart {
                 hook: hook.name().to_owned(),
                 plugin: hook.plugin().name().to_owned(),

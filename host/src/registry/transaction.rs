@@ -38,7 +38,7 @@ pub(super) enum Decision<T> {
     /// Nothing needs to be written.
     Done(T),
     /// Commit this.
-    Commit(Commit, T),
+    Commit(Box<Commit>, T),
     /// Read the registry again: it was changed on purpose.
     Again,
 }
@@ -86,7 +86,7 @@ impl Transactions {
                 Decision::Done(answer) => return Ok((answer, None)),
                 Decision::Again => {}
                 Decision::Commit(commit, answer) => {
-                    if let Some(revision) = self.commit(commit, author, deadline).await? {
+                    if let Some(revision) = self.commit(*commit, author, deadline).await? {
                         return Ok((answer, Some(revision)));
                     }
                 }

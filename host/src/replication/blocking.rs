@@ -1,9 +1,7 @@
 //! Where replication runs work that may block: the disk must not hold up the async threads.
 
-use std::fmt;
 use std::io;
 use std::iter;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -16,16 +14,9 @@ pub enum Blocking {
     /// On tokio's blocking threads.
     #[default]
     Threads,
-    /// On the caller's thread, after a delay: for simulations, which have one thread and always take the same course.
-    InPlace(Arc<dyn Delay>),
-}
-
-/// Decides how long a blocking job takes when it runs on the caller's thread.
-///
-/// Called once per job, before it runs. The delay must depend on nothing but the simulation's seed.
-pub trait Delay: fmt::Debug + Send + Sync {
-    /// Completes when the job may run.
-    fn delay(&self) -> BoxFuture<'static, ()>;
+    /// On the caller's thread, after a delay that is asked for once per job: for simulations, which have one thread and always
+    /// take the same course. The delay must depend on nothing but the simulation's seed.
+    InPlace(fn() -> BoxFuture<'static, ()>),
 }
 
 impl Blocking {
@@ -34,7 +25,7 @@ impl Blocking {
         match self {
             Self::Threads => tokio::task::spawn_blocking(job).await.map_err(io::Error::other),
             Self::InPlace(delay) => {
-                delay.delay().await;
+                delay().await;
                 Ok(job())
             }
         }

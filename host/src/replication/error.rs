@@ -85,13 +85,8 @@ impl Error {
         match self {
             Self::NoQuorum { successful, .. } => Self::NoQuorum { successful, outcome: WriteOutcome::Unknown },
             Self::Stopped { .. } => Self::Stopped { outcome: WriteOutcome::Unknown },
-            error @ (Self::LeaderLost | Self::Storage(_) | Self::MembershipPending) => error,
-            Self::Busy { .. }
-            | Self::DiskFull(_)
-            | Self::Codec(_)
-            | Self::Refused(_)
-            | Self::MembershipRefused(_)
-            | Self::NotAMember { .. } => Self::LeaderLost,
+            error if error.outcome() == WriteOutcome::Unknown => error,
+            _ => Self::LeaderLost,
         }
     }
 

@@ -2,28 +2,37 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::cluster::change::{Change, Role};
 use super::cluster::discovery::Discovery;
-use super::cluster::founders::Founders;
+use super::cluster::formation::Formation;
+use super::cluster::hello::Greeter;
 use super::cluster::identity::{Identity, Member, Stage};
-use super::cluster::status::Status;
-use super::cluster::watch::Watch;
+use super::cluster::leadership::Leadership;
+use super::cluster::membership::Membership;
+use super::cluster::peer_table::PeerTable;
+use super::cluster::status::{Status, StatusReport};
+use super::cluster::view::{ClusterView, Founders};
 use super::disk_full;
 use super::error::Error;
-use super::log_cut::LogCut;
+use super::lease::Lease;
+use super::log_cut;
 use super::options::Options;
-use super::parts::Parts;
 use super::peer::protocol::{Call, Envelope, Transport};
-use super::raft::applied::Applied;
-use super::raft::config::openraft_config;
-use super::raft::engine::{EngineParts, RaftHandle, applied_index};
+use super::proposer::{Proposals, Proposer};
+use super::raft::engine::{EngineParts, RaftHandle};
+use super::raft::state_machine::Applied;
+use super::reads::{Gate, Reads};
+use super::server::Server;
 use super::types::TypeConfig;
 use crate::storage::{Data, DiskFull, GuardedWrite, Log, Outcome};
 use crate::telemetry::{Telemetry, TraceContext};
@@ -58,6 +67,18 @@ pub enum StartError {
 #[derive(Clone)]
 pub struct Handle(pub(super) Arc<Parts>);
 
+/// The concerns of replication that the rest of the node uses.
+pub(super) struct Parts {
+    leadership: Arc<Leadership>,
+    status: Arc<StatusReport>,
+    proposals: Proposals,
+    gate: Gate,
+    /// Also the owner of the concerns that other nodes reach through calls.
+    pub(super) server: Server,
+    /// Long-running tasks, which end when `server.stop` is cancelled.
+    tasks: TaskTracker,
+}
+
 impl Handle {
     /// Starts to take part: opens the engine on the databases, looks for the other nodes, and forms the cluster with them if
     /// there is none yet.
@@ -73,14 +94,13 @@ impl Handle {
         telemetry: Telemetry,
     ) -> Result<Self, StartError> {
         let founders = Founders::new(&options.self_url, &options.peer_urls).ok_or(StartError::Ambiguous)?;
-        let founders = Arc::new(founders);
         let stage = match Stage::stored(&log)? {
             Stage::Unidentified if founders.is_alone() => Stage::Member(Member::found_alone(&log).await?),
             stage => stage,
         };
         let engine_parts = EngineParts {
-            config: Arc::new(openraft_config(&options).validate()?),
-            applied: Arc::new(Applied::new(applied_index(&data)?)),
+            config: Arc::new(options.openraft().validate()?),
+            applied: Arc::new(Applied::of(&data)?),
             log: log.clone(),
             data,
             transport: transport.clone(),
@@ -88,21 +108,22 @@ impl Handle {
             blocking: options.blocking.clone(),
         };
         let id = stage.id().unwrap_or_else(|| founders.own_id());
-        let raft = Arc::new(RaftHandle::start(engine_parts, id).await?);
+        let raft = RaftHandle::start(engine_parts, id).await?;
+        let view = Arc::new(ClusterView { raft, founders, peers: PeerTable::default(), heard: Mutex::default() });
         let identity = Arc::new(Identity::new(log, transport.clone(), stage));
-        let handle = Self(Arc::new(Parts::new(&options, founders, identity, raft, transport, telemetry.clone())));
-        handle.begin(&options, telemetry).await?;
+        let handle = Self(Arc::new(Parts::new(&options, view, identity, transport, telemetry)));
+        handle.begin(&options).await?;
         Ok(handle)
     }
 
     /// Begins to take part: forms the cluster or rejoins it, and starts the tasks.
-    async fn begin(&self, options: &Options, telemetry: Telemetry) -> Result<(), StartError> {
+    async fn begin(&self, options: &Options) -> Result<(), StartError> {
         let server = &self.0.server;
         let (raft, founders) = (&server.view.raft, &server.view.founders);
         let is_restart = raft.raft().is_initialized().await?;
         if is_restart && !raft.is_only_voter() {
             // At once, and not in a task: the node answers others as soon as this returns.
-            let until = server.silence.begin(options.timing.election_max);
+            let until = server.lease.keep_silent();
             let raft = raft.raft();
             self.spawn(async move |stop| {
                 if stop.run_until_cancelled(tokio::time::sleep_until(until)).await.is_some() {
@@ -112,15 +133,8 @@ impl Handle {
         } else {
             raft.raft().runtime_config().elect(true);
         }
-        let watch = Watch {
-            view: server.view.clone(),
-            greeter: server.greeter.clone(),
-            status: self.0.status.clone(),
-            telemetry,
-            tasks: self.0.tasks.clone(),
-        };
-        self.spawn(|stop| watch.watch_peers(stop));
-        self.spawn(|stop| self.0.server.membership.clone().finish_joint(stop));
+        self.spawn(|stop| server.greeter.clone().watch_peers(self.0.tasks.clone(), stop));
+        self.spawn(|stop| server.membership.clone().finish_joint(stop));
         if !is_restart && founders.is_alone() {
             raft.initialize(&BTreeMap::from([(raft.id(), founders.own_url().to_owned())])).await;
         } else {
@@ -133,13 +147,15 @@ impl Handle {
                 view: server.view.clone(),
                 formation: server.formation.clone(),
                 membership: server.membership.clone(),
+                began: Instant::now(),
+                highest: 0,
+                joining: None,
             };
             self.spawn(|stop| discovery.discover(stop));
         }
         let (free_space, leadership) = (options.free_space.clone(), self.0.leadership.clone());
         self.spawn(|stop| disk_full::watch(free_space, leadership, stop));
-        let log_cut = LogCut { view: server.view.clone(), keep: options.snapshot_entries };
-        self.spawn(|stop| log_cut.run(stop));
+        self.spawn(|stop| log_cut::run(server.view.clone(), options.snapshot_entries, stop));
         Ok(())
     }
 
@@ -173,7 +189,7 @@ impl Handle {
 
     /// Time since this node last knew its state to be up to date.
     pub fn staleness(&self) -> Duration {
-        self.0.server.freshness.staleness()
+        self.0.server.reads.staleness()
     }
 
     /// The cluster as this node sees it.
@@ -237,19 +253,19 @@ impl Handle {
     /// The URLs of the nodes that can be reached, this one included, each with the revision of the store up to which it has
     /// compiled plugins and put hooks in force.
     pub fn prepared(&self) -> Vec<(String, u64)> {
-        let own = (self.url().to_owned(), self.0.server.greeter.prepared.own());
-        std::iter::once(own).chain(self.0.server.greeter.prepared.peers()).collect()
+        let own = (self.url().to_owned(), self.0.server.greeter.prepared.load(Ordering::Relaxed));
+        std::iter::once(own).chain(self.0.server.view.peers.prepared()).collect()
     }
 
     /// Tells the other nodes up to which revision of the store this one has compiled plugins and put hooks in force.
     pub fn set_prepared(&self, revision: u64) {
-        self.0.server.greeter.prepared.set_own(revision);
+        self.0.server.greeter.prepared.store(revision, Ordering::Relaxed);
     }
 
     /// Waits until every other node that can be reached has prepared `revision` of the store. Returns the URLs of those that
     /// have not by the deadline.
     pub async fn wait_prepared(&self, revision: u64, deadline: Instant) -> Vec<String> {
-        self.0.server.greeter.prepared.wait_for(revision, deadline).await
+        self.0.server.greeter.wait_prepared(revision, deadline).await
     }
 
     /// The index of the last log entry this node has applied, as it changes.
@@ -294,5 +310,74 @@ impl Handle {
         if tokio::time::timeout(DRAIN_DEADLINE, self.0.tasks.wait()).await.is_err() {
             tracing::debug!(deadline = ?DRAIN_DEADLINE, "some tasks of replication still run");
         }
+    }
+}
+
+impl Parts {
+    /// Connects the concerns of a node whose engine has started.
+    fn new(
+        options: &Options,
+        view: Arc<ClusterView>,
+        identity: Arc<Identity>,
+        transport: Arc<dyn Transport>,
+        telemetry: Telemetry,
+    ) -> Self {
+        let (lease_length, free_space) = (options.timing.election_max, options.free_space.clone());
+        let lease = Arc::new(Lease::new(lease_length));
+        let leadership = Arc::new(Leadership { view: view.clone(), lease: lease.clone() });
+        let status = Arc::new(StatusReport {
+            identity: identity.clone(),
+            view: view.clone(),
+            lease_length,
+            telemetry: telemetry.clone(),
+        });
+        let greeter = Arc::new(Greeter {
+            identity: identity.clone(),
+            view: view.clone(),
+            status: status.clone(),
+            lease: lease.clone(),
+            free_space: free_space.clone(),
+            transport: transport.clone(),
+            prepared: AtomicU64::new(0),
+        });
+        let formation = Arc::new(Formation {
+            may_found: options.may_found,
+            identity: identity.clone(),
+            view: view.clone(),
+            transport: transport.clone(),
+        });
+        let membership = Arc::new(Membership {
+            identity: identity.clone(),
+            view: view.clone(),
+            greeter: greeter.clone(),
+            leadership: leadership.clone(),
+            transport: transport.clone(),
+            changing: tokio::sync::Mutex::new(()),
+        });
+        let proposer = Arc::new(Proposer {
+            view: view.clone(),
+            leadership: leadership.clone(),
+            free_space: free_space.clone(),
+            transport: transport.clone(),
+            telemetry,
+        });
+        let reads =
+            Arc::new(Reads { view: view.clone(), lease: lease.clone(), transport, up_to_date: Mutex::default() });
+        let (proposals, gate) = (Proposals::start(proposer.clone()), Gate::start(reads.clone()));
+        let server = Server {
+            identity,
+            view,
+            greeter,
+            formation,
+            membership,
+            lease,
+            proposer,
+            reads,
+            free_space,
+            spool_dir: options.spool_dir.clone(),
+            blocking: options.blocking.clone(),
+            stop: CancellationToken::new(),
+        };
+        Self { leadership, status, proposals, gate, server, tasks: TaskTracker::new() }
     }
 }

@@ -1,4 +1,4 @@
-//! When the leader may answer a strong read by its lease.
+//! The leader's lease: when the leader may answer a strong read by it, and how its voters keep it.
 //!
 //! A follower that has heard the leader votes for no other node for the length of a lease. While a majority has
 //! acknowledged messages that the leader sent within the last lease, there is no other leader, and the leader may answer a
@@ -12,7 +12,8 @@
 //!   trust it. Until then the new leader asks a majority.
 //! - **A leader that has handed over** no longer uses its lease in that term: its successor is elected while the lease
 //!   still runs. openraft answers no reads at all in that state, until another node leads.
-//! - **A restarted voter** has forgotten its promises: see `cluster/silence`.
+//! - **A restarted voter** has forgotten that it promised the leader a lease. So for the length of one it keeps silent: it
+//!   grants no vote and no pre-vote, accepts no leadership, and does not stand for election.
 //!
 //! The term is that of the log position openraft answers with, since it belongs to the leadership that confirmed the read.
 //! The term of openraft's metrics may be older.
@@ -25,10 +26,15 @@ use tokio::time::Instant;
 /// The leader does not trust the last 1/10 of its lease: the maximum difference of clock rates.
 const LEASE_MARGIN: u32 = 10;
 
-/// This node's lease, if it leads.
+/// Added to the silence after a restart, for clocks that run at slightly different rates.
+pub(super) const RESTART_MARGIN: Duration = Duration::from_millis(100);
+
+/// This node's lease if it leads, and its promise to a leader if it has restarted.
 pub(super) struct Lease {
     /// Time for which a follower keeps its promise.
     length: Duration,
+    /// The end of the silence after a restart.
+    silent_until: Mutex<Option<Instant>>,
     /// The newest term in which this node is known to lead.
     tenure: Mutex<Option<Tenure>>,
 }
@@ -43,7 +49,20 @@ struct Tenure {
 
 impl Lease {
     pub(super) fn new(length: Duration) -> Self {
-        Self { length, tenure: Mutex::new(None) }
+        Self { length, silent_until: Mutex::new(None), tenure: Mutex::new(None) }
+    }
+
+    /// Begins the silence after a restart; returns when it ends. It is in force at once: the node must keep it from its first
+    /// answer on.
+    pub(super) fn keep_silent(&self) -> Instant {
+        let until = Instant::now() + self.length + RESTART_MARGIN;
+        *self.silent_until.lock() = Some(until);
+        until
+    }
+
+    /// Whether the node keeps silent now.
+    pub(super) fn is_silent(&self) -> bool {
+        self.silent_until.lock().is_some_and(|until| Instant::now() < until)
     }
 
     /// The part of a lease that the leader trusts.

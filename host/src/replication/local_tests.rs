@@ -6,13 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
-use futures::stream::BoxStream;
 use parking_lot::Mutex;
 use tempfile::TempDir;
 use tokio::time::Instant;
 
-use super::cluster::silence::RESTART_MARGIN;
+use super::lease::RESTART_MARGIN;
+use super::peer::protocol::{Answer, SnapshotBody};
 use super::types::{TypeConfig, Vote, encode};
 use super::{
     Blocking, Call, CallError, ClusterId, Envelope, Error, Handle, Options, Timing, Transport, WriteOutcome, node_id,
@@ -69,14 +68,7 @@ impl Transport for Wire {
         *self.cluster.lock() = Some(cluster);
     }
 
-    fn call(
-        &self,
-        to: u64,
-        url: &str,
-        call: Call,
-        body: Bytes,
-        timeout: Duration,
-    ) -> BoxFuture<'_, Result<Bytes, CallError>> {
+    fn call(&self, to: u64, url: &str, call: Call, body: Bytes, timeout: Duration) -> Answer<'_> {
         let (url, reached) = (url.to_owned(), self.reach(to, url, call));
         Box::pin(async move {
             let (node, envelope) = reached?;
@@ -84,15 +76,8 @@ impl Transport for Wire {
         })
     }
 
-    fn stream(
-        &self,
-        to: u64,
-        url: &str,
-        call: Call,
-        body: BoxStream<'static, std::io::Result<Bytes>>,
-        timeout: Duration,
-    ) -> BoxFuture<'_, Result<Bytes, CallError>> {
-        let (url, reached) = (url.to_owned(), self.reach(to, url, call));
+    fn send_snapshot(&self, to: u64, url: &str, body: SnapshotBody, timeout: Duration) -> Answer<'_> {
+        let (url, reached) = (url.to_owned(), self.reach(to, url, Call::Snapshot));
         Box::pin(async move {
             let (node, envelope) = reached?;
             answered(url, timeout, node.serve_snapshot(envelope, body)).await
@@ -178,6 +163,12 @@ async fn cluster(net: &Arc<Net>, dirs: &[TempDir; 3]) -> [Node; 3] {
     nodes
 }
 
+async fn stop_all(nodes: impl IntoIterator<Item = Node>, net: &Net) {
+    for node in nodes {
+        node.stop(net).await;
+    }
+}
+
 fn dirs() -> [TempDir; 3] {
     [(); 3].map(|()| tempfile::tempdir().unwrap())
 }
@@ -189,9 +180,7 @@ async fn nodes_that_start_at_once_form_one_cluster() {
         let nodes = cluster(&net, &dirs).await;
         let ids: BTreeSet<Option<ClusterId>> = nodes.iter().map(|node| node.handle.status().cluster).collect();
         assert!(ids.len() == 1 && !ids.contains(&None), "{ids:?}");
-        for node in nodes {
-            node.stop(&net).await;
-        }
+        stop_all(nodes, &net).await;
     }
 }
 
@@ -205,9 +194,7 @@ async fn two_clusters_of_the_same_urls_never_mix() {
     a.write("old").await;
     eventually("all have it", async || a.has("old") && b.has("old") && c.has("old")).await;
     let old = a.handle.status().cluster;
-    for node in [a, b, c] {
-        node.stop(&net).await;
-    }
+    stop_all([a, b, c], &net).await;
     let b = Node::start(&net, URLS[1], new_dirs[1].path()).await;
     let c = Node::start(&net, URLS[2], new_dirs[2].path()).await;
     eventually("they form a cluster", async || b.handle.status().ready && c.handle.status().ready).await;
@@ -224,9 +211,7 @@ async fn two_clusters_of_the_same_urls_never_mix() {
     }
     assert!(a.has("old") && !a.has("new"));
     assert!(b.has("new") && !b.has("old") && c.has("new") && !c.has("old"));
-    for node in [a, b, c] {
-        node.stop(&net).await;
-    }
+    stop_all([a, b, c], &net).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -240,9 +225,7 @@ async fn a_call_that_names_no_cluster_is_refused_by_a_member() {
             assert!(matches!(&refused, Err(Error::Refused(reason)) if reason.contains(why)), "{call:?}: {refused:?}");
         }
     }
-    for node in nodes {
-        node.stop(&net).await;
-    }
+    stop_all(nodes, &net).await;
 }
 
 /// The leader is lost in the middle of a change from three voters to two.
@@ -268,9 +251,7 @@ async fn a_joint_membership_is_completed_by_the_next_leader() {
     })
     .await;
     nodes[0].write("after").await;
-    for node in nodes {
-        node.stop(&net).await;
-    }
+    stop_all(nodes, &net).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -279,9 +260,7 @@ async fn a_voter_that_restarts_neither_votes_nor_stands_for_a_lease() {
     let nodes = cluster(&net, &dirs).await;
     nodes[0].write("x").await;
     let at = nodes.iter().position(|node| !node.leads()).unwrap();
-    for node in nodes {
-        node.stop(&net).await;
-    }
+    stop_all(nodes, &net).await;
     net.sent.lock().clear();
     let began = Instant::now();
     let a = Node::start(&net, URLS[at], dirs[at].path()).await;

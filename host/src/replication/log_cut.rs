@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::cluster::view::ClusterView;
-use super::raft::config::purge_entries;
+use super::options::purge_entries;
 use super::types::Metrics;
 
 /// Interval at which the log is checked.
@@ -21,45 +21,35 @@ const INTERVAL: Duration = Duration::from_millis(500);
 /// Entries kept for followers that are behind, as a multiple of the usual number.
 const PATIENCE_FACTOR: u64 = 50;
 
-/// Cuts the log.
-pub(super) struct LogCut {
-    pub(super) view: Arc<ClusterView>,
-    /// Number of entries to keep behind a snapshot.
-    pub(super) keep: u64,
+/// Cuts the log from time to time, and keeps `keep` entries behind a snapshot.
+pub(super) async fn run(view: Arc<ClusterView>, keep: u64, stop: CancellationToken) {
+    while stop.run_until_cancelled(tokio::time::sleep(INTERVAL)).await.is_some() {
+        cut(&view, keep).await;
+    }
 }
 
-impl LogCut {
-    /// Cuts the log from time to time.
-    pub(super) async fn run(self, stop: CancellationToken) {
-        while stop.run_until_cancelled(tokio::time::sleep(INTERVAL)).await.is_some() {
-            self.cut().await;
-        }
+async fn cut(view: &ClusterView, keep: u64) {
+    let metrics = view.raft.metrics();
+    let Some(covered) = metrics.snapshot.as_ref().map(|log_id| log_id.index()) else { return };
+    let Some(upto) = upto(covered, keep, slowest_follower(view, &metrics)) else { return };
+    let purged = metrics.purged.as_ref().map_or(0, |log_id| log_id.index());
+    if upto < purged + purge_entries(keep) {
+        return;
     }
+    if let Err(error) = view.raft.raft().trigger().purge_log(upto).await {
+        // The engine has stopped, and is reported by `Handle::failed`.
+        tracing::debug!(%error, "the log was not cut");
+    }
+}
 
-    async fn cut(&self) {
-        let metrics = self.view.raft.metrics();
-        let Some(covered) = metrics.snapshot.as_ref().map(|log_id| log_id.index()) else { return };
-        let Some(upto) = upto(covered, self.keep, self.slowest_follower(&metrics)) else { return };
-        let purged = metrics.purged.as_ref().map_or(0, |log_id| log_id.index());
-        if upto < purged + purge_entries(self.keep) {
-            return;
-        }
-        if let Err(error) = self.view.raft.raft().trigger().purge_log(upto).await {
-            // The engine has stopped, and is reported by `Handle::failed`.
-            tracing::debug!(%error, "the log was not cut");
-        }
-    }
-
-    /// On the leader: the index up to which the slowest follower has the log, among those that can be reached.
-    fn slowest_follower(&self, metrics: &Metrics) -> Option<u64> {
-        let nodes = self.view.nodes(metrics);
-        let is_healthy = |id: &u64| {
-            nodes.get(id).and_then(|url| self.view.peers.get(url)).is_some_and(|peer| peer.is_healthy_as(*id))
-        };
-        let own = self.view.raft.id();
-        let followers = metrics.replication.iter().flatten().filter(|(id, _)| **id != own && is_healthy(id));
-        followers.map(|(_, matched)| matched.as_ref().map_or(0, |log_id| log_id.index())).min()
-    }
+/// On the leader: the index up to which the slowest follower has the log, among those that can be reached.
+fn slowest_follower(view: &ClusterView, metrics: &Metrics) -> Option<u64> {
+    let nodes = view.nodes(metrics);
+    let is_healthy =
+        |id: &u64| nodes.get(id).and_then(|url| view.peers.get(url)).is_some_and(|peer| peer.is_healthy_as(*id));
+    let own = view.raft.id();
+    let followers = metrics.replication.iter().flatten().filter(|(id, _)| **id != own && is_healthy(id));
+    followers.map(|(_, matched)| matched.as_ref().map_or(0, |log_id| log_id.index())).min()
 }
 
 /// The last entry to remove, if a snapshot covers the log up to `covered` and the slowest follower has it up to

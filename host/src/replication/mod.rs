@@ -12,15 +12,15 @@
 //! a [`Round`]; each node applies the log to its own state. Everything a node sends to another passes through one trait,
 //! [`Transport`], so that this code also runs on a simulated network. From top to bottom:
 //!
-//! - `handle`: the room's door, [`Handle`]; `parts`: its concerns, connected; `options`: the settings.
+//! - `handle`: the room's door, [`Handle`], and its concerns, connected; `options`: the settings.
 //! - `server`: answers the calls of other nodes.
 //! - `proposer`: gathers writes into rounds and sends them to the leader.
-//! - `reads`, `lease`, `freshness`: the gate of strong reads, the leader's lease, and the staleness of local reads.
+//! - `reads`: the gate of strong reads, and the staleness of local ones.
 //! - `log_cut`, `disk_full`: when the log is cut, and how a node with a full disk behaves.
 //! - `cluster`: who this node is, who the others are, who leads, and how that changes.
 //! - `raft`: openraft's log, state machine, network and engine.
 //! - `peer`: calls between nodes, on connections and as streams.
-//! - `blocking`, `types`, `ids`, `error`: used by all of the above.
+//! - `lease`, `blocking`, `types`, `error`: used by all of the above.
 //! - `sim`: all of it on simulated time, network and disks, from seeds; for tests.
 //!
 //! Each concern owns its state and is shared by `Arc`; a file holds only the concerns it uses. A node's identity goes through
@@ -49,15 +49,12 @@ mod blocking;
 mod cluster;
 mod disk_full;
 mod error;
-mod freshness;
 mod handle;
-mod ids;
 mod lease;
 #[cfg(test)]
 mod local_tests;
 mod log_cut;
 mod options;
-mod parts;
 mod peer;
 mod proposer;
 mod raft;
@@ -67,16 +64,15 @@ mod server;
 mod sim;
 mod types;
 
-pub use self::blocking::{Blocking, Delay};
+pub use self::blocking::Blocking;
 pub use self::cluster::change::Role;
 pub use self::cluster::status::{PeerStatus, Status};
 pub use self::error::{Error, WriteOutcome};
 pub use self::handle::{Handle, StartError};
-pub use self::ids::{ClusterId, node_id};
 pub use self::options::{Options, Timing};
 pub use self::peer::http::HttpTransport;
 pub use self::peer::protocol::{
-    CLUSTER_HEADER, Call, CallError, Envelope, PROTOCOL, REFUSAL_HEADER, TO_HEADER, Transport,
+    Answer, CLUSTER_HEADER, Call, CallError, Envelope, PROTOCOL, REFUSAL_HEADER, SnapshotBody, TO_HEADER, Transport,
 };
 pub use self::raft::recovery::check as check_storage;
-pub use self::types::{Round, RoundWrite, TypeConfig};
+pub use self::types::{ClusterId, Round, RoundWrite, TypeConfig, node_id};

@@ -1,10 +1,16 @@
-//! The settings of a node's part in its cluster.
+//! The settings of a node's part in its cluster, and openraft's.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::blocking::Blocking;
 use crate::storage::FreeSpace;
+
+/// Maximum duration of a snapshot transfer.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(3_600);
+
+/// Log entries removed at once when a snapshot covers them.
+const PURGE_ENTRIES: u64 = 1_024;
 
 /// How a node takes part in its cluster.
 #[derive(Debug, Clone)]
@@ -45,4 +51,35 @@ impl Timing {
         election_min: Duration::from_millis(150),
         election_max: Duration::from_millis(250),
     };
+}
+
+impl Options {
+    /// openraft's settings.
+    pub(super) fn openraft(&self) -> openraft::Config {
+        let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        openraft::Config {
+            cluster_name: "brink".to_owned(),
+            heartbeat_interval: ms(self.timing.heartbeat),
+            election_timeout_min: ms(self.timing.election_min),
+            election_timeout_max: ms(self.timing.election_max),
+            install_snapshot_timeout: ms(SNAPSHOT_TIMEOUT),
+            snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(self.snapshot_entries),
+            // Never by openraft: `log_cut` knows which nodes still need the entries.
+            max_in_snapshot_log_to_keep: u64::MAX,
+            replication_lag_threshold: self.snapshot_entries.saturating_mul(2),
+            purge_batch_size: purge_entries(self.snapshot_entries),
+            enable_pre_vote: Some(true),
+            // Enabled once no promise from before a restart can stand against it (see `lease`).
+            enable_elect: false,
+            // A restarted leader must win an election again: it has forgotten its lease.
+            enable_leader_restore: Some(false),
+            removed_leader_step_down: openraft::StepDownPolicy::Never,
+            ..openraft::Config::default()
+        }
+    }
+}
+
+/// The number of log entries removed at once, given the number of entries between snapshots.
+pub(super) fn purge_entries(snapshot_entries: u64) -> u64 {
+    PURGE_ENTRIES.min(snapshot_entries)
 }

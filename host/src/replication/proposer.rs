@@ -6,6 +6,7 @@
 //! again only if it is certain that no node has appended it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
@@ -17,15 +18,27 @@ use super::error::{Error, WriteOutcome};
 use super::peer::protocol::{Call, CallError, Transport};
 use super::types::{Round, RoundWrite, TypeConfig, decode, encode};
 use crate::clock;
-use crate::limits::{PROPOSE_QUEUE_MAX, ROUND_BYTES_MAX, ROUND_PATIENCE, ROUND_WRITES_MAX, ROUNDS_IN_FLIGHT_MAX};
+use crate::limits::PROPOSE_QUEUE_MAX;
 use crate::storage::{DiskFull, FreeSpace, GuardedWrite, Outcome};
 use crate::telemetry::{Stage, Telemetry, TraceContext, names};
 
+/// Most writes in a proposal round.
+const ROUND_WRITES_MAX: usize = 1_024;
+
+/// Most bytes of commands in a proposal round. A single larger write goes alone.
+const ROUND_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Time that the writes of the next proposal round wait for the round in flight.
+const ROUND_PATIENCE: Duration = Duration::from_millis(20);
+
+/// Most proposal rounds in flight at once on a node.
+const ROUNDS_IN_FLIGHT_MAX: usize = 8;
+
 /// Pause before a node looks for the leader again.
-pub(super) const LEADER_POLL: std::time::Duration = std::time::Duration::from_millis(20);
+pub(super) const LEADER_POLL: Duration = Duration::from_millis(20);
 
 /// Time in which a former leader may still answer earlier requests.
-const SUCCESSION_GRACE: std::time::Duration = std::time::Duration::from_millis(100);
+const SUCCESSION_GRACE: Duration = Duration::from_millis(100);
 
 /// The queue of writes to propose.
 pub(super) struct Proposals {
@@ -269,7 +282,7 @@ impl Proposer {
 
     /// Serves a round that another node forwarded.
     pub(super) async fn serve(&self, body: &[u8]) -> Result<Forwarded, Error> {
-        let (round, remaining): (Round, std::time::Duration) = decode(body)?;
+        let (round, remaining): (Round, Duration) = decode(body)?;
         if self.view.leader().is_none_or(|(leader, _)| leader != self.view.raft.id()) {
             return Ok(Forwarded::NotLeader);
         }

@@ -1,4 +1,4 @@
-//! The gate of strong reads.
+//! The gate of strong reads, and the staleness of local ones.
 //!
 //! A read that passes the gate sees every write acknowledged before it arrived. All reads that wait at one moment share one
 //! exchange: the leader answers by its [lease](super::lease), or asks a majority if the lease is too old (read index,
@@ -11,8 +11,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use openraft::ServerState;
+use openraft::async_runtime::Instant as _;
 use openraft::raft::ReadPolicy;
 use openraft::raft::linearizable_read::LinearizerOption;
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -30,12 +33,15 @@ const WAITING_READS_MAX: usize = 65_536;
 /// Maximum duration of one exchange: a leader that takes longer is about to lose the leadership.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_millis(500);
 
+/// The staleness of a node that has never been up to date since it started.
+const NEVER: Duration = Duration::from_secs(u32::MAX as u64);
+
 /// A read that waits at the gate.
-type Waiting = oneshot::Sender<Result<(), Error>>;
+type WaitingRead = oneshot::Sender<Result<(), Error>>;
 
 /// The gate of strong reads.
 pub(super) struct Gate {
-    queue: mpsc::Sender<Waiting>,
+    queue: mpsc::Sender<WaitingRead>,
     reads: Arc<Reads>,
 }
 
@@ -59,16 +65,18 @@ impl Gate {
     }
 }
 
-/// Establishes which state a strong read must see.
+/// Establishes which state a strong read must see, and how old this node's state is.
 pub(super) struct Reads {
     pub(super) view: Arc<ClusterView>,
     pub(super) lease: Arc<Lease>,
     pub(super) transport: Arc<dyn Transport>,
+    /// When this node last knew its state to be up to date.
+    pub(super) up_to_date: Mutex<Option<Instant>>,
 }
 
 impl Reads {
     /// Answers the reads at the gate.
-    async fn serve_gate(self: Arc<Self>, mut queue: mpsc::Receiver<Waiting>) {
+    async fn serve_gate(self: Arc<Self>, mut queue: mpsc::Receiver<WaitingRead>) {
         let mut waiting = Vec::new();
         loop {
             if waiting.is_empty() {
@@ -95,7 +103,7 @@ impl Reads {
     }
 
     /// Lets reads pass once this node has applied the log up to `index`.
-    async fn release(self: Arc<Self>, index: u64, waiting: Vec<Waiting>) {
+    async fn release(self: Arc<Self>, index: u64, waiting: Vec<WaitingRead>) {
         let caught_up = self.view.raft.applied().wait_for(index, Instant::now() + STRONG_READ_DEADLINE).await;
         answer_all(waiting, &if caught_up { Ok(()) } else { Err(self.unreachable()) });
     }
@@ -134,12 +142,26 @@ impl Reads {
         }
     }
 
+    /// Records that the state is up to date now.
+    pub(super) fn note_up_to_date(&self) {
+        *self.up_to_date.lock() = Some(Instant::now());
+    }
+
+    /// Time since the state was last known to be up to date. On a leader, time since a majority last acknowledged it.
+    pub(super) fn staleness(&self) -> Duration {
+        let acked = self.view.raft.with_metrics(|metrics| match metrics.state {
+            ServerState::Leader => metrics.last_quorum_acked.map(|acked| acked.elapsed()),
+            _ => None,
+        });
+        acked.unwrap_or_else(|| self.up_to_date.lock().map_or(NEVER, |last| last.elapsed()))
+    }
+
     fn unreachable(&self) -> Error {
         self.view.no_quorum(WriteOutcome::NotWritten)
     }
 }
 
-fn answer_all(waiting: impl IntoIterator<Item = Waiting>, answer: &Result<(), Error>) {
+fn answer_all(waiting: impl IntoIterator<Item = WaitingRead>, answer: &Result<(), Error>) {
     for reader in waiting {
         // Sending fails if the reader has stopped waiting.
         let _ = reader.send(answer.clone());

@@ -16,11 +16,10 @@ use super::cluster::formation::Formation;
 use super::cluster::hello::Greeter;
 use super::cluster::identity::{Identity, Stage, unidentified};
 use super::cluster::membership::Membership;
-use super::cluster::silence::RestartSilence;
 use super::cluster::view::ClusterView;
 use super::disk_full;
 use super::error::Error;
-use super::freshness::Freshness;
+use super::lease::Lease;
 use super::peer::protocol::{Call, Envelope};
 use super::peer::{server, snapshot};
 use super::proposer::Proposer;
@@ -35,10 +34,9 @@ pub(super) struct Server {
     pub(super) greeter: Arc<Greeter>,
     pub(super) formation: Arc<Formation>,
     pub(super) membership: Arc<Membership>,
-    pub(super) silence: Arc<RestartSilence>,
+    pub(super) lease: Arc<Lease>,
     pub(super) proposer: Arc<Proposer>,
     pub(super) reads: Arc<Reads>,
-    pub(super) freshness: Arc<Freshness>,
     pub(super) free_space: FreeSpace,
     pub(super) spool_dir: PathBuf,
     pub(super) blocking: Blocking,
@@ -58,20 +56,16 @@ impl Server {
     pub(super) async fn serve(&self, call: Call, envelope: Envelope, body: Bytes) -> Result<Bytes, Error> {
         self.check_envelope(call, envelope).await?;
         match call {
-            Call::Hello => encode(&self.greeter.answer(&decode(&body)?)),
+            Call::Hello => encode(&self.greeter.answer(decode(&body)?)),
             Call::Form => encode(&self.formation.answer(&decode(&body)?).await?),
             Call::Members => encode(&self.membership.step(&decode(&body)?).await),
             Call::Append => self.append(&body).await,
-            Call::Vote => {
-                self.check_silence()?;
-                encode(&self.view.raft.raft().vote(decode(&body)?).await.map_err(refused)?)
+            Call::Vote | Call::PreVote | Call::TransferLeader if self.lease.is_silent() => {
+                Err(Error::Refused("this node has just restarted, and neither votes nor stands yet".to_owned()))
             }
-            Call::PreVote => {
-                self.check_silence()?;
-                encode(&self.view.raft.raft().pre_vote(decode(&body)?).await.map_err(refused)?)
-            }
+            Call::Vote => encode(&self.view.raft.raft().vote(decode(&body)?).await.map_err(refused)?),
+            Call::PreVote => encode(&self.view.raft.raft().pre_vote(decode(&body)?).await.map_err(refused)?),
             Call::TransferLeader => {
-                self.check_silence()?;
                 encode(&self.view.raft.raft().handle_transfer_leader(decode(&body)?).await.map_err(refused)?)
             }
             Call::Propose => {
@@ -119,7 +113,7 @@ impl Server {
             self.view.note_leader(&leader);
         }
         if answer.is_success() && committed.is_none_or(|committed| self.view.raft.applied().index() >= committed) {
-            self.freshness.note();
+            self.reads.note_up_to_date();
         }
         encode(&answer)
     }
@@ -144,13 +138,6 @@ impl Server {
             _ => {}
         }
         if is_open { Ok(()) } else { check_address(stage, envelope.to) }
-    }
-
-    fn check_silence(&self) -> Result<(), Error> {
-        if self.silence.is_silent() {
-            return Err(Error::Refused("this node has just restarted, and neither votes nor stands yet".to_owned()));
-        }
-        Ok(())
     }
 }
 

@@ -1,9 +1,10 @@
-//! The types openraft works with, and their encoding on disk and on the wire.
+//! Ids, the types openraft works with, and their encoding on disk and on the wire.
 //!
 //! Everything is encoded with postcard, once: a [`Round`] carries commands that the receiving node encoded, and every
 //! later hop copies those bytes without looking into them.
 
 use std::fmt;
+use std::num::NonZeroU64;
 
 use bytes::Bytes;
 use openraft::EntryPayload;
@@ -30,6 +31,46 @@ openraft::declare_raft_types!(
         AsyncRuntime = Runtime,
 );
 
+/// The id of a cluster: a random number, the same on all its nodes forever.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ClusterId(NonZeroU64);
+
+impl ClusterId {
+    pub(super) fn random() -> Self {
+        Self(NonZeroU64::MIN.saturating_add(fastrand::u64(..u64::MAX)))
+    }
+
+    /// The id as a number.
+    pub fn get(self) -> u64 {
+        self.0.get()
+    }
+
+    /// The id with a number from [`ClusterId::get`]; none for 0.
+    pub fn new(number: u64) -> Option<Self> {
+        NonZeroU64::new(number).map(Self)
+    }
+}
+
+impl fmt::Display for ClusterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl fmt::Debug for ClusterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The node id derived from a base URL: the first eight bytes of its SHA-256. All nodes derive the same ids from the
+/// same URLs, so forming a cluster needs no init command.
+pub fn node_id(url: &str) -> u64 {
+    use sha2::{Digest, Sha256};
+    let digest = Sha256::digest(url.as_bytes());
+    digest.iter().take(8).fold(0, |id, byte| (id << 8) | u64::from(*byte))
+}
+
 /// A log position with the leader that wrote it.
 pub(super) type LogId = openraft::alias::LogIdOf<TypeConfig>;
 /// A log entry.
@@ -46,7 +87,7 @@ pub(super) type Metrics = openraft::RaftMetrics<TypeConfig>;
 /// The payload of one log entry: the guarded writes that shared a proposal, in order.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Round {
-    /// At least one, at most [`crate::limits::ROUND_WRITES_MAX`].
+    /// At least one, at most `ROUND_WRITES_MAX` (see `proposer`).
     pub writes: Vec<RoundWrite>,
 }
 

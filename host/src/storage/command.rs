@@ -1,8 +1,8 @@
 //! The guarded write: the one primitive behind every change of the store.
 //!
 //! A guarded write is a list of operations, applied as a whole or not at all, and the conditions for applying it: the
-//! client's demands, the facts that a plugin read to decide, and the hook epoch it was judged under. It also carries the
-//! time of its proposal, so that applying it needs no clock.
+//! client's demands, the facts that a plugin read to decide, and the hook epoch it was judged under. It also carries
+//! the time of its proposal, so that applying it needs no clock.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -30,7 +30,8 @@ pub struct Idempotency {
     pub key: String,
     /// The client's request, before any hook: a different request must not use the same key.
     pub fingerprint: Fingerprint,
-    /// Whether hooks changed the operations. If so they are remembered, since the request differs from what was written.
+    /// Whether hooks changed the operations. If so they are remembered, since the request differs from what was
+    /// written.
     pub rewritten: bool,
 }
 

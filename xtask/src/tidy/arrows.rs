@@ -1,6 +1,8 @@
 //! Which room of the host may use which, and which crates each knows.
 
-use super::modules::{Crate, Target};
+use std::collections::BTreeSet;
+
+use super::modules::{Crate, Target, Use};
 
 /// Rooms that others use freely, from the bottom up. Each may use those before it.
 const FREE: [&str; 4] = ["limits", "clock", "json", "telemetry"];
@@ -52,42 +54,46 @@ const RESERVED: [(&str, &[&str]); 2] = [
 /// Paths that no room names: their locks are poisoned by a panic, those of `parking_lot` are not.
 const BANNED: [&str; 3] = ["std::sync::Mutex", "std::sync::RwLock", "std::sync::PoisonError"];
 
-/// Describes each file that breaks a rule above, with the first line that does. Code for tests keeps the order of rooms too,
-/// and may open sockets.
+/// Describes each file that breaks a rule above, with the first line that does.
 pub(super) fn find(host: &Crate) -> Vec<String> {
-    let mut found: Vec<(String, String)> = Vec::new();
+    let mut found = Vec::new();
+    let mut seen = BTreeSet::new();
     for used in host.uses() {
         let file = &host.files[used.file];
         let Some(room) = room(&file.name) else { continue };
-        let mut complain = |what: String| {
-            let rule = format!("{room} must not {what}");
-            if !found.iter().any(|(place, other)| *other == rule && place.starts_with(&format!("{}:", file.name))) {
+        for rule in broken(host, room, &used) {
+            if seen.insert((used.file, rule.clone())) {
                 let path = used.path.segments.join("::");
-                found.push((format!("{}:{}: {path}", file.name, used.path.line), rule));
+                found.push(format!("{}:{}: {path}: {room} must not {rule}", file.name, used.path.line));
             }
-        };
-        let target = match &used.target {
-            Target::Item(file) => *file,
-            Target::Module(module) => host.file_of(*module),
-            Target::Outside(path) => {
-                let path = path.join("::");
-                let stranger = STRANGERS.iter().filter(|(name, _)| *name == room).flat_map(|(_, crates)| *crates);
-                stranger.filter(|stranger| starts_with(&path, stranger)).for_each(|it| complain(format!("know {it}")));
-                BANNED.iter().filter(|banned| starts_with(&path, banned)).for_each(|it| complain(format!("use {it}")));
-                let reserved = RESERVED.iter().filter(|(owner, _)| *owner != room && !used.in_test);
-                let reserved = reserved.flat_map(|(owner, paths)| paths.iter().map(move |path| (owner, path)));
-                for (owner, it) in reserved.filter(|(_, reserved)| starts_with(&path, reserved)) {
-                    complain(format!("name {it}, only {owner} does"));
-                }
-                continue;
-            }
-        };
-        match self::room(&host.files[target].name) {
-            Some(below) if !may_use(room, below) => complain(format!("use {below}")),
-            _ => {}
         }
     }
-    found.into_iter().map(|(place, rule)| format!("{place}: {rule}")).collect()
+    found
+}
+
+/// The rules that one use breaks. Code for tests keeps to the order of rooms too, but may open sockets and read the clock.
+fn broken(host: &Crate, room: &str, used: &Use<'_>) -> Vec<String> {
+    let path = match &used.target {
+        Target::Item(file) => return wrong_arrow(room, &host.files[*file].name),
+        Target::Module(module) => return wrong_arrow(room, &host.files[host.file_of(*module)].name),
+        Target::Outside(path) => path.join("::"),
+    };
+    let is_named = |name: &&str| path.strip_prefix(*name).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"));
+    let mut rules: Vec<String> =
+        BANNED.iter().filter(|name| is_named(name)).map(|name| format!("use {name}")).collect();
+    for (_, strangers) in STRANGERS.iter().filter(|(name, _)| *name == room) {
+        rules.extend(strangers.iter().filter(|name| is_named(name)).map(|name| format!("know {name}")));
+    }
+    for (owner, reserved) in RESERVED.iter().filter(|(owner, _)| *owner != room && !used.in_test) {
+        let named = reserved.iter().filter(|name| is_named(name));
+        rules.extend(named.map(|name| format!("name {name}, only {owner} does")));
+    }
+    rules
+}
+
+/// A message if a room must not use the room of a file.
+fn wrong_arrow(from: &str, file: &str) -> Vec<String> {
+    room(file).filter(|to| !may_use(from, to)).map(|to| format!("use {to}")).into_iter().collect()
 }
 
 /// Rooms that are not in the order.
@@ -102,12 +108,12 @@ fn room(name: &str) -> Option<&str> {
     (!["lib", "main"].contains(&room)).then_some(room)
 }
 
-fn may_use(room: &str, other: &str) -> bool {
+fn may_use(from: &str, to: &str) -> bool {
     let height = |room: &str| FREE.iter().position(|free| *free == room);
-    let allowed = || ROOMS.iter().any(|(name, others)| *name == room && others.contains(&other));
-    room == other || height(other).is_some_and(|other| height(room).is_none_or(|room| other < room)) || allowed()
-}
-
-fn starts_with(path: &str, start: &str) -> bool {
-    path.strip_prefix(start).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+    match (height(from), height(to)) {
+        _ if from == to => true,
+        (None, Some(_)) => true,
+        (Some(from), Some(to)) => to < from,
+        (_, None) => ROOMS.iter().any(|(name, others)| *name == from && others.contains(&to)),
+    }
 }

@@ -1,9 +1,9 @@
 //! The shape of the source, checked as tests.
 //!
-//! The rooms of the host use each other in one direction, and the files of a room do too: that keeps each of them
-//! readable by itself. [`modules`] reads a crate's files with `syn` and finds the file that defines what a path names,
-//! through imports and re-exports. [`arrows`] and [`circles`] check these arrows. A method call names no type, so it
-//! is not seen; the type is named elsewhere in the file, except where it is only passed on.
+//! The rooms of the host use each other in one direction, and so do the files of a room. A reader can therefore start at
+//! the bottom and understand each file without those above it. [`modules`] reads the files of a crate with `syn` and follows
+//! paths through imports and re-exports to the file that defines their item; [`arrows`] checks the order of rooms, and
+//! [`circles`] finds files that use each other. Method calls are not followed, since they do not name a type.
 //!
 //! The other checks look at one file at a time: [`files`], [`test_only`], [`promises`], [`documents`],
 //! [`lints`].

@@ -1,11 +1,11 @@
-//! The modules of one crate, and which file defines what a path names.
+//! The modules of one crate. Finds the file that defines the item of a path.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::paths::{self, Contents, Named};
 
-/// How many imports a path may lead through. More is an import that leads to itself.
+/// Maximum number of imports that a path may lead through. An import that leads to itself stops there.
 const IMPORTS_MAX: usize = 32;
 
 /// A crate, read from the files that its root declares.
@@ -17,7 +17,7 @@ pub(super) struct Crate {
 
 /// One file of a crate.
 pub(super) struct File {
-    /// Below the directory of the crate's root, such as `storage/log.rs`.
+    /// The path below the directory of the crate's root, for example `storage/log.rs`.
     pub(super) name: String,
     /// Whether it is compiled for tests only.
     pub(super) in_test: bool,
@@ -25,7 +25,7 @@ pub(super) struct File {
     module: usize,
 }
 
-/// One module: a file, or what is within the braces of a `mod`.
+/// One module: a file, or a `mod` with braces.
 struct Module {
     file: usize,
     parent: usize,
@@ -35,24 +35,24 @@ struct Module {
     globs: Vec<Vec<String>>,
 }
 
-/// What a path names.
+/// The meaning of a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Target {
-    /// Something that is defined in a file, by its position in [`Crate::files`].
+    /// An item, by the position of its file in [`Crate::files`].
     Item(usize),
     /// A module as a whole.
     Module(usize),
-    /// Something outside of the crate, with imports written out; or a local name.
+    /// A path outside of the crate, with imports written out, or a local name.
     Outside(Vec<String>),
 }
 
-/// A file names something.
+/// A use of a name in a file.
 pub(super) struct Use<'a> {
     /// The position of the file.
     pub(super) file: usize,
     pub(super) path: &'a Named,
     pub(super) target: Target,
-    /// Whether this is a `pub use`, which alone does not use what it names.
+    /// Whether this is a `pub use`, which is no use by itself.
     pub(super) is_reexport: bool,
     pub(super) in_test: bool,
 }

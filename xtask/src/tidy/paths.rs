@@ -1,18 +1,18 @@
-//! What one Rust file declares and which paths it names, from its syntax tree.
+//! The declarations and paths in one Rust file, from its syntax tree.
 
 use proc_macro2::{TokenStream, TokenTree};
 use syn::ext::IdentExt as _;
 use syn::visit::{self, Visit};
 use syn::{Attribute, Ident, Item, ItemMod, ItemUse, Macro, Path, UseTree, Visibility};
 
-/// What a file contains, as far as the checks need it.
+/// The contents of a file that the checks need.
 #[derive(Default)]
 pub(super) struct Contents {
-    /// Modules, those within braces included.
+    /// Modules, including those with braces.
     pub(super) modules: Vec<Declared>,
-    /// Names of functions, types, constants and macros, with the module within the file that they are in.
+    /// Names of functions, types, constants and macros, with the module with braces that they are in.
     pub(super) items: Vec<(Scope, String)>,
-    /// Macros that `#[macro_export]` puts at the root of the crate.
+    /// Macros with `#[macro_export]`, which are at the root of the crate.
     pub(super) exported_macros: Vec<String>,
     pub(super) imports: Vec<Import>,
     /// Paths outside of `use` lines.
@@ -21,7 +21,7 @@ pub(super) struct Contents {
     pub(super) test_switches: Vec<usize>,
 }
 
-/// The names of the modules within braces around an item, from the outside in.
+/// The names of the modules with braces around an item, from the outside in.
 pub(super) type Scope = Vec<String>;
 
 /// A `mod`.
@@ -38,7 +38,7 @@ pub(super) struct Import {
     pub(super) path: Named,
     /// The name in scope; `None` for all names (`*`).
     pub(super) name: Option<String>,
-    /// Whether others see it too, `pub(super)` included.
+    /// Whether other modules see it too, as with `pub(super)`.
     pub(super) is_reexport: bool,
 }
 

@@ -1,19 +1,19 @@
 //! Many writes at once: `POST <base>/kv/batch/`, all or nothing.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
-use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
 use super::{entry, value};
-use crate::api::extract::{self, Body, IdempotencyKey, NoParameters, Query};
+use crate::api::answer;
 use crate::api::problem::{Kind, Problem};
-use crate::api::{App, answer};
+use crate::api::request::{self, Call};
 use crate::limits::{BATCH_BODY_BYTES_MAX, BATCH_ITEMS_MAX, CONTENT_TYPE_BYTES_MAX, WRITE_DEADLINE};
 use crate::storage::{Action, AskedBy, Fact, Operation, Precondition, Space, Value};
 use crate::write_path::Request;
@@ -53,15 +53,11 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawV
 }
 
 /// `POST`: applies all items or none.
-pub(crate) async fn post(
-    _: Query<NoParameters>,
-    State(app): State<Arc<App>>,
-    idempotency_key: Result<IdempotencyKey, Problem>,
-    Body(body): Body<BATCH_BODY_BYTES_MAX>,
-) -> Result<Response, Problem> {
+pub(crate) async fn post(Call { app, headers, body, .. }: Call) -> Result<Response, Problem> {
+    let body = request::body(&headers, body, BATCH_BODY_BYTES_MAX).await?;
     let shape = "{\"items\": [{\"key\", \"value\"} or {\"op\": \"delete\", \"key\"}, …]}";
-    let BatchBody { items } = extract::json(&body, shape)?;
-    let IdempotencyKey(idempotency_key) = idempotency_key?;
+    let BatchBody { items } = request::json(&body, shape)?;
+    let idempotency_key = request::idempotency_key(&headers)?;
     let request = Request { idempotency_key, ..request_of(items)? };
     let written = app.write_path.write(request, Instant::now() + WRITE_DEADLINE).await?;
     let mut response = answer::json(StatusCode::OK, entry::batch(&written));
@@ -79,7 +75,7 @@ fn request_of(items: Vec<Item>) -> Result<Request, Problem> {
     let mut preconditions = Vec::new();
     for (position, item) in items.into_iter().enumerate() {
         let at = |problem: Problem| problem.with("item", position);
-        extract::check_key(&item.key).map_err(at)?;
+        request::check_key(&item.key).map_err(at)?;
         if let Some(first) = seen.insert(item.key.clone(), position) {
             let detail = format!("items {first} and {position} have the same key {:?}", item.key);
             return Err(at(Problem::new(Kind::DUPLICATE_KEY, detail)));
@@ -106,12 +102,12 @@ fn action_of(item: Item) -> Result<Action, Problem> {
             Ok(Action::Put(value::of_json(text.into())?))
         }
         (Op::Put, None, Some(text)) => {
-            let bytes = value::from_base64(&text).ok_or_else(|| bad("has a value_base64 that is not base64"))?;
+            let bytes = BASE64.decode(text).map_err(|_| bad("has a value_base64 that is not base64"))?.into();
             let content_type = item.content_type.ok_or_else(|| bad("has a value_base64 but no content_type"))?;
             if content_type.is_empty() || content_type == Value::JSON || content_type.len() > CONTENT_TYPE_BYTES_MAX {
                 return Err(bad("has a content_type that is not allowed: 1 to 255 bytes, and JSON goes into value"));
             }
-            Ok(Action::Put(value::of_bytes(content_type, bytes)?))
+            Ok(Action::Put(value::within_limit(Value { content_type, bytes })?))
         }
         (Op::Put, Some(_), Some(_)) => Err(bad("has both value and value_base64")),
         (Op::Put, None, None) => Err(bad("has no value")),

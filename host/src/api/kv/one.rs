@@ -1,36 +1,24 @@
 //! One key: `PUT`, `GET` and `DELETE` of `<base>/kv/<key>/`.
 
-use std::sync::Arc;
-
-use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use tokio::time::Instant;
 
-use super::entry;
 use super::read::{Freshness, read};
-use super::value::PutValue;
-use crate::api::extract::{
-    Accept, Consistency, IdempotencyKey, IfNoneMatch, Key, NoParameters, Preconditions, Prefer, Query,
-};
+use super::{entry, value};
+use crate::api::answer;
 use crate::api::problem::{Kind, Problem};
-use crate::api::{App, answer};
-use crate::limits::WRITE_DEADLINE;
+use crate::api::request::{self, Call, Consistency};
+use crate::limits::{BODY_BYTES_MAX, WRITE_DEADLINE};
 use crate::storage::{Action, Effect, Operation, Space};
 use crate::write_path::Request;
 
 /// `PUT`: sets the value of a key.
-pub(crate) async fn put(
-    _: Query<NoParameters>,
-    State(app): State<Arc<App>>,
-    Key(key): Key,
-    preconditions: Preconditions,
-    idempotency_key: Result<IdempotencyKey, Problem>,
-    prefer: Prefer,
-    PutValue(value): PutValue,
-) -> Result<Response, Problem> {
-    let IdempotencyKey(idempotency_key) = idempotency_key?;
-    let preconditions = preconditions.on(&key);
+pub(crate) async fn put(Call { app, uri, headers, body, .. }: Call) -> Result<Response, Problem> {
+    let key = request::key(&uri)?;
+    let preconditions = request::preconditions(&headers, &key)?;
+    let value = value::of_body(&headers, request::body(&headers, body, BODY_BYTES_MAX).await?)?;
+    let idempotency_key = request::idempotency_key(&headers)?;
     let operations = vec![Operation { space: Space::Kv, key, action: Action::Put(value) }];
     let request = Request { operations, preconditions, idempotency_key };
     let written = app.write_path.write(request, Instant::now() + WRITE_DEADLINE).await?;
@@ -39,7 +27,7 @@ pub(crate) async fn put(
     else {
         return Err(Problem::internal("the write had an unexpected effect"));
     };
-    let mut response = match (prefer.minimal, meta.version) {
+    let mut response = match (request::prefers_minimal(&headers), meta.version) {
         (true, 1) => StatusCode::CREATED.into_response(),
         (true, _) => StatusCode::NO_CONTENT.into_response(),
         (false, 1) => answer::json(StatusCode::CREATED, entry::one(key, *meta, value)),
@@ -51,14 +39,10 @@ pub(crate) async fn put(
 }
 
 /// `DELETE`: removes a key.
-pub(crate) async fn delete(
-    _: Query<NoParameters>,
-    State(app): State<Arc<App>>,
-    Key(key): Key,
-    preconditions: Preconditions,
-    IdempotencyKey(idempotency_key): IdempotencyKey,
-) -> Result<Response, Problem> {
-    let preconditions = preconditions.on(&key);
+pub(crate) async fn delete(Call { app, uri, headers, .. }: Call) -> Result<Response, Problem> {
+    let key = request::key(&uri)?;
+    let preconditions = request::preconditions(&headers, &key)?;
+    let idempotency_key = request::idempotency_key(&headers)?;
     let operations = vec![Operation { space: Space::Kv, key: key.clone(), action: Action::Delete }];
     let request = Request { operations, preconditions, idempotency_key };
     let written = app.write_path.write(request, Instant::now() + WRITE_DEADLINE).await?;
@@ -73,14 +57,10 @@ pub(crate) async fn delete(
 }
 
 /// `GET`: the entry of a key, as JSON or as its raw bytes.
-pub(crate) async fn get(
-    Query(consistency): Query<Consistency>,
-    State(app): State<Arc<App>>,
-    Key(key): Key,
-    if_none_match: IfNoneMatch,
-    accept: Accept,
-) -> Result<Response, Problem> {
-    let freshness = Freshness::establish(&app, consistency).await?;
+pub(crate) async fn get(call: Call<Consistency>) -> Result<Response, Problem> {
+    let Call { app, parameters, uri, headers, .. } = call;
+    let key = request::key(&uri)?;
+    let freshness = Freshness::establish(&app, parameters).await?;
     // Taken before the entry: the response shows a state at least as new as the revision it claims.
     let revision = app.data.revision();
     let found = match app.data.cached(&key) {
@@ -96,11 +76,11 @@ pub(crate) async fn get(
         freshness.describe(revision, &mut response);
         return Ok(response);
     };
-    let mut response = if if_none_match.includes(entry.meta.revision) {
+    let mut response = if request::has_already(&headers, entry.meta.revision) {
         StatusCode::NOT_MODIFIED.into_response()
-    } else if accept.wants_raw(&entry.value) {
+    } else if request::accepts_raw(&headers, &entry.value) {
         let media_type = answer::header_value(&entry.value.content_type);
-        answer::with_body(StatusCode::OK, media_type, entry.value.bytes.clone())
+        ([(header::CONTENT_TYPE, media_type)], entry.value.bytes.clone()).into_response()
     } else {
         answer::json(StatusCode::OK, entry::one(&entry.key, entry.meta, &entry.value))
     };

@@ -1,8 +1,5 @@
 //! Many keys: `GET <base>/kv/` with a range, in pages.
 
-use std::sync::Arc;
-
-use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use base64::Engine as _;
@@ -10,9 +7,9 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 
 use super::entry;
 use super::read::{Freshness, read};
-use crate::api::extract::{Consistency, Parameters, Query, Values, not_allowed};
+use crate::api::answer;
 use crate::api::problem::Problem;
-use crate::api::{App, answer};
+use crate::api::request::{Call, Consistency, Parameters, Values, not_allowed};
 use crate::limits::{PAGE_BYTES_MAX, PAGE_ENTRIES_DEFAULT, PAGE_ENTRIES_MAX};
 use crate::storage::{RangeQuery, Space};
 
@@ -26,16 +23,14 @@ pub(crate) struct Range {
 }
 
 /// `GET`: a page of a range.
-pub(crate) async fn list(
-    Query(Range { consistency, query }): Query<Range>,
-    State(app): State<Arc<App>>,
-) -> Result<Response, Problem> {
+pub(crate) async fn list(Call { app, parameters, .. }: Call<Range>) -> Result<Response, Problem> {
+    let Range { consistency, query } = parameters;
     let freshness = Freshness::establish(&app, consistency).await?;
     let (text, revision) = read(&app, move |data| {
         let page = data.scan(&query)?;
         let last = page.entries.last().filter(|_| page.has_more);
         let next_cursor = last.map(|last| cursor_after(&last.key, query.reverse));
-        Ok((entry::page(&page, query.keys_only, next_cursor.as_deref()), page.revision))
+        Ok((entry::page(&page, query.keys_only, next_cursor), page.revision))
     })
     .await?;
     freshness.count(&app);

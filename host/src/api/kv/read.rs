@@ -1,19 +1,21 @@
-//! Reads: how fresh one is, and how it gets to the disk.
+//! Reads: their freshness, and access to storage off the async threads.
 
 use std::time::{Duration, Instant};
 
+use axum::http::HeaderValue;
 use axum::response::Response;
 
-use crate::api::extract::Consistency;
+use crate::api::App;
 use crate::api::problem::{Kind, Problem};
-use crate::api::{App, answer};
+use crate::api::request::Consistency;
 use crate::limits::{PROMPT_READ_DEADLINE, STRONG_READ_DEADLINE};
 use crate::storage::{self, Data};
 
 /// The freshness that a read can claim. Established before the read, so that it never claims too much.
-pub(super) enum Freshness {
-    Linearizable { began: Instant },
-    Local { began: Instant, staleness: Duration },
+pub(super) struct Freshness {
+    began: Instant,
+    /// How stale a local read may be; `None` for a linearizable one.
+    staleness: Option<Duration>,
 }
 
 impl Freshness {
@@ -27,7 +29,7 @@ impl Freshness {
         };
         if let Some(patience) = patience {
             match app.replication.read_barrier(tokio::time::Instant::now() + patience).await {
-                Ok(()) => return Ok(Self::Linearizable { began }),
+                Ok(()) => return Ok(Self { began, staleness: None }),
                 Err(error) if consistency == Consistency::Strong => {
                     let detail = format!("a linearizable read is not possible now: {error}; consistency=local is");
                     return Err(Problem::new(Kind::QUORUM_UNAVAILABLE, detail));
@@ -35,29 +37,27 @@ impl Freshness {
                 Err(error) => tracing::debug!(%error, "the read falls back to local"),
             }
         }
-        Ok(Self::Local { began, staleness: app.replication.staleness() })
+        Ok(Self { began, staleness: Some(app.replication.staleness()) })
     }
 
-    /// States the freshness in the headers of the response.
+    /// States the freshness and the revision of the read in the headers of its response.
     pub(super) fn describe(&self, revision: u64, response: &mut Response) {
-        let staleness = match self {
-            Self::Linearizable { .. } => None,
-            Self::Local { staleness, .. } => Some(*staleness),
-        };
-        answer::set_freshness(response, revision, self.word(), staleness);
+        let headers = response.headers_mut();
+        headers.insert("brink-revision", HeaderValue::from(revision));
+        headers.insert("brink-consistency", HeaderValue::from_static(self.word()));
+        if let Some(staleness) = self.staleness {
+            let staleness_ms = u64::try_from(staleness.as_millis()).unwrap_or(u64::MAX);
+            headers.insert("brink-staleness-ms", HeaderValue::from(staleness_ms));
+        }
     }
 
     /// Counts the read.
     pub(super) fn count(&self, app: &App) {
-        let (Self::Linearizable { began } | Self::Local { began, .. }) = self;
-        app.telemetry.metrics().read(self.word(), began.elapsed());
+        app.telemetry.metrics().read(self.word(), self.began.elapsed());
     }
 
     fn word(&self) -> &'static str {
-        match self {
-            Self::Linearizable { .. } => "linearizable",
-            Self::Local { .. } => "local",
-        }
+        if self.staleness.is_none() { "linearizable" } else { "local" }
     }
 }
 
@@ -67,8 +67,6 @@ pub(super) async fn read<T: Send + 'static>(
     read: impl FnOnce(&Data) -> Result<T, storage::Error> + Send + 'static,
 ) -> Result<T, Problem> {
     let data = app.data.clone();
-    match tokio::task::spawn_blocking(move || read(&data)).await {
-        Ok(result) => Ok(result?),
-        Err(_) => Err(Problem::stopping()),
-    }
+    let reading = tokio::task::spawn_blocking(move || read(&data)).await;
+    Ok(reading.map_err(|_| Problem::new(Kind::STOPPING, "the node is stopping"))??)
 }

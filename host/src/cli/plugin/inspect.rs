@@ -7,7 +7,7 @@ use serde_json::json;
 use super::super::failure::Failure;
 use super::super::output::{self, Format, mebibytes, micros};
 use super::local::Target;
-use crate::hooks::{HOOKS_VERSION, Unobserved};
+use crate::hooks::HOOKS_VERSION;
 
 /// The arguments.
 #[derive(Debug, clap::Args)]
@@ -21,7 +21,7 @@ pub(in crate::cli) struct Args {
 
 /// Runs the command.
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    let local = args.target.load(Arc::new(Unobserved))?;
+    let local = args.target.load(Arc::new(()))?;
     let plugin = &local.plugin;
     let reads = plugin.imports().iter().any(|import| import.starts_with("store."));
     if args.output == Format::Json {

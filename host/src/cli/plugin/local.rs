@@ -18,7 +18,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use super::super::failure::Failure;
 use super::project;
-use crate::hooks::{self, Binding, Hook, Judged, Observer, Plugin, Runtime, Set, View, ViewError};
+use crate::hooks::{self, Binding, Hook, Judged, Observer, Plugin, Runtime, Set, Tuning, View, ViewError};
 use crate::json;
 use crate::storage::command::{Action, Entry, EntryMeta, Operation, RangeDigest, Space, Value};
 
@@ -56,7 +56,7 @@ impl Target {
             None => (name_of(&self.path), self.path.clone()),
         };
         let component = fs::read(&file).map_err(|source| Failure::File { path: file, source })?;
-        let runtime = Runtime::new(observer)?;
+        let runtime = Runtime::new(observer, Tuning::default(), None)?;
         let plugin = runtime.compile(&name, &component)?;
         Ok(Local { plugin, component, runtime })
     }
@@ -88,7 +88,7 @@ impl Local {
 
     /// Pre-initializes the hook's plugin as nodes do, which takes seconds if it is large.
     pub(super) fn pre_initialize(&self, hook: &Hook) {
-        self.runtime.specialise(hook, &self.component);
+        hook.pre_initialize(&self.component);
     }
 }
 
@@ -108,7 +108,7 @@ pub(super) fn set(hook: &Hook) -> Arc<Set> {
 
 /// Judges one write.
 pub(super) fn judge(set: &Arc<Set>, write: Operation, store: &Arc<Store>) -> Result<Judged, hooks::Error> {
-    set.judge(vec![write], store.clone(), Instant::now() + JUDGE_DEADLINE)
+    hooks::judge(set, vec![write], store.clone(), Instant::now() + JUDGE_DEADLINE)
 }
 
 /// The write of a value; without one, the deletion of the key.

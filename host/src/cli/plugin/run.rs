@@ -6,7 +6,6 @@ use super::super::failure::Failure;
 use super::super::output;
 use super::local::{self, Target};
 use super::trial::WriteArgs;
-use crate::hooks::Unobserved;
 use crate::storage::command::Action;
 
 /// The arguments.
@@ -22,7 +21,7 @@ pub(in crate::cli) struct Args {
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     local::print_log_lines();
     let trial = args.write.trial(&args.target)?;
-    let local = args.target.load(Arc::new(Unobserved))?;
+    let local = args.target.load(Arc::new(()))?;
     let hook = local.bind(&trial.config)?;
     let judged = local::judge(&local::set(&hook), trial.write.clone(), &trial.store)?;
     match judged.operations.first().map(|operation| &operation.action) {

@@ -10,7 +10,7 @@ use super::super::failure::Failure;
 use super::super::output;
 use super::cases::{Case, Cases, Expect, FILE_NAME, Violation};
 use super::local::{self, Local, Store, Target};
-use crate::hooks::{self, Judged, Unobserved};
+use crate::hooks::{self, Judged};
 use crate::storage::command::Action;
 
 /// The arguments.
@@ -34,7 +34,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     };
     let cases = Cases::read(&file)?;
     let wrong = |reason: String| Failure::Usage(format!("{}: {reason}", file.display()));
-    let local = args.target.load(Arc::new(Unobserved))?;
+    let local = args.target.load(Arc::new(()))?;
     let store = cases.store().map_err(wrong)?;
 
     let mut failed = 0;
@@ -127,7 +127,7 @@ fn describe(error: &hooks::Error) -> Json {
                 "violations": violations.collect::<Vec<_>>(),
             })
         }
-        hooks::Error::ConfigRefused { path, message, .. } => {
+        hooks::Error::Failed { failure: hooks::Failure::ConfigRefused { path, message }, .. } => {
             json!({"verdict": Expect::RefuseConfig.word(), "path": path, "message": message})
         }
         error => json!({"verdict": Expect::Fail.word(), "code": error.word(), "message": error.to_string()}),

@@ -2,8 +2,6 @@
 
 use super::*;
 
-const LOOP: &str = "(loop $l (br $l)) (unreachable)";
-
 fn outcome(wat: &Wat, json: &str) -> Error {
     judge(vec![hook(&runtime(), "h", wat, json)], vec![put("k", "1")]).unwrap_err()
 }
@@ -12,8 +10,8 @@ fn outcome(wat: &Wat, json: &str) -> Error {
 fn a_loop_ends_at_the_deadline() {
     let started_at = Instant::now();
     let error = outcome(&Wat::validator(LOOP), r#"{"deadline_ms":50}"#);
-    assert!(matches!(&error, Error::TimedOut { deadline_ms: 50, .. }), "{error:?}");
-    assert!(error.is_retryable() && started_at.elapsed() < Duration::from_secs(3));
+    assert!(matches!(failure(error), Failure::TimedOut { deadline_ms: 50 }));
+    assert!(started_at.elapsed() < Duration::from_secs(3));
 }
 
 #[test]
@@ -22,7 +20,7 @@ fn a_deadline_holds_after_the_ticker_has_slept() {
     let hook = hook(&runtime, "h", &Wat::validator(LOOP), r#"{"deadline_ms":20}"#);
     std::thread::sleep(Duration::from_millis(1_500));
     let error = judge(vec![hook], vec![put("k", "1")]).unwrap_err();
-    assert!(matches!(error, Error::TimedOut { .. }));
+    assert!(matches!(failure(error), Failure::TimedOut { .. }));
 }
 
 #[test]
@@ -30,33 +28,31 @@ fn a_loop_in_configure_is_refused_when_the_hook_is_created() {
     let wat = Wat::validator(OK).with_configure(LOOP);
     let runtime = runtime();
     let plugin = runtime.compile("p", &wat.bytes()).unwrap();
-    assert!(matches!(runtime.bind("h", binding("{}"), &plugin), Err(Error::TimedOut { deadline_ms: 5_000, .. })));
+    let error = runtime.bind("h", binding("{}"), &plugin).unwrap_err();
+    assert!(matches!(failure(error), Failure::TimedOut { deadline_ms: 5_000 }));
 }
 
 #[test]
 fn a_trap_says_what_happened() {
-    let error = outcome(&Wat::validator("(unreachable)"), "{}");
-    let Error::Trapped { message, .. } = error else { panic!("{error:?}") };
-    assert_eq!(message, "it aborted");
-    let division = "(i32.div_u (i32.const 1) (i32.const 0))";
-    let Error::Trapped { message, .. } = outcome(&Wat::validator(division), "{}") else { panic!() };
-    assert!(message.contains("divide by zero"), "{message}");
+    let error = failure(outcome(&Wat::validator("(unreachable)"), "{}"));
+    assert!(matches!(&error, Failure::Trapped { message } if message == "it aborted"), "{error:?}");
+    let error = failure(outcome(&Wat::validator("(i32.div_u (i32.const 1) (i32.const 0))"), "{}"));
+    assert!(matches!(&error, Failure::Trapped { message } if message.contains("divide by zero")), "{error:?}");
 }
 
 #[test]
 fn endless_recursion_fills_only_its_own_stack() {
     let mut wat = Wat::validator("(call $deep (local.get 0))");
     wat.data = "(func $deep (param i32) (result i32) (i32.add (call $deep (local.get 0)) (i32.const 1)))".to_owned();
-    let Error::Trapped { message, .. } = outcome(&wat, "{}") else { panic!() };
-    assert_eq!(message, "its stack is full");
+    let error = failure(outcome(&wat, "{}"));
+    assert!(matches!(&error, Failure::Trapped { message } if message == "its stack is full"), "{error:?}");
 }
 
 #[test]
 fn a_refused_growth_is_the_reason_and_not_the_abort_after_it() {
     let grow = "(if (i32.eq (memory.grow (i32.const 100)) (i32.const -1)) (then (unreachable))) (i32.const 1024)";
-    let error = outcome(&Wat::validator(grow), r#"{"memory_bytes":1048576}"#);
-    let Error::MemoryLimit { asked, limit, .. } = error else { panic!("{error:?}") };
-    assert_eq!((asked, limit), (101 * 65536, 1048576));
+    let error = failure(outcome(&Wat::validator(grow), r#"{"memory_bytes":1048576}"#));
+    assert!(matches!(error, Failure::MemoryLimit { asked: 6_619_136, limit: 1_048_576, .. }), "{error:?}");
     // The same guest with room for it is fine.
     judge(vec![hook(&runtime(), "h", &Wat::validator(grow), "{}")], vec![put("k", "1")]).unwrap();
 }
@@ -71,12 +67,12 @@ fn an_answer_that_is_too_large_costs_an_error_and_no_memory() {
                 (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 600)))) \
                 (i32.const 2048)";
     let error = outcome(&Wat::transformer(body).with_memory("600"), "{}");
-    assert!(matches!(&error, Error::OutputLimit { limit_bytes: 16_777_216, .. }), "{error:?}");
+    assert!(matches!(failure(error), Failure::OutputLimit { limit_bytes: 16_777_216 }));
     // The same of 16 bytes each is within that, and over what a hook may be given instead.
     let wat = Wat::transformer(&body.replace("33554432", "16")).with_memory("600");
     assert!(matches!(outcome(&wat, "{}"), Error::BadOutput { .. }));
     let error = outcome(&wat, r#"{"output_bytes":4096}"#);
-    assert!(matches!(&error, Error::OutputLimit { limit_bytes: 4_096, .. }), "{error:?}");
+    assert!(matches!(failure(error), Failure::OutputLimit { limit_bytes: 4_096 }));
 }
 
 #[test]
@@ -84,7 +80,7 @@ fn a_loop_at_the_start_of_an_instance_makes_no_plugin() {
     let mut wat = Wat::validator(OK);
     wat.data = "(func $start (loop $l (br $l))) (start $start)".to_owned();
     let error = runtime().compile("p", &wat.bytes()).unwrap_err();
-    assert!(matches!(&error, Error::TimedOut { deadline_ms: 5_000, .. }), "{error:?}");
+    assert!(matches!(failure(error), Failure::TimedOut { deadline_ms: 5_000 }));
 }
 
 #[test]
@@ -94,21 +90,21 @@ fn tables_have_a_limit_too() {
     let mut wat = Wat::validator(grow);
     wat.data = "(table $t 1 funcref)".to_owned();
     let error = outcome(&wat, "{}");
-    assert!(matches!(&error, Error::MemoryLimit { what: "table elements", .. }), "{error:?}");
+    assert!(matches!(failure(error), Failure::MemoryLimit { what: "table elements", .. }));
 }
 
 #[test]
 fn a_text_that_is_none_ends_the_call() {
     let mut wat = Wat::rejecting(0);
     wat.data = wat.data.replace("nope", "\\ff\\fe\\ff\\fe");
-    let error = outcome(&wat, "{}");
-    assert!(matches!(&error, Error::Trapped { message, .. } if message.contains("utf-8")), "{error:?}");
+    let error = failure(outcome(&wat, "{}"));
+    assert!(matches!(&error, Failure::Trapped { message } if message.contains("utf-8")), "{error:?}");
 }
 
 #[test]
 fn pointers_out_of_bounds_are_traps() {
     let error = outcome(&Wat::transformer("(i32.const -8)"), "{}");
-    assert!(matches!(&error, Error::Trapped { .. }), "{error:?}");
+    assert!(matches!(failure(error), Failure::Trapped { .. }));
 }
 
 #[test]
@@ -130,7 +126,7 @@ fn a_failure_is_skipped_or_refuses_and_a_monitor_changes_nothing() {
     let rewrite = hook(&runtime, "rewrite", &Wat::replacing(0, "2"), r#"{"mode":"monitor"}"#);
     let judged = judge(vec![skip, monitor, rewrite], vec![put("k", "1")]).unwrap();
     assert_eq!(judged.operations, [put("k", "1")]);
-    let mut results = seen.0.lock().unwrap().clone();
+    let mut results = seen.0.lock().clone();
     results.sort();
     let expected = [("monitor", "rejected"), ("rewrite", "accepted"), ("skip", "trapped")];
     assert_eq!(results, expected.map(|(hook, result)| (hook.to_owned(), result)));

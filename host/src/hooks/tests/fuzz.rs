@@ -41,8 +41,8 @@ fn random_guest(seed: u64) -> Vec<u8> {
 }
 
 /// A validator whose verdict is a sum of its whole state before the call, which random code then changes: it refuses with
-/// a message of so many letters. It does not trap, and changes no tables and drops no segments, so that an image can be
-/// made of it.
+/// a message of so many letters. It does not trap, and changes no tables and drops no segments, so that it can be
+/// pre-initialized.
 fn counting_guest(seed: u64) -> Vec<u8> {
     let config = Config { disallow_traps: true, bulk_memory_enabled: false, simd_enabled: false, ..Config::default() };
     let core = random_code(seed, STEP, config);
@@ -114,8 +114,7 @@ fn observe(runtime: &Runtime, component: &[u8]) -> &'static str {
         Err(error) => return error.word(),
     };
     let binding = Binding::parse(br#"{"plugin":"p","deadline_ms":20,"memory_bytes":1048576}"#).unwrap();
-    let set = Arc::new(Set::new(1, vec![runtime.load("h", binding, &plugin).unwrap()]));
-    match set.judge(vec![put("k", "1")], Arc::new(Kept::default()), soon()) {
+    match judge_key(&runtime.load("h", binding, &plugin).unwrap(), "k") {
         Ok(_) => "accepted",
         Err(error) => {
             assert!(error.is_plugin_failure() || matches!(error, Error::Rejected(_)), "{error:?}");
@@ -132,13 +131,9 @@ fn try_all(cases: impl Iterator<Item = (u64, Vec<u8>)>) -> BTreeMap<&'static str
     let mut seen = BTreeMap::new();
     for (seed, component) in cases {
         *seen.entry(observe(&runtime, &component)).or_default() += 1;
-        let judge = |hook: &Hook| {
-            let set = Arc::new(Set::new(1, vec![hook.clone()]));
-            set.judge(vec![put("k", "1")], Arc::new(Kept::default()), soon())
-        };
-        let judged = judge(&good).unwrap();
+        let judged = judge_key(&good, "k").unwrap();
         assert_eq!(judged.operations, [put("k", "2")], "after seed {seed}");
-        assert!(matches!(judge(&bad), Err(Error::Rejected(_))), "after seed {seed}");
+        assert!(matches!(judge_key(&bad, "k"), Err(Error::Rejected(_))), "after seed {seed}");
     }
     println!("{seen:?}");
     seen
@@ -169,41 +164,40 @@ fn whatever_is_damaged_in_a_component_is_refused_or_runs() {
     assert!(seen.len() > 1, "{seen:?}");
 }
 
-/// What several calls of a guest that starts configured come to, one after the other.
+/// The answers to several calls of a pre-initialized guest, one after the other.
 fn call_often(runtime: &Runtime, component: &[u8]) -> Option<(Vec<String>, usize)> {
     let plugin = runtime.compile("p", component).ok()?;
     let binding = Binding::parse(br#"{"plugin":"p","deadline_ms":20,"memory_bytes":1048576}"#).unwrap();
     let hook = runtime.load("h", binding, &plugin).unwrap();
-    runtime.specialise(&hook, component);
-    hook.is_specialised()?.ok()?;
-    let set = Arc::new(Set::new(1, vec![hook.clone()]));
-    let mut was_put_back = 0;
+    hook.pre_initialize(component);
+    hook.pre_initialized()?.ok()?;
+    let mut was_reset = 0;
     let answers = (0..4).map(|_| {
-        let answer = set.judge(vec![put("k", "1")], Arc::new(Kept::default()), soon());
-        was_put_back += hook.waiting().unwrap_or(0);
+        let answer = judge_key(&hook, "k");
+        was_reset += hook.waiting().unwrap_or(0);
         format!("{answer:?}")
     });
     let answers = answers.collect();
-    Some((answers, was_put_back))
+    Some((answers, was_reset))
 }
 
 #[test]
-fn calls_of_instances_that_were_put_back_answer_like_those_of_new_ones() {
-    let rewinding = runtime();
-    let starting = Runtime::tuned(Arc::new(Unobserved), Tuning { rewind: false, ..Tuning::default() }).unwrap();
-    let mut were_put_back = 0;
+fn calls_of_reset_instances_answer_like_those_of_new_ones() {
+    let resetting = runtime();
+    let starting = Runtime::new(Arc::new(()), Tuning { reset: false, ..Tuning::default() }, None).unwrap();
+    let mut were_reset = 0;
     // Each takes as long as three of the others.
     for seed in seeds().step_by(3) {
         let component = counting_guest(seed);
-        let Some((answers, was_put_back)) = call_often(&rewinding, &component) else { continue };
+        let Some((answers, was_reset)) = call_often(&resetting, &component) else { continue };
         let (expected, _) = call_often(&starting, &component).unwrap();
         // Time is not part of what a guest computes.
         if !expected.iter().chain(&answers).any(|answer| answer.starts_with("Err(TimedOut")) {
             assert_eq!(answers, expected, "seed {seed}");
-            were_put_back += was_put_back;
+            were_reset += was_reset;
         }
     }
-    println!("{were_put_back} calls ended with an instance that was put back");
+    println!("{were_reset} calls ended with a reset instance");
     // Most of four for each guest.
-    assert!(were_put_back > seeds().step_by(3).count() * 2);
+    assert!(were_reset > seeds().step_by(3).count() * 2);
 }

@@ -5,8 +5,6 @@ use std::thread::Thread;
 use self::Place::{Background, Blocking, Here};
 use super::*;
 
-const LOOP: &str = "(loop $l (br $l)) (unreachable)";
-
 fn pipeline(hooks: Vec<Hook>) -> Pipeline {
     let active = Active::default();
     active.replace(Set::new(1, hooks));
@@ -32,22 +30,19 @@ enum Place {
     Background,
 }
 
-impl Observer for Threads {
-    fn calls_of(&self, _: &str, _: &str) -> Arc<dyn Calls> {
-        Arc::new(self.clone())
-    }
-}
+impl LogSink for Threads {}
 
-impl Calls for Threads {
-    fn ended(&self, _: Duration, _: &'static str, _: usize) {
-        self.0.lock().unwrap().push(std::thread::current());
+impl Observer for Threads {
+    fn calls_of(&self, _: &str, _: &str) -> Calls {
+        let Self(threads) = self.clone();
+        Box::new(move |_, _, _| threads.lock().push(std::thread::current()))
     }
 }
 
 impl Threads {
     /// Where each call ran since this was last asked.
     fn take(&self) -> Vec<Place> {
-        let threads = std::mem::take(&mut *self.0.lock().unwrap());
+        let threads = std::mem::take(&mut *self.0.lock());
         let place = |thread: Thread| match thread.name() {
             _ if thread.id() == std::thread::current().id() => Place::Here,
             Some(name) if name.starts_with("plugin-") => Place::Background,
@@ -60,7 +55,7 @@ impl Threads {
 /// A hook in a pipeline of its own.
 fn watched(wat: &Wat, binding: &str) -> (Pipeline, Threads) {
     let threads = Threads::default();
-    let runtime = Runtime::new(Arc::new(threads.clone())).unwrap();
+    let runtime = Runtime::new(Arc::new(threads.clone()), Tuning::default(), None).unwrap();
     (pipeline(vec![hook(&runtime, "h", wat, binding)]), threads)
 }
 
@@ -167,7 +162,7 @@ async fn a_hook_whose_calls_take_long_stands_back() {
 async fn a_quick_hook_has_its_own_deadline_all_the_same() {
     let (pipeline, threads) = quick(&Wat::validator(BUSY_IF_LONG).without_reads(), r#"{"deadline_ms":5}"#).await;
     let error = pipeline.judge(vec![put("k", "1234")], view(), soon()).await.unwrap_err();
-    assert!(matches!(error, Error::TimedOut { deadline_ms: 5, .. }), "{error:?}");
+    assert!(matches!(error, Error::Failed { failure: Failure::TimedOut { deadline_ms: 5, .. }, .. }), "{error:?}");
     assert_eq!(threads.take(), [Blocking]);
 }
 
@@ -197,7 +192,7 @@ async fn a_looping_hook_does_not_hold_up_the_writes_of_others() {
     }
     assert!(judged > 100 && slowest < Duration::from_millis(500), "{judged} judged, slowest {slowest:?}");
     while let Some(error) = tasks.join_next().await {
-        assert!(matches!(error.unwrap(), Error::TimedOut { .. } | Error::Busy { .. }));
+        assert!(matches!(error.unwrap(), Error::Failed { failure: Failure::TimedOut { .. }, .. } | Error::Busy { .. }));
     }
 }
 
@@ -220,7 +215,7 @@ async fn a_hook_that_goes_on_looping_rests_between_its_calls() {
     // The next one waits too, since nobody knows that it ends in time. It does, and all is forgotten.
     let (error, took) = judge("1").await;
     assert!(error.is_none() && took >= Duration::from_millis(200), "{error:?} {took:?}");
-    assert!(hook.share().pace.rest().is_zero());
+    assert!(hook.share().history().backoff().is_zero());
     assert_eq!(judge("1").await.0, None);
 }
 

@@ -1,8 +1,14 @@
-//! Changes of the membership and of the leader, and their progress: the messages of [`Call::Members`].
-//!
-//! [`Call::Members`]: crate::replication::peer::protocol::Call::Members
+//! Changes of the membership and of the leader, their progress, and the membership that a leader changes.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
+
+use crate::replication::types::Metrics;
+
+/// Log entries that a node may lack and still become a voter or the leader: it has received them by the time that is
+/// decided.
+const CATCH_UP_ENTRIES: u64 = 128;
 
 /// A change of the membership or the leader.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -48,4 +54,43 @@ pub(crate) enum Progress {
     Unknown,
     /// The change is impossible, with the reason.
     Refused(String),
+}
+
+/// The membership in force, as the leader sees it.
+pub(super) struct Members {
+    /// URLs by id.
+    pub(super) nodes: BTreeMap<u64, String>,
+    pub(super) voters: BTreeSet<u64>,
+    /// For each node, the index up to which its log is known to match the leader's.
+    pub(super) matched: BTreeMap<u64, u64>,
+    last_log_index: u64,
+    /// Whether a change is half done.
+    pub(super) is_joint: bool,
+}
+
+impl Members {
+    pub(super) fn of(metrics: &Metrics) -> Self {
+        let membership = metrics.membership_config.membership();
+        let matched = metrics.replication.iter().flatten();
+        Self {
+            nodes: membership.nodes().map(|(id, node)| (*id, node.addr.clone())).collect(),
+            voters: membership.voter_ids().collect(),
+            matched: matched.map(|(id, matched)| (*id, matched.map_or(0, |log_id| log_id.index()))).collect(),
+            last_log_index: metrics.last_log_index.unwrap_or(0),
+            is_joint: is_joint(metrics),
+        }
+    }
+
+    pub(super) fn with_url(&self, url: &str) -> Vec<u64> {
+        self.nodes.iter().filter(|(_, found)| *found == url).map(|(id, _)| *id).collect()
+    }
+
+    pub(super) fn has_caught_up(&self, id: u64) -> bool {
+        self.matched.get(&id).is_some_and(|matched| matched + CATCH_UP_ENTRIES >= self.last_log_index && *matched > 0)
+    }
+}
+
+/// Whether the membership is joint, so that a change is half done.
+pub(super) fn is_joint(metrics: &Metrics) -> bool {
+    metrics.membership_config.membership().get_joint_config().len() > 1
 }

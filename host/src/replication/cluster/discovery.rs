@@ -37,56 +37,51 @@ pub(crate) struct Discovery {
     pub(crate) view: Arc<ClusterView>,
     pub(crate) formation: Arc<Formation>,
     pub(crate) membership: Arc<Membership>,
-}
-
-/// The progress of a search.
-struct Search {
-    began: Instant,
+    pub(crate) began: Instant,
     /// The highest ballot number seen so far.
-    highest: u64,
+    pub(crate) highest: u64,
     /// The last answer to the request to be let in.
-    joining: Option<Progress>,
+    pub(crate) joining: Option<Progress>,
 }
 
 impl Discovery {
     /// Looks for the cluster until this node has its place in it.
-    pub(crate) async fn discover(self, stop: CancellationToken) {
-        let mut search = Search { began: Instant::now(), highest: 0, joining: None };
+    pub(crate) async fn discover(mut self, stop: CancellationToken) {
         while stop.run_until_cancelled(tokio::time::sleep(SEARCH_INTERVAL)).await.is_some() {
-            if self.view.has_its_place() {
+            if self.view.raft.with_metrics(|metrics| self.view.has_its_place(metrics)) {
                 return;
             }
-            if let Err(error) = self.search(&mut search).await {
+            if let Err(error) = self.search().await {
                 tracing::debug!(%error, "no cluster found yet");
             }
         }
     }
 
     /// Takes the next step towards a cluster.
-    async fn search(&self, search: &mut Search) -> Result<(), Error> {
+    async fn search(&mut self) -> Result<(), Error> {
         let stage = self.identity.stage();
         let survey = self.view.peers.survey(stage.cluster());
-        let waited = search.began.elapsed();
+        let waited = self.began.elapsed();
         match stage {
             Stage::Unidentified if survey.in_cluster.is_empty() => {
-                self.form_if_due(&survey.without_cluster, waited, &mut search.highest).await
+                self.form_if_due(&survey.without_cluster, waited).await
             }
             Stage::Unidentified => self.formation.identify().await,
             Stage::Member(member) if member.id == self.view.founders.own_id() => {
-                self.found(member, &survey, waited, search).await
+                self.found(member, &survey, waited).await
             }
             Stage::Waiting(Waiting { id }) | Stage::Member(Member { id, .. }) => {
-                self.ask_to_join(id, &survey.in_cluster, search).await
+                self.ask_to_join(id, &survey.in_cluster).await
             }
         }
     }
 
     /// Forms the cluster with founders that have none, once enough of them can be reached and it is this node's turn.
-    async fn form_if_due(&self, others: &[String], waited: Duration, highest: &mut u64) -> Result<(), Error> {
+    async fn form_if_due(&mut self, others: &[String], waited: Duration) -> Result<(), Error> {
         if !self.formation.may_found || !self.is_due(others, waited) {
             return Ok(());
         }
-        self.formation.form(others, highest).await?;
+        self.formation.form(others, &mut self.highest).await?;
         if !self.identity.is_identified() {
             tokio::time::sleep(FORM_PAUSE_MAX.mul_f64(fastrand::f64())).await;
         }
@@ -94,7 +89,7 @@ impl Discovery {
     }
 
     /// Brings a founder to its place.
-    async fn found(&self, member: Member, survey: &Survey, waited: Duration, search: &mut Search) -> Result<(), Error> {
+    async fn found(&mut self, member: Member, survey: &Survey, waited: Duration) -> Result<(), Error> {
         if !self.view.raft.is_initialized() && !survey.is_initialized {
             // The nodes that chose the cluster may all have stopped before one of them initialised it.
             if self.is_due(&survey.fellows, waited) {
@@ -106,7 +101,7 @@ impl Discovery {
         if waited < FORM_PATIENCE + FIRST_PATIENCE {
             return Ok(());
         }
-        self.ask_to_join(member.id, &survey.in_cluster, search).await
+        self.ask_to_join(member.id, &survey.in_cluster).await
     }
 
     /// Whether this node should form or initialise the cluster now, with these others.
@@ -119,7 +114,7 @@ impl Discovery {
     }
 
     /// Asks members of the cluster to let this node in.
-    async fn ask_to_join(&self, id: u64, members: &[String], search: &mut Search) -> Result<(), Error> {
+    async fn ask_to_join(&mut self, id: u64, members: &[String]) -> Result<(), Error> {
         if members.is_empty() {
             return Ok(());
         }
@@ -128,7 +123,7 @@ impl Discovery {
             match self.membership.ask(ANYONE, url, &change).await {
                 Ok(Progress::NotLeader) | Err(_) => {}
                 Ok(progress) => {
-                    self.note_join(progress, search);
+                    self.note_join(progress);
                     break;
                 }
             }
@@ -138,8 +133,8 @@ impl Discovery {
     }
 
     /// Records the answer to the request to be let in, and reports it if it is new.
-    fn note_join(&self, progress: Progress, search: &mut Search) {
-        if search.joining.as_ref() == Some(&progress) {
+    fn note_join(&mut self, progress: Progress) {
+        if self.joining.as_ref() == Some(&progress) {
             return;
         }
         match &progress {
@@ -149,6 +144,6 @@ impl Discovery {
             ),
             progress => tracing::info!(?progress, "this node has asked to be let in"),
         }
-        search.joining = Some(progress);
+        self.joining = Some(progress);
     }
 }

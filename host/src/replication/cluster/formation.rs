@@ -18,9 +18,8 @@ use serde::{Deserialize, Serialize};
 use super::identity::{self, Decision, Identity, Member};
 use super::view::ClusterView;
 use crate::replication::error::Error;
-use crate::replication::ids::ClusterId;
 use crate::replication::peer::protocol::{ANYONE, Call, Transport};
-use crate::replication::types::{decode, encode};
+use crate::replication::types::{ClusterId, decode, encode};
 use crate::storage::Log;
 
 /// The key of the acceptor's state in the log's database.

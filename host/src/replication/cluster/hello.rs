@@ -1,18 +1,19 @@
-//! Hellos: the calls by which nodes report their state to each other.
+//! Hellos: the calls by which nodes report their state to each other, and learn who can be reached.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::identity::Identity;
-use super::peer_table::PeerState;
-use super::prepared::Prepared;
-use super::silence::RestartSilence;
+use super::peer_table::Hello;
+use super::status::StatusReport;
 use super::view::ClusterView;
 use crate::replication::error::Error;
-use crate::replication::ids::ClusterId;
+use crate::replication::lease::Lease;
 use crate::replication::peer::protocol::{ANYONE, Call, Transport};
 use crate::replication::raft::engine::matched;
 use crate::replication::types::{decode, encode};
@@ -21,76 +22,77 @@ use crate::storage::FreeSpace;
 /// Maximum time for a peer to answer.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A node's report of its own state.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Hello {
-    pub(super) id: u64,
-    /// Whether the node is identified, so that the id is its own.
-    pub(super) decided: bool,
-    pub(super) url: String,
-    /// Whether it knows a membership.
-    initialized: bool,
-    /// The cluster it belongs to.
-    pub(super) cluster: Option<ClusterId>,
-    /// Whether it keeps silent after a restart.
-    silent: bool,
-    /// The URLs it was started with.
-    pub(super) knows: BTreeSet<String>,
-    last_log_index: Option<u64>,
-    /// If it leads: for each node, the index up to which its log is known to match the leader's.
-    matched: BTreeMap<u64, u64>,
-    /// The revision of the store up to which it has compiled plugins and put hooks in force.
-    prepared_revision: u64,
-    /// Whether its disk is full.
-    is_full: bool,
-}
+/// Interval of hellos to a peer.
+const HELLO_INTERVAL: Duration = Duration::from_millis(250);
 
-impl Hello {
-    fn update(&self, state: &mut PeerState) {
-        state.last_log_index = self.last_log_index;
-        state.matched.clone_from(&self.matched);
-        state.initialized = self.initialized;
-        state.cluster = self.cluster;
-        state.silent = self.silent;
-        state.prepared_revision = self.prepared_revision;
-        state.is_full = self.is_full;
-    }
-}
+/// Interval of hellos to a peer while there is no leader.
+const HELLO_INTERVAL_FORMING: Duration = Duration::from_millis(25);
+
+/// Interval at which the peers' prepared revisions are checked. They arrive with every hello.
+const PREPARED_POLL: Duration = Duration::from_millis(25);
 
 /// Sends and answers hellos.
 pub(crate) struct Greeter {
     pub(crate) identity: Arc<Identity>,
     pub(crate) view: Arc<ClusterView>,
-    pub(crate) silence: Arc<RestartSilence>,
-    pub(crate) prepared: Arc<Prepared>,
+    pub(crate) status: Arc<StatusReport>,
+    pub(crate) lease: Arc<Lease>,
     pub(crate) free_space: FreeSpace,
     pub(crate) transport: Arc<dyn Transport>,
+    /// The revision of the store up to which this node has compiled plugins and put hooks in force.
+    pub(crate) prepared: AtomicU64,
 }
 
 impl Greeter {
-    /// Asks the node at a URL for its state; returns it with the round trip.
-    pub(super) async fn ask(&self, url: &str) -> Result<(Hello, Duration), Error> {
-        let began = std::time::Instant::now();
-        let greeting = encode(&self.hello())?;
-        let answer = self.transport.call(ANYONE, url, Call::Hello, greeting, HELLO_TIMEOUT).await;
-        let rtt = began.elapsed();
-        Ok((decode(&answer.map_err(|error| Error::Refused(error.to_string()))?)?, rtt))
+    /// Watches the other nodes: starts a task for each node of the cluster, as nodes come and go.
+    pub(crate) async fn watch_peers(self: Arc<Self>, tasks: TaskTracker, stop: CancellationToken) {
+        loop {
+            for url in self.view.watched_urls() {
+                if self.view.peers.add(&url) {
+                    tasks.spawn(self.clone().watch_peer(url, stop.clone()));
+                }
+            }
+            self.status.publish();
+            if stop.run_until_cancelled(tokio::time::sleep(self.interval())).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    fn interval(&self) -> Duration {
+        if self.view.leader().is_some() { HELLO_INTERVAL } else { HELLO_INTERVAL_FORMING }
+    }
+
+    /// Asks a node for its state again and again, as long as it belongs to the cluster.
+    async fn watch_peer(self: Arc<Self>, url: String, stop: CancellationToken) {
+        while self.view.watched_urls().contains(&url) {
+            stop.run_until_cancelled(self.greet(&url)).await;
+            if stop.run_until_cancelled(tokio::time::sleep(self.interval())).await.is_none() {
+                return;
+            }
+        }
+        self.view.peers.remove(&url);
     }
 
     /// Asks a peer for its state and records the answer.
-    pub(super) async fn greet(&self, url: &str) {
+    async fn greet(&self, url: &str) {
+        let began = std::time::Instant::now();
         match self.ask(url).await {
-            Ok((hello, rtt)) => self.view.peers.note_heard(url, hello.id, |state| {
-                state.rtt = Some(rtt);
-                hello.update(state);
-            }),
+            Ok(hello) => self.view.peers.note_heard(url, hello, Some(began.elapsed())),
             Err(error) => self.view.peers.note_failure(url, &error),
         }
     }
 
+    /// Asks the node at a URL for its state.
+    pub(super) async fn ask(&self, url: &str) -> Result<Hello, Error> {
+        let answer = self.transport.call(ANYONE, url, Call::Hello, encode(&self.hello())?, HELLO_TIMEOUT).await;
+        decode(&answer.map_err(|error| Error::Refused(error.to_string()))?)
+    }
+
     /// Answers a peer's hello and records its state.
-    pub(crate) fn answer(&self, greeting: &Hello) -> Hello {
-        self.view.peers.note_heard(&greeting.url, greeting.id, |state| greeting.update(state));
+    pub(crate) fn answer(&self, greeting: Hello) -> Hello {
+        let url = greeting.url.clone();
+        self.view.peers.note_heard(&url, greeting, None);
         self.hello()
     }
 
@@ -103,12 +105,25 @@ impl Greeter {
             url: self.view.founders.own_url().to_owned(),
             initialized: self.view.raft.is_initialized(),
             cluster: stage.cluster(),
-            silent: self.silence.is_silent(),
+            silent: self.lease.is_silent(),
             knows: self.view.founders.peer_urls(),
             last_log_index: metrics.last_log_index,
             matched: matched(&metrics),
-            prepared_revision: self.prepared.own(),
+            prepared_revision: self.prepared.load(Ordering::Relaxed),
             is_full: self.free_space.is_full(),
+        }
+    }
+
+    /// Waits until every peer that can be reached has prepared `revision` of the store. Returns the URLs of those that have
+    /// not by the deadline.
+    pub(crate) async fn wait_prepared(&self, revision: u64, deadline: Instant) -> Vec<String> {
+        loop {
+            let late = self.view.peers.prepared().into_iter().filter(|(_, prepared)| *prepared < revision);
+            let late: Vec<String> = late.map(|(url, _)| url).collect();
+            if late.is_empty() || Instant::now() >= deadline {
+                return late;
+            }
+            tokio::time::sleep(PREPARED_POLL).await;
         }
     }
 }

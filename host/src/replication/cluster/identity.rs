@@ -45,10 +45,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::replication::error::{Error, WriteOutcome};
-use crate::replication::ids::{ClusterId, new_node_id};
 use crate::replication::peer::protocol::Transport;
 use crate::replication::raft::engine::RaftHandle;
-use crate::replication::types::{decode, encode};
+use crate::replication::types::{ClusterId, decode, encode};
 use crate::storage::Log;
 
 /// The key of the identity in the log's database.
@@ -118,12 +117,6 @@ struct Stored {
     cluster: Option<ClusterId>,
 }
 
-impl Waiting {
-    async fn store(self, log: &Log) -> Result<(), Error> {
-        store(log, IDENTITY, &Stored { id: self.id, cluster: None }).await
-    }
-}
-
 impl Member {
     /// Founds a cluster of one node. Its id is random and not derived from its URL: if the cluster grows, and the node
     /// then loses its disk and is started alone again, it must not be taken for the node it was.
@@ -143,6 +136,11 @@ pub(super) async fn store<T: Serialize>(log: &Log, key: &'static str, value: &T)
     let (done, stored) = oneshot::channel();
     log.save_meta(key, Some(encode(value)?), true, Box::new(|result| drop(done.send(result))));
     Ok(stored.await.map_err(|_| Error::Stopped { outcome: WriteOutcome::NotWritten })??)
+}
+
+/// A random node id, which no node has ever had.
+fn new_node_id() -> u64 {
+    fastrand::u64(1..)
 }
 
 /// This node's identity.
@@ -248,7 +246,7 @@ impl Decision<'_> {
     /// Gives the node an id that no node has had before, and its engine with it.
     pub(super) async fn take_new_id(&self, raft: &RaftHandle) -> Result<(), Error> {
         let waiting = Waiting { id: new_node_id() };
-        waiting.store(&self.identity.log).await?;
+        store(&self.identity.log, IDENTITY, &Stored { id: waiting.id, cluster: None }).await?;
         let stopped = |_| Error::Stopped { outcome: WriteOutcome::NotWritten };
         raft.restart_under(waiting.id).await.map_err(stopped)?;
         *self.identity.stage.write() = Stage::Waiting(waiting);

@@ -9,8 +9,7 @@ use std::time::Duration;
 use openraft::ServerState;
 use tokio::time::Instant;
 
-use super::change::Progress;
-use super::members::Members;
+use super::change::{Members, Progress};
 use super::view::ClusterView;
 use crate::replication::lease::Lease;
 
@@ -19,8 +18,8 @@ const HAND_OVER_PAUSE: Duration = Duration::from_millis(50);
 
 /// This node's leadership, if it leads.
 pub(crate) struct Leadership {
-    view: Arc<ClusterView>,
-    lease: Arc<Lease>,
+    pub(crate) view: Arc<ClusterView>,
+    pub(crate) lease: Arc<Lease>,
 }
 
 /// A voter that can take over.
@@ -41,10 +40,6 @@ enum Fitness {
 }
 
 impl Leadership {
-    pub(crate) fn new(view: Arc<ClusterView>, lease: Arc<Lease>) -> Self {
-        Self { view, lease }
-    }
-
     /// Makes the voter with a URL the leader.
     pub(super) async fn transfer(&self, members: &Members, url: &str) -> Progress {
         let ids = members.with_url(url);
@@ -114,14 +109,18 @@ impl Leadership {
         self.others(members).filter(|id| self.fitness(members, *id) == Fitness::Ready).map(|id| Successor {
             id,
             matched: members.matched.get(&id).copied().unwrap_or(0),
-            is_full: members.nodes.get(&id).and_then(|url| self.view.peers.get(url)).is_some_and(|peer| peer.is_full),
+            is_full: members
+                .nodes
+                .get(&id)
+                .and_then(|url| self.view.peers.get(url))
+                .is_some_and(|peer| peer.hello.is_full),
         })
     }
 
     fn fitness(&self, members: &Members, id: u64) -> Fitness {
         let peer = members.nodes.get(&id).and_then(|url| self.view.peers.get(url));
         match peer.filter(|peer| peer.is_healthy_as(id)) {
-            Some(peer) if !peer.silent && members.has_caught_up(id) => Fitness::Ready,
+            Some(peer) if !peer.hello.silent && members.has_caught_up(id) => Fitness::Ready,
             Some(_) => Fitness::NotYet,
             None => Fitness::Unreachable,
         }

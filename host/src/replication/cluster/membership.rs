@@ -15,11 +15,10 @@ use openraft::{BasicNode, ChangeMembers, ServerState};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::change::{Change, Progress, Role};
+use super::change::{Change, Members, Progress, Role, is_joint};
 use super::hello::Greeter;
 use super::identity::Identity;
 use super::leadership::Leadership;
-use super::members::{Members, is_joint};
 use super::view::ClusterView;
 use crate::replication::error::{Error, WriteOutcome};
 use crate::replication::peer::protocol::{Call, Transport};
@@ -161,7 +160,7 @@ impl Membership {
             };
         }
         let hello = match self.greeter.ask(url).await {
-            Ok((hello, _)) => hello,
+            Ok(hello) => hello,
             Err(error) => return Progress::Refused(format!("the node must answer, so that it can be added: {error}")),
         };
         if hello.cluster.is_some() && hello.cluster != self.identity.cluster() {
@@ -208,7 +207,7 @@ impl Membership {
         let others: BTreeMap<u64, &str> = others.map(|(id, url)| (*id, url.as_str())).collect();
         // Asked now: the state recorded of a node that has just started may be old.
         let can_be_reached = async |id: u64, url: &str| {
-            id == self.view.raft.id() || self.greeter.ask(url).await.is_ok_and(|(hello, _)| hello.id == id)
+            id == self.view.raft.id() || self.greeter.ask(url).await.is_ok_and(|hello| hello.id == id)
         };
         let asked = futures::future::join_all(others.iter().map(|(id, url)| can_be_reached(*id, url))).await;
         let (reached, all) = (asked.into_iter().filter(|reached| *reached).count(), others.len());

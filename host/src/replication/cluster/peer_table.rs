@@ -1,13 +1,14 @@
-//! The state of the other nodes, as their last messages reported it.
+//! The state of the other nodes, as their last hellos reported it.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::replication::ids::ClusterId;
+use crate::replication::types::ClusterId;
 
 /// A peer that was silent for this long counts as down.
 const PEER_SILENCE_MAX: Duration = Duration::from_millis(1_500);
@@ -15,28 +16,39 @@ const PEER_SILENCE_MAX: Duration = Duration::from_millis(1_500);
 /// Failed attempts in a row after which a peer counts as gone: the first may have met it during its start.
 const FAILURES_MIN: u32 = 2;
 
-/// The state of a peer, as of the last exchange.
+/// A node's report of its own state.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Hello {
+    pub(super) id: u64,
+    /// Whether the node is identified, so that the id is its own.
+    pub(super) decided: bool,
+    pub(super) url: String,
+    /// Whether it knows a membership.
+    pub(super) initialized: bool,
+    /// The cluster it belongs to.
+    pub(super) cluster: Option<ClusterId>,
+    /// Whether it keeps silent after a restart.
+    pub(super) silent: bool,
+    /// The URLs it was started with.
+    pub(super) knows: BTreeSet<String>,
+    pub(super) last_log_index: Option<u64>,
+    /// If it leads: for each node, the index up to which its log is known to match the leader's.
+    pub(super) matched: BTreeMap<u64, u64>,
+    /// The revision of the store up to which it has compiled plugins and put hooks in force.
+    pub(super) prepared_revision: u64,
+    /// Whether its disk is full.
+    pub(super) is_full: bool,
+}
+
+/// The state of a peer.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct PeerState {
-    /// The node last heard at the peer's URL.
-    pub(crate) id: Option<u64>,
+    /// Its last hello; empty before the first.
+    pub(super) hello: Hello,
     /// When it was last heard; none if the last attempt failed.
-    pub(crate) seen: Option<Instant>,
+    seen: Option<Instant>,
     /// Round trip of the last exchange.
-    pub(crate) rtt: Option<Duration>,
-    pub(crate) last_log_index: Option<u64>,
-    /// If it leads: for each node, the index up to which its log is known to match the peer's.
-    pub(crate) matched: BTreeMap<u64, u64>,
-    /// Whether it knows a membership.
-    pub(crate) initialized: bool,
-    /// The cluster it belongs to.
-    pub(crate) cluster: Option<ClusterId>,
-    /// Whether it keeps silent after a restart.
-    pub(crate) silent: bool,
-    /// The revision of the store up to which it has compiled plugins and put hooks in force.
-    pub(crate) prepared_revision: u64,
-    /// Whether its disk is full.
-    pub(crate) is_full: bool,
+    pub(super) rtt: Option<Duration>,
     /// Failed attempts in a row.
     failures: u32,
 }
@@ -49,11 +61,11 @@ impl PeerState {
 
     /// Whether the node with this id was heard lately. A node that lost its disk returns under its URL with another id.
     pub(crate) fn is_healthy_as(&self, id: u64) -> bool {
-        self.is_healthy() && self.id == Some(id)
+        self.is_healthy() && self.hello.id == id
     }
 
     /// Whether it is certain enough that it cannot be reached.
-    pub(crate) fn is_gone(&self) -> bool {
+    fn is_gone(&self) -> bool {
         self.failures >= FAILURES_MIN
     }
 }
@@ -94,17 +106,14 @@ impl PeerTable {
         self.peers.lock().remove(url);
     }
 
-    /// Records that a peer was heard, and updates its state.
-    pub(crate) fn note_heard(&self, url: &str, id: u64, update: impl FnOnce(&mut PeerState)) {
+    /// Records a peer's hello, and the round trip if this node asked for it.
+    pub(super) fn note_heard(&self, url: &str, hello: Hello, rtt: Option<Duration>) {
         let mut peers = self.peers.lock();
         let Some(state) = peers.get_mut(url) else { return };
         if state.is_gone() {
             tracing::info!(url, "a node can be reached again");
         }
-        state.id = Some(id);
-        state.failures = 0;
-        state.seen = Some(Instant::now());
-        update(state);
+        *state = PeerState { hello, seen: Some(Instant::now()), rtt: rtt.or(state.rtt), failures: 0 };
     }
 
     /// Records that a peer did not answer.
@@ -128,11 +137,11 @@ impl PeerTable {
         self.peers.lock().get(url).cloned()
     }
 
-    /// A value of each peer that can be reached, with its URL.
-    pub(crate) fn healthy<T>(&self, value: impl Fn(&PeerState) -> T) -> Vec<(String, T)> {
+    /// The URLs of the peers that can be reached, with the revisions of the store that they have prepared.
+    pub(crate) fn prepared(&self) -> Vec<(String, u64)> {
         let peers = self.peers.lock();
         let healthy = peers.iter().filter(|(_, peer)| peer.is_healthy());
-        healthy.map(|(url, peer)| (url.clone(), value(peer))).collect()
+        healthy.map(|(url, peer)| (url.clone(), peer.hello.prepared_revision)).collect()
     }
 
     /// Number of these nodes, given by id and URL, that can be reached.
@@ -151,11 +160,11 @@ impl PeerTable {
     pub(crate) fn survey(&self, own: Option<ClusterId>) -> Survey {
         let mut survey = Survey::default();
         for (url, peer) in self.peers.lock().iter().filter(|(_, peer)| peer.is_healthy()) {
-            let side = if peer.cluster.is_some() { &mut survey.in_cluster } else { &mut survey.without_cluster };
+            let side = if peer.hello.cluster.is_some() { &mut survey.in_cluster } else { &mut survey.without_cluster };
             side.push(url.clone());
-            if own.is_some() && peer.cluster == own {
+            if own.is_some() && peer.hello.cluster == own {
                 survey.fellows.push(url.clone());
-                survey.is_initialized |= peer.initialized;
+                survey.is_initialized |= peer.hello.initialized;
             }
         }
         survey
@@ -163,6 +172,6 @@ impl PeerTable {
 
     /// Whether a peer that can be reached belongs to the cluster.
     pub(crate) fn sees_cluster(&self, cluster: ClusterId) -> bool {
-        self.peers.lock().values().any(|peer| peer.is_healthy() && peer.cluster == Some(cluster))
+        self.peers.lock().values().any(|peer| peer.is_healthy() && peer.hello.cluster == Some(cluster))
     }
 }

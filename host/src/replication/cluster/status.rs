@@ -8,9 +8,9 @@ use openraft::async_runtime::Instant as _;
 
 use super::identity::Identity;
 use super::view::ClusterView;
-use crate::replication::ids::ClusterId;
 use crate::replication::raft::engine::matched;
-use crate::replication::types::Metrics;
+use crate::replication::types::{ClusterId, Metrics};
+use crate::telemetry::Telemetry;
 
 /// The cluster as one node sees it.
 #[derive(Debug, Clone)]
@@ -71,7 +71,8 @@ pub(crate) struct StatusReport {
     pub(crate) identity: Arc<Identity>,
     pub(crate) view: Arc<ClusterView>,
     /// The length of the leader's lease.
-    pub(crate) lease: Duration,
+    pub(crate) lease_length: Duration,
+    pub(crate) telemetry: Telemetry,
 }
 
 impl StatusReport {
@@ -79,11 +80,14 @@ impl StatusReport {
     pub(crate) fn status(&self) -> Status {
         let metrics = self.view.raft.metrics();
         let (nodes, voters) = (self.view.nodes(&metrics), self.view.voters(&metrics));
-        let newest = self.newest_log_index(&metrics);
         let peers = self.view.peers.all();
+        let (own_index, leads) = (metrics.last_log_index.unwrap_or(0), metrics.state == ServerState::Leader);
+        // The newest index that any node is known to have.
+        let theirs = peers.values().filter(|_| !leads).filter_map(|peer| peer.hello.last_log_index);
+        let newest = theirs.fold(own_index, u64::max);
         // The leader knows best how far the others are.
         let matched = match self.view.leader() {
-            Some((leader, url)) if leader != metrics.id => peers.get(&url).map(|leader| leader.matched.clone()),
+            Some((leader, url)) if leader != metrics.id => peers.get(&url).map(|leader| leader.hello.matched.clone()),
             _ => Some(matched(&metrics)),
         };
         let known = |id: &u64| matched.as_ref().and_then(|matched| matched.get(id).copied());
@@ -97,27 +101,26 @@ impl StatusReport {
                     url: url.clone(),
                     healthy: peer.is_healthy_as(*id),
                     role: role_of(voters.contains_key(id)),
-                    lag_entries: known(id).or(peer.last_log_index).map(|has| newest.saturating_sub(has)),
+                    lag_entries: known(id).or(peer.hello.last_log_index).map(|has| newest.saturating_sub(has)),
                     rtt: peer.rtt.filter(|_| peer.is_healthy()),
                 }
             })
             .collect();
         let required = voters.len() / 2 + 1;
         let leader = self.view.known_leader(&metrics).and_then(|leader| nodes.get(&leader).cloned());
-        let leads = metrics.state == ServerState::Leader;
-        let acked = !leads || metrics.last_quorum_acked.is_some_and(|acked| acked.elapsed() < self.lease * 2);
+        let acked = !leads || metrics.last_quorum_acked.is_some_and(|acked| acked.elapsed() < self.lease_length * 2);
         Status {
             replication_enabled: nodes.len() > 1,
             cluster: self.identity.cluster(),
             self_id: metrics.id,
-            self_lag_entries: newest.saturating_sub(metrics.last_log_index.unwrap_or(0)),
+            self_lag_entries: newest.saturating_sub(own_index),
             self_url: self.view.founders.own_url().to_owned(),
             state: state(&metrics),
             role: role_of(voters.contains_key(&metrics.id)),
             is_member: nodes.contains_key(&metrics.id),
             term: metrics.current_term,
             has_quorum: leader.is_some() && acked && self.view.reachable_of(&voters) >= required,
-            ready: metrics.running_state.is_ok() && leader.is_some() && self.view.has_its_place_in(&metrics),
+            ready: metrics.running_state.is_ok() && leader.is_some() && self.view.has_its_place(&metrics),
             leader,
             total_nodes: 1 + others.len(),
             healthy_nodes: 1 + others.iter().filter(|node| node.healthy).count(),
@@ -126,14 +129,17 @@ impl StatusReport {
         }
     }
 
-    /// The newest log index that any node is known to have; on the leader, its own.
-    fn newest_log_index(&self, metrics: &Metrics) -> u64 {
-        if metrics.state == ServerState::Leader {
-            return metrics.last_log_index.unwrap_or(0);
+    /// Shows the cluster's state in the metrics.
+    pub(super) fn publish(&self) {
+        let status = self.status();
+        let metrics = self.telemetry.metrics();
+        metrics.set_log_entries(self.view.raft.log_entries());
+        metrics.set_cluster(status.term, self.view.leader().map(|(leader, _)| leader), status.has_quorum);
+        for node in &status.nodes {
+            if let Some(lag) = node.lag_entries {
+                metrics.set_replication_lag(&node.url, lag);
+            }
         }
-        let peers = self.view.peers.all();
-        let theirs = peers.values().filter_map(|peer| peer.last_log_index).max().unwrap_or(0);
-        metrics.last_log_index.unwrap_or(0).max(theirs)
     }
 }
 

@@ -3,31 +3,25 @@
 //! It combines the sources of that knowledge: the membership in the log, the founders, and the hellos of the peers.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use openraft::ServerState;
 use parking_lot::Mutex;
 
-use super::founders::Founders;
 use super::peer_table::PeerTable;
 use crate::replication::error::{Error, WriteOutcome};
 use crate::replication::raft::engine::RaftHandle;
-use crate::replication::types::{Metrics, Vote};
+use crate::replication::types::{Metrics, Vote, node_id};
 
 /// The cluster as this node sees it.
 pub(crate) struct ClusterView {
-    pub(crate) raft: Arc<RaftHandle>,
-    pub(crate) founders: Arc<Founders>,
-    pub(crate) peers: Arc<PeerTable>,
+    pub(crate) raft: RaftHandle,
+    pub(crate) founders: Founders,
+    pub(crate) peers: PeerTable,
     /// The leader that was last heard since this node started: term and id.
-    heard: Mutex<Option<(u64, u64)>>,
+    pub(crate) heard: Mutex<Option<(u64, u64)>>,
 }
 
 impl ClusterView {
-    pub(crate) fn new(raft: Arc<RaftHandle>, founders: Arc<Founders>, peers: Arc<PeerTable>) -> Self {
-        Self { raft, founders, peers, heard: Mutex::new(None) }
-    }
-
     /// The leader's id and URL, if this node knows one.
     pub(crate) fn leader(&self) -> Option<(u64, String)> {
         self.raft.with_metrics(|metrics| {
@@ -68,12 +62,7 @@ impl ClusterView {
 
     /// Whether the membership has this node, and no other under its URL. A node that replaces another gets its place once
     /// it has caught up.
-    pub(crate) fn has_its_place(&self) -> bool {
-        self.raft.with_metrics(|metrics| self.has_its_place_in(metrics))
-    }
-
-    /// See [`ClusterView::has_its_place`].
-    pub(crate) fn has_its_place_in(&self, metrics: &Metrics) -> bool {
+    pub(crate) fn has_its_place(&self, metrics: &Metrics) -> bool {
         let own_url = self.founders.own_url();
         let mut with_url = metrics.membership_config.nodes().filter(|(_, node)| node.addr == own_url);
         with_url.next().is_some_and(|(id, _)| *id == metrics.id) && with_url.next().is_none()
@@ -107,5 +96,51 @@ impl ClusterView {
     pub(crate) fn no_quorum(&self, outcome: WriteOutcome) -> Error {
         let voters = self.raft.with_metrics(|metrics| self.voters(metrics));
         Error::NoQuorum { successful: self.reachable_of(&voters), outcome }
+    }
+}
+
+/// The nodes this one was started with, itself included.
+pub(crate) struct Founders {
+    own_url: String,
+    /// URLs by the ids that these nodes have if they form a cluster together.
+    nodes: BTreeMap<u64, String>,
+}
+
+impl Founders {
+    /// None if the list names a node twice, or this node itself.
+    pub(crate) fn new(own_url: &str, peer_urls: &[String]) -> Option<Self> {
+        let urls = std::iter::once(own_url).chain(peer_urls.iter().map(String::as_str));
+        let nodes: BTreeMap<u64, String> = urls.map(|url| (node_id(url), url.to_owned())).collect();
+        (nodes.len() == peer_urls.len() + 1).then(|| Self { own_url: own_url.to_owned(), nodes })
+    }
+
+    /// This node's base URL.
+    pub(crate) fn own_url(&self) -> &str {
+        &self.own_url
+    }
+
+    /// This node's id if it forms a cluster with the others.
+    pub(crate) fn own_id(&self) -> u64 {
+        node_id(&self.own_url)
+    }
+
+    /// The URLs of all founders by their ids.
+    pub(crate) fn nodes(&self) -> &BTreeMap<u64, String> {
+        &self.nodes
+    }
+
+    /// The URLs of the others.
+    pub(crate) fn peer_urls(&self) -> BTreeSet<String> {
+        self.nodes.values().filter(|url| **url != self.own_url).cloned().collect()
+    }
+
+    /// Whether there are no others.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.nodes.len() == 1
+    }
+
+    /// Whether so many founders are a majority.
+    pub(crate) fn is_majority(&self, count: usize) -> bool {
+        count > self.nodes.len() / 2
     }
 }

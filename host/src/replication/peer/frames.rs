@@ -19,15 +19,18 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::protocol::{Call, Envelope};
-use crate::limits::PEER_BODY_BYTES_MAX;
+use crate::limits::PLUGIN_BYTES_MAX;
 use crate::replication::error::{Error, WriteOutcome};
-use crate::replication::ids::ClusterId;
+use crate::replication::types::ClusterId;
 
 /// Bytes read from the network at once.
 pub(crate) const READ_BYTES: usize = 64 * 1024;
 
 /// Free space in the read buffer below which a new buffer is allocated, in bytes.
 const READ_BYTES_MIN: usize = 4 * 1024;
+
+/// Largest body of a call between nodes, in bytes: one entry with a batch as transformers have left it.
+pub(crate) const PEER_BODY_BYTES_MAX: usize = PLUGIN_BYTES_MAX + 8 * 1024 * 1024;
 
 /// Bytes of a call's frame before the body, after the length.
 pub(crate) const CALL_HEAD: usize = 21;
@@ -54,7 +57,7 @@ pub(crate) fn malformed() -> io::Error {
 pub(crate) fn put_call(out: &mut BytesMut, number: u32, call: Call, envelope: Envelope, body: &[u8]) {
     out.put_u32(u32::try_from(CALL_HEAD + body.len()).unwrap_or(u32::MAX));
     out.put_u32(number);
-    out.put_u8(call.number());
+    out.put_u8(call as u8);
     out.put_u64(envelope.to);
     out.put_u64(envelope.cluster.map_or(0, ClusterId::get));
     out.put_slice(body);
@@ -66,7 +69,7 @@ pub(crate) fn parse_call(mut frame: Bytes) -> io::Result<(u32, Call, Envelope, B
         return Err(malformed());
     }
     let (number, call) = (frame.get_u32(), frame.get_u8());
-    let call = Call::of_number(call).ok_or_else(malformed)?;
+    let call = Call::from_repr(call).ok_or_else(malformed)?;
     let envelope = Envelope { to: frame.get_u64(), cluster: ClusterId::new(frame.get_u64()) };
     Ok((number, call, envelope, frame))
 }

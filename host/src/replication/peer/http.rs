@@ -8,19 +8,21 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
-use futures::stream::BoxStream;
 use parking_lot::Mutex;
 
 use super::connection::PeerConnection;
 use super::protocol::{
-    CLUSTER_HEADER, Call, CallError, Envelope, REFUSAL_HEADER, TO_HEADER, Transport, VANISHED_AFTER,
+    Answer, CLUSTER_HEADER, Call, CallError, Envelope, REFUSAL_HEADER, SnapshotBody, TO_HEADER, Transport,
+    VANISHED_AFTER,
 };
-use crate::net::{self, HttpClientOptions};
-use crate::replication::ids::ClusterId;
+use crate::net;
+use crate::replication::types::ClusterId;
 
 /// Maximum time to connect for a snapshot.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Unanswered probes after which a silent connection breaks.
+const KEEPALIVE_PROBES: u32 = 3;
 
 /// Calls over HTTP.
 pub struct HttpTransport {
@@ -34,13 +36,13 @@ pub struct HttpTransport {
 impl HttpTransport {
     /// A transport with its own connections.
     pub fn new() -> Result<Self, reqwest::Error> {
-        let options = HttpClientOptions {
-            connect_timeout: CONNECT_TIMEOUT,
-            timeout: None,
-            vanished_after: Some(VANISHED_AFTER),
-            uses_proxy: false,
-        };
-        let http = net::http_client(options).build()?;
+        let interval = VANISHED_AFTER / (KEEPALIVE_PROBES + 1);
+        let http = net::http_client(CONNECT_TIMEOUT)
+            .tcp_keepalive(interval)
+            .tcp_keepalive_interval(interval)
+            .tcp_keepalive_retries(KEEPALIVE_PROBES)
+            .no_proxy()
+            .build()?;
         Ok(Self { http, cluster: OnceLock::new(), connections: Mutex::new(HashMap::new()) })
     }
 
@@ -79,14 +81,7 @@ impl Transport for HttpTransport {
         let _ = self.cluster.set(cluster);
     }
 
-    fn call(
-        &self,
-        to: u64,
-        url: &str,
-        call: Call,
-        body: Bytes,
-        timeout: Duration,
-    ) -> BoxFuture<'_, Result<Bytes, CallError>> {
+    fn call(&self, to: u64, url: &str, call: Call, body: Bytes, timeout: Duration) -> Answer<'_> {
         let connection = self.connection(url, call);
         let answer = connection.call(call, Envelope { to, cluster: self.cluster.get().copied() }, body);
         let url = url.to_owned();
@@ -103,15 +98,8 @@ impl Transport for HttpTransport {
         })
     }
 
-    fn stream(
-        &self,
-        to: u64,
-        url: &str,
-        call: Call,
-        body: BoxStream<'static, std::io::Result<Bytes>>,
-        timeout: Duration,
-    ) -> BoxFuture<'_, Result<Bytes, CallError>> {
-        let request = self.http.post(format!("{url}/peer/{}", call.name())).header(TO_HEADER, to).timeout(timeout);
+    fn send_snapshot(&self, to: u64, url: &str, body: SnapshotBody, timeout: Duration) -> Answer<'_> {
+        let request = self.http.post(format!("{url}/peer/snapshot")).header(TO_HEADER, to).timeout(timeout);
         let request = match self.cluster.get() {
             Some(cluster) => request.header(CLUSTER_HEADER, cluster.to_string()),
             None => request,

@@ -8,11 +8,12 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 
-use crate::replication::ids::ClusterId;
+use crate::replication::types::ClusterId;
 
-/// A request that one node makes of another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A request that one node makes of another. Its number on a connection is its position in this list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::FromRepr, strum::IntoStaticStr)]
 #[repr(u8)]
+#[strum(serialize_all = "kebab-case")]
 pub enum Call {
     /// Raft's AppendEntries, heartbeats included.
     Append,
@@ -39,47 +40,6 @@ pub enum Call {
 }
 
 impl Call {
-    const ALL: [Self; 11] = [
-        Self::Append,
-        Self::Vote,
-        Self::PreVote,
-        Self::TransferLeader,
-        Self::Snapshot,
-        Self::SnapshotOffset,
-        Self::Propose,
-        Self::ReadIndex,
-        Self::Hello,
-        Self::Form,
-        Self::Members,
-    ];
-
-    /// The call's name; for a stream, the last segment of its path.
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Append => "append",
-            Self::Vote => "vote",
-            Self::PreVote => "pre-vote",
-            Self::TransferLeader => "transfer-leader",
-            Self::Snapshot => "snapshot",
-            Self::SnapshotOffset => "snapshot-offset",
-            Self::Propose => "propose",
-            Self::ReadIndex => "read-index",
-            Self::Hello => "hello",
-            Self::Form => "form",
-            Self::Members => "members",
-        }
-    }
-
-    /// The call's number on a connection.
-    pub(crate) const fn number(self) -> u8 {
-        self as u8
-    }
-
-    /// The call with a number.
-    pub(crate) fn of_number(number: u8) -> Option<Self> {
-        Self::ALL.into_iter().find(|call| call.number() == number)
-    }
-
     /// Whether the call is one of Raft's own. These are frequent, and small or urgent: if a peer does not answer one in
     /// time, it is better to call again on a new connection.
     pub(crate) const fn is_raft_call(self) -> bool {
@@ -158,25 +118,17 @@ pub trait Transport: Send + Sync + 'static {
     ///
     /// The call is on its way when this returns, before the future is polled. Calls of one kind are sent in the order in
     /// which they were made, and normally arrive in that order.
-    fn call(
-        &self,
-        to: u64,
-        url: &str,
-        call: Call,
-        body: Bytes,
-        timeout: Duration,
-    ) -> BoxFuture<'_, Result<Bytes, CallError>>;
+    fn call(&self, to: u64, url: &str, call: Call, body: Bytes, timeout: Duration) -> Answer<'_>;
 
-    /// Like [`Transport::call`], with a body that is produced while it is sent.
-    fn stream(
-        &self,
-        to: u64,
-        url: &str,
-        call: Call,
-        body: BoxStream<'static, std::io::Result<Bytes>>,
-        timeout: Duration,
-    ) -> BoxFuture<'_, Result<Bytes, CallError>>;
+    /// Makes the call [`Call::Snapshot`], with a body that is produced while it is sent.
+    fn send_snapshot(&self, to: u64, url: &str, body: SnapshotBody, timeout: Duration) -> Answer<'_>;
 }
+
+/// Waits for the answer to a call.
+pub type Answer<'a> = BoxFuture<'a, Result<Bytes, CallError>>;
+
+/// The body of a snapshot on its way.
+pub type SnapshotBody = BoxStream<'static, std::io::Result<Bytes>>;
 
 /// The receiver of calls to nodes whose id is unknown: whichever node is at the URL.
 pub(crate) const ANYONE: u64 = 0;

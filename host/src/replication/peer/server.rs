@@ -62,8 +62,7 @@ mod tests {
     use tokio::io::AsyncReadExt;
 
     use super::*;
-    use crate::limits::PEER_BODY_BYTES_MAX;
-    use crate::replication::peer::frames::{ANSWER_HEAD, CALL_HEAD, READ_BYTES, Status};
+    use crate::replication::peer::frames::{ANSWER_HEAD, CALL_HEAD, PEER_BODY_BYTES_MAX, READ_BYTES, Status};
 
     /// Sends bytes in chunks to a server that echoes bodies, reads `answers` bytes of answers, and closes the connection.
     fn serve_bytes(sent: &[u8], chunk: usize, answers: usize) -> (io::Result<()>, Vec<u8>) {
@@ -90,7 +89,7 @@ mod tests {
     fn call(number: u32, body: &[u8]) -> Vec<u8> {
         let length = u32::try_from(CALL_HEAD + body.len()).unwrap();
         let mut frame = [length.to_be_bytes(), number.to_be_bytes()].concat();
-        frame.push(Call::Hello.number());
+        frame.push(Call::Hello as u8);
         frame.extend([0; 16]);
         frame.extend(body);
         frame

@@ -9,14 +9,12 @@ use openraft::async_runtime::watch::WatchReceiver;
 use openraft::error::Fatal;
 use parking_lot::RwLock;
 
-use super::applied::Applied;
 use super::log_store::LogStore;
 use super::network::NetworkFactory;
-use super::state_machine::{APPLIED, StateMachine};
+use super::state_machine::{Applied, StateMachine};
 use crate::replication::blocking::Blocking;
-use crate::replication::error::Error;
 use crate::replication::peer::protocol::Transport;
-use crate::replication::types::{LogId, Metrics, TypeConfig, decode};
+use crate::replication::types::{LogId, Metrics, TypeConfig};
 use crate::storage::{Data, Log};
 use crate::telemetry::Telemetry;
 
@@ -37,10 +35,12 @@ pub(crate) struct EngineParts {
 impl EngineParts {
     /// Starts an engine. It stands for no election until that is enabled.
     async fn build(&self, id: u64) -> Result<Running, Fatal<TypeConfig>> {
-        let log_store = LogStore::new(self.log.clone(), self.telemetry.clone());
+        let (telemetry, blocking) = (self.telemetry.clone(), self.blocking.clone());
+        let network = NetworkFactory { transport: self.transport.clone(), telemetry, blocking };
+        let log_store = LogStore { log: self.log.clone(), telemetry: self.telemetry.clone() };
+        let (telemetry, blocking) = (self.telemetry.clone(), self.blocking.clone());
         let (data, applied) = (self.data.clone(), self.applied.clone());
-        let state_machine = StateMachine::new(data, applied, self.telemetry.clone(), self.blocking.clone());
-        let network = NetworkFactory::new(self.transport.clone(), self.telemetry.clone(), self.blocking.clone());
+        let state_machine = StateMachine { data, applied, telemetry, blocking };
         let raft = Raft::new(id, self.config.clone(), network, log_store, state_machine).await?;
         Ok(Running { id, raft })
     }
@@ -151,10 +151,30 @@ pub(crate) fn matched(metrics: &Metrics) -> BTreeMap<u64, u64> {
     matched.filter_map(|(id, matched)| Some((*id, matched.as_ref()?.index()))).collect()
 }
 
-/// The index of the last log entry that a stored state contains; 0 for an empty state.
-pub(crate) fn applied_index(data: &Data) -> Result<u64, Error> {
-    match data.meta(APPLIED)? {
-        Some(bytes) => Ok(decode::<LogId>(&bytes)?.index()),
-        None => Ok(0),
+#[cfg(test)]
+mod tests {
+    use openraft::StorageError;
+    use openraft::testing::log::{StoreBuilder, Suite};
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// Opens new stores in a directory that lives as long as the guard.
+    struct Disk;
+
+    impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Disk {
+        async fn build(&self) -> Result<(TempDir, LogStore, StateMachine), StorageError<TypeConfig>> {
+            let dir = tempfile::tempdir().unwrap();
+            let log = Log::open(&dir.path().join("log"), Box::new(|_, _| {})).unwrap();
+            let data = Data::open(&dir.path().join("data"), 8 << 20).unwrap();
+            let (applied, telemetry) = (Arc::new(Applied::of(&data).unwrap()), Telemetry::disabled());
+            let log_store = LogStore { log, telemetry: telemetry.clone() };
+            Ok((dir, log_store, StateMachine { data, applied, telemetry, blocking: Blocking::Threads }))
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_stores_conform_to_what_openraft_expects() {
+        Suite::test_all(Disk).await.unwrap();
     }
 }

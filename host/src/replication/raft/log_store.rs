@@ -27,16 +27,11 @@ const READ_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// The Raft log of this node. Cheap to clone.
 #[derive(Clone)]
 pub struct LogStore {
-    log: Log,
-    telemetry: Telemetry,
+    pub(super) log: Log,
+    pub(super) telemetry: Telemetry,
 }
 
 impl LogStore {
-    /// A log store on an open log.
-    pub fn new(log: Log, telemetry: Telemetry) -> Self {
-        Self { log, telemetry }
-    }
-
     fn read_entries(&self, range: std::ops::Range<u64>, bytes_max: Option<usize>) -> io::Result<Vec<LogEntry>> {
         let encoded = match bytes_max {
             Some(bytes_max) => self.log.read_bounded(range, bytes_max),

@@ -1,19 +1,12 @@
 //! openraft: its log, its state machine, its network, and the engine under this node's id.
 //!
 //! - `log_store`, `state_machine`: openraft's storage traits on the two databases of [`crate::storage`].
-//! - `applied`: the index of the last applied log entry, as a value to wait for.
 //! - `network`: openraft's network traits on [`Transport`](super::peer::protocol::Transport).
-//! - `config`: openraft's settings.
 //! - `engine`: the running engine.
 //! - `recovery`: the check of the two databases before the engine starts.
 
-pub(crate) mod applied;
-pub(crate) mod config;
 pub(crate) mod engine;
 mod log_store;
 mod network;
 pub(crate) mod recovery;
 pub(crate) mod state_machine;
-
-#[cfg(test)]
-mod conformance_tests;

@@ -47,15 +47,9 @@ fn short_timeout(_bytes: usize, option: &RPCOption) -> Duration {
 /// Creates a [`PeerNetwork`] for each peer.
 #[derive(Clone)]
 pub(super) struct NetworkFactory {
-    transport: Arc<dyn Transport>,
-    telemetry: Telemetry,
-    blocking: Blocking,
-}
-
-impl NetworkFactory {
-    pub(super) fn new(transport: Arc<dyn Transport>, telemetry: Telemetry, blocking: Blocking) -> Self {
-        Self { transport, telemetry, blocking }
-    }
+    pub(super) transport: Arc<dyn Transport>,
+    pub(super) telemetry: Telemetry,
+    pub(super) blocking: Blocking,
 }
 
 impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
@@ -72,8 +66,8 @@ impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
     }
 }
 
-/// The result of one append of a stream.
-type AppendResult = Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>;
+/// The peer's answer to a call.
+type Answer<A> = Result<A, RPCError<TypeConfig>>;
 
 /// openraft's calls to one peer.
 pub(super) struct PeerNetwork {
@@ -119,7 +113,7 @@ impl PeerNetwork {
         request: &Q,
         timeout: fn(usize, &RPCOption) -> Duration,
         option: &RPCOption,
-    ) -> impl Future<Output = Result<A, RPCError<TypeConfig>>> + use<'_, Q, A> {
+    ) -> impl Future<Output = Answer<A>> + use<'_, Q, A> {
         let network = |error: Error| RPCError::Network(NetworkError::new(&error));
         let sent = encode(request).map(|body| {
             let timeout = timeout(body.len(), option);
@@ -136,7 +130,7 @@ impl PeerNetwork {
         &self,
         request: &AppendEntriesRequest<TypeConfig>,
         option: &RPCOption,
-    ) -> impl Future<Output = Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>>> + use<'_> {
+    ) -> impl Future<Output = Answer<AppendEntriesResponse<TypeConfig>>> + use<'_> {
         let began = Instant::now();
         let answer = self.call(Call::Append, request, append_timeout, option);
         async move {
@@ -191,7 +185,7 @@ impl PeerNetwork {
         let body = outgoing.body(offset, SNAPSHOT_BYTES_PER_SECOND_MAX, &self.blocking);
         let body = body.map_err(|error| CallError::no_answer(&self.url, &error))?;
         let left = deadline.saturating_duration_since(tokio::time::Instant::now());
-        self.transport.stream(self.to, &self.url, Call::Snapshot, body, left).await
+        self.transport.send_snapshot(self.to, &self.url, body, left).await
     }
 }
 
@@ -209,7 +203,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         &mut self,
         request: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
-    ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
+    ) -> Answer<AppendEntriesResponse<TypeConfig>> {
         self.append(&request, &option).await
     }
 
@@ -220,7 +214,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         &'s mut self,
         input: S,
         option: RPCOption,
-    ) -> BoxFuture<'s, Result<BoxStream<'s, AppendResult>, RPCError<TypeConfig>>>
+    ) -> BoxFuture<'s, Answer<BoxStream<'s, Answer<StreamAppendResult<TypeConfig>>>>>
     where
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
     {
@@ -233,7 +227,8 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
                 let previous = request.prev_log_id;
                 let last = request.entries.last().map(|entry| entry.log_id()).or(previous);
                 let answer = this.append(&request, &option).await;
-                let result: AppendResult = answer.map(|answer| answer.into_stream_result(previous, last));
+                let result: Answer<StreamAppendResult<TypeConfig>> =
+                    answer.map(|answer| answer.into_stream_result(previous, last));
                 // After a failed append, the following ones do not match the follower's log.
                 let goes_on = matches!(result, Ok(Ok(matched)) if matched == last);
                 Some((result, goes_on.then_some(appends)))
@@ -242,11 +237,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         Box::pin(async { Ok(results.boxed()) })
     }
 
-    async fn vote(
-        &mut self,
-        request: VoteRequest<TypeConfig>,
-        option: RPCOption,
-    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+    async fn vote(&mut self, request: VoteRequest<TypeConfig>, option: RPCOption) -> Answer<VoteResponse<TypeConfig>> {
         self.call(Call::Vote, &request, short_timeout, &option).await
     }
 
@@ -254,7 +245,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         &mut self,
         request: VoteRequest<TypeConfig>,
         option: RPCOption,
-    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+    ) -> Answer<VoteResponse<TypeConfig>> {
         self.call(Call::PreVote, &request, short_timeout, &option).await
     }
 
@@ -284,7 +275,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         &mut self,
         request: TransferLeaderRequest<TypeConfig>,
         option: RPCOption,
-    ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
+    ) -> Answer<TransferLeaderResponse<TypeConfig>> {
         self.call(Call::TransferLeader, &request, short_timeout, &option).await
     }
 

@@ -12,10 +12,11 @@ use futures::{Stream, StreamExt};
 use openraft::entry::RaftEntry;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
+use tokio::sync::{Notify, watch};
 
-use super::applied::Applied;
 use crate::clock;
 use crate::replication::blocking::Blocking;
+use crate::replication::error::Error;
 use crate::replication::peer::snapshot::SnapshotSource;
 use crate::replication::types::{
     LogEntry, LogId, SnapshotMeta, StoredMembership, TypeConfig, decode, encode, traces_of,
@@ -37,20 +38,66 @@ const APPLY_ENTRIES_MAX: usize = 256;
 
 type Snapshot = openraft::alias::SnapshotOf<TypeConfig, SnapshotSource>;
 
+/// The index of the last log entry that this node has applied, as a value to wait for.
+pub(crate) struct Applied {
+    index: watch::Sender<u64>,
+    /// Wakes readers that wait for an index.
+    ///
+    /// IMPORTANT: readers do not wait on `index`: tokio's watch channel wakes its receivers in random order, and a
+    /// simulation must take the same course each time. `Notify` wakes them in the order in which they began to wait.
+    advanced: Notify,
+}
+
+impl Applied {
+    /// The index that a stored state shows; 0 for an empty state.
+    pub(crate) fn of(data: &Data) -> Result<Self, Error> {
+        let last = data.meta(APPLIED)?.map(|bytes| decode::<LogId>(&bytes)).transpose()?;
+        let index = watch::Sender::new(last.map_or(0, |last| last.index()));
+        Ok(Self { index, advanced: Notify::new() })
+    }
+
+    /// The index as of now.
+    pub(crate) fn index(&self) -> u64 {
+        *self.index.borrow()
+    }
+
+    /// The index as it changes.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
+        self.index.subscribe()
+    }
+
+    /// Sets the index and wakes everyone who waits.
+    fn advance(&self, index: u64) {
+        self.index.send_replace(index);
+        self.advanced.notify_waiters();
+    }
+
+    /// Waits until the index is at least `index`; false if the deadline comes first.
+    pub(crate) async fn wait_for(&self, index: u64, deadline: tokio::time::Instant) -> bool {
+        let reached = async {
+            loop {
+                // A change after this line is noticed, since the future was created before the index is read.
+                let advanced = self.advanced.notified();
+                if self.index() >= index {
+                    return;
+                }
+                advanced.await;
+            }
+        };
+        tokio::time::timeout_at(deadline, reached).await.is_ok()
+    }
+}
+
 /// The replicated state of this node.
 pub struct StateMachine {
-    data: Data,
-    applied: Arc<Applied>,
-    telemetry: Telemetry,
-    blocking: Blocking,
+    pub(super) data: Data,
+    /// Kept up to date.
+    pub(super) applied: Arc<Applied>,
+    pub(super) telemetry: Telemetry,
+    pub(super) blocking: Blocking,
 }
 
 impl StateMachine {
-    /// A state machine on an open database; it keeps `applied` up to date.
-    pub(crate) fn new(data: Data, applied: Arc<Applied>, telemetry: Telemetry, blocking: Blocking) -> Self {
-        Self { data, applied, telemetry, blocking }
-    }
-
     fn stored<T: serde::de::DeserializeOwned>(&self, key: &str) -> io::Result<Option<T>> {
         let bytes = self.data.meta(key).map_err(io::Error::other)?;
         bytes.map(|bytes| decode(&bytes).map_err(io::Error::other)).transpose()

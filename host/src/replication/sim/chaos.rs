@@ -154,24 +154,17 @@ fn partition(world: &mut World) {
     let half = world.rng.u32(..);
     for number in (0..nodes).filter(|number| *number != one) {
         match kind {
-            0 => {
-                world.cuts.cut(one, number);
-                world.cuts.cut(number, one);
-            }
+            0 => world.cuts.cut_both(one, number),
             1 => world.cuts.cut(one, number),
             2 => world.cuts.cut(number, one),
             3 => {
                 for further in 0..nodes {
                     if (half >> number) & 1 != (half >> further) & 1 {
-                        world.cuts.cut(number, further);
-                        world.cuts.cut(further, number);
+                        world.cuts.cut_both(number, further);
                     }
                 }
             }
-            _ if number == other => {
-                world.cuts.cut(one, number);
-                world.cuts.cut(number, one);
-            }
+            _ if number == other => world.cuts.cut_both(one, number),
             _ => {}
         }
     }

@@ -5,11 +5,6 @@ use super::course::finish;
 use super::node::Node;
 use super::world::World;
 
-fn cut(world: &mut World, one: usize, other: usize) {
-    world.cuts.cut(one, other);
-    world.cuts.cut(other, one);
-}
-
 fn is_identified(world: &World, number: usize) -> bool {
     world.nodes[number].handle().is_some_and(|handle| handle.0.server.identity.is_identified())
 }
@@ -24,7 +19,7 @@ fn a_node_that_lost_its_disk_does_not_learn_its_old_cluster_from_a_founder_witho
             world.step().unwrap();
         }
         // It founds the cluster, and hears nothing from it afterwards.
-        (0..2).for_each(|other| cut(&mut world, 2, other));
+        (0..2).for_each(|other| world.cuts.cut_both(2, other));
         let led_by = loop {
             world.step().unwrap();
             if let Some(leader) = leader(&world) {
@@ -38,7 +33,7 @@ fn a_node_that_lost_its_disk_does_not_learn_its_old_cluster_from_a_founder_witho
         world.nodes[loser].wipe();
         // It meets only that founder.
         world.cuts.heal();
-        (0..3).filter(|other| *other != led_by).for_each(|other| cut(&mut world, led_by, other));
+        (0..3).filter(|other| *other != led_by).for_each(|other| world.cuts.cut_both(led_by, other));
         world.start(loser);
         for _ in 0..4_000 {
             world.step().unwrap();

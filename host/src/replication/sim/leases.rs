@@ -20,10 +20,9 @@ use super::course::{finish, form};
 use super::history::Request;
 use super::node::{Node, metrics_of, url};
 use super::world::World;
-use crate::replication::cluster::silence::RESTART_MARGIN;
+use crate::replication::lease::RESTART_MARGIN;
 use crate::replication::peer::protocol::{Call, Envelope};
-use crate::replication::types::Metrics;
-use crate::replication::types::{TypeConfig, Vote, decode, encode};
+use crate::replication::types::{Metrics, TypeConfig, Vote, decode, encode};
 use crate::replication::{Error, Timing};
 
 /// Intervals at which strong reads and writes begin. Many reads wait for a long time, and the search for their order is
@@ -81,8 +80,7 @@ fn ask(world: &mut World, number: usize, call: Call, body: Bytes) -> Result<Byte
 
 fn cut_off(world: &mut World, number: usize) {
     for other in (0..world.nodes.len()).filter(|other| *other != number) {
-        world.cuts.cut(number, other);
-        world.cuts.cut(other, number);
+        world.cuts.cut_both(number, other);
     }
 }
 
@@ -167,8 +165,7 @@ fn a_leader_that_is_cut_off_answers_no_strong_read_that_misses_a_write_of_its_su
             hand_over(&mut world, led_by, 0);
         }
         // One voter is cut off before the other, so that it stands for election as soon as the other may vote.
-        world.cuts.cut(0, 1);
-        world.cuts.cut(1, 0);
+        world.cuts.cut_both(0, 1);
         let before_ms = world.rng.u64(300..800);
         read_and_write(&mut world, before_ms, 0, &[0]);
         cut_off(&mut world, 0);
@@ -195,7 +192,7 @@ fn a_leader_that_hands_over_answers_no_strong_read_that_misses_a_write_of_its_su
     }
 }
 
-fn transfer(world: &World, from: usize, to: usize) {
+pub(super) fn transfer(world: &World, from: usize, to: usize) {
     let running = world.nodes[from].running.as_ref().unwrap();
     let handle = running.handle.clone().unwrap();
     running.spawn(async move {

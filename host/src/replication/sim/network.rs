@@ -13,13 +13,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
-use futures::future::BoxFuture;
-use futures::stream::BoxStream;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use crate::replication::ids::ClusterId;
-use crate::replication::peer::protocol::{Call, CallError, Envelope, Transport, VANISHED_AFTER};
+use crate::replication::peer::protocol::{self, Call, CallError, Envelope, SnapshotBody, Transport, VANISHED_AFTER};
+use crate::replication::types::ClusterId;
 
 /// Receives the answer to a call.
 pub(super) type Reply = oneshot::Sender<Result<Bytes, CallError>>;
@@ -100,32 +98,18 @@ impl Transport for SimTransport {
         let _ = self.cluster.set(cluster);
     }
 
-    fn call(
-        &self,
-        to: u64,
-        url: &str,
-        call: Call,
-        body: Bytes,
-        timeout: Duration,
-    ) -> BoxFuture<'_, Result<Bytes, CallError>> {
+    fn call(&self, to: u64, url: &str, call: Call, body: Bytes, timeout: Duration) -> protocol::Answer<'_> {
         Box::pin(self.send(url.to_owned(), to, call, Body::Whole(body), timeout))
     }
 
-    fn stream(
-        &self,
-        to: u64,
-        url: &str,
-        call: Call,
-        body: BoxStream<'static, std::io::Result<Bytes>>,
-        timeout: Duration,
-    ) -> BoxFuture<'_, Result<Bytes, CallError>> {
+    fn send_snapshot(&self, to: u64, url: &str, body: SnapshotBody, timeout: Duration) -> protocol::Answer<'_> {
         let url = url.to_owned();
         Box::pin(async move {
             let sent: Vec<_> = body.collect().await;
             let is_whole = sent.iter().all(Result::is_ok);
             let frames = sent.into_iter().map_while(Result::ok).collect();
             // The connection to a vanished host breaks long before a snapshot's timeout.
-            self.send(url, to, call, Body::Frames { frames, is_whole }, timeout.min(VANISHED_AFTER)).await
+            self.send(url, to, Call::Snapshot, Body::Frames { frames, is_whole }, timeout.min(VANISHED_AFTER)).await
         })
     }
 }
@@ -178,6 +162,12 @@ pub(super) struct Cuts {
 impl Cuts {
     pub(super) fn cut(&mut self, from: usize, to: usize) {
         self.links.insert((from, to));
+    }
+
+    /// Cuts a link in both directions.
+    pub(super) fn cut_both(&mut self, one: usize, other: usize) {
+        self.cut(one, other);
+        self.cut(other, one);
     }
 
     pub(super) fn heal(&mut self) {

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::network::{Outbox, SimTransport};
-use crate::replication::blocking::{Blocking, Delay};
+use crate::replication::blocking::Blocking;
 use crate::replication::types::Metrics;
 use crate::replication::{Handle, Options, StartError, Timing};
 use crate::storage::memory::SimDisk;
@@ -93,7 +93,7 @@ impl Node {
             spool_dir: self.spool_dir.path().to_path_buf(),
             timing: Timing::LAN,
             snapshot_entries: self.snapshot_entries,
-            blocking: Blocking::InPlace(Arc::new(RandomDelay)),
+            blocking: Blocking::InPlace(random_delay),
             may_found: true,
             free_space: FreeSpace::unlimited(),
         };
@@ -171,13 +171,8 @@ impl Running {
 }
 
 /// The simulated time that a blocking job takes.
-#[derive(Debug)]
-struct RandomDelay;
-
-impl Delay for RandomDelay {
-    fn delay(&self) -> BoxFuture<'static, ()> {
-        async { tokio::time::sleep(Duration::from_millis(fastrand::u64(0..=2))).await }.boxed()
-    }
+fn random_delay() -> BoxFuture<'static, ()> {
+    async { tokio::time::sleep(Duration::from_millis(fastrand::u64(0..=2))).await }.boxed()
 }
 
 /// Completes after the runtime has polled this many tasks, without advancing time.

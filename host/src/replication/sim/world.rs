@@ -4,9 +4,10 @@
 //! lets each node run to the end of the step in turn, and collects the messages it sent. No message takes less than one
 //! step, so the order in which nodes run within a step makes no difference to them.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -16,7 +17,6 @@ use super::history::{History, Request, Response};
 use super::invariants::{Invariants, Violation};
 use super::network::{Answer, Body, Cuts, Outbox, Outgoing, Reply, Serving, Weather};
 use super::node::Node;
-use super::panics;
 use crate::replication::WriteOutcome;
 use crate::replication::peer::protocol::{Call, CallError, Envelope};
 use crate::telemetry::Telemetry;
@@ -26,8 +26,18 @@ const LOOK_INTERVAL_MS: u64 = 5;
 
 /// A message on its way between two nodes.
 enum Message {
-    Call { from: usize, target: usize, envelope: Envelope, call: Call, body: Body, reply: Option<Reply> },
+    Call(Delivery),
     Answer(Answer),
+}
+
+/// A call to deliver; a repetition of a call has no reply.
+struct Delivery {
+    from: usize,
+    target: usize,
+    envelope: Envelope,
+    call: Call,
+    body: Body,
+    reply: Option<Reply>,
 }
 
 /// A world.
@@ -54,6 +64,8 @@ pub(super) struct World {
     delivered: u64,
     /// Callers whose call or answer is lost wait for their timeouts.
     unanswered: Vec<Reply>,
+    /// What nodes sent to each other since the last [`World::take_messages`], and how often in a row.
+    messages: Vec<(String, u32)>,
     telemetry: Telemetry,
     /// The digest of all events.
     events: DefaultHasher,
@@ -82,6 +94,7 @@ impl World {
             serving: BTreeMap::new(),
             delivered: 0,
             unanswered: Vec::new(),
+            messages: Vec::new(),
             telemetry: Telemetry::disabled(),
             events: DefaultHasher::new(),
             shows_events: std::env::var_os("BRINK_SIM_TRACE").is_some(),
@@ -152,7 +165,7 @@ impl World {
             started.map_err(|error| Violation::new("availability", format!("node {number} cannot start: {error}")))?;
             self.collect();
         }
-        if panics::has_panicked() {
+        if has_panicked() {
             return Err(Violation::new("availability", "a node has panicked"));
         }
         if self.now_ms.is_multiple_of(LOOK_INTERVAL_MS) {
@@ -223,11 +236,14 @@ impl World {
 
     fn send(&mut self, outgoing: Outgoing) {
         let Outgoing { from, url, envelope, call, mut body, reply } = outgoing;
-        self.note(("send", from, &url, call.name(), digest(&body)));
+        self.note(("send", from, &url, name(call), digest(&body)));
         let Some(target) = self.nodes.iter().position(|node| node.url == url) else {
             let _ = reply.send(Err(CallError::NotSent { url, reason: "there is no such host".to_owned() }));
             return;
         };
+        if !matches!(call, Call::Append | Call::Hello) {
+            self.remember(format!("{from} -> {target}: {}", name(call)));
+        }
         if self.weather.loses(&mut self.rng) {
             self.unanswered.push(reply);
             return;
@@ -242,14 +258,31 @@ impl World {
         if self.weather.repeats(call, &mut self.rng) {
             let again_ms = self.weather.delay(&mut self.rng) + delay_ms;
             let body = body.clone();
-            self.under_way_in(again_ms, Message::Call { from, target, envelope, call, body, reply: None });
+            self.under_way_in(again_ms, Message::Call(Delivery { from, target, envelope, call, body, reply: None }));
         }
-        self.under_way_in(delay_ms, Message::Call { from, target, envelope, call, body, reply: Some(reply) });
+        let delivery = Delivery { from, target, envelope, call, body, reply: Some(reply) };
+        self.under_way_in(delay_ms, Message::Call(delivery));
+    }
+
+    /// The messages that nodes sent to each other since the last call, without appends and hellos, and how often each was
+    /// sent in a row.
+    pub(super) fn take_messages(&mut self) -> Vec<(String, u32)> {
+        std::mem::take(&mut self.messages)
+    }
+
+    fn remember(&mut self, message: String) {
+        match self.messages.last_mut() {
+            Some((last, count)) if *last == message => *count += 1,
+            _ => self.messages.push((message, 1)),
+        }
     }
 
     fn answer(&mut self, answer: Answer) {
         let result = answer.result.as_ref().map(|body| digest(&Body::Whole(body.clone()))).map_err(ToString::to_string);
-        self.note(("reply", answer.from, answer.to, answer.call.name(), result));
+        self.note(("reply", answer.from, answer.to, name(answer.call), result));
+        if let Err(CallError::Refused { reason, .. }) = &answer.result {
+            self.remember(format!("{} refuses {} from {}: {reason}", answer.from, name(answer.call), answer.to));
+        }
         if self.weather.loses(&mut self.rng) {
             self.unanswered.push(answer.reply);
             return;
@@ -266,9 +299,7 @@ impl World {
     fn deliver(&mut self) {
         while let Some(first) = self.under_way.first_entry().filter(|first| first.key().0 <= self.now_ms) {
             match first.remove() {
-                Message::Call { from, target, envelope, call, body, reply } => {
-                    self.deliver_call(from, target, envelope, call, body, reply);
-                }
+                Message::Call(delivery) => self.deliver_call(delivery),
                 Message::Answer(answer) if self.cuts.is_cut(answer.from, answer.to) => {
                     self.unanswered.push(answer.reply);
                 }
@@ -278,22 +309,15 @@ impl World {
         }
     }
 
-    fn deliver_call(
-        &mut self,
-        from: usize,
-        target: usize,
-        envelope: Envelope,
-        call: Call,
-        body: Body,
-        reply: Option<Reply>,
-    ) {
+    fn deliver_call(&mut self, delivery: Delivery) {
+        let (from, target, call) = (delivery.from, delivery.target, delivery.call);
         if self.cuts.is_cut(from, target) {
             // The message is lost, or arrives once the network has healed.
             match self.rng.bool() {
-                true => self.unanswered.extend(reply),
+                true => self.unanswered.extend(delivery.reply),
                 false => {
                     let delay_ms = self.rng.u64(50..500);
-                    self.under_way_in(delay_ms, Message::Call { from, target, envelope, call, body, reply });
+                    self.under_way_in(delay_ms, Message::Call(delivery));
                 }
             }
             return;
@@ -301,8 +325,9 @@ impl World {
         let Some(node) = self.nodes.get(target) else { return };
         if let Some(until) = node.paused_until_ms.filter(|until| self.now_ms < *until) {
             let delay_ms = until - self.now_ms;
-            return self.under_way_in(delay_ms, Message::Call { from, target, envelope, call, body, reply });
+            return self.under_way_in(delay_ms, Message::Call(delivery));
         }
+        let Delivery { envelope, body, reply, .. } = delivery;
         let (Some(running), Some(handle)) = (&node.running, node.handle()) else {
             let Some(reply) = reply else { return };
             if !node.is_host_up {
@@ -336,8 +361,12 @@ impl World {
             });
             outbox.lock().served.push((delivered, result));
         });
-        self.note(("deliver", from, target, call.name()));
+        self.note(("deliver", from, target, name(call)));
     }
+}
+
+fn name(call: Call) -> &'static str {
+    call.into()
 }
 
 fn digest(body: &Body) -> u32 {
@@ -349,4 +378,21 @@ fn digest(body: &Body) -> u32 {
 
 fn index(id: u64) -> usize {
     usize::try_from(id).unwrap_or(usize::MAX)
+}
+
+thread_local! {
+    static PANICKED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether anything has panicked on this thread since the last call. tokio catches the panics of tasks.
+fn has_panicked() -> bool {
+    static WATCHING: Once = Once::new();
+    WATCHING.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            PANICKED.set(true);
+            before(info);
+        }));
+    });
+    PANICKED.replace(false)
 }

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 
-use super::replay::Replay;
 use super::view::Violation;
 use crate::replication::sim::clients::once;
 use crate::replication::sim::history::History;
@@ -10,7 +9,7 @@ use crate::storage::{Data, Space};
 
 const NAME: &str = "idempotency";
 
-pub(super) fn conclude(history: &History, _replay: &Replay, datas: &[&Data]) -> Result<(), Violation> {
+pub(super) fn conclude(history: &History, datas: &[&Data]) -> Result<(), Violation> {
     let mut outcomes = HashMap::new();
     for operation in &history.operations {
         let Some(name) = operation.name() else { continue };

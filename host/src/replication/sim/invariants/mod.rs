@@ -66,7 +66,7 @@ impl Invariants {
         let replay = Replay::of(self.state_machine_safety.committed())?;
         let datas: Vec<&Data> =
             nodes.iter().filter_map(|node| node.running.as_ref()).map(|running| &running.data).collect();
-        idempotency::conclude(history, &replay, &datas)?;
+        idempotency::conclude(history, &datas)?;
         revisions::conclude(history)?;
         durability::conclude(history, &replay)?;
         outcomes::conclude(history, &replay)?;

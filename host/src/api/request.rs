@@ -1,0 +1,406 @@
+//! Requests: their parameters, key, headers and body, decoded and checked.
+//!
+//! Every handler of a client's request takes a [`Call`], and asks the functions below for the parts that it needs. The first
+//! mistake decides the answer. A client that is cut off while it sends a large body does not see the answer, so handlers
+//! read such a body before they check the last headers.
+
+use std::borrow::Cow;
+use std::error::Error as _;
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{FromRequest, Request};
+use axum::http::{HeaderMap, HeaderName, Uri, header};
+use futures::StreamExt as _;
+use http_body_util::LengthLimitError;
+use percent_encoding::percent_decode_str;
+use serde::Deserialize;
+use tokio_util::sync::CancellationToken;
+
+use super::problem::{Kind, Problem};
+use crate::hooks::Record;
+use crate::limits::{
+    IDEMPOTENCY_KEY_BYTES_MAX, KEY_BYTES_MAX, NAME_BYTES_MAX, REFUSED_BODY_BYTES_MAX, REFUSED_BODY_DEADLINE,
+};
+use crate::registry::{Author, Registry};
+use crate::replication;
+use crate::storage::{AskedBy, Data, Fact, Precondition, Space, Value};
+use crate::telemetry::Telemetry;
+use crate::write_path::WritePath;
+
+/// The parts of a node that handlers work with.
+pub struct App {
+    /// Takes writes to their commit.
+    pub write_path: WritePath,
+    /// The node's part in the cluster.
+    pub replication: replication::Handle,
+    /// Plugins and hooks.
+    pub registry: Registry,
+    /// Lines and figures of the plugins on this node.
+    pub plugin_record: Record,
+    /// Cancelled once the node stops; endless responses end then.
+    pub draining: CancellationToken,
+    /// The node's own state.
+    pub data: Data,
+    /// Metrics and traces.
+    pub telemetry: Telemetry,
+}
+
+/// A request whose query parameters are checked, and the node that serves it.
+pub(crate) struct Call<P = NoParameters> {
+    pub(super) app: Arc<App>,
+    pub(super) parameters: P,
+    pub(super) uri: Uri,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Body,
+}
+
+/// The state of the router. Only [`Call`] opens it, so that no handler forgets to check its parameters.
+#[derive(Clone)]
+pub(crate) struct Sealed(Arc<App>);
+
+impl Sealed {
+    pub(super) fn new(app: Arc<App>) -> Self {
+        Self(app)
+    }
+}
+
+impl<P: Parameters> FromRequest<Sealed> for Call<P> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, Sealed(app): &Sealed) -> Result<Self, Problem> {
+        let (parts, body) = request.into_parts();
+        let parameters = parameters(parts.uri.query().unwrap_or_default())?;
+        Ok(Self { app: app.clone(), parameters, uri: parts.uri, headers: parts.headers, body })
+    }
+}
+
+/// The query parameters that a route takes; any other is refused.
+pub(crate) trait Parameters: Sized {
+    const NAMES: &'static [&'static str];
+
+    /// Takes them from the values in a query.
+    fn from_values(values: &mut Values<'_>) -> Result<Self, Problem>;
+}
+
+/// The values of a query by their names.
+pub(crate) struct Values<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
+
+impl Values<'_> {
+    /// Takes the value of a parameter.
+    pub(super) fn text(&mut self, name: &str) -> Option<String> {
+        let position = self.0.iter().position(|(found, _)| found == name)?;
+        Some(self.0.swap_remove(position).1.into_owned())
+    }
+
+    /// Takes a parameter that is `true` or `false`. Absent means false; without a value it means true.
+    pub(super) fn flag(&mut self, name: &str) -> Result<bool, Problem> {
+        match self.text(name).as_deref() {
+            None | Some("false") => Ok(false),
+            Some("true" | "") => Ok(true),
+            Some(found) => Err(not_allowed(name, found, "true or false")),
+        }
+    }
+}
+
+/// For routes without parameters.
+pub(crate) struct NoParameters;
+
+impl Parameters for NoParameters {
+    const NAMES: &'static [&'static str] = &[];
+
+    fn from_values(_: &mut Values<'_>) -> Result<Self, Problem> {
+        Ok(Self)
+    }
+}
+
+/// How fresh a read must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Consistency {
+    /// Linearizable if that is possible promptly, else local.
+    Prompt,
+    /// Linearizable or an error.
+    Strong,
+    /// This node's committed state.
+    Local,
+}
+
+impl Parameters for Consistency {
+    const NAMES: &'static [&'static str] = &["consistency"];
+
+    fn from_values(values: &mut Values<'_>) -> Result<Self, Problem> {
+        match values.text("consistency").as_deref() {
+            None => Ok(Self::Prompt),
+            Some("strong") => Ok(Self::Strong),
+            Some("local") => Ok(Self::Local),
+            Some(found) => {
+                Err(not_allowed("consistency", found, "strong or local; absent: strong if possible, else local"))
+            }
+        }
+    }
+}
+
+fn parameters<P: Parameters>(query: &str) -> Result<P, Problem> {
+    let bad = |detail| Err(Problem::new(Kind::BAD_PARAMETER, detail));
+    let mut values = Values(Vec::new());
+    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+        if !P::NAMES.contains(&name.as_ref()) {
+            let known = if P::NAMES.is_empty() { "none".to_owned() } else { P::NAMES.join(", ") };
+            return bad(format!("there is no parameter {name:?} here; known are: {known}"));
+        }
+        if values.0.iter().any(|(earlier, _)| *earlier == name) {
+            return bad(format!("the parameter {name:?} is given twice"));
+        }
+        values.0.push((name, value));
+    }
+    P::from_values(&mut values)
+}
+
+/// The problem of a parameter whose value is not allowed.
+pub(super) fn not_allowed(name: &str, found: &str, allowed: &str) -> Problem {
+    Problem::new(Kind::BAD_PARAMETER, format!("{name} is {found:?}; allowed: {allowed}"))
+}
+
+/// The key in the path `/kv/<key>/`: percent-decoded, without one trailing slash. `%2F` writes a slash at its end.
+pub(super) fn key(uri: &Uri) -> Result<String, Problem> {
+    let raw = uri.path().strip_prefix("/kv/").unwrap_or_default();
+    let decoded = percent_decode_str(raw.strip_suffix('/').unwrap_or(raw)).decode_utf8();
+    let key = decoded.map_err(|_| Problem::new(Kind::BAD_KEY, "the key is not UTF-8"))?.into_owned();
+    check_key(&key)?;
+    Ok(key)
+}
+
+/// Checks the length of a key.
+pub(super) fn check_key(key: &str) -> Result<(), Problem> {
+    let detail = match key.len() {
+        0 => "the key is empty; a key has 1 to 1,024 bytes".to_owned(),
+        1..=KEY_BYTES_MAX => return Ok(()),
+        bytes => format!("the key has {bytes} bytes; a key has 1 to {KEY_BYTES_MAX} bytes of UTF-8"),
+    };
+    Err(Problem::new(Kind::BAD_KEY, detail))
+}
+
+/// The entity tag of an entry: its revision.
+pub(super) fn etag(revision: u64) -> String {
+    format!("\"{revision}\"")
+}
+
+/// The preconditions of a write on a key: `If-Match`, and `If-None-Match: *` (RFC 9110, section 13).
+pub(super) fn preconditions(headers: &HeaderMap, key: &str) -> Result<Vec<Precondition>, Problem> {
+    let key = || key.to_owned();
+    let matching = match header_text(headers, &header::IF_MATCH)? {
+        None => None,
+        Some("*") => Some(Fact::Exists { key: key() }),
+        Some(etag) => {
+            let digits = etag.strip_prefix('"').and_then(|etag| etag.strip_suffix('"'));
+            let revision = digits.and_then(|digits| digits.parse().ok()).ok_or_else(|| {
+                let allowed = "* or one ETag as this node gave it, such as \"42\"";
+                Problem::new(Kind::BAD_HEADER, format!("If-Match is {etag}; it must be {allowed}"))
+            })?;
+            Some(Fact::Revision { key: key(), revision: Some(revision) })
+        }
+    };
+    let absent = match header_text(headers, &header::IF_NONE_MATCH)? {
+        None => None,
+        Some("*") => Some(Fact::Revision { key: key(), revision: None }),
+        Some(found) => {
+            let detail = format!("If-None-Match is {found}; on a write it may only be *");
+            return Err(Problem::new(Kind::BAD_HEADER, detail));
+        }
+    };
+    let facts = matching.into_iter().chain(absent);
+    Ok(facts.map(|fact| Precondition { asked_by: AskedBy::Client, space: Space::Kv, fact }).collect())
+}
+
+fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, Problem> {
+    let text = headers.get(name).map(|value| value.to_str()).transpose();
+    let text = text.map_err(|_| Problem::new(Kind::BAD_HEADER, format!("{name} is not text")))?;
+    Ok(text.map(str::trim))
+}
+
+/// Whether a reader has this revision already: `If-None-Match` (RFC 9110, section 13.1.2).
+pub(super) fn has_already(headers: &HeaderMap, revision: u64) -> bool {
+    let mut named = elements(headers, header::IF_NONE_MATCH);
+    named.any(|one| one == "*" || one.trim_start_matches("W/") == etag(revision))
+}
+
+/// Whether a response without a body is enough: `Prefer: return=minimal` (RFC 7240).
+pub(super) fn prefers_minimal(headers: &HeaderMap) -> bool {
+    elements(headers, HeaderName::from_static("prefer")).any(|one| one.eq_ignore_ascii_case("return=minimal"))
+}
+
+/// Whether the client wants the bytes of a value and not its entry: it accepts `application/octet-stream`, or the value's
+/// own type.
+pub(super) fn accepts_raw(headers: &HeaderMap, value: &Value) -> bool {
+    let own = Some(essence(&value.content_type)).filter(|_| !value.is_json());
+    elements(headers, header::ACCEPT).map(essence).any(|accepted| {
+        accepted.eq_ignore_ascii_case("application/octet-stream")
+            || own.is_some_and(|own| accepted.eq_ignore_ascii_case(own))
+    })
+}
+
+/// A media type without its parameters.
+pub(super) fn essence(media_type: &str) -> &str {
+    media_type.split(';').next().unwrap_or_default().trim()
+}
+
+/// The elements of a header that is a list.
+fn elements(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
+    let list = headers.get(name).and_then(|value| value.to_str().ok());
+    list.into_iter().flat_map(|list| list.split(',')).map(str::trim)
+}
+
+/// The client's name for a write: `Idempotency-Key`, taken as it is.
+pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+    let bad = |found: &str| {
+        let allowed = format!("one of 1 to {IDEMPOTENCY_KEY_BYTES_MAX} visible ASCII characters");
+        Problem::new(Kind::BAD_HEADER, format!("Idempotency-Key is {found:?}; it must be {allowed}"))
+    };
+    let mut values = headers.get_all("idempotency-key").iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    let key = value.to_str().map_err(|_| bad("not ASCII"))?;
+    let has_length = (1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len());
+    if values.next().is_some() || !has_length || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(bad(key));
+    }
+    Ok(Some(key.to_owned()))
+}
+
+/// The person who changes the registry, as the client says in `Brink-User`.
+pub(super) fn author(headers: &HeaderMap) -> Result<Author, Problem> {
+    let Some(by) = headers.get("brink-user") else { return Ok(Author::named(None)) };
+    match by.to_str() {
+        Ok(by) if (1..=NAME_BYTES_MAX).contains(&by.len()) => Ok(Author::named(Some(by.to_owned()))),
+        _ => {
+            let allowed = format!("1 to {NAME_BYTES_MAX} visible characters of ASCII");
+            Err(not_allowed("Brink-User", &format!("{by:?}"), &allowed))
+        }
+    }
+}
+
+/// Reads a body of at most `bytes_max` bytes. A body that announces more is refused without being kept.
+pub(super) async fn body(headers: &HeaderMap, body: Body, bytes_max: usize) -> Result<Bytes, Problem> {
+    let too_large = || Problem::new(Kind::TOO_LARGE, format!("the body has more than {bytes_max} bytes"));
+    let announced = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    if announced.is_some_and(|bytes: usize| bytes > bytes_max) {
+        return Err(refuse(headers, body, too_large()).await);
+    }
+    axum::body::to_bytes(body, bytes_max).await.map_err(|error| {
+        let is_limit = error.source().is_some_and(|source| source.is::<LengthLimitError>());
+        if is_limit { too_large() } else { Problem::new(Kind::BAD_BODY, "the body ended early") }
+    })
+}
+
+/// Answers with a problem and discards the body: a client that is cut off while it sends does not see the answer.
+pub(super) async fn refuse(headers: &HeaderMap, body: Body, problem: Problem) -> Problem {
+    // A client that asks before it sends has sent nothing yet (RFC 9110, section 10.1.1).
+    if !headers.contains_key(header::EXPECT) {
+        // After the deadline the client is cut off all the same.
+        let _ = tokio::time::timeout(REFUSED_BODY_DEADLINE, discard(body)).await;
+    }
+    problem
+}
+
+async fn discard(body: Body) {
+    let mut chunks = body.into_data_stream();
+    let mut left = REFUSED_BODY_BYTES_MAX;
+    while let Some(Ok(bytes)) = chunks.next().await {
+        left = left.saturating_sub(bytes.len());
+        if left == 0 {
+            return;
+        }
+    }
+}
+
+/// Reads a JSON object that a handler takes; `shape` shows it to people.
+pub(super) fn json<'a, T: Deserialize<'a>>(body: &'a [u8], shape: &str) -> Result<T, Problem> {
+    serde_json::from_slice(body)
+        .map_err(|error| Problem::new(Kind::BAD_BODY, format!("the body must be {shape}: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Page {
+        limit: Option<String>,
+        reverse: bool,
+    }
+
+    impl Parameters for Page {
+        const NAMES: &'static [&'static str] = &["limit", "reverse"];
+
+        fn from_values(values: &mut Values<'_>) -> Result<Self, Problem> {
+            Ok(Self { limit: values.text("limit"), reverse: values.flag("reverse")? })
+        }
+    }
+
+    #[test]
+    fn unknown_and_repeated_parameters_are_refused() {
+        assert!(parameters::<Page>("limt=1").is_err());
+        assert!(parameters::<Page>("limit=1&limit=2").is_err());
+        let page: Page = parameters("limit=1&reverse").unwrap();
+        assert_eq!(page.limit.unwrap(), "1");
+        assert!(page.reverse);
+        assert!(parameters::<NoParameters>("").is_ok());
+        assert!(parameters::<NoParameters>("consistency=local").is_err());
+    }
+
+    #[test]
+    fn consistency_is_strong_or_local_or_absent() {
+        assert_eq!(parameters::<Consistency>("").unwrap(), Consistency::Prompt);
+        assert_eq!(parameters::<Consistency>("consistency=strong").unwrap(), Consistency::Strong);
+        assert_eq!(parameters::<Consistency>("consistency=local").unwrap(), Consistency::Local);
+        assert!(parameters::<Consistency>("consistency=eventual").is_err());
+    }
+
+    #[test]
+    fn a_key_is_what_the_path_says_without_one_trailing_slash() {
+        let key = |path: &str| key(&format!("/kv/{path}").parse().unwrap());
+        for (path, expected) in [("a/", "a"), ("a/b", "a/b"), ("a%2Fb%20c%2F/", "a/b c/"), ("%C3%A9", "é")] {
+            assert_eq!(key(path).unwrap(), expected);
+        }
+        assert!(key("%FF").is_err());
+        assert!(key("/").is_err());
+        assert!(key(&"k".repeat(1024)).is_ok());
+        assert!(key(&"k".repeat(1025)).is_err());
+    }
+
+    fn headers(name: &'static str, value: &'static str) -> HeaderMap {
+        HeaderMap::from_iter([(HeaderName::from_static(name), value.parse().unwrap())])
+    }
+
+    #[test]
+    fn entity_tags_are_revisions() {
+        let fact = |name, value| preconditions(&headers(name, value), "k").map(|mut all| all.remove(0).fact);
+        let revision = |revision| Fact::Revision { key: "k".into(), revision };
+        assert_eq!(fact("if-match", "\"7\"").unwrap(), revision(Some(7)));
+        assert_eq!(fact("if-match", "*").unwrap(), Fact::Exists { key: "k".into() });
+        assert_eq!(fact("if-none-match", "*").unwrap(), revision(None));
+        assert!(fact("if-match", "7").is_err());
+        assert!(fact("if-none-match", "\"7\"").is_err());
+        assert!(preconditions(&HeaderMap::new(), "k").unwrap().is_empty());
+        assert!(has_already(&headers("if-none-match", "\"6\", W/\"7\""), 7));
+        assert!(has_already(&headers("if-none-match", "*"), 7));
+        assert!(!has_already(&headers("if-none-match", "\"6\""), 7));
+        assert!(!has_already(&HeaderMap::new(), 7));
+    }
+
+    #[tokio::test]
+    async fn a_body_without_an_announced_length_is_limited_too() {
+        let read = |chunks: usize| {
+            let chunks = vec![Ok::<_, std::convert::Infallible>(Bytes::from_static(b"ab")); chunks];
+            let stream = Body::from_stream(futures::stream::iter(chunks));
+            async move { body(&HeaderMap::new(), stream, 4).await }
+        };
+        assert_eq!(read(2).await.unwrap(), "abab");
+        let refused = read(3).await.unwrap_err();
+        assert!(format!("{refused:?}").contains("the body has more than 4 bytes"), "{refused:?}");
+    }
+
+    #[test]
+    fn a_malformed_object_is_refused_with_its_shape() {
+        let refused = json::<Vec<u8>>(b"{", "[<numbers>]").unwrap_err();
+        assert!(format!("{refused:?}").contains("the body must be [<numbers>]: EOF"), "{refused:?}");
+    }
+}

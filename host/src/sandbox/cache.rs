@@ -1,0 +1,172 @@
+//! Compiled code on disk, so that a node that starts again does not compile again.
+//!
+//! # Guarantees
+//!
+//! - An entry is loaded only by an engine with the version and settings of the one that wrote it: its name contains a
+//!   digest of both, next to the digest of its source.
+//! - An entry is loaded only if it is complete: its header has a checksum (SHA-256), because wasmtime runs what it is given.
+//! - Entries come from this node alone. A folder that other users may write to is refused. Compiled code never travels
+//!   between nodes and is never accepted from clients.
+//! - Whatever is wrong with an entry, the node compiles again, and its log says why.
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::fs::{self, DirBuilder, File};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+use wasmtime::Engine;
+use wasmtime::component::Component;
+
+/// The first bytes of an entry: its kind, and the version of the format.
+const MAGIC: &[u8; 8] = b"brinkc\0\x01";
+
+/// Length of the magic and the checksum, which precede the code.
+const HEADER_BYTES: usize = MAGIC.len() + 32;
+
+/// File extension of entries.
+const EXTENSION: &str = "compiled";
+
+/// A folder of compiled code.
+pub(super) struct Cache {
+    dir: PathBuf,
+    /// Digest of the engine's version and settings.
+    engine_digest: u64,
+}
+
+impl Cache {
+    /// Opens the folder, and creates it if it is missing.
+    pub(super) fn open(dir: &Path, engine: &Engine) -> io::Result<Self> {
+        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        let metadata = fs::metadata(dir)?;
+        if metadata.uid() != rustix::process::geteuid().as_raw() || metadata.permissions().mode() & 0o022 != 0 {
+            let advice = format!("others may write to {}; it must be its owner's alone (mode 0700)", dir.display());
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, advice));
+        }
+        let mut hash = DefaultHasher::new();
+        engine.precompile_compatibility_hash().hash(&mut hash);
+        Ok(Self { dir: dir.to_owned(), engine_digest: hash.finish() })
+    }
+
+    /// The component stored under a key, if there is one that this engine can load.
+    pub(super) fn load(&self, engine: &Engine, key: &str) -> Option<Component> {
+        let code = self.get(key)?;
+        #[allow(
+            unsafe_code,
+            reason = "the cache vouches for the code: this node wrote it, by an engine with these settings"
+        )]
+        // SAFETY: `store` serialized the code, and `get` has checked that it is complete. Only its owner can write to the folder.
+        let component = unsafe { Component::deserialize(engine, code) };
+        component.map_err(|error| tracing::warn!(error = format!("{error:#}"), "compiled code cannot be used")).ok()
+    }
+
+    /// Stores a component. A component that cannot be stored is compiled again another time.
+    pub(super) fn store(&self, key: &str, component: &Component) {
+        match component.serialize() {
+            Ok(code) => self.put(key, &code),
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "compiled code cannot be serialized"),
+        }
+    }
+
+    /// Removes all entries except those of these keys, also those of other engines.
+    pub(super) fn retain(&self, keys: &HashSet<String>) {
+        let kept: HashSet<PathBuf> = keys.iter().map(|key| self.path(key)).collect();
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten().map(|entry| entry.path());
+        for path in entries.filter(|path| path.extension() == Some(OsStr::new(EXTENSION)) && !kept.contains(path)) {
+            if let Err(error) = fs::remove_file(&path) {
+                tracing::warn!(path = %path.display(), %error, "unneeded compiled code cannot be removed");
+            }
+        }
+    }
+
+    /// The bytes of an entry, if there is one and it is complete.
+    fn get(&self, key: &str) -> Option<Vec<u8>> {
+        let path = self.path(key);
+        let mut entry = match fs::read(&path) {
+            Ok(entry) => entry,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "compiled code cannot be read; it is compiled again");
+                return None;
+            }
+        };
+        let is_whole = entry.split_at_checked(HEADER_BYTES).is_some_and(|(header, code)| header == self::header(code));
+        if !is_whole {
+            tracing::warn!(path = %path.display(), "compiled code is damaged; it is compiled again");
+            return None;
+        }
+        entry.drain(..HEADER_BYTES);
+        Some(entry)
+    }
+
+    fn put(&self, key: &str, code: &[u8]) {
+        if let Err(error) = self.write(key, code) {
+            tracing::warn!(dir = %self.dir.display(), %error, "compiled code cannot be stored");
+        }
+    }
+
+    fn write(&self, key: &str, code: &[u8]) -> io::Result<()> {
+        let mut file = tempfile::NamedTempFile::new_in(&self.dir)?;
+        file.write_all(&header(code))?;
+        file.write_all(code)?;
+        // A power loss may leave less of it, which the checksum reveals.
+        file.persist(self.path(key)).map(|_: File| ()).map_err(|error| error.error)
+    }
+
+    fn path(&self, key: &str) -> PathBuf {
+        self.dir.join(format!("{key}-{:016x}.{EXTENSION}", self.engine_digest))
+    }
+}
+
+fn header(code: &[u8]) -> Vec<u8> {
+    let mut header = MAGIC.to_vec();
+    header.extend(Sha256::digest(code));
+    header
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_put_is_found_until_it_is_damaged_or_not_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("compiled");
+        let cache = Cache::open(&dir, &Engine::default()).unwrap();
+        assert_eq!(cache.get("a"), None);
+        cache.put("a", b"code of a");
+        cache.put("b", b"code of b");
+        assert_eq!(cache.get("a").as_deref(), Some(&b"code of a"[..]));
+
+        for damage in 0..HEADER_BYTES + 9 {
+            let mut entry = fs::read(cache.path("a")).unwrap();
+            entry[damage] ^= 1;
+            fs::write(cache.path("b"), entry).unwrap();
+            assert_eq!(cache.get("b"), None, "byte {damage}");
+        }
+        fs::write(cache.path("b"), b"").unwrap();
+        assert_eq!(cache.get("b"), None);
+
+        cache.retain(&HashSet::from(["a".to_owned()]));
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
+        assert!(cache.get("a").is_some());
+    }
+
+    #[test]
+    fn code_of_an_engine_with_other_settings_is_not_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let other = Engine::new(wasmtime::Config::new().epoch_interruption(true)).unwrap();
+        Cache::open(dir.path(), &Engine::default()).unwrap().put("a", b"code");
+        assert_eq!(Cache::open(dir.path(), &other).unwrap().get("a"), None);
+    }
+
+    #[test]
+    fn a_folder_that_others_may_write_to_is_not_used() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(Cache::open(dir.path(), &Engine::default()).is_err());
+    }
+}

@@ -1,0 +1,163 @@
+//! A component that fits one of the worlds of `brink:hooks`: checked, and linked to what the host offers.
+
+use wasmtime::component::types::{self, ComponentItem};
+use wasmtime::component::{Component, InstancePre, Linker};
+
+use super::bindings::HOOKS_VERSION;
+use super::bindings::exports::brink::hooks::{configuration, transformer, validator};
+use super::error::Mismatch;
+use super::host_state::{self, HostReads, HostState};
+use super::wasi;
+use crate::limits;
+
+const HOOKS_PREFIX: &str = "brink:hooks/";
+
+/// A page of linear memory.
+const PAGE_BYTES: u64 = 64 * 1024;
+
+/// The first bytes of every component: the magic of WebAssembly, then version 13 of layer 1.
+const COMPONENT_PREAMBLE: &[u8] = b"\0asm\x0d\0\x01\0";
+
+/// The first bytes of every core module.
+const MODULE_PREAMBLE: &[u8] = b"\0asm\x01\0\0\0";
+
+/// A compiled component with its imports linked, ready to be instantiated.
+pub(super) struct LinkedComponent<R: 'static> {
+    pub(super) pre: InstancePre<HostState<R>>,
+    pub(super) exports: Exports,
+}
+
+/// Where the exports of a plugin are.
+pub(super) struct Exports {
+    pub(super) configuration: configuration::GuestIndices,
+    pub(super) validator: Option<validator::GuestIndices>,
+    pub(super) transformer: Option<transformer::GuestIndices>,
+}
+
+impl<R: HostReads> LinkedComponent<R> {
+    /// Finds the exports of a component, and links its imports.
+    pub(super) fn new(component: &Component) -> Result<Self, Mismatch> {
+        let ty = component.component_type();
+        let mut interfaces = Vec::new();
+        for (name, _) in ty.exports(component.engine()) {
+            interfaces.extend(hooks_interface(name)?);
+        }
+        let has = |interface| interfaces.contains(&interface);
+        if !has("validator") && !has("transformer") {
+            return Err(Mismatch::NoRole);
+        }
+        if !has("configuration") {
+            return Err(Mismatch::NoConfiguration);
+        }
+        let pre = link(component, &ty).map_err(signature)?;
+        let configuration = configuration::GuestIndices::new(&pre).map_err(signature)?;
+        let validator = has("validator").then(|| validator::GuestIndices::new(&pre));
+        let transformer = has("transformer").then(|| transformer::GuestIndices::new(&pre));
+        let validator = validator.transpose().map_err(signature)?;
+        let transformer = transformer.transpose().map_err(signature)?;
+        Ok(Self { exports: Exports { configuration, validator, transformer }, pre })
+    }
+}
+
+/// Checks that bytes begin like a component. An error says what they are instead.
+pub(super) fn check_preamble(bytes: &[u8]) -> Result<(), String> {
+    if bytes.starts_with(COMPONENT_PREAMBLE) {
+        return Ok(());
+    }
+    if bytes.starts_with(MODULE_PREAMBLE) {
+        let advice = "it is a core module; build for `wasm32-wasip2`, or wrap it with `wasm-tools component new`";
+        return Err(advice.to_owned());
+    }
+    if bytes.starts_with(b"\0asm") {
+        return Err("it is WebAssembly of a version this node does not know".to_owned());
+    }
+    if bytes.trim_ascii_start().starts_with(b"(") {
+        return Err("it looks like WebAssembly text; translate it to binary first".to_owned());
+    }
+    match bytes.is_empty() {
+        true => Err("it is empty".to_owned()),
+        false => Err("it does not start like WebAssembly".to_owned()),
+    }
+}
+
+/// Checks that an instance of the component starts within the limits.
+pub(super) fn check_resources(component: &Component) -> Result<(), Mismatch> {
+    let Some(required) = component.resources_required() else {
+        return Err(Mismatch::Signature { detail: "it imports core modules, which plugins cannot".to_owned() });
+    };
+    let memory_bytes = required.max_initial_memory_size.unwrap_or(0).saturating_mul(PAGE_BYTES);
+    let elements = required.max_initial_table_size.unwrap_or(0);
+    let checks: [(&'static str, u64, usize); 4] = [
+        ("linear memories", required.num_memories.into(), limits::PLUGIN_MEMORIES_MAX),
+        ("tables", required.num_tables.into(), limits::PLUGIN_TABLES_MAX),
+        ("bytes of memory", memory_bytes, limits::PLUGIN_MEMORY_BYTES_MAX),
+        ("table elements", elements, limits::PLUGIN_TABLE_ELEMENTS_MAX),
+    ];
+    for (what, found, limit) in checks {
+        let limit = limit as u64;
+        if found > limit {
+            return Err(Mismatch::Resources { what, found, limit });
+        }
+    }
+    Ok(())
+}
+
+/// Checks that every import is of `brink:hooks` or WASI. Returns the functions of `brink:hooks`, sorted.
+pub(super) fn check_imports(component: &Component) -> Result<Vec<String>, Mismatch> {
+    let engine = component.engine();
+    let mut functions = Vec::new();
+    for (name, import) in component.component_type().imports(engine) {
+        if name.starts_with(wasi::PREFIX) {
+            continue;
+        }
+        let unknown = |import: String| Mismatch::Import { import };
+        let Some(interface) = hooks_interface(name)? else { return Err(unknown(name.to_owned())) };
+        let ComponentItem::ComponentInstance(instance) = import.ty else { return Err(unknown(name.to_owned())) };
+        for (item, export) in instance.exports(engine) {
+            if !matches!(export.ty, ComponentItem::ComponentFunc(_)) {
+                continue;
+            }
+            match (interface, item) {
+                ("store", "get" | "exists" | "list") | ("log", "write") => {
+                    functions.push(format!("{interface}.{item}"));
+                }
+                _ => return Err(unknown(format!("{name}#{item}"))),
+            }
+        }
+    }
+    functions.sort_unstable();
+    Ok(functions)
+}
+
+/// The interface named by an import or export of `brink:hooks`; `None` for other packages.
+fn hooks_interface(name: &str) -> Result<Option<&str>, Mismatch> {
+    let Some(rest) = name.strip_prefix(HOOKS_PREFIX) else { return Ok(None) };
+    let (interface, version) = rest.split_once('@').unwrap_or((rest, "none"));
+    if version != HOOKS_VERSION {
+        return Err(Mismatch::Version { found: version.to_owned(), supported: HOOKS_VERSION.to_owned() });
+    }
+    Ok(Some(interface))
+}
+
+fn link<R: HostReads>(component: &Component, ty: &types::Component) -> wasmtime::Result<InstancePre<HostState<R>>> {
+    let engine = component.engine();
+    let mut linker = Linker::new(engine);
+    host_state::add_to_linker(&mut linker)?;
+    for (name, import) in ty.imports(engine) {
+        let (true, ComponentItem::ComponentInstance(instance)) = (name.starts_with(wasi::PREFIX), import.ty) else {
+            continue;
+        };
+        let interface = name.split_once('@').map_or(name, |(interface, _)| interface);
+        let mut items = linker.instance(name)?;
+        for (item, _) in instance.exports(engine) {
+            wasi::define(&mut items, interface, item)?;
+        }
+    }
+    linker.define_unknown_imports_as_traps(component)?;
+    linker.instantiate_pre(component)
+}
+
+/// A mismatch of types that wasmtime found.
+pub(super) fn signature(error: wasmtime::Error) -> Mismatch {
+    Mismatch::Signature { detail: format!("{error:#}") }
+}

@@ -1,0 +1,161 @@
+//! How a component is refused, and how a guest fails.
+
+use super::bindings::HOOKS_VERSION;
+
+/// How a guest or its component failed, as a predicate: the message begins with a verb, and its reader adds who failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The bytes are not a component.
+    #[error("is not a WebAssembly component: {detail}")]
+    NotAComponent {
+        /// What the bytes are instead, and what to do.
+        detail: String,
+    },
+    /// The component does not fit the worlds of `brink:hooks`.
+    #[error("does not fit brink:hooks: {mismatch}")]
+    WorldMismatch {
+        /// What does not fit.
+        mismatch: Mismatch,
+    },
+    /// The component is larger than a node accepts.
+    #[error("has {found_bytes} bytes; at most {limit_bytes} are allowed")]
+    TooLarge {
+        /// Its size.
+        found_bytes: usize,
+        /// [`crate::limits::PLUGIN_BYTES_MAX`].
+        limit_bytes: usize,
+    },
+    /// The guest refused its configuration.
+    #[error("refuses the configuration{}: {message}", at(.path))]
+    ConfigRefused {
+        /// Where in the configuration, as a JSON pointer; empty for the whole.
+        path: String,
+        /// The guest's own words.
+        message: String,
+    },
+    /// The guest did not answer in time.
+    #[error("did not answer within {deadline_ms} ms")]
+    TimedOut {
+        /// How long it had, in milliseconds.
+        deadline_ms: u64,
+    },
+    /// The guest stopped with a trap: a panic, an exit, a forbidden call, a full stack.
+    #[error("failed: {message}")]
+    Trapped {
+        /// A short reason, and the last lines it wrote to standard error.
+        message: String,
+    },
+    /// The guest needed more memory or table elements than it may have.
+    #[error("asked for {asked} {what}; it may have {limit}")]
+    MemoryLimit {
+        /// The resource, with its unit.
+        what: &'static str,
+        /// How much it asked for, in all.
+        asked: usize,
+        /// How much it may have, in all.
+        limit: usize,
+    },
+    /// The guest returned, or passed to the host, more than it may.
+    #[error("passed more than {limit_bytes} bytes to the host in one call")]
+    OutputLimit {
+        /// How much it may pass.
+        limit_bytes: usize,
+    },
+    /// All instances that may run at once are running.
+    #[error("cannot start: too many instances are running")]
+    Busy,
+}
+
+/// The WebAssembly engine could not be set up on this machine.
+#[derive(Debug, thiserror::Error)]
+#[error("the WebAssembly engine cannot start: {detail}")]
+pub struct EngineError {
+    /// What wasmtime or the operating system says.
+    detail: String,
+}
+
+/// How a component fails to fit the worlds of `brink:hooks`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Mismatch {
+    /// It has neither role.
+    #[error(
+        "it exports neither `validator` nor `transformer` of brink:hooks@{HOOKS_VERSION}; build it against one of the \
+         worlds `validator-plugin`, `transformer-plugin` or `plugin`"
+    )]
+    NoRole,
+    /// It cannot be configured.
+    #[error("it does not export `configuration`, which every plugin must")]
+    NoConfiguration,
+    /// It imports an interface that plugins do not have.
+    #[error("it imports `{import}`; plugins may import only `store` and `log` of brink:hooks, and WASI")]
+    Import {
+        /// The import.
+        import: String,
+    },
+    /// It was built for another version of the interface.
+    #[error("it was built for brink:hooks@{found}; this node serves {supported}")]
+    Version {
+        /// The version it names.
+        found: String,
+        /// The versions this node serves.
+        supported: String,
+    },
+    /// A function or type differs from the interface.
+    #[error("{detail}")]
+    Signature {
+        /// Which, and how.
+        detail: String,
+    },
+    /// It starts with more of a resource than a plugin may have.
+    #[error("it starts with {found} {what}; at most {limit} are allowed")]
+    Resources {
+        /// The resource, with its unit.
+        what: &'static str,
+        /// How much it starts with.
+        found: u64,
+        /// How much it may have.
+        limit: u64,
+    },
+}
+
+impl EngineError {
+    pub(super) fn new(detail: impl std::fmt::Display) -> Self {
+        Self { detail: format!("{detail:#}") }
+    }
+}
+
+impl Error {
+    /// Whether the guest failed during a call, as opposed to its component being refused or the node failing.
+    pub fn is_guest_failure(&self) -> bool {
+        match self {
+            Self::TimedOut { .. } | Self::Trapped { .. } | Self::MemoryLimit { .. } => true,
+            Self::OutputLimit { .. } | Self::ConfigRefused { .. } => true,
+            Self::NotAComponent { .. } | Self::WorldMismatch { .. } | Self::TooLarge { .. } | Self::Busy => false,
+        }
+    }
+
+    /// Whether a call met one of its limits.
+    pub fn is_limit(&self) -> bool {
+        matches!(self, Self::TimedOut { .. } | Self::MemoryLimit { .. } | Self::OutputLimit { .. })
+    }
+
+    /// One word for metrics and spans.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::NotAComponent { .. } => "not_a_component",
+            Self::WorldMismatch { .. } => "world_mismatch",
+            Self::TooLarge { .. } => "too_large",
+            Self::ConfigRefused { .. } => "config_refused",
+            Self::TimedOut { .. } => "timed_out",
+            Self::Trapped { .. } => "trapped",
+            Self::MemoryLimit { .. } => "memory_limit",
+            Self::OutputLimit { .. } => "output_limit",
+            Self::Busy => "busy",
+        }
+    }
+}
+
+/// " at `path`", or nothing for the whole.
+fn at(path: &str) -> String {
+    if path.is_empty() { String::new() } else { format!(" at `{path}`") }
+}

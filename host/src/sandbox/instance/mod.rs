@@ -1,0 +1,52 @@
+//! Instances: started once, and reset after each call instead of started anew.
+//!
+//! # Problem
+//!
+//! No call may see what another call left in an instance. A new instance for each call is the simple way to that, and most
+//! of what a short call costs: wasmtime builds its own data anew, functions are linked at their first use, and all of it is
+//! cold in the processor's caches. Configuring each new instance costs still more: compiling a schema, or importing the
+//! modules of a language runtime.
+//!
+//! # Approach
+//!
+//! - `preinit` *pre-initializes* a component with wizer: `configure` runs once, and what it leaves in memory and globals
+//!   becomes the initial state of a copy of the component. Instances of the copy are configured from their start.
+//! - `resettable` adds a module to that copy which saves the globals when an instance starts, and can restore them.
+//! - `reset` restores an instance after a call: its globals by that module, and of its memory the pages that the call wrote
+//!   to. `pages` asks Linux for them (`PAGEMAP_SCAN`), unless the thread had no page fault since: then there are no new ones.
+//! - `pool` keeps reset instances for the next calls, one for each thread.
+//!
+//! # Guarantees
+//!
+//! An instance that was reset cannot be told from a new one by the code that runs in it: `resettable` refuses a component
+//! that has state other than the globals and the pages of one memory. Only an instance whose call succeeded is reset. An
+//! instance is dropped after a trap, a missed deadline or a refused growth; when its memory has grown; when it was given
+//! handles of WASI; when it wrote to more than [`PLUGIN_KEPT_WRITTEN_BYTES_MAX`](crate::limits::PLUGIN_KEPT_WRITTEN_BYTES_MAX);
+//! and when the system does not say which pages were written to.
+//!
+//! In debug builds, which all tests are, every reset compares the whole memory with the initial memory.
+//!
+//! All `unsafe` code of resets is in this folder.
+//!
+//! # Failure model
+//!
+//! A component that cannot be pre-initialized is configured before each call, and one that cannot be reset starts an
+//! instance for each call. Both answer alike; only the cost differs, and the reason is kept.
+//!
+//! # Cost
+//!
+//! A reset takes 1 µs, plus copies of the pages that the instance has written to since it started. After a page fault it
+//! takes one more system call. The sandbox's chapter has the cost of the alternatives. A call of a plugin in Python takes
+//! 31 µs instead of 1,200: its memory of 13 MiB need not be mapped and copied anew.
+
+mod pages;
+mod pool;
+mod preinit;
+mod reset;
+pub(super) mod resettable;
+mod start;
+
+pub(super) use pool::Pool;
+pub(super) use preinit::Instrumented;
+pub(super) use reset::{ResetExports, ResetSupport, Resetter};
+pub(super) use start::Instance;

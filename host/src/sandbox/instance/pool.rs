@@ -1,0 +1,51 @@
+//! Reset instances that wait for the next calls of their component, one for each thread.
+//!
+//! They are a stock: when no instance waits for a thread, its call starts a new one.
+
+use parking_lot::Mutex;
+
+use super::super::host_state::HostReads;
+use super::super::threads::PerThread;
+use super::pages::faults;
+use super::reset::Resetter;
+use super::start::Instance;
+
+/// The waiting instances of one component.
+pub(crate) struct Pool<R: 'static> {
+    resetter: Resetter,
+    /// Each lock protects the instance that waits for the thread, while it is taken or put.
+    waiting: PerThread<Mutex<Option<Instance<R>>>>,
+}
+
+impl<R: HostReads> Pool<R> {
+    pub(crate) fn new(resetter: Resetter) -> Self {
+        Self { resetter, waiting: PerThread::default() }
+    }
+
+    /// The instance that waits for this thread.
+    pub(crate) fn take(&self) -> Option<Instance<R>> {
+        let mut instance = self.waiting.mine().try_lock()?.take()?;
+        if let Some(state) = &mut instance.reset_state {
+            state.faults = faults();
+        }
+        Some(instance)
+    }
+
+    /// Resets an instance, to wait for this thread's next call. Drops it if it cannot be reset, or if another one waits.
+    pub(crate) fn put(&self, mut instance: Instance<R>) {
+        let Some(mut waiting) = self.waiting.mine().try_lock() else { return };
+        if waiting.is_some() {
+            return;
+        }
+        match self.resetter.reset(&mut instance) {
+            Ok(true) => *waiting = Some(instance),
+            Ok(false) => {}
+            Err(error) => tracing::debug!(error = format!("{error:#}"), "a plugin instance was not reset"),
+        }
+    }
+
+    /// Number of instances that wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.iter().filter(|waiting| waiting.lock().is_some()).count()
+    }
+}

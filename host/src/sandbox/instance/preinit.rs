@@ -1,0 +1,114 @@
+//! Pre-initialization: what `configure` leaves in an instance becomes the initial state of all others.
+//!
+//! # Approach
+//!
+//! `wasmtime-wizer` instruments a component so that its memories and globals can be read from outside. One instance of it is
+//! configured; what it then holds is written into a copy of the component. Instances of the copy start as that instance
+//! was left, and the system maps their memory when they touch it. If possible, the copy is made resettable.
+//!
+//! # Guarantees
+//!
+//! A new instance of the copy answers like one that was just configured. All state of WebAssembly is in memories, globals
+//! and tables. A component that could change its tables is refused, and so is an instance that holds handles of WASI, which
+//! end with it.
+
+use futures::FutureExt;
+use wasmtime::component::{Lift, WasmList};
+use wasmtime_wizer::{ComponentContext, ComponentInstanceState, Wizer};
+
+use super::super::host_state::{HostReads, HostState};
+use super::resettable::resettable;
+use super::start::Instance;
+use crate::limits;
+
+/// A component that is instrumented so that the state of its instances can be read.
+pub(crate) struct Instrumented<'a> {
+    wizer: Wizer,
+    context: ComponentContext<'a>,
+    component: Vec<u8>,
+}
+
+impl<'a> Instrumented<'a> {
+    /// Instruments a component. An error says why it cannot be instrumented.
+    pub(crate) fn new(component: &'a [u8]) -> Result<Self, String> {
+        let mut wizer = Wizer::new();
+        // The copy keeps all exports, `configure` included.
+        wizer.keep_init_func(true);
+        let (context, component) = wizer.instrument_component(component).map_err(reason)?;
+        Ok(Self { wizer, context, component })
+    }
+
+    /// The bytes of the instrumented component.
+    pub(crate) fn component(&self) -> &[u8] {
+        &self.component
+    }
+
+    /// The pre-initialized copy of the component, from an instance of [`Self::component`] that has been configured. An error
+    /// says why there can be none.
+    pub(crate) fn snapshot<R: HostReads>(&self, instance: &mut Instance<R>) -> Result<Vec<u8>, String> {
+        if instance.store.data().has_handles {
+            return Err("it holds handles of WASI when it is configured, such as that of standard output".to_owned());
+        }
+        instance.lift_output_limit();
+        let mut state = InstanceState { instance, failure: None };
+        // Nothing in it waits: all reads are answered at once.
+        let copy = self.wizer.snapshot_component(&self.context, &mut state).now_or_never();
+        let copy = match (state.failure, copy) {
+            (None, Some(copy)) => copy.map_err(reason)?,
+            (Some(failure), _) => return Err(failure),
+            (None, None) => return Err("its state cannot be read at once".to_owned()),
+        };
+        // Without that, each call starts an instance.
+        Ok(resettable(&copy).unwrap_or_else(|reason| {
+            tracing::debug!(reason, "instances of a pre-initialized plugin cannot be reset");
+            copy
+        }))
+    }
+}
+
+fn reason(error: impl std::fmt::Display) -> String {
+    format!("{error:#}")
+}
+
+/// The state of an instrumented instance. It keeps the first failure, after which the values read do not matter.
+struct InstanceState<'a, R: 'static> {
+    instance: &'a mut Instance<R>,
+    failure: Option<String>,
+}
+
+impl<R: HostReads> InstanceState<'_, R> {
+    fn read<V: Lift + 'static, T: Default>(
+        &mut self,
+        interface: &str,
+        function: &str,
+        take: impl FnOnce(V, &wasmtime::Store<HostState<R>>) -> T,
+    ) -> T {
+        self.instance.set_deadline(limits::PLUGIN_CONFIGURE_DEADLINE);
+        self.instance.read(interface, function, take).unwrap_or_else(|error| {
+            self.failure.get_or_insert(format!("its state cannot be read: {error:#}"));
+            T::default()
+        })
+    }
+}
+
+impl<R: HostReads> ComponentInstanceState for InstanceState<'_, R> {
+    async fn call_func_ret_list_u8(&mut self, instance: &str, function: &str, contents: impl FnOnce(&[u8]) + Send) {
+        self.read(instance, function, |list: WasmList<u8>, store| contents(list.as_le_slice(store)));
+    }
+
+    async fn call_func_ret_s32(&mut self, instance: &str, function: &str) -> i32 {
+        self.read(instance, function, |value, _| value)
+    }
+
+    async fn call_func_ret_s64(&mut self, instance: &str, function: &str) -> i64 {
+        self.read(instance, function, |value, _| value)
+    }
+
+    async fn call_func_ret_f32(&mut self, instance: &str, function: &str) -> u32 {
+        self.read(instance, function, |value: f32, _| value.to_bits())
+    }
+
+    async fn call_func_ret_f64(&mut self, instance: &str, function: &str) -> u64 {
+        self.read(instance, function, |value: f64, _| value.to_bits())
+    }
+}

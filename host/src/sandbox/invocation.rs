@@ -1,0 +1,219 @@
+//! One call of a guest: an instance that no call has used, or that cannot be told from such, within the limits of the call.
+
+use wasmtime::{PoolConcurrencyLimitError, Trap};
+
+use super::bindings::brink::hooks::types::{Rejection, Replacement, Write};
+use super::component::LinkedComponent;
+use super::engine::Engine;
+use super::error::Error;
+use super::host_state::{HostReads, HostState};
+use super::instance::{Instance, Pool};
+use super::limiter::{CallLimits, Refused};
+use super::lines::LogSource;
+use super::text::{cut, one_line};
+use super::wasi::Exit;
+use crate::limits;
+
+/// wasmtime's message when a guest passes too much to the host. The error's type is private to wasmtime, so its text has
+/// to do; a test fails if it changes.
+const FUEL_EXHAUSTED: &str = "fuel allocated for hostcalls has been exhausted";
+
+/// What invocations get their instances from.
+pub(super) struct Target<'a, R: 'static> {
+    pub(super) engine: &'a Engine,
+    pub(super) component: &'a LinkedComponent<R>,
+    /// Reset instances; `None` if the component's instances cannot be reset.
+    pub(super) pool: Option<&'a Pool<R>>,
+    /// Whose log lines they write.
+    pub(super) source: &'a LogSource,
+    pub(super) random_seed: u64,
+}
+
+/// An instance in use.
+pub(super) struct Invocation<'a, R: 'static> {
+    component: &'a LinkedComponent<R>,
+    limits: CallLimits,
+    instance: Instance<R>,
+    has_failed: bool,
+    has_met_limit: bool,
+}
+
+impl<R: HostReads> Target<'_, R> {
+    /// Lets `ask` use an instance. When it returns, the log lines are written, and the instance waits for another call or
+    /// ends.
+    ///
+    /// # Errors
+    ///
+    /// How the instance failed to start.
+    pub(super) fn invoke<T>(
+        &self,
+        limits: CallLimits,
+        ask: impl FnOnce(&mut Invocation<'_, R>) -> T,
+    ) -> Result<T, Error> {
+        let _running = self.engine.ticker().run();
+        let waiting = self.pool.and_then(Pool::take).and_then(|instance| instance.renew(limits, self.random_seed));
+        let instance = match waiting {
+            Some(instance) => instance,
+            None => self.start(limits)?,
+        };
+        let component = self.component;
+        let mut invocation = Invocation { component, limits, instance, has_failed: false, has_met_limit: false };
+        let answer = ask(&mut invocation);
+        self.finish(invocation);
+        Ok(answer)
+    }
+
+    fn start(&self, limits: CallLimits) -> Result<Instance<R>, Error> {
+        Instance::start(self.component, limits, self.random_seed).map_err(|(error, mut store)| {
+            let state = store.data_mut();
+            let error = explain(&error, limits, state);
+            if limits.is_provisional && error.is_limit() {
+                state.lines.discard();
+            }
+            state.lines.flush(self.source, self.engine.log_sink());
+            error
+        })
+    }
+
+    fn finish(&self, invocation: Invocation<'_, R>) {
+        let is_repeated = invocation.limits.is_provisional && invocation.has_met_limit();
+        let Invocation { mut instance, has_failed, .. } = invocation;
+        let state = instance.store.data_mut();
+        if is_repeated {
+            state.lines.discard();
+        }
+        state.lines.flush(self.source, self.engine.log_sink());
+        state.reads = R::default();
+        if let Some(pool) = self.pool
+            && !has_failed
+        {
+            pool.put(instance);
+        }
+    }
+}
+
+impl<R: HostReads> Invocation<'_, R> {
+    /// Checks that every export of the plugin has the type it should have.
+    pub(super) fn check_types(&mut self) -> wasmtime::Result<()> {
+        let exports = &self.component.exports;
+        let Instance { store, raw, .. } = &mut self.instance;
+        exports.configuration.load(&mut *store, raw)?;
+        if let Some(validator) = &exports.validator {
+            validator.load(&mut *store, raw)?;
+        }
+        if let Some(transformer) = &exports.transformer {
+            transformer.load(&mut *store, raw)?;
+        }
+        Ok(())
+    }
+
+    /// Gives the guest its configuration, as JSON text.
+    pub(super) fn configure(&mut self, config: &str) -> Result<(), Error> {
+        self.begin_step();
+        let Instance { store, raw, .. } = &mut self.instance;
+        let configuration = self.component.exports.configuration.load(&mut *store, raw);
+        let answer = configuration.and_then(|configuration| configuration.call_configure(store, config));
+        self.end_step(answer)?.map_err(|invalid| Error::ConfigRefused {
+            path: cut(&invalid.path, limits::PLUGIN_TEXT_BYTES_MAX).to_owned(),
+            message: cut(&invalid.message, limits::PLUGIN_TEXT_BYTES_MAX).to_owned(),
+        })
+    }
+
+    /// Lets the guest read from now on.
+    pub(super) fn allow_reads(&mut self, reads: R) {
+        self.instance.store.data_mut().reads = reads;
+    }
+
+    /// Asks the transformer. A plugin without that role changes nothing.
+    pub(super) fn transform(&mut self, writes: &[Write<'_>]) -> Result<Result<Vec<Replacement>, Rejection>, Error> {
+        let Some(transformer) = &self.component.exports.transformer else { return Ok(Ok(Vec::new())) };
+        self.begin_step();
+        let Instance { store, raw, .. } = &mut self.instance;
+        let transformer = transformer.load(&mut *store, raw);
+        let answer = transformer.and_then(|transformer| transformer.call_transform(store, writes));
+        self.end_step(answer)
+    }
+
+    /// Asks the validator. A plugin without that role accepts everything.
+    pub(super) fn validate(&mut self, writes: &[Write<'_>]) -> Result<Result<(), Rejection>, Error> {
+        let Some(validator) = &self.component.exports.validator else { return Ok(Ok(())) };
+        self.begin_step();
+        let Instance { store, raw, .. } = &mut self.instance;
+        let validator = validator.load(&mut *store, raw);
+        let answer = validator.and_then(|validator| validator.call_validate(store, writes));
+        self.end_step(answer)
+    }
+
+    /// The reads as the guest left them.
+    pub(super) fn take_reads(&mut self) -> R {
+        std::mem::take(&mut self.instance.store.data_mut().reads)
+    }
+
+    /// The memory of the instance, in bytes.
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.instance.store.data().limiter.memory_bytes()
+    }
+
+    /// Whether a limit was met, so that the answer may not be what it would have been without it.
+    pub(super) fn has_met_limit(&self) -> bool {
+        self.has_met_limit || self.instance.store.data().limiter.refused().is_some()
+    }
+
+    pub(super) fn instance(&mut self) -> &mut Instance<R> {
+        &mut self.instance
+    }
+
+    /// Each step gets the whole deadline, unless the call is provisional.
+    fn begin_step(&mut self) {
+        if !self.limits.is_provisional {
+            self.instance.set_deadline(self.limits.deadline);
+        }
+    }
+
+    fn end_step<T>(&mut self, answer: wasmtime::Result<T>) -> Result<T, Error> {
+        answer.map_err(|error| {
+            let error = explain(&error, self.limits, self.instance.store.data_mut());
+            self.has_failed = true;
+            self.has_met_limit |= error.is_limit();
+            error
+        })
+    }
+}
+
+/// Explains why the instance of this state stopped, from wasmtime's error and what the state knows beside it.
+fn explain<R: HostReads>(error: &wasmtime::Error, limits: CallLimits, state: &mut HostState<R>) -> Error {
+    let trap = error.downcast_ref::<Trap>();
+    if trap == Some(&Trap::Interrupt) {
+        let deadline_ms = u64::try_from(limits.deadline.as_millis()).unwrap_or(u64::MAX);
+        return Error::TimedOut { deadline_ms };
+    }
+    if error.is::<PoolConcurrencyLimitError>() {
+        return Error::Busy;
+    }
+    if let Some(Refused { what, asked, limit }) = state.limiter.refused() {
+        return Error::MemoryLimit { what, asked, limit };
+    }
+    let reason = format!("{error:#}");
+    if reason.contains(FUEL_EXHAUSTED) {
+        return Error::OutputLimit { limit_bytes: limits.output_bytes };
+    }
+    let reason = match trap {
+        Some(Trap::UnreachableCodeReached) => "it aborted".to_owned(),
+        Some(Trap::StackOverflow) => "its stack is full".to_owned(),
+        Some(trap) => trap.to_string(),
+        None if error.is::<Exit>() => Exit.to_string(),
+        None => match forbidden_import(&reason) {
+            Some(import) => format!("it called `{import}`, which plugins do not have"),
+            None => one_line(cut(&reason, limits::PLUGIN_TEXT_BYTES_MAX)),
+        },
+    };
+    let last_words = state.lines.last_words();
+    let message = if last_words.is_empty() { reason } else { format!("{reason}: {last_words}") };
+    Error::Trapped { message }
+}
+
+/// The import named by wasmtime's message for an import that traps.
+fn forbidden_import(reason: &str) -> Option<&str> {
+    let (_, rest) = reason.split_once("unknown import: `")?;
+    Some(rest.split_once('`')?.0)
+}

@@ -1,0 +1,178 @@
+//! The log lines of one call: what the guest logs, and what it writes to standard output and standard error.
+//!
+//! Lines go to the node's log, as events of target `plugin`, when the call has ended. The last lines of standard error are
+//! kept until then, because a panic writes its message there.
+
+use std::collections::VecDeque;
+
+use super::bindings::brink::hooks::log::Level;
+use super::text::{cut, one_line};
+use crate::limits;
+
+/// Digits of a plugin's digest in the node's log.
+const VERSION_CHARS: usize = 12;
+
+/// Lines of standard error kept to explain a trap.
+const LAST_LINES_MAX: usize = 8;
+
+/// Bytes kept of each of them.
+const LAST_LINE_BYTES_MAX: usize = 512;
+
+/// Rust adds this advice to a panic's message. It is useless here: a plugin has no environment.
+const RUST_ADVICE: &str = "note: run with `RUST_BACKTRACE=1`";
+
+/// Receives the log lines of guests, beside the node's log.
+pub trait LogSink: Send + Sync {
+    /// A guest wrote a line, or failed. Called on the thread that runs the guest, in the span of the request; must not
+    /// block. `level` is `debug`, `info`, `warn` or `error`.
+    fn log(&self, source: &LogSource, level: &'static str, line: String) {
+        let _ = (source, level, line);
+    }
+}
+
+/// Drops every line.
+impl LogSink for () {}
+
+/// Whose lines they are.
+#[derive(Debug, Default)]
+pub struct LogSource {
+    /// The hook's name; empty while a plugin is only being compiled.
+    pub hook: String,
+    /// The plugin's name.
+    pub plugin: String,
+    /// The plugin's version.
+    pub digest: String,
+}
+
+impl LogSource {
+    /// Writes a line to the node's log and to the sink.
+    pub(crate) fn log(&self, sink: &dyn LogSink, level: Level, line: String) {
+        let Self { hook, plugin, digest } = self;
+        let version = cut(digest, VERSION_CHARS);
+        match level {
+            Level::Debug => tracing::debug!(target: "plugin", hook, plugin, version, "{line}"),
+            Level::Info => tracing::info!(target: "plugin", hook, plugin, version, "{line}"),
+            Level::Warn => tracing::warn!(target: "plugin", hook, plugin, version, "{line}"),
+            Level::Error => tracing::error!(target: "plugin", hook, plugin, version, "{line}"),
+        }
+        let level = match level {
+            Level::Debug => "debug",
+            Level::Info => "info",
+            Level::Warn => "warn",
+            Level::Error => "error",
+        };
+        sink.log(self, level, line);
+    }
+}
+
+/// The lines of one call.
+pub(super) struct Lines {
+    pending: Vec<(Level, String)>,
+    /// Lines that the call may still log.
+    left: usize,
+    /// A line of standard output or standard error that has not ended.
+    unfinished: Vec<u8>,
+    last: VecDeque<String>,
+}
+
+impl Lines {
+    pub(super) fn new() -> Self {
+        let left = limits::PLUGIN_LOG_LINES_MAX;
+        Self { pending: Vec::new(), left, unfinished: Vec::new(), last: VecDeque::new() }
+    }
+
+    /// Writes the lines that have not been written yet.
+    pub(super) fn flush(&mut self, source: &LogSource, sink: &dyn LogSink) {
+        self.finish();
+        for (level, line) in self.pending.drain(..) {
+            source.log(sink, level, line);
+        }
+    }
+
+    /// Drops the lines so far, and all that follow.
+    pub(super) fn discard(&mut self) {
+        self.pending.clear();
+        self.left = 0;
+    }
+
+    /// Adds a line of the `log` interface. Beyond the limits it is cut or dropped.
+    pub(super) fn log(&mut self, level: Level, message: &str) {
+        if self.left == 0 {
+            return;
+        }
+        self.left -= 1;
+        self.pending.push((level, one_line(cut(message, limits::PLUGIN_LOG_LINE_BYTES_MAX))));
+    }
+
+    /// Adds bytes written to standard output or standard error, in pieces of any size.
+    pub(super) fn write(&mut self, bytes: &[u8]) {
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            let room = limits::PLUGIN_LOG_LINE_BYTES_MAX.saturating_sub(self.unfinished.len());
+            self.unfinished.extend(piece.iter().take(room));
+            if piece.ends_with(b"\n") {
+                self.finish();
+            }
+        }
+    }
+
+    /// The last lines of standard output and standard error, as one text; empty if there are none.
+    pub(super) fn last_words(&mut self) -> String {
+        self.finish();
+        let lines: Vec<&str> = self.last.iter().map(String::as_str).collect();
+        lines.join("; ")
+    }
+
+    /// Ends the unfinished line.
+    fn finish(&mut self) {
+        let bytes = std::mem::take(&mut self.unfinished);
+        let text = String::from_utf8_lossy(&bytes);
+        let text = text.trim();
+        if text.is_empty() {
+            return;
+        }
+        self.log(Level::Warn, text);
+        if text.starts_with(RUST_ADVICE) {
+            return;
+        }
+        if self.last.len() == LAST_LINES_MAX {
+            self.last.pop_front();
+        }
+        self.last.push_back(one_line(cut(text, LAST_LINE_BYTES_MAX)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use parking_lot::Mutex;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Said(Mutex<Vec<String>>);
+
+    impl LogSink for Said {
+        fn log(&self, _: &LogSource, _: &'static str, line: String) {
+            self.0.lock().push(line);
+        }
+    }
+
+    #[test]
+    fn lines_are_written_at_the_end_unless_they_are_discarded() {
+        let (source, said) = (LogSource::default(), Said::default());
+        let mut lines = Lines::new();
+        lines.log(Level::Info, "one");
+        lines.write(b"two\nthr");
+        lines.write(b"ee");
+        assert!(said.0.lock().is_empty());
+        lines.flush(&source, &said);
+        lines.flush(&source, &said);
+        assert_eq!(*said.0.lock(), ["one", "two", "three"]);
+
+        let mut lines = Lines::new();
+        lines.log(Level::Info, "four");
+        lines.discard();
+        lines.write(b"five");
+        lines.flush(&source, &said);
+        assert_eq!(said.0.lock().len(), 3);
+    }
+}

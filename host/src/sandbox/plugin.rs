@@ -1,0 +1,158 @@
+//! A plugin: a compiled component, checked, with its name and version.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sha2::{Digest, Sha256};
+use wasmtime::component::Component;
+
+use super::component::{self, LinkedComponent};
+use super::engine::Engine;
+use super::error::Error;
+use super::host_state::HostReads;
+use super::invocation::Target;
+use super::limiter::CallLimits;
+use super::lines::LogSource;
+use crate::limits;
+
+/// A compiled plugin, whose guests read from the host by `R`. Cheap to clone.
+pub struct Plugin<R: 'static>(Arc<Compiled<R>>);
+
+struct Compiled<R: 'static> {
+    source: LogSource,
+    imports: Vec<String>,
+    component: LinkedComponent<R>,
+    start_time: Duration,
+    start_memory_bytes: usize,
+}
+
+/// SHA-256 of a component's bytes, in lower-case hexadecimal.
+pub fn digest(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl<R: HostReads> Plugin<R> {
+    /// Compiles a component and checks that it is a plugin: its size, its imports and exports with all their types, and
+    /// that an instance of it can start within the limits.
+    ///
+    /// Takes from milliseconds to seconds and all cores: call it on a blocking thread, away from requests.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooLarge`], [`Error::NotAComponent`] and [`Error::WorldMismatch`] say what is wrong with the bytes; if an
+    /// instance fails to start, the error of that failure; [`Error::Busy`] if too many components are being compiled.
+    pub fn compile(engine: &Engine, name: &str, bytes: &[u8]) -> Result<Self, Error> {
+        if bytes.len() > limits::PLUGIN_BYTES_MAX {
+            return Err(Error::TooLarge { found_bytes: bytes.len(), limit_bytes: limits::PLUGIN_BYTES_MAX });
+        }
+        component::check_preamble(bytes).map_err(|detail| Error::NotAComponent { detail })?;
+        let _room = engine.side_room()?;
+        let digest = digest(bytes);
+        let component = engine.compile(&digest, bytes).map_err(|detail| Error::NotAComponent { detail })?;
+        Self::checked(engine, name, digest, &component)
+    }
+
+    /// The plugin with this digest, if this node compiled it before and still has it in its cache.
+    pub fn from_cache(engine: &Engine, name: &str, digest: &str) -> Option<Self> {
+        let component = engine.cached(digest)?;
+        // If it cannot be used, the caller compiles it again, and that says why.
+        Self::checked(engine, name, digest.to_owned(), &component).ok()
+    }
+
+    /// Checks that a component is a plugin, and that an instance starts.
+    fn checked(engine: &Engine, name: &str, digest: String, compiled: &Component) -> Result<Self, Error> {
+        let mismatched = |mismatch| Error::WorldMismatch { mismatch };
+        component::check_resources(compiled).map_err(mismatched)?;
+        let imports = component::check_imports(compiled).map_err(mismatched)?;
+        let component = LinkedComponent::new(compiled).map_err(mismatched)?;
+        let source = LogSource { hook: String::new(), plugin: name.to_owned(), digest };
+        let (start_time, start_memory_bytes) = try_start(engine, &component, &source)?;
+        Ok(Self(Arc::new(Compiled { source, imports, component, start_time, start_memory_bytes })))
+    }
+
+    pub(super) fn component(&self) -> &LinkedComponent<R> {
+        &self.0.component
+    }
+}
+
+impl<R: 'static> Plugin<R> {
+    /// The name it was compiled under.
+    pub fn name(&self) -> &str {
+        &self.0.source.plugin
+    }
+
+    /// SHA-256 of the component's bytes, in lower-case hexadecimal.
+    pub fn digest(&self) -> &str {
+        &self.0.source.digest
+    }
+
+    /// Whether it judges writes.
+    pub fn is_validator(&self) -> bool {
+        self.0.component.exports.validator.is_some()
+    }
+
+    /// Whether it may rewrite values. A plugin that is not a transformer cannot.
+    pub fn is_transformer(&self) -> bool {
+        self.0.component.exports.transformer.is_some()
+    }
+
+    /// Its roles: `transformer`, `validator` or both.
+    pub fn roles(&self) -> Vec<&'static str> {
+        let roles = [(self.is_transformer(), "transformer"), (self.is_validator(), "validator")];
+        roles.into_iter().filter_map(|(has, role)| has.then_some(role)).collect()
+    }
+
+    /// How long its first instance took to start on this machine, before any configuration.
+    pub fn start_time(&self) -> Duration {
+        self.0.start_time
+    }
+
+    /// The linear memory of an instance that has just started, in bytes.
+    pub fn start_memory_bytes(&self) -> usize {
+        self.0.start_memory_bytes
+    }
+
+    /// The functions of `brink:hooks` it imports, such as `store.get`, sorted. A plugin without one of `store` cannot
+    /// read other keys.
+    pub fn imports(&self) -> &[String] {
+        &self.0.imports
+    }
+
+    /// Whether it may read other keys.
+    pub fn can_read(&self) -> bool {
+        self.0.imports.iter().any(|import| import.starts_with("store."))
+    }
+}
+
+impl<R: 'static> Clone for Plugin<R> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<R: 'static> std::fmt::Debug for Plugin<R> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Plugin").field("name", &self.name()).field("digest", &self.digest()).finish_non_exhaustive()
+    }
+}
+
+/// Starts an instance, so that a component that cannot start is refused now and not at the first write. Returns how long that
+/// took, and the memory of the instance.
+fn try_start<R: HostReads>(
+    engine: &Engine,
+    component: &LinkedComponent<R>,
+    source: &LogSource,
+) -> Result<(Duration, usize), Error> {
+    let limits = CallLimits {
+        deadline: limits::PLUGIN_CONFIGURE_DEADLINE,
+        memory_bytes: limits::PLUGIN_MEMORY_BYTES_MAX,
+        output_bytes: limits::PLUGIN_OUTPUT_BYTES_MAX,
+        is_provisional: false,
+    };
+    let began = Instant::now();
+    Target { engine, component, pool: None, source, random_seed: 0 }.invoke(limits, |invocation| {
+        let start = (began.elapsed(), invocation.memory_bytes());
+        let mismatched = |error| Error::WorldMismatch { mismatch: component::signature(error) };
+        invocation.check_types().map(|()| start).map_err(mismatched)
+    })?
+}
