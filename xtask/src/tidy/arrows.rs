@@ -19,18 +19,22 @@ const ROOMS: [(&str, &[&str]); 11] = [
     ("api", &["net", "registry", "write_path", "hooks", "sandbox", "replication", "storage"]),
     ("console", &["net", "registry", "write_path", "hooks", "sandbox", "replication", "storage"]),
     ("node", &["net", "api", "console", "registry", "write_path", "hooks", "sandbox", "replication", "storage"]),
-    // An author's plugin is tried by the command line, without a node.
-    ("cli", &["net", "node", "api", "hooks", "sandbox", "storage"]),
+    // The command line reaches a node over HTTP. It tries an author's plugin without one.
+    ("cli", &["net", "node", "hooks", "sandbox", "storage"]),
 ];
 
 /// Crates that a room must not know.
-const STRANGERS: [(&str, &[&str]); 6] = [
+const STRANGERS: [(&str, &[&str]); 10] = [
+    ("net", &["openraft", "wasmtime", "fjall"]),
     ("storage", &["openraft", "wasmtime", "axum", "reqwest", "hyper"]),
     ("sandbox", &["openraft", "fjall", "axum", "reqwest", "hyper"]),
-    ("hooks", &["openraft", "fjall", "axum", "reqwest", "hyper"]),
+    ("hooks", &["openraft", "wasmtime", "fjall", "axum", "reqwest", "hyper"]),
     ("replication", &["wasmtime", "fjall", "axum"]),
+    ("write_path", &["openraft", "wasmtime", "fjall", "axum"]),
+    ("registry", &["openraft", "wasmtime", "fjall", "axum"]),
     ("api", &["openraft", "wasmtime", "fjall"]),
-    ("net", &["openraft", "wasmtime", "fjall"]),
+    ("node", &["openraft", "wasmtime"]),
+    ("cli", &["openraft", "wasmtime", "fjall", "axum"]),
 ];
 
 /// Paths that one room alone names.
