@@ -400,7 +400,7 @@ mod tests {
 
     #[test]
     fn a_malformed_object_is_refused_with_its_shape() {
-        let refused = json::<Vec<u8>>(b"{", "[<numbers>]").unwrap_err();
+        let refused = json::<Vec<u8>>(b"[", "[<numbers>]").unwrap_err();
         assert!(format!("{refused:?}").contains("the body must be [<numbers>]: EOF"), "{refused:?}");
     }
 }
