@@ -43,7 +43,7 @@ pub enum Event {
 pub struct State {
     /// The cases.
     pub cases: BTreeSet<Case>,
-    /// Whether cases were dropped because of [`CASES_MAX`].
+    /// Whether cases were dropped because of `CASES_MAX`.
     pub is_truncated: bool,
 }
 

@@ -210,7 +210,7 @@ impl<R: HostReads> ConfiguredPlugin<R> {
     /// Number of reset instances that wait for calls. An error says why instances cannot be reset, so that each call starts a
     /// new one.
     ///
-    /// It is 0 after a call whose instance was dropped (see [`instance`](super::instance)).
+    /// It is 0 after a call whose instance was dropped (see `sandbox::instance`).
     pub fn waiting(&self) -> Result<usize, &str> {
         match self.pre_initialized.get() {
             Some(Ok(pre_initialized)) => pre_initialized.pool.as_ref().map(Pool::waiting).map_err(String::as_str),

@@ -109,7 +109,7 @@ pub struct Envelope {
 /// Carries calls between nodes.
 ///
 /// An implementation never repeats a call that the peer may have seen, since a write without a name must not be applied
-/// twice. However long a call's timeout is, it notices within [`VANISHED_AFTER`] that the peer has vanished.
+/// twice. However long a call's timeout is, it notices within `VANISHED_AFTER` that the peer has vanished.
 pub trait Transport: Send + Sync + 'static {
     /// Sets the cluster that all later calls name as their origin. Called once, when the node joins its cluster.
     fn set_cluster(&self, cluster: ClusterId);
