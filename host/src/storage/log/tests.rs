@@ -274,57 +274,22 @@ fn a_log_that_forgot_a_vote_is_refused() {
 
 #[test]
 fn what_was_cut_on_purpose_is_not_missed() {
-    assert_eq!(
+    let after_cut = |cut: &dyn Fn(&Log, Done), records| {
         loss(
             |log| {
                 append(log, 1..9);
-                wait(|done| log.truncate_after(Some(3), done)).unwrap()
+                wait(|done| cut(log, done)).unwrap();
             },
-            0
-        ),
-        None
-    );
-    assert_eq!(
-        loss(
-            |log| {
-                append(log, 1..9);
-                wait(|done| log.truncate_after(None, done)).unwrap()
-            },
-            0
-        ),
-        None
-    );
-    assert_eq!(
-        loss(
-            |log| {
-                append(log, 1..9);
-                wait(|done| log.purge_upto(4, "4".into(), done)).unwrap()
-            },
-            0
-        ),
-        None
-    );
-    assert_eq!(
-        loss(
-            |log| {
-                append(log, 1..9);
-                wait(|done| log.purge_upto(99, "99".into(), done)).unwrap()
-            },
-            0
-        ),
-        None
-    );
+            records,
+        )
+    };
+    let purge_all = |log: &Log, done: Done| log.purge_upto(99, "99".into(), done);
+    assert_eq!(after_cut(&|log, done| log.truncate_after(Some(3), done), 0), None);
+    assert_eq!(after_cut(&|log, done| log.truncate_after(None, done), 0), None);
+    assert_eq!(after_cut(&|log, done| log.purge_upto(4, "4".into(), done), 0), None);
+    assert_eq!(after_cut(&purge_all, 0), None);
     // A purge is not synced; if a power loss undoes it, the log is longer than necessary.
-    assert_eq!(
-        loss(
-            |log| {
-                append(log, 1..9);
-                wait(|done| log.purge_upto(99, "99".into(), done)).unwrap()
-            },
-            1
-        ),
-        None
-    );
+    assert_eq!(after_cut(&purge_all, 1), None);
 }
 
 /// A disk that keeps synced data is never accused, whichever operations run and whenever the power fails.
