@@ -134,6 +134,9 @@ pub const PLUGIN_CONFIGURE_DEADLINE: Duration = Duration::from_secs(5);
 /// Linear memory of an instance, in bytes.
 pub const PLUGIN_MEMORY_BYTES_MAX: usize = 64 * 1024 * 1024;
 
+/// The smallest memory that a hook may grant, in bytes: one page of WebAssembly.
+pub const PLUGIN_MEMORY_BYTES_MIN: usize = 64 * 1024;
+
 /// Linear memories of an instance. Together they share [`PLUGIN_MEMORY_BYTES_MAX`].
 pub const PLUGIN_MEMORIES_MAX: usize = 4;
 
@@ -148,6 +151,9 @@ pub const PLUGIN_CORE_INSTANCES_MAX: usize = 64;
 
 /// Bytes that a call may return or pass to the host.
 pub const PLUGIN_OUTPUT_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// The smallest output that a hook may grant, in bytes: enough for a refusal with a few violations.
+pub const PLUGIN_OUTPUT_BYTES_MIN: usize = 4 * 1024;
 
 /// Reads (`get`, `exists`, `list`) in a call.
 pub const PLUGIN_READS_MAX: usize = 1_000;
@@ -203,6 +209,9 @@ pub const MEMBERSHIP_BODY_BYTES_MAX: usize = 4 * 1024;
 pub const SNAPSHOT_BYTES_PER_SECOND_MAX: u64 = 32 * 1024 * 1024;
 
 // A node
+
+/// Fewest log entries between two snapshots.
+pub const SNAPSHOT_ENTRIES_MIN: u64 = 10;
 
 /// Free space of the data directory below which writes are refused, in bytes, unless set. It leaves room for journals and
 /// tables that are being written.

@@ -9,12 +9,6 @@ use crate::limits;
 use crate::sandbox::cut;
 use crate::storage::command::{Action, Operation, Space};
 
-/// The smallest memory a hook may grant: one page of WebAssembly.
-const MEMORY_BYTES_MIN: usize = 64 * 1024;
-
-/// The smallest output a hook may grant: enough for a refusal with a few violations.
-const OUTPUT_BYTES_MIN: usize = 4 * 1024;
-
 /// A hook as users write it: the body of `PUT /hooks/<name>/`, and its stored form.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -139,8 +133,8 @@ impl Binding {
         if !(1..=deadline_ms_max).contains(&self.deadline_ms) {
             return Err(invalid("deadline_ms", self.deadline_ms.to_string(), format!("1 to {deadline_ms_max}")));
         }
-        let memory = MEMORY_BYTES_MIN..=limits::PLUGIN_MEMORY_BYTES_MAX;
-        let output = OUTPUT_BYTES_MIN..=limits::PLUGIN_OUTPUT_BYTES_MAX;
+        let memory = limits::PLUGIN_MEMORY_BYTES_MIN..=limits::PLUGIN_MEMORY_BYTES_MAX;
+        let output = limits::PLUGIN_OUTPUT_BYTES_MIN..=limits::PLUGIN_OUTPUT_BYTES_MAX;
         let bytes = [("memory_bytes", self.memory_bytes, memory), ("output_bytes", self.output_bytes, output)];
         for (field, bytes, allowed) in bytes {
             if !allowed.contains(&bytes) {

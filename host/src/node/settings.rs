@@ -7,16 +7,13 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::limits::DISK_RESERVE_BYTES;
+use crate::limits::{DISK_RESERVE_BYTES, SNAPSHOT_ENTRIES_MIN};
 use crate::net::{self, BASE_PATH};
 use crate::replication::Timing;
 use crate::telemetry::LogFormat;
 
 /// Log entries between snapshots, by default.
 const SNAPSHOT_ENTRIES_DEFAULT: u64 = 10_000;
-
-/// Minimum of log entries between snapshots.
-const SNAPSHOT_ENTRIES_MIN: u64 = 10;
 
 /// The log filter, by default. openraft logs each of its steps at `info`, and each call that a dead peer does not answer at
 /// `warn`; brink itself logs once that the peer is gone.
