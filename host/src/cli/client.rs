@@ -1,16 +1,18 @@
-//! The HTTP client of nodes.
+//! The HTTP client of nodes: requests, the paths they go to, and the answers.
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::{Stream, TryStreamExt};
-use reqwest::Method;
+use http_body_util::Full;
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+use reqwest::Response;
 use reqwest::header::{HeaderMap, HeaderValue};
 use serde_json::Value;
 
+pub(super) use reqwest::Method;
+
 use super::failure::{Failure, Refusal, root_cause};
-use super::output::Format;
-use super::request::Request;
+use super::io::{self, Format};
 use crate::limits::NAME_BYTES_MAX;
 use crate::net::{self, BASE_PATH};
 
@@ -19,6 +21,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Longest time until a whole answer is there. The answer to a deployment comes when it is in force.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(90);
+
+/// Characters that are escaped in a path. The slashes of a key are not, unless they would be lost: see [`key_path`].
+const ESCAPED: &AsciiSet =
+    &CONTROLS.add(b' ').add(b'"').add(b'#').add(b'<').add(b'>').add(b'?').add(b'`').add(b'{').add(b'}').add(b'%');
 
 /// The options of all commands that talk to nodes.
 #[derive(Debug, clap::Args)]
@@ -38,33 +44,17 @@ pub(crate) struct Common {
     pub(super) output: Format,
 }
 
-/// An answer that is a success.
-#[derive(Debug)]
-pub(super) struct Answer {
-    pub(super) url: String,
-    pub(super) headers: HeaderMap,
-    pub(super) body: Bytes,
-}
-
-impl Answer {
-    /// The body as JSON.
-    pub(super) fn json(&self) -> Result<Value, Failure> {
-        serde_json::from_slice(&self.body)
-            .map_err(|error| Failure::BadAnswer { url: self.url.clone(), reason: error.to_string() })
-    }
-}
-
 /// A client of the nodes named by `--url`.
-#[derive(Debug, Clone)]
 pub(super) struct Client {
     http: reqwest::Client,
-    urls: Vec<String>,
+    /// The nodes' base URLs in their normal form.
+    pub(super) urls: Vec<String>,
 }
 
 impl Client {
     /// Checks the URLs and builds the client. It does not connect yet.
     pub(super) fn new(common: &Common) -> Result<Self, Failure> {
-        let urls = common.url.iter().map(|url| base_url("--url", url)).collect::<Result<Vec<_>, _>>()?;
+        let urls = common.url.iter().map(|url| base_url("--url", url)).collect::<Result<_, _>>()?;
         let mut headers = HeaderMap::new();
         let user = ["BRINK_USER", "USER"].iter().find_map(|name| std::env::var(name).ok());
         let user = user.filter(|user| (1..=NAME_BYTES_MAX).contains(&user.len()));
@@ -76,11 +66,6 @@ impl Client {
             .build()
             .map_err(|error| Failure::Usage(format!("the HTTP client cannot be built: {error}")))?;
         Ok(Self { http, urls })
-    }
-
-    /// The nodes' base URLs in their normal form.
-    pub(super) fn urls(&self) -> &[String] {
-        &self.urls
     }
 
     /// Sends a request to the first node that can be reached. A request that may have arrived is not sent again.
@@ -95,7 +80,6 @@ impl Client {
         Err(failure)
     }
 
-    /// Sends a request to one node.
     pub(super) async fn send_to(&self, url: &str, request: &Request) -> Result<Answer, Failure> {
         let response = self.begin(url, request, TIMEOUT).await?;
         let headers = response.headers().clone();
@@ -103,23 +87,10 @@ impl Client {
         Ok(Answer { url: url.to_owned(), headers, body })
     }
 
-    /// Sends a `GET` to one node and streams the body, which may have no end.
-    pub(super) async fn stream(
-        &self,
-        url: &str,
-        path: &str,
-    ) -> Result<impl Stream<Item = Result<Bytes, Failure>>, Failure> {
-        let response = self.begin(url, &Request::new(Method::GET, path), Duration::MAX).await?;
-        let url = url.to_owned();
-        Ok(response.bytes_stream().map_err(move |error| failure(&url, &error)))
-    }
-
     /// Sends a request to one node and waits for the head of the answer, which must be a success.
-    async fn begin(&self, url: &str, request: &Request, timeout: Duration) -> Result<reqwest::Response, Failure> {
-        let mut builder = self.http.request(request.method.clone(), format!("{url}{}", request.path));
-        for (name, value) in &request.headers {
-            builder = builder.header(*name, value);
-        }
+    pub(super) async fn begin(&self, url: &str, request: &Request, timeout: Duration) -> Result<Response, Failure> {
+        let builder = self.http.request(request.method.clone(), format!("{url}{}", request.path));
+        let builder = request.headers.iter().fold(builder, |builder, (name, value)| builder.header(*name, value));
         let response = builder.timeout(timeout).body(request.body.clone()).send().await;
         let response = response.map_err(|error| failure(url, &error))?;
         let status = response.status();
@@ -132,12 +103,87 @@ impl Client {
 
     /// The URLs of all members. Some requests must be sent to each of them, since a node answers only for itself.
     pub(super) async fn members(&self) -> Result<Vec<String>, Failure> {
-        let answer = self.send(&Request::new(Method::GET, "/cluster/members/")).await?;
+        let answer = self.send(&Request::get("/cluster/members/")).await?;
         let members = answer.json()?;
-        let urls = members["members"].as_array().into_iter().flatten();
-        let urls: Vec<String> = urls.filter_map(|member| member["url"].as_str().map(str::to_owned)).collect();
+        let urls = io::items(&members["members"]).filter_map(|member| member["url"].as_str());
+        let urls: Vec<String> = urls.map(str::to_owned).collect();
         Ok(if urls.is_empty() { vec![answer.url] } else { urls })
     }
+}
+
+/// An answer that is a success.
+pub(super) struct Answer {
+    pub(super) url: String,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+}
+
+impl Answer {
+    pub(super) fn json(&self) -> Result<Value, Failure> {
+        serde_json::from_slice(&self.body)
+            .map_err(|error| Failure::BadAnswer { url: self.url.clone(), reason: error.to_string() })
+    }
+}
+
+pub(super) struct Request {
+    method: Method,
+    /// The path and query, below the node's base URL.
+    path: String,
+    headers: Vec<(&'static str, String)>,
+    body: Bytes,
+}
+
+impl Request {
+    /// A request without a body.
+    pub(super) fn new(method: Method, path: impl Into<String>) -> Self {
+        Self { method, path: path.into(), headers: Vec::new(), body: Bytes::new() }
+    }
+
+    pub(super) fn get(path: impl Into<String>) -> Self {
+        Self::new(Method::GET, path)
+    }
+
+    pub(super) fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
+        self
+    }
+
+    pub(super) fn body(mut self, content_type: &str, body: impl Into<Bytes>) -> Self {
+        self.body = body.into();
+        self.header("content-type", content_type)
+    }
+
+    pub(super) fn json(self, body: &Value) -> Self {
+        self.body("application/json", body.to_string())
+    }
+
+    /// The request as hyper sends it to the node at a base URL.
+    pub(super) fn into_http(self, base_url: &str) -> http::Result<http::Request<Full<Bytes>>> {
+        let (authority, base_path) = net::authority_and_path(base_url);
+        let uri = format!("{base_path}{}", self.path);
+        let builder = http::Request::builder().method(self.method).uri(uri).header(http::header::HOST, authority);
+        let builder = self.headers.into_iter().fold(builder, |builder, (name, value)| builder.header(name, value));
+        builder.body(Full::new(self.body))
+    }
+}
+
+pub(super) fn key_path(key: &str) -> String {
+    // HTTP clients and nodes drop empty segments, dot segments and a final slash; escaped, they are kept.
+    let is_plain = !key.split('/').any(|segment| matches!(segment, "" | "." | ".."));
+    let escaped = utf8_percent_encode(key, ESCAPED).to_string();
+    let escaped = if is_plain { escaped } else { escaped.replace('/', "%2F").replace('.', "%2E") };
+    format!("/kv/{escaped}/")
+}
+
+/// The path of one item of a collection: a plugin, a hook, a member.
+pub(super) fn name_path(collection: &str, name: &str) -> String {
+    format!("/{collection}/{}/", utf8_percent_encode(name, ESCAPED).to_string().replace('/', "%2F"))
+}
+
+/// The query string of the parameters that have a value.
+pub(super) fn query(parameters: &[(&str, Option<String>)]) -> String {
+    let given = parameters.iter().filter_map(|(name, value)| Some((name, value.as_ref()?)));
+    form_urlencoded::Serializer::new(String::new()).extend_pairs(given).finish()
 }
 
 /// Checks a node's base URL and adds the API's path if it has none. `flag` is the flag or argument that gave it.
@@ -164,5 +210,23 @@ mod tests {
         for wrong in ["h:1", "https://h:1", "http://h:1/v2", ""] {
             assert!(base_url("--url", wrong).unwrap_err().to_string().contains("looks like http://"), "{wrong}");
         }
+    }
+
+    #[test]
+    fn every_key_has_a_path_that_leads_to_it() {
+        assert_eq!(key_path("users/ann"), "/kv/users/ann/");
+        assert_eq!(key_path("a b?c#d%e"), "/kv/a%20b%3Fc%23d%25e/");
+        assert_eq!(key_path("dir/"), "/kv/dir%2F/");
+        assert_eq!(key_path("a/../b"), "/kv/a%2F%2E%2E%2Fb/");
+        assert_eq!(key_path("é"), "/kv/%C3%A9/");
+    }
+
+    #[test]
+    fn a_request_names_its_host_and_has_the_path_below_the_base_url() {
+        let request = Request::new(Method::PUT, "/kv/a/?x=1").body("text/plain", "hello");
+        let request = request.into_http("http://h:1/base").unwrap();
+        assert_eq!((request.method(), request.uri().to_string()), (&Method::PUT, "/base/kv/a/?x=1".to_owned()));
+        assert_eq!(request.headers()["host"], "h:1");
+        assert_eq!(request.headers()["content-type"], "text/plain");
     }
 }

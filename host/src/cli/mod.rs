@@ -1,19 +1,11 @@
 //! The command line.
 //!
-//! `serve` runs a node. Every other command is a client of running nodes, except those of `brink plugin` that try a plugin
-//! on this machine.
-//!
-//! # The files
+//! `serve` runs a node. The other commands are clients of nodes, except those of `brink plugin` that try a plugin here.
 //!
 //! ```text
 //! mod → serve
-//! mod → {kv, plugin, cluster, bench} → client → {request, output, input} → failure
+//! mod → {kv, plugin, cluster, bench} → client → io → failure
 //! ```
-//!
-//! - `failure`: why a command failed, and its exit code.
-//! - `input`, `output`: files and standard input; tables, JSON lines and progress bars.
-//! - `request`, `client`: what is sent to nodes, and the client that sends it.
-//! - `serve`, `kv`, `plugin`, `cluster`, `bench`: the commands.
 //!
 //! # Guarantees
 //!
@@ -32,24 +24,28 @@
 //! | 3 | not found |
 //! | 4 | refused: by a plugin, a precondition, a limit |
 
-#![allow(clippy::indexing_slicing, reason = "indexing a JSON value never panics: a missing member is null")]
+#![allow(
+    clippy::indexing_slicing,
+    reason = "a missing member of a JSON value is null; a table has a cell for each title"
+)]
 
 mod bench;
 mod client;
 mod cluster;
 mod failure;
-mod input;
+mod io;
 mod kv;
-mod output;
 mod plugin;
-mod request;
 mod serve;
 
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
-use self::failure::Failure;
+// Every command uses these.
+use self::client::{Client, Common, Method, Request, key_path, name_path, query};
+use self::failure::{Failure, Refusal, root_cause};
+use self::io::Format;
 
 /// A replicated key-value store for the edge, with WebAssembly plugins in its write path
 #[derive(Debug, Parser)]
@@ -82,7 +78,7 @@ enum Command {
     },
 }
 
-/// Runs the command given by the process's arguments.
+/// Runs the command that the process's arguments give.
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Serve(args) => return serve::run(args),
@@ -101,7 +97,7 @@ pub fn main() -> ExitCode {
         Err(Failure::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("brink: {failure}");
-            failure.exit_code()
+            ExitCode::from(failure.exit_code())
         }
     }
 }

@@ -1,24 +1,25 @@
 //! `brink serve`: runs a node until it is told to stop.
 
+use std::error::Error as _;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use crate::node::{DataError, Failure, Given, Node, Settings, SettingsError, StartError};
-use crate::telemetry::{self, LogFormat, Telemetry};
+use crate::node::{DataError, Failure, Given, Node, Settings, StartError};
+use crate::telemetry::{LogFormat, Telemetry};
 
 /// Maximum time to export the last traces and metrics at the end.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(5);
+
+/// As [`FLUSH_DEADLINE`], for a node that failed.
+const FAILURE_FLUSH_DEADLINE: Duration = Duration::from_millis(500);
 
 /// Exit code if a setting is wrong, or the data directory cannot be used.
 const WRONG_SETTING: u8 = 2;
 
 /// Exit code if the disk failed, or has lost acknowledged data.
 const DISK_FAILED: u8 = 3;
-
-/// Maximum time to export the last traces and metrics of a node that failed.
-const FAILURE_FLUSH_DEADLINE: Duration = Duration::from_millis(500);
 
 /// Run one node
 ///
@@ -34,12 +35,12 @@ pub(super) struct Args {
     given: Given,
 }
 
-/// Runs a node until SIGTERM or Ctrl-C. The exit code is 0 after that, 2 if a setting is wrong, 3 if the disk failed, and
-/// 1 after any other failure.
+/// Runs a node until SIGTERM or Ctrl-C; the exit code is 0 after that, and 1 after a failure that has no code of its own.
 pub(super) fn run(args: Args) -> ExitCode {
-    let settings = match settings(args) {
+    let file = args.config.as_deref().map(Given::from_file).transpose();
+    let settings = match file.and_then(|file| args.given.or(file.unwrap_or_default()).check()) {
         Ok(settings) => settings,
-        Err(error) => return report(&StartError::from(error)),
+        Err(error) => return report_start(&error.into()),
     };
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     // Half of the cores: the log's writer, apply and plugins have their own threads. TOKIO_WORKER_THREADS overrides it.
@@ -48,47 +49,22 @@ pub(super) fn run(args: Args) -> ExitCode {
         runtime.worker_threads(cores.div_ceil(2));
     }
     match runtime.enable_all().thread_name("brink").build() {
-        Ok(runtime) => runtime.block_on(serve(settings)),
-        Err(error) => {
-            eprintln!("brink: the runtime cannot start: {error}");
-            ExitCode::FAILURE
-        }
+        Ok(runtime) => runtime.block_on(serve(settings)).unwrap_or_else(|code| code),
+        Err(error) => report(1, format!("the runtime cannot start: {error}")),
     }
 }
 
-fn settings(args: Args) -> Result<Settings, SettingsError> {
-    let file = args.config.as_deref().map(Given::from_file).transpose()?.unwrap_or_default();
-    args.given.or(file).check()
-}
-
-async fn serve(settings: Settings) -> ExitCode {
+/// Fails with the exit code of a failure that it has reported.
+async fn serve(settings: Settings) -> Result<ExitCode, ExitCode> {
+    let name = settings.advertise_url.clone().unwrap_or_else(|| settings.listen.to_string());
     let format = settings
         .log_format
         .unwrap_or_else(|| if std::io::stderr().is_terminal() { LogFormat::Text } else { LogFormat::Json });
-    let config = telemetry::Config {
-        node: settings.advertise_url.clone().unwrap_or_else(|| settings.listen.to_string()),
-        log_format: format,
-        log_filter: settings.log.clone(),
-    };
-    let telemetry = match Telemetry::init(&config) {
-        Ok(telemetry) => telemetry,
-        Err(error) => {
-            eprintln!("brink: {error}");
-            return ExitCode::from(WRONG_SETTING);
-        }
-    };
+    let telemetry =
+        Telemetry::init(name, format, &settings.log).map_err(|error| report(WRONG_SETTING, error.to_string()))?;
     // The handlers are installed before the node starts, so that a signal during the start is not lost.
-    let stop = match stop_signal() {
-        Ok(stop) => stop,
-        Err(error) => {
-            eprintln!("brink: signals cannot be received: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    let node = match Node::start(settings, telemetry.clone()).await {
-        Ok(node) => node,
-        Err(error) => return report(&error),
-    };
+    let stop = stop_signal().map_err(|error| report(1, format!("signals cannot be received: {error}")))?;
+    let node = Node::start(settings, telemetry.clone()).await.map_err(|error| report_start(&error))?;
     println!("brink serves {} on {}", node.url(), node.address());
     tokio::select! {
         signal = stop => tracing::info!(signal, "stopping"),
@@ -96,7 +72,7 @@ async fn serve(settings: Settings) -> ExitCode {
     }
     node.stop().await;
     telemetry.shutdown(FLUSH_DEADLINE).await;
-    ExitCode::SUCCESS
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Ends the process at once. The node is not stopped in good order, since that would write to a failed disk.
@@ -124,22 +100,22 @@ fn stop_signal() -> std::io::Result<impl Future<Output = &'static str>> {
 }
 
 /// Prints why the node did not start: one line with all causes.
-fn report(error: &StartError) -> ExitCode {
+fn report_start(error: &StartError) -> ExitCode {
     let mut message = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        let text = error.to_string();
-        if !message.contains(&text) {
-            message = format!("{message}: {text}");
+    for cause in std::iter::successors(error.source(), |cause| (*cause).source()).map(ToString::to_string) {
+        if !message.contains(&cause) {
+            message = format!("{message}: {cause}");
         }
-        cause = error.source();
     }
+    let code = match error {
+        StartError::Data(DataError::Lost { .. }) => DISK_FAILED,
+        StartError::Settings(_) | StartError::Listen { .. } | StartError::Data(_) => WRONG_SETTING,
+        StartError::Hooks(_) | StartError::Http(_) | StartError::Replication(_) | StartError::Cancelled(_) => 1,
+    };
+    report(code, message)
+}
+
+fn report(code: u8, message: String) -> ExitCode {
     eprintln!("brink: {message}");
-    match error {
-        StartError::Data(DataError::Lost { .. }) => ExitCode::from(DISK_FAILED),
-        StartError::Settings(_) | StartError::Listen { .. } | StartError::Data(_) => ExitCode::from(WRONG_SETTING),
-        StartError::Hooks(_) | StartError::Http(_) | StartError::Replication(_) | StartError::Cancelled(_) => {
-            ExitCode::FAILURE
-        }
-    }
+    ExitCode::from(code)
 }

@@ -220,7 +220,7 @@ impl Proposer {
                 self.telemetry.metrics().write_stage(Stage::Commit, began.0.elapsed());
                 for trace in &traces {
                     let position = [names::log_index(log_id.index())];
-                    self.telemetry.tracer().record_span(names::SPAN_COMMIT, *trace, began.1, ended, &position);
+                    self.telemetry.record_span(names::SPAN_COMMIT, *trace, began.1, ended, &position);
                 }
             }
             completed.await
@@ -250,7 +250,7 @@ impl Proposer {
         };
         let ended = clock::now();
         for trace in round.writes.iter().filter_map(|write| write.trace) {
-            self.telemetry.tracer().record_span(names::SPAN_FORWARD, trace, began, ended, &[]);
+            self.telemetry.record_span(names::SPAN_FORWARD, trace, began, ended, &[]);
         }
         match answer {
             // An unreadable answer does not mean that the round was not appended.

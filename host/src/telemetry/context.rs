@@ -1,15 +1,12 @@
 //! W3C trace context: links the spans of one request across nodes.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 
 use http::HeaderMap;
+use opentelemetry::Context;
 use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState};
 use serde::{Deserialize, Serialize};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
-
-/// The header that carries the context.
-const TRACEPARENT: &str = "traceparent";
 
 /// The position of a span in its trace (W3C Trace Context, level 1). `tracestate` is not carried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,24 +18,25 @@ pub struct TraceContext {
 
 impl TraceContext {
     /// Parses the value of a `traceparent` header. `None` if it is malformed.
-    pub fn parse(traceparent: &str) -> Option<Self> {
+    fn parse(traceparent: &str) -> Option<Self> {
+        let is_digit = |byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
         let mut parts = traceparent.trim().split('-');
-        let version = parts.next().filter(|part| part.len() == 2)?;
-        let trace_id = hex::<16>(parts.next()?)?;
-        let span_id = hex::<8>(parts.next()?)?;
-        let [flags] = hex::<1>(parts.next()?)?;
-        let well_formed = match version {
-            "00" => parts.next().is_none(),
-            // Later versions may append fields.
-            _ => version != "ff" && hex::<1>(version).is_some(),
+        let mut next = |digits| parts.next().filter(|part| part.len() == digits && part.bytes().all(is_digit));
+        let (version, trace_id, span_id, flags) = (next(2)?, next(32)?, next(16)?, next(2)?);
+        let context = Self {
+            trace_id: TraceId::from_hex(trace_id).ok()?.to_bytes(),
+            span_id: SpanId::from_hex(span_id).ok()?.to_bytes(),
+            flags: u8::from_str_radix(flags, 16).ok()?,
         };
-        let present = trace_id != [0; 16] && span_id != [0; 8];
-        (well_formed && present).then_some(Self { trace_id, span_id, flags })
+        let present = context.trace_id != [0; 16] && context.span_id != [0; 8];
+        // Later versions may append fields.
+        let well_formed = version != "ff" && (version != "00" || parts.next().is_none());
+        (well_formed && present).then_some(context)
     }
 
     /// The context in the headers of a request, if they have a valid one.
     pub fn extract(headers: &HeaderMap) -> Option<Self> {
-        Self::parse(headers.get(TRACEPARENT)?.to_str().ok()?)
+        Self::parse(headers.get("traceparent")?.to_str().ok()?)
     }
 
     /// The context of a span. `None` if its trace is not sampled, or traces are off.
@@ -57,25 +55,20 @@ impl TraceContext {
 
     /// Makes this the parent of a span.
     pub fn set_parent(&self, span: &tracing::Span) {
-        let context = opentelemetry::Context::new().with_remote_span_context(self.span_context());
-        if let Err(error) = span.set_parent(context) {
+        if let Err(error) = span.set_parent(self.to_parent()) {
             tracing::trace!(?error, "the span is not exported");
         }
     }
 
-    /// The trace id in hexadecimal.
-    pub fn trace_id_hex(&self) -> String {
-        to_hex(&self.trace_id)
+    pub(crate) fn trace_id_hex(&self) -> String {
+        TraceId::from_bytes(self.trace_id).to_string()
     }
 
-    pub(super) fn span_context(&self) -> SpanContext {
-        SpanContext::new(
-            TraceId::from_bytes(self.trace_id),
-            SpanId::from_bytes(self.span_id),
-            TraceFlags::new(self.flags),
-            true,
-            TraceState::default(),
-        )
+    /// The parent of spans on this node.
+    pub(super) fn to_parent(self) -> Context {
+        let (trace_id, span_id) = (TraceId::from_bytes(self.trace_id), SpanId::from_bytes(self.span_id));
+        let flags = TraceFlags::new(self.flags);
+        Context::new().with_remote_span_context(SpanContext::new(trace_id, span_id, flags, true, TraceState::default()))
     }
 }
 
@@ -104,32 +97,7 @@ pub fn request_trace_id() -> Option<Arc<str>> {
 
 /// A random trace id in hexadecimal, for a request without a `traceparent`.
 pub fn new_trace_id() -> String {
-    let mut bytes = [0; 16];
-    for byte in &mut bytes {
-        *byte = fastrand::u8(..);
-    }
-    to_hex(&bytes)
-}
-
-fn to_hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
-/// Parses exactly `N` bytes of lower-case hexadecimal.
-fn hex<const N: usize>(text: &str) -> Option<[u8; N]> {
-    let digits = text.as_bytes();
-    if digits.len() != N * 2 || digits.iter().any(u8::is_ascii_uppercase) {
-        return None;
-    }
-    let mut bytes = [0; N];
-    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
-    }
-    Some(bytes)
+    format!("{:032x}", fastrand::u128(..))
 }
 
 #[cfg(test)]
@@ -156,7 +124,7 @@ mod tests {
             "00-00000000000000000000000000000000-b7ad6b7169203331-01",
             "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
             "00-0af7651916cd43dd8448eb211c8031-b7ad6b7169203331-01",
-            "00-+af7651916cd43dd8448eb211c80319c-b7ad6b716920333-01",
+            "00-+af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
         ];
         for traceparent in wrong {
             assert_eq!(TraceContext::parse(traceparent), None, "{traceparent}");

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use opentelemetry::KeyValue;
-use opentelemetry::metrics::{Counter, Gauge, Histogram, Meter, MeterProvider as _, UpDownCounter};
+use opentelemetry::metrics::{Counter, Gauge, Histogram, MeterProvider as _, UpDownCounter};
 use opentelemetry_sdk::metrics::{MeterProviderBuilder, SdkMeterProvider};
-use prometheus::{Encoder, Registry, TextEncoder};
+use prometheus::{Registry, TextEncoder};
 
 use super::names;
 
@@ -26,7 +26,8 @@ const ENTRIES: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 256.0, 1024.0];
 const MEMORY: [f64; 7] = [65_536.0, 1_048_576.0, 2_097_152.0, 4_194_304.0, 8_388_608.0, 33_554_432.0, 67_108_864.0];
 
 /// A stage of a write.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, strum::IntoStaticStr)]
+#[strum(serialize_all = "lowercase")]
 pub enum Stage {
     /// Judged by its hooks.
     Hook,
@@ -44,31 +45,12 @@ pub enum Stage {
     Total,
 }
 
-impl Stage {
-    const ALL: [(Self, &'static str); 7] = [
-        (Self::Hook, "hook"),
-        (Self::Queue, "queue"),
-        (Self::Append, "append"),
-        (Self::Replicate, "replicate"),
-        (Self::Commit, "commit"),
-        (Self::Apply, "apply"),
-        (Self::Total, "total"),
-    ];
-}
-
-/// The instruments of one node. Cheap to clone.
-#[derive(Clone)]
+/// The instruments of one node.
 pub struct Metrics {
-    inner: Arc<Instruments>,
-}
-
-struct Instruments {
     registry: Registry,
-    /// Keeps the readers alive.
-    _provider: SdkMeterProvider,
+    /// Ends the exports, and keeps the readers alive.
+    pub(super) provider: SdkMeterProvider,
     write: Histogram<f64>,
-    /// The labels of each stage, built once.
-    stages: Vec<(Stage, [KeyValue; 1])>,
     rtt: Histogram<f64>,
     lag: Gauge<u64>,
     log_entries: Gauge<u64>,
@@ -90,7 +72,7 @@ struct Instruments {
 
 /// The instruments for the calls of one hook.
 pub struct HookMetrics {
-    metrics: Metrics,
+    metrics: Arc<Metrics>,
     labels: [KeyValue; 2],
     /// The labels of most calls, built once.
     accepted: [KeyValue; 3],
@@ -98,7 +80,7 @@ pub struct HookMetrics {
 
 impl Metrics {
     /// Builds the provider, with a reader for `/metrics` beside those that `builder` has, and the instruments.
-    pub(super) fn start(builder: MeterProviderBuilder) -> (Self, SdkMeterProvider) {
+    pub(super) fn start(builder: MeterProviderBuilder) -> Arc<Self> {
         let registry = Registry::new();
         let provider = match opentelemetry_prometheus::exporter().with_registry(registry.clone()).build() {
             Ok(exporter) => builder.with_reader(exporter).build(),
@@ -108,131 +90,113 @@ impl Metrics {
                 builder.build()
             }
         };
-        (Self::new(provider.clone(), registry), provider)
-    }
-
-    fn new(provider: SdkMeterProvider, registry: Registry) -> Self {
         let meter = provider.meter("brink");
-        let stages = Stage::ALL.into_iter().map(|(stage, name)| (stage, [KeyValue::new(names::STAGE, name)])).collect();
-        let inner = Instruments {
-            write: seconds(&meter, names::WRITE_DURATION),
-            stages,
-            rtt: seconds(&meter, names::REPLICATION_RTT),
+        let histogram = |name: &'static str, bounds: &[f64]| meter.f64_histogram(name).with_boundaries(bounds.to_vec());
+        let seconds = |name: &'static str| histogram(name, &SECONDS).with_unit("s").build();
+        Arc::new(Self {
+            write: seconds(names::WRITE_DURATION),
+            rtt: seconds(names::REPLICATION_RTT),
             lag: meter.u64_gauge(names::REPLICATION_LAG).build(),
             log_entries: meter.u64_gauge(names::LOG_ENTRIES).build(),
-            fsync: seconds(&meter, names::LOG_FSYNC_DURATION),
-            fsync_entries: meter.f64_histogram(names::LOG_FSYNC_ENTRIES).with_boundaries(ENTRIES.to_vec()).build(),
-            read: seconds(&meter, names::READ_DURATION),
+            fsync: seconds(names::LOG_FSYNC_DURATION),
+            fsync_entries: histogram(names::LOG_FSYNC_ENTRIES, &ENTRIES).build(),
+            read: seconds(names::READ_DURATION),
             term: meter.u64_gauge(names::RAFT_TERM).build(),
             last_leader: AtomicU64::new(0),
             leader_changes: meter.u64_counter(names::RAFT_LEADER_CHANGES).build(),
             pending: meter.i64_up_down_counter(names::RAFT_PENDING).build(),
             quorum: meter.u64_gauge(names::QUORUM_HEALTHY).build(),
-            hook: seconds(&meter, names::HOOK_DURATION),
+            hook: seconds(names::HOOK_DURATION),
             hook_rejections: meter.u64_counter(names::HOOK_REJECTIONS).build(),
             hook_traps: meter.u64_counter(names::HOOK_TRAPS).build(),
-            hook_memory: meter
-                .f64_histogram(names::HOOK_MEMORY)
-                .with_unit("By")
-                .with_boundaries(MEMORY.to_vec())
-                .build(),
-            http: seconds(&meter, names::HTTP_DURATION),
+            hook_memory: histogram(names::HOOK_MEMORY, &MEMORY).with_unit("By").build(),
+            http: seconds(names::HTTP_DURATION),
             registry,
-            _provider: provider,
-        };
-        Self { inner: Arc::new(inner) }
+            provider,
+        })
     }
 
-    /// Records a stage of a write.
-    pub fn write_stage(&self, stage: Stage, took: Duration) {
-        if let Some((_, labels)) = self.inner.stages.iter().find(|(found, _)| *found == stage) {
-            self.inner.write.record(took.as_secs_f64(), labels);
-        }
+    pub(crate) fn write_stage(&self, stage: Stage, took: Duration) {
+        self.write.record(took.as_secs_f64(), &[KeyValue::new(names::STAGE, <&'static str>::from(stage))]);
     }
 
     /// Records the answer of a follower to an append.
-    pub fn replication_rtt(&self, peer: &str, took: Duration) {
-        self.inner.rtt.record(took.as_secs_f64(), &[KeyValue::new(names::PEER, peer.to_owned())]);
+    pub(crate) fn replication_rtt(&self, peer: &str, took: Duration) {
+        self.rtt.record(took.as_secs_f64(), &[KeyValue::new(names::PEER, peer.to_owned())]);
     }
 
-    /// Sets the number of entries in this node's log.
-    pub fn set_log_entries(&self, entries: u64) {
-        self.inner.log_entries.record(entries, &[]);
+    pub(crate) fn set_log_entries(&self, entries: u64) {
+        self.log_entries.record(entries, &[]);
     }
 
     /// Sets the number of log entries that a peer is behind.
-    pub fn set_replication_lag(&self, peer: &str, entries: u64) {
-        self.inner.lag.record(entries, &[KeyValue::new(names::PEER, peer.to_owned())]);
+    pub(crate) fn set_replication_lag(&self, peer: &str, entries: u64) {
+        self.lag.record(entries, &[KeyValue::new(names::PEER, peer.to_owned())]);
     }
 
-    /// Records a sync of the log.
-    pub fn fsync(&self, took: Duration, entries: usize) {
-        self.inner.fsync.record(took.as_secs_f64(), &[]);
-        self.inner.fsync_entries.record(f64::from(u32::try_from(entries).unwrap_or(u32::MAX)), &[]);
+    pub(crate) fn fsync(&self, took: Duration, entries: usize) {
+        self.fsync.record(took.as_secs_f64(), &[]);
+        self.fsync_entries.record(f64::from(u32::try_from(entries).unwrap_or(u32::MAX)), &[]);
     }
 
     /// Records a read, `linearizable` or `local`.
-    pub fn read(&self, consistency: &'static str, took: Duration) {
-        self.inner.read.record(took.as_secs_f64(), &[KeyValue::new(names::CONSISTENCY, consistency)]);
+    pub(crate) fn read(&self, consistency: &'static str, took: Duration) {
+        self.read.record(took.as_secs_f64(), &[KeyValue::new(names::CONSISTENCY, consistency)]);
     }
 
     /// Sets Raft's term, the leader, and whether this node reaches a leader and a majority.
-    pub fn set_cluster(&self, term: u64, leader: Option<u64>, healthy: bool) {
-        self.inner.term.record(term, &[]);
-        self.inner.quorum.record(u64::from(healthy), &[]);
+    pub(crate) fn set_cluster(&self, term: u64, leader: Option<u64>, healthy: bool) {
+        self.term.record(term, &[]);
+        self.quorum.record(u64::from(healthy), &[]);
         if let Some(leader) = leader {
-            let before = self.inner.last_leader.swap(leader, Ordering::Relaxed);
-            self.inner.leader_changes.add(u64::from(before != leader), &[]);
+            let before = self.last_leader.swap(leader, Ordering::Relaxed);
+            self.leader_changes.add(u64::from(before != leader), &[]);
         }
     }
 
-    /// Changes the number of writes that wait to be proposed.
-    pub fn pending(&self, change: i64) {
-        self.inner.pending.add(change, &[]);
+    pub(crate) fn pending(&self, change: i64) {
+        self.pending.add(change, &[]);
     }
 
-    /// The instruments of one hook.
-    pub fn of_hook(&self, hook: &str, plugin: &str) -> HookMetrics {
+    pub(crate) fn of_hook(self: &Arc<Self>, hook: &str, plugin: &str) -> HookMetrics {
         let shared = |name, value: &str| KeyValue::new(name, Arc::<str>::from(value));
         let labels = [shared(names::HOOK, hook), shared(names::PLUGIN, plugin)];
         let accepted = with(&labels, names::RESULT, names::ACCEPTED);
         HookMetrics { metrics: self.clone(), labels, accepted }
     }
 
-    /// Records a request.
-    pub fn http(&self, method: &str, route: &str, status: u16, took: Duration) {
+    pub(crate) fn http(&self, method: &str, route: &str, status: u16, took: Duration) {
         let labels = [
             KeyValue::new(names::HTTP_METHOD, method.to_owned()),
             KeyValue::new(names::HTTP_ROUTE, route.to_owned()),
             KeyValue::new(names::HTTP_STATUS, i64::from(status)),
         ];
-        self.inner.http.record(took.as_secs_f64(), &labels);
+        self.http.record(took.as_secs_f64(), &labels);
     }
 
     /// All metrics in Prometheus' text format, version 0.0.4.
-    pub fn render_prometheus(&self) -> String {
-        let mut text = Vec::new();
-        if let Err(error) = TextEncoder::new().encode(&self.inner.registry.gather(), &mut text) {
+    pub(crate) fn render_prometheus(&self) -> String {
+        TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_else(|error| {
             tracing::error!(%error, "metrics cannot be rendered");
-        }
-        String::from_utf8_lossy(&text).into_owned()
+            String::new()
+        })
     }
 }
 
 impl HookMetrics {
     /// Records a call of the plugin. `result` is `accepted`, `rejected`, or the way in which it failed.
-    pub fn call(&self, took: Duration, result: &'static str, memory_bytes: usize) {
-        let instruments = &self.metrics.inner;
+    pub(crate) fn call(&self, took: Duration, result: &'static str, memory_bytes: usize) {
+        let metrics = &self.metrics;
         let (took, memory) = (took.as_secs_f64(), f64::from(u32::try_from(memory_bytes).unwrap_or(u32::MAX)));
-        instruments.hook_memory.record(memory, &self.labels);
+        metrics.hook_memory.record(memory, &self.labels);
         if result == names::ACCEPTED {
-            instruments.hook.record(took, &self.accepted);
+            metrics.hook.record(took, &self.accepted);
             return;
         }
-        instruments.hook.record(took, &with(&self.labels, names::RESULT, result));
+        metrics.hook.record(took, &with(&self.labels, names::RESULT, result));
         match result {
-            names::REJECTED => instruments.hook_rejections.add(1, &self.labels),
-            reason => instruments.hook_traps.add(1, &with(&self.labels, names::REASON, reason)),
+            names::REJECTED => metrics.hook_rejections.add(1, &self.labels),
+            reason => metrics.hook_traps.add(1, &with(&self.labels, names::REASON, reason)),
         }
     }
 }
@@ -241,17 +205,13 @@ fn with([hook, plugin]: &[KeyValue; 2], name: &'static str, value: &'static str)
     [hook.clone(), plugin.clone(), KeyValue::new(name, value)]
 }
 
-fn seconds(meter: &Meter, name: &'static str) -> Histogram<f64> {
-    meter.f64_histogram(name).with_unit("s").with_boundaries(SECONDS.to_vec()).build()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn every_metric_is_rendered_in_seconds_with_fine_buckets() {
-        let [metrics, other] = [(), ()].map(|()| Metrics::start(SdkMeterProvider::builder()).0);
+        let [metrics, other] = [(), ()].map(|()| Metrics::start(SdkMeterProvider::builder()));
         metrics.write_stage(Stage::Append, Duration::from_micros(70));
         metrics.replication_rtt("http://b", Duration::from_millis(1));
         metrics.set_replication_lag("http://b", 3);

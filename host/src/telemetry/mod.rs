@@ -16,25 +16,22 @@
 mod context;
 mod metrics;
 pub mod names;
-mod tracer;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use opentelemetry::KeyValue;
-use opentelemetry::trace::TracerProvider as _;
+use opentelemetry::trace::{Span as _, SpanBuilder, Tracer as _, TracerProvider as _};
 use opentelemetry_otlp::{MetricExporter, SpanExporter};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
-use opentelemetry_sdk::trace::SdkTracerProvider;
+use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 use tracing_subscriber::filter::{EnvFilter, LevelFilter, Targets};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
-use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
 pub use self::context::{TraceContext, new_trace_id, request_trace_id, within_request, within_request_sync};
 pub use self::metrics::{HookMetrics, Metrics, Stage};
-pub use self::tracer::Tracer;
 
 /// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,34 +42,15 @@ pub enum LogFormat {
     Json,
 }
 
-/// The telemetry settings of a node.
-#[derive(Debug, Clone)]
-pub struct Config {
-    /// The name of this node, exported as `service.instance.id`.
-    pub node: String,
-    /// The format of log lines.
-    pub log_format: LogFormat,
-    /// The `tracing` filter of log lines.
-    pub log_filter: String,
-}
-
 /// Why telemetry could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The filter is malformed.
-    #[error("--log: {found:?}: it must be a level or a list such as `brink=debug,warn` ({source})")]
-    Filter {
-        /// The filter.
-        found: String,
-        /// The parser's error.
-        source: tracing_subscriber::filter::ParseError,
-    },
+    /// The filter of log lines is malformed.
+    #[error("--log: {0:?}: it must be a level or a list such as `brink=debug,warn` ({1})")]
+    Filter(String, #[source] tracing_subscriber::filter::ParseError),
     /// The `OTEL_*` variables do not describe an exporter.
     #[error("OTEL_*: {0}")]
     Exporter(#[from] opentelemetry_otlp::ExporterBuildError),
-    /// The metrics cannot be set up.
-    #[error("metrics cannot be set up: {0}")]
-    Metrics(#[from] opentelemetry_sdk::error::OTelSdkError),
     /// The process already has a `tracing` subscriber.
     #[error("logging is set up already")]
     Subscriber(#[from] tracing_subscriber::util::TryInitError),
@@ -81,58 +59,26 @@ pub enum Error {
 /// The telemetry of a node. Cheap to clone.
 #[derive(Clone)]
 pub struct Telemetry {
-    metrics: Metrics,
-    tracer: Tracer,
-    providers: Arc<Providers>,
-}
-
-struct Providers {
-    traces: Option<SdkTracerProvider>,
-    metrics: SdkMeterProvider,
+    metrics: Arc<Metrics>,
+    /// The provider and its tracer; `None` while traces are off.
+    traces: Option<(SdkTracerProvider, SdkTracer)>,
 }
 
 impl Telemetry {
-    /// Starts logs, metrics, and the exports that the `OTEL_*` variables ask for.
-    ///
-    /// # Errors
-    ///
-    /// See [`Error`].
-    pub fn init(config: &Config) -> Result<Self, Error> {
+    /// Starts logs, metrics, and the exports that the `OTEL_*` variables ask for. `node` is exported as
+    /// `service.instance.id`; `filter` is the `tracing` filter of log lines.
+    pub fn init(node: String, format: LogFormat, filter: &str) -> Result<Self, Error> {
         // Log lines get their trace id from the request's span, so that span always exists.
-        let (traces, requests) = (names::TRACE_TARGET, names::REQUEST_TARGET);
-        let filter = format!("{},{traces}=off,{requests}=info", config.log_filter);
-        let filter =
-            EnvFilter::try_new(filter).map_err(|source| Error::Filter { found: config.log_filter.clone(), source })?;
-        let telemetry = Self::build(config)?;
-        let layer = telemetry.providers.traces.as_ref().map(|provider| {
-            tracing_opentelemetry::layer()
-                .with_tracer(provider.tracer("brink"))
-                .with_location(false)
-                .with_threads(false)
-                .with_filter(
-                    Targets::new()
-                        .with_target(names::TRACE_TARGET, LevelFilter::INFO)
-                        .with_target(names::REQUEST_TARGET, LevelFilter::INFO),
-                )
-        });
-        let lines = lines(config.log_format).with_filter(filter);
-        tracing_subscriber::registry().with(layer).with(lines).try_init()?;
-        Ok(telemetry)
-    }
-
-    /// Telemetry without logs and exports; only [`Metrics::render_prometheus`] works.
-    pub fn disabled() -> Self {
-        let (metrics, provider) = Metrics::start(SdkMeterProvider::builder());
-        Self { metrics, tracer: Tracer::default(), providers: Arc::new(Providers { traces: None, metrics: provider }) }
-    }
-
-    fn build(config: &Config) -> Result<Self, Error> {
-        let resource = resource(config);
+        let with_spans = format!("{filter},{}=off,{}=info", names::TRACE_TARGET, names::REQUEST_TARGET);
+        let line_filter = EnvFilter::try_new(with_spans).map_err(|error| Error::Filter(filter.to_owned(), error))?;
+        let resource = resource(node);
         let traces = match exports("TRACES") {
             true => {
                 let exporter = on_own_thread(|| SpanExporter::builder().with_http().build())?;
                 let provider = SdkTracerProvider::builder().with_batch_exporter(exporter);
-                Some(provider.with_resource(resource.clone()).build())
+                let provider = provider.with_resource(resource.clone()).build();
+                let tracer = provider.tracer("brink");
+                Some((provider, tracer))
             }
             false => None,
         };
@@ -141,35 +87,58 @@ impl Telemetry {
             let exporter = on_own_thread(|| MetricExporter::builder().with_http().build())?;
             metrics = metrics.with_reader(PeriodicReader::builder(exporter).build());
         }
-        let (metrics, provider) = Metrics::start(metrics);
-        let tracer = traces.as_ref().map(|traces| Tracer::new(traces.tracer("brink"))).unwrap_or_default();
-        Ok(Self { metrics, tracer, providers: Arc::new(Providers { traces, metrics: provider }) })
+        let metrics = Metrics::start(metrics);
+        let spans = traces.as_ref().map(|(_, tracer)| {
+            let targets = [names::TRACE_TARGET, names::REQUEST_TARGET].map(|target| (target, LevelFilter::INFO));
+            let spans = tracing_opentelemetry::layer().with_tracer(tracer.clone());
+            spans.with_location(false).with_threads(false).with_filter(Targets::from_iter(targets))
+        });
+        let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+        let lines = match format {
+            LogFormat::Text => lines.boxed(),
+            LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).with_span_list(true).boxed(),
+        };
+        tracing_subscriber::registry().with(spans).with(lines.with_filter(line_filter)).try_init()?;
+        Ok(Self { metrics, traces })
     }
 
-    /// Whether traces are exported.
-    pub fn exports_traces(&self) -> bool {
-        self.providers.traces.is_some()
+    /// Telemetry without logs and exports; the metrics are only kept for `/metrics`.
+    pub fn disabled() -> Self {
+        Self { metrics: Metrics::start(SdkMeterProvider::builder()), traces: None }
     }
 
-    /// The node's metrics.
-    pub fn metrics(&self) -> &Metrics {
+    pub(crate) fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
     }
 
-    /// Records ended spans.
-    pub fn tracer(&self) -> &Tracer {
-        &self.tracer
+    pub(crate) fn exports_traces(&self) -> bool {
+        self.traces.is_some()
+    }
+
+    /// Records a span that has ended, as a child of `parent`. One append or apply serves the writes of many traces, so its
+    /// span is recorded once in each of them. Does nothing while traces are off.
+    pub fn record_span(
+        &self,
+        name: &'static str,
+        parent: TraceContext,
+        began: SystemTime,
+        ended: SystemTime,
+        attributes: &[KeyValue],
+    ) {
+        let Some((_, tracer)) = &self.traces else { return };
+        let builder = SpanBuilder::from_name(name).with_start_time(began).with_attributes(attributes.to_vec());
+        tracer.build_with_context(builder, &parent.to_parent()).end_with_timestamp(ended);
     }
 
     /// Exports the remaining traces and metrics within a deadline. Call it once, at the end.
     pub async fn shutdown(self, deadline: Duration) {
         let ended = tokio::task::spawn_blocking(move || {
-            if let Some(traces) = &self.providers.traces
+            if let Some((traces, _)) = &self.traces
                 && let Err(error) = traces.shutdown_with_timeout(deadline)
             {
                 tracing::warn!(%error, "the last traces were not exported");
             }
-            if let Err(error) = self.providers.metrics.shutdown_with_timeout(deadline) {
+            if let Err(error) = self.metrics.provider.shutdown_with_timeout(deadline) {
                 tracing::warn!(%error, "the last metrics were not exported");
             }
         });
@@ -179,15 +148,13 @@ impl Telemetry {
     }
 }
 
-fn resource(config: &Config) -> Resource {
+fn resource(node: String) -> Resource {
     let mut resource = Resource::builder();
     if std::env::var_os("OTEL_SERVICE_NAME").is_none() {
         resource = resource.with_service_name("brink");
     }
-    resource
-        .with_attribute(KeyValue::new("service.instance.id", config.node.clone()))
-        .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
-        .build()
+    let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
+    resource.with_attributes([KeyValue::new("service.instance.id", node), version]).build()
 }
 
 /// Whether to export a signal: `TRACES` or `METRICS`.
@@ -200,23 +167,6 @@ fn exports(signal: &str) -> bool {
 }
 
 /// Builds an exporter on its own thread, since its blocking HTTP client must not be built inside an async runtime.
-fn on_own_thread<T: Send>(
-    build: impl FnOnce() -> Result<T, opentelemetry_otlp::ExporterBuildError> + Send,
-) -> Result<T, opentelemetry_otlp::ExporterBuildError> {
-    std::thread::scope(|scope| match scope.spawn(build).join() {
-        Ok(built) => built,
-        Err(panic) => std::panic::resume_unwind(panic),
-    })
-}
-
-/// The layer that writes log lines to standard error.
-fn lines<S>(format: LogFormat) -> Box<dyn Layer<S> + Send + Sync>
-where
-    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
-{
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    match format {
-        LogFormat::Text => lines.boxed(),
-        LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).with_span_list(true).boxed(),
-    }
+fn on_own_thread<T: Send>(build: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| scope.spawn(build).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }

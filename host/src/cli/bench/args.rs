@@ -1,12 +1,15 @@
-//! The options of `brink bench`.
+//! The options of `brink bench`, and the requests of the load, in brink's API and in etcd's.
 
+use std::fmt::Display;
 use std::time::Duration;
 
-use super::super::client::Common;
-use super::super::failure::Failure;
+use base64::Engine as _;
+use serde_json::{Value, json};
+
 use super::super::kv::Consistency;
-use super::api::Api;
+use super::super::{Common, Failure, Method, Request, key_path};
 use crate::limits::VALUE_BYTES_MAX;
+use crate::net::BASE_PATH;
 
 /// Maximum number of clients.
 const CLIENTS_MAX: usize = 4_096;
@@ -59,30 +62,92 @@ pub(in crate::cli) struct Args {
 impl Args {
     /// Checks the bounds of the numbers.
     pub(super) fn check(&self) -> Result<(), Failure> {
-        let wrong = |flag: &str, found: &dyn std::fmt::Display, allowed: String| {
-            Err(Failure::Usage(format!("--{flag}: {found}: it must be {allowed}")))
-        };
-        if !(1..=CLIENTS_MAX).contains(&self.clients) {
-            return wrong("clients", &self.clients, format!("1 to {CLIENTS_MAX}"));
-        }
-        if self.value_bytes > VALUE_BYTES_MAX - 2 {
-            return wrong("value-bytes", &self.value_bytes, format!("at most {}", VALUE_BYTES_MAX - 2));
-        }
-        if !(0.0..=1.0).contains(&self.reads) {
-            return wrong("reads", &self.reads, "0 to 1".to_owned());
-        }
-        if self.keys == 0 {
-            return wrong("keys", &self.keys, "at least 1".to_owned());
-        }
-        if let Some(threads) = self.threads.filter(|threads| !(1..=THREADS_MAX).contains(threads)) {
-            return wrong("threads", &threads, format!("1 to {THREADS_MAX}"));
-        }
-        if self.rate == Some(0) {
-            return wrong("rate", &0, "at least 1".to_owned());
-        }
-        if self.duration.is_zero() {
-            return wrong("duration", &"0s", "longer".to_owned());
-        }
-        Ok(())
+        let (bytes, bytes_max) = (self.value_bytes, VALUE_BYTES_MAX - 2);
+        let threads = self.threads.unwrap_or(1);
+        bounded("clients", (1..=CLIENTS_MAX).contains(&self.clients), self.clients, format!("1 to {CLIENTS_MAX}"))?;
+        bounded("value-bytes", bytes <= bytes_max, bytes, format!("at most {bytes_max}"))?;
+        bounded("reads", (0.0..=1.0).contains(&self.reads), self.reads, "0 to 1")?;
+        bounded("keys", self.keys > 0, self.keys, "at least 1")?;
+        bounded("threads", (1..=THREADS_MAX).contains(&threads), threads, format!("1 to {THREADS_MAX}"))?;
+        bounded("rate", self.rate != Some(0), 0, "at least 1")?;
+        bounded("duration", !self.duration.is_zero(), "0s", "longer")
     }
+}
+
+fn bounded(flag: &str, is_allowed: bool, found: impl Display, allowed: impl Display) -> Result<(), Failure> {
+    match is_allowed {
+        true => Ok(()),
+        false => Err(Failure::Usage(format!("--{flag}: {found}: it must be {allowed}"))),
+    }
+}
+
+/// The API of the nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(in crate::cli) enum Api {
+    /// brink
+    Brink,
+    /// The v3 JSON gateway of etcd
+    Etcd,
+}
+
+impl Api {
+    /// A path that every node answers.
+    pub(super) fn probe_path(self) -> &'static str {
+        match self {
+            Self::Brink => "/health/",
+            Self::Etcd => "/version",
+        }
+    }
+
+    /// The base URL of a node. `url` has the path of brink's API.
+    pub(super) fn base_url(self, url: &str) -> &str {
+        match self {
+            Self::Brink => url,
+            Self::Etcd => url.strip_suffix(BASE_PATH).unwrap_or(url),
+        }
+    }
+
+    pub(super) fn write(self, key: &str, value: &str) -> Request {
+        match self {
+            Self::Brink => {
+                Request::new(Method::PUT, key_path(key)).body("application/json", format!("{{\"value\":\"{value}\"}}"))
+            }
+            Self::Etcd => etcd("put", format!("{{\"key\":\"{}\",\"value\":\"{}\"}}", base64(key), base64(value))),
+        }
+    }
+
+    pub(super) fn read(self, key: &str, consistency: Option<Consistency>) -> Request {
+        match self {
+            Self::Brink => {
+                let query = consistency.map_or(String::new(), |consistency| format!("?consistency={consistency}"));
+                Request::get(format!("{}{query}", key_path(key)))
+            }
+            Self::Etcd => {
+                let local = matches!(consistency, Some(Consistency::Local));
+                etcd("range", format!("{{\"key\":\"{}\",\"serializable\":{local}}}", base64(key)))
+            }
+        }
+    }
+
+    /// Writes several keys in one batch.
+    pub(super) fn write_all(self, keys: impl Iterator<Item = String>, value: &str) -> Request {
+        match self {
+            Self::Brink => {
+                let items: Vec<Value> = keys.map(|key| json!({"key": key, "value": value})).collect();
+                Request::new(Method::POST, "/kv/batch/").json(&json!({ "items": items }))
+            }
+            Self::Etcd => {
+                let put = |key: String| json!({"requestPut": {"key": base64(&key), "value": base64(value)}});
+                etcd("txn", json!({"success": keys.map(put).collect::<Vec<_>>()}).to_string())
+            }
+        }
+    }
+}
+
+fn etcd(call: &str, body: String) -> Request {
+    Request::new(Method::POST, format!("/v3/kv/{call}")).body("application/json", body)
+}
+
+fn base64(text: &str) -> String {
+    base64::engine::general_purpose::STANDARD.encode(text)
 }

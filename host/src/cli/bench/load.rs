@@ -1,18 +1,25 @@
-//! The clients of a load.
+//! The clients of a load, and their connections.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 
-use super::super::request::Request;
+use super::super::{Failure, Refusal, Request, client, root_cause};
 use super::args::Args;
-use super::connection::Connection;
-use super::measured::{Kind, Measured};
+use super::report::{Kind, Measured};
+use crate::net;
 
 /// Pause of a client after a failed request, so that it does not busy-loop on a dead node.
 const ERROR_PAUSE: Duration = Duration::from_millis(10);
+
+/// Maximum bytes of a problem object.
+const PROBLEM_BYTES_MAX: usize = 1024 * 1024;
 
 /// A load that is running, shared by its clients.
 pub(super) struct Load {
@@ -53,7 +60,7 @@ pub(super) fn run_clients(load: &Arc<Load>, thread: usize) -> std::io::Result<Me
 /// Runs one client: sends one request after the other until the load ends.
 async fn run_client(load: Arc<Load>, number: usize) -> Measured {
     let Some(url) = load.urls.get(number % load.urls.len().max(1)) else { return Measured::default() };
-    let mut connection = Connection::new(url);
+    let mut connection = Connection { url: url.clone(), sender: None };
     let interval = load.args.rate.map(|rate| Duration::from_secs_f64(load.args.clients as f64 / rate as f64));
     let mut due = Instant::now() + interval.unwrap_or_default().mul_f64(number as f64 / load.args.clients as f64);
     let mut measured = Measured::default();
@@ -81,4 +88,60 @@ async fn run_client(load: Arc<Load>, number: usize) -> Measured {
         }
     }
     measured
+}
+
+/// A kept-alive HTTP/1.1 connection to a node, opened by the first request, and again after it broke.
+///
+/// It uses hyper's client without a pool: every client of the load has one connection and one request in flight.
+struct Connection {
+    url: String,
+    sender: Option<SendRequest<Full<Bytes>>>,
+}
+
+impl Connection {
+    /// Sends a request and reads the whole answer, which must be a success.
+    async fn send(&mut self, request: Request) -> Result<(), Failure> {
+        let answered = tokio::time::timeout(client::TIMEOUT, self.exchange(request)).await;
+        answered.unwrap_or_else(|_| {
+            Err(Failure::BadAnswer { url: self.url.clone(), reason: "it did not answer in time".to_owned() })
+        })
+    }
+
+    async fn exchange(&mut self, request: Request) -> Result<(), Failure> {
+        let request = request.into_http(&self.url).map_err(|error| Failure::Usage(error.to_string()))?;
+        // The sender is put back only after a whole answer, so that an error or a timeout closes the connection.
+        let mut sender = match self.sender.take().filter(|sender| !sender.is_closed()) {
+            Some(sender) => sender,
+            None => open(&self.url).await?,
+        };
+        let url = &self.url;
+        let bad_answer = |error: &(dyn std::error::Error + 'static)| Failure::BadAnswer {
+            url: url.clone(),
+            reason: root_cause(error),
+        };
+        sender.ready().await.map_err(|error| bad_answer(&error))?;
+        let response = sender.send_request(request).await.map_err(|error| bad_answer(&error))?;
+        let (status, mut body) = (response.status(), response.into_body());
+        if !status.is_success() {
+            let problem = Limited::new(body, PROBLEM_BYTES_MAX).collect().await.map_err(|error| bad_answer(&*error))?;
+            self.sender = Some(sender);
+            return Err(Failure::Refused(Refusal::parse(status, &problem.to_bytes())));
+        }
+        while let Some(frame) = body.frame().await {
+            frame.map_err(|error| bad_answer(&error))?;
+        }
+        self.sender = Some(sender);
+        Ok(())
+    }
+}
+
+/// Opens a connection. Its task ends when the sender is dropped, or when the node closes the connection.
+async fn open(url: &str) -> Result<SendRequest<Full<Bytes>>, Failure> {
+    let unreachable = |reason: String| Failure::Unreachable { url: url.to_owned(), reason };
+    let stream = net::connect(url, None).await.map_err(|error| unreachable(error.to_string()))?;
+    let handshake = http1::handshake(TokioIo::new(stream)).await;
+    let (sender, connection) = handshake.map_err(|error| unreachable(error.to_string()))?;
+    // An error of the connection fails its request as well.
+    tokio::spawn(async move { drop(connection.await) });
+    Ok(sender)
 }

@@ -14,36 +14,26 @@
 //! of it in the kernel; hyper costs 2 µs more than HTTP written by hand.
 //!
 //! ```text
-//! mod → load → connection
-//! mod → report; {load, report} → args → api; {load, report} → measured
+//! mod → load → report → args
 //! ```
 
-mod api;
 mod args;
-mod connection;
 mod load;
-mod measured;
 mod report;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use reqwest::Method;
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeVal;
 use tokio::time::Instant;
 
 pub(super) use self::args::Args;
 use self::load::{Load, run_clients};
-use self::measured::Measured;
-use self::report::Run;
-use super::client::Client;
-use super::failure::Failure;
-use super::output;
-use super::request::Request;
+use self::report::Measured;
+use super::{Client, Failure, Request, io};
 use crate::limits::BATCH_ITEMS_MAX;
-
-/// The unit of CPU time in `/proc`.
-const TICKS_PER_SECOND: f64 = 100.0;
 
 /// Maximum number of keys in a batch that prepares reads; etcd allows 128.
 const PREPARE_ITEMS_MAX: usize = 128;
@@ -51,14 +41,13 @@ const PREPARE_ITEMS_MAX: usize = 128;
 /// Maximum bytes of values in a batch that prepares reads.
 const PREPARE_BYTES_MAX: usize = 1024 * 1024;
 
-/// Runs the command.
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
     args.check()?;
     let client = Client::new(&args.common)?;
-    let urls: Vec<String> = client.urls().iter().map(|url| args.api.base_url(url).to_owned()).collect();
+    let urls: Vec<String> = client.urls.iter().map(|url| args.api.base_url(url).to_owned()).collect();
     // A node that cannot be reached fails the command at once.
     for url in &urls {
-        client.send_to(url, &Request::new(Method::GET, args.api.probe_path())).await?;
+        client.send_to(url, &Request::get(args.api.probe_path())).await?;
     }
     let value: String = std::iter::repeat_with(fastrand::alphanumeric).take(args.value_bytes).collect();
     if let (Some(url), true) = (urls.first(), args.reads > 0.0) {
@@ -66,7 +55,9 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     }
     let measure_from = Instant::now() + args.warmup;
     let until = measure_from + args.duration;
-    let threads = args.threads.unwrap_or_else(default_threads).min(args.clients);
+    // By default half of the cores; the others are left to nodes on the same machine.
+    let half = || std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2));
+    let threads = args.threads.unwrap_or_else(half).min(args.clients);
     let load = Arc::new(Load { urls, args, value, threads, measure_from, until, stopped: false.into() });
     let (began, cpu_before) = (Instant::now(), cpu_seconds());
     let drivers: Vec<_> = (0..threads)
@@ -84,13 +75,12 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         total.add(driver.await.unwrap_or_else(|error| Err(std::io::Error::other(error)))?);
     }
     let seconds = ended.saturating_duration_since(measure_from).as_secs_f64();
-    let run = Run { args: &load.args, seconds, loader_threads: threads, loader_cores: cpu };
-    report::print(&run, &total)
+    report::print(&total, &load.args, seconds, threads, cpu)
 }
 
 /// Writes every key once, so that every read finds an entry.
 async fn prepare(client: &Client, url: &str, args: &Args, value: &str) -> Result<(), Failure> {
-    let bar = output::progress(args.keys, "keys prepared");
+    let bar = io::progress(args.keys, "keys prepared");
     let items_max =
         (PREPARE_BYTES_MAX / (args.value_bytes + 1)).clamp(1, PREPARE_ITEMS_MAX.min(BATCH_ITEMS_MAX)) as u64;
     let mut first = 0;
@@ -107,32 +97,23 @@ async fn prepare(client: &Client, url: &str, args: &Args, value: &str) -> Result
 
 /// Waits for the end of the load or for Ctrl-C, and shows the progress.
 async fn wait(load: &Load) {
-    let total = load.until.saturating_duration_since(Instant::now()).as_secs();
-    let bar = output::progress(total.max(1), "s");
+    let left = || load.until.saturating_duration_since(Instant::now()).as_secs();
+    let total = left();
+    let bar = io::progress(total.max(1), "s");
     let mut tick = tokio::time::interval(Duration::from_millis(200));
     loop {
         tokio::select! {
             _ = tokio::time::sleep_until(load.until) => break,
             _ = tokio::signal::ctrl_c() => break,
-            _ = tick.tick() => {
-                bar.set_position(total.saturating_sub(load.until.saturating_duration_since(Instant::now()).as_secs()));
-            }
+            _ = tick.tick() => bar.set_position(total.saturating_sub(left())),
         }
     }
     load.stopped.store(true, Ordering::Relaxed);
     bar.finish_and_clear();
 }
 
-/// Half of the cores; the others are left to nodes on the same machine.
-fn default_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2))
-}
-
 /// The CPU time of this process so far.
 fn cpu_seconds() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    // The program's name, in parentheses, may contain spaces; user and system time are the 12th and 13th field after it.
-    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
-    let ticks: f64 = fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok()).sum();
-    ticks / TICKS_PER_SECOND
+    let seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1_000_000.0;
+    getrusage(UsageWho::RUSAGE_SELF).map_or(0.0, |usage| seconds(usage.user_time()) + seconds(usage.system_time()))
 }

@@ -4,15 +4,10 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use reqwest::Method;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::super::client::{Answer, Client, Common};
-use super::super::failure::{Failure, Refusal};
-use super::super::input::read_file;
-use super::super::output;
-use super::super::request::Request;
+use super::super::{Client, Common, Failure, Method, Request, io};
 use crate::limits::BATCH_ITEMS_MAX;
 
 /// Default number of records in a batch.
@@ -53,7 +48,6 @@ pub(in crate::cli) struct Args {
     common: Common,
 }
 
-/// A record of the import.
 struct Record {
     /// The JSON of the batch item.
     item: String,
@@ -61,13 +55,12 @@ struct Record {
     key: Option<String>,
 }
 
-/// Runs the command.
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
     if !(1..=BATCH_ITEMS_MAX).contains(&args.batch) {
         return Err(Failure::Usage(format!("--batch: {}: it must be 1 to {BATCH_ITEMS_MAX}", args.batch)));
     }
     let client = Client::new(&args.common)?;
-    let text = String::from_utf8(read_file(&args.file)?)
+    let text = String::from_utf8(io::read_file(&args.file)?)
         .map_err(|_| Failure::Usage(format!("{} is not UTF-8 text", args.file.display())))?;
     let records = match (&args.items, &args.key_field) {
         (Some(items), Some(key_field)) => records_of_document(&text, items, key_field, &args.prefix),
@@ -75,7 +68,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     };
     let records = records.map_err(|wrong| Failure::Usage(format!("{}: {wrong}", args.file.display())))?;
 
-    let bar = output::progress(records.len() as u64, "records");
+    let bar = io::progress(records.len() as u64, "records");
     let mut first = 0;
     while first < records.len() {
         let batch = next_batch(records.get(first..).unwrap_or_default(), args.batch);
@@ -84,7 +77,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         bar.set_position(first as u64);
     }
     bar.finish_and_clear();
-    output::line(&format!("{} records imported", records.len()))
+    io::line(&format!("{} records imported", records.len()))
 }
 
 /// The records of lines of JSON; empty lines are skipped.
@@ -147,40 +140,32 @@ fn next_batch(records: &[Record], records_max: usize) -> &[Record] {
 }
 
 /// Writes one batch. Repeats it only after failures that certainly wrote nothing.
-async fn write(client: &Client, batch: &[Record]) -> Result<Answer, Failure> {
+async fn write(client: &Client, batch: &[Record]) -> Result<(), Failure> {
     let items: Vec<&str> = batch.iter().map(|record| record.item.as_str()).collect();
     let request = Request::new(Method::POST, "/kv/batch/")
         .body("application/json", format!("{{\"items\":[{}]}}", items.join(",")));
-    let mut attempt = 1;
-    loop {
+    for _ in 1..ATTEMPTS_MAX {
         match client.send(&request).await {
-            Err(Failure::Unreachable { .. }) if attempt < ATTEMPTS_MAX => {}
-            Err(Failure::Refused(refusal)) if refusal.is_retryable() && attempt < ATTEMPTS_MAX => {}
-            result => return result,
+            Err(Failure::Unreachable { .. }) => {}
+            Err(Failure::Refused(refusal)) if refusal.is_retryable() => {}
+            result => return result.map(drop),
         }
-        attempt += 1;
         tokio::time::sleep(RETRY_PAUSE).await;
     }
+    client.send(&request).await.map(drop)
 }
 
 /// Adds the refused record's place in the import to a failure.
 fn locate(failure: Failure, batch: &[Record], first: usize) -> Failure {
-    let code = failure.code();
     let Failure::Refused(refusal) = failure else { return failure };
-    let item = item_of(&refusal);
-    let place = match item.and_then(|item| batch.get(item).map(|record| (item, record))) {
-        Some((item, Record { key: Some(key), .. })) => format!("record {} with key {key:?}", first + item + 1),
-        Some((item, Record { key: None, .. })) => format!("record {}", first + item + 1),
+    let item = refusal.problem["item"].as_u64().or_else(|| refusal.violations().next()?["item"].as_u64());
+    let item = item.and_then(|item| usize::try_from(item).ok());
+    let place = match item.and_then(|item| Some((first + item + 1, &batch.get(item)?.key))) {
+        Some((number, Some(key))) => format!("record {number} with key {key:?}"),
+        Some((number, None)) => format!("record {number}"),
         None => format!("records {} to {}", first + 1, first + batch.len()),
     };
-    let refusal = format!("{}\n  {first} records were imported", Failure::Refused(refusal));
-    Failure::Record { place, refusal, code }
-}
-
-/// The index of the batch item that was refused.
-fn item_of(refusal: &Refusal) -> Option<usize> {
-    let item = refusal.problem["item"].as_u64().or_else(|| refusal.violations().next()?["item"].as_u64());
-    item.and_then(|item| usize::try_from(item).ok())
+    Failure::Record { place, refusal, imported: first }
 }
 
 #[cfg(test)]

@@ -1,17 +1,22 @@
-//! Ranges of keys, read page by page.
+//! Ranges of keys: `brink kv list`, and `brink kv export`, which writes lines of JSON that `brink kv import` reads.
 
-use reqwest::Method;
-use serde::Deserialize;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::super::client::Client;
-use super::super::failure::Failure;
-use super::super::request::{Request, query};
+use super::super::{Client, Common, Failure, Format, Request, io, query};
 use crate::limits::PAGE_ENTRIES_MAX;
 
+/// Entries of a page of an export.
+const EXPORT_PAGE_ENTRIES: usize = 1_000;
+
 /// A range of keys, and how it is read.
-#[derive(Debug, Clone, clap::Args)]
-pub(in crate::cli) struct Range {
+#[derive(Debug, clap::Args)]
+struct Range {
     /// Only keys with this prefix
     #[arg(long)]
     prefix: Option<String>,
@@ -27,7 +32,8 @@ pub(in crate::cli) struct Range {
 }
 
 /// Consistency of a read.
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, clap::ValueEnum, strum::Display)]
+#[strum(serialize_all = "lowercase")]
 pub(in crate::cli) enum Consistency {
     /// Linearizable, or an error
     Strong,
@@ -35,71 +41,148 @@ pub(in crate::cli) enum Consistency {
     Local,
 }
 
-impl Consistency {
-    /// The value of the API's parameter `consistency`.
-    pub(in crate::cli) fn word(self) -> String {
-        match self {
-            Self::Strong => "strong".to_owned(),
-            Self::Local => "local".to_owned(),
+/// List entries in key order
+#[derive(Debug, clap::Args)]
+pub(in crate::cli) struct ListArgs {
+    #[command(flatten)]
+    range: Range,
+    /// Maximum number of entries
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// Descending key order
+    #[arg(long)]
+    reverse: bool,
+    /// Keys without their values
+    #[arg(long)]
+    keys_only: bool,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Write entries as lines of JSON: {"key", "value"}, or {"key", "value_base64", "content_type"}
+///
+/// Each page of 1,000 entries is consistent; writes between two pages may show.
+#[derive(Debug, clap::Args)]
+pub(in crate::cli) struct ExportArgs {
+    /// The output file; standard output if absent or -
+    file: Option<PathBuf>,
+    #[command(flatten)]
+    range: Range,
+    #[command(flatten)]
+    common: Common,
+}
+
+pub(super) async fn list(args: ListArgs) -> Result<(), Failure> {
+    let client = Client::new(&args.common)?;
+    let flags = [("reverse", args.reverse), ("keys_only", args.keys_only)];
+    let mut rows = Vec::new();
+    let show = |page: Entries| {
+        for entry in page {
+            if args.common.output == Format::Json {
+                io::line(entry.get())?;
+                continue;
+            }
+            let entry: Value = serde_json::from_str(entry.get()).unwrap_or_default();
+            let [key, version, revision, updated] = io::texts(&entry, ["key", "version", "revision", "updated_at"]);
+            let value = if args.keys_only { String::new() } else { io::cell(&entry) };
+            rows.push([key, version, revision, updated, value]);
         }
+        Ok(())
+    };
+    args.range.read(&client, args.limit.unwrap_or(usize::MAX), PAGE_ENTRIES_MAX, &flags, show).await?;
+    let value = if args.keys_only { "" } else { "VALUE" };
+    match args.common.output {
+        Format::Json => Ok(()),
+        Format::Table => io::table(["KEY", "VERSION", "REVISION", "UPDATED", value], rows),
     }
 }
 
-/// A page in a node's answer. Entries stay text, so that no digit of a number is lost.
+pub(super) async fn export(args: ExportArgs) -> Result<(), Failure> {
+    let client = Client::new(&args.common)?;
+    let file = args.file.filter(|file| file.as_os_str() != "-");
+    let failed = |source| match &file {
+        Some(path) => Failure::of_file(path)(source),
+        None => Failure::Output(source),
+    };
+    let out: Box<dyn Write> = match &file {
+        Some(path) => Box::new(File::create(path).map_err(failed)?),
+        None => Box::new(std::io::stdout()),
+    };
+    let mut out = BufWriter::new(out);
+    let bar = io::progress(0, "entries");
+    let mut count = 0;
+    let write = |page: Entries| {
+        for entry in &page {
+            let line = serde_json::from_str::<Line<'_>>(entry.get()).map_err(|error| failed(error.into()))?;
+            serde_json::to_writer(&mut out, &line).map_err(|error| failed(error.into()))?;
+            out.write_all(b"\n").map_err(failed)?;
+        }
+        count += page.len();
+        bar.set_message(format!("{count} entries"));
+        bar.tick();
+        Ok(())
+    };
+    args.range.read(&client, usize::MAX, EXPORT_PAGE_ENTRIES, &[], write).await?;
+    out.flush().map_err(failed)?;
+    bar.finish_and_clear();
+    if file.is_some() {
+        io::line(&format!("{count} entries exported"))?;
+    }
+    Ok(())
+}
+
+/// A line of the export: the fields of an entry that a batch item has.
+#[derive(Serialize, Deserialize)]
+struct Line<'a> {
+    key: &'a RawValue,
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    value: Option<&'a RawValue>,
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    value_base64: Option<&'a RawValue>,
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    content_type: Option<&'a RawValue>,
+}
+
+/// The entries of a page. They stay text, so that no digit of a number is lost.
+type Entries = Vec<Box<RawValue>>;
+
 #[derive(Deserialize)]
 struct Page {
-    results: Vec<Box<RawValue>>,
+    results: Entries,
     next_cursor: Option<String>,
 }
 
-/// Reads the pages of a range one after the other.
-pub(super) struct Pages {
-    client: Client,
-    range: Range,
-    reverse: bool,
-    keys_only: bool,
-    next: Next,
-}
-
-/// The next page of a range.
-enum Next {
-    First,
-    /// The page after this cursor.
-    After(String),
-    None,
-}
-
-impl Pages {
-    /// Reads nothing yet.
-    pub(super) fn new(client: Client, range: Range, reverse: bool, keys_only: bool) -> Self {
-        Self { client, range, reverse, keys_only, next: Next::First }
-    }
-
-    /// Reads the next page of at most `limit` entries; `None` after the last.
-    pub(super) async fn next_page(&mut self, limit: usize) -> Result<Option<Vec<Box<RawValue>>>, Failure> {
-        let cursor = match std::mem::replace(&mut self.next, Next::None) {
-            Next::First => None,
-            Next::After(cursor) => Some(cursor),
-            Next::None => return Ok(None),
-        };
-        if limit == 0 {
-            return Ok(None);
+impl Range {
+    /// Reads at most `limit` entries, page by page, and passes on each page.
+    async fn read(
+        &self,
+        client: &Client,
+        limit: usize,
+        page_entries: usize,
+        flags: &[(&'static str, bool)],
+        mut pass_on: impl FnMut(Entries) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let (mut left, mut cursor) = (limit, None);
+        while left > 0 {
+            let mut parameters = vec![
+                ("prefix", self.prefix.clone()),
+                ("start", self.start.clone()),
+                ("end", self.end.clone()),
+                ("consistency", self.consistency.map(|consistency| consistency.to_string())),
+                ("limit", Some(left.min(page_entries).to_string())),
+                ("cursor", cursor),
+            ];
+            parameters.extend(flags.iter().map(|(flag, is_set)| (*flag, is_set.then(|| "true".to_owned()))));
+            let answer = client.send(&Request::get(format!("/kv/?{}", query(&parameters)))).await?;
+            let page: Page = serde_json::from_slice(&answer.body)
+                .map_err(|error| Failure::BadAnswer { url: answer.url, reason: error.to_string() })?;
+            left = left.saturating_sub(page.results.len());
+            pass_on(page.results)?;
+            cursor = page.next_cursor;
+            if cursor.is_none() {
+                break;
+            }
         }
-        let limit = limit.min(PAGE_ENTRIES_MAX);
-        let query = query(&[
-            ("prefix", self.range.prefix.clone()),
-            ("start", self.range.start.clone()),
-            ("end", self.range.end.clone()),
-            ("consistency", self.range.consistency.map(Consistency::word)),
-            ("limit", Some(limit.to_string())),
-            ("reverse", self.reverse.then(|| "true".to_owned())),
-            ("keys_only", self.keys_only.then(|| "true".to_owned())),
-            ("cursor", cursor),
-        ]);
-        let answer = self.client.send(&Request::new(Method::GET, format!("/kv/?{query}"))).await?;
-        let page: Page = serde_json::from_slice(&answer.body)
-            .map_err(|error| Failure::BadAnswer { url: answer.url, reason: error.to_string() })?;
-        self.next = page.next_cursor.map_or(Next::None, Next::After);
-        Ok(Some(page.results))
+        Ok(())
     }
 }

@@ -7,12 +7,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hdrhistogram::Histogram;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::super::failure::Failure;
-use super::super::output::{self, Format, mebibytes, micros, millis};
+use super::super::{Failure, Format, io};
 use super::local::{self, Store, Target};
-use super::trial::WriteArgs;
+use super::run::WriteArgs;
 use crate::hooks::{self, Calls, Hook, LogSink, Observer};
 use crate::storage::command::{Action, Operation};
 
@@ -28,7 +27,6 @@ const CALL_NANOS_MAX: u64 = 10_000_000_000;
 /// Significant digits of a histogram.
 const DIGITS: u8 = 3;
 
-/// The arguments.
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct Args {
     #[command(flatten)]
@@ -61,7 +59,6 @@ impl Observer for Peak {
     }
 }
 
-/// Runs the command.
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let trial = args.write.trial(&args.target)?;
     let peak = Peak::default();
@@ -72,7 +69,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let hook = local.bind(&trial.config)?;
     let bound = began.elapsed();
     let began = Instant::now();
-    local.pre_initialize(&hook);
+    hook.pre_initialize(&local.component);
     let pre_initialized = began.elapsed();
     let verdict = match local::judge(&local::set(&hook), trial.write.clone(), &trial.store) {
         Ok(_) => "accepted",
@@ -85,101 +82,56 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         let (set, write, store) = (local::set(&hook), copy(&trial.write), Arc::new(Store::clone(&trial.store)));
         move || drop(local::judge(&set, write.clone(), &store))
     };
+    let cores = thread::available_parallelism().map_or(1, usize::from);
     let instance = measure(|| || drop(hook.provide_instance()), args.duration / 3, 1)?;
     let alone = measure(call, args.duration, 1)?;
-    let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let together = measure(call, args.duration, cores)?;
-    let memory_bytes = peak.0.load(Ordering::Relaxed);
-    let start = local.plugin.start_time();
-    let report = Report {
-        verdict,
-        compiled,
-        bound,
-        pre_initialized,
-        start,
-        hook,
-        instance,
-        alone,
-        together,
-        cores,
-        memory_bytes,
-    };
+    let figures = json!({
+        "verdict": verdict, "compile_ms": millis(compiled), "bind_ms": millis(bound),
+        "specialise_ms": millis(pre_initialized), "starts_configured": matches!(hook.pre_initialized(), Some(Ok(()))),
+        "is_put_back": matches!(hook.waiting(), Ok(1..)), "calls": alone.nanos.len(),
+        "p50_us": alone.micros(0.5), "p99_us": alone.micros(0.99), "per_second": alone.per_second, "threads": cores,
+        "per_second_on_all": together.per_second, "memory_bytes": peak.0.load(Ordering::Relaxed),
+        "start_us": local.plugin.start_time().as_micros() as u64, "instance_p50_us": instance.micros(0.5),
+    });
     match args.output {
-        Format::Json => report.print_json(),
-        Format::Table => report.print(),
+        Format::Json => io::line(&figures.to_string()),
+        Format::Table => print(&figures, &hook),
     }
 }
 
-/// The figures of a run.
-struct Report {
-    verdict: &'static str,
-    compiled: Duration,
-    bound: Duration,
-    pre_initialized: Duration,
-    /// The time to start an instance.
-    start: Duration,
-    hook: Hook,
-    /// Taking and returning an instance without a call.
-    instance: Measured,
-    /// Calls on one thread.
-    alone: Measured,
-    /// Calls on all cores.
-    together: Measured,
-    cores: usize,
-    memory_bytes: usize,
+fn print(figures: &Value, hook: &Hook) -> Result<(), Failure> {
+    let figure = |name: &str| figures[name].as_f64().unwrap_or_default();
+    io::line(&format!("compile    {:.0} ms", figure("compile_ms")))?;
+    let (bound, pre_initialized) = (figure("bind_ms"), figure("specialise_ms"));
+    io::line(&match hook.pre_initialized() {
+        Some(Err(reason)) => format!("configure  {bound:.2} ms, before each write: {reason}"),
+        _ => format!("configure  {bound:.2} ms, once: the plugin was pre-initialized in {pre_initialized:.0} ms"),
+    })?;
+    let (p50, p99, calls, verdict) =
+        (figure("p50_us"), figure("p99_us"), &figures["calls"], io::text(&figures["verdict"]));
+    io::line(&format!(
+        "write      {p50:.1} µs at the median, {p99:.1} µs at the 99th percentile ({calls} calls, each in an instance as \
+         `configure` left it; {verdict})"
+    ))?;
+    let how = match hook.waiting() {
+        Ok(1..) => "to reset one",
+        Ok(0) => {
+            "to start and end one; it cannot be reset, because its memory grows, or it writes to more than 4 MiB of it, or is \
+             given handles of WASI"
+        }
+        Err(why) => &format!("to start and end one; it cannot be reset: {why}"),
+    };
+    io::line(&format!("instance   {:.1} µs of that, without the call: {how}", figure("instance_p50_us")))?;
+    let (one, all, cores) = (figure("per_second"), figure("per_second_on_all"), &figures["threads"]);
+    io::line(&format!("rate       {one:.0} a second on one thread, {all:.0} on {cores} ({:.2} times)", all / one))?;
+    io::line(&format!("memory     {:.1} MiB", figure("memory_bytes") / io::MEBIBYTE))
 }
 
-impl Report {
-    fn print_json(&self) -> Result<(), Failure> {
-        let Self { verdict, hook, alone, cores, memory_bytes, .. } = self;
-        let text = json!({
-            "verdict": verdict, "compile_ms": millis(self.compiled), "bind_ms": millis(self.bound),
-            "specialise_ms": millis(self.pre_initialized), "starts_configured": matches!(hook.pre_initialized(), Some(Ok(()))),
-            "is_put_back": matches!(hook.waiting(), Ok(1..)), "calls": alone.nanos.len(),
-            "p50_us": alone.micros(0.5), "p99_us": alone.micros(0.99), "per_second": alone.per_second, "threads": cores,
-            "per_second_on_all": self.together.per_second, "memory_bytes": memory_bytes,
-            "start_us": micros(self.start), "instance_p50_us": self.instance.micros(0.5),
-        });
-        output::line(&text.to_string())
-    }
-
-    fn print(&self) -> Result<(), Failure> {
-        let Self { verdict, hook, alone, cores, .. } = self;
-        output::line(&format!("compile    {:.0} ms", millis(self.compiled)))?;
-        output::line(&match hook.pre_initialized() {
-            Some(Err(reason)) => format!("configure  {:.2} ms, before each write: {reason}", millis(self.bound)),
-            _ => format!(
-                "configure  {:.2} ms, once: the plugin was pre-initialized in {:.0} ms",
-                millis(self.bound),
-                millis(self.pre_initialized)
-            ),
-        })?;
-        output::line(&format!(
-            "write      {:.1} µs at the median, {:.1} µs at the 99th percentile ({} calls, each in an instance as `configure` left it; {verdict})",
-            alone.micros(0.5),
-            alone.micros(0.99),
-            alone.nanos.len()
-        ))?;
-        let how = match hook.waiting() {
-            Ok(1..) => "to reset one",
-            Ok(0) => {
-                "to start and end one; it cannot be reset, because its memory grows, or it writes to more than 4 MiB of it, or is \
-                 given handles of WASI"
-            }
-            Err(why) => &format!("to start and end one; it cannot be reset: {why}"),
-        };
-        output::line(&format!("instance   {:.1} µs of that, without the call: {how}", self.instance.micros(0.5)))?;
-        output::line(&format!(
-            "rate       {:.0} a second on one thread, {:.0} on {cores} ({:.2} times)",
-            alone.per_second,
-            self.together.per_second,
-            self.together.per_second / alone.per_second
-        ))?;
-        output::line(&format!("memory     {:.1} MiB", mebibytes(self.memory_bytes)))
-    }
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1_000.0
 }
 
-/// The time of calls.
 struct Measured {
     nanos: Histogram<u64>,
     per_second: f64,
@@ -206,31 +158,30 @@ fn measure<C: FnMut()>(
     duration: Duration,
     threads: usize,
 ) -> Result<Measured, Failure> {
-    let work = |nanos: &mut Histogram<u64>| {
+    let work = || {
+        let mut nanos = Histogram::new_with_max(CALL_NANOS_MAX, DIGITS).map_err(std::io::Error::other)?;
         let mut call = prepare();
-        let mut call = || {
-            let began = Instant::now();
-            call();
-            u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX)
-        };
         for _ in 0..WARM_UP_CALLS {
             call();
         }
         let began = Instant::now();
         while began.elapsed() < duration || nanos.len() < MEASURED_CALLS_MIN {
-            nanos.saturating_record(call());
+            let call_began = Instant::now();
+            call();
+            nanos.saturating_record(u64::try_from(call_began.elapsed().as_nanos()).unwrap_or(u64::MAX));
         }
-        nanos.len() as f64 / began.elapsed().as_secs_f64()
+        let per_second = nanos.len() as f64 / began.elapsed().as_secs_f64();
+        Ok(Measured { nanos, per_second })
     };
-    let histogram = || Histogram::new_with_max(CALL_NANOS_MAX, DIGITS).map_err(std::io::Error::other);
-    let mut each = (0..threads).map(|_| histogram()).collect::<Result<Vec<Histogram<u64>>, _>>()?;
-    let per_second = thread::scope(|scope| {
-        let workers: Vec<_> = each.iter_mut().map(|nanos| scope.spawn(|| work(nanos))).collect();
-        workers.into_iter().filter_map(|worker| worker.join().ok()).sum()
+    let each: Vec<Result<Measured, Failure>> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().filter_map(|worker| worker.join().ok()).collect()
     });
-    let mut nanos = histogram()?;
-    for one in &each {
-        nanos.add(one).map_err(std::io::Error::other)?;
-    }
-    Ok(Measured { nanos, per_second })
+    let together = each.into_iter().reduce(|total, one| {
+        let (mut total, one) = (total?, one?);
+        total.nanos.add(&one.nanos).map_err(std::io::Error::other)?;
+        total.per_second += one.per_second;
+        Ok(total)
+    });
+    together.unwrap_or_else(|| Err(Failure::Failed("every thread panicked".to_owned())))
 }

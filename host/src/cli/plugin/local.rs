@@ -1,4 +1,4 @@
-//! A plugin on this machine, without a node, for `test`, `run`, `bench` and `inspect`.
+//! A plugin on this machine, without a node, for `test`, `run` and `bench`; and `brink plugin inspect`.
 //!
 //! Plugins run as on a node, with the same engine, limits, hooks and judging. Only the store differs: it holds the entries
 //! that the author gives.
@@ -10,16 +10,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use serde_json::Value as Json;
-use tracing_subscriber::Layer;
-use tracing_subscriber::filter::Targets;
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
+use serde_json::{Value as Json, json};
 
-use super::super::failure::Failure;
+use super::super::{Failure, Format, io};
 use super::project;
-use crate::hooks::{self, Binding, Hook, Judged, Observer, Plugin, Runtime, Set, Tuning, View, ViewError};
-use crate::json;
+use crate::hooks::{
+    self, Binding, HOOKS_VERSION, Hook, Judged, Observer, Plugin, Runtime, Set, Tuning, View, ViewError,
+};
 use crate::storage::command::{Action, Entry, EntryMeta, Operation, RangeDigest, Space, Value};
 
 /// Maximum time of a judgement. The hook's own deadline is shorter.
@@ -30,10 +27,18 @@ pub(super) const TEXT: &str = "text/plain; charset=utf-8";
 
 /// The component to load.
 #[derive(Debug, clap::Args)]
-pub(super) struct Target {
+pub(in crate::cli) struct Target {
     /// A component, or the folder of its project
     #[arg(value_name = "PATH", default_value = ".")]
     path: PathBuf,
+}
+
+/// A write to try a plugin with.
+pub(super) struct Trial {
+    pub(super) config: Json,
+    pub(super) write: Operation,
+    /// The entries that the plugin can read.
+    pub(super) store: Arc<Store>,
 }
 
 /// A compiled plugin, and the runtime that compiled it.
@@ -53,60 +58,33 @@ impl Target {
     pub(super) fn load(&self, observer: Arc<dyn Observer>) -> Result<Local, Failure> {
         let (name, file) = match self.project() {
             Some(dir) => project::built(dir)?,
-            None => (name_of(&self.path), self.path.clone()),
+            None => {
+                let stem = self.path.file_stem().and_then(|stem| stem.to_str());
+                let name = stem.filter(|stem| hooks::check_name("plugin", stem).is_ok()).unwrap_or("plugin");
+                (name.to_owned(), self.path.clone())
+            }
         };
-        let component = fs::read(&file).map_err(|source| Failure::File { path: file, source })?;
+        let component = fs::read(&file).map_err(Failure::of_file(&file))?;
         let runtime = Runtime::new(observer, Tuning::default(), None)?;
         let plugin = runtime.compile(&name, &component)?;
         Ok(Local { plugin, component, runtime })
     }
 }
 
-/// Prints the log lines of plugins to standard error.
-pub(super) fn print_log_lines() {
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).without_time().with_target(false);
-    let of_plugins = Targets::new().with_target("plugin", tracing::Level::DEBUG);
-    // This fails only if it was called before.
-    let _ = tracing_subscriber::registry().with(lines.with_filter(of_plugins)).try_init();
-}
-
-/// A plugin name made of a file name.
-fn name_of(file: &Path) -> String {
-    let stem = file.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-    if hooks::check_name("plugin", stem).is_ok() { stem.to_owned() } else { "plugin".to_owned() }
-}
-
 impl Local {
     /// A hook for every write, bound as `brink plugin bind` does: the plugin checks the configuration.
     pub(super) fn bind(&self, config: &Json) -> Result<Hook, Failure> {
-        let binding = serde_json::json!({
-            "plugin": self.plugin.name(), "config": config, "operations": ["put", "delete"],
-        });
+        let name = self.plugin.name();
+        let binding = json!({"plugin": name, "config": config, "operations": ["put", "delete"]});
         let binding = Binding::parse(binding.to_string().as_bytes())?;
-        Ok(self.runtime.bind(self.plugin.name(), binding, &self.plugin)?)
-    }
-
-    /// Pre-initializes the hook's plugin as nodes do, which takes seconds if it is large.
-    pub(super) fn pre_initialize(&self, hook: &Hook) {
-        hook.pre_initialize(&self.component);
+        Ok(self.runtime.bind(name, binding, &self.plugin)?)
     }
 }
 
-/// A write to try a plugin with.
-pub(super) struct Trial {
-    /// The hook's configuration.
-    pub(super) config: Json,
-    pub(super) write: Operation,
-    /// The entries that the plugin can read.
-    pub(super) store: Arc<Store>,
-}
-
-/// A set with this hook alone.
 pub(super) fn set(hook: &Hook) -> Arc<Set> {
     Arc::new(Set::new(1, vec![hook.clone()]))
 }
 
-/// Judges one write.
 pub(super) fn judge(set: &Arc<Set>, write: Operation, store: &Arc<Store>) -> Result<Judged, hooks::Error> {
     hooks::judge(set, vec![write], store.clone(), Instant::now() + JUDGE_DEADLINE)
 }
@@ -118,8 +96,8 @@ pub(super) fn write(key: &str, value: Option<Value>) -> Operation {
 }
 
 /// A JSON value as a node stores it.
-pub(super) fn json_value(text: impl Into<Bytes>) -> Result<Value, json::Error> {
-    json::compact(text.into()).map(Value::json)
+pub(super) fn json_value(text: impl Into<Bytes>) -> Result<Value, crate::json::Error> {
+    crate::json::compact(text.into()).map(Value::json)
 }
 
 /// A value of any other type.
@@ -127,12 +105,42 @@ pub(super) fn other_value(content_type: &str, bytes: impl Into<Bytes>) -> Value 
     Value { content_type: content_type.to_owned(), bytes: bytes.into() }
 }
 
+/// `brink plugin inspect`: the roles, rights and size of a component.
+pub(super) fn inspect(target: &Target, format: Format) -> Result<(), Failure> {
+    let local = target.load(Arc::new(()))?;
+    let Local { plugin, component, .. } = &local;
+    let start_us = plugin.start_time().as_micros() as u64;
+    let reads = plugin.imports().iter().any(|import| import.starts_with("store."));
+    if format == Format::Json {
+        let text = json!({
+            "name": plugin.name(), "roles": plugin.roles(), "can_change_values": plugin.is_transformer(),
+            "can_read_other_keys": reads, "interface": format!("brink:hooks@{HOOKS_VERSION}"),
+            "imports": plugin.imports(), "size_bytes": component.len(), "digest": plugin.digest(),
+            "memory_bytes": plugin.start_memory_bytes(), "start_us": start_us,
+        });
+        return io::line(&text.to_string());
+    }
+    let values = if plugin.is_transformer() { "can change values" } else { "cannot change values" };
+    let keys = if reads { "can read other keys" } else { "cannot read other keys" };
+    let imports = if plugin.imports().is_empty() { "none".to_owned() } else { plugin.imports().join(", ") };
+    let start = format!("{:.1} MiB of memory, {start_us} µs", plugin.start_memory_bytes() as f64 / io::MEBIBYTE);
+    let lines = [
+        ("plugin", plugin.name().to_owned()),
+        ("role", format!("{}: it {values}", plugin.roles().join(" and "))),
+        ("interface", format!("brink:hooks@{HOOKS_VERSION}")),
+        ("imports", format!("{imports}: it {keys}")),
+        ("size", format!("{} bytes", component.len())),
+        ("start", start),
+        ("digest", plugin.digest().to_owned()),
+    ];
+    lines.iter().try_for_each(|(title, text)| io::line(&format!("{title:<10} {text}")))
+}
+
 /// A store for plugins to read: entries that were written once each, in key order.
 #[derive(Default, Clone)]
 pub(super) struct Store(BTreeMap<String, Entry>);
 
 impl Store {
-    /// A store with these values.
     pub(super) fn new(values: impl IntoIterator<Item = (String, Value)>) -> Self {
         let entries = (1..).zip(BTreeMap::from_iter(values)).map(|(revision, (key, value))| {
             let meta = EntryMeta { version: 1, revision, created_at_ms: 0, updated_at_ms: 0 };

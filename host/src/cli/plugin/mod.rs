@@ -1,35 +1,26 @@
 //! `brink plugin`: plugins, from a new project to a hook in force.
 //!
 //! ```text
-//! mod → project                        new, build
-//! mod → {run, bench} → trial → cases → local → project
-//! mod → test → cases; mod → inspect → local
-//! mod → registry                       deploy, bind, unbind, remove, rollback, history, list
-//! mod → {logs, stats}                  from every node of a cluster
+//! mod → project                              new, build
+//! mod → bench → run → test → local → project
+//! mod → registry                             deploy, bind, unbind, remove, rollback, history, list, stats
+//! mod → logs                                 from every node of a cluster
 //! ```
 //!
-//! - `local`: a plugin on this machine, without a node.
-//! - `cases`: the file of test cases.
-//! - `trial`: the options for one write.
+//! `local` is a plugin on this machine, without a node.
 
 mod bench;
-mod cases;
-mod inspect;
 mod local;
 mod logs;
 mod project;
 mod registry;
 mod run;
-mod stats;
 mod test;
-mod trial;
 
 use std::path::PathBuf;
 
-use super::client::Common;
-use super::failure::Failure;
+use super::{Common, Failure, Format};
 
-/// The commands.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
     /// Create a plugin project that builds and tests as it is
@@ -56,7 +47,13 @@ pub(super) enum Command {
     /// Measure the cost of a write, without a node
     Bench(bench::Args),
     /// Show the roles, rights and size of a component
-    Inspect(inspect::Args),
+    Inspect {
+        #[command(flatten)]
+        target: local::Target,
+        /// Output format
+        #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+        output: Format,
+    },
     /// Upload a plugin, or a new version of it
     Deploy {
         /// The plugin's name
@@ -85,22 +82,13 @@ pub(super) enum Command {
         common: Common,
     },
     /// List changes of plugins and hooks, newest first
-    History {
-        #[command(flatten)]
-        common: Common,
-    },
+    History(Common),
     /// Show the log lines and failures of plugins on every node
     Logs(logs::Args),
     /// Show counts, latencies and memory of plugin calls on every node since it started
-    Stats {
-        #[command(flatten)]
-        common: Common,
-    },
+    Stats(Common),
     /// List plugins and hooks, and the nodes where they are in force
-    List {
-        #[command(flatten)]
-        common: Common,
-    },
+    List(Common),
     /// Remove a plugin that no hook uses
     Remove {
         /// The plugin's name
@@ -110,7 +98,6 @@ pub(super) enum Command {
     },
 }
 
-/// Runs a command.
 pub(super) async fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::New { name, lang, dir } => project::create(&name, lang, dir),
@@ -118,15 +105,15 @@ pub(super) async fn run(command: Command) -> Result<(), Failure> {
         Command::Test(args) => tokio::task::block_in_place(|| test::run(&args)),
         Command::Run(args) => tokio::task::block_in_place(|| run::run(&args)),
         Command::Bench(args) => tokio::task::block_in_place(|| bench::run(&args)),
-        Command::Inspect(args) => tokio::task::block_in_place(|| inspect::run(&args)),
+        Command::Inspect { target, output } => tokio::task::block_in_place(|| local::inspect(&target, output)),
         Command::Deploy { name, file, common } => registry::deploy(&name, &file, &common).await,
         Command::Bind(args) => registry::bind(&args).await,
         Command::Unbind { hook, common } => registry::remove("hook", &hook, &common).await,
         Command::Rollback { hook, to, common } => registry::rollback(&hook, to, &common).await,
-        Command::History { common } => registry::history(&common).await,
+        Command::History(common) => registry::history(&common).await,
         Command::Logs(args) => logs::run(&args).await,
-        Command::Stats { common } => stats::run(&common).await,
-        Command::List { common } => registry::list(&common).await,
+        Command::Stats(common) => registry::stats(&common).await,
+        Command::List(common) => registry::list(&common).await,
         Command::Remove { name, common } => registry::remove("plugin", &name, &common).await,
     }
 }

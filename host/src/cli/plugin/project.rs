@@ -10,8 +10,7 @@ use std::process::Command;
 
 use serde::Deserialize;
 
-use super::super::failure::Failure;
-use super::super::output;
+use super::super::{Failure, io};
 
 /// The file that marks the folder of a project.
 const MANIFEST: &str = "brink-plugin.toml";
@@ -22,9 +21,9 @@ const NAME_BYTES_MAX: usize = 64;
 /// The compilation target of Rust components.
 const RUST_TARGET: &str = "wasm32-wasip2";
 
-/// Languages with a template.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Deserialize, strum::Display)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub(in crate::cli) enum Language {
     /// Rust, with the SDK
     Rust,
@@ -34,19 +33,13 @@ pub(in crate::cli) enum Language {
     Python,
 }
 
-/// The content of [`MANIFEST`].
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Manifest {
     name: String,
     language: Language,
-    /// The plugin's WIT world; Rust and JavaScript projects name it in their sources.
-    #[serde(default = "default_world")]
-    world: String,
-}
-
-fn default_world() -> String {
-    "validator-plugin".to_owned()
+    /// The plugin's WIT world, `validator-plugin` if absent; Rust and JavaScript projects name it in their sources.
+    world: Option<String>,
 }
 
 /// Paths and texts of template files. `{{name}}` and `{{language}}` stand for those of the project.
@@ -63,33 +56,21 @@ const EVERY_PROJECT: Files = &[
     ("wit/hooks.wit", include_str!("../../../../wit/hooks.wit")),
 ];
 
-const RUST: Files = files!("../../../templates/plugin/rust/": "Cargo.toml", "src/lib.rs", "README.md", ".gitignore");
-
-const JS: Files = files!("../../../templates/plugin/js/": "package.json", "src/plugin.js", "src/brink.js",
-    "test/plugin.test.js", "README.md", ".gitignore");
-
-const PYTHON: Files = files!("../../../templates/plugin/python/": "requirements.txt", "plugin.py", "brink.py",
-    "test_plugin.py", "README.md", ".gitignore");
-
 /// The SDK. Its `Cargo.toml` needs [`independent`].
 const SDK: Files = files!("../../../../guest-sdk/": "Cargo.toml", "README.md", "src/lib.rs", "src/answer.rs",
     "src/bindings.rs", "src/config.rs", "src/fields.rs", "src/glue.rs", "src/json.rs", "src/log.rs", "src/mock.rs",
     "src/store.rs", "src/verdict.rs", "src/write.rs");
 
 impl Language {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Rust => "rust",
-            Self::Js => "js",
-            Self::Python => "python",
-        }
-    }
-
     fn files(self) -> Files {
         match self {
-            Self::Rust => RUST,
-            Self::Js => JS,
-            Self::Python => PYTHON,
+            Self::Rust => {
+                files!("../../../templates/plugin/rust/": "Cargo.toml", "src/lib.rs", "README.md", ".gitignore")
+            }
+            Self::Js => files!("../../../templates/plugin/js/": "package.json", "src/plugin.js", "src/brink.js",
+                "test/plugin.test.js", "README.md", ".gitignore"),
+            Self::Python => files!("../../../templates/plugin/python/": "requirements.txt", "plugin.py", "brink.py",
+                "test_plugin.py", "README.md", ".gitignore"),
         }
     }
 }
@@ -98,16 +79,16 @@ impl Language {
 pub(super) fn create(name: &str, language: Language, dir: Option<PathBuf>) -> Result<(), Failure> {
     check_name(name)?;
     let dir = dir.unwrap_or_else(|| PathBuf::from(name));
-    let is_free = match fs::read_dir(&dir) {
-        Ok(mut entries) => entries.next().is_none(),
-        Err(error) if error.kind() == ErrorKind::NotFound => true,
-        Err(source) => return Err(Failure::File { path: dir, source }),
-    };
-    if !is_free {
-        return Err(Failure::Usage(format!("{} is not empty; a project needs a new folder", dir.display())));
+    match fs::read_dir(&dir).map(|mut entries| entries.next()) {
+        Ok(None) => {}
+        Ok(Some(_)) => {
+            return Err(Failure::Usage(format!("{} is not empty; a project needs a new folder", dir.display())));
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(Failure::of_file(&dir)(error)),
     }
     for (path, text) in EVERY_PROJECT.iter().chain(language.files()) {
-        let text = text.replace("{{name}}", name).replace("{{language}}", language.name());
+        let text = text.replace("{{name}}", name).replace("{{language}}", &language.to_string());
         write(&dir.join(path), &text)?;
     }
     if language == Language::Rust {
@@ -115,7 +96,7 @@ pub(super) fn create(name: &str, language: Language, dir: Option<PathBuf>) -> Re
             write(&dir.join("brink-guest").join(path), &independent(text))?;
         }
     }
-    output::line(&format!("{} made; next: cd {0}, then brink plugin build", dir.display()))
+    io::line(&format!("{} made; next: cd {0}, then brink plugin build", dir.display()))
 }
 
 /// Checks a project's name, which must be valid for a plugin, a crate and a package.
@@ -146,7 +127,7 @@ fn independent(text: &str) -> String {
 
 fn write(path: &Path, text: &str) -> Result<(), Failure> {
     let written = path.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::write(path, text));
-    written.map_err(|source| Failure::File { path: path.to_owned(), source })
+    written.map_err(Failure::of_file(path))
 }
 
 /// Builds the component of the project in a folder, with the tools of its language.
@@ -164,8 +145,8 @@ pub(super) fn build(dir: &Path) -> Result<(), Failure> {
         Language::Python => build_python(dir, &manifest, &component)?,
     }
     let path = dir.join(&component);
-    let bytes = fs::metadata(&path).map_err(|source| Failure::File { path: path.clone(), source })?.len();
-    output::line(&format!("{}: {bytes} bytes", path.display()))
+    let bytes = fs::metadata(&path).map_err(Failure::of_file(&path))?.len();
+    io::line(&format!("{}: {bytes} bytes", path.display()))
 }
 
 /// The name of a project and the path of its component, which must have been built.
@@ -183,7 +164,7 @@ fn build_rust(dir: &Path, manifest: &Manifest, component: &Path) -> Result<(), F
     let file = format!("{}.wasm", manifest.name.replace('-', "_"));
     let built = dir.join("target").join(RUST_TARGET).join("release").join(file);
     let copied = fs::create_dir_all(dir.join("build")).and_then(|()| fs::copy(&built, dir.join(component)));
-    copied.map(drop).map_err(|source| Failure::File { path: built, source })
+    copied.map(drop).map_err(Failure::of_file(&built))
 }
 
 fn build_python(dir: &Path, manifest: &Manifest, component: &Path) -> Result<(), Failure> {
@@ -195,10 +176,8 @@ fn build_python(dir: &Path, manifest: &Manifest, component: &Path) -> Result<(),
     if !dir.join(&componentize).exists() {
         call(dir, pip, &["install", "--quiet", "--requirement", "requirements.txt"])?;
     }
-    let component = component.display().to_string();
-    let arguments =
-        ["--wit-path", "wit", "--world", &manifest.world, "componentize", "plugin", "--output", component.as_str()];
-    call(dir, componentize, &arguments)
+    let (world, output) = (manifest.world.as_deref().unwrap_or("validator-plugin"), component.display().to_string());
+    call(dir, componentize, &["--wit-path", "wit", "--world", world, "componentize", "plugin", "--output", &output])
 }
 
 fn manifest(dir: &Path) -> Result<Manifest, Failure> {
@@ -208,7 +187,7 @@ fn manifest(dir: &Path) -> Result<Manifest, Failure> {
             "{} is not a plugin project: it has no {MANIFEST}; `brink plugin new` creates one",
             dir.display()
         )),
-        _ => Failure::File { path: path.clone(), source },
+        _ => Failure::of_file(&path)(source),
     })?;
     let manifest: Manifest =
         toml::from_str(&text).map_err(|error| Failure::Usage(format!("{}: {error}", path.display())))?;
@@ -222,12 +201,12 @@ fn call(dir: &Path, tool: impl AsRef<Path>, arguments: &[&str]) -> Result<(), Fa
     // A relative path, such as `.venv/bin/pip`, is relative to the project's folder.
     let program = if tool.components().count() > 1 { std::path::absolute(dir)?.join(tool) } else { tool.to_owned() };
     let command = format!("{} {}", tool.display(), arguments.join(" "));
-    let ended = Command::new(program).args(arguments).current_dir(dir).status();
-    match ended {
-        Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(Failure::Tool { command, reason: status.to_string() }),
-        Err(error) => Err(Failure::Tool { command, reason: error.to_string() }),
-    }
+    let reason = match Command::new(program).args(arguments).current_dir(dir).status() {
+        Ok(status) if status.success() => return Ok(()),
+        Ok(status) => status.to_string(),
+        Err(error) => error.to_string(),
+    };
+    Err(Failure::Failed(format!("`{command}` failed: {reason}")))
 }
 
 #[cfg(test)]
@@ -258,7 +237,7 @@ mod tests {
     fn nothing_is_left_of_a_template() {
         let dir = tempfile::tempdir().unwrap();
         for language in [Language::Rust, Language::Js, Language::Python] {
-            let project = dir.path().join(language.name());
+            let project = dir.path().join(language.to_string());
             create("my-rule", language, Some(project.clone())).unwrap();
             let found = manifest(&project).unwrap();
             assert_eq!((found.name.as_str(), found.language), ("my-rule", language));

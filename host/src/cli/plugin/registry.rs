@@ -2,14 +2,9 @@
 
 use std::path::Path;
 
-use reqwest::Method;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::super::client::{Client, Common};
-use super::super::failure::Failure;
-use super::super::input::{self, read_file};
-use super::super::output::{self, Format};
-use super::super::request::{Request, name_path};
+use super::super::{Client, Common, Failure, Format, Method, Request, io, name_path};
 
 /// Bind a plugin to keys: create or replace a hook
 #[derive(Debug, clap::Args)]
@@ -53,131 +48,135 @@ pub(in crate::cli) struct BindArgs {
     common: Common,
 }
 
-/// `brink plugin deploy`.
 pub(super) async fn deploy(name: &str, file: &Path, common: &Common) -> Result<(), Failure> {
     let request = Request::new(Method::PUT, name_path("plugins", name));
-    let request = request.body("application/wasm", read_file(file)?);
+    let request = request.body("application/wasm", io::read_file(file)?);
     let sentence = |plugin: &Value| {
-        let (roles, size, digest) =
-            (output::words(&plugin["roles"]), output::text(&plugin["size_bytes"]), output::digest(plugin));
-        format!("plugin {name} deployed: {roles}, {size} bytes, digest {digest}")
+        let (roles, digest) = (io::words(&plugin["roles"]), io::digest(plugin));
+        format!("plugin {name} deployed: {roles}, {} bytes, digest {digest}", io::text(&plugin["size_bytes"]))
     };
     send(&request, common, sentence).await
 }
 
-/// `brink plugin bind`.
 pub(super) async fn bind(args: &BindArgs) -> Result<(), Failure> {
     let request = Request::new(Method::PUT, name_path("hooks", &args.hook)).json(&binding(args)?);
     let sentence = |hook: &Value| {
-        let (plugin, prefix) = (output::text(&hook["plugin"]), output::text(&hook["prefix"]));
+        let [plugin, prefix] = io::texts(hook, ["plugin", "prefix"]);
         format!("hook {} is in force: {plugin} judges keys that start with {prefix:?}", args.hook)
     };
     send(&request, &args.common, sentence).await
 }
 
-/// `brink plugin unbind` and `remove`: removes a `hook` or a `plugin`.
+/// Removes a `hook` or a `plugin`.
 pub(super) async fn remove(kind: &str, name: &str, common: &Common) -> Result<(), Failure> {
     let request = Request::new(Method::DELETE, name_path(&format!("{kind}s"), name));
     send(&request, common, |_| format!("{kind} {name} removed")).await
 }
 
-/// `brink plugin rollback`.
 pub(super) async fn rollback(hook: &str, to: Option<u64>, common: &Common) -> Result<(), Failure> {
     let path = format!("{}rollback/", name_path("hooks", hook));
     let request = Request::new(Method::POST, path).json(&json!({ "to": to }));
     let sentence = |binding: &Value| match binding.is_null() {
         true => format!("hook {hook} removed"),
-        false => {
-            let (plugin, digest) = (output::text(&binding["plugin"]), output::digest(binding));
-            format!("hook {hook} is in force as it was: {plugin} {digest}")
-        }
+        false => format!("hook {hook} is in force as it was: {} {}", io::text(&binding["plugin"]), io::digest(binding)),
     };
     send(&request, common, sentence).await
 }
 
-/// `brink plugin list`.
 pub(super) async fn list(common: &Common) -> Result<(), Failure> {
     let client = Client::new(common)?;
-    let plugins = client.send(&Request::new(Method::GET, "/plugins/")).await?.json()?;
-    let hooks = client.send(&Request::new(Method::GET, "/hooks/")).await?.json()?;
+    let plugins = client.send(&Request::get("/plugins/")).await?.json()?;
+    let hooks = client.send(&Request::get("/hooks/")).await?.json()?;
     if common.output == Format::Json {
-        return output::line(
-            &json!({"plugins": plugins["plugins"], "hooks": hooks["hooks"], "nodes": hooks["nodes"]}).to_string(),
-        );
+        let all = json!({"plugins": plugins["plugins"], "hooks": hooks["hooks"], "nodes": hooks["nodes"]});
+        return io::line(&all.to_string());
     }
-    let rows = |list: &Value, row: &dyn Fn(&Value) -> Vec<String>| -> Vec<Vec<String>> {
-        list.as_array().into_iter().flatten().map(row).collect()
-    };
-    let plugin_rows = rows(&plugins["plugins"], &|plugin| {
-        vec![
-            output::text(&plugin["name"]),
-            output::words(&plugin["roles"]),
-            output::text(&plugin["size_bytes"]),
-            output::text(&plugin["memory_bytes"]),
-            output::text(&plugin["start_us"]),
-            output::digest(plugin),
-        ]
+    let rows = io::items(&plugins["plugins"]).map(|plugin| {
+        let [name, size, memory, start] = io::texts(plugin, ["name", "size_bytes", "memory_bytes", "start_us"]);
+        [name, io::words(&plugin["roles"]), size, memory, start, io::digest(plugin)]
     });
-    output::table(&["PLUGIN", "ROLES", "BYTES", "MEMORY", "START µs", "DIGEST"], &plugin_rows)?;
-    output::line("")?;
-    let hook_rows = rows(&hooks["hooks"], &|hook| {
-        let fields = ["name", "plugin", "prefix", "mode", "order"].map(|field| output::text(&hook[field]));
-        fields.into_iter().chain([output::words(&hook["operations"]), output::digest(hook)]).collect()
+    io::table(["PLUGIN", "ROLES", "BYTES", "MEMORY", "START µs", "DIGEST"], rows)?;
+    io::line("")?;
+    let rows = io::items(&hooks["hooks"]).map(|hook| {
+        let [name, plugin, prefix, mode, order] = io::texts(hook, ["name", "plugin", "prefix", "mode", "order"]);
+        [name, plugin, prefix, mode, order, io::words(&hook["operations"]), io::digest(hook)]
     });
-    output::table(&["HOOK", "PLUGIN", "PREFIX", "MODE", "ORDER", "OPERATIONS", "DIGEST"], &hook_rows)?;
-    output::line("")?;
-    let node_rows = rows(&hooks["nodes"], &|node| {
+    io::table(["HOOK", "PLUGIN", "PREFIX", "MODE", "ORDER", "OPERATIONS", "DIGEST"], rows)?;
+    io::line("")?;
+    let rows = io::items(&hooks["nodes"]).map(|node| {
         let in_force = if node["ready"] == true { "yes" } else { "not yet" };
-        vec![output::text(&node["url"]), in_force.to_owned()]
+        [io::text(&node["url"]), in_force.to_owned()]
     });
-    output::table(&["NODE", "IN FORCE"], &node_rows)
+    io::table(["NODE", "IN FORCE"], rows)
 }
 
-/// `brink plugin history`.
 pub(super) async fn history(common: &Common) -> Result<(), Failure> {
-    let answer = Client::new(common)?.send(&Request::new(Method::GET, "/registry/history/")).await?.json()?;
-    let changes = answer["changes"].as_array().into_iter().flatten();
+    let answer = Client::new(common)?.send(&Request::get("/registry/history/")).await?.json()?;
+    let mut changes = io::items(&answer["changes"]);
     if common.output == Format::Json {
-        return changes.map(Value::to_string).try_for_each(|change| output::line(&change));
+        return changes.try_for_each(|change| io::line(&change.to_string()));
     }
-    let rows: Vec<Vec<String>> = changes
-        .map(|change| {
-            let what = match (change["action"].as_str(), change["rolled_back_to"].as_u64()) {
-                (_, Some(to)) => format!("rolled-back to {to}"),
-                (action, None) => action.unwrap_or_default().to_owned(),
-            };
-            let hook = output::text(&change["hook"]);
-            let binding = if change["binding"].is_null() { change } else { &change["binding"] };
-            let at = output::time(&change["at_ms"]);
-            let (number, by) = (output::text(&change["number"]), output::text(&change["by"]));
-            vec![number, at, by, what, hook, output::text(&binding["plugin"]), output::digest(binding)]
-        })
-        .collect();
-    output::table(&["CHANGE", "WHEN", "WHO", "WHAT", "HOOK", "PLUGIN", "DIGEST"], &rows)
+    let rows = changes.map(|change| {
+        let what = match (change["action"].as_str(), change["rolled_back_to"].as_u64()) {
+            (_, Some(to)) => format!("rolled-back to {to}"),
+            (action, None) => action.unwrap_or_default().to_owned(),
+        };
+        let binding = if change["binding"].is_null() { change } else { &change["binding"] };
+        let [number, by, hook] = io::texts(change, ["number", "by", "hook"]);
+        let (at, plugin) = (io::time(&change["at_ms"]), io::text(&binding["plugin"]));
+        [number, at, by, what, hook, plugin, io::digest(binding)]
+    });
+    io::table(["CHANGE", "WHEN", "WHO", "WHAT", "HOOK", "PLUGIN", "DIGEST"], rows)
+}
+
+/// Shows the figures of every node. Nodes that cannot be reached are left out, with a message.
+pub(super) async fn stats(common: &Common) -> Result<(), Failure> {
+    let client = Client::new(common)?;
+    let mut rows = Vec::new();
+    for node in client.members().await? {
+        let stats = match client.send_to(&node, &Request::get("/registry/stats/")).await {
+            Ok(answer) => answer.json()?,
+            Err(failure @ Failure::Unreachable { .. }) => {
+                eprintln!("brink: {failure}");
+                continue;
+            }
+            Err(failure) => return Err(failure),
+        };
+        match common.output {
+            Format::Json => io::line(&stats.to_string())?,
+            Format::Table => rows.extend(io::items(&stats["calls"]).map(|calls| stats_row(&node, &stats, calls))),
+        }
+    }
+    let titles = ["NODE", "HOOK", "PLUGIN", "CALLS", "P50 µs", "P99 µs", "MAX µs", "MEMORY", "STARTS", "RESULTS"];
+    if common.output == Format::Json { Ok(()) } else { io::table(titles, rows) }
+}
+
+fn stats_row(node: &str, stats: &Value, calls: &Value) -> [String; 10] {
+    let hook = io::items(&stats["hooks"]).find(|hook| hook["hook"] == calls["hook"]);
+    let start = match hook.map(|hook| &hook["starts_configured"]) {
+        Some(Value::Bool(true)) => "configured",
+        Some(_) => "to be configured",
+        None => "removed",
+    };
+    let results = calls["results"].as_object().into_iter().flatten();
+    let results: Vec<String> = results.map(|(result, count)| format!("{result} {count}")).collect();
+    let fields = ["hook", "plugin", "calls", "p50_us", "p99_us", "max_us", "memory_bytes"];
+    let [hook, plugin, count, p50, p99, max, memory] = io::texts(calls, fields);
+    [node.to_owned(), hook, plugin, count, p50, p99, max, memory, start.to_owned(), results.join(", ")]
 }
 
 /// The body of the request. It has only fields that were given, so that the node's defaults apply to the others.
 fn binding(args: &BindArgs) -> Result<Value, Failure> {
-    let mut body = Map::new();
-    let fields = [
-        ("plugin", Some(json!(args.plugin))),
-        ("digest", args.digest.as_ref().map(|digest| json!(digest))),
-        ("prefix", args.prefix.as_ref().map(|prefix| json!(prefix))),
-        ("operations", args.operations.as_ref().map(|operations| json!(operations))),
-        ("order", args.order.map(|order| json!(order))),
-        ("config", args.config.as_deref().map(input::config).transpose()?),
-        ("mode", args.mode.as_ref().map(|mode| json!(mode))),
-        ("on_failure", args.on_failure.as_ref().map(|action| json!(action))),
-        ("deadline_ms", args.deadline_ms.map(|ms| json!(ms))),
-        ("memory_bytes", args.memory_bytes.map(|bytes| json!(bytes))),
-        ("output_bytes", args.output_bytes.map(|bytes| json!(bytes))),
-    ];
-    for (name, value) in fields {
-        if let Some(value) = value {
-            body.insert(name.to_owned(), value);
-        }
+    let mut body = json!({
+        "plugin": args.plugin, "digest": args.digest, "prefix": args.prefix, "operations": args.operations,
+        "order": args.order, "config": args.config.as_deref().map(io::config).transpose()?, "mode": args.mode,
+        "on_failure": args.on_failure, "deadline_ms": args.deadline_ms, "memory_bytes": args.memory_bytes,
+        "output_bytes": args.output_bytes,
+    });
+    if let Some(fields) = body.as_object_mut() {
+        fields.retain(|_, value| !value.is_null());
     }
-    Ok(Value::Object(body))
+    Ok(body)
 }
 
 /// Sends a request and prints the answer: its JSON, or a sentence made of it.
@@ -186,7 +185,7 @@ async fn send(request: &Request, common: &Common, sentence: impl Fn(&Value) -> S
     let body = if answer.body.is_empty() { Value::Null } else { answer.json()? };
     match common.output {
         Format::Json if body.is_null() => Ok(()),
-        Format::Json => output::line(&body.to_string()),
-        Format::Table => output::line(&sentence(&body)),
+        Format::Json => io::line(&body.to_string()),
+        Format::Table => io::line(&sentence(&body)),
     }
 }

@@ -49,7 +49,7 @@ impl LogStore {
             let ended = clock::now();
             telemetry.metrics().write_stage(Stage::Append, ended.duration_since(began).unwrap_or_default());
             for trace in traces.iter() {
-                telemetry.tracer().record_span(names::SPAN_LOG_APPEND, *trace, began, ended, &[]);
+                telemetry.record_span(names::SPAN_LOG_APPEND, *trace, began, ended, &[]);
             }
             flushed.io_completed(result.map_err(io::Error::other));
         })

@@ -120,7 +120,7 @@ impl StateMachine {
         self.telemetry.metrics().write_stage(Stage::Apply, began.0.elapsed());
         let ended = clock::now();
         for trace in entries.iter().flat_map(traces_of) {
-            self.telemetry.tracer().record_span(names::SPAN_APPLY, trace, began.1, ended, &[]);
+            self.telemetry.record_span(names::SPAN_APPLY, trace, began.1, ended, &[]);
         }
         self.applied.advance(last_index);
         for (responder, outcome) in responders.into_iter().zip(outcomes) {

@@ -1,6 +1,7 @@
-//! Output of commands: aligned tables for people, JSON for programs, progress bars for terminals.
+//! Input and output of commands: files and standard input; aligned tables for people, JSON for programs, progress bars.
 
-use std::io::{IsTerminal, Write};
+use std::io::{IsTerminal, Read, Write};
+use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -8,13 +9,14 @@ use serde_json::Value;
 
 use super::failure::Failure;
 
+pub(super) const MEBIBYTE: f64 = 1_048_576.0;
+
 /// Characters of a value shown in a table; the rest is cut.
 const CELL_CHARS_MAX: usize = 60;
 
 /// Characters of a digest shown to people.
 const DIGEST_CHARS: usize = 12;
 
-/// Output formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Format {
     /// Aligned columns
@@ -23,7 +25,6 @@ pub(crate) enum Format {
     Json,
 }
 
-/// Prints one line.
 pub(super) fn line(text: &str) -> Result<(), Failure> {
     Ok(writeln!(std::io::stdout().lock(), "{text}")?)
 }
@@ -36,19 +37,25 @@ pub(super) fn bytes(bytes: &[u8]) -> Result<(), Failure> {
 }
 
 /// Prints rows in aligned columns below their titles.
-pub(super) fn table(titles: &[&str], rows: &[Vec<String>]) -> Result<(), Failure> {
-    let width = |column: usize| {
-        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
-        cells.chain(titles.get(column).map(|title| title.len())).max().unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..titles.len()).map(width).collect();
+pub(super) fn table<const N: usize>(
+    titles: [&str; N],
+    rows: impl IntoIterator<Item = [String; N]>,
+) -> Result<(), Failure> {
+    let rows: Vec<[String; N]> = std::iter::once(titles.map(str::to_owned)).chain(rows).collect();
+    let widths: [usize; N] = std::array::from_fn(|column| {
+        rows.iter().map(|row| row[column].chars().count()).chain([titles[column].len()]).max().unwrap_or(0)
+    });
     let mut out = std::io::stdout().lock();
-    let titles: Vec<String> = titles.iter().map(|title| (*title).to_owned()).collect();
-    for row in std::iter::once(&titles).chain(rows) {
-        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+    for row in &rows {
+        let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
         writeln!(out, "{}", cells.join("  ").trim_end())?;
     }
     Ok(())
+}
+
+/// The items of a JSON array; none of any other value.
+pub(super) fn items(list: &Value) -> impl Iterator<Item = &Value> {
+    list.as_array().into_iter().flatten()
 }
 
 /// The table cell of an entry's value: JSON text, cut if it is long, or the content type of any other value.
@@ -72,10 +79,13 @@ pub(super) fn text(value: &Value) -> String {
     }
 }
 
+pub(super) fn texts<const N: usize>(object: &Value, fields: [&str; N]) -> [String; N] {
+    fields.map(|field| text(&object[field]))
+}
+
 /// The strings of a JSON array, joined.
 pub(super) fn words(list: &Value) -> String {
-    let words: Vec<String> = list.as_array().into_iter().flatten().map(text).collect();
-    words.join("+")
+    items(list).map(text).collect::<Vec<_>>().join("+")
 }
 
 /// The start of an object's `digest`.
@@ -89,21 +99,6 @@ pub(super) fn time(unix_ms: &Value) -> String {
     humantime::format_rfc3339_millis(at).to_string()
 }
 
-/// Whole microseconds.
-pub(super) fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
-}
-
-/// Milliseconds.
-pub(super) fn millis(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1_000.0
-}
-
-/// Bytes in MiB.
-pub(super) fn mebibytes(bytes: usize) -> f64 {
-    bytes as f64 / f64::from(1 << 20)
-}
-
 /// A progress bar on standard error, hidden unless that is a terminal. A `length` of 0 means that it is not known.
 pub(super) fn progress(length: u64, unit: &str) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
@@ -112,10 +107,31 @@ pub(super) fn progress(length: u64, unit: &str) -> ProgressBar {
     if length == 0 {
         return ProgressBar::new_spinner();
     }
-    let style = format!("{{bar:40}} {{pos}}/{{len}} {unit} {{eta}}");
-    let bar = ProgressBar::new(length);
-    match ProgressStyle::with_template(&style) {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
+    let style = ProgressStyle::with_template(&format!("{{bar:40}} {{pos}}/{{len}} {unit} {{eta}}"));
+    ProgressBar::new(length).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+/// Reads a file, or standard input if the path is `-`.
+pub(super) fn read_file(path: &Path) -> Result<Vec<u8>, Failure> {
+    let mut bytes = Vec::new();
+    let read = match path == Path::new("-") {
+        true => std::io::stdin().lock().read_to_end(&mut bytes).map(|_| bytes),
+        false => std::fs::read(path),
+    };
+    read.map_err(Failure::of_file(path))
+}
+
+/// The text of an argument, or the content of the file that it names as `@FILE`.
+pub(super) fn text_or_file(argument: &str) -> Result<Vec<u8>, Failure> {
+    match argument.strip_prefix('@') {
+        Some(file) => read_file(file.as_ref()),
+        None => Ok(argument.as_bytes().to_vec()),
     }
+}
+
+/// The value of `--config`: JSON, or `@FILE` with JSON.
+pub(super) fn config(argument: &str) -> Result<Value, Failure> {
+    serde_json::from_slice(&text_or_file(argument)?).map_err(|error| {
+        Failure::Usage(format!("--config: {argument}: it must be JSON, or @ and a file of JSON ({error})"))
+    })
 }
