@@ -17,7 +17,7 @@
 //!    thread, or in the background.
 //! 3. *Call* (`judge`, by [`ConfiguredPlugin`](crate::sandbox::ConfiguredPlugin)): one call with all writes that the hook matches.
 //!    Transformers come first, in order, then validators.
-//! 4. *Check* the answer (`answer`), and act on it as the binding's mode and `on_failure` say.
+//! 4. *Check* the answer, and act on it as the binding's mode and `on_failure` say.
 //! 5. *Finish*: the operations with their new values, the reads of all hooks as preconditions, and the epoch of the set.
 //!
 //! Files use only files further down:
@@ -25,9 +25,8 @@
 //! ```text
 //! pipeline       the way of a request
 //! judge          one judgement, hook by hook
-//! answer, set    answers checked; the hooks in force
-//! runtime        compiling plugins, making hooks
-//! hook
+//! set            the hooks in force
+//! hook           compiling plugins, making hooks
 //! scheduler, binding, view, record, error
 //! ```
 //!
@@ -65,14 +64,12 @@
 //! processors together, because caches are cold for it, and colder after it. A write that no hook matches costs one comparison
 //! for each hook.
 
-mod answer;
 mod binding;
 mod error;
 mod hook;
 mod judge;
 mod pipeline;
 mod record;
-mod runtime;
 mod scheduler;
 mod set;
 #[cfg(test)]
@@ -81,12 +78,11 @@ mod view;
 
 pub use binding::{Binding, Judges, Mode, OnFailure, check_name};
 pub use error::{Error, Rejection, Violation};
-pub use hook::{Calls, Hook, Observer};
+pub use hook::{Calls, Hook, Observer, Plugin, Runtime};
 pub use judge::{Judged, judge};
 pub use pipeline::Pipeline;
 pub use record::{Figures, Line, Record, Tally};
-pub use runtime::{Plugin, Runtime};
 pub use set::{Active, Set};
 pub use view::{View, ViewError};
 
-pub use crate::sandbox::{Error as Failure, HOOKS_VERSION, LogSink, LogSource, Tuning, digest};
+pub use crate::sandbox::{Error as Failure, HOOKS_VERSION, LogSink, LogSource, Role, digest};

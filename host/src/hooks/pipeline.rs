@@ -68,7 +68,7 @@ impl Pipeline {
             let room = self.scheduler.room(&thread, deadline).await.ok_or(Error::Busy { hook: None })?;
             if !thread.is_background()
                 && judgement.allows_inline()
-                && let Some(answer) = guard(|| judgement.step_inline())?
+                && let Some(answer) = guard(|| judgement.step(true))?
             {
                 answer?;
                 continue;
@@ -119,8 +119,10 @@ async fn ask_on(
         // Held by this thread, not by the waiting task: a client that goes away must not free room that is in use.
         let _room = room;
         let mut turn = Some(turn);
-        while turn.is_some() && judgement.next().is_some() {
-            judgement.step()?;
+        while turn.is_some()
+            && let Some(answered) = judgement.step(false)
+        {
+            answered?;
             drop(turn.take());
             let share = judgement.next().map(Hook::share);
             turn = share.filter(|share| share.history().is_slow() == is_background).and_then(Share::try_turn);
@@ -130,10 +132,10 @@ async fn ask_on(
     let ask = move || within_request_sync(trace_id, || guard(ask).and_then(|judgement| judgement));
     let (done, answer) = oneshot::channel();
     thread.spawn(move || drop(done.send(ask())));
-    answer.await.unwrap_or_else(|_| Err(Error::Interrupted { detail: "the node is stopping".to_owned() }))
+    answer.await.unwrap_or_else(|_| Err(Error::Interrupted("the node is stopping")))
 }
 
 /// Turns a panic of the host while it asks a plugin into an error.
 fn guard<T>(ask: impl FnOnce() -> T) -> Result<T, Error> {
-    catch_unwind(AssertUnwindSafe(ask)).map_err(|_| Error::Interrupted { detail: "it panicked".to_owned() })
+    catch_unwind(AssertUnwindSafe(ask)).map_err(|_| Error::Interrupted("it panicked"))
 }

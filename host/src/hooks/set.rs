@@ -78,7 +78,7 @@ impl Active {
         let waited = tokio::time::timeout_at(deadline.into(), receiver.wait_for(|set| set.epoch >= epoch)).await;
         match waited {
             Ok(Ok(set)) => Ok(Arc::clone(&set)),
-            _ => Err(Error::EpochWait { epoch }),
+            _ => Err(Error::EpochWait(epoch)),
         }
     }
 }

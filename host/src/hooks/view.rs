@@ -52,7 +52,7 @@ impl HostReads for Reads {
             return Ok(None);
         }
         let entry = view.get(key).map_err(|error| self.fail(error))?;
-        self.facts.see_revision(key, entry.as_ref().map(|entry| entry.meta.revision));
+        self.facts.see(key, Seen::Revision(entry.as_ref().map(|entry| entry.meta.revision)));
         let entry_bytes = entry.as_ref().map_or(0, |entry| entry.key.len() + entry.value.bytes.len());
         self.charge(entry_bytes)?;
         Ok(entry.map(|entry| wit::Entry {
@@ -70,10 +70,7 @@ impl HostReads for Reads {
             return Ok(false);
         }
         let exists = view.get(key).map_err(|error| self.fail(error))?.is_some();
-        match exists {
-            true => self.facts.see_existence(key),
-            false => self.facts.see_revision(key, None),
-        }
+        self.facts.see(key, if exists { Seen::Exists } else { Seen::Revision(None) });
         Ok(exists)
     }
 
@@ -86,7 +83,7 @@ impl HostReads for Reads {
             return Err(wit::ReadError::Limit(format!("start and end may have {} bytes", limits::KEY_BYTES_MAX)));
         }
         let (keys, digest) = view.list(start, end, limit).map_err(|error| self.fail(error))?;
-        self.facts.see_range(start, end, limit, digest);
+        self.facts.ranges.entry((start.to_owned(), end.to_owned(), limit)).or_insert(digest);
         self.charge(keys.iter().map(String::len).sum())?;
         Ok(keys)
     }
@@ -105,10 +102,7 @@ impl Reads {
 
     /// What was read. If the storage failed, its error: a judgement made without the answer does not count.
     pub(super) fn close(self) -> Result<Facts, ViewError> {
-        match self.failure {
-            Some(error) => Err(error),
-            None => Ok(self.facts),
-        }
+        self.failure.map_or(Ok(self.facts), Err)
     }
 
     fn begin(&mut self) -> Result<Arc<dyn View>, wit::ReadError> {
@@ -154,13 +148,10 @@ impl Facts {
     /// Adds the facts of a later call. Earlier facts take precedence.
     pub(super) fn absorb(&mut self, later: Self) {
         for (key, seen) in later.keys {
-            match seen {
-                Seen::Exists => self.see_existence(&key),
-                Seen::Revision(revision) => self.see_revision(&key, revision),
-            }
+            self.see(&key, seen);
         }
-        for ((start, end, limit), digest) in later.ranges {
-            self.ranges.entry((start, end, limit)).or_insert(digest);
+        for (range, digest) in later.ranges {
+            self.ranges.entry(range).or_insert(digest);
         }
     }
 
@@ -179,26 +170,15 @@ impl Facts {
     }
 
     /// An exact revision replaces mere existence, because it says more.
-    fn see_revision(&mut self, key: &str, revision: Option<u64>) {
-        match self.keys.get_mut(key) {
-            None => {
-                self.keys.insert(key.to_owned(), Seen::Revision(revision));
+    fn see(&mut self, key: &str, seen: Seen) {
+        match (self.keys.get_mut(key), seen) {
+            (None, _) => {
+                self.keys.insert(key.to_owned(), seen);
             }
-            // It existed before and is gone now: with `Exists` the write fails its precondition, as it should.
-            Some(Seen::Exists) if revision.is_none() => {}
-            Some(seen @ Seen::Exists) => *seen = Seen::Revision(revision),
-            Some(Seen::Revision(_)) => {}
+            // If it is gone now, `Exists` stays: with that the write fails its precondition, as it should.
+            (Some(known @ Seen::Exists), Seen::Revision(Some(_))) => *known = seen,
+            (Some(_), _) => {}
         }
-    }
-
-    fn see_existence(&mut self, key: &str) {
-        if !self.keys.contains_key(key) {
-            self.keys.insert(key.to_owned(), Seen::Exists);
-        }
-    }
-
-    fn see_range(&mut self, start: &str, end: &str, limit: u32, digest: RangeDigest) {
-        self.ranges.entry((start.to_owned(), end.to_owned(), limit)).or_insert(digest);
     }
 }
 

@@ -65,9 +65,9 @@ impl Cache {
 
     /// Stores a component. A component that cannot be stored is compiled again another time.
     pub(super) fn store(&self, key: &str, component: &Component) {
-        match component.serialize() {
-            Ok(code) => self.put(key, &code),
-            Err(error) => tracing::warn!(error = format!("{error:#}"), "compiled code cannot be serialized"),
+        let stored = component.serialize().and_then(|code| Ok(self.put(key, &code)?));
+        if let Err(error) = stored {
+            tracing::warn!(dir = %self.dir.display(), error = format!("{error:#}"), "compiled code cannot be stored");
         }
     }
 
@@ -102,13 +102,7 @@ impl Cache {
         Some(entry)
     }
 
-    fn put(&self, key: &str, code: &[u8]) {
-        if let Err(error) = self.write(key, code) {
-            tracing::warn!(dir = %self.dir.display(), %error, "compiled code cannot be stored");
-        }
-    }
-
-    fn write(&self, key: &str, code: &[u8]) -> io::Result<()> {
+    fn put(&self, key: &str, code: &[u8]) -> io::Result<()> {
         let mut file = tempfile::NamedTempFile::new_in(&self.dir)?;
         file.write_all(&header(code))?;
         file.write_all(code)?;
@@ -137,8 +131,8 @@ mod tests {
         let dir = dir.path().join("compiled");
         let cache = Cache::open(&dir, &Engine::default()).unwrap();
         assert_eq!(cache.get("a"), None);
-        cache.put("a", b"code of a");
-        cache.put("b", b"code of b");
+        cache.put("a", b"code of a").unwrap();
+        cache.put("b", b"code of b").unwrap();
         assert_eq!(cache.get("a").as_deref(), Some(&b"code of a"[..]));
 
         for damage in 0..HEADER_BYTES + 9 {
@@ -159,7 +153,7 @@ mod tests {
     fn code_of_an_engine_with_other_settings_is_not_found() {
         let dir = tempfile::tempdir().unwrap();
         let other = Engine::new(wasmtime::Config::new().epoch_interruption(true)).unwrap();
-        Cache::open(dir.path(), &Engine::default()).unwrap().put("a", b"code");
+        Cache::open(dir.path(), &Engine::default()).unwrap().put("a", b"code").unwrap();
         assert_eq!(Cache::open(dir.path(), &other).unwrap().get("a"), None);
     }
 

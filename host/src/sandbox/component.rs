@@ -27,6 +27,16 @@ pub(super) struct LinkedComponent<R: 'static> {
     pub(super) exports: Exports,
 }
 
+/// What a plugin does about writes. It may have both roles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "lowercase")]
+pub enum Role {
+    /// It may rewrite values. A plugin without this role cannot.
+    Transformer,
+    /// It judges writes.
+    Validator,
+}
+
 /// Where the exports of a plugin are.
 pub(super) struct Exports {
     pub(super) configuration: configuration::GuestIndices,
@@ -83,7 +93,7 @@ pub(super) fn check_preamble(bytes: &[u8]) -> Result<(), String> {
 /// Checks that an instance of the component starts within the limits.
 pub(super) fn check_resources(component: &Component) -> Result<(), Mismatch> {
     let Some(required) = component.resources_required() else {
-        return Err(Mismatch::Signature { detail: "it imports core modules, which plugins cannot".to_owned() });
+        return Err(Mismatch::Signature("it imports core modules, which plugins cannot".to_owned()));
     };
     let memory_bytes = required.max_initial_memory_size.unwrap_or(0).saturating_mul(PAGE_BYTES);
     let elements = required.max_initial_table_size.unwrap_or(0);
@@ -110,9 +120,10 @@ pub(super) fn check_imports(component: &Component) -> Result<Vec<String>, Mismat
         if name.starts_with(wasi::PREFIX) {
             continue;
         }
-        let unknown = |import: String| Mismatch::Import { import };
-        let Some(interface) = hooks_interface(name)? else { return Err(unknown(name.to_owned())) };
-        let ComponentItem::ComponentInstance(instance) = import.ty else { return Err(unknown(name.to_owned())) };
+        let Some(interface) = hooks_interface(name)? else { return Err(Mismatch::Import(name.to_owned())) };
+        let ComponentItem::ComponentInstance(instance) = import.ty else {
+            return Err(Mismatch::Import(name.to_owned()));
+        };
         for (item, export) in instance.exports(engine) {
             if !matches!(export.ty, ComponentItem::ComponentFunc(_)) {
                 continue;
@@ -121,7 +132,7 @@ pub(super) fn check_imports(component: &Component) -> Result<Vec<String>, Mismat
                 ("store", "get" | "exists" | "list") | ("log", "write") => {
                     functions.push(format!("{interface}.{item}"));
                 }
-                _ => return Err(unknown(format!("{name}#{item}"))),
+                _ => return Err(Mismatch::Import(format!("{name}#{item}"))),
             }
         }
     }
@@ -159,5 +170,5 @@ fn link<R: HostReads>(component: &Component, ty: &types::Component) -> wasmtime:
 
 /// A mismatch of types that wasmtime found.
 pub(super) fn signature(error: wasmtime::Error) -> Mismatch {
-    Mismatch::Signature { detail: format!("{error:#}") }
+    Mismatch::Signature(format!("{error:#}"))
 }

@@ -3,20 +3,15 @@
 use super::bindings::HOOKS_VERSION;
 
 /// How a guest or its component failed, as a predicate: the message begins with a verb, and its reader adds who failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum Error {
-    /// The bytes are not a component.
-    #[error("is not a WebAssembly component: {detail}")]
-    NotAComponent {
-        /// What the bytes are instead, and what to do.
-        detail: String,
-    },
+    /// The bytes are not a component; says what they are instead, and what to do.
+    #[error("is not a WebAssembly component: {0}")]
+    NotAComponent(String),
     /// The component does not fit the worlds of `brink:hooks`.
-    #[error("does not fit brink:hooks: {mismatch}")]
-    WorldMismatch {
-        /// What does not fit.
-        mismatch: Mismatch,
-    },
+    #[error("does not fit brink:hooks: {0}")]
+    WorldMismatch(Mismatch),
     /// The component is larger than a node accepts.
     #[error("has {found_bytes} bytes; at most {limit_bytes} are allowed")]
     TooLarge {
@@ -39,12 +34,10 @@ pub enum Error {
         /// How long it had, in milliseconds.
         deadline_ms: u64,
     },
-    /// The guest stopped with a trap: a panic, an exit, a forbidden call, a full stack.
-    #[error("failed: {message}")]
-    Trapped {
-        /// A short reason, and the last lines it wrote to standard error.
-        message: String,
-    },
+    /// The guest stopped with a trap: a panic, an exit, a forbidden call, a full stack. Says the reason, and the last lines it
+    /// wrote to standard error.
+    #[error("failed: {0}")]
+    Trapped(String),
     /// The guest needed more memory or table elements than it may have.
     #[error("asked for {asked} {what}; it may have {limit}")]
     MemoryLimit {
@@ -68,11 +61,8 @@ pub enum Error {
 
 /// The WebAssembly engine could not be set up on this machine.
 #[derive(Debug, thiserror::Error)]
-#[error("the WebAssembly engine cannot start: {detail}")]
-pub struct EngineError {
-    /// What wasmtime or the operating system says.
-    detail: String,
-}
+#[error("the WebAssembly engine cannot start: {0}")]
+pub struct EngineError(String);
 
 /// How a component fails to fit the worlds of `brink:hooks`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -87,11 +77,8 @@ pub enum Mismatch {
     #[error("it does not export `configuration`, which every plugin must")]
     NoConfiguration,
     /// It imports an interface that plugins do not have.
-    #[error("it imports `{import}`; plugins may import only `store` and `log` of brink:hooks, and WASI")]
-    Import {
-        /// The import.
-        import: String,
-    },
+    #[error("it imports `{0}`; plugins may import only `store` and `log` of brink:hooks, and WASI")]
+    Import(String),
     /// It was built for another version of the interface.
     #[error("it was built for brink:hooks@{found}; this node serves {supported}")]
     Version {
@@ -100,12 +87,9 @@ pub enum Mismatch {
         /// The versions this node serves.
         supported: String,
     },
-    /// A function or type differs from the interface.
-    #[error("{detail}")]
-    Signature {
-        /// Which, and how.
-        detail: String,
-    },
+    /// A function or type differs from the interface; says which, and how.
+    #[error("{0}")]
+    Signature(String),
     /// It starts with more of a resource than a plugin may have.
     #[error("it starts with {found} {what}; at most {limit} are allowed")]
     Resources {
@@ -120,7 +104,7 @@ pub enum Mismatch {
 
 impl EngineError {
     pub(super) fn new(detail: impl std::fmt::Display) -> Self {
-        Self { detail: format!("{detail:#}") }
+        Self(format!("{detail:#}"))
     }
 }
 
@@ -128,9 +112,9 @@ impl Error {
     /// Whether the guest failed during a call, as opposed to its component being refused or the node failing.
     pub fn is_guest_failure(&self) -> bool {
         match self {
-            Self::TimedOut { .. } | Self::Trapped { .. } | Self::MemoryLimit { .. } => true,
+            Self::TimedOut { .. } | Self::Trapped(_) | Self::MemoryLimit { .. } => true,
             Self::OutputLimit { .. } | Self::ConfigRefused { .. } => true,
-            Self::NotAComponent { .. } | Self::WorldMismatch { .. } | Self::TooLarge { .. } | Self::Busy => false,
+            Self::NotAComponent(_) | Self::WorldMismatch(_) | Self::TooLarge { .. } | Self::Busy => false,
         }
     }
 
@@ -141,17 +125,7 @@ impl Error {
 
     /// One word for metrics and spans.
     pub fn word(&self) -> &'static str {
-        match self {
-            Self::NotAComponent { .. } => "not_a_component",
-            Self::WorldMismatch { .. } => "world_mismatch",
-            Self::TooLarge { .. } => "too_large",
-            Self::ConfigRefused { .. } => "config_refused",
-            Self::TimedOut { .. } => "timed_out",
-            Self::Trapped { .. } => "trapped",
-            Self::MemoryLimit { .. } => "memory_limit",
-            Self::OutputLimit { .. } => "output_limit",
-            Self::Busy => "busy",
-        }
+        self.into()
     }
 }
 

@@ -1,16 +1,15 @@
-//! One call of a guest: an instance that no call has used, or that cannot be told from such, within the limits of the call.
+//! One call of a guest: an instance is taken, used within the limits of the call, and reset or dropped.
 
-use wasmtime::{PoolConcurrencyLimitError, Trap};
+use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
 
 use super::bindings::brink::hooks::types::{Rejection, Replacement, Write};
-use super::component::LinkedComponent;
+use super::component::{LinkedComponent, Role};
 use super::engine::Engine;
 use super::error::Error;
 use super::host_state::{HostReads, HostState};
 use super::instance::{Instance, Pool};
 use super::limiter::{CallLimits, Refused};
-use super::lines::LogSource;
-use super::text::{cut, one_line};
+use super::lines::{LogSource, cut, one_line};
 use super::wasi::Exit;
 use crate::limits;
 
@@ -33,7 +32,7 @@ pub(super) struct Target<'a, R: 'static> {
 pub(super) struct Invocation<'a, R: 'static> {
     component: &'a LinkedComponent<R>,
     limits: CallLimits,
-    instance: Instance<R>,
+    pub(super) instance: Instance<R>,
     has_failed: bool,
     has_met_limit: bool,
 }
@@ -50,7 +49,7 @@ impl<R: HostReads> Target<'_, R> {
         limits: CallLimits,
         ask: impl FnOnce(&mut Invocation<'_, R>) -> T,
     ) -> Result<T, Error> {
-        let _running = self.engine.ticker().run();
+        let _running = self.engine.ticker.run();
         let waiting = self.pool.and_then(Pool::take).and_then(|instance| instance.renew(limits, self.random_seed));
         let instance = match waiting {
             Some(instance) => instance,
@@ -59,7 +58,14 @@ impl<R: HostReads> Target<'_, R> {
         let component = self.component;
         let mut invocation = Invocation { component, limits, instance, has_failed: false, has_met_limit: false };
         let answer = ask(&mut invocation);
-        self.finish(invocation);
+        let is_repeated = limits.is_provisional && invocation.has_met_limit();
+        let Invocation { mut instance, has_failed, .. } = invocation;
+        self.write_lines(instance.store.data_mut(), is_repeated);
+        if let Some(pool) = self.pool
+            && !has_failed
+        {
+            pool.put(instance);
+        }
         Ok(answer)
     }
 
@@ -67,28 +73,17 @@ impl<R: HostReads> Target<'_, R> {
         Instance::start(self.component, limits, self.random_seed).map_err(|(error, mut store)| {
             let state = store.data_mut();
             let error = explain(&error, limits, state);
-            if limits.is_provisional && error.is_limit() {
-                state.lines.discard();
-            }
-            state.lines.flush(self.source, self.engine.log_sink());
+            self.write_lines(state, limits.is_provisional && error.is_limit());
             error
         })
     }
 
-    fn finish(&self, invocation: Invocation<'_, R>) {
-        let is_repeated = invocation.limits.is_provisional && invocation.has_met_limit();
-        let Invocation { mut instance, has_failed, .. } = invocation;
-        let state = instance.store.data_mut();
+    /// Writes the log lines of a call, unless it will be repeated.
+    fn write_lines(&self, state: &mut HostState<R>, is_repeated: bool) {
         if is_repeated {
             state.lines.discard();
         }
-        state.lines.flush(self.source, self.engine.log_sink());
-        state.reads = R::default();
-        if let Some(pool) = self.pool
-            && !has_failed
-        {
-            pool.put(instance);
-        }
+        state.lines.flush(self.source, &*self.engine.log_sink);
     }
 }
 
@@ -109,42 +104,40 @@ impl<R: HostReads> Invocation<'_, R> {
 
     /// Gives the guest its configuration, as JSON text.
     pub(super) fn configure(&mut self, config: &str) -> Result<(), Error> {
-        self.begin_step();
-        let Instance { store, raw, .. } = &mut self.instance;
-        let configuration = self.component.exports.configuration.load(&mut *store, raw);
-        let answer = configuration.and_then(|configuration| configuration.call_configure(store, config));
-        self.end_step(answer)?.map_err(|invalid| Error::ConfigRefused {
+        let configuration = &self.component.exports.configuration;
+        let answer = self.step(|store, raw| configuration.load(&mut *store, raw)?.call_configure(store, config))?;
+        answer.map_err(|invalid| Error::ConfigRefused {
             path: cut(&invalid.path, limits::PLUGIN_TEXT_BYTES_MAX).to_owned(),
             message: cut(&invalid.message, limits::PLUGIN_TEXT_BYTES_MAX).to_owned(),
         })
     }
 
-    /// Lets the guest read from now on.
+    /// Asks the guest about writes. Without the role it accepts everything and changes nothing.
+    pub(super) fn ask(
+        &mut self,
+        role: Role,
+        writes: &[Write<'_>],
+    ) -> Result<Result<Vec<Replacement>, Rejection>, Error> {
+        let exports = &self.component.exports;
+        match role {
+            Role::Transformer => {
+                let Some(transformer) = &exports.transformer else { return Ok(Ok(Vec::new())) };
+                self.step(|store, raw| transformer.load(&mut *store, raw)?.call_transform(store, writes))
+            }
+            Role::Validator => {
+                let Some(validator) = &exports.validator else { return Ok(Ok(Vec::new())) };
+                let answer = self.step(|store, raw| validator.load(&mut *store, raw)?.call_validate(store, writes))?;
+                Ok(answer.map(|()| Vec::new()))
+            }
+        }
+    }
+
+    /// Lets the guest read from now on, until [`Self::take_reads`].
     pub(super) fn allow_reads(&mut self, reads: R) {
         self.instance.store.data_mut().reads = reads;
     }
 
-    /// Asks the transformer. A plugin without that role changes nothing.
-    pub(super) fn transform(&mut self, writes: &[Write<'_>]) -> Result<Result<Vec<Replacement>, Rejection>, Error> {
-        let Some(transformer) = &self.component.exports.transformer else { return Ok(Ok(Vec::new())) };
-        self.begin_step();
-        let Instance { store, raw, .. } = &mut self.instance;
-        let transformer = transformer.load(&mut *store, raw);
-        let answer = transformer.and_then(|transformer| transformer.call_transform(store, writes));
-        self.end_step(answer)
-    }
-
-    /// Asks the validator. A plugin without that role accepts everything.
-    pub(super) fn validate(&mut self, writes: &[Write<'_>]) -> Result<Result<(), Rejection>, Error> {
-        let Some(validator) = &self.component.exports.validator else { return Ok(Ok(())) };
-        self.begin_step();
-        let Instance { store, raw, .. } = &mut self.instance;
-        let validator = validator.load(&mut *store, raw);
-        let answer = validator.and_then(|validator| validator.call_validate(store, writes));
-        self.end_step(answer)
-    }
-
-    /// The reads as the guest left them.
+    /// The reads as the guest left them. It cannot read any more.
     pub(super) fn take_reads(&mut self) -> R {
         std::mem::take(&mut self.instance.store.data_mut().reads)
     }
@@ -159,20 +152,17 @@ impl<R: HostReads> Invocation<'_, R> {
         self.has_met_limit || self.instance.store.data().limiter.refused().is_some()
     }
 
-    pub(super) fn instance(&mut self) -> &mut Instance<R> {
-        &mut self.instance
-    }
-
-    /// Each step gets the whole deadline, unless the call is provisional.
-    fn begin_step(&mut self) {
+    /// Runs the guest. Each step gets the whole deadline, unless the call is provisional.
+    fn step<T>(
+        &mut self,
+        run: impl FnOnce(&mut Store<HostState<R>>, &wasmtime::component::Instance) -> wasmtime::Result<T>,
+    ) -> Result<T, Error> {
         if !self.limits.is_provisional {
             self.instance.set_deadline(self.limits.deadline);
         }
-    }
-
-    fn end_step<T>(&mut self, answer: wasmtime::Result<T>) -> Result<T, Error> {
-        answer.map_err(|error| {
-            let error = explain(&error, self.limits, self.instance.store.data_mut());
+        let Instance { store, raw, .. } = &mut self.instance;
+        run(store, raw).map_err(|error| {
+            let error = explain(&error, self.limits, store.data_mut());
             self.has_failed = true;
             self.has_met_limit |= error.is_limit();
             error
@@ -208,8 +198,7 @@ fn explain<R: HostReads>(error: &wasmtime::Error, limits: CallLimits, state: &mu
         },
     };
     let last_words = state.lines.last_words();
-    let message = if last_words.is_empty() { reason } else { format!("{reason}: {last_words}") };
-    Error::Trapped { message }
+    Error::Trapped(if last_words.is_empty() { reason } else { format!("{reason}: {last_words}") })
 }
 
 /// The import named by wasmtime's message for an import that traps.

@@ -6,7 +6,6 @@
 use std::collections::VecDeque;
 
 use super::bindings::brink::hooks::log::Level;
-use super::text::{cut, one_line};
 use crate::limits;
 
 /// Digits of a plugin's digest in the node's log.
@@ -141,6 +140,16 @@ impl Lines {
     }
 }
 
+/// The start of `text`: at most `bytes_max` bytes, ending between two characters.
+pub(crate) fn cut(text: &str, bytes_max: usize) -> &str {
+    text.get(..text.floor_char_boundary(bytes_max)).unwrap_or_default()
+}
+
+/// `text` with every control character replaced by a space, so that it cannot forge other lines of a log.
+pub(crate) fn one_line(text: &str) -> String {
+    text.replace(char::is_control, " ")
+}
+
 #[cfg(test)]
 mod tests {
     use parking_lot::Mutex;
@@ -174,5 +183,10 @@ mod tests {
         lines.write(b"five");
         lines.flush(&source, &said);
         assert_eq!(said.0.lock().len(), 3);
+    }
+
+    #[test]
+    fn a_text_is_cut_between_characters() {
+        assert_eq!(["h", "hé", "hé"], [cut("héllo", 2), cut("héllo", 3), cut("hé", 10)]);
     }
 }

@@ -9,8 +9,8 @@
 //! # Approach
 //!
 //! A [`Plugin`] is a WebAssembly component that fits one of the worlds of `wit/hooks.wit`, compiled once per node by the
-//! [`Engine`]. With its configuration it is a [`ConfiguredPlugin`], which offers typed calls: `validate` and `transform`, on
-//! the types of [`wit`]. The caller says what the guest may read, by a [`HostReads`]. This room knows nothing of writes,
+//! [`Engine`]. With its configuration it is a [`ConfiguredPlugin`], which offers typed calls, on the
+//! types of [`wit`]. The caller says what the guest may read, by a [`HostReads`]. This room knows nothing of writes,
 //! hooks or storage.
 //!
 //! A call takes five steps, from `ConfiguredPlugin::call` on:
@@ -31,7 +31,7 @@
 //! instance/                   starting, pre-initializing, resetting, keeping instances
 //! component                   checking and linking
 //! wasi, host_state            what the guest may call
-//! limiter, lines, ticker, cache, threads, text, error, bindings
+//! limiter, lines, ticker, cache, threads, error, bindings
 //! ```
 //!
 //! # Guarantees
@@ -58,13 +58,13 @@
 //! # Cost
 //!
 //! Whole judgements (instance, call, check of the answer, reset) of Rust guests on one thread of a small machine, in
-//! microseconds, by `cargo bench --bench hooks`; with a new instance for each call, and what that would be without one part:
+//! microseconds, by `cargo bench --bench hooks`:
 //!
-//! | | as it is | new instance | configured for each call | no pool | no copy-on-write | no scan for written pages |
-//! |---|---|---|---|---|---|---|
-//! | nothing to do | 2.8 | 9.7 | 10.1 | 41 | 12 | 24 |
-//! | `normalize`, 256 bytes | 5.8 | 12.8 | 14.2 | 46 | 17 | 27 |
-//! | `json-schema`, an ISO 639-3 record | 7.2 | 19.6 | 2,000 | 80 | 670 | 58 |
+//! | | as it is | with a new instance for each call | which is configured first |
+//! |---|---|---|---|
+//! | nothing to do | 2.8 | 9.7 | 10.1 |
+//! | `normalize`, 256 bytes | 5.8 | 12.8 | 14.2 |
+//! | `json-schema`, an ISO 639-3 record | 7.2 | 19.6 | 2,000 |
 //!
 //! Taking and resetting an unused instance takes 1.0, more than half of it for counting page faults. Taking a new one from
 //! wasmtime's pool, linking it and ending it takes 6.6 (9.0 for `json-schema`). The rest is the call, and copies of the pages
@@ -88,21 +88,21 @@ mod lines;
 mod plugin;
 #[cfg(test)]
 pub(crate) mod tests;
-mod text;
-pub(crate) mod threads;
+mod threads;
 mod ticker;
 mod wasi;
 
 pub use bindings::HOOKS_VERSION;
+pub use component::Role;
 pub use configured::{CallOutcome, ConfiguredPlugin};
-pub use engine::{Engine, Tuning};
+pub use engine::Engine;
 pub(crate) use engine::{background_instances_max, instances_max};
 pub use error::{EngineError, Error, Mismatch};
 pub use host_state::HostReads;
 pub use limiter::CallLimits;
 pub use lines::{LogSink, LogSource};
+pub(crate) use lines::{cut, one_line};
 pub use plugin::{Plugin, digest};
-pub(crate) use text::{cut, one_line};
 
 /// The types of `brink:hooks`, as guests and host exchange them.
 pub mod wit {

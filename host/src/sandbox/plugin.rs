@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use sha2::{Digest, Sha256};
 use wasmtime::component::Component;
 
-use super::component::{self, LinkedComponent};
+use super::component::{self, LinkedComponent, Role};
 use super::engine::Engine;
 use super::error::Error;
 use super::host_state::HostReads;
@@ -45,10 +45,10 @@ impl<R: HostReads> Plugin<R> {
         if bytes.len() > limits::PLUGIN_BYTES_MAX {
             return Err(Error::TooLarge { found_bytes: bytes.len(), limit_bytes: limits::PLUGIN_BYTES_MAX });
         }
-        component::check_preamble(bytes).map_err(|detail| Error::NotAComponent { detail })?;
+        component::check_preamble(bytes).map_err(Error::NotAComponent)?;
         let _room = engine.side_room()?;
         let digest = digest(bytes);
-        let component = engine.compile(&digest, bytes).map_err(|detail| Error::NotAComponent { detail })?;
+        let component = engine.compile(&digest, bytes).map_err(Error::NotAComponent)?;
         Self::checked(engine, name, digest, &component)
     }
 
@@ -61,10 +61,9 @@ impl<R: HostReads> Plugin<R> {
 
     /// Checks that a component is a plugin, and that an instance starts.
     fn checked(engine: &Engine, name: &str, digest: String, compiled: &Component) -> Result<Self, Error> {
-        let mismatched = |mismatch| Error::WorldMismatch { mismatch };
-        component::check_resources(compiled).map_err(mismatched)?;
-        let imports = component::check_imports(compiled).map_err(mismatched)?;
-        let component = LinkedComponent::new(compiled).map_err(mismatched)?;
+        component::check_resources(compiled).map_err(Error::WorldMismatch)?;
+        let imports = component::check_imports(compiled).map_err(Error::WorldMismatch)?;
+        let component = LinkedComponent::new(compiled).map_err(Error::WorldMismatch)?;
         let source = LogSource { hook: String::new(), plugin: name.to_owned(), digest };
         let (start_time, start_memory_bytes) = try_start(engine, &component, &source)?;
         Ok(Self(Arc::new(Compiled { source, imports, component, start_time, start_memory_bytes })))
@@ -86,20 +85,19 @@ impl<R: 'static> Plugin<R> {
         &self.0.source.digest
     }
 
-    /// Whether it judges writes.
-    pub fn is_validator(&self) -> bool {
-        self.0.component.exports.validator.is_some()
-    }
-
-    /// Whether it may rewrite values. A plugin that is not a transformer cannot.
-    pub fn is_transformer(&self) -> bool {
-        self.0.component.exports.transformer.is_some()
+    /// Whether it has a role.
+    pub fn has(&self, role: Role) -> bool {
+        let exports = &self.0.component.exports;
+        match role {
+            Role::Transformer => exports.transformer.is_some(),
+            Role::Validator => exports.validator.is_some(),
+        }
     }
 
     /// Its roles: `transformer`, `validator` or both.
     pub fn roles(&self) -> Vec<&'static str> {
-        let roles = [(self.is_transformer(), "transformer"), (self.is_validator(), "validator")];
-        roles.into_iter().filter_map(|(has, role)| has.then_some(role)).collect()
+        let roles = [Role::Transformer, Role::Validator].into_iter().filter(|role| self.has(*role));
+        roles.map(Role::into).collect()
     }
 
     /// How long its first instance took to start on this machine, before any configuration.
@@ -152,7 +150,7 @@ fn try_start<R: HostReads>(
     let began = Instant::now();
     Target { engine, component, pool: None, source, random_seed: 0 }.invoke(limits, |invocation| {
         let start = (began.elapsed(), invocation.memory_bytes());
-        let mismatched = |error| Error::WorldMismatch { mismatch: component::signature(error) };
-        invocation.check_types().map(|()| start).map_err(mismatched)
+        invocation.check_types().map_err(|error| Error::WorldMismatch(component::signature(error)))?;
+        Ok(start)
     })?
 }

@@ -85,7 +85,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         let (set, write, store) = (local::set(&hook), copy(&trial.write), Arc::new(Store::clone(&trial.store)));
         move || drop(local::judge(&set, write.clone(), &store))
     };
-    let instance = measure(|| || drop(hook.provide_instance()), args.duration / 3, 1)?;
+    let instance = measure(|| || drop(hook.provide_instance(hook.limits)), args.duration / 3, 1)?;
     let alone = measure(call, args.duration, 1)?;
     let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let together = measure(call, args.duration, cores)?;

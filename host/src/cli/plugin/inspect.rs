@@ -7,7 +7,7 @@ use serde_json::json;
 use super::super::failure::Failure;
 use super::super::output::{self, Format, mebibytes, micros};
 use super::local::Target;
-use crate::hooks::HOOKS_VERSION;
+use crate::hooks::{HOOKS_VERSION, Role};
 
 /// The arguments.
 #[derive(Debug, clap::Args)]
@@ -26,14 +26,14 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let reads = plugin.imports().iter().any(|import| import.starts_with("store."));
     if args.output == Format::Json {
         let text = json!({
-            "name": plugin.name(), "roles": plugin.roles(), "can_change_values": plugin.is_transformer(),
+            "name": plugin.name(), "roles": plugin.roles(), "can_change_values": plugin.has(Role::Transformer),
             "can_read_other_keys": reads, "interface": format!("brink:hooks@{HOOKS_VERSION}"),
             "imports": plugin.imports(), "size_bytes": local.component.len(), "digest": plugin.digest(),
             "memory_bytes": plugin.start_memory_bytes(), "start_us": micros(plugin.start_time()),
         });
         return output::line(&text.to_string());
     }
-    let values = if plugin.is_transformer() { "can change values" } else { "cannot change values" };
+    let values = if plugin.has(Role::Transformer) { "can change values" } else { "cannot change values" };
     let keys = if reads { "can read other keys" } else { "cannot read other keys" };
     let imports = if plugin.imports().is_empty() { "none".to_owned() } else { plugin.imports().join(", ") };
     let start =

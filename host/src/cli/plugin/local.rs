@@ -18,7 +18,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use super::super::failure::Failure;
 use super::project;
-use crate::hooks::{self, Binding, Hook, Judged, Observer, Plugin, Runtime, Set, Tuning, View, ViewError};
+use crate::hooks::{self, Binding, Hook, Judged, Observer, Plugin, Runtime, Set, View, ViewError};
 use crate::json;
 use crate::storage::command::{Action, Entry, EntryMeta, Operation, RangeDigest, Space, Value};
 
@@ -56,7 +56,7 @@ impl Target {
             None => (name_of(&self.path), self.path.clone()),
         };
         let component = fs::read(&file).map_err(|source| Failure::File { path: file, source })?;
-        let runtime = Runtime::new(observer, Tuning::default(), None)?;
+        let runtime = Runtime::new(observer, None)?;
         let plugin = runtime.compile(&name, &component)?;
         Ok(Local { plugin, component, runtime })
     }

@@ -35,9 +35,9 @@ fn a_loop_in_configure_is_refused_when_the_hook_is_created() {
 #[test]
 fn a_trap_says_what_happened() {
     let error = failure(outcome(&Wat::validator("(unreachable)"), "{}"));
-    assert!(matches!(&error, Failure::Trapped { message } if message == "it aborted"), "{error:?}");
+    assert!(matches!(&error, Failure::Trapped(message) if message == "it aborted"), "{error:?}");
     let error = failure(outcome(&Wat::validator("(i32.div_u (i32.const 1) (i32.const 0))"), "{}"));
-    assert!(matches!(&error, Failure::Trapped { message } if message.contains("divide by zero")), "{error:?}");
+    assert!(matches!(&error, Failure::Trapped(message) if message.contains("divide by zero")), "{error:?}");
 }
 
 #[test]
@@ -45,7 +45,7 @@ fn endless_recursion_fills_only_its_own_stack() {
     let mut wat = Wat::validator("(call $deep (local.get 0))");
     wat.data = "(func $deep (param i32) (result i32) (i32.add (call $deep (local.get 0)) (i32.const 1)))".to_owned();
     let error = failure(outcome(&wat, "{}"));
-    assert!(matches!(&error, Failure::Trapped { message } if message == "its stack is full"), "{error:?}");
+    assert!(matches!(&error, Failure::Trapped(message) if message == "its stack is full"), "{error:?}");
 }
 
 #[test]
@@ -98,7 +98,7 @@ fn a_text_that_is_none_ends_the_call() {
     let mut wat = Wat::rejecting(0);
     wat.data = wat.data.replace("nope", "\\ff\\fe\\ff\\fe");
     let error = failure(outcome(&wat, "{}"));
-    assert!(matches!(&error, Failure::Trapped { message } if message.contains("utf-8")), "{error:?}");
+    assert!(matches!(&error, Failure::Trapped(message) if message.contains("utf-8")), "{error:?}");
 }
 
 #[test]

@@ -184,7 +184,7 @@ fn call_often(runtime: &Runtime, component: &[u8]) -> Option<(Vec<String>, usize
 #[test]
 fn calls_of_reset_instances_answer_like_those_of_new_ones() {
     let resetting = runtime();
-    let starting = Runtime::new(Arc::new(()), Tuning { reset: false, ..Tuning::default() }, None).unwrap();
+    let starting = Runtime::without_resets(Arc::new(())).unwrap();
     let mut were_reset = 0;
     // Each takes as long as three of the others.
     for seed in seeds().step_by(3) {

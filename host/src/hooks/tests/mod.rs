@@ -21,11 +21,11 @@ use crate::storage::command::{Action, Entry, EntryMeta, Operation, RangeDigest, 
 /// A runtime that remembers what it observed: hook and result.
 fn observed() -> (Runtime, Seen) {
     let seen = Seen::default();
-    (Runtime::new(Arc::new(seen.clone()), Tuning::default(), None).unwrap(), seen)
+    (Runtime::new(Arc::new(seen.clone()), None).unwrap(), seen)
 }
 
 fn runtime() -> Runtime {
-    Runtime::new(Arc::new(()), Tuning::default(), None).unwrap()
+    Runtime::new(Arc::new(()), None).unwrap()
 }
 
 #[derive(Default, Clone)]

@@ -55,7 +55,7 @@ impl Threads {
 /// A hook in a pipeline of its own.
 fn watched(wat: &Wat, binding: &str) -> (Pipeline, Threads) {
     let threads = Threads::default();
-    let runtime = Runtime::new(Arc::new(threads.clone()), Tuning::default(), None).unwrap();
+    let runtime = Runtime::new(Arc::new(threads.clone()), None).unwrap();
     (pipeline(vec![hook(&runtime, "h", wat, binding)]), threads)
 }
 
@@ -270,7 +270,7 @@ async fn a_judgement_under_an_old_set_says_so() {
 async fn an_epoch_can_be_waited_for() {
     let active = Active::default();
     let deadline = Instant::now() + Duration::from_millis(20);
-    assert!(matches!(active.wait_for(2, deadline).await, Err(Error::EpochWait { epoch: 2 })));
+    assert!(matches!(active.wait_for(2, deadline).await, Err(Error::EpochWait(2))));
     let waiting = tokio::spawn({
         let active = active.clone();
         async move { active.wait_for(2, soon()).await.map(|set| set.epoch()) }

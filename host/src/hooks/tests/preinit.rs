@@ -78,7 +78,7 @@ fn a_plugin_that_changes_its_tables_is_configured_before_each_call() {
 fn the_next_process_compiles_nothing_again() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().join("compiled");
-    let start = || Runtime::new(Arc::new(()), Tuning::default(), Some(&dir)).unwrap();
+    let start = || Runtime::new(Arc::new(()), Some(&dir)).unwrap();
     let wat = Wat::validator(SPOIL).with_configure(CONFIGURE_ONCE);
     let first = start();
     let hook = hook(&first, "h", &wat, r#"{"config": 7}"#);

@@ -167,7 +167,7 @@ fn a_node_keeps_only_so_much_memory() {
     };
     // 50 MiB each, and as much for the copy: two with an instance, one without room for it, one without room for the copy.
     let hooks = [next(), next(), next(), next()];
-    let waiting = hooks.each_ref().map(Hook::waiting);
+    let waiting = hooks.each_ref().map(|hook| hook.waiting());
     assert!(matches!(waiting, [Ok(1), Ok(1), Ok(0), Err(_)]), "{waiting:?}");
     drop(hooks);
     assert_eq!(next().waiting(), Ok(1));
@@ -180,6 +180,6 @@ fn a_call_that_may_have_less_memory_than_there_is_meets_its_limit() {
     let hook = pre_initialized(&runtime, &wat, "{}");
     judge_key(&hook, "k").unwrap();
     assert_eq!(hook.waiting(), Ok(1));
-    let limits = crate::sandbox::CallLimits { memory_bytes: 65_536, ..hook.limits() };
-    assert!(matches!(hook.configured().provide_instance(limits), Err(Failure::MemoryLimit { .. })));
+    let limits = crate::sandbox::CallLimits { memory_bytes: 65_536, ..hook.limits };
+    assert!(matches!(hook.provide_instance(limits), Err(Failure::MemoryLimit { .. })));
 }

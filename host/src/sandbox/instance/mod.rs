@@ -44,9 +44,76 @@ mod pool;
 mod preinit;
 mod reset;
 pub(super) mod resettable;
-mod start;
 
-pub(super) use pool::Pool;
-pub(super) use preinit::Instrumented;
-pub(super) use reset::{ResetExports, ResetSupport, Resetter};
-pub(super) use start::Instance;
+use std::time::Duration;
+
+use tokio::sync::OwnedSemaphorePermit;
+use wasmtime::Store;
+use wasmtime::component::{TypedFunc, WasmList};
+
+pub(super) use self::pool::Pool;
+pub(super) use self::preinit::Instrumented;
+pub(super) use self::reset::{ResetSupport, Resetter};
+use super::component::LinkedComponent;
+use super::host_state::{HostReads, HostState};
+use super::limiter::CallLimits;
+use super::ticker::Ticker;
+
+/// An instance, and what belongs to it.
+pub(super) struct Instance<R: 'static> {
+    pub(super) store: Store<HostState<R>>,
+    pub(super) raw: wasmtime::component::Instance,
+    /// How to reset it; found at its first reset.
+    reset_state: Option<ResetState>,
+}
+
+/// What it takes to reset one instance.
+struct ResetState {
+    /// Restores the globals.
+    restore_globals: TypedFunc<(), ()>,
+    /// The whole memory.
+    memory: WasmList<u8>,
+    /// The chunks of the memory (see `reset`) that the instance has written to since it started, in order.
+    written: Vec<usize>,
+    /// The thread's page faults when `written` was complete; `None` if they could not be counted.
+    faults: Option<i64>,
+    _reserved: OwnedSemaphorePermit,
+}
+
+impl<R: HostReads> Instance<R> {
+    /// Starts an instance. Its initialization runs under the limits of a call. An error comes with the state that explains
+    /// it.
+    pub(super) fn start(
+        component: &LinkedComponent<R>,
+        limits: CallLimits,
+        random_seed: u64,
+    ) -> Result<Self, (wasmtime::Error, Store<HostState<R>>)> {
+        let mut store = Store::new(component.pre.engine(), HostState::new(limits, random_seed));
+        store.limiter(|state| &mut state.limiter);
+        store.set_hostcall_fuel(limits.output_bytes);
+        // IMPORTANT: without a deadline the first check of the epoch traps.
+        store.set_epoch_deadline(Ticker::ticks(limits.deadline));
+        match component.pre.instantiate(&mut store) {
+            Ok(raw) => Ok(Self { store, raw, reset_state: None }),
+            Err(error) => Err((error, store)),
+        }
+    }
+
+    /// Prepares a reset instance for another call, as a new one is prepared. `None`: a new one could not start, because the
+    /// initial memory exceeds the limit.
+    pub(super) fn renew(mut self, limits: CallLimits, random_seed: u64) -> Option<Self> {
+        self.store.set_hostcall_fuel(limits.output_bytes);
+        self.set_deadline(limits.deadline);
+        self.store.data_mut().renew(limits, random_seed).then_some(self)
+    }
+
+    /// Lets the guest run for this long from now on.
+    pub(super) fn set_deadline(&mut self, deadline: Duration) {
+        self.store.set_epoch_deadline(Ticker::ticks(deadline));
+    }
+
+    /// Lets the host read the whole memory from now on, which is not output of the guest.
+    fn lift_output_limit(&mut self) {
+        self.store.set_hostcall_fuel(usize::MAX);
+    }
+}

@@ -6,9 +6,9 @@ use parking_lot::Mutex;
 
 use super::super::host_state::HostReads;
 use super::super::threads::PerThread;
+use super::Instance;
 use super::pages::faults;
 use super::reset::Resetter;
-use super::start::Instance;
 
 /// The waiting instances of one component.
 pub(crate) struct Pool<R: 'static> {

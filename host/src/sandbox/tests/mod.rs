@@ -257,5 +257,5 @@ impl Runtime {
 }
 
 fn runtime() -> Runtime {
-    Runtime(Engine::new(Arc::new(()), Tuning::default(), None).unwrap())
+    Runtime(Engine::new(Arc::new(()), None).unwrap())
 }
