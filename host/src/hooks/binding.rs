@@ -158,7 +158,6 @@ impl Binding {
         operation.space == Space::Kv && operation.key.starts_with(&self.prefix) && self.operations.contains(&judges)
     }
 
-    /// The configuration as the plugin receives it.
     pub(super) fn config_text(&self) -> String {
         self.config.to_string()
     }

@@ -50,12 +50,9 @@ pub enum Error {
         /// The values it may have.
         allowed: String,
     },
-    /// Too many writes wait for plugins, or this one has waited until its deadline.
-    #[error("too many writes are waiting for plugins{}", named(" of hook ", .hook))]
-    Busy {
-        /// The hook that was waited for; `None` for the queue of the node.
-        hook: Option<String>,
-    },
+    /// Too many writes wait for plugins, of one hook or in all; or this one has waited until its deadline.
+    #[error("too many writes are waiting for plugins{}", named(" of hook ", .0))]
+    Busy(Option<String>),
     /// The hooks of the epoch asked for were not ready in time on this node.
     #[error("the hooks of epoch {0} are not ready on this node")]
     EpochWait(u64),
@@ -110,11 +107,10 @@ impl Error {
             Self::Failed { failure, .. } => failure.is_guest_failure(),
             Self::BadOutput { .. } => true,
             Self::PluginMissing { .. } | Self::BindingInvalid { .. } | Self::Rejected(_) => false,
-            Self::Busy { .. } | Self::EpochWait(_) | Self::Store(_) | Self::Interrupted(_) | Self::Engine(_) => false,
+            Self::Busy(_) | Self::EpochWait(_) | Self::Store(_) | Self::Interrupted(_) | Self::Engine(_) => false,
         }
     }
 
-    /// Whether a plugin missed the deadline of its call.
     pub(super) fn is_timed_out(&self) -> bool {
         matches!(self, Self::Failed { failure: sandbox::Error::TimedOut { .. }, .. })
     }

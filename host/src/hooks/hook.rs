@@ -159,12 +159,10 @@ impl Hook {
         &self.0.share
     }
 
-    /// What learns of its calls.
     pub(super) fn calls(&self) -> &Calls {
         self.0.calls.get_or_init(|| self.0.observer.calls_of(self.name(), self.plugin().name()))
     }
 
-    /// Writes an error of the plugin to its log.
     pub(super) fn log_error(&self, error: &Error) {
         self.source.log(&*self.0.observer, Level::Error, one_line(&error.to_string()));
     }

@@ -82,7 +82,6 @@ impl Judgement {
         Self { set, operations, view, deadline, steps: steps.into_iter(), facts: Facts::default() }
     }
 
-    /// The hook that is asked next.
     pub(super) fn next(&self) -> Option<&Hook> {
         self.set.hooks().get(self.steps.as_slice().first()?.0)
     }
@@ -103,10 +102,9 @@ impl Judgement {
             Action::Put(value) => (writes + 1, bytes + value.bytes.len()),
             Action::Delete => (writes + 1, bytes),
         });
-        hook.share().history().allows_inline(writes, bytes)
+        hook.share().history.allows_inline(writes, bytes)
     }
 
-    /// Leaves out the next hook.
     pub(super) fn skip(&mut self) {
         self.steps.next();
     }
@@ -119,7 +117,7 @@ impl Judgement {
         let (index, role) = *self.steps.as_slice().first()?;
         let hook = self.set.hooks().get(index)?;
         if left.is_zero() {
-            return Some(Err(Error::Busy { hook: Some(hook.name().to_owned()) }));
+            return Some(Err(Error::Busy(Some(hook.name().to_owned()))));
         }
         let matching = self.operations.iter().enumerate().filter(|(_, operation)| hook.binding().matches(operation));
         let positions: Vec<usize> = matching.map(|(position, _)| position).collect();
@@ -131,7 +129,6 @@ impl Judgement {
         }))
     }
 
-    /// The outcome, once all hooks were asked.
     pub(super) fn finish(self) -> Judged {
         let epoch = self.set.epoch();
         Judged { operations: self.operations, reads: self.facts.into_preconditions(), epoch }
@@ -157,7 +154,7 @@ impl Judgement {
         let memory_bytes = outcome.memory_bytes;
         if is_inline && outcome.has_met_limit {
             span.record("result", "stopped");
-            hook.share().history().record_interrupted();
+            hook.share().history.record_interrupted();
             return None;
         }
         let answer = self.read(hook, positions, outcome);
@@ -167,7 +164,7 @@ impl Judgement {
         let is_timed_out = answer.as_ref().is_err_and(Error::is_timed_out);
         if !is_timed_out || left >= hook.limits.deadline.min(TELLING) {
             let has_failed = answer.as_ref().is_err_and(Error::is_plugin_failure);
-            hook.share().history().record(started_at.elapsed(), has_failed);
+            hook.share().history.record(started_at.elapsed(), has_failed);
         }
         if let Err(error) = &answer
             && error.is_plugin_failure()
@@ -178,7 +175,6 @@ impl Judgement {
         Some(answer)
     }
 
-    /// Translates the outcome of a call.
     fn read(&self, hook: &Hook, positions: &[usize], outcome: CallOutcome<Reads>) -> Answer {
         // An answer that was found while the storage failed does not count, whatever it is.
         let has_read = !outcome.reads.is_empty();
@@ -228,7 +224,6 @@ fn applied(hook: &Hook, answer: Answer) -> Answer {
     }
 }
 
-/// A write as the plugin sees it.
 fn as_write(operation: &Operation) -> wit::Write<'_> {
     let (content_type, value) = match &operation.action {
         Action::Put(value) => (value.content_type.as_str(), Some(&*value.bytes)),

@@ -3,13 +3,13 @@
 //! # Problem
 //!
 //! Users say in code what a valid value is, or rewrite it, once for all clients and nodes. Their code runs in the middle of a
-//! write, on nodes that serve everybody else. And its verdict must still be true when the write commits, although the store,
-//! and the hooks themselves, change meanwhile.
+//! write, on nodes that serve everybody else. And its verdict must still be true when the write commits, although the store
+//! and the hooks change meanwhile.
 //!
 //! # Approach
 //!
-//! A [`Binding`] names a plugin, the writes it judges, its configuration and its limits. With the compiled [`Plugin`] it is a
-//! [`Hook`]. The hooks in force at one epoch are an immutable [`Set`]; [`Active`] holds the current one. A request takes five
+//! A [`Binding`] names a plugin, the writes it judges, its configuration and its limits. With the compiled [`Plugin`] the
+//! [`Runtime`] makes a [`Hook`] of it. The hooks in force at one epoch are an immutable [`Set`]; [`Active`] holds the current one. A request takes five
 //! steps:
 //!
 //! 1. *Match* (`pipeline`): a request that no hook matches passes at once, without leaving its thread.
@@ -19,16 +19,6 @@
 //!    Transformers come first, in order, then validators.
 //! 4. *Check* the answer, and act on it as the binding's mode and `on_failure` say.
 //! 5. *Finish*: the operations with their new values, the reads of all hooks as preconditions, and the epoch of the set.
-//!
-//! Files use only files further down:
-//!
-//! ```text
-//! pipeline       the way of a request
-//! judge          one judgement, hook by hook
-//! set            the hooks in force
-//! hook           compiling plugins, making hooks
-//! scheduler, binding, view, record, error
-//! ```
 //!
 //! # Guarantees
 //!

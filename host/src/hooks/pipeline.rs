@@ -55,9 +55,8 @@ impl Pipeline {
         self.ask_all(judgement, deadline, &request).instrument(names::hooks_span()).await
     }
 
-    /// Asks the hooks one by one.
     async fn ask_all(&self, mut judgement: Judgement, deadline: Instant, request: &Span) -> Result<Judged, Error> {
-        let _place = self.scheduler.enqueue().ok_or(Error::Busy { hook: None })?;
+        let _place = self.scheduler.enqueue().ok_or(Error::Busy(None))?;
         while let Some(hook) = judgement.next() {
             let Some(turn) = turn_of(hook, deadline).await? else {
                 tracing::debug!(hook = hook.name(), "no room for the hook; left out");
@@ -65,7 +64,7 @@ impl Pipeline {
                 continue;
             };
             let thread = hook.share().thread();
-            let room = self.scheduler.room(&thread, deadline).await.ok_or(Error::Busy { hook: None })?;
+            let room = self.scheduler.room(&thread, deadline).await.ok_or(Error::Busy(None))?;
             if !thread.is_background()
                 && judgement.allows_inline()
                 && let Some(answer) = guard(|| judgement.step(true))?
@@ -97,7 +96,7 @@ async fn turn_of(hook: &Hook, deadline: Instant) -> Result<Option<OwnedSemaphore
     match hook.share().turn(until).await {
         Some(turn) => Ok(Some(turn)),
         None if can_skip && Instant::now() < deadline => Ok(None),
-        None => Err(Error::Busy { hook: Some(hook.name().to_owned()) }),
+        None => Err(Error::Busy(Some(hook.name().to_owned()))),
     }
 }
 
@@ -125,7 +124,7 @@ async fn ask_on(
             answered?;
             drop(turn.take());
             let share = judgement.next().map(Hook::share);
-            turn = share.filter(|share| share.history().is_slow() == is_background).and_then(Share::try_turn);
+            turn = share.filter(|share| share.history.is_slow() == is_background).and_then(Share::try_turn);
         }
         Ok(judgement)
     };

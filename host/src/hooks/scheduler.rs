@@ -94,8 +94,8 @@ pub(super) struct Share {
     /// One permit per running call.
     permits: Arc<Semaphore>,
     /// One permit per write that waits for a turn.
-    queue: Arc<Semaphore>,
-    history: History,
+    queue: Semaphore,
+    pub(super) history: History,
     background: Arc<ThreadPool>,
 }
 
@@ -104,7 +104,6 @@ impl Thread {
         matches!(self, Self::Background(_))
     }
 
-    /// Runs calls on it.
     pub(super) fn spawn(self, calls: impl FnOnce() + Send + 'static) {
         match self {
             Self::Blocking => drop(tokio::task::spawn_blocking(calls)),
@@ -145,15 +144,10 @@ impl Share {
         Self {
             max,
             permits: Arc::new(Semaphore::new(max as usize)),
-            queue: Arc::new(Semaphore::new(limits::PLUGIN_QUEUE_MAX / 2)),
+            queue: Semaphore::new(limits::PLUGIN_QUEUE_MAX / 2),
             history: History::new(),
             background,
         }
-    }
-
-    /// The history of the hook's calls.
-    pub(super) fn history(&self) -> &History {
-        &self.history
     }
 
     /// Where the next call runs, unless it may run inline.
@@ -171,25 +165,24 @@ impl Share {
 
     /// Waits for a turn. `None`: there was none by then, or too many writes wait already.
     pub(super) async fn turn(&self, until: Instant) -> Option<OwnedSemaphorePermit> {
-        timeout_at(until.into(), self.wait_for_turn()).await.ok()?
-    }
-
-    async fn wait_for_turn(&self) -> Option<OwnedSemaphorePermit> {
-        let _place = Arc::clone(&self.queue).try_acquire_owned().ok()?;
-        loop {
-            let needed = self.permits_per_call();
-            let permits = Arc::clone(&self.permits).acquire_many_owned(needed).await.ok()?;
-            // The hook may have begun to fail while this write waited, and then needs more.
-            if self.permits_per_call() > needed {
-                continue;
+        let turn = async {
+            let _place = self.queue.try_acquire().ok()?;
+            loop {
+                let needed = self.permits_per_call();
+                let permits = Arc::clone(&self.permits).acquire_many_owned(needed).await.ok()?;
+                // The hook may have begun to fail while this write waited, and then needs more.
+                if self.permits_per_call() > needed {
+                    continue;
+                }
+                let backoff = self.history.backoff();
+                if !backoff.is_zero() {
+                    // All others wait behind this one.
+                    sleep(backoff).await;
+                }
+                return Some(permits);
             }
-            let backoff = self.history.backoff();
-            if !backoff.is_zero() {
-                // All others wait behind this one.
-                sleep(backoff).await;
-            }
-            return Some(permits);
-        }
+        };
+        timeout_at(until.into(), turn).await.ok()?
     }
 
     /// All permits while the hook is failing, so that its calls run one at a time.
@@ -222,7 +215,6 @@ impl History {
         }
     }
 
-    /// Whether a call with this many writes and bytes may run inline.
     pub(super) fn allows_inline(&self, writes: usize, bytes: usize) -> bool {
         writes <= INLINE_WRITES_MAX && bytes <= INLINE_BYTES_MAX && self.credit.load(Ordering::Relaxed) > 0
     }
@@ -245,7 +237,6 @@ impl History {
         Duration::from_micros(self.backoff_until_us.load(Ordering::Relaxed)).saturating_sub(self.since.elapsed())
     }
 
-    /// Records the end of a call.
     pub(super) fn record(&self, took: Duration, has_failed: bool) {
         if has_failed && took >= SLOW {
             let before = self.slow_failures.load(Ordering::Relaxed).min(BACKOFF_FACTOR_MAX);
@@ -264,7 +255,6 @@ impl History {
         self.earn(if took <= SHORT { 1 } else { -LONG_COST });
     }
 
-    /// Records that an inline call was interrupted.
     pub(super) fn record_interrupted(&self) {
         self.earn(-INTERRUPT_COST);
     }

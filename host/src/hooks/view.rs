@@ -23,14 +23,12 @@ pub trait View: Send + Sync {
 /// The node's storage could not answer a read.
 #[derive(Debug, thiserror::Error)]
 #[error("the node's storage cannot be read")]
-pub struct ViewError {
-    source: Box<dyn std::error::Error + Send + Sync>,
-}
+pub struct ViewError(#[source] Box<dyn std::error::Error + Send + Sync>);
 
 impl ViewError {
     /// Wraps the error of the storage.
     pub fn new(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        Self { source: source.into() }
+        Self(source.into())
     }
 }
 
@@ -90,12 +88,10 @@ impl HostReads for Reads {
 }
 
 impl Reads {
-    /// The reads of a call.
     pub(super) fn of(view: Arc<dyn View>) -> Self {
         Self { view: Some(view), ..Self::default() }
     }
 
-    /// Whether the call has read anything.
     pub(super) fn is_empty(&self) -> bool {
         self.count == 0
     }
@@ -137,7 +133,6 @@ pub(super) struct Facts {
     ranges: HashMap<(String, String, u32), RangeDigest>,
 }
 
-/// A fact about a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Seen {
     Exists,

@@ -27,10 +27,8 @@ const MAGIC: &[u8; 8] = b"brinkc\0\x01";
 /// Length of the magic and the checksum, which precede the code.
 const HEADER_BYTES: usize = MAGIC.len() + 32;
 
-/// File extension of entries.
 const EXTENSION: &str = "compiled";
 
-/// A folder of compiled code.
 pub(super) struct Cache {
     dir: PathBuf,
     /// Digest of the engine's version and settings.

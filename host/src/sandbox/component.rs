@@ -12,14 +12,7 @@ use crate::limits;
 
 const HOOKS_PREFIX: &str = "brink:hooks/";
 
-/// A page of linear memory.
 const PAGE_BYTES: u64 = 64 * 1024;
-
-/// The first bytes of every component: the magic of WebAssembly, then version 13 of layer 1.
-const COMPONENT_PREAMBLE: &[u8] = b"\0asm\x0d\0\x01\0";
-
-/// The first bytes of every core module.
-const MODULE_PREAMBLE: &[u8] = b"\0asm\x01\0\0\0";
 
 /// A compiled component with its imports linked, ready to be instantiated.
 pub(super) struct LinkedComponent<R: 'static> {
@@ -37,7 +30,6 @@ pub enum Role {
     Validator,
 }
 
-/// Where the exports of a plugin are.
 pub(super) struct Exports {
     pub(super) configuration: configuration::GuestIndices,
     pub(super) validator: Option<validator::GuestIndices>,
@@ -70,24 +62,20 @@ impl<R: HostReads> LinkedComponent<R> {
 }
 
 /// Checks that bytes begin like a component. An error says what they are instead.
-pub(super) fn check_preamble(bytes: &[u8]) -> Result<(), String> {
-    if bytes.starts_with(COMPONENT_PREAMBLE) {
-        return Ok(());
-    }
-    if bytes.starts_with(MODULE_PREAMBLE) {
-        let advice = "it is a core module; build for `wasm32-wasip2`, or wrap it with `wasm-tools component new`";
-        return Err(advice.to_owned());
-    }
-    if bytes.starts_with(b"\0asm") {
-        return Err("it is WebAssembly of a version this node does not know".to_owned());
-    }
-    if bytes.trim_ascii_start().starts_with(b"(") {
-        return Err("it looks like WebAssembly text; translate it to binary first".to_owned());
-    }
-    match bytes.is_empty() {
-        true => Err("it is empty".to_owned()),
-        false => Err("it does not start like WebAssembly".to_owned()),
-    }
+pub(super) fn check_preamble(bytes: &[u8]) -> Result<(), &'static str> {
+    Err(match bytes {
+        // Version 13 of layer 1.
+        [b'\0', b'a', b's', b'm', 13, 0, 1, 0, ..] => return Ok(()),
+        [b'\0', b'a', b's', b'm', 1, 0, 0, 0, ..] => {
+            "it is a core module; build for `wasm32-wasip2`, or wrap it with `wasm-tools component new`"
+        }
+        [b'\0', b'a', b's', b'm', ..] => "it is WebAssembly of a version this node does not know",
+        [] => "it is empty",
+        _ if bytes.trim_ascii_start().starts_with(b"(") => {
+            "it looks like WebAssembly text; translate it to binary first"
+        }
+        _ => "it does not start like WebAssembly",
+    })
 }
 
 /// Checks that an instance of the component starts within the limits.
@@ -145,7 +133,7 @@ fn hooks_interface(name: &str) -> Result<Option<&str>, Mismatch> {
     let Some(rest) = name.strip_prefix(HOOKS_PREFIX) else { return Ok(None) };
     let (interface, version) = rest.split_once('@').unwrap_or((rest, "none"));
     if version != HOOKS_VERSION {
-        return Err(Mismatch::Version { found: version.to_owned(), supported: HOOKS_VERSION.to_owned() });
+        return Err(Mismatch::Version(version.to_owned()));
     }
     Ok(Some(interface))
 }

@@ -37,7 +37,6 @@ const TABLE_KEEP_RESIDENT_BYTES: usize = 16 << 10;
 /// wasmtime's own data of one instance, without its memory. The largest language runtimes need about one MiB.
 const INSTANCE_METADATA_BYTES_MAX: usize = 8 << 20;
 
-/// Instances that may run at once in the background.
 const BACKGROUND_INSTANCES_MAX: usize = limits::PLUGIN_INSTANCES_MAX / INSTANCES_PER_CORE;
 
 /// Instances that may run at once. An ended instance returns its slots a moment later, hence a few to spare.

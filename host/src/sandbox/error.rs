@@ -1,6 +1,7 @@
 //! How a component is refused, and how a guest fails.
 
 use super::bindings::HOOKS_VERSION;
+use crate::limits::PLUGIN_BYTES_MAX;
 
 /// How a guest or its component failed, as a predicate: the message begins with a verb, and its reader adds who failed.
 #[derive(Debug, thiserror::Error, strum::IntoStaticStr)]
@@ -13,13 +14,8 @@ pub enum Error {
     #[error("does not fit brink:hooks: {0}")]
     WorldMismatch(Mismatch),
     /// The component is larger than a node accepts.
-    #[error("has {found_bytes} bytes; at most {limit_bytes} are allowed")]
-    TooLarge {
-        /// Its size.
-        found_bytes: usize,
-        /// [`crate::limits::PLUGIN_BYTES_MAX`].
-        limit_bytes: usize,
-    },
+    #[error("has {0} bytes; at most {PLUGIN_BYTES_MAX} are allowed")]
+    TooLarge(usize),
     /// The guest refused its configuration.
     #[error("refuses the configuration{}: {message}", at(.path))]
     ConfigRefused {
@@ -49,11 +45,8 @@ pub enum Error {
         limit: usize,
     },
     /// The guest returned, or passed to the host, more than it may.
-    #[error("passed more than {limit_bytes} bytes to the host in one call")]
-    OutputLimit {
-        /// How much it may pass.
-        limit_bytes: usize,
-    },
+    #[error("passed more than {0} bytes to the host in one call")]
+    OutputLimit(usize),
     /// All instances that may run at once are running.
     #[error("cannot start: too many instances are running")]
     Busy,
@@ -80,13 +73,8 @@ pub enum Mismatch {
     #[error("it imports `{0}`; plugins may import only `store` and `log` of brink:hooks, and WASI")]
     Import(String),
     /// It was built for another version of the interface.
-    #[error("it was built for brink:hooks@{found}; this node serves {supported}")]
-    Version {
-        /// The version it names.
-        found: String,
-        /// The versions this node serves.
-        supported: String,
-    },
+    #[error("it was built for brink:hooks@{0}; this node serves {HOOKS_VERSION}")]
+    Version(String),
     /// A function or type differs from the interface; says which, and how.
     #[error("{0}")]
     Signature(String),
@@ -113,14 +101,14 @@ impl Error {
     pub fn is_guest_failure(&self) -> bool {
         match self {
             Self::TimedOut { .. } | Self::Trapped(_) | Self::MemoryLimit { .. } => true,
-            Self::OutputLimit { .. } | Self::ConfigRefused { .. } => true,
-            Self::NotAComponent(_) | Self::WorldMismatch(_) | Self::TooLarge { .. } | Self::Busy => false,
+            Self::OutputLimit(_) | Self::ConfigRefused { .. } => true,
+            Self::NotAComponent(_) | Self::WorldMismatch(_) | Self::TooLarge(_) | Self::Busy => false,
         }
     }
 
     /// Whether a call met one of its limits.
     pub fn is_limit(&self) -> bool {
-        matches!(self, Self::TimedOut { .. } | Self::MemoryLimit { .. } | Self::OutputLimit { .. })
+        matches!(self, Self::TimedOut { .. } | Self::MemoryLimit { .. } | Self::OutputLimit(_))
     }
 
     /// One word for metrics and spans.
@@ -129,7 +117,6 @@ impl Error {
     }
 }
 
-/// " at `path`", or nothing for the whole.
 fn at(path: &str) -> String {
     if path.is_empty() { String::new() } else { format!(" at `{path}`") }
 }

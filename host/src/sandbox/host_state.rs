@@ -26,7 +26,6 @@ pub trait HostReads: Default + Send + 'static {
     fn list(&mut self, start: &str, end: &str, limit: u32) -> Result<Vec<String>, ReadError>;
 }
 
-/// What the host keeps beside one instance.
 pub(super) struct HostState<R> {
     pub(super) lines: Lines,
     pub(super) random: Random,
@@ -39,7 +38,7 @@ pub(super) struct HostState<R> {
 impl<R: HostReads> HostState<R> {
     pub(super) fn new(limits: CallLimits, random_seed: u64) -> Self {
         Self {
-            lines: Lines::new(),
+            lines: Lines::default(),
             random: Random(random_seed),
             has_handles: false,
             limiter: Limiter::new(limits.memory_bytes),
@@ -49,7 +48,7 @@ impl<R: HostReads> HostState<R> {
 
     /// Prepares the state for another call of a reset instance. `false`: the instance has more memory than the call may have.
     pub(super) fn renew(&mut self, limits: CallLimits, random_seed: u64) -> bool {
-        self.lines = Lines::new();
+        self.lines = Lines::default();
         self.random = Random(random_seed);
         self.limiter.renew(limits.memory_bytes)
     }
@@ -80,7 +79,6 @@ impl Random {
     }
 }
 
-/// Adds the interfaces of `brink:hooks` that plugins import.
 pub(super) fn add_to_linker<R: HostReads>(linker: &mut Linker<HostState<R>>) -> wasmtime::Result<()> {
     types::add_to_linker::<_, HasSelf<HostState<R>>>(linker, |state| state)?;
     store::add_to_linker::<_, HasSelf<HostState<R>>>(linker, |state| state)?;

@@ -8,7 +8,7 @@ use super::engine::Engine;
 use super::error::Error;
 use super::host_state::{HostReads, HostState};
 use super::instance::{Instance, Pool};
-use super::limiter::{CallLimits, Refused};
+use super::limiter::CallLimits;
 use super::lines::{LogSource, cut, one_line};
 use super::wasi::Exit;
 use crate::limits;
@@ -23,7 +23,6 @@ pub(super) struct Target<'a, R: 'static> {
     pub(super) component: &'a LinkedComponent<R>,
     /// Reset instances; `None` if the component's instances cannot be reset.
     pub(super) pool: Option<&'a Pool<R>>,
-    /// Whose log lines they write.
     pub(super) source: &'a LogSource,
     pub(super) random_seed: u64,
 }
@@ -102,7 +101,6 @@ impl<R: HostReads> Invocation<'_, R> {
         Ok(())
     }
 
-    /// Gives the guest its configuration, as JSON text.
     pub(super) fn configure(&mut self, config: &str) -> Result<(), Error> {
         let configuration = &self.component.exports.configuration;
         let answer = self.step(|store, raw| configuration.load(&mut *store, raw)?.call_configure(store, config))?;
@@ -142,7 +140,6 @@ impl<R: HostReads> Invocation<'_, R> {
         std::mem::take(&mut self.instance.store.data_mut().reads)
     }
 
-    /// The memory of the instance, in bytes.
     pub(super) fn memory_bytes(&self) -> usize {
         self.instance.store.data().limiter.memory_bytes()
     }
@@ -180,12 +177,12 @@ fn explain<R: HostReads>(error: &wasmtime::Error, limits: CallLimits, state: &mu
     if error.is::<PoolConcurrencyLimitError>() {
         return Error::Busy;
     }
-    if let Some(Refused { what, asked, limit }) = state.limiter.refused() {
-        return Error::MemoryLimit { what, asked, limit };
+    if let Some(error) = state.limiter.refused() {
+        return error;
     }
     let reason = format!("{error:#}");
     if reason.contains(FUEL_EXHAUSTED) {
-        return Error::OutputLimit { limit_bytes: limits.output_bytes };
+        return Error::OutputLimit(limits.output_bytes);
     }
     let reason = match trap {
         Some(Trap::UnreachableCodeReached) => "it aborted".to_owned(),

@@ -21,19 +21,6 @@
 //! 4. *Explain* why it stopped, if it did not answer (`invocation`).
 //! 5. *Reset* the instance, to wait for the next call; or drop it (`instance/reset`).
 //!
-//! Files use only files further down:
-//!
-//! ```text
-//! configured                  typed calls; pre-initialization
-//! plugin                      compiling and checking
-//! invocation                  one call within limits
-//! engine                      wasmtime's configuration, threads, cache, clock
-//! instance/                   starting, pre-initializing, resetting, keeping instances
-//! component                   checking and linking
-//! wasi, host_state            what the guest may call
-//! limiter, lines, ticker, cache, threads, error, bindings
-//! ```
-//!
 //! # Guarantees
 //!
 //! - A call is bounded in time (wall clock, stopped by the epoch up to 6 ms late), linear memory and table elements (over all
@@ -41,8 +28,7 @@
 //! - A guest has no clock, network, files, environment or entropy. Of WASI it gets what reveals nothing (see `wasi`).
 //! - No call sees what another call left in memory (see `instance`).
 //! - Compiled code is loaded only from this node's own cache (see `cache`).
-//!
-//! `unsafe` code is in two places: resetting instances (`instance/`), and loading compiled code (`cache`).
+//! - `unsafe` code is in two places: resetting instances (`instance/`), and loading compiled code (`cache`).
 //!
 //! # Failure model
 //!

@@ -43,9 +43,9 @@ impl<R: HostReads> Plugin<R> {
     /// instance fails to start, the error of that failure; [`Error::Busy`] if too many components are being compiled.
     pub fn compile(engine: &Engine, name: &str, bytes: &[u8]) -> Result<Self, Error> {
         if bytes.len() > limits::PLUGIN_BYTES_MAX {
-            return Err(Error::TooLarge { found_bytes: bytes.len(), limit_bytes: limits::PLUGIN_BYTES_MAX });
+            return Err(Error::TooLarge(bytes.len()));
         }
-        component::check_preamble(bytes).map_err(Error::NotAComponent)?;
+        component::check_preamble(bytes).map_err(|detail| Error::NotAComponent(detail.to_owned()))?;
         let _room = engine.side_room()?;
         let digest = digest(bytes);
         let component = engine.compile(&digest, bytes).map_err(Error::NotAComponent)?;
@@ -59,13 +59,26 @@ impl<R: HostReads> Plugin<R> {
         Self::checked(engine, name, digest.to_owned(), &component).ok()
     }
 
-    /// Checks that a component is a plugin, and that an instance starts.
+    /// Checks that a component is a plugin, and starts an instance: a component that cannot start is refused now, and not at
+    /// the first write.
     fn checked(engine: &Engine, name: &str, digest: String, compiled: &Component) -> Result<Self, Error> {
         component::check_resources(compiled).map_err(Error::WorldMismatch)?;
         let imports = component::check_imports(compiled).map_err(Error::WorldMismatch)?;
         let component = LinkedComponent::new(compiled).map_err(Error::WorldMismatch)?;
         let source = LogSource { hook: String::new(), plugin: name.to_owned(), digest };
-        let (start_time, start_memory_bytes) = try_start(engine, &component, &source)?;
+        let limits = CallLimits {
+            deadline: limits::PLUGIN_CONFIGURE_DEADLINE,
+            memory_bytes: limits::PLUGIN_MEMORY_BYTES_MAX,
+            output_bytes: limits::PLUGIN_OUTPUT_BYTES_MAX,
+            is_provisional: false,
+        };
+        let began = Instant::now();
+        let target = Target { engine, component: &component, pool: None, source: &source, random_seed: 0 };
+        let (start_time, start_memory_bytes) = target.invoke(limits, |invocation| {
+            let start = (began.elapsed(), invocation.memory_bytes());
+            invocation.check_types().map_err(|error| Error::WorldMismatch(component::signature(error)))?;
+            Ok(start)
+        })??;
         Ok(Self(Arc::new(Compiled { source, imports, component, start_time, start_memory_bytes })))
     }
 
@@ -132,25 +145,4 @@ impl<R: 'static> std::fmt::Debug for Plugin<R> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Plugin").field("name", &self.name()).field("digest", &self.digest()).finish_non_exhaustive()
     }
-}
-
-/// Starts an instance, so that a component that cannot start is refused now and not at the first write. Returns how long that
-/// took, and the memory of the instance.
-fn try_start<R: HostReads>(
-    engine: &Engine,
-    component: &LinkedComponent<R>,
-    source: &LogSource,
-) -> Result<(Duration, usize), Error> {
-    let limits = CallLimits {
-        deadline: limits::PLUGIN_CONFIGURE_DEADLINE,
-        memory_bytes: limits::PLUGIN_MEMORY_BYTES_MAX,
-        output_bytes: limits::PLUGIN_OUTPUT_BYTES_MAX,
-        is_provisional: false,
-    };
-    let began = Instant::now();
-    Target { engine, component, pool: None, source, random_seed: 0 }.invoke(limits, |invocation| {
-        let start = (began.elapsed(), invocation.memory_bytes());
-        invocation.check_types().map_err(|error| Error::WorldMismatch(component::signature(error)))?;
-        Ok(start)
-    })?
 }

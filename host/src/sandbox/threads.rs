@@ -42,13 +42,11 @@ thread_local! {
 }
 
 impl<T> PerThread<T> {
-    /// The copy of this thread.
     pub(super) fn mine(&self) -> &T {
         let [first, ..] = &self.0;
         INDEX.with(|index| self.0.get(*index).unwrap_or(first))
     }
 
-    /// All copies.
     pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
         self.0.iter().map(|copy| &**copy)
     }

@@ -34,7 +34,6 @@ pub(super) struct Ticker {
 
 #[derive(Default)]
 struct Shared {
-    /// Number of running calls.
     running: PerThread<AtomicUsize>,
     is_asleep: AtomicBool,
     is_stopped: AtomicBool,
@@ -44,7 +43,6 @@ struct Shared {
 pub(super) struct Running<'a>(&'a AtomicUsize);
 
 impl Ticker {
-    /// Starts the thread.
     pub(super) fn start(engine: &wasmtime::Engine) -> std::io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let thread = thread::Builder::new().name("plugin-ticker".to_owned()).spawn({

@@ -9,13 +9,11 @@ use wasmtime::component::{ComponentNamedList, ComponentType, Lift, LinkerInstanc
 
 use super::host_state::{HostReads, HostState};
 
-/// The prefix of every WASI import.
 pub(super) const PREFIX: &str = "wasi:";
 
 /// Bytes that an output stream offers to take at once.
 const WRITE_BYTES_MAX: u64 = 4 * 1024;
 
-/// The guest called `exit`.
 #[derive(Debug, thiserror::Error)]
 #[error("it called `exit`")]
 pub(super) struct Exit;
@@ -41,7 +39,6 @@ enum StreamError {
 
 type Context<'a, R> = StoreContextMut<'a, HostState<R>>;
 
-/// A handle for the guest.
 fn handle<T: 'static, R: HostReads>(mut context: Context<'_, R>) -> Resource<T> {
     context.data_mut().has_handles = true;
     Resource::new_own(0)

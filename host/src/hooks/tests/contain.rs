@@ -67,12 +67,12 @@ fn an_answer_that_is_too_large_costs_an_error_and_no_memory() {
                 (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 600)))) \
                 (i32.const 2048)";
     let error = outcome(&Wat::transformer(body).with_memory("600"), "{}");
-    assert!(matches!(failure(error), Failure::OutputLimit { limit_bytes: 16_777_216 }));
+    assert!(matches!(failure(error), Failure::OutputLimit(16_777_216)));
     // The same of 16 bytes each is within that, and over what a hook may be given instead.
     let wat = Wat::transformer(&body.replace("33554432", "16")).with_memory("600");
     assert!(matches!(outcome(&wat, "{}"), Error::BadOutput { .. }));
     let error = outcome(&wat, r#"{"output_bytes":4096}"#);
-    assert!(matches!(failure(error), Failure::OutputLimit { limit_bytes: 4_096 }));
+    assert!(matches!(failure(error), Failure::OutputLimit(4_096)));
 }
 
 #[test]

@@ -26,8 +26,6 @@
 //!
 //! In debug builds, which all tests are, every reset compares the whole memory with the initial memory.
 //!
-//! All `unsafe` code of resets is in this folder.
-//!
 //! # Failure model
 //!
 //! A component that cannot be pre-initialized is configured before each call, and one that cannot be reset starts an
@@ -35,9 +33,9 @@
 //!
 //! # Cost
 //!
-//! A reset takes 1 µs, plus copies of the pages that the instance has written to since it started. After a page fault it
-//! takes one more system call. The sandbox's chapter has the cost of the alternatives. A call of a plugin in Python takes
-//! 31 µs instead of 1,200: its memory of 13 MiB need not be mapped and copied anew.
+//! A reset takes 1 µs, plus copies of the pages that the instance has written to since it started, and one more system call
+//! after a page fault. A call of a plugin in Python takes 31 µs instead of 1,200: its memory of 13 MiB need not be mapped and
+//! copied anew.
 
 mod pages;
 mod pool;
@@ -59,7 +57,6 @@ use super::host_state::{HostReads, HostState};
 use super::limiter::CallLimits;
 use super::ticker::Ticker;
 
-/// An instance, and what belongs to it.
 pub(super) struct Instance<R: 'static> {
     pub(super) store: Store<HostState<R>>,
     pub(super) raw: wasmtime::component::Instance,
@@ -67,11 +64,8 @@ pub(super) struct Instance<R: 'static> {
     reset_state: Option<ResetState>,
 }
 
-/// What it takes to reset one instance.
 struct ResetState {
-    /// Restores the globals.
     restore_globals: TypedFunc<(), ()>,
-    /// The whole memory.
     memory: WasmList<u8>,
     /// The chunks of the memory (see `reset`) that the instance has written to since it started, in order.
     written: Vec<usize>,

@@ -18,7 +18,6 @@ use rustix::{ioctl, mm};
 /// Runs of neighbouring pages that one request lists.
 pub(super) const RUNS_MAX: usize = 64;
 
-/// The page map of this process.
 pub(super) struct PageMap(File);
 
 /// A run of neighbouring pages.
@@ -101,13 +100,11 @@ impl Pages {
         self.categories & PAGE_IS_PFNZERO != 0
     }
 
-    /// The addresses of the pages.
     pub(super) fn range(self) -> Range<usize> {
         self.start as usize..self.end as usize
     }
 }
 
-/// Forbids huge pages in a mapping.
 pub(super) fn forbid_huge_pages(range: Range<*const u8>) -> io::Result<()> {
     #[allow(unsafe_code, reason = "Linux offers no other way")]
     // SAFETY: this changes how Linux keeps the memory, and nothing in it.

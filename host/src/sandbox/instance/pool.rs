@@ -22,7 +22,6 @@ impl<R: HostReads> Pool<R> {
         Self { resetter, waiting: PerThread::default() }
     }
 
-    /// The instance that waits for this thread.
     pub(crate) fn take(&self) -> Option<Instance<R>> {
         let mut instance = self.waiting.mine().try_lock()?.take()?;
         if let Some(state) = &mut instance.reset_state {
@@ -44,7 +43,6 @@ impl<R: HostReads> Pool<R> {
         }
     }
 
-    /// Number of instances that wait.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting.iter().filter(|waiting| waiting.lock().is_some()).count()
     }

@@ -1,16 +1,12 @@
 //! Pre-initialization: what `configure` leaves in an instance becomes the initial state of all others.
 //!
-//! # Approach
-//!
 //! `wasmtime-wizer` instruments a component so that its memories and globals can be read from outside. One instance of it is
-//! configured; what it then holds is written into a copy of the component. Instances of the copy start as that instance
-//! was left, and the system maps their memory when they touch it. If possible, the copy is made resettable.
+//! configured; what it then holds is written into a copy of the component. The system maps the memory of its instances when
+//! they touch it. If possible, the copy is made resettable.
 //!
-//! # Guarantees
-//!
-//! A new instance of the copy answers like one that was just configured. All state of WebAssembly is in memories, globals
-//! and tables. A component that could change its tables is refused, and so is an instance that holds handles of WASI, which
-//! end with it.
+//! A new instance of the copy answers like one that was just configured: all state of WebAssembly is in memories, globals and
+//! tables. A component that could change its tables is refused, and so is an instance that holds handles of WASI, which end
+//! with it.
 
 use futures::FutureExt;
 use wasmtime::Store;
@@ -22,16 +18,13 @@ use super::Instance;
 use super::resettable::resettable;
 use crate::limits;
 
-/// A component that is instrumented so that the state of its instances can be read.
 pub(crate) struct Instrumented<'a> {
     wizer: Wizer,
     context: ComponentContext<'a>,
-    /// The bytes of the instrumented component.
     pub(crate) component: Vec<u8>,
 }
 
 impl<'a> Instrumented<'a> {
-    /// Instruments a component. An error says why it cannot be instrumented.
     pub(crate) fn new(component: &'a [u8]) -> Result<Self, String> {
         let mut wizer = Wizer::new();
         // The copy keeps all exports, `configure` included.

@@ -108,7 +108,7 @@ impl Resetter {
             let memory = std::ptr::with_exposed_provenance_mut(memory.start.expose_provenance());
             self.initial.restore(memory, &state.written);
         }
-        debug_assert!(self.initial.is(state.memory.as_le_slice(&instance.store)), "memory is as it was initially");
+        debug_assert!(self.initial == InitialMemory::of(state.memory.as_le_slice(&instance.store)), "it is as it was");
         instance.reset_state = Some(state);
         Ok(true)
     }
@@ -154,6 +154,7 @@ fn memory_of<R: HostReads>(instance: &mut Instance<R>, export: ComponentExportIn
 const CHUNK_BYTES: usize = 4096;
 
 /// The memory of an instance that has just started, in chunks. Chunks of zeros are left out.
+#[derive(PartialEq)]
 pub(super) struct InitialMemory(Vec<Option<Box<[u8; CHUNK_BYTES]>>>);
 
 impl InitialMemory {
@@ -165,16 +166,6 @@ impl InitialMemory {
 
     fn bytes(&self) -> usize {
         self.0.len() * CHUNK_BYTES
-    }
-
-    /// Whether a memory is the same.
-    fn is(&self, memory: &[u8]) -> bool {
-        let (chunks, rest) = memory.as_chunks::<CHUNK_BYTES>();
-        let are_same = |(chunk, own): (&[u8; CHUNK_BYTES], &Option<Box<_>>)| match own {
-            Some(own) => chunk == &**own,
-            None => chunk.iter().all(|byte| *byte == 0),
-        };
-        rest.is_empty() && chunks.len() == self.0.len() && chunks.iter().zip(&self.0).all(are_same)
     }
 
     /// Whether a chunk has other bytes than zeros.

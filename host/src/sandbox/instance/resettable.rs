@@ -1,16 +1,12 @@
 //! Makes a component resettable: adds what restores the globals of an instance and finds its memory.
 //!
-//! # Problem
-//!
-//! The state of a WebAssembly instance is in its memories, globals and tables. A component hides all of them: the host cannot
-//! restore what the component does not export.
-//!
 //! # Approach
 //!
-//! One more core module, the restorer, is instantiated after all others. Their modules export their globals and their memory
-//! under reserved names, and the restorer imports them. When it starts, it saves the globals. The component exports two of its
-//! functions: [`RESTORE_GLOBALS`], and [`MEMORY`], which returns the whole memory as a list, so that the host learns where it
-//! is. The host restores the memory (see `reset`).
+//! A component hides the state of its instances, and the host cannot restore what is not exported. So one more core module, the
+//! restorer, is instantiated after all others. Their modules export their globals and their memory under reserved names, and
+//! the restorer imports them. When it starts, it saves the globals. The component exports two of its functions:
+//! [`RESTORE_GLOBALS`], and [`MEMORY`], which returns the whole memory as a list, so that the host learns where it is. The host
+//! restores the memory (see `reset`).
 //!
 //! # Guarantees
 //!

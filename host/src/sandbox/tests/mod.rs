@@ -248,14 +248,10 @@ impl HostReads for () {
     }
 }
 
-struct Runtime(Engine);
-
-impl Runtime {
-    fn compile(&self, name: &str, bytes: &[u8]) -> Result<Plugin<()>, Error> {
-        Plugin::compile(&self.0, name, bytes)
-    }
+fn engine() -> Engine {
+    Engine::new(Arc::new(()), None).unwrap()
 }
 
-fn runtime() -> Runtime {
-    Runtime(Engine::new(Arc::new(()), None).unwrap())
+fn compile(engine: &Engine, bytes: &[u8]) -> Result<Plugin<()>, Error> {
+    Plugin::compile(engine, "p", bytes)
 }
