@@ -66,11 +66,8 @@ impl Runtime {
         Ok(Self { engine: Arc::new(engine), observer })
     }
 
-    /// Compiles a component and checks that it is a plugin (see [`sandbox::Plugin::compile`]).
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Failed`] says what is wrong with the bytes, or that too many components are being compiled.
+    /// Compiles a component and checks that it is a plugin (see [`sandbox::Plugin::compile`]). [`Error::Failed`] says what is
+    /// wrong with the bytes, or that too many components are being compiled.
     pub fn compile(&self, name: &str, bytes: &[u8]) -> Result<Plugin, Error> {
         Plugin::compile(&self.engine, name, bytes).map_err(|failure| Error::Failed {
             hook: String::new(),
@@ -84,10 +81,8 @@ impl Runtime {
         Plugin::from_cache(&self.engine, name, digest)
     }
 
-    /// Creates a hook for a client: checks the binding, and lets the plugin check its configuration in a new instance.
-    ///
-    /// Runs the plugin, for up to [`PLUGIN_CONFIGURE_DEADLINE`](crate::limits::PLUGIN_CONFIGURE_DEADLINE): call it on a
-    /// blocking thread.
+    /// Creates a hook for a client: checks the binding, and lets the plugin check its configuration in a new instance (see
+    /// [`ConfiguredPlugin::check_config`]): call it on a blocking thread.
     ///
     /// # Errors
     ///
@@ -104,11 +99,8 @@ impl Runtime {
         Ok(hook)
     }
 
-    /// Creates a hook of a binding that was accepted before, on this node or another, without running the plugin.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::BindingInvalid`] or [`Error::PluginMissing`], as for [`Runtime::bind`].
+    /// Creates a hook of a binding that was accepted before, on this node or another, without running the plugin. Fails with
+    /// [`Error::BindingInvalid`] or [`Error::PluginMissing`], as [`Runtime::bind`] does.
     pub fn load(&self, name: &str, mut binding: Binding, plugin: &Plugin) -> Result<Hook, Error> {
         check_name("hook", name)?;
         binding.check()?;

@@ -4,6 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rayon::ThreadPool;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tracing::{Instrument, Span};
 
@@ -11,7 +12,7 @@ use super::binding::{Mode, OnFailure};
 use super::error::Error;
 use super::hook::Hook;
 use super::judge::{Judged, Judgement};
-use super::scheduler::{Scheduler, Share, Thread};
+use super::scheduler::{Scheduler, Share};
 use super::set::Active;
 use super::view::View;
 use crate::storage::command::Operation;
@@ -25,7 +26,7 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// A pipeline for the hooks that are in force at `active`.
+    /// A pipeline for the hooks in force.
     pub fn new(active: Active) -> Self {
         Self { active, scheduler: Scheduler::new() }
     }
@@ -35,11 +36,8 @@ impl Pipeline {
         &self.active
     }
 
-    /// Judges the operations of one request under the hooks in force now. If no hook matches, returns at once.
-    ///
-    /// # Errors
-    ///
-    /// As for [`judge`](super::judge()); [`Error::Busy`] also if too many writes are waiting already.
+    /// Judges the operations of one request under the hooks in force now. If no hook matches, returns at once. Fails as
+    /// [`judge`](super::judge()) does, and with [`Error::Busy`] if too many writes are waiting already.
     pub async fn judge(
         &self,
         operations: Vec<Operation>,
@@ -63,16 +61,16 @@ impl Pipeline {
                 judgement.skip();
                 continue;
             };
-            let thread = hook.share().thread();
-            let room = self.scheduler.room(&thread, deadline).await.ok_or(Error::Busy(None))?;
-            if !thread.is_background()
+            let background = hook.share().background();
+            let room = self.scheduler.room(background.is_some(), deadline).await.ok_or(Error::Busy(None))?;
+            if background.is_none()
                 && judgement.allows_inline()
                 && let Some(answer) = guard(|| judgement.step(true))?
             {
                 answer?;
                 continue;
             }
-            judgement = ask_on(thread, judgement, turn, room, request.clone()).await?;
+            judgement = ask_on(background, judgement, turn, room, request.clone()).await?;
         }
         Ok(judgement.finish())
     }
@@ -100,19 +98,19 @@ async fn turn_of(hook: &Hook, deadline: Instant) -> Result<Option<OwnedSemaphore
     }
 }
 
-/// Asks the next hook on another thread, and the hooks after it as long as they belong there and it is their turn.
+/// Asks the next hook on a background thread or a blocking one, and the hooks after it as long as they belong there and it
+/// is their turn.
 async fn ask_on(
-    thread: Thread,
+    background: Option<Arc<ThreadPool>>,
     mut judgement: Judgement,
     turn: OwnedSemaphorePermit,
     room: OwnedSemaphorePermit,
     request: Span,
 ) -> Result<Judgement, Error> {
-    let is_background = thread.is_background();
+    let is_background = background.is_some();
     let (span, trace_id) = (Span::current(), request_trace_id());
     let ask = move || {
-        // Both: a log line looks for its trace id in the spans that its thread has entered, and the inner one may be hidden
-        // from the log.
+        // Both: a log line finds its trace id in the spans that its thread has entered, and the inner one may be hidden from it.
         let _request = request.enter();
         let _span = span.enter();
         // Held by this thread, not by the waiting task: a client that goes away must not free room that is in use.
@@ -130,7 +128,11 @@ async fn ask_on(
     };
     let ask = move || within_request_sync(trace_id, || guard(ask).and_then(|judgement| judgement));
     let (done, answer) = oneshot::channel();
-    thread.spawn(move || drop(done.send(ask())));
+    let calls = move || drop(done.send(ask()));
+    match background {
+        Some(threads) => threads.spawn(calls),
+        None => drop(tokio::task::spawn_blocking(calls)),
+    }
     answer.await.unwrap_or_else(|_| Err(Error::Interrupted("the node is stopping")))
 }
 

@@ -1,7 +1,6 @@
 //! What plugins did on this node: their last log lines, and figures of their calls.
 //!
-//! Both are bounded, and end with the process: newer lines replace older ones, and figures begin at zero when the node starts.
-//! The node's log and its metrics have the same permanently.
+//! Both are bounded, and end with the process. The node's log and its metrics have the same permanently.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};

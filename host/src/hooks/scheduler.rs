@@ -10,9 +10,8 @@
 //! | took 1 ms or more on average | on a *background thread*, which yields to the threads that serve |
 //! | the last one failed after 1 ms or more | on a background thread, one at a time, after a *backoff* |
 //!
-//! **Inline** saves handing the call to another thread and back, which takes several times as long as a short call. Each
-//! short call earns one credit, and others cost credit. A call that does not end in time is interrupted and repeated on a
-//! blocking thread. The repetition cannot be noticed: no call has effects, or sees what another left. An interruption costs the
+//! **Inline** saves handing the call to another thread and back, which takes several times as long as a short call. Each short
+//! call earns one credit, and others cost credit. A call that does not end in time is repeated on a blocking thread. The repetition cannot be noticed: no call has effects, or sees what another left. An interruption costs the
 //! credit of [`INTERRUPT_COST`] short calls, so a plugin that alternates between short and long calls cannot occupy the async
 //! threads for longer than a plugin that is always fast.
 //!
@@ -68,14 +67,6 @@ const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// Weight of the newest call in the average: one in this many.
 const AVERAGE_OVER: u64 = 8;
 
-/// A thread to run calls on, other than the one that handles the request.
-pub(super) enum Thread {
-    /// A thread that may block.
-    Blocking,
-    /// A thread that yields to the threads that serve.
-    Background(Arc<ThreadPool>),
-}
-
 /// The room of a node for calls. Cheap to clone; all clones share the same room.
 #[derive(Clone)]
 pub(super) struct Scheduler {
@@ -99,19 +90,6 @@ pub(super) struct Share {
     background: Arc<ThreadPool>,
 }
 
-impl Thread {
-    pub(super) fn is_background(&self) -> bool {
-        matches!(self, Self::Background(_))
-    }
-
-    pub(super) fn spawn(self, calls: impl FnOnce() + Send + 'static) {
-        match self {
-            Self::Blocking => drop(tokio::task::spawn_blocking(calls)),
-            Self::Background(threads) => threads.spawn(calls),
-        }
-    }
-}
-
 impl Scheduler {
     pub(super) fn new() -> Self {
         Self {
@@ -127,11 +105,8 @@ impl Scheduler {
     }
 
     /// Waits for the room of one call on the node. `None`: there was none until the deadline.
-    pub(super) async fn room(&self, thread: &Thread, deadline: Instant) -> Option<OwnedSemaphorePermit> {
-        let room = match thread {
-            Thread::Blocking => &self.room,
-            Thread::Background(_) => &self.background_room,
-        };
+    pub(super) async fn room(&self, is_background: bool, deadline: Instant) -> Option<OwnedSemaphorePermit> {
+        let room = if is_background { &self.background_room } else { &self.room };
         timeout_at(deadline.into(), Arc::clone(room).acquire_owned()).await.ok()?.ok()
     }
 }
@@ -150,9 +125,9 @@ impl Share {
         }
     }
 
-    /// Where the next call runs, unless it may run inline.
-    pub(super) fn thread(&self) -> Thread {
-        if self.history.is_slow() { Thread::Background(Arc::clone(&self.background)) } else { Thread::Blocking }
+    /// The threads of background calls, if the next call is one.
+    pub(super) fn background(&self) -> Option<Arc<ThreadPool>> {
+        self.history.is_slow().then(|| Arc::clone(&self.background))
     }
 
     /// Takes a turn, if there is one now: room for one call in the hook's share, given back when it is dropped.

@@ -39,9 +39,7 @@ impl Set {
     }
 }
 
-/// The set in force on a node. Cheap to clone; all clones see the same.
-///
-/// The default has no hooks, at epoch 0.
+/// The set in force on a node; at first without hooks, at epoch 0. Cheap to clone; all clones see the same.
 #[derive(Debug, Clone, Default)]
 pub struct Active(Arc<watch::Sender<Arc<Set>>>);
 
@@ -68,11 +66,7 @@ impl Active {
         });
     }
 
-    /// Waits until a set of this epoch or a later one is in force.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::EpochWait`] if that has not happened by the deadline.
+    /// Waits until a set of this epoch or a later one is in force; fails with [`Error::EpochWait`] at the deadline.
     pub async fn wait_for(&self, epoch: u64, deadline: Instant) -> Result<Arc<Set>, Error> {
         let mut receiver = self.0.subscribe();
         let waited = tokio::time::timeout_at(deadline.into(), receiver.wait_for(|set| set.epoch >= epoch)).await;

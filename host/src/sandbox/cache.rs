@@ -1,7 +1,5 @@
 //! Compiled code on disk, so that a node that starts again does not compile again.
 //!
-//! # Guarantees
-//!
 //! - An entry is loaded only by an engine with the version and settings of the one that wrote it: its name contains a
 //!   digest of both, next to the digest of its source.
 //! - An entry is loaded only if it is complete: its header has a checksum (SHA-256), because wasmtime runs what it is given.
@@ -56,7 +54,7 @@ impl Cache {
             unsafe_code,
             reason = "the cache vouches for the code: this node wrote it, by an engine with these settings"
         )]
-        // SAFETY: `store` serialized the code, and `get` has checked that it is complete. Only its owner can write to the folder.
+        // SAFETY: `store` serialized the code, and `get` has checked that it is complete. Only this user can write to the folder.
         let component = unsafe { Component::deserialize(engine, code) };
         component.map_err(|error| tracing::warn!(error = format!("{error:#}"), "compiled code cannot be used")).ok()
     }

@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 use sha2::{Digest, Sha256};
 use wasmtime::component::Component;
 
-use super::bindings::brink::hooks::types::{Rejection, Replacement, Write};
+use super::bindings::brink::hooks::types::Write;
 use super::component::{LinkedComponent, Role, check_resources};
 use super::engine::Engine;
 use super::error::Error;
 use super::host_state::HostReads;
 use super::instance::{Instrumented, Pool, Resetter};
-use super::invocation::{Invocation, Target};
+use super::invocation::{CallOutcome, Invocation, Target};
 use super::limiter::CallLimits;
 use super::lines::LogSource;
 use super::plugin::Plugin;
@@ -49,18 +49,6 @@ struct PreInitialized<R: 'static> {
     pool: Result<Pool<R>, String>,
 }
 
-/// The outcome of one call.
-pub struct CallOutcome<R> {
-    /// What the guest answered, or how it failed. A validator gives no new values.
-    pub answer: Result<Result<Vec<Replacement>, Rejection>, Error>,
-    /// The reads as the guest left them.
-    pub reads: R,
-    /// The linear memory of the instance, in bytes; 0 if it did not start.
-    pub memory_bytes: usize,
-    /// Whether a limit was met. The answer may then differ from that of a call with more.
-    pub has_met_limit: bool,
-}
-
 impl<R: HostReads> ConfiguredPlugin<R> {
     /// The plugin of a hook, whose calls have these limits unless they say otherwise. `config` is JSON text.
     pub fn new(engine: Arc<Engine>, plugin: Plugin<R>, hook: &str, config: String, limits: CallLimits) -> Self {
@@ -79,16 +67,7 @@ impl<R: HostReads> ConfiguredPlugin<R> {
 
     /// Asks the plugin about writes. If it does not have the role, it accepts everything and changes nothing.
     pub fn call(&self, role: Role, limits: CallLimits, reads: R, writes: &[Write<'_>]) -> CallOutcome<R> {
-        let outcome = self.with_configured(limits, |invocation| {
-            invocation.allow_reads(reads);
-            let answer = invocation.ask(role, writes);
-            CallOutcome {
-                answer,
-                reads: invocation.take_reads(),
-                memory_bytes: invocation.memory_bytes(),
-                has_met_limit: invocation.has_met_limit(),
-            }
-        });
+        let outcome = self.with_configured(limits, |invocation| invocation.call(role, reads, writes));
         outcome.unwrap_or_else(|error| CallOutcome {
             has_met_limit: error.is_limit(),
             answer: Err(error),
@@ -99,11 +78,8 @@ impl<R: HostReads> ConfiguredPlugin<R> {
 
     /// Lets the plugin check its configuration in a new instance, and returns how long that took.
     ///
-    /// Runs for up to [`limits::PLUGIN_CONFIGURE_DEADLINE`]: call it on a blocking thread.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::ConfigRefused`] with the plugin's own words, [`Error::Busy`], or how the plugin failed.
+    /// Runs for up to [`limits::PLUGIN_CONFIGURE_DEADLINE`]: call it on a blocking thread. Fails with [`Error::ConfigRefused`]
+    /// (the plugin's own words), [`Error::Busy`], or how the plugin failed.
     pub fn check_config(&self) -> Result<Duration, Error> {
         let _room = self.engine.side_room()?;
         let limits = CallLimits { deadline: limits::PLUGIN_CONFIGURE_DEADLINE, ..self.limits };
@@ -114,18 +90,11 @@ impl<R: HostReads> ConfiguredPlugin<R> {
     }
 
     /// Provides an instance as a call does, without a call: to measure what that costs.
-    ///
-    /// # Errors
-    ///
-    /// How the plugin failed, or [`Error::Busy`].
     pub fn provide_instance(&self, limits: CallLimits) -> Result<(), Error> {
         self.with_configured(limits, |_| ())
     }
 
-    /// Pre-initializes the plugin from its component, unless that has been tried before. Its instances start configured
-    /// from then on.
-    ///
-    /// Takes seconds if the component is large: call it on a blocking thread, away from requests.
+    /// Pre-initializes the plugin from its component, unless that has been tried before. Takes seconds if the component is large: call it on a blocking thread, away from requests.
     pub fn pre_initialize(&self, component: &[u8]) {
         self.pre_initialized.get_or_init(|| {
             let key = self.cache_key();
@@ -149,10 +118,8 @@ impl<R: HostReads> ConfiguredPlugin<R> {
         self.pre_initialized.get().map(|result| result.as_ref().map(drop).map_err(String::as_str))
     }
 
-    /// Number of reset instances that wait for calls. An error says why instances cannot be reset, so that each call starts a
-    /// new one.
-    ///
-    /// It is 0 after a call whose instance was dropped (see `sandbox::instance`).
+    /// Number of reset instances that wait for calls: 0 after a call whose instance was dropped (see `sandbox::instance`). An
+    /// error says why instances cannot be reset, so that each call starts a new one.
     pub fn waiting(&self) -> Result<usize, &str> {
         match self.pre_initialized.get() {
             Some(Ok(pre_initialized)) => pre_initialized.pool.as_ref().map(Pool::waiting).map_err(String::as_str),
@@ -203,7 +170,6 @@ impl<R: HostReads> ConfiguredPlugin<R> {
         Ok(Pool::new(resetter.map_err(|error| format!("it {error}"))??))
     }
 
-    /// Lets `ask` use a configured instance.
     fn with_configured<T>(
         &self,
         limits: CallLimits,

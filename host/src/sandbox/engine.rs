@@ -23,8 +23,7 @@ use crate::limits;
 /// Instances that run at once, per core. More than one, because guests may wait for reads.
 const INSTANCES_PER_CORE: usize = 4;
 
-/// Virtual address space of one linear memory, so that bounds checks are page faults and a memory never moves when it
-/// grows.
+/// Address space of one linear memory, so that bounds checks are page faults and a memory never moves when it grows.
 const MEMORY_RESERVATION_BYTES: u64 = 4 << 30;
 
 /// Bytes of an ended instance's memory that are zeroed and kept instead of returned to the system. Small instances then
@@ -73,10 +72,8 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Sets up the engine. Fails if the machine cannot run it.
-    ///
-    /// Instances come from a pool that reserves address space (no memory) for all of them. Where the system denies that
-    /// much (`ulimit -v`), instances are allocated one by one, which is slower, and a warning says so.
+    /// Sets up the engine. Fails if the machine cannot run it. Where the system denies the address space that the pool of
+    /// instances reserves (`ulimit -v`), instances are allocated one by one, which is slower, and a warning says so.
     ///
     /// A node gives a folder for compiled code, where the next process finds it, and its compilers and background threads
     /// yield to the threads that serve. A folder that cannot be used is reported, and the node does without.
@@ -196,8 +193,7 @@ fn pool() -> InstanceAllocationStrategy {
         .table_elements(limits::PLUGIN_TABLE_ELEMENTS_MAX)
         .max_component_instance_size(INSTANCE_METADATA_BYTES_MAX)
         .max_core_instance_size(INSTANCE_METADATA_BYTES_MAX)
-        // The limiter of each instance enforces the limit, and can say which one was met. The pool's own is the size of a
-        // slot.
+        // The limiter of each instance enforces the limit, and can say which one was met. This is the size of a slot.
         .max_memory_size(MEMORY_RESERVATION_BYTES as usize)
         .linear_memory_keep_resident(MEMORY_KEEP_RESIDENT_BYTES)
         .table_keep_resident(TABLE_KEEP_RESIDENT_BYTES)

@@ -17,6 +17,18 @@ use crate::limits;
 /// to do; a test fails if it changes.
 const FUEL_EXHAUSTED: &str = "fuel allocated for hostcalls has been exhausted";
 
+/// The outcome of one call.
+pub struct CallOutcome<R> {
+    /// What the guest answered, or how it failed. A validator gives no new values.
+    pub answer: Result<Result<Vec<Replacement>, Rejection>, Error>,
+    /// The reads as the guest left them.
+    pub reads: R,
+    /// The linear memory of the instance, in bytes; 0 if it did not start.
+    pub memory_bytes: usize,
+    /// Whether a limit was met. The answer may then differ from that of a call with more.
+    pub has_met_limit: bool,
+}
+
 /// What invocations get their instances from.
 pub(super) struct Target<'a, R: 'static> {
     pub(super) engine: &'a Engine,
@@ -38,11 +50,7 @@ pub(super) struct Invocation<'a, R: 'static> {
 
 impl<R: HostReads> Target<'_, R> {
     /// Lets `ask` use an instance. When it returns, the log lines are written, and the instance waits for another call or
-    /// ends.
-    ///
-    /// # Errors
-    ///
-    /// How the instance failed to start.
+    /// ends. An error says how the instance failed to start.
     pub(super) fn invoke<T>(
         &self,
         limits: CallLimits,
@@ -92,12 +100,8 @@ impl<R: HostReads> Invocation<'_, R> {
         let exports = &self.component.exports;
         let Instance { store, raw, .. } = &mut self.instance;
         exports.configuration.load(&mut *store, raw)?;
-        if let Some(validator) = &exports.validator {
-            validator.load(&mut *store, raw)?;
-        }
-        if let Some(transformer) = &exports.transformer {
-            transformer.load(&mut *store, raw)?;
-        }
+        exports.validator.as_ref().map(|validator| validator.load(&mut *store, raw)).transpose()?;
+        exports.transformer.as_ref().map(|transformer| transformer.load(&mut *store, raw)).transpose()?;
         Ok(())
     }
 
@@ -110,12 +114,16 @@ impl<R: HostReads> Invocation<'_, R> {
         })
     }
 
-    /// Asks the guest about writes. Without the role it accepts everything and changes nothing.
-    pub(super) fn ask(
-        &mut self,
-        role: Role,
-        writes: &[Write<'_>],
-    ) -> Result<Result<Vec<Replacement>, Rejection>, Error> {
+    /// Asks the guest about writes, and lets it read meanwhile. Without the role it accepts everything and changes nothing.
+    pub(super) fn call(&mut self, role: Role, reads: R, writes: &[Write<'_>]) -> CallOutcome<R> {
+        self.instance.store.data_mut().reads = reads;
+        let answer = self.ask(role, writes);
+        let reads = std::mem::take(&mut self.instance.store.data_mut().reads);
+        let (memory_bytes, has_met_limit) = (self.memory_bytes(), self.has_met_limit());
+        CallOutcome { answer, reads, memory_bytes, has_met_limit }
+    }
+
+    fn ask(&mut self, role: Role, writes: &[Write<'_>]) -> Result<Result<Vec<Replacement>, Rejection>, Error> {
         let exports = &self.component.exports;
         match role {
             Role::Transformer => {
@@ -128,16 +136,6 @@ impl<R: HostReads> Invocation<'_, R> {
                 Ok(answer.map(|()| Vec::new()))
             }
         }
-    }
-
-    /// Lets the guest read from now on, until [`Self::take_reads`].
-    pub(super) fn allow_reads(&mut self, reads: R) {
-        self.instance.store.data_mut().reads = reads;
-    }
-
-    /// The reads as the guest left them. It cannot read any more.
-    pub(super) fn take_reads(&mut self) -> R {
-        std::mem::take(&mut self.instance.store.data_mut().reads)
     }
 
     pub(super) fn memory_bytes(&self) -> usize {

@@ -2,18 +2,14 @@
 //!
 //! # Problem
 //!
-//! A plugin is code of somebody else: it may loop, allocate without end, crash, or answer nonsense. A node calls it
-//! thousands of times a second on the way of its writes. So a call must harm nobody but its caller (P7), see nothing that
-//! another call left, and cost a few microseconds.
+//! A plugin is code of somebody else: it may loop, allocate without end, crash, or answer nonsense. A node calls it thousands
+//! of times a second. So a call must harm nobody but its caller (P7), see nothing of other calls, and cost microseconds.
 //!
 //! # Approach
 //!
 //! A [`Plugin`] is a WebAssembly component that fits one of the worlds of `wit/hooks.wit`, compiled once per node by the
-//! [`Engine`]. With its configuration it is a [`ConfiguredPlugin`], which offers typed calls, on the
-//! types of [`wit`]. The caller says what the guest may read, by a [`HostReads`]. This room knows nothing of writes,
-//! hooks or storage.
-//!
-//! A call takes five steps, from `ConfiguredPlugin::call` on:
+//! [`Engine`]. With its configuration it is a [`ConfiguredPlugin`], which offers calls on the types of [`wit`]. The caller says
+//! what the guest may read, by a [`HostReads`]. A call takes five steps, from [`ConfiguredPlugin::call`] on:
 //!
 //! 1. *Take* an instance: a reset one that waits for this thread, or a new one (`invocation`, `instance/pool`).
 //! 2. *Configure* it, unless it started configured (`instance/preinit`).
@@ -53,9 +49,8 @@
 //! | `json-schema`, an ISO 639-3 record | 7.2 | 19.6 | 2,000 |
 //!
 //! Taking and resetting an unused instance takes 1.0, more than half of it for counting page faults. Taking a new one from
-//! wasmtime's pool, linking it and ending it takes 6.6 (9.0 for `json-schema`). The rest is the call, and copies of the pages
-//! it wrote to. A value of 16 KiB takes 0.6 more to hand over than one of 16 bytes. A value of 256 KiB takes 130, because the
-//! memory grows for it, and the instance cannot be reset then.
+//! wasmtime's pool, linking it and ending it takes 6.6 (9.0 for `json-schema`). A value of 16 KiB takes 0.6 more to hand over
+//! than one of 16 bytes, and one of 256 KiB 130, because the memory grows for it, and the instance cannot be reset then.
 //!
 //! Two threads do 1.74 to 1.93 times as much as one. Compiling takes 0.1 s for a guest of 165 kB and 1.9 s for one of 3 MB, and
 //! pre-initializing it 1.5 times as long again. Neither happens twice on a node, because compiled code is kept on disk.
@@ -80,11 +75,12 @@ mod wasi;
 
 pub use bindings::HOOKS_VERSION;
 pub use component::Role;
-pub use configured::{CallOutcome, ConfiguredPlugin};
+pub use configured::ConfiguredPlugin;
 pub use engine::Engine;
 pub(crate) use engine::{background_instances_max, instances_max};
 pub use error::{EngineError, Error, Mismatch};
 pub use host_state::HostReads;
+pub use invocation::CallOutcome;
 pub use limiter::CallLimits;
 pub use lines::{LogSink, LogSource};
 pub(crate) use lines::{cut, one_line};

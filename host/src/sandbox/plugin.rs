@@ -123,8 +123,7 @@ impl<R: 'static> Plugin<R> {
         self.0.start_memory_bytes
     }
 
-    /// The functions of `brink:hooks` it imports, such as `store.get`, sorted. A plugin without one of `store` cannot
-    /// read other keys.
+    /// The functions of `brink:hooks` it imports, such as `store.get`, sorted.
     pub fn imports(&self) -> &[String] {
         &self.0.imports
     }

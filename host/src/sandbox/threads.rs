@@ -18,14 +18,13 @@ const COPIES: usize = 16;
 ///
 /// On a node they have a lower priority: each gets about a quarter of a busy core, and all of an idle one.
 pub(crate) fn pool(name: &'static str, count: usize, is_node: bool) -> Result<Arc<ThreadPool>, EngineError> {
-    let lower_priority = move || {
+    let lower_priority = move |_| {
         if is_node && let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
             tracing::debug!(%error, name, "the priority of the threads could not be lowered");
         }
     };
     let pool = ThreadPoolBuilder::new().num_threads(count).thread_name(move |index| format!("{name}-{index}"));
-    let pool = pool.start_handler(move |_| lower_priority()).build();
-    pool.map(Arc::new).map_err(EngineError::new)
+    pool.start_handler(lower_priority).build().map(Arc::new).map_err(EngineError::new)
 }
 
 /// One `T` for each thread, or for a few threads, so that threads rarely write to the same cache line. Moving a cache line

@@ -88,7 +88,6 @@ impl Drop for Ticker {
         self.shared.is_stopped.store(true, Ordering::SeqCst);
         self.wake();
         if let Some(thread) = self.thread.take() {
-            // The thread cannot panic.
             let _ = thread.join();
         }
     }

@@ -2,10 +2,9 @@
 //!
 //! # Problem
 //!
-//! No call may see what another call left in an instance. A new instance for each call is the simple way to that, and most
-//! of what a short call costs: wasmtime builds its own data anew, functions are linked at their first use, and all of it is
-//! cold in the processor's caches. Configuring each new instance costs still more: compiling a schema, or importing the
-//! modules of a language runtime.
+//! No call may see what another call left in an instance. A new instance for each call is the simple way to that, and most of
+//! what a short call costs: wasmtime builds its own data anew, and all of it is cold in the processor's caches. Configuring
+//! each new instance costs still more: compiling a schema, or importing the modules of a language runtime.
 //!
 //! # Approach
 //!
@@ -28,8 +27,8 @@
 //!
 //! # Failure model
 //!
-//! A component that cannot be pre-initialized is configured before each call, and one that cannot be reset starts an
-//! instance for each call. Both answer alike; only the cost differs, and the reason is kept.
+//! A component that cannot be pre-initialized is configured before each call, and one that cannot be reset starts an instance
+//! for each call. Only the cost differs.
 //!
 //! # Cost
 //!
@@ -41,7 +40,7 @@ mod pages;
 mod pool;
 mod preinit;
 mod reset;
-pub(super) mod resettable;
+mod resettable;
 
 use std::time::Duration;
 

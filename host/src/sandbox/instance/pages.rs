@@ -20,7 +20,7 @@ pub(super) const RUNS_MAX: usize = 64;
 
 pub(super) struct PageMap(File);
 
-/// A run of neighbouring pages.
+/// A run of neighbouring pages: `struct page_region`.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub(super) struct Pages {

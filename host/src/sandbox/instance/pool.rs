@@ -1,6 +1,5 @@
-//! Reset instances that wait for the next calls of their component, one for each thread.
-//!
-//! They are a stock: when no instance waits for a thread, its call starts a new one.
+//! Reset instances that wait for the next calls of their component, one for each thread. A call for which none waits starts
+//! a new one.
 
 use parking_lot::Mutex;
 
@@ -10,7 +9,6 @@ use super::Instance;
 use super::pages::faults;
 use super::reset::Resetter;
 
-/// The waiting instances of one component.
 pub(crate) struct Pool<R: 'static> {
     resetter: Resetter,
     /// Each lock protects the instance that waits for the thread, while it is taken or put.

@@ -1,7 +1,6 @@
 //! Small guests written by hand, and what the sandbox says about components.
 
 mod compile;
-mod resettable;
 
 use std::sync::Arc;
 
