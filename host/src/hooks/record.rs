@@ -107,6 +107,7 @@ impl Record {
     }
 
     /// The figures of a hook, to count its calls in. They are listed while there is room, or somebody holds them.
+    /// `None` if the bounds of the histogram are invalid, which a test would show.
     pub fn of_hook(&self, hook: &str, plugin: &str) -> Option<Figures> {
         let mut all = self.figures.lock();
         let name = (hook.to_owned(), plugin.to_owned());
@@ -115,7 +116,13 @@ impl Record {
         }
         match all.entry(name) {
             Entry::Occupied(known) => Some(known.get().clone()),
-            Entry::Vacant(new) => Some(new.insert(Figures(Arc::new(Mutex::new(Counts::new()?)))).clone()),
+            Entry::Vacant(new) => {
+                // The measured time includes waiting, which the deadline bounds.
+                let max_us = PLUGIN_DEADLINE_MAX.as_micros() as u64 * 2;
+                let micros = Histogram::new_with_max(max_us, DIGITS).ok()?;
+                let counts = Counts { micros, results: BTreeMap::new(), memory_bytes: 0 };
+                Some(new.insert(Figures(Arc::new(Mutex::new(counts)))).clone())
+            }
         }
     }
 
@@ -146,16 +153,6 @@ impl Figures {
         calls.micros.saturating_record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
         *calls.results.entry(result).or_default() += 1;
         calls.memory_bytes = calls.memory_bytes.max(memory_bytes);
-    }
-}
-
-impl Counts {
-    /// No calls. `None` if the bounds of the histogram are invalid, which a test would show.
-    fn new() -> Option<Self> {
-        // The measured time includes waiting, which the deadline bounds.
-        let max_us = u64::try_from(PLUGIN_DEADLINE_MAX.as_micros()).ok()?.saturating_mul(2);
-        let micros = Histogram::new_with_max(max_us, DIGITS).ok()?;
-        Some(Self { micros, results: BTreeMap::new(), memory_bytes: 0 })
     }
 }
 

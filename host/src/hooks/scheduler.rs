@@ -11,9 +11,9 @@
 //! | the last one failed after 1 ms or more | on a background thread, one at a time, after a *backoff* |
 //!
 //! **Inline** saves handing the call to another thread and back, which takes several times as long as a short call. Each short
-//! call earns one credit, and others cost credit. A call that does not end in time is repeated on a blocking thread. The repetition cannot be noticed: no call has effects, or sees what another left. An interruption costs the
-//! credit of [`INTERRUPT_COST`] short calls, so a plugin that alternates between short and long calls cannot occupy the async
-//! threads for longer than a plugin that is always fast.
+//! call earns one credit, and others cost credit. A call that does not end in time is repeated on a blocking thread, which
+//! cannot be noticed: no call has effects, or sees what another left. It costs the credit of [`INTERRUPT_COST`] short calls, so
+//! a plugin that alternates between short and long calls occupies the async threads no longer than one that is always fast.
 //!
 //! **Backoff**: a hook that keeps failing slowly, such as one that loops, wastes the time of its calls. After each such call but
 //! the first it waits, in the end four times as long as the call took, and at most one second.

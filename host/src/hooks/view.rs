@@ -3,7 +3,7 @@
 //! Every read becomes a precondition of the write (P6). The first answer counts: if a later read of the same key differs,
 //! the write fails its precondition and is judged again.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::limits;
@@ -129,8 +129,8 @@ impl Reads {
 /// Facts about the store, each recorded once, as first seen.
 #[derive(Debug, Default)]
 pub(super) struct Facts {
-    keys: HashMap<String, Seen>,
-    ranges: HashMap<(String, String, u32), RangeDigest>,
+    keys: BTreeMap<String, Seen>,
+    ranges: BTreeMap<(String, String, u32), RangeDigest>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,15 +152,12 @@ impl Facts {
 
     /// The facts as preconditions of the write, in a stable order.
     pub(super) fn into_preconditions(self) -> Vec<Precondition> {
-        let mut keys: Vec<_> = self.keys.into_iter().collect();
-        keys.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-        let mut ranges: Vec<_> = self.ranges.into_iter().collect();
-        ranges.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-        let keys = keys.into_iter().map(|(key, seen)| match seen {
+        let keys = self.keys.into_iter().map(|(key, seen)| match seen {
             Seen::Exists => Fact::Exists { key },
             Seen::Revision(revision) => Fact::Revision { key, revision },
         });
-        let ranges = ranges.into_iter().map(|((start, end, limit), digest)| Fact::Range { start, end, limit, digest });
+        let ranges =
+            self.ranges.into_iter().map(|((start, end, limit), digest)| Fact::Range { start, end, limit, digest });
         keys.chain(ranges).map(|fact| Precondition { asked_by: AskedBy::Plugin, space: Space::Kv, fact }).collect()
     }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread::available_parallelism;
 
-use rayon::ThreadPool;
+use rayon::{ThreadPool, ThreadPoolBuilder};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use wasmtime::component::Component;
 use wasmtime::{Config, Enabled, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, RegallocAlgorithm};
@@ -16,7 +16,6 @@ use super::cache::Cache;
 use super::error::{EngineError, Error};
 use super::instance::ResetSupport;
 use super::lines::LogSink;
-use super::threads;
 use super::ticker::Ticker;
 use crate::limits;
 
@@ -45,6 +44,9 @@ const RUNNING_INSTANCES: u32 =
 /// Instances that may wait for calls, beside those that run. Each counts as at least one MiB, and has one memory, because
 /// only such instances can be reset.
 const WAITING_INSTANCES: u32 = limits::PLUGIN_KEPT_MIB_MAX as u32;
+
+/// Niceness of the threads of a node's pools, of 0 to 19. On Linux each thread has its own.
+const NICENESS: i32 = 5;
 
 /// Guest instances that may run at once on this machine for writes.
 pub(crate) fn instances_max() -> usize {
@@ -94,8 +96,8 @@ impl Engine {
         let is_node = cache_dir.is_some();
         Ok(Self {
             ticker: Ticker::start(&wasmtime).map_err(EngineError::new)?,
-            compilers: threads::pool("compiler", 0, is_node)?,
-            background: threads::pool("plugin", background_instances_max(), is_node)?,
+            compilers: threads("compiler", 0, is_node)?,
+            background: threads("plugin", background_instances_max(), is_node)?,
             cache,
             log_sink,
             side_room: Semaphore::new(limits::PLUGIN_SIDE_INSTANCES_MAX),
@@ -158,6 +160,19 @@ impl Engine {
     pub(super) fn side_room(&self) -> Result<SemaphorePermit<'_>, Error> {
         self.side_room.try_acquire().map_err(|_| Error::Busy)
     }
+}
+
+/// Starts `count` threads; 0 means one for each core.
+///
+/// On a node they have a lower priority: each gets about a quarter of a busy core, and all of an idle one.
+fn threads(name: &'static str, count: usize, is_node: bool) -> Result<Arc<ThreadPool>, EngineError> {
+    let lower_priority = move |_| {
+        if is_node && let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
+            tracing::debug!(%error, name, "the priority of the threads could not be lowered");
+        }
+    };
+    let pool = ThreadPoolBuilder::new().num_threads(count).thread_name(move |index| format!("{name}-{index}"));
+    pool.start_handler(lower_priority).build().map(Arc::new).map_err(EngineError::new)
 }
 
 fn config() -> Config {

@@ -69,13 +69,8 @@ impl Random {
 
     pub(super) fn bytes(&mut self, len: u64) -> wasmtime::Result<Vec<u8>> {
         wasmtime::ensure!(len <= RANDOM_BYTES_MAX, "it asked for more than {RANDOM_BYTES_MAX} random bytes at once");
-        let len = len as usize;
-        let mut bytes: Vec<u8> = Vec::with_capacity(len + 8);
-        while bytes.len() < len {
-            bytes.extend(self.next().to_le_bytes());
-        }
-        bytes.truncate(len);
-        Ok(bytes)
+        let words = std::iter::repeat_with(|| self.next().to_le_bytes());
+        Ok(words.flatten().take(len as usize).collect())
     }
 }
 

@@ -69,7 +69,6 @@ mod lines;
 mod plugin;
 #[cfg(test)]
 pub(crate) mod tests;
-mod threads;
 mod ticker;
 mod wasi;
 

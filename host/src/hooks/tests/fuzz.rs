@@ -110,7 +110,7 @@ fn damage(component: &mut Vec<u8>, rng: &mut Rng) {
 /// A hook that may use little.
 fn bounded(runtime: &Runtime, component: &[u8]) -> Result<Hook, Error> {
     let plugin = runtime.compile("p", component)?;
-    runtime.load("h", binding(r#"{"deadline_ms":20,"memory_bytes":1048576}"#), &plugin)
+    Ok(runtime.load("h", binding(r#"{"deadline_ms":20,"memory_bytes":1048576}"#), &plugin).unwrap())
 }
 
 /// What became of a case, as a word.

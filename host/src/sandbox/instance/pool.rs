@@ -4,7 +4,7 @@
 use parking_lot::Mutex;
 
 use super::super::host_state::HostReads;
-use super::super::threads::PerThread;
+use super::super::ticker::PerThread;
 use super::Instance;
 use super::pages::faults;
 use super::reset::Resetter;

@@ -30,9 +30,8 @@ use std::ops::Range;
 
 use wasm_encoder as encode;
 use wasm_encoder::{CanonicalOption, ComponentExportKind, ExportKind, MemArg, ModuleArg, PrimitiveValType};
-use wasmparser::{
-    CanonicalFunction, Encoding, Instance, Parser, Payload, TypeRef, ValType, ValidPayload, Validator, WasmFeatures,
-};
+use wasmparser::CanonicalFunction::{Lift, Lower, ResourceDrop};
+use wasmparser::{Encoding, Instance, Parser, Payload, TypeRef, ValType, ValidPayload, Validator, WasmFeatures};
 
 /// The function that restores the globals. Its name is part of the compiled code that nodes keep on disk.
 pub(super) const RESTORE_GLOBALS: &str = "brink-put-back";
@@ -65,13 +64,11 @@ pub(super) fn resettable(component: &[u8]) -> Result<Vec<u8>, String> {
             (Payload::ModuleSection { .. }, _) if depth > 0 => {
                 return Err("it has a module in a nested component".to_owned());
             }
-            (Payload::End(_), ValidPayload::End(types)) => match depth.checked_sub(1) {
-                Some(outer) => {
-                    depth = outer;
-                    continue;
-                }
-                None => return parts.finish(types.as_ref()),
-            },
+            (Payload::End(_), ValidPayload::End(types)) => {
+                let Some(outer) = depth.checked_sub(1) else { return parts.finish(types.as_ref()) };
+                depth = outer;
+                continue;
+            }
             _ => {}
         }
         if depth == 0 {
@@ -98,11 +95,8 @@ fn check_name(name: &str) -> Result<(), String> {
 /// Checks that the component cannot create handles: they are state outside of any memory.
 fn check_built_ins(functions: wasmparser::ComponentCanonicalSectionReader<'_>) -> Result<(), String> {
     for function in functions {
-        match function.map_err(text)? {
-            CanonicalFunction::Lift { .. }
-            | CanonicalFunction::Lower { .. }
-            | CanonicalFunction::ResourceDrop { .. } => {}
-            _ => return Err("it has built-in functions that keep state".to_owned()),
+        if !matches!(function.map_err(text)?, Lift { .. } | Lower { .. } | ResourceDrop { .. }) {
+            return Err("it has built-in functions that keep state".to_owned());
         }
     }
     Ok(())
