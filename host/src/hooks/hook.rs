@@ -87,7 +87,7 @@ impl Runtime {
     /// # Errors
     ///
     /// [`Error::BindingInvalid`], [`Error::PluginMissing`] if the binding names another plugin or digest than the one
-    /// given, [`Error::Failed`] with the plugin's own words if it refuses the configuration, or how it failed.
+    /// given, [`Error::Failed`] if the plugin refuses the configuration or fails.
     pub fn bind(&self, name: &str, binding: Binding, plugin: &Plugin) -> Result<Hook, Error> {
         let hook = self.load(name, binding, plugin)?;
         let took_ms = hook.check_config().map_err(|failure| hook.failed(failure))?.as_millis();

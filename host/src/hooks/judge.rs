@@ -32,12 +32,8 @@ pub struct Judged {
     pub epoch: u64,
 }
 
-/// Judges the operations of one request on this thread, which blocks until all hooks have answered.
-///
-/// # Errors
-///
-/// [`Error::Rejected`] if a hook refuses, [`Error::Busy`] if the deadline passes before all hooks were asked,
-/// [`Error::Store`] if the view failed, or how a plugin failed.
+/// Judges the operations of one request on this thread, which blocks until all hooks have answered. The errors are those of
+/// the room's failure model; [`Error::Busy`] means that the deadline has passed.
 pub fn judge(
     set: &Arc<Set>,
     operations: Vec<Operation>,
@@ -124,7 +120,11 @@ impl Judgement {
         let answer = self.ask(hook, role, &positions, left, is_inline)?;
         self.steps.next();
         Some(applied(hook, answer).map(|(values, facts)| {
-            self.replace(values);
+            for (position, bytes) in values {
+                if let Some(Operation { action: Action::Put(value), .. }) = self.operations.get_mut(position) {
+                    value.bytes = bytes;
+                }
+            }
             self.facts.absorb(facts);
         }))
     }
@@ -132,14 +132,6 @@ impl Judgement {
     pub(super) fn finish(self) -> Judged {
         let epoch = self.set.epoch();
         Judged { operations: self.operations, reads: self.facts.into_preconditions(), epoch }
-    }
-
-    fn replace(&mut self, values: NewValues) {
-        for (position, bytes) in values {
-            if let Some(Operation { action: Action::Put(value), .. }) = self.operations.get_mut(position) {
-                value.bytes = bytes;
-            }
-        }
     }
 
     /// Asks a hook, traced and measured. `None`: the inline call was interrupted.

@@ -8,9 +8,9 @@
 //!
 //! # Approach
 //!
-//! A [`Binding`] names a plugin, the writes it judges, its configuration and its limits. With the compiled [`Plugin`] the
-//! [`Runtime`] makes a [`Hook`] of it. The hooks in force at one epoch are an immutable [`Set`]; [`Active`] holds the current one. A request takes five
-//! steps:
+//! A [`Binding`] names a plugin, the writes it judges, its configuration and its limits. The [`Runtime`] compiles the
+//! [`Plugin`], and makes a [`Hook`] of both. The hooks in force at one epoch are an immutable [`Set`]; [`Active`] holds the
+//! current one. A request takes five steps:
 //!
 //! 1. *Match* (`pipeline`): a request that no hook matches passes at once, without leaving its thread.
 //! 2. *Schedule* (`scheduler`), for each hook: wait for its turn and for room on the node, then run the call inline, on a blocking
@@ -42,17 +42,15 @@
 //! | there is no room in time | [`Error::Busy`] |
 //!
 //! With `on_failure: skip`, a write passes unchanged if the plugin fails; a refusal still refuses. In monitor mode nothing that
-//! the plugin does changes the write. Every error means *not written* (P4).
-//!
-//! A refusal that depends on reads was made on this node's copy, which may lag: see [`Rejection::has_read`].
+//! the plugin does changes the write. Every error means *not written* (P4). A refusal that depends on reads was made on this
+//! node's copy, which may lag: see [`Rejection::has_read`].
 //!
 //! # Cost
 //!
 //! The sandbox's chapter has the cost of calls. Handing a judgement to a blocking thread and back costs 30 to 70 µs more. With
 //! three nodes and their load on two cores, a fast hook on every write costs 3 to 10 % of the throughput of 64 clients (13 to
-//! 27 % if each call starts an instance): on a busy node its call adds 7 to 14 µs to the 115 to 145 µs that a write takes of all
-//! processors together, because caches are cold for it, and colder after it. A write that no hook matches costs one comparison
-//! for each hook.
+//! 27 % if each call starts an instance): its call adds 7 to 14 µs to the 115 to 145 µs that a write takes of all processors
+//! together, because caches are cold for it, and colder after it. A write that no hook matches costs one comparison a hook.
 
 mod binding;
 mod error;

@@ -17,7 +17,7 @@ pub struct Set {
 }
 
 impl Set {
-    /// The hooks of an epoch: the store's revision at which the hooks last changed.
+    /// The hooks of an epoch.
     pub fn new(epoch: u64, mut hooks: Vec<Hook>) -> Self {
         hooks.sort_by(|a, b| (a.binding().order, a.name()).cmp(&(b.binding().order, b.name())));
         Self { epoch, hooks }

@@ -23,14 +23,7 @@ pub trait View: Send + Sync {
 /// The node's storage could not answer a read.
 #[derive(Debug, thiserror::Error)]
 #[error("the node's storage cannot be read")]
-pub struct ViewError(#[source] Box<dyn std::error::Error + Send + Sync>);
-
-impl ViewError {
-    /// Wraps the error of the storage.
-    pub fn new(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        Self(source.into())
-    }
-}
+pub struct ViewError(#[source] pub Box<dyn std::error::Error + Send + Sync>);
 
 /// The reads of one call of a plugin: counted, bounded and recorded.
 #[derive(Default)]

@@ -112,9 +112,7 @@ impl Cache {
 }
 
 fn header(code: &[u8]) -> Vec<u8> {
-    let mut header = MAGIC.to_vec();
-    header.extend(Sha256::digest(code));
-    header
+    [&MAGIC[..], &Sha256::digest(code)[..]].concat()
 }
 
 #[cfg(test)]

@@ -8,7 +8,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
-use wasmtime::component::Component;
 
 use super::bindings::brink::hooks::types::Write;
 use super::component::{LinkedComponent, Role, check_resources};
@@ -94,7 +93,8 @@ impl<R: HostReads> ConfiguredPlugin<R> {
         self.with_configured(limits, |_| ())
     }
 
-    /// Pre-initializes the plugin from its component, unless that has been tried before. Takes seconds if the component is large: call it on a blocking thread, away from requests.
+    /// Pre-initializes the plugin from its component, unless that has been tried before. Takes seconds if the component is
+    /// large: call it on a blocking thread, away from requests.
     pub fn pre_initialize(&self, component: &[u8]) {
         self.pre_initialized.get_or_init(|| {
             let key = self.cache_key();
@@ -109,7 +109,12 @@ impl<R: HostReads> ConfiguredPlugin<R> {
                     compiled
                 }
             };
-            self.link(&compiled)
+            let component = LinkedComponent::new(&compiled).map_err(|mismatch| mismatch.to_string())?;
+            let pool = self.pool_for(&component);
+            if let Err(reason) = &pool {
+                tracing::debug!(hook = self.source.hook, reason, "each call starts an instance");
+            }
+            Ok(PreInitialized { component, pool })
         });
     }
 
@@ -151,15 +156,6 @@ impl<R: HostReads> ConfiguredPlugin<R> {
             instrumented.snapshot(&mut invocation.instance)
         });
         snapshot.map_err(|error| format!("it {error}"))?
-    }
-
-    fn link(&self, compiled: &Component) -> Result<PreInitialized<R>, String> {
-        let component = LinkedComponent::new(compiled).map_err(|mismatch| mismatch.to_string())?;
-        let pool = self.pool_for(&component);
-        if let Err(reason) = &pool {
-            tracing::debug!(hook = self.source.hook, reason, "each call starts an instance");
-        }
-        Ok(PreInitialized { component, pool })
     }
 
     fn pool_for(&self, component: &LinkedComponent<R>) -> Result<Pool<R>, String> {

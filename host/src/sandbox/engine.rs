@@ -86,12 +86,9 @@ impl Engine {
             tracing::warn!(error, "plugin instances cannot be pooled; calls will be slower");
             wasmtime::Engine::new(&config()).map_err(EngineError::new)
         })?;
-        let cache = cache_dir.and_then(|dir| match Cache::open(dir, &wasmtime) {
-            Ok(cache) => Some(cache),
-            Err(error) => {
-                tracing::warn!(dir = %dir.display(), %error, "compiled code is not stored");
-                None
-            }
+        let cache = cache_dir.and_then(|dir| {
+            let cache = Cache::open(dir, &wasmtime);
+            cache.inspect_err(|error| tracing::warn!(dir = %dir.display(), %error, "compiled code is not stored")).ok()
         });
         let is_node = cache_dir.is_some();
         Ok(Self {

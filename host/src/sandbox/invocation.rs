@@ -165,7 +165,7 @@ impl<R: HostReads> Invocation<'_, R> {
     }
 }
 
-/// Explains why the instance of this state stopped, from wasmtime's error and what the state knows beside it.
+/// Why the instance of this state stopped, from wasmtime's error and what the state knows beside it.
 fn explain<R: HostReads>(error: &wasmtime::Error, limits: CallLimits, state: &mut HostState<R>) -> Error {
     let trap = error.downcast_ref::<Trap>();
     if trap == Some(&Trap::Interrupt) {

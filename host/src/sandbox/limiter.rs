@@ -1,7 +1,7 @@
 //! The limits of one call, and what enforces those of memory and tables.
 //!
-//! Limits hold for the instance as a whole: many small memories count as one large one. A refused growth is remembered,
-//! because the guest usually aborts after it, and the abort does not name the cause.
+//! Limits hold for the instance as a whole: many small memories count as one large one. A refused growth is remembered, because
+//! the guest usually aborts after it, and the abort does not name the cause.
 
 use std::time::Duration;
 
@@ -72,8 +72,8 @@ impl Budget {
     fn grow(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> bool {
         self.last_growth = 0;
         if maximum.is_some_and(|maximum| desired > maximum && maximum < self.limit) {
-            // The guest exceeds the maximum that it declared itself: wasmtime refuses that, and our limit is not met. The
-            // size of a pool slot arrives as a maximum too, but is never below our limit.
+            // The guest exceeds the maximum that it declared itself: wasmtime refuses that, and our limit is not met. The size
+            // of a pool slot arrives as a maximum too, but is never below our limit.
             return false;
         }
         let growth = desired.saturating_sub(current);

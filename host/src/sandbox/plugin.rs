@@ -35,12 +35,8 @@ impl<R: HostReads> Plugin<R> {
     /// Compiles a component and checks that it is a plugin: its size, its imports and exports with all their types, and
     /// that an instance of it can start within the limits.
     ///
-    /// Takes from milliseconds to seconds and all cores: call it on a blocking thread, away from requests.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::TooLarge`], [`Error::NotAComponent`] and [`Error::WorldMismatch`] say what is wrong with the bytes; if an
-    /// instance fails to start, the error of that failure; [`Error::Busy`] if too many components are being compiled.
+    /// Takes from milliseconds to seconds and all cores: call it on a blocking thread, away from requests. Fails with
+    /// [`Error::Busy`] if too many components are being compiled, and as an instance does that fails to start.
     pub fn compile(engine: &Engine, name: &str, bytes: &[u8]) -> Result<Self, Error> {
         if bytes.len() > limits::PLUGIN_BYTES_MAX {
             return Err(Error::TooLarge(bytes.len()));

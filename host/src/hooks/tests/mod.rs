@@ -52,7 +52,7 @@ struct Kept {
 impl View for Kept {
     fn get(&self, key: &str) -> Result<Option<Entry>, ViewError> {
         if self.is_broken {
-            return Err(ViewError::new("broken"));
+            return Err(ViewError("broken".into()));
         }
         Ok(self.revisions.get(key).map(|revision| Entry {
             key: key.to_owned(),
