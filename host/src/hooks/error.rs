@@ -111,10 +111,6 @@ impl Error {
         }
     }
 
-    pub(super) fn is_timed_out(&self) -> bool {
-        matches!(self, Self::Failed { failure: sandbox::Error::TimedOut { .. }, .. })
-    }
-
     /// Whether this is a refusal that depends on what the plugin read (see [`Rejection::has_read`]).
     pub fn has_read(&self) -> bool {
         matches!(self, Self::Rejected(rejection) if rejection.has_read)

@@ -12,7 +12,7 @@ use super::hook::Hook;
 use super::scheduler::{INLINE_DEADLINE, INLINE_MEMORY_BYTES, INLINE_OUTPUT_BYTES};
 use super::set::Set;
 use super::view::{Facts, Reads, View};
-use crate::sandbox::{CallLimits, CallOutcome, Role, cut, wit};
+use crate::sandbox::{CallLimits, CallOutcome, Error as Failure, Role, cut, wit};
 use crate::storage::command::{Action, Operation, Precondition, Value};
 use crate::telemetry::names;
 use crate::{json, limits};
@@ -153,7 +153,7 @@ impl Judgement {
         let result = answer.as_ref().map_or_else(Error::word, |_| names::ACCEPTED);
         span.record("result", result);
         // A call that had little of the hook's own deadline left says nothing about the plugin if it ran out of time.
-        let is_timed_out = answer.as_ref().is_err_and(Error::is_timed_out);
+        let is_timed_out = matches!(&answer, Err(Error::Failed { failure: Failure::TimedOut { .. }, .. }));
         if !is_timed_out || left >= hook.limits.deadline.min(TELLING) {
             let has_failed = answer.as_ref().is_err_and(Error::is_plugin_failure);
             hook.share().history.record(started_at.elapsed(), has_failed);
