@@ -17,7 +17,9 @@ const PAGE_BYTES: u64 = 64 * 1024;
 /// A compiled component with its imports linked, ready to be instantiated.
 pub(super) struct LinkedComponent<R: 'static> {
     pub(super) pre: InstancePre<HostState<R>>,
-    pub(super) exports: Exports,
+    pub(super) configuration: configuration::GuestIndices,
+    pub(super) validator: Option<validator::GuestIndices>,
+    pub(super) transformer: Option<transformer::GuestIndices>,
 }
 
 /// What a plugin does about writes. It may have both roles.
@@ -28,12 +30,6 @@ pub enum Role {
     Transformer,
     /// It judges writes.
     Validator,
-}
-
-pub(super) struct Exports {
-    pub(super) configuration: configuration::GuestIndices,
-    pub(super) validator: Option<validator::GuestIndices>,
-    pub(super) transformer: Option<transformer::GuestIndices>,
 }
 
 impl<R: HostReads> LinkedComponent<R> {
@@ -57,7 +53,7 @@ impl<R: HostReads> LinkedComponent<R> {
         let transformer = has("transformer").then(|| transformer::GuestIndices::new(&pre));
         let validator = validator.transpose().map_err(signature)?;
         let transformer = transformer.transpose().map_err(signature)?;
-        Ok(Self { exports: Exports { configuration, validator, transformer }, pre })
+        Ok(Self { configuration, validator, transformer, pre })
     }
 }
 

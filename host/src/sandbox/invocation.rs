@@ -97,16 +97,16 @@ impl<R: HostReads> Target<'_, R> {
 impl<R: HostReads> Invocation<'_, R> {
     /// Checks that every export of the plugin has the type it should have.
     pub(super) fn check_types(&mut self) -> wasmtime::Result<()> {
-        let exports = &self.component.exports;
+        let component = self.component;
         let Instance { store, raw, .. } = &mut self.instance;
-        exports.configuration.load(&mut *store, raw)?;
-        exports.validator.as_ref().map(|validator| validator.load(&mut *store, raw)).transpose()?;
-        exports.transformer.as_ref().map(|transformer| transformer.load(&mut *store, raw)).transpose()?;
+        component.configuration.load(&mut *store, raw)?;
+        component.validator.as_ref().map(|validator| validator.load(&mut *store, raw)).transpose()?;
+        component.transformer.as_ref().map(|transformer| transformer.load(&mut *store, raw)).transpose()?;
         Ok(())
     }
 
     pub(super) fn configure(&mut self, config: &str) -> Result<(), Error> {
-        let configuration = &self.component.exports.configuration;
+        let configuration = &self.component.configuration;
         let answer = self.step(|store, raw| configuration.load(&mut *store, raw)?.call_configure(store, config))?;
         answer.map_err(|invalid| Error::ConfigRefused {
             path: cut(&invalid.path, limits::PLUGIN_TEXT_BYTES_MAX).to_owned(),
@@ -124,14 +124,14 @@ impl<R: HostReads> Invocation<'_, R> {
     }
 
     fn ask(&mut self, role: Role, writes: &[Write<'_>]) -> Result<Result<Vec<Replacement>, Rejection>, Error> {
-        let exports = &self.component.exports;
+        let component = self.component;
         match role {
             Role::Transformer => {
-                let Some(transformer) = &exports.transformer else { return Ok(Ok(Vec::new())) };
+                let Some(transformer) = &component.transformer else { return Ok(Ok(Vec::new())) };
                 self.step(|store, raw| transformer.load(&mut *store, raw)?.call_transform(store, writes))
             }
             Role::Validator => {
-                let Some(validator) = &exports.validator else { return Ok(Ok(Vec::new())) };
+                let Some(validator) = &component.validator else { return Ok(Ok(Vec::new())) };
                 let answer = self.step(|store, raw| validator.load(&mut *store, raw)?.call_validate(store, writes))?;
                 Ok(answer.map(|()| Vec::new()))
             }

@@ -96,10 +96,10 @@ impl<R: 'static> Plugin<R> {
 
     /// Whether it has a role.
     pub fn has(&self, role: Role) -> bool {
-        let exports = &self.0.component.exports;
+        let component = &self.0.component;
         match role {
-            Role::Transformer => exports.transformer.is_some(),
-            Role::Validator => exports.validator.is_some(),
+            Role::Transformer => component.transformer.is_some(),
+            Role::Validator => component.validator.is_some(),
         }
     }
 
