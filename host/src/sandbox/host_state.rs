@@ -5,7 +5,7 @@ use wasmtime::component::{HasSelf, Linker};
 use super::bindings::brink::hooks::log;
 use super::bindings::brink::hooks::store::{self, ReadError};
 use super::bindings::brink::hooks::types::{self, Entry};
-use super::limiter::{CallLimits, Limiter};
+use super::limiter::Limiter;
 use super::lines::Lines;
 
 /// Most random bytes of one request.
@@ -35,29 +35,10 @@ pub(super) struct HostState<R> {
     pub(super) reads: R,
 }
 
-impl<R: HostReads> HostState<R> {
-    pub(super) fn new(limits: CallLimits, random_seed: u64) -> Self {
-        Self {
-            lines: Lines::default(),
-            random: Random(random_seed),
-            has_handles: false,
-            limiter: Limiter::new(limits.memory_bytes),
-            reads: R::default(),
-        }
-    }
-
-    /// Prepares the state for another call of a reset instance. `false`: the instance has more memory than the call may have.
-    pub(super) fn renew(&mut self, limits: CallLimits, random_seed: u64) -> bool {
-        self.lines = Lines::default();
-        self.random = Random(random_seed);
-        self.limiter.renew(limits.memory_bytes)
-    }
-}
-
 /// The random numbers of a guest. They follow from a seed, so that a guest computes the same on every node.
 ///
 /// SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
-pub(super) struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
     pub(super) fn next(&mut self) -> u64 {

@@ -110,8 +110,7 @@ impl Lines {
     /// The last lines of standard output and standard error, as one text; empty if there are none.
     pub(super) fn last_words(&mut self) -> String {
         self.finish();
-        let lines: Vec<&str> = self.last.iter().map(String::as_str).collect();
-        lines.join("; ")
+        self.last.make_contiguous().join("; ")
     }
 
     fn finish(&mut self) {

@@ -52,8 +52,9 @@ pub(super) use self::pool::Pool;
 pub(super) use self::preinit::Instrumented;
 pub(super) use self::reset::{ResetSupport, Resetter};
 use super::component::LinkedComponent;
-use super::host_state::{HostReads, HostState};
-use super::limiter::CallLimits;
+use super::host_state::{HostReads, HostState, Random};
+use super::limiter::{CallLimits, Limiter};
+use super::lines::Lines;
 use super::ticker::Ticker;
 
 pub(super) struct Instance<R: 'static> {
@@ -81,7 +82,14 @@ impl<R: HostReads> Instance<R> {
         limits: CallLimits,
         random_seed: u64,
     ) -> Result<Self, (wasmtime::Error, Store<HostState<R>>)> {
-        let mut store = Store::new(component.pre.engine(), HostState::new(limits, random_seed));
+        let state = HostState {
+            lines: Lines::default(),
+            random: Random(random_seed),
+            has_handles: false,
+            limiter: Limiter::new(limits.memory_bytes),
+            reads: R::default(),
+        };
+        let mut store = Store::new(component.pre.engine(), state);
         store.limiter(|state| &mut state.limiter);
         store.set_hostcall_fuel(limits.output_bytes);
         // IMPORTANT: without a deadline the first check of the epoch traps.
@@ -97,7 +105,10 @@ impl<R: HostReads> Instance<R> {
     pub(super) fn renew(mut self, limits: CallLimits, random_seed: u64) -> Option<Self> {
         self.store.set_hostcall_fuel(limits.output_bytes);
         self.set_deadline(limits.deadline);
-        self.store.data_mut().renew(limits, random_seed).then_some(self)
+        let state = self.store.data_mut();
+        state.lines = Lines::default();
+        state.random = Random(random_seed);
+        state.limiter.renew(limits.memory_bytes).then_some(self)
     }
 
     /// Lets the guest run for this long from now on.
