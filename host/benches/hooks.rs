@@ -1,15 +1,14 @@
-//! The cost of a judgement on one thread, and what each part of the engine's configuration is worth.
+//! The cost of a judgement on one thread, and what resetting and pre-initializing are worth.
 //!
 //! ```sh
 //! cargo build --profile plugin --target wasm32-wasip2 -p json-schema -p limits -p normalize -p test-reference
 //! cargo bench --bench hooks
 //! ```
 //!
-//! Each name says the plugin and how it ran. `reset` is as on a node; `new` starts an instance for each call. The others do so
-//! too, and lack one thing: `configured` is not pre-initialized, so each call configures its instance; the others lack
-//! wasmtime's pool, copy-on-write, or the scan for written pages. `instance` takes and resets an instance without a call,
-//! `new-instance` starts and ends one. `passing` is a call that reads only the length of a value: the differences between its
-//! sizes are the cost of handing a value over.
+//! Each name says the plugin and how it ran. `reset` is as on a node; `new` starts an instance for each call; `configured` does
+//! so too, and each call configures its instance. `instance` takes and resets an instance without a call, `new-instance` starts
+//! and ends one. `passing` is a call that reads only the length of a value: the differences between its sizes are the cost of
+//! handing a value over.
 
 #![allow(missing_docs, reason = "the harness makes a function without")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failed benchmark")]
@@ -18,7 +17,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use brink::hooks::{Binding, Hook, Runtime, Set, Tuning, View, ViewError};
+use brink::hooks::{Binding, Hook, Runtime, Set, View, ViewError};
 use brink::storage::{Action, Entry, Operation, RangeDigest, Space, Value};
 use criterion::{Criterion, criterion_group, criterion_main};
 
@@ -109,29 +108,20 @@ fn hook(runtime: &Runtime, subject: &Subject, is_pre_initialized: bool) -> Hook 
 }
 
 fn judgements(criterion: &mut Criterion) {
-    let all = Tuning::default();
-    // Starts an instance for each call; the other settings change what that costs.
-    let new = Tuning { reset: false, ..all };
-    let settings = [
-        ("reset", all, true),
-        ("new", new, true),
-        ("configured", new, false),
-        ("no-pool", Tuning { pool: false, ..new }, true),
-        ("no-copy-on-write", Tuning { copy_on_write: false, ..new }, true),
-        ("no-pagemap-scan", Tuning { pagemap_scan: false, ..new }, true),
-    ];
+    let with_resets = Runtime::new(Arc::new(()), None).unwrap();
+    let without_resets = Runtime::without_resets(Arc::new(())).unwrap();
+    let settings =
+        [("reset", &with_resets, true), ("new", &without_resets, true), ("configured", &without_resets, false)];
     for subject in &subjects() {
         let mut group = criterion.benchmark_group(subject.name);
-        for (name, tuning, is_pre_initialized) in settings {
-            let runtime = Runtime::new(Arc::new(()), tuning, None).unwrap();
-            let set = Arc::new(Set::new(1, vec![hook(&runtime, subject, is_pre_initialized)]));
+        for (name, runtime, is_pre_initialized) in settings {
+            let set = Arc::new(Set::new(1, vec![hook(runtime, subject, is_pre_initialized)]));
             let write = Operation { space: Space::Kv, key: "k".to_owned(), action: subject.action.clone() };
             group.bench_function(name, |bencher| bencher.iter(|| judge(&set, &write)));
         }
-        for (name, tuning) in [("instance", all), ("new-instance", new)] {
-            let runtime = Runtime::new(Arc::new(()), tuning, None).unwrap();
-            let hook = hook(&runtime, subject, true);
-            group.bench_function(name, |bencher| bencher.iter(|| hook.provide_instance().unwrap()));
+        for (name, runtime) in [("instance", &with_resets), ("new-instance", &without_resets)] {
+            let hook = hook(runtime, subject, true);
+            group.bench_function(name, |bencher| bencher.iter(|| hook.provide_instance(hook.limits).unwrap()));
         }
         group.finish();
     }
@@ -139,7 +129,7 @@ fn judgements(criterion: &mut Criterion) {
 }
 
 fn passing(criterion: &mut Criterion) {
-    let runtime = Runtime::new(Arc::new(()), Tuning::default(), None).unwrap();
+    let runtime = Runtime::new(Arc::new(()), None).unwrap();
     let mut group = criterion.benchmark_group("passing");
     for bytes in [16, 1_024, 16_384, 262_144] {
         let action = Action::Put(Value { content_type: "text/plain".to_owned(), bytes: vec![b'x'; bytes].into() });

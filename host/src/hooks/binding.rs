@@ -129,16 +129,16 @@ impl Binding {
             let allowed = format!("at most {} bytes", limits::HOOK_CONFIG_BYTES_MAX);
             return Err(invalid("config", format!("{config_bytes} bytes of JSON"), allowed));
         }
-        let deadline_ms_max = limits::PLUGIN_DEADLINE_MAX.as_millis() as u64;
-        if !(1..=deadline_ms_max).contains(&self.deadline_ms) {
-            return Err(invalid("deadline_ms", self.deadline_ms.to_string(), format!("1 to {deadline_ms_max}")));
-        }
-        let memory = limits::PLUGIN_MEMORY_BYTES_MIN..=limits::PLUGIN_MEMORY_BYTES_MAX;
-        let output = limits::PLUGIN_OUTPUT_BYTES_MIN..=limits::PLUGIN_OUTPUT_BYTES_MAX;
-        let bytes = [("memory_bytes", self.memory_bytes, memory), ("output_bytes", self.output_bytes, output)];
-        for (field, bytes, allowed) in bytes {
-            if !allowed.contains(&bytes) {
-                return Err(invalid(field, bytes.to_string(), format!("{} to {}", allowed.start(), allowed.end())));
+        let max_ms = limits::PLUGIN_DEADLINE_MAX.as_millis() as u64;
+        let memory = limits::PLUGIN_MEMORY_BYTES_MIN as u64..=limits::PLUGIN_MEMORY_BYTES_MAX as u64;
+        let output = limits::PLUGIN_OUTPUT_BYTES_MIN as u64..=limits::PLUGIN_OUTPUT_BYTES_MAX as u64;
+        for (field, found, allowed) in [
+            ("deadline_ms", self.deadline_ms, 1..=max_ms),
+            ("memory_bytes", self.memory_bytes as u64, memory),
+            ("output_bytes", self.output_bytes as u64, output),
+        ] {
+            if !allowed.contains(&found) {
+                return Err(invalid(field, found.to_string(), format!("{} to {}", allowed.start(), allowed.end())));
             }
         }
         Ok(())
@@ -158,7 +158,6 @@ impl Binding {
         operation.space == Space::Kv && operation.key.starts_with(&self.prefix) && self.operations.contains(&judges)
     }
 
-    /// The configuration as the plugin receives it.
     pub(super) fn config_text(&self) -> String {
         self.config.to_string()
     }

@@ -6,7 +6,8 @@ use crate::sandbox::{self, EngineError};
 /// Why a plugin cannot be used, a hook cannot be created, or a write was refused.
 ///
 /// A write that ends in one of these errors is *not written* (P4).
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum Error {
     /// A plugin cannot be used, or failed during a call.
     #[error("{} {failure}", who(.hook, .plugin))]
@@ -49,27 +50,18 @@ pub enum Error {
         /// The values it may have.
         allowed: String,
     },
-    /// Too many writes wait for plugins, or this one has waited until its deadline.
-    #[error("too many writes are waiting for plugins{}", named(" of hook ", .hook))]
-    Busy {
-        /// The hook that was waited for; `None` for the queue of the node.
-        hook: Option<String>,
-    },
+    /// Too many writes wait for plugins, of one hook or in all; or this one has waited until its deadline.
+    #[error("too many writes are waiting for plugins{}", named(" of hook ", .0))]
+    Busy(Option<String>),
     /// The hooks of the epoch asked for were not ready in time on this node.
-    #[error("the hooks of epoch {epoch} are not ready on this node")]
-    EpochWait {
-        /// The epoch asked for.
-        epoch: u64,
-    },
+    #[error("the hooks of epoch {0} are not ready on this node")]
+    EpochWait(u64),
     /// The node's storage failed while a plugin read from it.
     #[error("a plugin's read failed")]
     Store(#[source] ViewError),
     /// The thread that called the plugins is gone, as happens when the node stops.
-    #[error("the judgement was interrupted: {detail}")]
-    Interrupted {
-        /// What happened to it.
-        detail: String,
-    },
+    #[error("the judgement was interrupted: {0}")]
+    Interrupted(&'static str),
     /// The WebAssembly engine could not be set up on this machine.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -115,14 +107,8 @@ impl Error {
             Self::Failed { failure, .. } => failure.is_guest_failure(),
             Self::BadOutput { .. } => true,
             Self::PluginMissing { .. } | Self::BindingInvalid { .. } | Self::Rejected(_) => false,
-            Self::Busy { .. } | Self::EpochWait { .. } | Self::Store(_) => false,
-            Self::Interrupted { .. } | Self::Engine(_) => false,
+            Self::Busy(_) | Self::EpochWait(_) | Self::Store(_) | Self::Interrupted(_) | Self::Engine(_) => false,
         }
-    }
-
-    /// Whether a plugin missed the deadline of its call.
-    pub(super) fn is_timed_out(&self) -> bool {
-        matches!(self, Self::Failed { failure: sandbox::Error::TimedOut { .. }, .. })
     }
 
     /// Whether this is a refusal that depends on what the plugin read (see [`Rejection::has_read`]).
@@ -134,15 +120,7 @@ impl Error {
     pub fn word(&self) -> &'static str {
         match self {
             Self::Failed { failure, .. } => failure.word(),
-            Self::BadOutput { .. } => "bad_output",
-            Self::Rejected(_) => "rejected",
-            Self::PluginMissing { .. } => "plugin_missing",
-            Self::BindingInvalid { .. } => "binding_invalid",
-            Self::Busy { .. } => "busy",
-            Self::EpochWait { .. } => "epoch_wait",
-            Self::Store(_) => "store",
-            Self::Interrupted { .. } => "interrupted",
-            Self::Engine(_) => "engine",
+            error => error.into(),
         }
     }
 }

@@ -1,18 +1,28 @@
-//! A hook: a binding and the plugin it names, ready to judge; and who learns of its calls.
+//! The runtime that compiles plugins; hooks, which are plugins bound to the writes they judge; and who learns of their calls.
 
+use std::ops::Deref;
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use rayon::ThreadPool;
-
-use super::binding::Binding;
+use super::binding::{Binding, check_name, invalid};
 use super::error::Error;
 use super::scheduler::Share;
 use super::view::Reads;
 use crate::sandbox::wit::Level;
-use crate::sandbox::{self, CallLimits, ConfiguredPlugin, Engine, LogSink, LogSource, Plugin, one_line};
+use crate::sandbox::{self, CallLimits, ConfiguredPlugin, Engine, LogSink, LogSource, one_line};
 
-/// A hook that is ready to judge. Cheap to clone.
+/// A compiled plugin. Cheap to clone.
+pub type Plugin = sandbox::Plugin<Reads>;
+
+/// Compiles plugins, and makes hooks of them. Cheap to clone; its engine stops with the last clone and hook.
+#[derive(Clone)]
+pub struct Runtime {
+    engine: Arc<Engine>,
+    observer: Arc<dyn Observer>,
+}
+
+/// A hook that is ready to judge: a binding, and its plugin with its configuration. Cheap to clone.
 #[derive(Clone)]
 pub struct Hook(Arc<Inner>);
 
@@ -43,30 +53,93 @@ impl Observer for () {
     }
 }
 
-impl Hook {
-    /// A hook of a binding that has been checked and whose digest is present.
-    pub(super) fn new(
-        name: &str,
-        binding: Binding,
-        plugin: Plugin<Reads>,
-        engine: Arc<Engine>,
-        background: Arc<ThreadPool>,
-        observer: Arc<dyn Observer>,
-    ) -> Self {
+impl Runtime {
+    /// Sets up the engine (see [`Engine::new`]). Fails with [`Error::Engine`] if the machine cannot run it.
+    pub fn new(observer: Arc<dyn Observer>, cache_dir: Option<&Path>) -> Result<Self, Error> {
+        let engine = Engine::new(observer.clone(), cache_dir)?;
+        Ok(Self { engine: Arc::new(engine), observer })
+    }
+
+    /// The same without a folder, and with a new instance for each call, to compare with.
+    pub fn without_resets(observer: Arc<dyn Observer>) -> Result<Self, Error> {
+        let engine = Engine::new(observer.clone(), None)?.without_resets();
+        Ok(Self { engine: Arc::new(engine), observer })
+    }
+
+    /// Compiles a component and checks that it is a plugin (see [`sandbox::Plugin::compile`]). [`Error::Failed`] says what is
+    /// wrong with the bytes, or that too many components are being compiled.
+    pub fn compile(&self, name: &str, bytes: &[u8]) -> Result<Plugin, Error> {
+        Plugin::compile(&self.engine, name, bytes).map_err(|failure| Error::Failed {
+            hook: String::new(),
+            plugin: name.to_owned(),
+            failure,
+        })
+    }
+
+    /// The plugin with this digest, if this node compiled it before and still has it in its cache.
+    pub fn compiled_before(&self, name: &str, digest: &str) -> Option<Plugin> {
+        Plugin::from_cache(&self.engine, name, digest)
+    }
+
+    /// Creates a hook for a client: checks the binding, and lets the plugin check its configuration in a new instance (see
+    /// [`ConfiguredPlugin::check_config`]): call it on a blocking thread.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BindingInvalid`], [`Error::PluginMissing`] if the binding names another plugin or digest than the one
+    /// given, [`Error::Failed`] if the plugin refuses the configuration or fails.
+    pub fn bind(&self, name: &str, binding: Binding, plugin: &Plugin) -> Result<Hook, Error> {
+        let hook = self.load(name, binding, plugin)?;
+        let took_ms = hook.check_config().map_err(|failure| hook.failed(failure))?.as_millis();
+        let deadline_ms = hook.binding().deadline_ms;
+        if took_ms > u128::from(deadline_ms) {
+            let found = format!("{deadline_ms}, but `configure`, which precedes every call, took {took_ms} ms");
+            return Err(invalid("deadline_ms", found, format!("more than {took_ms}")));
+        }
+        Ok(hook)
+    }
+
+    /// Creates a hook of a binding that was accepted before, on this node or another, without running the plugin. Fails with
+    /// [`Error::BindingInvalid`] or [`Error::PluginMissing`], as [`Runtime::bind`] does.
+    pub fn load(&self, name: &str, mut binding: Binding, plugin: &Plugin) -> Result<Hook, Error> {
+        check_name("hook", name)?;
+        binding.check()?;
+        let is_same = binding.digest.as_deref().is_none_or(|digest| digest == plugin.digest());
+        if binding.plugin != plugin.name() || !is_same {
+            return Err(Error::PluginMissing { plugin: binding.plugin, digest: binding.digest });
+        }
+        binding.digest = Some(plugin.digest().to_owned());
         let limits = CallLimits {
             deadline: Duration::from_millis(binding.deadline_ms),
             memory_bytes: binding.memory_bytes,
             output_bytes: binding.output_bytes,
             is_provisional: false,
         };
-        let configured = ConfiguredPlugin::new(engine, plugin, name, binding.config_text(), limits);
-        let share = Share::new(background);
-        Self(Arc::new(Inner { binding, configured, share, observer, calls: OnceLock::new() }))
+        let (engine, config) = (Arc::clone(&self.engine), binding.config_text());
+        Ok(Hook(Arc::new(Inner {
+            share: Share::new(Arc::clone(&engine.background)),
+            configured: ConfiguredPlugin::new(engine, plugin.clone(), name, config, limits),
+            binding,
+            observer: Arc::clone(&self.observer),
+            calls: OnceLock::new(),
+        })))
     }
 
+    /// Removes all stored compiled code, except that of these plugin versions, by digest, and of these pre-initialized hooks.
+    pub fn keep_compiled<'a>(
+        &self,
+        versions: impl IntoIterator<Item = String>,
+        hooks: impl IntoIterator<Item = &'a Hook>,
+    ) {
+        let hooks = hooks.into_iter().map(|hook| hook.cache_key());
+        self.engine.retain_compiled(&versions.into_iter().chain(hooks).collect());
+    }
+}
+
+impl Hook {
     /// The hook's name.
     pub fn name(&self) -> &str {
-        &self.source().hook
+        &self.source.hook
     }
 
     /// The binding, in its stored form: the digest is always present.
@@ -74,76 +147,30 @@ impl Hook {
         &self.0.binding
     }
 
-    /// The plugin that judges.
-    pub fn plugin(&self) -> &Plugin<Reads> {
-        self.configured().plugin()
-    }
-
-    /// Pre-initializes the plugin from its component (see [`ConfiguredPlugin::pre_initialize`]).
-    pub fn pre_initialize(&self, component: &[u8]) {
-        self.configured().pre_initialize(component);
-    }
-
-    /// Whether its calls start configured; an error says why they cannot. `None` until that is known.
-    pub fn pre_initialized(&self) -> Option<Result<(), &str>> {
-        self.configured().pre_initialized()
-    }
-
-    /// Number of reset instances that wait for calls. An error says why instances cannot be reset, so that each call starts
-    /// a new one.
-    ///
-    /// It is 0 after a call whose instance was dropped: its memory had grown, or the call wrote to more than 4 MiB of it, or
-    /// was given handles of WASI, or failed, or too many other instances wait.
-    pub fn waiting(&self) -> Result<usize, &str> {
-        self.configured().waiting()
-    }
-
-    /// Provides an instance as each call does, without a call: to measure what that costs.
-    ///
-    /// # Errors
-    ///
-    /// How the plugin failed.
-    pub fn provide_instance(&self) -> Result<(), Error> {
-        self.configured().provide_instance(self.limits()).map_err(|failure| self.failed(failure))
-    }
-
-    /// Lets the plugin check the configuration, and returns how long that took.
-    pub(super) fn check_config(&self) -> Result<Duration, Error> {
-        self.configured().check_config().map_err(|failure| self.failed(failure))
-    }
-
-    pub(super) fn configured(&self) -> &ConfiguredPlugin<Reads> {
-        &self.0.configured
-    }
-
-    /// The limits of its calls.
-    pub(super) fn limits(&self) -> CallLimits {
-        self.configured().limits()
-    }
-
     pub(super) fn share(&self) -> &Share {
         &self.0.share
     }
 
-    /// What learns of its calls.
     pub(super) fn calls(&self) -> &Calls {
-        let LogSource { hook, plugin, .. } = self.source();
-        self.0.calls.get_or_init(|| self.0.observer.calls_of(hook, plugin))
+        self.0.calls.get_or_init(|| self.0.observer.calls_of(self.name(), self.plugin().name()))
     }
 
-    /// Writes an error of the plugin to its log.
     pub(super) fn log_error(&self, error: &Error) {
-        self.source().log(&*self.0.observer, Level::Error, one_line(&error.to_string()));
+        self.source.log(&*self.0.observer, Level::Error, one_line(&error.to_string()));
     }
 
     /// The error of a failure of its plugin.
     pub(super) fn failed(&self, failure: sandbox::Error) -> Error {
-        let LogSource { hook, plugin, .. } = self.source();
+        let LogSource { hook, plugin, .. } = &self.source;
         Error::Failed { hook: hook.clone(), plugin: plugin.clone(), failure }
     }
+}
 
-    fn source(&self) -> &LogSource {
-        self.configured().source()
+impl Deref for Hook {
+    type Target = ConfiguredPlugin<Reads>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0.configured
     }
 }
 

@@ -4,16 +4,18 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::answer::{self, NewValues};
+use bytes::Bytes;
+
 use super::binding::{Mode, OnFailure};
-use super::error::Error;
+use super::error::{Error, Rejection, Violation};
 use super::hook::Hook;
 use super::scheduler::{INLINE_DEADLINE, INLINE_MEMORY_BYTES, INLINE_OUTPUT_BYTES};
 use super::set::Set;
 use super::view::{Facts, Reads, View};
-use crate::sandbox::{CallLimits, CallOutcome, wit};
-use crate::storage::command::{Action, Operation, Precondition};
+use crate::sandbox::{CallLimits, CallOutcome, Error as Failure, Role, cut, wit};
+use crate::storage::command::{Action, Operation, Precondition, Value};
 use crate::telemetry::names;
+use crate::{json, limits};
 
 /// A call that had this much time and missed its deadline says that the plugin is slow, even if the hook's deadline is longer:
 /// a write has only a few times this long in all.
@@ -30,12 +32,8 @@ pub struct Judged {
     pub epoch: u64,
 }
 
-/// Judges the operations of one request on this thread, which blocks until all hooks have answered.
-///
-/// # Errors
-///
-/// [`Error::Rejected`] if a hook refuses, [`Error::Busy`] if the deadline passes before all hooks were asked,
-/// [`Error::Store`] if the view failed, or how a plugin failed.
+/// Judges the operations of one request on this thread, which blocks until all hooks have answered. The errors are those of
+/// the room's failure model; [`Error::Busy`] means that the deadline has passed.
 pub fn judge(
     set: &Arc<Set>,
     operations: Vec<Operation>,
@@ -43,8 +41,8 @@ pub fn judge(
     deadline: Instant,
 ) -> Result<Judged, Error> {
     let mut judgement = Judgement::new(Arc::clone(set), operations, view, deadline);
-    while judgement.next().is_some() {
-        judgement.step()?;
+    while let Some(answered) = judgement.step(false) {
+        answered?;
     }
     Ok(judgement.finish())
 }
@@ -55,22 +53,13 @@ pub(super) struct Judgement {
     operations: Vec<Operation>,
     view: Arc<dyn View>,
     deadline: Instant,
-    steps: std::vec::IntoIter<Step>,
+    /// The calls to come: the index of a hook in the set, and the role in which it is asked.
+    steps: std::vec::IntoIter<(usize, Role)>,
     facts: Facts,
 }
 
-/// One call of one hook, by its index in the set.
-#[derive(Clone, Copy)]
-struct Step {
-    index: usize,
-    role: Role,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Role {
-    Transformer,
-    Validator,
-}
+/// New values of writes, by their positions in the request.
+type NewValues = Vec<(usize, Bytes)>;
 
 /// A hook's answer: the new values, and what it read.
 type Answer = Result<(NewValues, Facts), Error>;
@@ -80,22 +69,17 @@ impl Judgement {
         let mut steps = Vec::new();
         for role in [Role::Transformer, Role::Validator] {
             for (index, hook) in set.hooks().iter().enumerate() {
-                let has_role = match role {
-                    Role::Transformer => hook.plugin().is_transformer(),
-                    Role::Validator => hook.plugin().is_validator(),
-                };
                 // Whether a hook matches a write depends on its key and kind, which transformers cannot change.
-                if has_role && operations.iter().any(|operation| hook.binding().matches(operation)) {
-                    steps.push(Step { index, role });
+                if hook.plugin().has(role) && operations.iter().any(|operation| hook.binding().matches(operation)) {
+                    steps.push((index, role));
                 }
             }
         }
         Self { set, operations, view, deadline, steps: steps.into_iter(), facts: Facts::default() }
     }
 
-    /// The hook that is asked next.
     pub(super) fn next(&self) -> Option<&Hook> {
-        self.set.hooks().get(self.steps.as_slice().first()?.index)
+        self.set.hooks().get(self.steps.as_slice().first()?.0)
     }
 
     /// Whether the next hook may be asked inline. A hook that can read may not, because reads may wait for a disk; nor one
@@ -106,7 +90,7 @@ impl Judgement {
             return false;
         }
         let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.min(hook.limits().deadline) <= INLINE_DEADLINE {
+        if left.min(hook.limits.deadline) <= INLINE_DEADLINE {
             return false;
         }
         let matching = self.operations.iter().filter(|operation| hook.binding().matches(operation));
@@ -114,54 +98,40 @@ impl Judgement {
             Action::Put(value) => (writes + 1, bytes + value.bytes.len()),
             Action::Delete => (writes + 1, bytes),
         });
-        hook.share().history().allows_inline(writes, bytes)
+        hook.share().history.allows_inline(writes, bytes)
     }
 
-    /// Leaves out the next hook.
     pub(super) fn skip(&mut self) {
         self.steps.next();
     }
 
-    /// Asks the next hook, and acts on its answer.
-    pub(super) fn step(&mut self) -> Result<(), Error> {
-        self.advance(false).unwrap_or(Ok(()))
-    }
-
-    /// The same inline, if [`Self::allows_inline`]. `None`: the call was interrupted, and the hook is still the next one.
-    pub(super) fn step_inline(&mut self) -> Option<Result<(), Error>> {
-        self.advance(true)
-    }
-
-    /// The outcome, once all hooks were asked.
-    pub(super) fn finish(self) -> Judged {
-        let epoch = self.set.epoch();
-        Judged { operations: self.operations, reads: self.facts.into_preconditions(), epoch }
-    }
-
-    /// Asks the next hook, and acts on its answer. `None`: there is no next hook, or the inline call was interrupted.
-    fn advance(&mut self, is_inline: bool) -> Option<Result<(), Error>> {
+    /// Asks the next hook, and acts on its answer. It is asked inline only if [`Self::allows_inline`].
+    ///
+    /// `None`: all hooks were asked; or an inline call was interrupted, and its hook is still the next one.
+    pub(super) fn step(&mut self, is_inline: bool) -> Option<Result<(), Error>> {
         let left = self.deadline.saturating_duration_since(Instant::now());
-        let Step { index, role } = *self.steps.as_slice().first()?;
+        let (index, role) = *self.steps.as_slice().first()?;
         let hook = self.set.hooks().get(index)?;
         if left.is_zero() {
-            return Some(Err(Error::Busy { hook: Some(hook.name().to_owned()) }));
+            return Some(Err(Error::Busy(Some(hook.name().to_owned()))));
         }
         let matching = self.operations.iter().enumerate().filter(|(_, operation)| hook.binding().matches(operation));
         let positions: Vec<usize> = matching.map(|(position, _)| position).collect();
         let answer = self.ask(hook, role, &positions, left, is_inline)?;
         self.steps.next();
         Some(applied(hook, answer).map(|(values, facts)| {
-            self.replace(values);
+            for (position, bytes) in values {
+                if let Some(Operation { action: Action::Put(value), .. }) = self.operations.get_mut(position) {
+                    value.bytes = bytes;
+                }
+            }
             self.facts.absorb(facts);
         }))
     }
 
-    fn replace(&mut self, values: NewValues) {
-        for (position, bytes) in values {
-            if let Some(Operation { action: Action::Put(value), .. }) = self.operations.get_mut(position) {
-                value.bytes = bytes;
-            }
-        }
+    pub(super) fn finish(self) -> Judged {
+        let epoch = self.set.epoch();
+        Judged { operations: self.operations, reads: self.facts.into_preconditions(), epoch }
     }
 
     /// Asks a hook, traced and measured. `None`: the inline call was interrupted.
@@ -169,21 +139,24 @@ impl Judgement {
         let span = names::hook_span(hook.name(), hook.plugin().name(), hook.plugin().digest());
         let _entered = span.enter();
         let started_at = Instant::now();
-        let outcome = self.call(hook, role, positions, call_limits(hook, left, is_inline));
+        let writes = positions.iter().filter_map(|position| self.operations.get(*position)).map(as_write);
+        let writes: Vec<wit::Write<'_>> = writes.collect();
+        let reads = Reads::of(Arc::clone(&self.view));
+        let outcome = hook.call(role, call_limits(hook, left, is_inline), reads, &writes);
         let memory_bytes = outcome.memory_bytes;
         if is_inline && outcome.has_met_limit {
             span.record("result", "stopped");
-            hook.share().history().record_interrupted();
+            hook.share().history.record_interrupted();
             return None;
         }
         let answer = self.read(hook, positions, outcome);
         let result = answer.as_ref().map_or_else(Error::word, |_| names::ACCEPTED);
         span.record("result", result);
         // A call that had little of the hook's own deadline left says nothing about the plugin if it ran out of time.
-        let is_timed_out = answer.as_ref().is_err_and(Error::is_timed_out);
-        if !is_timed_out || left >= hook.limits().deadline.min(TELLING) {
+        let is_timed_out = matches!(&answer, Err(Error::Failed { failure: Failure::TimedOut { .. }, .. }));
+        if !is_timed_out || left >= hook.limits.deadline.min(TELLING) {
             let has_failed = answer.as_ref().is_err_and(Error::is_plugin_failure);
-            hook.share().history().record(started_at.elapsed(), has_failed);
+            hook.share().history.record(started_at.elapsed(), has_failed);
         }
         if let Err(error) = &answer
             && error.is_plugin_failure()
@@ -194,37 +167,26 @@ impl Judgement {
         Some(answer)
     }
 
-    fn call(&self, hook: &Hook, role: Role, positions: &[usize], limits: CallLimits) -> CallOutcome<Reads> {
-        let writes = positions.iter().filter_map(|position| self.operations.get(*position)).map(answer::as_write);
-        let writes: Vec<wit::Write<'_>> = writes.collect();
-        let reads = Reads::of(Arc::clone(&self.view));
-        match role {
-            Role::Transformer => hook.configured().transform(limits, reads, &writes),
-            Role::Validator => hook.configured().validate(limits, reads, &writes),
-        }
-    }
-
-    /// Translates the outcome of a call.
     fn read(&self, hook: &Hook, positions: &[usize], outcome: CallOutcome<Reads>) -> Answer {
         // An answer that was found while the storage failed does not count, whatever it is.
         let has_read = !outcome.reads.is_empty();
         let facts = outcome.reads.close().map_err(Error::Store)?;
         match outcome.answer.map_err(|failure| hook.failed(failure))? {
             Ok(replacements) => {
-                let values = answer::new_values(&self.operations, positions, replacements);
+                let values = new_values(&self.operations, positions, replacements);
                 let (name, plugin) = (hook.name(), hook.plugin().name());
                 let values =
                     values.map_err(|what| Error::BadOutput { hook: name.into(), plugin: plugin.into(), what })?;
                 Ok((values, facts))
             }
-            Err(rejection) => Err(Error::Rejected(Box::new(answer::rejection(hook, positions, rejection, has_read)))),
+            Err(rejection) => Err(Error::Rejected(Box::new(rejection_by(hook, positions, rejection, has_read)))),
         }
     }
 }
 
 /// The limits of one call: the hook's own, but no more time than is left for the write; less if it runs inline.
 fn call_limits(hook: &Hook, left: Duration, is_inline: bool) -> CallLimits {
-    let own = hook.limits();
+    let own = hook.limits;
     match is_inline {
         true => CallLimits {
             deadline: INLINE_DEADLINE,
@@ -251,5 +213,71 @@ fn applied(hook: &Hook, answer: Answer) -> Answer {
             Ok(Default::default())
         }
         answer => answer,
+    }
+}
+
+fn as_write(operation: &Operation) -> wit::Write<'_> {
+    let (content_type, value) = match &operation.action {
+        Action::Put(value) => (value.content_type.as_str(), Some(&*value.bytes)),
+        Action::Delete => ("", None),
+    };
+    wit::Write { key: &operation.key, content_type, value }
+}
+
+/// The values that a transformer returned for the operations at these positions. An error says why they cannot be used.
+fn new_values(
+    operations: &[Operation],
+    positions: &[usize],
+    replacements: Vec<wit::Replacement>,
+) -> Result<NewValues, String> {
+    let mut is_replaced = vec![false; positions.len()];
+    let mut values = Vec::with_capacity(replacements.len().min(positions.len()));
+    for wit::Replacement { item, value } in replacements {
+        let index = item as usize;
+        let (Some(position), Some(is_replaced)) = (positions.get(index), is_replaced.get_mut(index)) else {
+            return Err(format!("it replaces write {item} of {}", positions.len()));
+        };
+        if std::mem::replace(is_replaced, true) {
+            return Err(format!("it replaces write {item} twice"));
+        }
+        let Some(Operation { action: Action::Put(old), .. }) = operations.get(*position) else {
+            return Err(format!("it gives a value to write {item}, which is a deletion"));
+        };
+        values.push((*position, new_value(item, old, value)?));
+    }
+    Ok(values)
+}
+
+fn new_value(item: u32, old: &Value, bytes: Vec<u8>) -> Result<Bytes, String> {
+    let mut bytes = Bytes::from(bytes);
+    if old.is_json() {
+        bytes = json::compact(bytes).map_err(|error| format!("the new value of write {item} is not JSON ({error})"))?;
+    }
+    if bytes.len() > limits::VALUE_BYTES_MAX {
+        let (found, limit) = (bytes.len(), limits::VALUE_BYTES_MAX);
+        return Err(format!("the new value of write {item} has {found} bytes; at most {limit} are allowed"));
+    }
+    Ok(bytes)
+}
+
+/// A plugin's refusal of the operations at these positions.
+fn rejection_by(hook: &Hook, positions: &[usize], rejection: wit::Rejection, has_read: bool) -> Rejection {
+    let text = |text: String| cut(&text, limits::PLUGIN_TEXT_BYTES_MAX).to_owned();
+    let position = |item: u32| positions.get(item as usize).and_then(|position| u32::try_from(*position).ok());
+    let violations = rejection.violations.into_iter().take(limits::PLUGIN_VIOLATIONS_MAX);
+    Rejection {
+        hook: hook.name().to_owned(),
+        plugin: hook.plugin().name().to_owned(),
+        code: text(rejection.code),
+        message: text(rejection.message),
+        violations: violations
+            .map(|violation| Violation {
+                item: position(violation.item),
+                path: text(violation.path),
+                code: text(violation.code),
+                message: text(violation.message),
+            })
+            .collect(),
+        has_read,
     }
 }

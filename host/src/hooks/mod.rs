@@ -3,33 +3,22 @@
 //! # Problem
 //!
 //! Users say in code what a valid value is, or rewrite it, once for all clients and nodes. Their code runs in the middle of a
-//! write, on nodes that serve everybody else. And its verdict must still be true when the write commits, although the store,
-//! and the hooks themselves, change meanwhile.
+//! write, on nodes that serve everybody else. And its verdict must still be true when the write commits, although the store
+//! and the hooks change meanwhile.
 //!
 //! # Approach
 //!
-//! A [`Binding`] names a plugin, the writes it judges, its configuration and its limits. With the compiled [`Plugin`] it is a
-//! [`Hook`]. The hooks in force at one epoch are an immutable [`Set`]; [`Active`] holds the current one. A request takes five
-//! steps:
+//! A [`Binding`] names a plugin, the writes it judges, its configuration and its limits. The [`Runtime`] compiles the
+//! [`Plugin`], and makes a [`Hook`] of both. The hooks in force at one epoch are an immutable [`Set`]; [`Active`] holds the
+//! current one. A request takes five steps:
 //!
 //! 1. *Match* (`pipeline`): a request that no hook matches passes at once, without leaving its thread.
 //! 2. *Schedule* (`scheduler`), for each hook: wait for its turn and for room on the node, then run the call inline, on a blocking
 //!    thread, or in the background.
 //! 3. *Call* (`judge`, by [`ConfiguredPlugin`](crate::sandbox::ConfiguredPlugin)): one call with all writes that the hook matches.
 //!    Transformers come first, in order, then validators.
-//! 4. *Check* the answer (`answer`), and act on it as the binding's mode and `on_failure` say.
+//! 4. *Check* the answer, and act on it as the binding's mode and `on_failure` say.
 //! 5. *Finish*: the operations with their new values, the reads of all hooks as preconditions, and the epoch of the set.
-//!
-//! Files use only files further down:
-//!
-//! ```text
-//! pipeline       the way of a request
-//! judge          one judgement, hook by hook
-//! answer, set    answers checked; the hooks in force
-//! runtime        compiling plugins, making hooks
-//! hook
-//! scheduler, binding, view, record, error
-//! ```
 //!
 //! # Guarantees
 //!
@@ -53,26 +42,22 @@
 //! | there is no room in time | [`Error::Busy`] |
 //!
 //! With `on_failure: skip`, a write passes unchanged if the plugin fails; a refusal still refuses. In monitor mode nothing that
-//! the plugin does changes the write. Every error means *not written* (P4).
-//!
-//! A refusal that depends on reads was made on this node's copy, which may lag: see [`Rejection::has_read`].
+//! the plugin does changes the write. Every error means *not written* (P4). A refusal that depends on reads was made on this
+//! node's copy, which may lag: see [`Rejection::has_read`].
 //!
 //! # Cost
 //!
 //! The sandbox's chapter has the cost of calls. Handing a judgement to a blocking thread and back costs 30 to 70 µs more. With
 //! three nodes and their load on two cores, a fast hook on every write costs 3 to 10 % of the throughput of 64 clients (13 to
-//! 27 % if each call starts an instance): on a busy node its call adds 7 to 14 µs to the 115 to 145 µs that a write takes of all
-//! processors together, because caches are cold for it, and colder after it. A write that no hook matches costs one comparison
-//! for each hook.
+//! 27 % if each call starts an instance): its call adds 7 to 14 µs to the 115 to 145 µs that a write takes of all processors
+//! together, because caches are cold for it, and colder after it. A write that no hook matches costs one comparison a hook.
 
-mod answer;
 mod binding;
 mod error;
 mod hook;
 mod judge;
 mod pipeline;
 mod record;
-mod runtime;
 mod scheduler;
 mod set;
 #[cfg(test)]
@@ -81,12 +66,11 @@ mod view;
 
 pub use binding::{Binding, Judges, Mode, OnFailure, check_name};
 pub use error::{Error, Rejection, Violation};
-pub use hook::{Calls, Hook, Observer};
+pub use hook::{Calls, Hook, Observer, Plugin, Runtime};
 pub use judge::{Judged, judge};
 pub use pipeline::Pipeline;
 pub use record::{Figures, Line, Record, Tally};
-pub use runtime::{Plugin, Runtime};
 pub use set::{Active, Set};
 pub use view::{View, ViewError};
 
-pub use crate::sandbox::{Error as Failure, HOOKS_VERSION, LogSink, LogSource, Tuning, digest};
+pub use crate::sandbox::{Error as Failure, HOOKS_VERSION, LogSink, LogSource, Role, digest};

@@ -1,7 +1,6 @@
 //! What plugins did on this node: their last log lines, and figures of their calls.
 //!
-//! Both are bounded, and end with the process: newer lines replace older ones, and figures begin at zero when the node starts.
-//! The node's log and its metrics have the same permanently.
+//! Both are bounded, and end with the process. The node's log and its metrics have the same permanently.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
@@ -64,14 +63,12 @@ pub struct Tally {
 
 /// The record of a node. Cheap to clone; all clones are the same record.
 #[derive(Clone)]
-pub struct Record(Arc<Inner>);
-
-struct Inner {
+pub struct Record {
     /// Protects the order of lines: each is stored and sent under it.
-    last: Mutex<VecDeque<Arc<Line>>>,
+    last: Arc<Mutex<VecDeque<Arc<Line>>>>,
     lines: broadcast::Sender<Arc<Line>>,
     /// By hook and plugin. Protects the list, not the figures.
-    figures: Mutex<BTreeMap<(String, String), Figures>>,
+    figures: Arc<Mutex<BTreeMap<(String, String), Figures>>>,
 }
 
 /// The figures of one hook. Cheap to clone; all clones are the same figures.
@@ -86,8 +83,7 @@ struct Counts {
 
 impl Default for Record {
     fn default() -> Self {
-        let (lines, _) = broadcast::channel(PLUGIN_LINES_KEPT);
-        Self(Arc::new(Inner { last: Mutex::default(), lines, figures: Mutex::default() }))
+        Self { last: Arc::default(), lines: broadcast::Sender::new(PLUGIN_LINES_KEPT), figures: Arc::default() }
     }
 }
 
@@ -95,37 +91,44 @@ impl Record {
     /// Stores a line, and sends it to followers.
     pub fn say(&self, line: Line) {
         let line = Arc::new(line);
-        let mut last = self.0.last.lock();
+        let mut last = self.last.lock();
         if last.len() == PLUGIN_LINES_KEPT {
             last.pop_front();
         }
         last.push_back(line.clone());
         // An error means that nobody follows. Sent under the lock, so that a new follower misses no line and sees none twice.
-        let _ = self.0.lines.send(line);
+        let _ = self.lines.send(line);
     }
 
     /// The stored lines, oldest first, and all that follow.
     pub fn lines(&self) -> (Vec<Arc<Line>>, broadcast::Receiver<Arc<Line>>) {
-        let last = self.0.last.lock();
-        (last.iter().cloned().collect(), self.0.lines.subscribe())
+        let last = self.last.lock();
+        (last.iter().cloned().collect(), self.lines.subscribe())
     }
 
     /// The figures of a hook, to count its calls in. They are listed while there is room, or somebody holds them.
+    /// `None` if the bounds of the histogram are invalid, which a test would show.
     pub fn of_hook(&self, hook: &str, plugin: &str) -> Option<Figures> {
-        let mut all = self.0.figures.lock();
+        let mut all = self.figures.lock();
         let name = (hook.to_owned(), plugin.to_owned());
         if all.len() >= FIGURES_MAX && !all.contains_key(&name) {
             all.retain(|_, figures| Arc::strong_count(&figures.0) > 1);
         }
         match all.entry(name) {
             Entry::Occupied(known) => Some(known.get().clone()),
-            Entry::Vacant(new) => Some(new.insert(Figures(Arc::new(Mutex::new(Counts::new()?)))).clone()),
+            Entry::Vacant(new) => {
+                // The measured time includes waiting, which the deadline bounds.
+                let max_us = PLUGIN_DEADLINE_MAX.as_micros() as u64 * 2;
+                let micros = Histogram::new_with_max(max_us, DIGITS).ok()?;
+                let counts = Counts { micros, results: BTreeMap::new(), memory_bytes: 0 };
+                Some(new.insert(Figures(Arc::new(Mutex::new(counts)))).clone())
+            }
         }
     }
 
     /// The figures of every hook.
     pub fn tallies(&self) -> Vec<Tally> {
-        let all = self.0.figures.lock();
+        let all = self.figures.lock();
         let tallies = all.iter().map(|((hook, plugin), figures)| {
             let calls = figures.0.lock();
             Tally {
@@ -150,16 +153,6 @@ impl Figures {
         calls.micros.saturating_record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
         *calls.results.entry(result).or_default() += 1;
         calls.memory_bytes = calls.memory_bytes.max(memory_bytes);
-    }
-}
-
-impl Counts {
-    /// No calls. `None` if the bounds of the histogram are invalid, which a test would show.
-    fn new() -> Option<Self> {
-        // The measured time includes waiting, which the deadline bounds.
-        let max_us = u64::try_from(PLUGIN_DEADLINE_MAX.as_micros()).ok()?.saturating_mul(2);
-        let micros = Histogram::new_with_max(max_us, DIGITS).ok()?;
-        Some(Self { micros, results: BTreeMap::new(), memory_bytes: 0 })
     }
 }
 

@@ -10,11 +10,10 @@
 //! | took 1 ms or more on average | on a *background thread*, which yields to the threads that serve |
 //! | the last one failed after 1 ms or more | on a background thread, one at a time, after a *backoff* |
 //!
-//! **Inline** saves handing the call to another thread and back, which takes several times as long as a short call. Each
-//! short call earns one credit, and others cost credit. A call that does not end in time is interrupted and repeated on a
-//! blocking thread. The repetition cannot be noticed: no call has effects, or sees what another left. An interruption costs the
-//! credit of [`INTERRUPT_COST`] short calls, so a plugin that alternates between short and long calls cannot occupy the async
-//! threads for longer than a plugin that is always fast.
+//! **Inline** saves handing the call to another thread and back, which takes several times as long as a short call. Each short
+//! call earns one credit, and others cost credit. A call that does not end in time is repeated on a blocking thread, which
+//! cannot be noticed: no call has effects, or sees what another left. It costs the credit of [`INTERRUPT_COST`] short calls, so
+//! a plugin that alternates between short and long calls occupies the async threads no longer than one that is always fast.
 //!
 //! **Backoff**: a hook that keeps failing slowly, such as one that loops, wastes the time of its calls. After each such call but
 //! the first it waits, in the end four times as long as the call took, and at most one second.
@@ -68,14 +67,6 @@ const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// Weight of the newest call in the average: one in this many.
 const AVERAGE_OVER: u64 = 8;
 
-/// A thread to run calls on, other than the one that handles the request.
-pub(super) enum Thread {
-    /// A thread that may block.
-    Blocking,
-    /// A thread that yields to the threads that serve.
-    Background(Arc<ThreadPool>),
-}
-
 /// The room of a node for calls. Cheap to clone; all clones share the same room.
 #[derive(Clone)]
 pub(super) struct Scheduler {
@@ -94,23 +85,9 @@ pub(super) struct Share {
     /// One permit per running call.
     permits: Arc<Semaphore>,
     /// One permit per write that waits for a turn.
-    queue: Arc<Semaphore>,
-    history: History,
+    queue: Semaphore,
+    pub(super) history: History,
     background: Arc<ThreadPool>,
-}
-
-impl Thread {
-    pub(super) fn is_background(&self) -> bool {
-        matches!(self, Self::Background(_))
-    }
-
-    /// Runs calls on it.
-    pub(super) fn spawn(self, calls: impl FnOnce() + Send + 'static) {
-        match self {
-            Self::Blocking => drop(tokio::task::spawn_blocking(calls)),
-            Self::Background(threads) => threads.spawn(calls),
-        }
-    }
 }
 
 impl Scheduler {
@@ -128,11 +105,8 @@ impl Scheduler {
     }
 
     /// Waits for the room of one call on the node. `None`: there was none until the deadline.
-    pub(super) async fn room(&self, thread: &Thread, deadline: Instant) -> Option<OwnedSemaphorePermit> {
-        let room = match thread {
-            Thread::Blocking => &self.room,
-            Thread::Background(_) => &self.background_room,
-        };
+    pub(super) async fn room(&self, is_background: bool, deadline: Instant) -> Option<OwnedSemaphorePermit> {
+        let room = if is_background { &self.background_room } else { &self.room };
         timeout_at(deadline.into(), Arc::clone(room).acquire_owned()).await.ok()?.ok()
     }
 }
@@ -145,20 +119,15 @@ impl Share {
         Self {
             max,
             permits: Arc::new(Semaphore::new(max as usize)),
-            queue: Arc::new(Semaphore::new(limits::PLUGIN_QUEUE_MAX / 2)),
+            queue: Semaphore::new(limits::PLUGIN_QUEUE_MAX / 2),
             history: History::new(),
             background,
         }
     }
 
-    /// The history of the hook's calls.
-    pub(super) fn history(&self) -> &History {
-        &self.history
-    }
-
-    /// Where the next call runs, unless it may run inline.
-    pub(super) fn thread(&self) -> Thread {
-        if self.history.is_slow() { Thread::Background(Arc::clone(&self.background)) } else { Thread::Blocking }
+    /// The threads of background calls, if the next call is one.
+    pub(super) fn background(&self) -> Option<Arc<ThreadPool>> {
+        self.history.is_slow().then(|| Arc::clone(&self.background))
     }
 
     /// Takes a turn, if there is one now: room for one call in the hook's share, given back when it is dropped.
@@ -171,25 +140,24 @@ impl Share {
 
     /// Waits for a turn. `None`: there was none by then, or too many writes wait already.
     pub(super) async fn turn(&self, until: Instant) -> Option<OwnedSemaphorePermit> {
-        timeout_at(until.into(), self.wait_for_turn()).await.ok()?
-    }
-
-    async fn wait_for_turn(&self) -> Option<OwnedSemaphorePermit> {
-        let _place = Arc::clone(&self.queue).try_acquire_owned().ok()?;
-        loop {
-            let needed = self.permits_per_call();
-            let permits = Arc::clone(&self.permits).acquire_many_owned(needed).await.ok()?;
-            // The hook may have begun to fail while this write waited, and then needs more.
-            if self.permits_per_call() > needed {
-                continue;
+        let turn = async {
+            let _place = self.queue.try_acquire().ok()?;
+            loop {
+                let needed = self.permits_per_call();
+                let permits = Arc::clone(&self.permits).acquire_many_owned(needed).await.ok()?;
+                // The hook may have begun to fail while this write waited, and then needs more.
+                if self.permits_per_call() > needed {
+                    continue;
+                }
+                let backoff = self.history.backoff();
+                if !backoff.is_zero() {
+                    // All others wait behind this one.
+                    sleep(backoff).await;
+                }
+                return Some(permits);
             }
-            let backoff = self.history.backoff();
-            if !backoff.is_zero() {
-                // All others wait behind this one.
-                sleep(backoff).await;
-            }
-            return Some(permits);
-        }
+        };
+        timeout_at(until.into(), turn).await.ok()?
     }
 
     /// All permits while the hook is failing, so that its calls run one at a time.
@@ -222,7 +190,6 @@ impl History {
         }
     }
 
-    /// Whether a call with this many writes and bytes may run inline.
     pub(super) fn allows_inline(&self, writes: usize, bytes: usize) -> bool {
         writes <= INLINE_WRITES_MAX && bytes <= INLINE_BYTES_MAX && self.credit.load(Ordering::Relaxed) > 0
     }
@@ -245,7 +212,6 @@ impl History {
         Duration::from_micros(self.backoff_until_us.load(Ordering::Relaxed)).saturating_sub(self.since.elapsed())
     }
 
-    /// Records the end of a call.
     pub(super) fn record(&self, took: Duration, has_failed: bool) {
         if has_failed && took >= SLOW {
             let before = self.slow_failures.load(Ordering::Relaxed).min(BACKOFF_FACTOR_MAX);
@@ -264,7 +230,6 @@ impl History {
         self.earn(if took <= SHORT { 1 } else { -LONG_COST });
     }
 
-    /// Records that an inline call was interrupted.
     pub(super) fn record_interrupted(&self) {
         self.earn(-INTERRUPT_COST);
     }

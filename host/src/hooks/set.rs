@@ -17,7 +17,7 @@ pub struct Set {
 }
 
 impl Set {
-    /// The hooks of an epoch: the store's revision at which the hooks last changed.
+    /// The hooks of an epoch.
     pub fn new(epoch: u64, mut hooks: Vec<Hook>) -> Self {
         hooks.sort_by(|a, b| (a.binding().order, a.name()).cmp(&(b.binding().order, b.name())));
         Self { epoch, hooks }
@@ -39,9 +39,7 @@ impl Set {
     }
 }
 
-/// The set in force on a node. Cheap to clone; all clones see the same.
-///
-/// The default has no hooks, at epoch 0.
+/// The set in force on a node; at first without hooks, at epoch 0. Cheap to clone; all clones see the same.
 #[derive(Debug, Clone, Default)]
 pub struct Active(Arc<watch::Sender<Arc<Set>>>);
 
@@ -68,17 +66,13 @@ impl Active {
         });
     }
 
-    /// Waits until a set of this epoch or a later one is in force.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::EpochWait`] if that has not happened by the deadline.
+    /// Waits until a set of this epoch or a later one is in force; fails with [`Error::EpochWait`] at the deadline.
     pub async fn wait_for(&self, epoch: u64, deadline: Instant) -> Result<Arc<Set>, Error> {
         let mut receiver = self.0.subscribe();
         let waited = tokio::time::timeout_at(deadline.into(), receiver.wait_for(|set| set.epoch >= epoch)).await;
         match waited {
             Ok(Ok(set)) => Ok(Arc::clone(&set)),
-            _ => Err(Error::EpochWait { epoch }),
+            _ => Err(Error::EpochWait(epoch)),
         }
     }
 }

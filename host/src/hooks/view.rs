@@ -3,7 +3,7 @@
 //! Every read becomes a precondition of the write (P6). The first answer counts: if a later read of the same key differs,
 //! the write fails its precondition and is judged again.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::limits;
@@ -23,16 +23,7 @@ pub trait View: Send + Sync {
 /// The node's storage could not answer a read.
 #[derive(Debug, thiserror::Error)]
 #[error("the node's storage cannot be read")]
-pub struct ViewError {
-    source: Box<dyn std::error::Error + Send + Sync>,
-}
-
-impl ViewError {
-    /// Wraps the error of the storage.
-    pub fn new(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        Self { source: source.into() }
-    }
-}
+pub struct ViewError(#[source] pub Box<dyn std::error::Error + Send + Sync>);
 
 /// The reads of one call of a plugin: counted, bounded and recorded.
 #[derive(Default)]
@@ -52,7 +43,7 @@ impl HostReads for Reads {
             return Ok(None);
         }
         let entry = view.get(key).map_err(|error| self.fail(error))?;
-        self.facts.see_revision(key, entry.as_ref().map(|entry| entry.meta.revision));
+        self.facts.see(key, Seen::Revision(entry.as_ref().map(|entry| entry.meta.revision)));
         let entry_bytes = entry.as_ref().map_or(0, |entry| entry.key.len() + entry.value.bytes.len());
         self.charge(entry_bytes)?;
         Ok(entry.map(|entry| wit::Entry {
@@ -70,10 +61,7 @@ impl HostReads for Reads {
             return Ok(false);
         }
         let exists = view.get(key).map_err(|error| self.fail(error))?.is_some();
-        match exists {
-            true => self.facts.see_existence(key),
-            false => self.facts.see_revision(key, None),
-        }
+        self.facts.see(key, if exists { Seen::Exists } else { Seen::Revision(None) });
         Ok(exists)
     }
 
@@ -86,29 +74,24 @@ impl HostReads for Reads {
             return Err(wit::ReadError::Limit(format!("start and end may have {} bytes", limits::KEY_BYTES_MAX)));
         }
         let (keys, digest) = view.list(start, end, limit).map_err(|error| self.fail(error))?;
-        self.facts.see_range(start, end, limit, digest);
+        self.facts.ranges.entry((start.to_owned(), end.to_owned(), limit)).or_insert(digest);
         self.charge(keys.iter().map(String::len).sum())?;
         Ok(keys)
     }
 }
 
 impl Reads {
-    /// The reads of a call.
     pub(super) fn of(view: Arc<dyn View>) -> Self {
         Self { view: Some(view), ..Self::default() }
     }
 
-    /// Whether the call has read anything.
     pub(super) fn is_empty(&self) -> bool {
         self.count == 0
     }
 
     /// What was read. If the storage failed, its error: a judgement made without the answer does not count.
     pub(super) fn close(self) -> Result<Facts, ViewError> {
-        match self.failure {
-            Some(error) => Err(error),
-            None => Ok(self.facts),
-        }
+        self.failure.map_or(Ok(self.facts), Err)
     }
 
     fn begin(&mut self) -> Result<Arc<dyn View>, wit::ReadError> {
@@ -139,11 +122,10 @@ impl Reads {
 /// Facts about the store, each recorded once, as first seen.
 #[derive(Debug, Default)]
 pub(super) struct Facts {
-    keys: HashMap<String, Seen>,
-    ranges: HashMap<(String, String, u32), RangeDigest>,
+    keys: BTreeMap<String, Seen>,
+    ranges: BTreeMap<(String, String, u32), RangeDigest>,
 }
 
-/// A fact about a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Seen {
     Exists,
@@ -154,51 +136,34 @@ impl Facts {
     /// Adds the facts of a later call. Earlier facts take precedence.
     pub(super) fn absorb(&mut self, later: Self) {
         for (key, seen) in later.keys {
-            match seen {
-                Seen::Exists => self.see_existence(&key),
-                Seen::Revision(revision) => self.see_revision(&key, revision),
-            }
+            self.see(&key, seen);
         }
-        for ((start, end, limit), digest) in later.ranges {
-            self.ranges.entry((start, end, limit)).or_insert(digest);
+        for (range, digest) in later.ranges {
+            self.ranges.entry(range).or_insert(digest);
         }
     }
 
     /// The facts as preconditions of the write, in a stable order.
     pub(super) fn into_preconditions(self) -> Vec<Precondition> {
-        let mut keys: Vec<_> = self.keys.into_iter().collect();
-        keys.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-        let mut ranges: Vec<_> = self.ranges.into_iter().collect();
-        ranges.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-        let keys = keys.into_iter().map(|(key, seen)| match seen {
+        let keys = self.keys.into_iter().map(|(key, seen)| match seen {
             Seen::Exists => Fact::Exists { key },
             Seen::Revision(revision) => Fact::Revision { key, revision },
         });
-        let ranges = ranges.into_iter().map(|((start, end, limit), digest)| Fact::Range { start, end, limit, digest });
+        let ranges =
+            self.ranges.into_iter().map(|((start, end, limit), digest)| Fact::Range { start, end, limit, digest });
         keys.chain(ranges).map(|fact| Precondition { asked_by: AskedBy::Plugin, space: Space::Kv, fact }).collect()
     }
 
     /// An exact revision replaces mere existence, because it says more.
-    fn see_revision(&mut self, key: &str, revision: Option<u64>) {
-        match self.keys.get_mut(key) {
-            None => {
-                self.keys.insert(key.to_owned(), Seen::Revision(revision));
+    fn see(&mut self, key: &str, seen: Seen) {
+        match (self.keys.get_mut(key), seen) {
+            (None, _) => {
+                self.keys.insert(key.to_owned(), seen);
             }
-            // It existed before and is gone now: with `Exists` the write fails its precondition, as it should.
-            Some(Seen::Exists) if revision.is_none() => {}
-            Some(seen @ Seen::Exists) => *seen = Seen::Revision(revision),
-            Some(Seen::Revision(_)) => {}
+            // If it is gone now, `Exists` stays: with that the write fails its precondition, as it should.
+            (Some(known @ Seen::Exists), Seen::Revision(Some(_))) => *known = seen,
+            (Some(_), _) => {}
         }
-    }
-
-    fn see_existence(&mut self, key: &str) {
-        if !self.keys.contains_key(key) {
-            self.keys.insert(key.to_owned(), Seen::Exists);
-        }
-    }
-
-    fn see_range(&mut self, start: &str, end: &str, limit: u32, digest: RangeDigest) {
-        self.ranges.entry((start.to_owned(), end.to_owned(), limit)).or_insert(digest);
     }
 }
 

@@ -129,8 +129,7 @@ impl Node {
             replication::Handle::start(options, log.clone(), data.clone(), transport, telemetry.clone()).await?;
         let record = hooks::Record::default();
         let observer = Arc::new(PluginObserver { telemetry: telemetry.clone(), record: record.clone() });
-        let runtime =
-            hooks::Runtime::new(observer, hooks::Tuning::default(), Some(&layout::compiled(&settings.data_dir)))?;
+        let runtime = hooks::Runtime::new(observer, Some(&layout::compiled(&settings.data_dir)))?;
         let pipeline = hooks::Pipeline::new(hooks::Active::default());
         let write_path = WritePath::new(pipeline.clone(), replication.clone(), data.clone(), telemetry.clone());
         let registry = Registry::start(runtime, &pipeline, write_path.clone(), replication.clone(), data.clone());

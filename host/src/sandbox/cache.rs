@@ -1,7 +1,5 @@
 //! Compiled code on disk, so that a node that starts again does not compile again.
 //!
-//! # Guarantees
-//!
 //! - An entry is loaded only by an engine with the version and settings of the one that wrote it: its name contains a
 //!   digest of both, next to the digest of its source.
 //! - An entry is loaded only if it is complete: its header has a checksum (SHA-256), because wasmtime runs what it is given.
@@ -27,10 +25,8 @@ const MAGIC: &[u8; 8] = b"brinkc\0\x01";
 /// Length of the magic and the checksum, which precede the code.
 const HEADER_BYTES: usize = MAGIC.len() + 32;
 
-/// File extension of entries.
 const EXTENSION: &str = "compiled";
 
-/// A folder of compiled code.
 pub(super) struct Cache {
     dir: PathBuf,
     /// Digest of the engine's version and settings.
@@ -58,16 +54,16 @@ impl Cache {
             unsafe_code,
             reason = "the cache vouches for the code: this node wrote it, by an engine with these settings"
         )]
-        // SAFETY: `store` serialized the code, and `get` has checked that it is complete. Only its owner can write to the folder.
+        // SAFETY: `store` serialized the code, and `get` has checked that it is complete. Only this user can write to the folder.
         let component = unsafe { Component::deserialize(engine, code) };
         component.map_err(|error| tracing::warn!(error = format!("{error:#}"), "compiled code cannot be used")).ok()
     }
 
     /// Stores a component. A component that cannot be stored is compiled again another time.
     pub(super) fn store(&self, key: &str, component: &Component) {
-        match component.serialize() {
-            Ok(code) => self.put(key, &code),
-            Err(error) => tracing::warn!(error = format!("{error:#}"), "compiled code cannot be serialized"),
+        let stored = component.serialize().and_then(|code| Ok(self.put(key, &code)?));
+        if let Err(error) = stored {
+            tracing::warn!(dir = %self.dir.display(), error = format!("{error:#}"), "compiled code cannot be stored");
         }
     }
 
@@ -102,13 +98,7 @@ impl Cache {
         Some(entry)
     }
 
-    fn put(&self, key: &str, code: &[u8]) {
-        if let Err(error) = self.write(key, code) {
-            tracing::warn!(dir = %self.dir.display(), %error, "compiled code cannot be stored");
-        }
-    }
-
-    fn write(&self, key: &str, code: &[u8]) -> io::Result<()> {
+    fn put(&self, key: &str, code: &[u8]) -> io::Result<()> {
         let mut file = tempfile::NamedTempFile::new_in(&self.dir)?;
         file.write_all(&header(code))?;
         file.write_all(code)?;
@@ -122,9 +112,7 @@ impl Cache {
 }
 
 fn header(code: &[u8]) -> Vec<u8> {
-    let mut header = MAGIC.to_vec();
-    header.extend(Sha256::digest(code));
-    header
+    [&MAGIC[..], &Sha256::digest(code)[..]].concat()
 }
 
 #[cfg(test)]
@@ -137,8 +125,8 @@ mod tests {
         let dir = dir.path().join("compiled");
         let cache = Cache::open(&dir, &Engine::default()).unwrap();
         assert_eq!(cache.get("a"), None);
-        cache.put("a", b"code of a");
-        cache.put("b", b"code of b");
+        cache.put("a", b"code of a").unwrap();
+        cache.put("b", b"code of b").unwrap();
         assert_eq!(cache.get("a").as_deref(), Some(&b"code of a"[..]));
 
         for damage in 0..HEADER_BYTES + 9 {
@@ -159,7 +147,7 @@ mod tests {
     fn code_of_an_engine_with_other_settings_is_not_found() {
         let dir = tempfile::tempdir().unwrap();
         let other = Engine::new(wasmtime::Config::new().epoch_interruption(true)).unwrap();
-        Cache::open(dir.path(), &Engine::default()).unwrap().put("a", b"code");
+        Cache::open(dir.path(), &Engine::default()).unwrap().put("a", b"code").unwrap();
         assert_eq!(Cache::open(dir.path(), &other).unwrap().get("a"), None);
     }
 

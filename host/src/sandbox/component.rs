@@ -12,26 +12,24 @@ use crate::limits;
 
 const HOOKS_PREFIX: &str = "brink:hooks/";
 
-/// A page of linear memory.
 const PAGE_BYTES: u64 = 64 * 1024;
-
-/// The first bytes of every component: the magic of WebAssembly, then version 13 of layer 1.
-const COMPONENT_PREAMBLE: &[u8] = b"\0asm\x0d\0\x01\0";
-
-/// The first bytes of every core module.
-const MODULE_PREAMBLE: &[u8] = b"\0asm\x01\0\0\0";
 
 /// A compiled component with its imports linked, ready to be instantiated.
 pub(super) struct LinkedComponent<R: 'static> {
     pub(super) pre: InstancePre<HostState<R>>,
-    pub(super) exports: Exports,
-}
-
-/// Where the exports of a plugin are.
-pub(super) struct Exports {
     pub(super) configuration: configuration::GuestIndices,
     pub(super) validator: Option<validator::GuestIndices>,
     pub(super) transformer: Option<transformer::GuestIndices>,
+}
+
+/// What a plugin does about writes. It may have both roles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "lowercase")]
+pub enum Role {
+    /// It may rewrite values. A plugin without this role cannot.
+    Transformer,
+    /// It judges writes.
+    Validator,
 }
 
 impl<R: HostReads> LinkedComponent<R> {
@@ -55,35 +53,31 @@ impl<R: HostReads> LinkedComponent<R> {
         let transformer = has("transformer").then(|| transformer::GuestIndices::new(&pre));
         let validator = validator.transpose().map_err(signature)?;
         let transformer = transformer.transpose().map_err(signature)?;
-        Ok(Self { exports: Exports { configuration, validator, transformer }, pre })
+        Ok(Self { configuration, validator, transformer, pre })
     }
 }
 
 /// Checks that bytes begin like a component. An error says what they are instead.
-pub(super) fn check_preamble(bytes: &[u8]) -> Result<(), String> {
-    if bytes.starts_with(COMPONENT_PREAMBLE) {
-        return Ok(());
-    }
-    if bytes.starts_with(MODULE_PREAMBLE) {
-        let advice = "it is a core module; build for `wasm32-wasip2`, or wrap it with `wasm-tools component new`";
-        return Err(advice.to_owned());
-    }
-    if bytes.starts_with(b"\0asm") {
-        return Err("it is WebAssembly of a version this node does not know".to_owned());
-    }
-    if bytes.trim_ascii_start().starts_with(b"(") {
-        return Err("it looks like WebAssembly text; translate it to binary first".to_owned());
-    }
-    match bytes.is_empty() {
-        true => Err("it is empty".to_owned()),
-        false => Err("it does not start like WebAssembly".to_owned()),
-    }
+pub(super) fn check_preamble(bytes: &[u8]) -> Result<(), &'static str> {
+    Err(match bytes {
+        // Version 13 of layer 1.
+        [b'\0', b'a', b's', b'm', 13, 0, 1, 0, ..] => return Ok(()),
+        [b'\0', b'a', b's', b'm', 1, 0, 0, 0, ..] => {
+            "it is a core module; build for `wasm32-wasip2`, or wrap it with `wasm-tools component new`"
+        }
+        [b'\0', b'a', b's', b'm', ..] => "it is WebAssembly of a version this node does not know",
+        [] => "it is empty",
+        _ if bytes.trim_ascii_start().starts_with(b"(") => {
+            "it looks like WebAssembly text; translate it to binary first"
+        }
+        _ => "it does not start like WebAssembly",
+    })
 }
 
 /// Checks that an instance of the component starts within the limits.
 pub(super) fn check_resources(component: &Component) -> Result<(), Mismatch> {
     let Some(required) = component.resources_required() else {
-        return Err(Mismatch::Signature { detail: "it imports core modules, which plugins cannot".to_owned() });
+        return Err(Mismatch::Signature("it imports core modules, which plugins cannot".to_owned()));
     };
     let memory_bytes = required.max_initial_memory_size.unwrap_or(0).saturating_mul(PAGE_BYTES);
     let elements = required.max_initial_table_size.unwrap_or(0);
@@ -110,9 +104,10 @@ pub(super) fn check_imports(component: &Component) -> Result<Vec<String>, Mismat
         if name.starts_with(wasi::PREFIX) {
             continue;
         }
-        let unknown = |import: String| Mismatch::Import { import };
-        let Some(interface) = hooks_interface(name)? else { return Err(unknown(name.to_owned())) };
-        let ComponentItem::ComponentInstance(instance) = import.ty else { return Err(unknown(name.to_owned())) };
+        let Some(interface) = hooks_interface(name)? else { return Err(Mismatch::Import(name.to_owned())) };
+        let ComponentItem::ComponentInstance(instance) = import.ty else {
+            return Err(Mismatch::Import(name.to_owned()));
+        };
         for (item, export) in instance.exports(engine) {
             if !matches!(export.ty, ComponentItem::ComponentFunc(_)) {
                 continue;
@@ -121,7 +116,7 @@ pub(super) fn check_imports(component: &Component) -> Result<Vec<String>, Mismat
                 ("store", "get" | "exists" | "list") | ("log", "write") => {
                     functions.push(format!("{interface}.{item}"));
                 }
-                _ => return Err(unknown(format!("{name}#{item}"))),
+                _ => return Err(Mismatch::Import(format!("{name}#{item}"))),
             }
         }
     }
@@ -134,7 +129,7 @@ fn hooks_interface(name: &str) -> Result<Option<&str>, Mismatch> {
     let Some(rest) = name.strip_prefix(HOOKS_PREFIX) else { return Ok(None) };
     let (interface, version) = rest.split_once('@').unwrap_or((rest, "none"));
     if version != HOOKS_VERSION {
-        return Err(Mismatch::Version { found: version.to_owned(), supported: HOOKS_VERSION.to_owned() });
+        return Err(Mismatch::Version(version.to_owned()));
     }
     Ok(Some(interface))
 }
@@ -159,5 +154,5 @@ fn link<R: HostReads>(component: &Component, ty: &types::Component) -> wasmtime:
 
 /// A mismatch of types that wasmtime found.
 pub(super) fn signature(error: wasmtime::Error) -> Mismatch {
-    Mismatch::Signature { detail: format!("{error:#}") }
+    Mismatch::Signature(format!("{error:#}"))
 }

@@ -8,15 +8,14 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
-use wasmtime::component::Component;
 
-use super::bindings::brink::hooks::types::{Rejection, Replacement, Write};
-use super::component::{LinkedComponent, check_resources};
+use super::bindings::brink::hooks::types::Write;
+use super::component::{LinkedComponent, Role, check_resources};
 use super::engine::Engine;
 use super::error::Error;
 use super::host_state::HostReads;
-use super::instance::{Instrumented, Pool, ResetExports, Resetter};
-use super::invocation::{Invocation, Target};
+use super::instance::{Instrumented, Pool, Resetter};
+use super::invocation::{CallOutcome, Invocation, Target};
 use super::limiter::CallLimits;
 use super::lines::LogSource;
 use super::plugin::Plugin;
@@ -33,8 +32,10 @@ pub struct ConfiguredPlugin<R: 'static> {
     engine: Arc<Engine>,
     plugin: Plugin<R>,
     config: String,
-    limits: CallLimits,
-    source: LogSource,
+    /// The limits of its calls.
+    pub limits: CallLimits,
+    /// Whose log lines the calls write.
+    pub source: LogSource,
     random_seed: u64,
     /// Empty until it has been tried; an error says why the plugin cannot be pre-initialized.
     pre_initialized: OnceLock<Result<PreInitialized<R>, String>>,
@@ -45,18 +46,6 @@ struct PreInitialized<R: 'static> {
     component: LinkedComponent<R>,
     /// Its reset instances; an error says why its instances cannot be reset.
     pool: Result<Pool<R>, String>,
-}
-
-/// The outcome of one call.
-pub struct CallOutcome<R> {
-    /// What the guest answered, or how it failed. A validator gives no new values.
-    pub answer: Result<Result<Vec<Replacement>, Rejection>, Error>,
-    /// The reads as the guest left them.
-    pub reads: R,
-    /// The linear memory of the instance, in bytes; 0 if it did not start.
-    pub memory_bytes: usize,
-    /// Whether a limit was met. The answer may then differ from that of a call with more.
-    pub has_met_limit: bool,
 }
 
 impl<R: HostReads> ConfiguredPlugin<R> {
@@ -70,23 +59,26 @@ impl<R: HostReads> ConfiguredPlugin<R> {
         Self { engine, plugin, config, limits, source, random_seed, pre_initialized: OnceLock::new() }
     }
 
-    /// Asks the validator about writes. A plugin without that role accepts everything.
-    pub fn validate(&self, limits: CallLimits, reads: R, writes: &[Write<'_>]) -> CallOutcome<R> {
-        self.call(limits, reads, |invocation| Ok(invocation.validate(writes)?.map(|()| Vec::new())))
+    /// The plugin.
+    pub fn plugin(&self) -> &Plugin<R> {
+        &self.plugin
     }
 
-    /// Asks the transformer for the new values of writes. A plugin without that role changes nothing.
-    pub fn transform(&self, limits: CallLimits, reads: R, writes: &[Write<'_>]) -> CallOutcome<R> {
-        self.call(limits, reads, |invocation| invocation.transform(writes))
+    /// Asks the plugin about writes. If it does not have the role, it accepts everything and changes nothing.
+    pub fn call(&self, role: Role, limits: CallLimits, reads: R, writes: &[Write<'_>]) -> CallOutcome<R> {
+        let outcome = self.with_configured(limits, |invocation| invocation.call(role, reads, writes));
+        outcome.unwrap_or_else(|error| CallOutcome {
+            has_met_limit: error.is_limit(),
+            answer: Err(error),
+            reads: R::default(),
+            memory_bytes: 0,
+        })
     }
 
     /// Lets the plugin check its configuration in a new instance, and returns how long that took.
     ///
-    /// Runs for up to [`limits::PLUGIN_CONFIGURE_DEADLINE`]: call it on a blocking thread.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::ConfigRefused`] with the plugin's own words, [`Error::Busy`], or how the plugin failed.
+    /// Runs for up to [`limits::PLUGIN_CONFIGURE_DEADLINE`]: call it on a blocking thread. Fails with [`Error::ConfigRefused`]
+    /// (the plugin's own words), [`Error::Busy`], or how the plugin failed.
     pub fn check_config(&self) -> Result<Duration, Error> {
         let _room = self.engine.side_room()?;
         let limits = CallLimits { deadline: limits::PLUGIN_CONFIGURE_DEADLINE, ..self.limits };
@@ -97,18 +89,12 @@ impl<R: HostReads> ConfiguredPlugin<R> {
     }
 
     /// Provides an instance as a call does, without a call: to measure what that costs.
-    ///
-    /// # Errors
-    ///
-    /// How the plugin failed, or [`Error::Busy`].
     pub fn provide_instance(&self, limits: CallLimits) -> Result<(), Error> {
         self.with_configured(limits, |_| ())
     }
 
-    /// Pre-initializes the plugin from its component, unless that has been tried before. Its instances start configured
-    /// from then on.
-    ///
-    /// Takes seconds if the component is large: call it on a blocking thread, away from requests.
+    /// Pre-initializes the plugin from its component, unless that has been tried before. Takes seconds if the component is
+    /// large: call it on a blocking thread, away from requests.
     pub fn pre_initialize(&self, component: &[u8]) {
         self.pre_initialized.get_or_init(|| {
             let key = self.cache_key();
@@ -123,15 +109,41 @@ impl<R: HostReads> ConfiguredPlugin<R> {
                     compiled
                 }
             };
-            self.link(&compiled)
+            let component = LinkedComponent::new(&compiled).map_err(|mismatch| mismatch.to_string())?;
+            let pool = self.pool_for(&component);
+            if let Err(reason) = &pool {
+                tracing::debug!(hook = self.source.hook, reason, "each call starts an instance");
+            }
+            Ok(PreInitialized { component, pool })
         });
+    }
+
+    /// Whether the plugin is pre-initialized; an error says why it cannot be. `None` until that is known.
+    pub fn pre_initialized(&self) -> Option<Result<(), &str>> {
+        self.pre_initialized.get().map(|result| result.as_ref().map(drop).map_err(String::as_str))
+    }
+
+    /// Number of reset instances that wait for calls: 0 after a call whose instance was dropped (see `sandbox::instance`). An
+    /// error says why instances cannot be reset, so that each call starts a new one.
+    pub fn waiting(&self) -> Result<usize, &str> {
+        match self.pre_initialized.get() {
+            Some(Ok(pre_initialized)) => pre_initialized.pool.as_ref().map(Pool::waiting).map_err(String::as_str),
+            Some(Err(reason)) => Err(reason),
+            None => Err("it is not pre-initialized yet"),
+        }
+    }
+
+    /// The key of the pre-initialized component in the cache: the same for the same code, configuration and random numbers.
+    pub fn cache_key(&self) -> String {
+        let hash = sha256(&[CACHE_KEY, &self.source.hook, &self.source.digest, &self.config]);
+        hash.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// The component with the configuration in its initial memory.
     fn snapshot(&self, component: &[u8]) -> Result<Vec<u8>, String> {
         let instrumented = Instrumented::new(component)?;
         let engine = self.engine.scratch().map_err(|error| error.to_string())?;
-        let component = engine.compile("", instrumented.component())?;
+        let component = engine.compile("", &instrumented.component)?;
         let component = LinkedComponent::new(&component).map_err(|mismatch| mismatch.to_string())?;
         let limits = CallLimits {
             deadline: limits::PLUGIN_CONFIGURE_DEADLINE,
@@ -141,54 +153,19 @@ impl<R: HostReads> ConfiguredPlugin<R> {
         let target = Target { engine: &engine, ..self.target(&component, None) };
         let snapshot = target.invoke(limits, |invocation| {
             invocation.configure(&self.config).map_err(|error| format!("it {error}"))?;
-            instrumented.snapshot(invocation.instance())
+            instrumented.snapshot(&mut invocation.instance)
         });
         snapshot.map_err(|error| format!("it {error}"))?
     }
 
-    fn link(&self, compiled: &Component) -> Result<PreInitialized<R>, String> {
-        let component = LinkedComponent::new(compiled).map_err(|mismatch| mismatch.to_string())?;
-        let pool = self.pool_for(&component);
-        if let Err(reason) = &pool {
-            tracing::debug!(hook = self.source.hook, reason, "each call starts an instance");
-        }
-        Ok(PreInitialized { component, pool })
-    }
-
     fn pool_for(&self, component: &LinkedComponent<R>) -> Result<Pool<R>, String> {
-        let support = self.engine.reset_support().ok_or("this node cannot")?;
-        let exports = ResetExports::find(self.plugin.component(), component)?;
-        let resetter = self
-            .target(component, None)
-            .invoke(self.limits, |invocation| Resetter::new(support, exports, invocation.instance()));
+        let support = self.engine.reset_support.as_ref().ok_or("this node cannot")?;
+        let resetter = self.target(component, None).invoke(self.limits, |invocation| {
+            Resetter::new(support, self.plugin.component(), component, &mut invocation.instance)
+        });
         Ok(Pool::new(resetter.map_err(|error| format!("it {error}"))??))
     }
 
-    fn call(
-        &self,
-        limits: CallLimits,
-        reads: R,
-        ask: impl FnOnce(&mut Invocation<'_, R>) -> Result<Result<Vec<Replacement>, Rejection>, Error>,
-    ) -> CallOutcome<R> {
-        let outcome = self.with_configured(limits, |invocation| {
-            invocation.allow_reads(reads);
-            let answer = ask(invocation);
-            CallOutcome {
-                answer,
-                reads: invocation.take_reads(),
-                memory_bytes: invocation.memory_bytes(),
-                has_met_limit: invocation.has_met_limit(),
-            }
-        });
-        outcome.unwrap_or_else(|error| CallOutcome {
-            has_met_limit: error.is_limit(),
-            answer: Err(error),
-            reads: R::default(),
-            memory_bytes: 0,
-        })
-    }
-
-    /// Lets `ask` use a configured instance.
     fn with_configured<T>(
         &self,
         limits: CallLimits,
@@ -205,46 +182,6 @@ impl<R: HostReads> ConfiguredPlugin<R> {
 
     fn target<'a>(&'a self, component: &'a LinkedComponent<R>, pool: Option<&'a Pool<R>>) -> Target<'a, R> {
         Target { engine: &self.engine, component, pool, source: &self.source, random_seed: self.random_seed }
-    }
-
-    /// Number of reset instances that wait for calls. An error says why instances cannot be reset, so that each call starts a
-    /// new one.
-    ///
-    /// It is 0 after a call whose instance was dropped (see `sandbox::instance`).
-    pub fn waiting(&self) -> Result<usize, &str> {
-        match self.pre_initialized.get() {
-            Some(Ok(pre_initialized)) => pre_initialized.pool.as_ref().map(Pool::waiting).map_err(String::as_str),
-            Some(Err(reason)) => Err(reason),
-            None => Err("it is not pre-initialized yet"),
-        }
-    }
-}
-
-impl<R: 'static> ConfiguredPlugin<R> {
-    /// The plugin.
-    pub fn plugin(&self) -> &Plugin<R> {
-        &self.plugin
-    }
-
-    /// Whose log lines the calls write.
-    pub fn source(&self) -> &LogSource {
-        &self.source
-    }
-
-    /// The limits of its calls.
-    pub fn limits(&self) -> CallLimits {
-        self.limits
-    }
-
-    /// Whether the plugin is pre-initialized; an error says why it cannot be. `None` until that is known.
-    pub fn pre_initialized(&self) -> Option<Result<(), &str>> {
-        self.pre_initialized.get().map(|result| result.as_ref().map(drop).map_err(String::as_str))
-    }
-
-    /// The key of the pre-initialized component in the cache: the same for the same code, configuration and random numbers.
-    pub fn cache_key(&self) -> String {
-        let hash = sha256(&[CACHE_KEY, &self.source.hook, &self.source.digest, &self.config]);
-        hash.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread::available_parallelism;
 
-use rayon::ThreadPool;
+use rayon::{ThreadPool, ThreadPoolBuilder};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use wasmtime::component::Component;
 use wasmtime::{Config, Enabled, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, RegallocAlgorithm};
@@ -16,15 +16,13 @@ use super::cache::Cache;
 use super::error::{EngineError, Error};
 use super::instance::ResetSupport;
 use super::lines::LogSink;
-use super::threads;
 use super::ticker::Ticker;
 use crate::limits;
 
 /// Instances that run at once, per core. More than one, because guests may wait for reads.
 const INSTANCES_PER_CORE: usize = 4;
 
-/// Virtual address space of one linear memory, so that bounds checks are page faults and a memory never moves when it
-/// grows.
+/// Address space of one linear memory, so that bounds checks are page faults and a memory never moves when it grows.
 const MEMORY_RESERVATION_BYTES: u64 = 4 << 30;
 
 /// Bytes of an ended instance's memory that are zeroed and kept instead of returned to the system. Small instances then
@@ -37,7 +35,6 @@ const TABLE_KEEP_RESIDENT_BYTES: usize = 16 << 10;
 /// wasmtime's own data of one instance, without its memory. The largest language runtimes need about one MiB.
 const INSTANCE_METADATA_BYTES_MAX: usize = 8 << 20;
 
-/// Instances that may run at once in the background.
 const BACKGROUND_INSTANCES_MAX: usize = limits::PLUGIN_INSTANCES_MAX / INSTANCES_PER_CORE;
 
 /// Instances that may run at once. An ended instance returns its slots a moment later, hence a few to spare.
@@ -47,6 +44,9 @@ const RUNNING_INSTANCES: u32 =
 /// Instances that may wait for calls, beside those that run. Each counts as at least one MiB, and has one memory, because
 /// only such instances can be reset.
 const WAITING_INSTANCES: u32 = limits::PLUGIN_KEPT_MIB_MAX as u32;
+
+/// Niceness of the threads of a node's pools, of 0 to 19. On Linux each thread has its own.
+const NICENESS: i32 = 5;
 
 /// Guest instances that may run at once on this machine for writes.
 pub(crate) fn instances_max() -> usize {
@@ -59,71 +59,53 @@ pub(crate) fn background_instances_max() -> usize {
     (instances_max() / INSTANCES_PER_CORE).max(1)
 }
 
-/// What makes instances cheap. All of it is on, except to measure what each part is worth.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Tuning {
-    /// Instances come from a pool of slots that were set up before.
-    pub pool: bool,
-    /// An instance's memory begins as a copy-on-write mapping of the component's initial memory.
-    pub copy_on_write: bool,
-    /// When an instance ends, only the pages that it wrote to are zeroed (Linux, `PAGEMAP_SCAN`).
-    pub pagemap_scan: bool,
-    /// Instances are reset after their calls, for other calls (Linux, `PAGEMAP_SCAN`).
-    pub reset: bool,
-}
-
-impl Default for Tuning {
-    fn default() -> Self {
-        Self { pool: true, copy_on_write: true, pagemap_scan: true, reset: true }
-    }
-}
-
 /// The engine that compiles and runs guests. Its clock stops when it is dropped.
 pub struct Engine {
     wasmtime: wasmtime::Engine,
-    ticker: Ticker,
+    pub(super) ticker: Ticker,
     compilers: Arc<ThreadPool>,
+    /// For calls that take long.
+    pub(crate) background: Arc<ThreadPool>,
     cache: Option<Cache>,
-    log_sink: Arc<dyn LogSink>,
+    pub(super) log_sink: Arc<dyn LogSink>,
     side_room: Semaphore,
-    reset_support: Option<Arc<ResetSupport>>,
+    /// What instances are reset with; `None` where that is not possible.
+    pub(super) reset_support: Option<Arc<ResetSupport>>,
 }
 
 impl Engine {
-    /// Sets up the engine. Fails if the machine cannot run it.
+    /// Sets up the engine. Fails if the machine cannot run it. Where the system denies the address space that the pool of
+    /// instances reserves (`ulimit -v`), instances are allocated one by one, which is slower, and a warning says so.
     ///
-    /// Instances come from a pool that reserves address space (no memory) for all of them. Where the system denies that
-    /// much (`ulimit -v`), instances are allocated one by one, which is slower, and a warning says so.
-    ///
-    /// A node gives a folder for compiled code, where the next process finds it, and its compilers yield to the threads
-    /// that serve. A folder that cannot be used is reported, and the node does without.
-    pub fn new(log_sink: Arc<dyn LogSink>, tuning: Tuning, cache_dir: Option<&Path>) -> Result<Self, EngineError> {
-        let mut config = config();
-        config.memory_init_cow(tuning.copy_on_write);
-        let pooled =
-            tuning.pool.then(|| wasmtime::Engine::new(config.clone().allocation_strategy(pool(tuning.pagemap_scan))));
-        let wasmtime = match pooled {
-            Some(Ok(engine)) => engine,
-            not_pooled => {
-                if let Some(Err(error)) = not_pooled {
-                    let error = format!("{error:#}");
-                    tracing::warn!(error, "plugin instances cannot be pooled; calls will be slower");
-                }
-                wasmtime::Engine::new(&config).map_err(EngineError::new)?
-            }
-        };
-        let cache = cache_dir.and_then(|dir| match Cache::open(dir, &wasmtime) {
-            Ok(cache) => Some(cache),
-            Err(error) => {
-                tracing::warn!(dir = %dir.display(), %error, "compiled code is not stored");
-                None
-            }
+    /// A node gives a folder for compiled code, where the next process finds it, and its compilers and background threads
+    /// yield to the threads that serve. A folder that cannot be used is reported, and the node does without.
+    pub fn new(log_sink: Arc<dyn LogSink>, cache_dir: Option<&Path>) -> Result<Self, EngineError> {
+        let pooled = wasmtime::Engine::new(config().allocation_strategy(pool()));
+        let wasmtime = pooled.or_else(|error| {
+            let error = format!("{error:#}");
+            tracing::warn!(error, "plugin instances cannot be pooled; calls will be slower");
+            wasmtime::Engine::new(&config()).map_err(EngineError::new)
+        })?;
+        let cache = cache_dir.and_then(|dir| {
+            let cache = Cache::open(dir, &wasmtime);
+            cache.inspect_err(|error| tracing::warn!(dir = %dir.display(), %error, "compiled code is not stored")).ok()
         });
-        let compilers = threads::pool("compiler", 0, cache_dir.is_some())?;
-        let mut engine = Self::with_parts(wasmtime, compilers, log_sink)?;
-        engine.cache = cache;
-        engine.reset_support = tuning.reset.then(ResetSupport::find).flatten();
-        Ok(engine)
+        let is_node = cache_dir.is_some();
+        Ok(Self {
+            ticker: Ticker::start(&wasmtime).map_err(EngineError::new)?,
+            compilers: threads("compiler", 0, is_node)?,
+            background: threads("plugin", background_instances_max(), is_node)?,
+            cache,
+            log_sink,
+            side_room: Semaphore::new(limits::PLUGIN_SIDE_INSTANCES_MAX),
+            reset_support: ResetSupport::find(),
+            wasmtime,
+        })
+    }
+
+    /// Starts an instance for each call, to compare with.
+    pub fn without_resets(self) -> Self {
+        Self { reset_support: None, ..self }
     }
 
     /// An engine for a single instance: it compiles quickly, and its code runs slowly.
@@ -131,17 +113,16 @@ impl Engine {
         let mut config = config();
         config.cranelift_opt_level(OptLevel::None).cranelift_regalloc_algorithm(RegallocAlgorithm::SinglePass);
         let wasmtime = wasmtime::Engine::new(&config).map_err(EngineError::new)?;
-        Self::with_parts(wasmtime, Arc::clone(&self.compilers), Arc::new(()))
-    }
-
-    fn with_parts(
-        wasmtime: wasmtime::Engine,
-        compilers: Arc<ThreadPool>,
-        log_sink: Arc<dyn LogSink>,
-    ) -> Result<Self, EngineError> {
-        let ticker = Ticker::start(&wasmtime).map_err(EngineError::new)?;
-        let side_room = Semaphore::new(limits::PLUGIN_SIDE_INSTANCES_MAX);
-        Ok(Self { wasmtime, ticker, compilers, cache: None, log_sink, side_room, reset_support: None })
+        Ok(Self {
+            ticker: Ticker::start(&wasmtime).map_err(EngineError::new)?,
+            compilers: Arc::clone(&self.compilers),
+            background: Arc::clone(&self.background),
+            cache: None,
+            log_sink: Arc::new(()),
+            side_room: Semaphore::new(0),
+            reset_support: None,
+            wasmtime,
+        })
     }
 
     /// Compiles a component, unless it is in the cache under this key. An error says why it cannot be compiled.
@@ -172,23 +153,23 @@ impl Engine {
         }
     }
 
-    pub(super) fn ticker(&self) -> &Ticker {
-        &self.ticker
-    }
-
-    pub(super) fn log_sink(&self) -> &dyn LogSink {
-        &*self.log_sink
-    }
-
-    /// What instances are reset with; `None` where that is not possible.
-    pub(super) fn reset_support(&self) -> Option<&Arc<ResetSupport>> {
-        self.reset_support.as_ref()
-    }
-
     /// Room for an instance that no write waits for.
     pub(super) fn side_room(&self) -> Result<SemaphorePermit<'_>, Error> {
         self.side_room.try_acquire().map_err(|_| Error::Busy)
     }
+}
+
+/// Starts `count` threads; 0 means one for each core.
+///
+/// On a node they have a lower priority: each gets about a quarter of a busy core, and all of an idle one.
+fn threads(name: &'static str, count: usize, is_node: bool) -> Result<Arc<ThreadPool>, EngineError> {
+    let lower_priority = move |_| {
+        if is_node && let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
+            tracing::debug!(%error, name, "the priority of the threads could not be lowered");
+        }
+    };
+    let pool = ThreadPoolBuilder::new().num_threads(count).thread_name(move |index| format!("{name}-{index}"));
+    pool.start_handler(lower_priority).build().map(Arc::new).map_err(EngineError::new)
 }
 
 fn config() -> Config {
@@ -211,7 +192,7 @@ fn has_swap() -> bool {
     std::fs::read_to_string("/proc/swaps").is_ok_and(|swaps| swaps.lines().count() > 1)
 }
 
-fn pool(pagemap_scan: bool) -> InstanceAllocationStrategy {
+fn pool() -> InstanceAllocationStrategy {
     let instances = RUNNING_INSTANCES + WAITING_INSTANCES;
     let each = |instances: u32, count: usize| instances.saturating_mul(u32::try_from(count).unwrap_or(u32::MAX));
     let mut pool = PoolingAllocationConfig::new();
@@ -224,11 +205,10 @@ fn pool(pagemap_scan: bool) -> InstanceAllocationStrategy {
         .table_elements(limits::PLUGIN_TABLE_ELEMENTS_MAX)
         .max_component_instance_size(INSTANCE_METADATA_BYTES_MAX)
         .max_core_instance_size(INSTANCE_METADATA_BYTES_MAX)
-        // The limiter of each instance enforces the limit, and can say which one was met. The pool's own is the size of a
-        // slot.
+        // The limiter of each instance enforces the limit, and can say which one was met. This is the size of a slot.
         .max_memory_size(MEMORY_RESERVATION_BYTES as usize)
         .linear_memory_keep_resident(MEMORY_KEEP_RESIDENT_BYTES)
         .table_keep_resident(TABLE_KEEP_RESIDENT_BYTES)
-        .pagemap_scan(if pagemap_scan && !has_swap() { Enabled::Auto } else { Enabled::No });
+        .pagemap_scan(if has_swap() { Enabled::No } else { Enabled::Auto });
     InstanceAllocationStrategy::Pooling(pool)
 }

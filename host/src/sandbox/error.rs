@@ -1,30 +1,21 @@
 //! How a component is refused, and how a guest fails.
 
 use super::bindings::HOOKS_VERSION;
+use crate::limits::PLUGIN_BYTES_MAX;
 
 /// How a guest or its component failed, as a predicate: the message begins with a verb, and its reader adds who failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum Error {
-    /// The bytes are not a component.
-    #[error("is not a WebAssembly component: {detail}")]
-    NotAComponent {
-        /// What the bytes are instead, and what to do.
-        detail: String,
-    },
+    /// The bytes are not a component; says what they are instead, and what to do.
+    #[error("is not a WebAssembly component: {0}")]
+    NotAComponent(String),
     /// The component does not fit the worlds of `brink:hooks`.
-    #[error("does not fit brink:hooks: {mismatch}")]
-    WorldMismatch {
-        /// What does not fit.
-        mismatch: Mismatch,
-    },
+    #[error("does not fit brink:hooks: {0}")]
+    WorldMismatch(Mismatch),
     /// The component is larger than a node accepts.
-    #[error("has {found_bytes} bytes; at most {limit_bytes} are allowed")]
-    TooLarge {
-        /// Its size.
-        found_bytes: usize,
-        /// [`crate::limits::PLUGIN_BYTES_MAX`].
-        limit_bytes: usize,
-    },
+    #[error("has {0} bytes; at most {PLUGIN_BYTES_MAX} are allowed")]
+    TooLarge(usize),
     /// The guest refused its configuration.
     #[error("refuses the configuration{}: {message}", at(.path))]
     ConfigRefused {
@@ -39,12 +30,10 @@ pub enum Error {
         /// How long it had, in milliseconds.
         deadline_ms: u64,
     },
-    /// The guest stopped with a trap: a panic, an exit, a forbidden call, a full stack.
-    #[error("failed: {message}")]
-    Trapped {
-        /// A short reason, and the last lines it wrote to standard error.
-        message: String,
-    },
+    /// The guest stopped with a trap: a panic, an exit, a forbidden call, a full stack. Says the reason, and the last lines it
+    /// wrote to standard error.
+    #[error("failed: {0}")]
+    Trapped(String),
     /// The guest needed more memory or table elements than it may have.
     #[error("asked for {asked} {what}; it may have {limit}")]
     MemoryLimit {
@@ -56,11 +45,8 @@ pub enum Error {
         limit: usize,
     },
     /// The guest returned, or passed to the host, more than it may.
-    #[error("passed more than {limit_bytes} bytes to the host in one call")]
-    OutputLimit {
-        /// How much it may pass.
-        limit_bytes: usize,
-    },
+    #[error("passed more than {0} bytes to the host in one call")]
+    OutputLimit(usize),
     /// All instances that may run at once are running.
     #[error("cannot start: too many instances are running")]
     Busy,
@@ -68,11 +54,8 @@ pub enum Error {
 
 /// The WebAssembly engine could not be set up on this machine.
 #[derive(Debug, thiserror::Error)]
-#[error("the WebAssembly engine cannot start: {detail}")]
-pub struct EngineError {
-    /// What wasmtime or the operating system says.
-    detail: String,
-}
+#[error("the WebAssembly engine cannot start: {0}")]
+pub struct EngineError(String);
 
 /// How a component fails to fit the worlds of `brink:hooks`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -87,25 +70,14 @@ pub enum Mismatch {
     #[error("it does not export `configuration`, which every plugin must")]
     NoConfiguration,
     /// It imports an interface that plugins do not have.
-    #[error("it imports `{import}`; plugins may import only `store` and `log` of brink:hooks, and WASI")]
-    Import {
-        /// The import.
-        import: String,
-    },
+    #[error("it imports `{0}`; plugins may import only `store` and `log` of brink:hooks, and WASI")]
+    Import(String),
     /// It was built for another version of the interface.
-    #[error("it was built for brink:hooks@{found}; this node serves {supported}")]
-    Version {
-        /// The version it names.
-        found: String,
-        /// The versions this node serves.
-        supported: String,
-    },
-    /// A function or type differs from the interface.
-    #[error("{detail}")]
-    Signature {
-        /// Which, and how.
-        detail: String,
-    },
+    #[error("it was built for brink:hooks@{0}; this node serves {HOOKS_VERSION}")]
+    Version(String),
+    /// A function or type differs from the interface; says which, and how.
+    #[error("{0}")]
+    Signature(String),
     /// It starts with more of a resource than a plugin may have.
     #[error("it starts with {found} {what}; at most {limit} are allowed")]
     Resources {
@@ -120,7 +92,7 @@ pub enum Mismatch {
 
 impl EngineError {
     pub(super) fn new(detail: impl std::fmt::Display) -> Self {
-        Self { detail: format!("{detail:#}") }
+        Self(format!("{detail:#}"))
     }
 }
 
@@ -128,34 +100,23 @@ impl Error {
     /// Whether the guest failed during a call, as opposed to its component being refused or the node failing.
     pub fn is_guest_failure(&self) -> bool {
         match self {
-            Self::TimedOut { .. } | Self::Trapped { .. } | Self::MemoryLimit { .. } => true,
-            Self::OutputLimit { .. } | Self::ConfigRefused { .. } => true,
-            Self::NotAComponent { .. } | Self::WorldMismatch { .. } | Self::TooLarge { .. } | Self::Busy => false,
+            Self::TimedOut { .. } | Self::Trapped(_) | Self::MemoryLimit { .. } => true,
+            Self::OutputLimit(_) | Self::ConfigRefused { .. } => true,
+            Self::NotAComponent(_) | Self::WorldMismatch(_) | Self::TooLarge(_) | Self::Busy => false,
         }
     }
 
     /// Whether a call met one of its limits.
     pub fn is_limit(&self) -> bool {
-        matches!(self, Self::TimedOut { .. } | Self::MemoryLimit { .. } | Self::OutputLimit { .. })
+        matches!(self, Self::TimedOut { .. } | Self::MemoryLimit { .. } | Self::OutputLimit(_))
     }
 
     /// One word for metrics and spans.
     pub fn word(&self) -> &'static str {
-        match self {
-            Self::NotAComponent { .. } => "not_a_component",
-            Self::WorldMismatch { .. } => "world_mismatch",
-            Self::TooLarge { .. } => "too_large",
-            Self::ConfigRefused { .. } => "config_refused",
-            Self::TimedOut { .. } => "timed_out",
-            Self::Trapped { .. } => "trapped",
-            Self::MemoryLimit { .. } => "memory_limit",
-            Self::OutputLimit { .. } => "output_limit",
-            Self::Busy => "busy",
-        }
+        self.into()
     }
 }
 
-/// " at `path`", or nothing for the whole.
 fn at(path: &str) -> String {
     if path.is_empty() { String::new() } else { format!(" at `{path}`") }
 }

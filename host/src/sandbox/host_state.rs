@@ -5,7 +5,7 @@ use wasmtime::component::{HasSelf, Linker};
 use super::bindings::brink::hooks::log;
 use super::bindings::brink::hooks::store::{self, ReadError};
 use super::bindings::brink::hooks::types::{self, Entry};
-use super::limiter::{CallLimits, Limiter};
+use super::limiter::Limiter;
 use super::lines::Lines;
 
 /// Most random bytes of one request.
@@ -26,7 +26,6 @@ pub trait HostReads: Default + Send + 'static {
     fn list(&mut self, start: &str, end: &str, limit: u32) -> Result<Vec<String>, ReadError>;
 }
 
-/// What the host keeps beside one instance.
 pub(super) struct HostState<R> {
     pub(super) lines: Lines,
     pub(super) random: Random,
@@ -36,29 +35,10 @@ pub(super) struct HostState<R> {
     pub(super) reads: R,
 }
 
-impl<R: HostReads> HostState<R> {
-    pub(super) fn new(limits: CallLimits, random_seed: u64) -> Self {
-        Self {
-            lines: Lines::new(),
-            random: Random(random_seed),
-            has_handles: false,
-            limiter: Limiter::new(limits.memory_bytes),
-            reads: R::default(),
-        }
-    }
-
-    /// Prepares the state for another call of a reset instance. `false`: the instance has more memory than the call may have.
-    pub(super) fn renew(&mut self, limits: CallLimits, random_seed: u64) -> bool {
-        self.lines = Lines::new();
-        self.random = Random(random_seed);
-        self.limiter.renew(limits.memory_bytes)
-    }
-}
-
 /// The random numbers of a guest. They follow from a seed, so that a guest computes the same on every node.
 ///
 /// SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
-pub(super) struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
     pub(super) fn next(&mut self) -> u64 {
@@ -70,17 +50,11 @@ impl Random {
 
     pub(super) fn bytes(&mut self, len: u64) -> wasmtime::Result<Vec<u8>> {
         wasmtime::ensure!(len <= RANDOM_BYTES_MAX, "it asked for more than {RANDOM_BYTES_MAX} random bytes at once");
-        let len = len as usize;
-        let mut bytes: Vec<u8> = Vec::with_capacity(len + 8);
-        while bytes.len() < len {
-            bytes.extend(self.next().to_le_bytes());
-        }
-        bytes.truncate(len);
-        Ok(bytes)
+        let words = std::iter::repeat_with(|| self.next().to_le_bytes());
+        Ok(words.flatten().take(len as usize).collect())
     }
 }
 
-/// Adds the interfaces of `brink:hooks` that plugins import.
 pub(super) fn add_to_linker<R: HostReads>(linker: &mut Linker<HostState<R>>) -> wasmtime::Result<()> {
     types::add_to_linker::<_, HasSelf<HostState<R>>>(linker, |state| state)?;
     store::add_to_linker::<_, HasSelf<HostState<R>>>(linker, |state| state)?;

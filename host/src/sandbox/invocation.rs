@@ -1,16 +1,15 @@
-//! One call of a guest: an instance that no call has used, or that cannot be told from such, within the limits of the call.
+//! One call of a guest: an instance is taken, used within the limits of the call, and reset or dropped.
 
-use wasmtime::{PoolConcurrencyLimitError, Trap};
+use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
 
 use super::bindings::brink::hooks::types::{Rejection, Replacement, Write};
-use super::component::LinkedComponent;
+use super::component::{LinkedComponent, Role};
 use super::engine::Engine;
 use super::error::Error;
 use super::host_state::{HostReads, HostState};
 use super::instance::{Instance, Pool};
-use super::limiter::{CallLimits, Refused};
-use super::lines::LogSource;
-use super::text::{cut, one_line};
+use super::limiter::CallLimits;
+use super::lines::{LogSource, cut, one_line};
 use super::wasi::Exit;
 use crate::limits;
 
@@ -18,13 +17,24 @@ use crate::limits;
 /// to do; a test fails if it changes.
 const FUEL_EXHAUSTED: &str = "fuel allocated for hostcalls has been exhausted";
 
+/// The outcome of one call.
+pub struct CallOutcome<R> {
+    /// What the guest answered, or how it failed. A validator gives no new values.
+    pub answer: Result<Result<Vec<Replacement>, Rejection>, Error>,
+    /// The reads as the guest left them.
+    pub reads: R,
+    /// The linear memory of the instance, in bytes; 0 if it did not start.
+    pub memory_bytes: usize,
+    /// Whether a limit was met. The answer may then differ from that of a call with more.
+    pub has_met_limit: bool,
+}
+
 /// What invocations get their instances from.
 pub(super) struct Target<'a, R: 'static> {
     pub(super) engine: &'a Engine,
     pub(super) component: &'a LinkedComponent<R>,
     /// Reset instances; `None` if the component's instances cannot be reset.
     pub(super) pool: Option<&'a Pool<R>>,
-    /// Whose log lines they write.
     pub(super) source: &'a LogSource,
     pub(super) random_seed: u64,
 }
@@ -33,24 +43,20 @@ pub(super) struct Target<'a, R: 'static> {
 pub(super) struct Invocation<'a, R: 'static> {
     component: &'a LinkedComponent<R>,
     limits: CallLimits,
-    instance: Instance<R>,
+    pub(super) instance: Instance<R>,
     has_failed: bool,
     has_met_limit: bool,
 }
 
 impl<R: HostReads> Target<'_, R> {
     /// Lets `ask` use an instance. When it returns, the log lines are written, and the instance waits for another call or
-    /// ends.
-    ///
-    /// # Errors
-    ///
-    /// How the instance failed to start.
+    /// ends. An error says how the instance failed to start.
     pub(super) fn invoke<T>(
         &self,
         limits: CallLimits,
         ask: impl FnOnce(&mut Invocation<'_, R>) -> T,
     ) -> Result<T, Error> {
-        let _running = self.engine.ticker().run();
+        let _running = self.engine.ticker.run();
         let waiting = self.pool.and_then(Pool::take).and_then(|instance| instance.renew(limits, self.random_seed));
         let instance = match waiting {
             Some(instance) => instance,
@@ -59,7 +65,14 @@ impl<R: HostReads> Target<'_, R> {
         let component = self.component;
         let mut invocation = Invocation { component, limits, instance, has_failed: false, has_met_limit: false };
         let answer = ask(&mut invocation);
-        self.finish(invocation);
+        let is_repeated = limits.is_provisional && invocation.has_met_limit();
+        let Invocation { mut instance, has_failed, .. } = invocation;
+        self.write_lines(instance.store.data_mut(), is_repeated);
+        if let Some(pool) = self.pool
+            && !has_failed
+        {
+            pool.put(instance);
+        }
         Ok(answer)
     }
 
@@ -67,89 +80,64 @@ impl<R: HostReads> Target<'_, R> {
         Instance::start(self.component, limits, self.random_seed).map_err(|(error, mut store)| {
             let state = store.data_mut();
             let error = explain(&error, limits, state);
-            if limits.is_provisional && error.is_limit() {
-                state.lines.discard();
-            }
-            state.lines.flush(self.source, self.engine.log_sink());
+            self.write_lines(state, limits.is_provisional && error.is_limit());
             error
         })
     }
 
-    fn finish(&self, invocation: Invocation<'_, R>) {
-        let is_repeated = invocation.limits.is_provisional && invocation.has_met_limit();
-        let Invocation { mut instance, has_failed, .. } = invocation;
-        let state = instance.store.data_mut();
+    /// Writes the log lines of a call, unless it will be repeated.
+    fn write_lines(&self, state: &mut HostState<R>, is_repeated: bool) {
         if is_repeated {
             state.lines.discard();
         }
-        state.lines.flush(self.source, self.engine.log_sink());
-        state.reads = R::default();
-        if let Some(pool) = self.pool
-            && !has_failed
-        {
-            pool.put(instance);
-        }
+        state.lines.flush(self.source, &*self.engine.log_sink);
     }
 }
 
 impl<R: HostReads> Invocation<'_, R> {
     /// Checks that every export of the plugin has the type it should have.
     pub(super) fn check_types(&mut self) -> wasmtime::Result<()> {
-        let exports = &self.component.exports;
+        let component = self.component;
         let Instance { store, raw, .. } = &mut self.instance;
-        exports.configuration.load(&mut *store, raw)?;
-        if let Some(validator) = &exports.validator {
-            validator.load(&mut *store, raw)?;
-        }
-        if let Some(transformer) = &exports.transformer {
-            transformer.load(&mut *store, raw)?;
-        }
+        component.configuration.load(&mut *store, raw)?;
+        component.validator.as_ref().map(|validator| validator.load(&mut *store, raw)).transpose()?;
+        component.transformer.as_ref().map(|transformer| transformer.load(&mut *store, raw)).transpose()?;
         Ok(())
     }
 
-    /// Gives the guest its configuration, as JSON text.
     pub(super) fn configure(&mut self, config: &str) -> Result<(), Error> {
-        self.begin_step();
-        let Instance { store, raw, .. } = &mut self.instance;
-        let configuration = self.component.exports.configuration.load(&mut *store, raw);
-        let answer = configuration.and_then(|configuration| configuration.call_configure(store, config));
-        self.end_step(answer)?.map_err(|invalid| Error::ConfigRefused {
+        let configuration = &self.component.configuration;
+        let answer = self.step(|store, raw| configuration.load(&mut *store, raw)?.call_configure(store, config))?;
+        answer.map_err(|invalid| Error::ConfigRefused {
             path: cut(&invalid.path, limits::PLUGIN_TEXT_BYTES_MAX).to_owned(),
             message: cut(&invalid.message, limits::PLUGIN_TEXT_BYTES_MAX).to_owned(),
         })
     }
 
-    /// Lets the guest read from now on.
-    pub(super) fn allow_reads(&mut self, reads: R) {
+    /// Asks the guest about writes, and lets it read meanwhile. Without the role it accepts everything and changes nothing.
+    pub(super) fn call(&mut self, role: Role, reads: R, writes: &[Write<'_>]) -> CallOutcome<R> {
         self.instance.store.data_mut().reads = reads;
+        let answer = self.ask(role, writes);
+        let reads = std::mem::take(&mut self.instance.store.data_mut().reads);
+        let (memory_bytes, has_met_limit) = (self.memory_bytes(), self.has_met_limit());
+        CallOutcome { answer, reads, memory_bytes, has_met_limit }
     }
 
-    /// Asks the transformer. A plugin without that role changes nothing.
-    pub(super) fn transform(&mut self, writes: &[Write<'_>]) -> Result<Result<Vec<Replacement>, Rejection>, Error> {
-        let Some(transformer) = &self.component.exports.transformer else { return Ok(Ok(Vec::new())) };
-        self.begin_step();
-        let Instance { store, raw, .. } = &mut self.instance;
-        let transformer = transformer.load(&mut *store, raw);
-        let answer = transformer.and_then(|transformer| transformer.call_transform(store, writes));
-        self.end_step(answer)
+    fn ask(&mut self, role: Role, writes: &[Write<'_>]) -> Result<Result<Vec<Replacement>, Rejection>, Error> {
+        let component = self.component;
+        match role {
+            Role::Transformer => {
+                let Some(transformer) = &component.transformer else { return Ok(Ok(Vec::new())) };
+                self.step(|store, raw| transformer.load(&mut *store, raw)?.call_transform(store, writes))
+            }
+            Role::Validator => {
+                let Some(validator) = &component.validator else { return Ok(Ok(Vec::new())) };
+                let answer = self.step(|store, raw| validator.load(&mut *store, raw)?.call_validate(store, writes))?;
+                Ok(answer.map(|()| Vec::new()))
+            }
+        }
     }
 
-    /// Asks the validator. A plugin without that role accepts everything.
-    pub(super) fn validate(&mut self, writes: &[Write<'_>]) -> Result<Result<(), Rejection>, Error> {
-        let Some(validator) = &self.component.exports.validator else { return Ok(Ok(())) };
-        self.begin_step();
-        let Instance { store, raw, .. } = &mut self.instance;
-        let validator = validator.load(&mut *store, raw);
-        let answer = validator.and_then(|validator| validator.call_validate(store, writes));
-        self.end_step(answer)
-    }
-
-    /// The reads as the guest left them.
-    pub(super) fn take_reads(&mut self) -> R {
-        std::mem::take(&mut self.instance.store.data_mut().reads)
-    }
-
-    /// The memory of the instance, in bytes.
     pub(super) fn memory_bytes(&self) -> usize {
         self.instance.store.data().limiter.memory_bytes()
     }
@@ -159,20 +147,17 @@ impl<R: HostReads> Invocation<'_, R> {
         self.has_met_limit || self.instance.store.data().limiter.refused().is_some()
     }
 
-    pub(super) fn instance(&mut self) -> &mut Instance<R> {
-        &mut self.instance
-    }
-
-    /// Each step gets the whole deadline, unless the call is provisional.
-    fn begin_step(&mut self) {
+    /// Runs the guest. Each step gets the whole deadline, unless the call is provisional.
+    fn step<T>(
+        &mut self,
+        run: impl FnOnce(&mut Store<HostState<R>>, &wasmtime::component::Instance) -> wasmtime::Result<T>,
+    ) -> Result<T, Error> {
         if !self.limits.is_provisional {
             self.instance.set_deadline(self.limits.deadline);
         }
-    }
-
-    fn end_step<T>(&mut self, answer: wasmtime::Result<T>) -> Result<T, Error> {
-        answer.map_err(|error| {
-            let error = explain(&error, self.limits, self.instance.store.data_mut());
+        let Instance { store, raw, .. } = &mut self.instance;
+        run(store, raw).map_err(|error| {
+            let error = explain(&error, self.limits, store.data_mut());
             self.has_failed = true;
             self.has_met_limit |= error.is_limit();
             error
@@ -180,7 +165,7 @@ impl<R: HostReads> Invocation<'_, R> {
     }
 }
 
-/// Explains why the instance of this state stopped, from wasmtime's error and what the state knows beside it.
+/// Why the instance of this state stopped, from wasmtime's error and what the state knows beside it.
 fn explain<R: HostReads>(error: &wasmtime::Error, limits: CallLimits, state: &mut HostState<R>) -> Error {
     let trap = error.downcast_ref::<Trap>();
     if trap == Some(&Trap::Interrupt) {
@@ -190,12 +175,12 @@ fn explain<R: HostReads>(error: &wasmtime::Error, limits: CallLimits, state: &mu
     if error.is::<PoolConcurrencyLimitError>() {
         return Error::Busy;
     }
-    if let Some(Refused { what, asked, limit }) = state.limiter.refused() {
-        return Error::MemoryLimit { what, asked, limit };
+    if let Some(error) = state.limiter.refused() {
+        return error;
     }
     let reason = format!("{error:#}");
     if reason.contains(FUEL_EXHAUSTED) {
-        return Error::OutputLimit { limit_bytes: limits.output_bytes };
+        return Error::OutputLimit(limits.output_bytes);
     }
     let reason = match trap {
         Some(Trap::UnreachableCodeReached) => "it aborted".to_owned(),
@@ -208,8 +193,7 @@ fn explain<R: HostReads>(error: &wasmtime::Error, limits: CallLimits, state: &mu
         },
     };
     let last_words = state.lines.last_words();
-    let message = if last_words.is_empty() { reason } else { format!("{reason}: {last_words}") };
-    Error::Trapped { message }
+    Error::Trapped(if last_words.is_empty() { reason } else { format!("{reason}: {last_words}") })
 }
 
 /// The import named by wasmtime's message for an import that traps.

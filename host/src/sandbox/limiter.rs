@@ -1,12 +1,13 @@
 //! The limits of one call, and what enforces those of memory and tables.
 //!
-//! Limits hold for the instance as a whole: many small memories count as one large one. A refused growth is remembered,
-//! because the guest usually aborts after it, and the abort does not name the cause.
+//! Limits hold for the instance as a whole: many small memories count as one large one. A refused growth is remembered, because
+//! the guest usually aborts after it, and the abort does not name the cause.
 
 use std::time::Duration;
 
 use wasmtime::ResourceLimiter;
 
+use super::error::Error;
 use crate::limits;
 
 /// What one call may use.
@@ -29,19 +30,7 @@ pub(super) struct Limiter {
     tables: Budget,
 }
 
-/// A growth that was refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Refused {
-    /// The resource, with its unit.
-    pub(super) what: &'static str,
-    /// How much the instance would have had in all.
-    pub(super) asked: usize,
-    /// How much it may have.
-    pub(super) limit: usize,
-}
-
 impl Limiter {
-    /// A limiter for an instance that may have this much memory in all.
     pub(super) fn new(memory_bytes_max: usize) -> Self {
         Self {
             memory: Budget::new("bytes of memory", memory_bytes_max),
@@ -55,9 +44,9 @@ impl Limiter {
         self.memory.used <= memory_bytes_max
     }
 
-    /// The first growth that was refused.
-    pub(super) fn refused(&self) -> Option<Refused> {
-        self.memory.refused.or(self.tables.refused)
+    /// The first growth that was refused, as an error.
+    pub(super) fn refused(&self) -> Option<Error> {
+        self.memory.error().or_else(|| self.tables.error())
     }
 
     /// The most memory the instance had, in bytes. WebAssembly memory never shrinks.
@@ -71,7 +60,8 @@ struct Budget {
     used: usize,
     limit: usize,
     last_growth: usize,
-    refused: Option<Refused>,
+    /// How much there would have been in all after the first growth that was refused.
+    refused: Option<usize>,
 }
 
 impl Budget {
@@ -82,19 +72,23 @@ impl Budget {
     fn grow(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> bool {
         self.last_growth = 0;
         if maximum.is_some_and(|maximum| desired > maximum && maximum < self.limit) {
-            // The guest exceeds the maximum that it declared itself: wasmtime refuses that, and our limit is not met. The
-            // size of a pool slot arrives as a maximum too, but is never below our limit.
+            // The guest exceeds the maximum that it declared itself: wasmtime refuses that, and our limit is not met. The size
+            // of a pool slot arrives as a maximum too, but is never below our limit.
             return false;
         }
         let growth = desired.saturating_sub(current);
         let asked = self.used.saturating_add(growth);
         if asked > self.limit {
-            self.refused.get_or_insert(Refused { what: self.what, asked, limit: self.limit });
+            self.refused.get_or_insert(asked);
             return false;
         }
         self.used = asked;
         self.last_growth = growth;
         true
+    }
+
+    fn error(&self) -> Option<Error> {
+        self.refused.map(|asked| Error::MemoryLimit { what: self.what, asked, limit: self.limit })
     }
 
     fn give_back(&mut self) {

@@ -6,7 +6,6 @@
 use std::collections::VecDeque;
 
 use super::bindings::brink::hooks::log::Level;
-use super::text::{cut, one_line};
 use crate::limits;
 
 /// Digits of a plugin's digest in the node's log.
@@ -15,7 +14,7 @@ const VERSION_CHARS: usize = 12;
 /// Lines of standard error kept to explain a trap.
 const LAST_LINES_MAX: usize = 8;
 
-/// Bytes kept of each of them.
+/// Bytes kept of each.
 const LAST_LINE_BYTES_MAX: usize = 512;
 
 /// Rust adds this advice to a panic's message. It is useless here: a plugin has no environment.
@@ -30,7 +29,6 @@ pub trait LogSink: Send + Sync {
     }
 }
 
-/// Drops every line.
 impl LogSink for () {}
 
 /// Whose lines they are.
@@ -65,22 +63,17 @@ impl LogSource {
     }
 }
 
-/// The lines of one call.
+#[derive(Default)]
 pub(super) struct Lines {
     pending: Vec<(Level, String)>,
-    /// Lines that the call may still log.
-    left: usize,
+    /// Number of lines so far.
+    count: usize,
     /// A line of standard output or standard error that has not ended.
     unfinished: Vec<u8>,
     last: VecDeque<String>,
 }
 
 impl Lines {
-    pub(super) fn new() -> Self {
-        let left = limits::PLUGIN_LOG_LINES_MAX;
-        Self { pending: Vec::new(), left, unfinished: Vec::new(), last: VecDeque::new() }
-    }
-
     /// Writes the lines that have not been written yet.
     pub(super) fn flush(&mut self, source: &LogSource, sink: &dyn LogSink) {
         self.finish();
@@ -92,16 +85,15 @@ impl Lines {
     /// Drops the lines so far, and all that follow.
     pub(super) fn discard(&mut self) {
         self.pending.clear();
-        self.left = 0;
+        self.count = limits::PLUGIN_LOG_LINES_MAX;
     }
 
     /// Adds a line of the `log` interface. Beyond the limits it is cut or dropped.
     pub(super) fn log(&mut self, level: Level, message: &str) {
-        if self.left == 0 {
-            return;
+        if self.count < limits::PLUGIN_LOG_LINES_MAX {
+            self.count += 1;
+            self.pending.push((level, one_line(cut(message, limits::PLUGIN_LOG_LINE_BYTES_MAX))));
         }
-        self.left -= 1;
-        self.pending.push((level, one_line(cut(message, limits::PLUGIN_LOG_LINE_BYTES_MAX))));
     }
 
     /// Adds bytes written to standard output or standard error, in pieces of any size.
@@ -118,11 +110,9 @@ impl Lines {
     /// The last lines of standard output and standard error, as one text; empty if there are none.
     pub(super) fn last_words(&mut self) -> String {
         self.finish();
-        let lines: Vec<&str> = self.last.iter().map(String::as_str).collect();
-        lines.join("; ")
+        self.last.make_contiguous().join("; ")
     }
 
-    /// Ends the unfinished line.
     fn finish(&mut self) {
         let bytes = std::mem::take(&mut self.unfinished);
         let text = String::from_utf8_lossy(&bytes);
@@ -139,6 +129,16 @@ impl Lines {
         }
         self.last.push_back(one_line(cut(text, LAST_LINE_BYTES_MAX)));
     }
+}
+
+/// The start of `text`: at most `bytes_max` bytes, ending between two characters.
+pub(crate) fn cut(text: &str, bytes_max: usize) -> &str {
+    text.get(..text.floor_char_boundary(bytes_max)).unwrap_or_default()
+}
+
+/// `text` with every control character replaced by a space, so that it cannot forge other lines of a log.
+pub(crate) fn one_line(text: &str) -> String {
+    text.replace(char::is_control, " ")
 }
 
 #[cfg(test)]
@@ -159,7 +159,7 @@ mod tests {
     #[test]
     fn lines_are_written_at_the_end_unless_they_are_discarded() {
         let (source, said) = (LogSource::default(), Said::default());
-        let mut lines = Lines::new();
+        let mut lines = Lines::default();
         lines.log(Level::Info, "one");
         lines.write(b"two\nthr");
         lines.write(b"ee");
@@ -168,11 +168,16 @@ mod tests {
         lines.flush(&source, &said);
         assert_eq!(*said.0.lock(), ["one", "two", "three"]);
 
-        let mut lines = Lines::new();
+        let mut lines = Lines::default();
         lines.log(Level::Info, "four");
         lines.discard();
         lines.write(b"five");
         lines.flush(&source, &said);
         assert_eq!(said.0.lock().len(), 3);
+    }
+
+    #[test]
+    fn a_text_is_cut_between_characters() {
+        assert_eq!(["h", "hé", "hé"], [cut("héllo", 2), cut("héllo", 3), cut("hé", 10)]);
     }
 }

@@ -2,37 +2,20 @@
 //!
 //! # Problem
 //!
-//! A plugin is code of somebody else: it may loop, allocate without end, crash, or answer nonsense. A node calls it
-//! thousands of times a second on the way of its writes. So a call must harm nobody but its caller (P7), see nothing that
-//! another call left, and cost a few microseconds.
+//! A plugin is code of somebody else: it may loop, allocate without end, crash, or answer nonsense. A node calls it thousands
+//! of times a second. So a call must harm nobody but its caller (P7), see nothing of other calls, and cost microseconds.
 //!
 //! # Approach
 //!
 //! A [`Plugin`] is a WebAssembly component that fits one of the worlds of `wit/hooks.wit`, compiled once per node by the
-//! [`Engine`]. With its configuration it is a [`ConfiguredPlugin`], which offers typed calls: `validate` and `transform`, on
-//! the types of [`wit`]. The caller says what the guest may read, by a [`HostReads`]. This room knows nothing of writes,
-//! hooks or storage.
-//!
-//! A call takes five steps, from `ConfiguredPlugin::call` on:
+//! [`Engine`]. With its configuration it is a [`ConfiguredPlugin`], which offers calls on the types of [`wit`]. The caller says
+//! what the guest may read, by a [`HostReads`]. A call takes five steps, from [`ConfiguredPlugin::call`] on:
 //!
 //! 1. *Take* an instance: a reset one that waits for this thread, or a new one (`invocation`, `instance/pool`).
 //! 2. *Configure* it, unless it started configured (`instance/preinit`).
 //! 3. *Ask* the guest, within the limits of the call (`invocation`, `limiter`, `ticker`).
 //! 4. *Explain* why it stopped, if it did not answer (`invocation`).
 //! 5. *Reset* the instance, to wait for the next call; or drop it (`instance/reset`).
-//!
-//! Files use only files further down:
-//!
-//! ```text
-//! configured                  typed calls; pre-initialization
-//! plugin                      compiling and checking
-//! invocation                  one call within limits
-//! engine                      wasmtime's configuration, threads, cache, clock
-//! instance/                   starting, pre-initializing, resetting, keeping instances
-//! component                   checking and linking
-//! wasi, host_state            what the guest may call
-//! limiter, lines, ticker, cache, threads, text, error, bindings
-//! ```
 //!
 //! # Guarantees
 //!
@@ -41,8 +24,7 @@
 //! - A guest has no clock, network, files, environment or entropy. Of WASI it gets what reveals nothing (see `wasi`).
 //! - No call sees what another call left in memory (see `instance`).
 //! - Compiled code is loaded only from this node's own cache (see `cache`).
-//!
-//! `unsafe` code is in two places: resetting instances (`instance/`), and loading compiled code (`cache`).
+//! - `unsafe` code is in two places: resetting instances (`instance/`), and loading compiled code (`cache`).
 //!
 //! # Failure model
 //!
@@ -58,18 +40,17 @@
 //! # Cost
 //!
 //! Whole judgements (instance, call, check of the answer, reset) of Rust guests on one thread of a small machine, in
-//! microseconds, by `cargo bench --bench hooks`; with a new instance for each call, and what that would be without one part:
+//! microseconds, by `cargo bench --bench hooks`:
 //!
-//! | | as it is | new instance | configured for each call | no pool | no copy-on-write | no scan for written pages |
-//! |---|---|---|---|---|---|---|
-//! | nothing to do | 2.8 | 9.7 | 10.1 | 41 | 12 | 24 |
-//! | `normalize`, 256 bytes | 5.8 | 12.8 | 14.2 | 46 | 17 | 27 |
-//! | `json-schema`, an ISO 639-3 record | 7.2 | 19.6 | 2,000 | 80 | 670 | 58 |
+//! | | as it is | with a new instance for each call | which is configured first |
+//! |---|---|---|---|
+//! | nothing to do | 2.8 | 9.7 | 10.1 |
+//! | `normalize`, 256 bytes | 5.8 | 12.8 | 14.2 |
+//! | `json-schema`, an ISO 639-3 record | 7.2 | 19.6 | 2,000 |
 //!
 //! Taking and resetting an unused instance takes 1.0, more than half of it for counting page faults. Taking a new one from
-//! wasmtime's pool, linking it and ending it takes 6.6 (9.0 for `json-schema`). The rest is the call, and copies of the pages
-//! it wrote to. A value of 16 KiB takes 0.6 more to hand over than one of 16 bytes. A value of 256 KiB takes 130, because the
-//! memory grows for it, and the instance cannot be reset then.
+//! wasmtime's pool, linking it and ending it takes 6.6 (9.0 for `json-schema`). A value of 16 KiB takes 0.6 more to hand over
+//! than one of 16 bytes, and one of 256 KiB 130, because the memory grows for it, and the instance cannot be reset then.
 //!
 //! Two threads do 1.74 to 1.93 times as much as one. Compiling takes 0.1 s for a guest of 165 kB and 1.9 s for one of 3 MB, and
 //! pre-initializing it 1.5 times as long again. Neither happens twice on a node, because compiled code is kept on disk.
@@ -88,21 +69,21 @@ mod lines;
 mod plugin;
 #[cfg(test)]
 pub(crate) mod tests;
-mod text;
-pub(crate) mod threads;
 mod ticker;
 mod wasi;
 
 pub use bindings::HOOKS_VERSION;
-pub use configured::{CallOutcome, ConfiguredPlugin};
-pub use engine::{Engine, Tuning};
+pub use component::Role;
+pub use configured::ConfiguredPlugin;
+pub use engine::Engine;
 pub(crate) use engine::{background_instances_max, instances_max};
 pub use error::{EngineError, Error, Mismatch};
 pub use host_state::HostReads;
+pub use invocation::CallOutcome;
 pub use limiter::CallLimits;
 pub use lines::{LogSink, LogSource};
+pub(crate) use lines::{cut, one_line};
 pub use plugin::{Plugin, digest};
-pub(crate) use text::{cut, one_line};
 
 /// The types of `brink:hooks`, as guests and host exchange them.
 pub mod wit {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use sha2::{Digest, Sha256};
 use wasmtime::component::Component;
 
-use super::component::{self, LinkedComponent};
+use super::component::{self, LinkedComponent, Role};
 use super::engine::Engine;
 use super::error::Error;
 use super::host_state::HostReads;
@@ -35,20 +35,16 @@ impl<R: HostReads> Plugin<R> {
     /// Compiles a component and checks that it is a plugin: its size, its imports and exports with all their types, and
     /// that an instance of it can start within the limits.
     ///
-    /// Takes from milliseconds to seconds and all cores: call it on a blocking thread, away from requests.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::TooLarge`], [`Error::NotAComponent`] and [`Error::WorldMismatch`] say what is wrong with the bytes; if an
-    /// instance fails to start, the error of that failure; [`Error::Busy`] if too many components are being compiled.
+    /// Takes from milliseconds to seconds and all cores: call it on a blocking thread, away from requests. Fails with
+    /// [`Error::Busy`] if too many components are being compiled, and as an instance does that fails to start.
     pub fn compile(engine: &Engine, name: &str, bytes: &[u8]) -> Result<Self, Error> {
         if bytes.len() > limits::PLUGIN_BYTES_MAX {
-            return Err(Error::TooLarge { found_bytes: bytes.len(), limit_bytes: limits::PLUGIN_BYTES_MAX });
+            return Err(Error::TooLarge(bytes.len()));
         }
-        component::check_preamble(bytes).map_err(|detail| Error::NotAComponent { detail })?;
+        component::check_preamble(bytes).map_err(|detail| Error::NotAComponent(detail.to_owned()))?;
         let _room = engine.side_room()?;
         let digest = digest(bytes);
-        let component = engine.compile(&digest, bytes).map_err(|detail| Error::NotAComponent { detail })?;
+        let component = engine.compile(&digest, bytes).map_err(Error::NotAComponent)?;
         Self::checked(engine, name, digest, &component)
     }
 
@@ -59,14 +55,26 @@ impl<R: HostReads> Plugin<R> {
         Self::checked(engine, name, digest.to_owned(), &component).ok()
     }
 
-    /// Checks that a component is a plugin, and that an instance starts.
+    /// Checks that a component is a plugin, and starts an instance: a component that cannot start is refused now, and not at
+    /// the first write.
     fn checked(engine: &Engine, name: &str, digest: String, compiled: &Component) -> Result<Self, Error> {
-        let mismatched = |mismatch| Error::WorldMismatch { mismatch };
-        component::check_resources(compiled).map_err(mismatched)?;
-        let imports = component::check_imports(compiled).map_err(mismatched)?;
-        let component = LinkedComponent::new(compiled).map_err(mismatched)?;
+        component::check_resources(compiled).map_err(Error::WorldMismatch)?;
+        let imports = component::check_imports(compiled).map_err(Error::WorldMismatch)?;
+        let component = LinkedComponent::new(compiled).map_err(Error::WorldMismatch)?;
         let source = LogSource { hook: String::new(), plugin: name.to_owned(), digest };
-        let (start_time, start_memory_bytes) = try_start(engine, &component, &source)?;
+        let limits = CallLimits {
+            deadline: limits::PLUGIN_CONFIGURE_DEADLINE,
+            memory_bytes: limits::PLUGIN_MEMORY_BYTES_MAX,
+            output_bytes: limits::PLUGIN_OUTPUT_BYTES_MAX,
+            is_provisional: false,
+        };
+        let began = Instant::now();
+        let target = Target { engine, component: &component, pool: None, source: &source, random_seed: 0 };
+        let (start_time, start_memory_bytes) = target.invoke(limits, |invocation| {
+            let start = (began.elapsed(), invocation.memory_bytes());
+            invocation.check_types().map_err(|error| Error::WorldMismatch(component::signature(error)))?;
+            Ok(start)
+        })??;
         Ok(Self(Arc::new(Compiled { source, imports, component, start_time, start_memory_bytes })))
     }
 
@@ -86,20 +94,19 @@ impl<R: 'static> Plugin<R> {
         &self.0.source.digest
     }
 
-    /// Whether it judges writes.
-    pub fn is_validator(&self) -> bool {
-        self.0.component.exports.validator.is_some()
-    }
-
-    /// Whether it may rewrite values. A plugin that is not a transformer cannot.
-    pub fn is_transformer(&self) -> bool {
-        self.0.component.exports.transformer.is_some()
+    /// Whether it has a role.
+    pub fn has(&self, role: Role) -> bool {
+        let component = &self.0.component;
+        match role {
+            Role::Transformer => component.transformer.is_some(),
+            Role::Validator => component.validator.is_some(),
+        }
     }
 
     /// Its roles: `transformer`, `validator` or both.
     pub fn roles(&self) -> Vec<&'static str> {
-        let roles = [(self.is_transformer(), "transformer"), (self.is_validator(), "validator")];
-        roles.into_iter().filter_map(|(has, role)| has.then_some(role)).collect()
+        let roles = [Role::Transformer, Role::Validator].into_iter().filter(|role| self.has(*role));
+        roles.map(Role::into).collect()
     }
 
     /// How long its first instance took to start on this machine, before any configuration.
@@ -112,8 +119,7 @@ impl<R: 'static> Plugin<R> {
         self.0.start_memory_bytes
     }
 
-    /// The functions of `brink:hooks` it imports, such as `store.get`, sorted. A plugin without one of `store` cannot
-    /// read other keys.
+    /// The functions of `brink:hooks` it imports, such as `store.get`, sorted.
     pub fn imports(&self) -> &[String] {
         &self.0.imports
     }
@@ -134,25 +140,4 @@ impl<R: 'static> std::fmt::Debug for Plugin<R> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Plugin").field("name", &self.name()).field("digest", &self.digest()).finish_non_exhaustive()
     }
-}
-
-/// Starts an instance, so that a component that cannot start is refused now and not at the first write. Returns how long that
-/// took, and the memory of the instance.
-fn try_start<R: HostReads>(
-    engine: &Engine,
-    component: &LinkedComponent<R>,
-    source: &LogSource,
-) -> Result<(Duration, usize), Error> {
-    let limits = CallLimits {
-        deadline: limits::PLUGIN_CONFIGURE_DEADLINE,
-        memory_bytes: limits::PLUGIN_MEMORY_BYTES_MAX,
-        output_bytes: limits::PLUGIN_OUTPUT_BYTES_MAX,
-        is_provisional: false,
-    };
-    let began = Instant::now();
-    Target { engine, component, pool: None, source, random_seed: 0 }.invoke(limits, |invocation| {
-        let start = (began.elapsed(), invocation.memory_bytes());
-        let mismatched = |error| Error::WorldMismatch { mismatch: component::signature(error) };
-        invocation.check_types().map(|()| start).map_err(mismatched)
-    })?
 }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::threads::PerThread;
+use crossbeam_utils::CachePadded;
 
 /// The resolution of deadlines.
 const TICK: Duration = Duration::from_millis(1);
@@ -26,6 +26,9 @@ const IDLE_CHECKS_MAX: u32 = 250;
 /// make no difference.
 const CATCH_UP_TICKS_MAX: u128 = 20_000;
 
+/// Copies of a [`PerThread`]. With more threads than that, some threads share a copy.
+const COPIES: usize = 16;
+
 /// The ticking thread. Stops when dropped.
 pub(super) struct Ticker {
     shared: Arc<Shared>,
@@ -34,7 +37,6 @@ pub(super) struct Ticker {
 
 #[derive(Default)]
 struct Shared {
-    /// Number of running calls.
     running: PerThread<AtomicUsize>,
     is_asleep: AtomicBool,
     is_stopped: AtomicBool,
@@ -44,7 +46,6 @@ struct Shared {
 pub(super) struct Running<'a>(&'a AtomicUsize);
 
 impl Ticker {
-    /// Starts the thread.
     pub(super) fn start(engine: &wasmtime::Engine) -> std::io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let thread = thread::Builder::new().name("plugin-ticker".to_owned()).spawn({
@@ -90,7 +91,6 @@ impl Drop for Ticker {
         self.shared.is_stopped.store(true, Ordering::SeqCst);
         self.wake();
         if let Some(thread) = self.thread.take() {
-            // The thread cannot panic.
             let _ = thread.join();
         }
     }
@@ -140,4 +140,28 @@ fn sleep_until_called(shared: &Shared) {
         thread::park();
     }
     shared.is_asleep.store(false, Ordering::SeqCst);
+}
+
+/// One `T` for each thread, or for a few threads, so that threads rarely write to the same cache line. Moving a cache line
+/// between cores costs more than most updates of what is in it.
+#[derive(Default)]
+pub(super) struct PerThread<T>([CachePadded<T>; COPIES]);
+
+thread_local! {
+    /// Index of this thread's copy.
+    static INDEX: usize = {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        NEXT.fetch_add(1, Ordering::Relaxed) % COPIES
+    };
+}
+
+impl<T> PerThread<T> {
+    pub(super) fn mine(&self) -> &T {
+        let [first, ..] = &self.0;
+        INDEX.with(|index| self.0.get(*index).unwrap_or(first))
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
+        self.0.iter().map(|copy| &**copy)
+    }
 }

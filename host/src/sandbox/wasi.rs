@@ -5,17 +5,15 @@
 //! follow from a fixed seed, the monotonic clock stands still, and `exit` ends the call. All other functions trap.
 
 use wasmtime::StoreContextMut;
-use wasmtime::component::{ComponentType, LinkerInstance, Lower, Resource, ResourceType};
+use wasmtime::component::{ComponentNamedList, ComponentType, Lift, LinkerInstance, Lower, Resource, ResourceType};
 
 use super::host_state::{HostReads, HostState};
 
-/// The prefix of every WASI import.
 pub(super) const PREFIX: &str = "wasi:";
 
 /// Bytes that an output stream offers to take at once.
 const WRITE_BYTES_MAX: u64 = 4 * 1024;
 
-/// The guest called `exit`.
 #[derive(Debug, thiserror::Error)]
 #[error("it called `exit`")]
 pub(super) struct Exit;
@@ -40,9 +38,7 @@ enum StreamError {
 }
 
 type Context<'a, R> = StoreContextMut<'a, HostState<R>>;
-type Written = wasmtime::Result<(Result<(), StreamError>,)>;
 
-/// A handle for the guest.
 fn handle<T: 'static, R: HostReads>(mut context: Context<'_, R>) -> Resource<T> {
     context.data_mut().has_handles = true;
     Resource::new_own(0)
@@ -67,30 +63,34 @@ pub(super) fn define<R: HostReads>(
         ("wasi:cli/terminal-stdin" | "wasi:cli/terminal-stdout" | "wasi:cli/terminal-stderr", _)
             if item.starts_with("get-") =>
         {
-            constant(linker, item, || None::<Resource<Terminal>>)
+            pure(linker, item, |(): ()| None::<Resource<Terminal>>)
         }
-        ("wasi:cli/environment", "get-environment") => constant(linker, item, Vec::<(String, String)>::new),
-        ("wasi:cli/environment", "get-arguments") => constant(linker, item, Vec::<String>::new),
-        ("wasi:cli/environment", "initial-cwd") => constant(linker, item, || None::<String>),
+        ("wasi:cli/environment", "get-environment") => pure(linker, item, |(): ()| Vec::<(String, String)>::new()),
+        ("wasi:cli/environment", "get-arguments") => pure(linker, item, |(): ()| Vec::<String>::new()),
+        ("wasi:cli/environment", "initial-cwd") => pure(linker, item, |(): ()| None::<String>),
         ("wasi:cli/exit", "exit") => linker
             .func_wrap(item, |_: Context<'_, R>, _: (Result<(), ()>,)| -> wasmtime::Result<()> { Err(Exit.into()) }),
         ("wasi:filesystem/preopens", "get-directories") => {
-            constant(linker, item, Vec::<(Resource<Directory>, String)>::new)
+            pure(linker, item, |(): ()| Vec::<(Resource<Directory>, String)>::new())
         }
-        ("wasi:clocks/monotonic-clock", "now") => constant(linker, item, || 0_u64),
-        ("wasi:clocks/monotonic-clock", "resolution") => constant(linker, item, || 1_u64),
+        ("wasi:clocks/monotonic-clock", "now") => pure(linker, item, |(): ()| 0_u64),
+        ("wasi:clocks/monotonic-clock", "resolution") => pure(linker, item, |(): ()| 1_u64),
         ("wasi:random/random" | "wasi:random/insecure" | "wasi:random/insecure-seed", _) => define_random(linker, item),
         _ => define_resource(linker, item),
     }
 }
 
-/// Defines a function without arguments that always answers the same.
-fn constant<T: ComponentType + Lower + 'static, R: HostReads>(
+/// Defines a function whose answer follows from its arguments alone.
+fn pure<P, T, R: HostReads>(
     linker: &mut LinkerInstance<'_, HostState<R>>,
     item: &str,
-    answer: impl Fn() -> T + Send + Sync + 'static,
-) -> wasmtime::Result<()> {
-    linker.func_wrap(item, move |_: Context<'_, R>, (): ()| Ok((answer(),)))
+    answer: impl Fn(P) -> T + Send + Sync + 'static,
+) -> wasmtime::Result<()>
+where
+    P: ComponentNamedList + Lift + 'static,
+    T: ComponentType + Lower + 'static,
+{
+    linker.func_wrap(item, move |_: Context<'_, R>, arguments: P| Ok((answer(arguments),)))
 }
 
 /// A resource is defined under the same name wherever it is used again, so its host type follows from the name alone.
@@ -109,28 +109,25 @@ fn define_resource<R: HostReads>(linker: &mut LinkerInstance<'_, HostState<R>>, 
 
 fn define_stream<R: HostReads>(linker: &mut LinkerInstance<'_, HostState<R>>, item: &str) -> wasmtime::Result<()> {
     match item {
-        "[method]output-stream.check-write" => linker
-            .func_wrap(item, |_: Context<'_, R>, _: (Resource<OutputStream>,)| {
-                Ok((Ok::<u64, StreamError>(WRITE_BYTES_MAX),))
-            }),
-        "[method]output-stream.write" | "[method]output-stream.blocking-write-and-flush" => linker.func_wrap(
-            item,
-            |mut context: Context<'_, R>, (_, bytes): (Resource<OutputStream>, Vec<u8>)| -> Written {
+        "[method]output-stream.check-write" => {
+            pure(linker, item, |_: (Resource<OutputStream>,)| Ok::<_, StreamError>(WRITE_BYTES_MAX))
+        }
+        "[method]output-stream.write" | "[method]output-stream.blocking-write-and-flush" => {
+            linker.func_wrap(item, |mut context: Context<'_, R>, (_, bytes): (Resource<OutputStream>, Vec<u8>)| {
                 context.data_mut().lines.write(&bytes);
-                Ok((Ok(()),))
-            },
-        ),
+                Ok((Ok::<(), StreamError>(()),))
+            })
+        }
         "[method]output-stream.flush" | "[method]output-stream.blocking-flush" => {
-            linker.func_wrap(item, |_: Context<'_, R>, _: (Resource<OutputStream>,)| -> Written { Ok((Ok(()),)) })
+            pure(linker, item, |_: (Resource<OutputStream>,)| Ok::<_, StreamError>(()))
         }
         "[method]output-stream.subscribe" => linker
             .func_wrap(item, |context: Context<'_, R>, _: (Resource<OutputStream>,)| {
                 Ok((handle::<Pollable, R>(context),))
             }),
-        "[method]input-stream.read" | "[method]input-stream.blocking-read" => linker
-            .func_wrap(item, |_: Context<'_, R>, _: (Resource<InputStream>, u64)| {
-                Ok((Err::<Vec<u8>, _>(StreamError::Closed),))
-            }),
+        "[method]input-stream.read" | "[method]input-stream.blocking-read" => {
+            pure(linker, item, |_: (Resource<InputStream>, u64)| Err::<Vec<u8>, _>(StreamError::Closed))
+        }
         _ => Ok(()),
     }
 }
@@ -139,10 +136,9 @@ fn define_stream<R: HostReads>(linker: &mut LinkerInstance<'_, HostState<R>>, it
 fn define_poll<R: HostReads>(linker: &mut LinkerInstance<'_, HostState<R>>, item: &str) -> wasmtime::Result<()> {
     match item {
         "[method]pollable.block" => linker.func_wrap(item, |_: Context<'_, R>, _: (Resource<Pollable>,)| Ok(())),
-        "[method]pollable.ready" => linker.func_wrap(item, |_: Context<'_, R>, _: (Resource<Pollable>,)| Ok((true,))),
-        "poll" => linker.func_wrap(item, |_: Context<'_, R>, (pollables,): (Vec<Resource<Pollable>>,)| {
-            let all = (0_u32..).zip(&pollables).map(|(index, _)| index);
-            Ok((all.collect::<Vec<u32>>(),))
+        "[method]pollable.ready" => pure(linker, item, |_: (Resource<Pollable>,)| true),
+        "poll" => pure(linker, item, |(pollables,): (Vec<Resource<Pollable>>,)| {
+            (0_u32..).zip(&pollables).map(|(index, _)| index).collect::<Vec<u32>>()
         }),
         _ => Ok(()),
     }

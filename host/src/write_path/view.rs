@@ -8,10 +8,10 @@ pub(super) struct LocalView(pub(super) Data);
 
 impl View for LocalView {
     fn get(&self, key: &str) -> Result<Option<Entry>, ViewError> {
-        self.0.get(Space::Kv, key).map_err(ViewError::new)
+        self.0.get(Space::Kv, key).map_err(|error| ViewError(error.into()))
     }
 
     fn list(&self, start: &str, end: &str, limit: u32) -> Result<(Vec<String>, RangeDigest), ViewError> {
-        self.0.digest_range(Space::Kv, start, end, limit).map_err(ViewError::new)
+        self.0.digest_range(Space::Kv, start, end, limit).map_err(|error| ViewError(error.into()))
     }
 }

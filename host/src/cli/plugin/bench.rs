@@ -83,7 +83,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         move || drop(local::judge(&set, write.clone(), &store))
     };
     let cores = thread::available_parallelism().map_or(1, usize::from);
-    let instance = measure(|| || drop(hook.provide_instance()), args.duration / 3, 1)?;
+    let instance = measure(|| || drop(hook.provide_instance(hook.limits)), args.duration / 3, 1)?;
     let alone = measure(call, args.duration, 1)?;
     let together = measure(call, args.duration, cores)?;
     let figures = json!({

@@ -14,9 +14,7 @@ use serde_json::{Value as Json, json};
 
 use super::super::{Failure, Format, io};
 use super::project;
-use crate::hooks::{
-    self, Binding, HOOKS_VERSION, Hook, Judged, Observer, Plugin, Runtime, Set, Tuning, View, ViewError,
-};
+use crate::hooks::{self, Binding, HOOKS_VERSION, Hook, Judged, Observer, Plugin, Runtime, Set, View, ViewError};
 use crate::storage::command::{Action, Entry, EntryMeta, Operation, RangeDigest, Space, Value};
 
 /// Maximum time of a judgement. The hook's own deadline is shorter.
@@ -65,7 +63,7 @@ impl Target {
             }
         };
         let component = fs::read(&file).map_err(Failure::of_file(&file))?;
-        let runtime = Runtime::new(observer, Tuning::default(), None)?;
+        let runtime = Runtime::new(observer, None)?;
         let plugin = runtime.compile(&name, &component)?;
         Ok(Local { plugin, component, runtime })
     }
@@ -113,14 +111,14 @@ pub(super) fn inspect(target: &Target, format: Format) -> Result<(), Failure> {
     let reads = plugin.imports().iter().any(|import| import.starts_with("store."));
     if format == Format::Json {
         let text = json!({
-            "name": plugin.name(), "roles": plugin.roles(), "can_change_values": plugin.is_transformer(),
+            "name": plugin.name(), "roles": plugin.roles(), "can_change_values": plugin.has(hooks::Role::Transformer),
             "can_read_other_keys": reads, "interface": format!("brink:hooks@{HOOKS_VERSION}"),
             "imports": plugin.imports(), "size_bytes": component.len(), "digest": plugin.digest(),
             "memory_bytes": plugin.start_memory_bytes(), "start_us": start_us,
         });
         return io::line(&text.to_string());
     }
-    let values = if plugin.is_transformer() { "can change values" } else { "cannot change values" };
+    let values = if plugin.has(hooks::Role::Transformer) { "can change values" } else { "cannot change values" };
     let keys = if reads { "can read other keys" } else { "cannot read other keys" };
     let imports = if plugin.imports().is_empty() { "none".to_owned() } else { plugin.imports().join(", ") };
     let start = format!("{:.1} MiB of memory, {start_us} µs", plugin.start_memory_bytes() as f64 / io::MEBIBYTE);

@@ -44,16 +44,12 @@ fn a_hook_for_another_digest_is_refused() {
 fn a_configuration_is_refused_in_the_plugins_own_words() {
     let runtime = runtime();
     let mut wat = Wat::validator(OK).with_configure("(i32.const 2048)");
-    wat.data =
-        "(data (i32.const 2048) \"\\01\\00\\00\\00\\34\\08\\00\\00\\02\\00\\00\\00\\36\\08\\00\\00\\03\\00\\00\\00\") \
-                (data (i32.const 2100) \"/abad\")"
-            .to_owned();
+    wat.data = r#"(data (i32.const 2048) "\01\00\00\00\34\08\00\00\02\00\00\00\36\08\00\00\03\00\00\00")
+                  (data (i32.const 2100) "/abad")"#
+        .to_owned();
     let plugin = runtime.compile("p", &wat.bytes()).unwrap();
-    let Err(Error::Failed { failure: Failure::ConfigRefused { path, message, .. }, .. }) =
-        runtime.bind("h", binding("{}"), &plugin)
-    else {
-        panic!()
-    };
+    let error = runtime.bind("h", binding("{}"), &plugin).unwrap_err();
+    let Failure::ConfigRefused { path, message } = failure(error) else { panic!() };
     assert_eq!((path.as_str(), message.as_str()), ("/a", "bad"));
     // What one node accepted, another loads without asking again.
     assert!(runtime.load("h", binding("{}"), &plugin).is_ok());

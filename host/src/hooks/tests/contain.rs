@@ -3,14 +3,17 @@
 use super::*;
 
 fn outcome(wat: &Wat, json: &str) -> Error {
-    judge(vec![hook(&runtime(), "h", wat, json)], vec![put("k", "1")]).unwrap_err()
+    judge_key(&hook(&runtime(), "h", wat, json), "k").unwrap_err()
+}
+
+fn fails(wat: &Wat, json: &str) -> Failure {
+    failure(outcome(wat, json))
 }
 
 #[test]
 fn a_loop_ends_at_the_deadline() {
     let started_at = Instant::now();
-    let error = outcome(&Wat::validator(LOOP), r#"{"deadline_ms":50}"#);
-    assert!(matches!(failure(error), Failure::TimedOut { deadline_ms: 50 }));
+    assert!(matches!(fails(&Wat::validator(LOOP), r#"{"deadline_ms":50}"#), Failure::TimedOut { deadline_ms: 50 }));
     assert!(started_at.elapsed() < Duration::from_secs(3));
 }
 
@@ -19,7 +22,7 @@ fn a_deadline_holds_after_the_ticker_has_slept() {
     let runtime = runtime();
     let hook = hook(&runtime, "h", &Wat::validator(LOOP), r#"{"deadline_ms":20}"#);
     std::thread::sleep(Duration::from_millis(1_500));
-    let error = judge(vec![hook], vec![put("k", "1")]).unwrap_err();
+    let error = judge_key(&hook, "k").unwrap_err();
     assert!(matches!(failure(error), Failure::TimedOut { .. }));
 }
 
@@ -34,27 +37,27 @@ fn a_loop_in_configure_is_refused_when_the_hook_is_created() {
 
 #[test]
 fn a_trap_says_what_happened() {
-    let error = failure(outcome(&Wat::validator("(unreachable)"), "{}"));
-    assert!(matches!(&error, Failure::Trapped { message } if message == "it aborted"), "{error:?}");
-    let error = failure(outcome(&Wat::validator("(i32.div_u (i32.const 1) (i32.const 0))"), "{}"));
-    assert!(matches!(&error, Failure::Trapped { message } if message.contains("divide by zero")), "{error:?}");
+    let error = fails(&Wat::validator("(unreachable)"), "{}");
+    assert!(matches!(&error, Failure::Trapped(message) if message == "it aborted"), "{error:?}");
+    let error = fails(&Wat::validator("(i32.div_u (i32.const 1) (i32.const 0))"), "{}");
+    assert!(matches!(&error, Failure::Trapped(message) if message.contains("divide by zero")), "{error:?}");
 }
 
 #[test]
 fn endless_recursion_fills_only_its_own_stack() {
     let mut wat = Wat::validator("(call $deep (local.get 0))");
     wat.data = "(func $deep (param i32) (result i32) (i32.add (call $deep (local.get 0)) (i32.const 1)))".to_owned();
-    let error = failure(outcome(&wat, "{}"));
-    assert!(matches!(&error, Failure::Trapped { message } if message == "its stack is full"), "{error:?}");
+    let error = fails(&wat, "{}");
+    assert!(matches!(&error, Failure::Trapped(message) if message == "its stack is full"), "{error:?}");
 }
 
 #[test]
 fn a_refused_growth_is_the_reason_and_not_the_abort_after_it() {
     let grow = "(if (i32.eq (memory.grow (i32.const 100)) (i32.const -1)) (then (unreachable))) (i32.const 1024)";
-    let error = failure(outcome(&Wat::validator(grow), r#"{"memory_bytes":1048576}"#));
+    let error = fails(&Wat::validator(grow), r#"{"memory_bytes":1048576}"#);
     assert!(matches!(error, Failure::MemoryLimit { asked: 6_619_136, limit: 1_048_576, .. }), "{error:?}");
     // The same guest with room for it is fine.
-    judge(vec![hook(&runtime(), "h", &Wat::validator(grow), "{}")], vec![put("k", "1")]).unwrap();
+    judge_key(&hook(&runtime(), "h", &Wat::validator(grow), "{}"), "k").unwrap();
 }
 
 #[test]
@@ -66,13 +69,11 @@ fn an_answer_that_is_too_large_costs_an_error_and_no_memory() {
                 (i32.store (i32.add (i32.const 65544) (i32.mul (local.get $i) (i32.const 12))) (i32.const 33554432)) \
                 (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 600)))) \
                 (i32.const 2048)";
-    let error = outcome(&Wat::transformer(body).with_memory("600"), "{}");
-    assert!(matches!(failure(error), Failure::OutputLimit { limit_bytes: 16_777_216 }));
+    assert!(matches!(fails(&Wat::transformer(body).with_memory("600"), "{}"), Failure::OutputLimit(16_777_216)));
     // The same of 16 bytes each is within that, and over what a hook may be given instead.
     let wat = Wat::transformer(&body.replace("33554432", "16")).with_memory("600");
     assert!(matches!(outcome(&wat, "{}"), Error::BadOutput { .. }));
-    let error = outcome(&wat, r#"{"output_bytes":4096}"#);
-    assert!(matches!(failure(error), Failure::OutputLimit { limit_bytes: 4_096 }));
+    assert!(matches!(fails(&wat, r#"{"output_bytes":4096}"#), Failure::OutputLimit(4_096)));
 }
 
 #[test]
@@ -89,22 +90,20 @@ fn tables_have_a_limit_too() {
                 (i32.const 1024)";
     let mut wat = Wat::validator(grow);
     wat.data = "(table $t 1 funcref)".to_owned();
-    let error = outcome(&wat, "{}");
-    assert!(matches!(failure(error), Failure::MemoryLimit { what: "table elements", .. }));
+    assert!(matches!(fails(&wat, "{}"), Failure::MemoryLimit { what: "table elements", .. }));
 }
 
 #[test]
 fn a_text_that_is_none_ends_the_call() {
     let mut wat = Wat::rejecting(0);
     wat.data = wat.data.replace("nope", "\\ff\\fe\\ff\\fe");
-    let error = failure(outcome(&wat, "{}"));
-    assert!(matches!(&error, Failure::Trapped { message } if message.contains("utf-8")), "{error:?}");
+    let error = fails(&wat, "{}");
+    assert!(matches!(&error, Failure::Trapped(message) if message.contains("utf-8")), "{error:?}");
 }
 
 #[test]
 fn pointers_out_of_bounds_are_traps() {
-    let error = outcome(&Wat::transformer("(i32.const -8)"), "{}");
-    assert!(matches!(failure(error), Failure::Trapped { .. }));
+    assert!(matches!(fails(&Wat::transformer("(i32.const -8)"), "{}"), Failure::Trapped { .. }));
 }
 
 #[test]
@@ -113,7 +112,7 @@ fn no_call_sees_what_another_left() {
                 (i32.const 1024)";
     let hook = hook(&runtime(), "h", &Wat::validator(body), "{}");
     for _ in 0..100 {
-        judge(vec![hook.clone()], vec![put("k", "1")]).unwrap();
+        judge_key(&hook, "k").unwrap();
     }
 }
 
@@ -132,5 +131,5 @@ fn a_failure_is_skipped_or_refuses_and_a_monitor_changes_nothing() {
     assert_eq!(results, expected.map(|(hook, result)| (hook.to_owned(), result)));
     // A refusal is not a failure.
     let refusing = hook(&runtime, "h", &Wat::rejecting(0), r#"{"on_failure":"skip"}"#);
-    assert!(matches!(judge(vec![refusing], vec![put("k", "1")]), Err(Error::Rejected(_))));
+    assert!(matches!(judge_key(&refusing, "k"), Err(Error::Rejected(_))));
 }

@@ -107,14 +107,19 @@ fn damage(component: &mut Vec<u8>, rng: &mut Rng) {
     }
 }
 
+/// A hook that may use little.
+fn bounded(runtime: &Runtime, component: &[u8]) -> Result<Hook, Error> {
+    let plugin = runtime.compile("p", component)?;
+    Ok(runtime.load("h", binding(r#"{"deadline_ms":20,"memory_bytes":1048576}"#), &plugin).unwrap())
+}
+
 /// What became of a case, as a word.
 fn observe(runtime: &Runtime, component: &[u8]) -> &'static str {
-    let plugin = match runtime.compile("p", component) {
-        Ok(plugin) => plugin,
+    let hook = match bounded(runtime, component) {
+        Ok(hook) => hook,
         Err(error) => return error.word(),
     };
-    let binding = Binding::parse(br#"{"plugin":"p","deadline_ms":20,"memory_bytes":1048576}"#).unwrap();
-    match judge_key(&runtime.load("h", binding, &plugin).unwrap(), "k") {
+    match judge_key(&hook, "k") {
         Ok(_) => "accepted",
         Err(error) => {
             assert!(error.is_plugin_failure() || matches!(error, Error::Rejected(_)), "{error:?}");
@@ -166,9 +171,7 @@ fn whatever_is_damaged_in_a_component_is_refused_or_runs() {
 
 /// The answers to several calls of a pre-initialized guest, one after the other.
 fn call_often(runtime: &Runtime, component: &[u8]) -> Option<(Vec<String>, usize)> {
-    let plugin = runtime.compile("p", component).ok()?;
-    let binding = Binding::parse(br#"{"plugin":"p","deadline_ms":20,"memory_bytes":1048576}"#).unwrap();
-    let hook = runtime.load("h", binding, &plugin).unwrap();
+    let hook = bounded(runtime, component).ok()?;
     hook.pre_initialize(component);
     hook.pre_initialized()?.ok()?;
     let mut was_reset = 0;
@@ -184,7 +187,7 @@ fn call_often(runtime: &Runtime, component: &[u8]) -> Option<(Vec<String>, usize
 #[test]
 fn calls_of_reset_instances_answer_like_those_of_new_ones() {
     let resetting = runtime();
-    let starting = Runtime::new(Arc::new(()), Tuning { reset: false, ..Tuning::default() }, None).unwrap();
+    let starting = Runtime::without_resets(Arc::new(())).unwrap();
     let mut were_reset = 0;
     // Each takes as long as three of the others.
     for seed in seeds().step_by(3) {

@@ -26,11 +26,8 @@ fn a_rejection_names_the_item_as_the_client_counts_it() {
 
 #[test]
 fn a_rejection_of_an_item_that_is_not_there_still_rejects() {
-    let Err(Error::Rejected(rejection)) =
-        judge(vec![hook(&runtime(), "h", &Wat::rejecting(9), "{}")], vec![put("k", "1")])
-    else {
-        panic!()
-    };
+    let hook = hook(&runtime(), "h", &Wat::rejecting(9), "{}");
+    let Err(Error::Rejected(rejection)) = judge_key(&hook, "k") else { panic!() };
     assert_eq!(rejection.violations[0].item, None);
 }
 
@@ -88,9 +85,7 @@ fn reading() -> Wat {
 fn what_a_plugin_reads_becomes_a_precondition_once() {
     let runtime = runtime();
     let hooks = || vec![hook(&runtime, "a", &reading(), "{}"), hook(&runtime, "b", &reading(), "{}")];
-    let reads = |kept: Kept| {
-        super::super::judge(&Arc::new(Set::new(7, hooks())), vec![put("k", "1")], Arc::new(kept), soon()).unwrap().reads
-    };
+    let reads = |kept: Kept| judge_with(kept, hooks(), vec![put("k", "1")]).unwrap().reads;
     let precondition = |fact| Precondition { asked_by: AskedBy::Plugin, space: Space::Kv, fact };
     let absent = Fact::Revision { key: "nope".to_owned(), revision: None };
     assert_eq!(reads(Kept::default()), [precondition(absent)]);
@@ -102,8 +97,7 @@ fn what_a_plugin_reads_becomes_a_precondition_once() {
 fn a_verdict_reached_while_the_storage_fails_does_not_count() {
     let hook = hook(&runtime(), "h", &reading(), r#"{"on_failure":"skip"}"#);
     let view = Kept { is_broken: true, ..Kept::default() };
-    let result = super::super::judge(&Arc::new(Set::new(7, vec![hook])), vec![put("k", "1")], Arc::new(view), soon());
-    assert!(matches!(result, Err(Error::Store(_))));
+    assert!(matches!(judge_with(view, vec![hook], vec![put("k", "1")]), Err(Error::Store(_))));
 }
 
 #[test]

@@ -21,11 +21,11 @@ use crate::storage::command::{Action, Entry, EntryMeta, Operation, RangeDigest, 
 /// A runtime that remembers what it observed: hook and result.
 fn observed() -> (Runtime, Seen) {
     let seen = Seen::default();
-    (Runtime::new(Arc::new(seen.clone()), Tuning::default(), None).unwrap(), seen)
+    (Runtime::new(Arc::new(seen.clone()), None).unwrap(), seen)
 }
 
 fn runtime() -> Runtime {
-    Runtime::new(Arc::new(()), Tuning::default(), None).unwrap()
+    Runtime::new(Arc::new(()), None).unwrap()
 }
 
 #[derive(Default, Clone)]
@@ -52,7 +52,7 @@ struct Kept {
 impl View for Kept {
     fn get(&self, key: &str) -> Result<Option<Entry>, ViewError> {
         if self.is_broken {
-            return Err(ViewError::new("broken"));
+            return Err(ViewError("broken".into()));
         }
         Ok(self.revisions.get(key).map(|revision| Entry {
             key: key.to_owned(),
@@ -79,6 +79,19 @@ fn hook(runtime: &Runtime, name: &str, wat: &Wat, json: &str) -> Hook {
     runtime.bind(name, binding(json), &plugin).unwrap()
 }
 
+/// A hook that is pre-initialized.
+fn pre_initialized(runtime: &Runtime, wat: &Wat, json: &str) -> Hook {
+    pre_initialized_from(runtime, &wat.bytes(), json)
+}
+
+fn pre_initialized_from(runtime: &Runtime, component: &[u8], json: &str) -> Hook {
+    let plugin = runtime.compile("p", component).unwrap();
+    let hook = runtime.bind("h", binding(json), &plugin).unwrap();
+    hook.pre_initialize(component);
+    assert_eq!(hook.pre_initialized(), Some(Ok(())));
+    hook
+}
+
 fn put(key: &str, json: &str) -> Operation {
     Operation { space: Space::Kv, key: key.to_owned(), action: Action::Put(Value::json(json.to_owned())) }
 }
@@ -99,8 +112,12 @@ fn soon() -> Instant {
     Instant::now() + Duration::from_secs(5)
 }
 
+fn judge_with(kept: Kept, hooks: Vec<Hook>, operations: Vec<Operation>) -> Result<Judged, Error> {
+    super::judge(&Arc::new(Set::new(7, hooks)), operations, Arc::new(kept), soon())
+}
+
 fn judge(hooks: Vec<Hook>, operations: Vec<Operation>) -> Result<Judged, Error> {
-    super::judge(&Arc::new(Set::new(7, hooks)), operations, Arc::new(Kept::default()), soon())
+    judge_with(Kept::default(), hooks, operations)
 }
 
 fn judge_key(hook: &Hook, key: &str) -> Result<Judged, Error> {

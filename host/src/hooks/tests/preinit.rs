@@ -14,9 +14,8 @@ const SPOIL: &str = "(if (i32.ne (i32.load8_u (i32.const 3000)) (i32.const 0x37)
 
 #[test]
 fn calls_start_configured_and_see_nothing_of_each_other() {
-    let runtime = runtime();
     let wat = Wat::validator(SPOIL).with_configure(CONFIGURE_ONCE);
-    let hook = hook(&runtime, "h", &wat, r#"{"config": 7}"#);
+    let hook = hook(&runtime(), "h", &wat, r#"{"config": 7}"#);
     judge_key(&hook, "before").unwrap();
     assert_eq!(hook.pre_initialized(), None);
 
@@ -24,21 +23,15 @@ fn calls_start_configured_and_see_nothing_of_each_other() {
     assert_eq!(hook.pre_initialized(), Some(Ok(())));
     // Were it configured once more, or started where another call ended, it would trap.
     for key in ["a", "b", "trap", "c", "trap", "d"] {
-        assert_eq!(
-            judge_key(&hook, key).map_err(|error| error.word()).err(),
-            (key == "trap").then_some("trapped"),
-            "{key}"
-        );
+        let failure = judge_key(&hook, key).err().map(|error| error.word());
+        assert_eq!(failure, (key == "trap").then_some("trapped"), "{key}");
     }
 }
 
 #[test]
 fn a_hook_is_pre_initialized_with_its_own_configuration() {
-    let runtime = runtime();
     let wat = Wat::validator(SPOIL).with_configure(CONFIGURE_ONCE);
-    let other = hook(&runtime, "other", &wat, r#"{"config": 8}"#);
-    other.pre_initialize(&wat.bytes());
-    assert_eq!(other.pre_initialized(), Some(Ok(())));
+    let other = pre_initialized(&runtime(), &wat, r#"{"config": 8}"#);
     assert!(matches!(failure(judge_key(&other, "a").unwrap_err()), Failure::Trapped { .. }));
 }
 
@@ -48,25 +41,20 @@ fn the_limits_hold_for_pre_initialized_hooks() {
     let grow = "(drop (memory.grow (i32.const 100))) (if (i32.lt_u (memory.size) (i32.const 100)) (then unreachable)) \
                 (i32.const 1024)";
     let wat = Wat::validator(grow).with_memory("1");
-    let hook = hook(&runtime, "h", &wat, r#"{"memory_bytes": 131072}"#);
-    hook.pre_initialize(&wat.bytes());
-    assert_eq!(hook.pre_initialized(), Some(Ok(())));
+    let hook = pre_initialized(&runtime, &wat, r#"{"memory_bytes": 131072}"#);
     assert!(matches!(failure(judge_key(&hook, "a").unwrap_err()), Failure::MemoryLimit { .. }));
 
-    let wat = Wat::validator("(loop $l (br $l)) (i32.const 1024)");
-    let hook = self::hook(&runtime, "h", &wat, r#"{"deadline_ms": 20}"#);
-    hook.pre_initialize(&wat.bytes());
+    let hook = pre_initialized(&runtime, &Wat::validator(LOOP), r#"{"deadline_ms": 20}"#);
     assert!(matches!(failure(judge_key(&hook, "a").unwrap_err()), Failure::TimedOut { .. }));
 }
 
 #[test]
 fn a_plugin_that_changes_its_tables_is_configured_before_each_call() {
-    let runtime = runtime();
     let mut wat = Wat::validator(SPOIL).with_configure(CONFIGURE_ONCE);
     wat.data = "(table $t 1 funcref) \
                 (func (export \"grow\") (drop (table.grow $t (ref.null func) (i32.const 1))))"
         .to_owned();
-    let hook = hook(&runtime, "h", &wat, r#"{"config": 7}"#);
+    let hook = hook(&runtime(), "h", &wat, r#"{"config": 7}"#);
     hook.pre_initialize(&wat.bytes());
     let reason = hook.pre_initialized().unwrap().unwrap_err();
     assert!(reason.contains("table"), "{reason}");
@@ -78,7 +66,7 @@ fn a_plugin_that_changes_its_tables_is_configured_before_each_call() {
 fn the_next_process_compiles_nothing_again() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().join("compiled");
-    let start = || Runtime::new(Arc::new(()), Tuning::default(), Some(&dir)).unwrap();
+    let start = || Runtime::new(Arc::new(()), Some(&dir)).unwrap();
     let wat = Wat::validator(SPOIL).with_configure(CONFIGURE_ONCE);
     let first = start();
     let hook = hook(&first, "h", &wat, r#"{"config": 7}"#);

@@ -2,23 +2,9 @@
 
 use super::*;
 
-/// A hook that is pre-initialized.
-fn pre_initialized(runtime: &Runtime, wat: &Wat, json: &str) -> Hook {
-    pre_initialized_from(runtime, &wat.bytes(), json)
-}
-
-fn pre_initialized_from(runtime: &Runtime, component: &[u8], json: &str) -> Hook {
-    let plugin = runtime.compile("p", component).unwrap();
-    let hook = runtime.bind("h", binding(json), &plugin).unwrap();
-    hook.pre_initialize(component);
-    assert_eq!(hook.pre_initialized(), Some(Ok(())));
-    hook
-}
-
 #[test]
 fn an_instance_that_was_reset_is_like_a_new_one() {
-    let runtime = runtime();
-    let hook = pre_initialized(&runtime, &suspicious(), "{}");
+    let hook = pre_initialized(&runtime(), &suspicious(), "{}");
     for number in 0..100 {
         judge_key(&hook, &format!("key-{number}")).unwrap();
         assert_eq!(hook.waiting(), Ok(1));
@@ -27,8 +13,7 @@ fn an_instance_that_was_reset_is_like_a_new_one() {
 
 #[test]
 fn each_thread_has_its_own() {
-    let runtime = runtime();
-    let hook = pre_initialized(&runtime, &suspicious(), "{}");
+    let hook = pre_initialized(&runtime(), &suspicious(), "{}");
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| (0..200).for_each(|_| drop(judge_key(&hook, "k").unwrap())));
@@ -75,7 +60,6 @@ fn an_instance_that_has_grown_or_written_to_much_is_dropped() {
 
 #[test]
 fn an_instance_that_was_given_handles_is_dropped() {
-    let runtime = runtime();
     // Its table of handles would tell: the first handle of an instance is 1.
     let wat = Wat::validator("(if (i32.ne (call $stderr) (i32.const 1)) (then unreachable)) (i32.const 1024)");
     let imports = r#"(component
@@ -91,7 +75,7 @@ fn an_instance_that_was_given_handles_is_dropped() {
         .replacen("(component ", imports, 1)
         .replacen("(core module $m ", r#"(core module $m (import "host" "stderr" (func $stderr (result i32))) "#, 1)
         .replacen(r#"(export "exists" (func $e"#, r#"(export "stderr" (func $stderr)) (export "exists" (func $e"#, 1);
-    let hook = pre_initialized_from(&runtime, &wat::parse_str(&text).unwrap(), "{}");
+    let hook = pre_initialized_from(&runtime(), &wat::parse_str(&text).unwrap(), "{}");
     for _ in 0..3 {
         judge_key(&hook, "k").unwrap();
         assert_eq!(hook.waiting(), Ok(0));
@@ -118,7 +102,6 @@ fn a_plugins_exports_under_our_names_are_not_called() {
 
 #[test]
 fn pages_that_lie_apart_are_restored_too() {
-    let runtime = runtime();
     // Every other page of 4 MiB: more runs than one request lists.
     let wat = Wat::validator(
         "(local $at i32) \
@@ -128,7 +111,7 @@ fn pages_that_lie_apart_are_restored_too() {
            (br_if $next (i32.lt_u (local.tee $at (i32.add (local.get $at) (i32.const 8192))) (i32.const 4194304)))) \
          (i32.const 1024)",
     );
-    let hook = pre_initialized(&runtime, &wat.with_memory("80"), "{}");
+    let hook = pre_initialized(&runtime(), &wat.with_memory("80"), "{}");
     for _ in 0..3 {
         judge_key(&hook, "k").unwrap();
         assert_eq!(hook.waiting(), Ok(1));
@@ -137,7 +120,6 @@ fn pages_that_lie_apart_are_restored_too() {
 
 #[test]
 fn a_page_that_is_first_written_to_by_a_later_call_is_restored_too() {
-    let runtime = runtime();
     // Each key has a page of its own.
     let wat = Wat::validator(
         "(local $at i32) \
@@ -146,7 +128,7 @@ fn a_page_that_is_first_written_to_by_a_later_call_is_restored_too() {
          (i32.store (i32.add (local.get $at) (i32.const 65536)) (i32.const 7)) \
          (i32.const 1024)",
     );
-    let hook = pre_initialized(&runtime, &wat.with_memory("80"), "{}");
+    let hook = pre_initialized(&runtime(), &wat.with_memory("80"), "{}");
     for round in 0..4 {
         for key in ["a", "b", "a", "c", "b", "z"] {
             judge_key(&hook, key).unwrap();
@@ -167,7 +149,7 @@ fn a_node_keeps_only_so_much_memory() {
     };
     // 50 MiB each, and as much for the copy: two with an instance, one without room for it, one without room for the copy.
     let hooks = [next(), next(), next(), next()];
-    let waiting = hooks.each_ref().map(Hook::waiting);
+    let waiting = hooks.each_ref().map(|hook| hook.waiting());
     assert!(matches!(waiting, [Ok(1), Ok(1), Ok(0), Err(_)]), "{waiting:?}");
     drop(hooks);
     assert_eq!(next().waiting(), Ok(1));
@@ -175,11 +157,10 @@ fn a_node_keeps_only_so_much_memory() {
 
 #[test]
 fn a_call_that_may_have_less_memory_than_there_is_meets_its_limit() {
-    let runtime = runtime();
     let wat = Wat::validator(OK).with_memory("4");
-    let hook = pre_initialized(&runtime, &wat, "{}");
+    let hook = pre_initialized(&runtime(), &wat, "{}");
     judge_key(&hook, "k").unwrap();
     assert_eq!(hook.waiting(), Ok(1));
-    let limits = crate::sandbox::CallLimits { memory_bytes: 65_536, ..hook.limits() };
-    assert!(matches!(hook.configured().provide_instance(limits), Err(Failure::MemoryLimit { .. })));
+    let limits = crate::sandbox::CallLimits { memory_bytes: 65_536, ..hook.limits };
+    assert!(matches!(hook.provide_instance(limits), Err(Failure::MemoryLimit { .. })));
 }

@@ -2,10 +2,9 @@
 //!
 //! # Problem
 //!
-//! No call may see what another call left in an instance. A new instance for each call is the simple way to that, and most
-//! of what a short call costs: wasmtime builds its own data anew, functions are linked at their first use, and all of it is
-//! cold in the processor's caches. Configuring each new instance costs still more: compiling a schema, or importing the
-//! modules of a language runtime.
+//! No call may see what another call left in an instance. A new instance for each call is the simple way to that, and most of
+//! what a short call costs: wasmtime builds its own data anew, and all of it is cold in the processor's caches. Configuring
+//! each new instance costs still more: compiling a schema, or importing the modules of a language runtime.
 //!
 //! # Approach
 //!
@@ -26,27 +25,99 @@
 //!
 //! In debug builds, which all tests are, every reset compares the whole memory with the initial memory.
 //!
-//! All `unsafe` code of resets is in this folder.
-//!
 //! # Failure model
 //!
-//! A component that cannot be pre-initialized is configured before each call, and one that cannot be reset starts an
-//! instance for each call. Both answer alike; only the cost differs, and the reason is kept.
+//! A component that cannot be pre-initialized is configured before each call, and one that cannot be reset starts an instance
+//! for each call. Only the cost differs.
 //!
 //! # Cost
 //!
-//! A reset takes 1 µs, plus copies of the pages that the instance has written to since it started. After a page fault it
-//! takes one more system call. The sandbox's chapter has the cost of the alternatives. A call of a plugin in Python takes
-//! 31 µs instead of 1,200: its memory of 13 MiB need not be mapped and copied anew.
+//! A reset takes 1 µs, plus copies of the pages that the instance has written to since it started, and one more system call
+//! after a page fault. A call of a plugin in Python takes 31 µs instead of 1,200: its memory of 13 MiB need not be mapped and
+//! copied anew.
 
 mod pages;
 mod pool;
 mod preinit;
 mod reset;
-pub(super) mod resettable;
-mod start;
+mod resettable;
 
-pub(super) use pool::Pool;
-pub(super) use preinit::Instrumented;
-pub(super) use reset::{ResetExports, ResetSupport, Resetter};
-pub(super) use start::Instance;
+use std::time::Duration;
+
+use tokio::sync::OwnedSemaphorePermit;
+use wasmtime::Store;
+use wasmtime::component::{TypedFunc, WasmList};
+
+pub(super) use self::pool::Pool;
+pub(super) use self::preinit::Instrumented;
+pub(super) use self::reset::{ResetSupport, Resetter};
+use super::component::LinkedComponent;
+use super::host_state::{HostReads, HostState, Random};
+use super::limiter::{CallLimits, Limiter};
+use super::lines::Lines;
+use super::ticker::Ticker;
+
+pub(super) struct Instance<R: 'static> {
+    pub(super) store: Store<HostState<R>>,
+    pub(super) raw: wasmtime::component::Instance,
+    /// How to reset it; found at its first reset.
+    reset_state: Option<ResetState>,
+}
+
+struct ResetState {
+    restore_globals: TypedFunc<(), ()>,
+    memory: WasmList<u8>,
+    /// The chunks of the memory (see `reset`) that the instance has written to since it started, in order.
+    written: Vec<usize>,
+    /// The thread's page faults when `written` was complete; `None` if they could not be counted.
+    faults: Option<i64>,
+    _reserved: OwnedSemaphorePermit,
+}
+
+impl<R: HostReads> Instance<R> {
+    /// Starts an instance. Its initialization runs under the limits of a call. An error comes with the state that explains
+    /// it.
+    pub(super) fn start(
+        component: &LinkedComponent<R>,
+        limits: CallLimits,
+        random_seed: u64,
+    ) -> Result<Self, (wasmtime::Error, Store<HostState<R>>)> {
+        let state = HostState {
+            lines: Lines::default(),
+            random: Random(random_seed),
+            has_handles: false,
+            limiter: Limiter::new(limits.memory_bytes),
+            reads: R::default(),
+        };
+        let mut store = Store::new(component.pre.engine(), state);
+        store.limiter(|state| &mut state.limiter);
+        store.set_hostcall_fuel(limits.output_bytes);
+        // IMPORTANT: without a deadline the first check of the epoch traps.
+        store.set_epoch_deadline(Ticker::ticks(limits.deadline));
+        match component.pre.instantiate(&mut store) {
+            Ok(raw) => Ok(Self { store, raw, reset_state: None }),
+            Err(error) => Err((error, store)),
+        }
+    }
+
+    /// Prepares a reset instance for another call, as a new one is prepared. `None`: a new one could not start, because the
+    /// initial memory exceeds the limit.
+    pub(super) fn renew(mut self, limits: CallLimits, random_seed: u64) -> Option<Self> {
+        self.store.set_hostcall_fuel(limits.output_bytes);
+        self.set_deadline(limits.deadline);
+        let state = self.store.data_mut();
+        state.lines = Lines::default();
+        state.random = Random(random_seed);
+        state.limiter.renew(limits.memory_bytes).then_some(self)
+    }
+
+    /// Lets the guest run for this long from now on.
+    pub(super) fn set_deadline(&mut self, deadline: Duration) {
+        self.store.set_epoch_deadline(Ticker::ticks(deadline));
+    }
+
+    /// Lets the host read the whole memory from now on, which is not output of the guest.
+    fn lift_output_limit(&mut self) {
+        self.store.set_hostcall_fuel(usize::MAX);
+    }
+}

@@ -12,15 +12,15 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 
-pub(super) use self::system::faults;
+use nix::sys::resource::getrusage;
+use rustix::{ioctl, mm};
 
 /// Runs of neighbouring pages that one request lists.
 pub(super) const RUNS_MAX: usize = 64;
 
-/// The page map of this process.
 pub(super) struct PageMap(File);
 
-/// A run of neighbouring pages.
+/// A run of neighbouring pages: `struct page_region`.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub(super) struct Pages {
@@ -47,6 +47,7 @@ struct Scan {
     return_mask: u64,
 }
 
+const PAGEMAP_SCAN: ioctl::Opcode = ioctl::opcode::read_write::<Scan>(b'f', 16);
 const PAGE_IS_FILE: u64 = 1 << 2;
 const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
@@ -82,7 +83,12 @@ impl PageMap {
             return_mask: PAGE_IS_PFNZERO,
             ..Scan::default()
         };
-        system::scan(&self.0, &mut scan)?;
+        #[allow(unsafe_code, reason = "Linux offers no other way to ask")]
+        // SAFETY: `Scan` is the argument type of this request; `vec` and `vec_len` describe an array that stays borrowed.
+        // Linux reads its page tables, and writes to nothing else.
+        unsafe {
+            ioctl::ioctl(&self.0, ioctl::Updater::<PAGEMAP_SCAN, _>::new(&mut scan))?;
+        }
         let count = found.iter().take_while(|pages| pages.end > 0).count();
         Ok((found.get(..count).unwrap_or_default(), scan.walk_end as usize))
     }
@@ -94,17 +100,15 @@ impl Pages {
         self.categories & PAGE_IS_PFNZERO != 0
     }
 
-    /// The addresses of the pages.
     pub(super) fn range(self) -> Range<usize> {
         self.start as usize..self.end as usize
     }
 }
 
-/// Forbids huge pages in a mapping.
 pub(super) fn forbid_huge_pages(range: Range<*const u8>) -> io::Result<()> {
     #[allow(unsafe_code, reason = "Linux offers no other way")]
     // SAFETY: this changes how Linux keeps the memory, and nothing in it.
-    match unsafe { system::advise(range, system::NO_HUGE_PAGES) } {
+    match unsafe { advise(range, system::NO_HUGE_PAGES) } {
         // This Linux has no huge pages.
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
         result => result,
@@ -120,65 +124,37 @@ pub(super) fn forbid_huge_pages(range: Range<*const u8>) -> io::Result<()> {
 #[allow(unsafe_code, reason = "Linux offers no other way")]
 pub(super) unsafe fn drop_pages(range: Range<*const u8>) {
     // SAFETY: as the caller guarantees.
-    if let Err(error) = unsafe { system::advise(range, system::DROP) } {
+    if let Err(error) = unsafe { advise(range, system::DROP) } {
         tracing::debug!(%error, "scans of pages take longer");
     }
 }
 
-#[cfg(target_os = "linux")]
-#[allow(unsafe_code, reason = "Linux offers no other way to ask")]
-mod system {
-    use std::fs::File;
-    use std::io;
-    use std::ops::Range;
-
-    use nix::sys::resource::{UsageWho, getrusage};
-    use rustix::{ioctl, mm};
-
-    pub(super) const NO_HUGE_PAGES: mm::Advice = mm::Advice::LinuxNoHugepage;
-    pub(super) const DROP: mm::Advice = mm::Advice::LinuxDontNeed;
-
-    pub(super) fn scan(map: &File, scan: &mut super::Scan) -> io::Result<()> {
-        const PAGEMAP_SCAN: ioctl::Opcode = ioctl::opcode::read_write::<super::Scan>(b'f', 16);
-        // SAFETY: `Scan` is the argument type of this request; `vec` and `vec_len` describe an array that stays borrowed.
-        // Linux reads its page tables, and writes to nothing else.
-        unsafe { Ok(ioctl::ioctl(map, ioctl::Updater::<PAGEMAP_SCAN, _>::new(scan))?) }
-    }
-
-    /// # Safety
-    ///
-    /// Nobody relies on what the advice changes in the range.
-    pub(super) unsafe fn advise(range: Range<*const u8>, advice: mm::Advice) -> io::Result<()> {
-        // SAFETY: as the caller guarantees.
-        unsafe { Ok(mm::madvise(range.start.cast_mut().cast(), range.end.addr() - range.start.addr(), advice)?) }
-    }
-
-    /// The number of page faults of the calling thread since it started; `None` if the system does not count them.
-    pub(in super::super) fn faults() -> Option<i64> {
-        let usage = getrusage(UsageWho::RUSAGE_THREAD).ok()?;
-        Some(usage.minor_page_faults().wrapping_add(usage.major_page_faults()))
-    }
+/// The number of page faults of the calling thread since it started; `None` if the system does not count them.
+pub(super) fn faults() -> Option<i64> {
+    let usage = getrusage(system::THREAD).ok()?;
+    Some(usage.minor_page_faults().wrapping_add(usage.major_page_faults()))
 }
 
-#[cfg(not(target_os = "linux"))]
-#[allow(unsafe_code, reason = "as on Linux")]
+/// # Safety
+///
+/// Nobody relies on what the advice changes in the range.
+#[allow(unsafe_code, reason = "Linux offers no other way")]
+unsafe fn advise(range: Range<*const u8>, advice: mm::Advice) -> io::Result<()> {
+    // SAFETY: as the caller guarantees.
+    unsafe { Ok(mm::madvise(range.start.cast_mut().cast(), range.end.addr() - range.start.addr(), advice)?) }
+}
+
+#[cfg(target_os = "linux")]
 mod system {
-    use std::io;
+    pub(super) use nix::sys::resource::UsageWho::RUSAGE_THREAD as THREAD;
+    pub(super) use rustix::mm::Advice::{LinuxDontNeed as DROP, LinuxNoHugepage as NO_HUGE_PAGES};
+}
 
-    pub(super) const NO_HUGE_PAGES: () = ();
-    pub(super) const DROP: () = ();
-
-    pub(super) fn scan(_: &std::fs::File, _: &mut super::Scan) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-
-    pub(super) unsafe fn advise(_: std::ops::Range<*const u8>, (): ()) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-
-    pub(in super::super) fn faults() -> Option<i64> {
-        None
-    }
+/// Stand-ins, which are never used: without Linux there is no [`PageMap`].
+#[cfg(not(target_os = "linux"))]
+mod system {
+    pub(super) use nix::sys::resource::UsageWho::RUSAGE_SELF as THREAD;
+    pub(super) use rustix::mm::Advice::{DontNeed as DROP, Normal as NO_HUGE_PAGES};
 }
 
 #[cfg(test)]

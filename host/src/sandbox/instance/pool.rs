@@ -1,16 +1,14 @@
-//! Reset instances that wait for the next calls of their component, one for each thread.
-//!
-//! They are a stock: when no instance waits for a thread, its call starts a new one.
+//! Reset instances that wait for the next calls of their component, one for each thread. A call for which none waits starts
+//! a new one.
 
 use parking_lot::Mutex;
 
 use super::super::host_state::HostReads;
-use super::super::threads::PerThread;
+use super::super::ticker::PerThread;
+use super::Instance;
 use super::pages::faults;
 use super::reset::Resetter;
-use super::start::Instance;
 
-/// The waiting instances of one component.
 pub(crate) struct Pool<R: 'static> {
     resetter: Resetter,
     /// Each lock protects the instance that waits for the thread, while it is taken or put.
@@ -22,7 +20,6 @@ impl<R: HostReads> Pool<R> {
         Self { resetter, waiting: PerThread::default() }
     }
 
-    /// The instance that waits for this thread.
     pub(crate) fn take(&self) -> Option<Instance<R>> {
         let mut instance = self.waiting.mine().try_lock()?.take()?;
         if let Some(state) = &mut instance.reset_state {
@@ -44,7 +41,6 @@ impl<R: HostReads> Pool<R> {
         }
     }
 
-    /// Number of instances that wait.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting.iter().filter(|waiting| waiting.lock().is_some()).count()
     }

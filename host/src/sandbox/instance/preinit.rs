@@ -1,46 +1,36 @@
 //! Pre-initialization: what `configure` leaves in an instance becomes the initial state of all others.
 //!
-//! # Approach
-//!
 //! `wasmtime-wizer` instruments a component so that its memories and globals can be read from outside. One instance of it is
-//! configured; what it then holds is written into a copy of the component. Instances of the copy start as that instance
-//! was left, and the system maps their memory when they touch it. If possible, the copy is made resettable.
+//! configured; what it then holds is written into a copy of the component. The system maps the memory of its instances when
+//! they touch it. If possible, the copy is made resettable.
 //!
-//! # Guarantees
-//!
-//! A new instance of the copy answers like one that was just configured. All state of WebAssembly is in memories, globals
-//! and tables. A component that could change its tables is refused, and so is an instance that holds handles of WASI, which
-//! end with it.
+//! A new instance of the copy answers like one that was just configured: all state of WebAssembly is in memories, globals and
+//! tables. A component that could change its tables is refused, and so is an instance that holds handles of WASI, which end
+//! with it.
 
 use futures::FutureExt;
+use wasmtime::Store;
 use wasmtime::component::{Lift, WasmList};
 use wasmtime_wizer::{ComponentContext, ComponentInstanceState, Wizer};
 
 use super::super::host_state::{HostReads, HostState};
+use super::Instance;
 use super::resettable::resettable;
-use super::start::Instance;
 use crate::limits;
 
-/// A component that is instrumented so that the state of its instances can be read.
 pub(crate) struct Instrumented<'a> {
     wizer: Wizer,
     context: ComponentContext<'a>,
-    component: Vec<u8>,
+    pub(crate) component: Vec<u8>,
 }
 
 impl<'a> Instrumented<'a> {
-    /// Instruments a component. An error says why it cannot be instrumented.
     pub(crate) fn new(component: &'a [u8]) -> Result<Self, String> {
         let mut wizer = Wizer::new();
         // The copy keeps all exports, `configure` included.
         wizer.keep_init_func(true);
         let (context, component) = wizer.instrument_component(component).map_err(reason)?;
         Ok(Self { wizer, context, component })
-    }
-
-    /// The bytes of the instrumented component.
-    pub(crate) fn component(&self) -> &[u8] {
-        &self.component
     }
 
     /// The pre-initialized copy of the component, from an instance of [`Self::component`] that has been configured. An error
@@ -77,17 +67,30 @@ struct InstanceState<'a, R: 'static> {
 }
 
 impl<R: HostReads> InstanceState<'_, R> {
+    /// Calls a function without arguments of an exported interface, and takes what it returns.
     fn read<V: Lift + 'static, T: Default>(
         &mut self,
         interface: &str,
         function: &str,
-        take: impl FnOnce(V, &wasmtime::Store<HostState<R>>) -> T,
+        take: impl FnOnce(V, &Store<HostState<R>>) -> T,
     ) -> T {
+        match self.call(interface, function) {
+            Ok(answer) => take(answer, &self.instance.store),
+            Err(error) => {
+                self.failure.get_or_insert(format!("its state cannot be read: {error:#}"));
+                T::default()
+            }
+        }
+    }
+
+    fn call<V: Lift + 'static>(&mut self, interface: &str, function: &str) -> wasmtime::Result<V> {
         self.instance.set_deadline(limits::PLUGIN_CONFIGURE_DEADLINE);
-        self.instance.read(interface, function, take).unwrap_or_else(|error| {
-            self.failure.get_or_insert(format!("its state cannot be read: {error:#}"));
-            T::default()
-        })
+        let Instance { store, raw, .. } = &mut *self.instance;
+        let missing = || wasmtime::format_err!("there is no {interface}#{function}");
+        let (_, exports) = raw.get_export(&mut *store, None, interface).ok_or_else(missing)?;
+        let (_, function) = raw.get_export(&mut *store, Some(&exports), function).ok_or_else(missing)?;
+        let function = raw.get_typed_func::<(), (V,)>(&mut *store, function)?;
+        Ok(function.call(store, ())?.0)
     }
 }
 

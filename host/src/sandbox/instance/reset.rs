@@ -11,7 +11,7 @@ use super::super::component::LinkedComponent;
 use super::super::host_state::HostReads;
 use super::pages::{PageMap, Pages, RUNS_MAX, drop_pages, faults, forbid_huge_pages};
 use super::resettable::{MEMORY, RESTORE_GLOBALS};
-use super::start::{Instance, ResetState};
+use super::{Instance, ResetState};
 use crate::limits;
 
 /// How long restoring the globals may take. It is a few instructions.
@@ -24,17 +24,12 @@ pub(crate) struct ResetSupport {
     budget: Arc<Semaphore>,
 }
 
-/// The exports of a pre-initialized component that reset its instances.
-#[derive(Clone, Copy)]
-pub(crate) struct ResetExports {
-    restore_globals: ComponentExportIndex,
-    memory: ComponentExportIndex,
-}
-
 /// Resets the instances of one pre-initialized component.
 pub(crate) struct Resetter {
     support: Arc<ResetSupport>,
-    exports: ResetExports,
+    /// The exports that `resettable` added.
+    restore_globals: ComponentExportIndex,
+    memory: ComponentExportIndex,
     initial: InitialMemory,
     _reserved: OwnedSemaphorePermit,
 }
@@ -55,50 +50,36 @@ impl ResetSupport {
     }
 }
 
-impl ResetExports {
-    /// Finds them in a component that was pre-initialized from `plugin`. An error says why they are missing.
-    pub(crate) fn find<R>(
+impl Resetter {
+    /// Finds what `resettable` added to a component that was pre-initialized from `plugin`, and copies the initial memory from
+    /// an instance that has just started. The caller drops the instance, which must not run any more. An error says why no
+    /// instance will be reset.
+    pub(crate) fn new<R: HostReads>(
+        support: &Arc<ResetSupport>,
         plugin: &LinkedComponent<R>,
         pre_initialized: &LinkedComponent<R>,
-    ) -> Result<Self, &'static str> {
+        instance: &mut Instance<R>,
+    ) -> Result<Self, String> {
         // IMPORTANT: only exports that `resettable` added may be called. It adds none to a plugin that has such exports itself.
         let plugin = plugin.pre.component();
         if [RESTORE_GLOBALS, MEMORY].iter().any(|name| plugin.get_export_index(None, name).is_some()) {
-            return Err("it has exports of its own that are named like ours");
+            return Err("it has exports of its own that are named like ours".to_owned());
         }
         let missing = "it may have state that cannot be reached (the log of its pre-initialization has the reason, at level debug)";
         let find = |name| pre_initialized.pre.component().get_export_index(None, name).ok_or(missing);
-        Ok(Self { restore_globals: find(RESTORE_GLOBALS)?, memory: find(MEMORY)? })
-    }
-
-    /// Where the memory of an instance is.
-    fn memory_of<R: HostReads>(self, instance: &mut Instance<R>) -> wasmtime::Result<WasmList<u8>> {
-        instance.lift_output_limit();
-        let memory = instance.raw.get_typed_func::<(), (WasmList<u8>,)>(&mut instance.store, self.memory)?;
-        Ok(memory.call(&mut instance.store, ())?.0)
-    }
-}
-
-impl Resetter {
-    /// Copies the initial memory from an instance that has just started. The caller drops the instance, which must not run
-    /// any more. An error says why no instance will be reset.
-    pub(crate) fn new<R: HostReads>(
-        support: &Arc<ResetSupport>,
-        exports: ResetExports,
-        instance: &mut Instance<R>,
-    ) -> Result<Self, String> {
-        let memory = exports.memory_of(instance).map_err(|error| format!("{error:#}"))?;
+        let (restore_globals, memory_export) = (find(RESTORE_GLOBALS)?, find(MEMORY)?);
+        let memory = memory_of(instance, memory_export).map_err(|error| format!("{error:#}"))?;
         let memory = memory.as_le_slice(&instance.store);
         let initial = InitialMemory::of(memory);
-        let range = memory.as_ptr_range();
         #[allow(unsafe_code, reason = "the instance ends here")]
         // SAFETY: the instance does not run any more, and nobody else refers to its memory.
         unsafe {
-            drop_pages(range);
+            drop_pages(memory.as_ptr_range());
         }
         let reserved = support.reserve(initial.bytes());
         let reserved = reserved.ok_or("other hooks have all the memory that a node keeps for that")?;
-        Ok(Self { support: Arc::clone(support), exports, initial, _reserved: reserved })
+        let support = Arc::clone(support);
+        Ok(Self { support, restore_globals, memory: memory_export, initial, _reserved: reserved })
     }
 
     /// Resets an instance. `false`: it cannot be reset.
@@ -127,7 +108,7 @@ impl Resetter {
             let memory = std::ptr::with_exposed_provenance_mut(memory.start.expose_provenance());
             self.initial.restore(memory, &state.written);
         }
-        debug_assert!(self.initial.is(state.memory.as_le_slice(&instance.store)), "memory is as it was initially");
+        debug_assert!(self.initial == InitialMemory::of(state.memory.as_le_slice(&instance.store)), "it is as it was");
         instance.reset_state = Some(state);
         Ok(true)
     }
@@ -155,17 +136,25 @@ impl Resetter {
     /// Finds what it takes to reset an instance for the first time. `None`: too much memory waits already.
     fn find_state<R: HostReads>(&self, instance: &mut Instance<R>) -> wasmtime::Result<Option<ResetState>> {
         let Some(reserved) = self.support.reserve(self.initial.bytes()) else { return Ok(None) };
-        let restore_globals = instance.raw.get_typed_func(&mut instance.store, self.exports.restore_globals)?;
-        let memory = self.exports.memory_of(instance)?;
+        let restore_globals = instance.raw.get_typed_func(&mut instance.store, self.restore_globals)?;
+        let memory = memory_of(instance, self.memory)?;
         forbid_huge_pages(memory.as_le_slice(&instance.store).as_ptr_range())?;
         Ok(Some(ResetState { restore_globals, memory, written: Vec::new(), faults: None, _reserved: reserved }))
     }
+}
+
+/// Where the memory of an instance is, by the export that says so.
+fn memory_of<R: HostReads>(instance: &mut Instance<R>, export: ComponentExportIndex) -> wasmtime::Result<WasmList<u8>> {
+    instance.lift_output_limit();
+    let memory = instance.raw.get_typed_func::<(), (WasmList<u8>,)>(&mut instance.store, export)?;
+    Ok(memory.call(&mut instance.store, ())?.0)
 }
 
 /// Bytes of a chunk. A page of the system is one chunk, or several.
 const CHUNK_BYTES: usize = 4096;
 
 /// The memory of an instance that has just started, in chunks. Chunks of zeros are left out.
+#[derive(PartialEq)]
 pub(super) struct InitialMemory(Vec<Option<Box<[u8; CHUNK_BYTES]>>>);
 
 impl InitialMemory {
@@ -177,16 +166,6 @@ impl InitialMemory {
 
     fn bytes(&self) -> usize {
         self.0.len() * CHUNK_BYTES
-    }
-
-    /// Whether a memory is the same.
-    fn is(&self, memory: &[u8]) -> bool {
-        let (chunks, rest) = memory.as_chunks::<CHUNK_BYTES>();
-        let are_same = |(chunk, own): (&[u8; CHUNK_BYTES], &Option<Box<_>>)| match own {
-            Some(own) => chunk == &**own,
-            None => chunk.iter().all(|byte| *byte == 0),
-        };
-        rest.is_empty() && chunks.len() == self.0.len() && chunks.iter().zip(&self.0).all(are_same)
     }
 
     /// Whether a chunk has other bytes than zeros.

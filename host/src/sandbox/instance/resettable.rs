@@ -1,16 +1,12 @@
 //! Makes a component resettable: adds what restores the globals of an instance and finds its memory.
 //!
-//! # Problem
-//!
-//! The state of a WebAssembly instance is in its memories, globals and tables. A component hides all of them: the host cannot
-//! restore what the component does not export.
-//!
 //! # Approach
 //!
-//! One more core module, the restorer, is instantiated after all others. Their modules export their globals and their memory
-//! under reserved names, and the restorer imports them. When it starts, it saves the globals. The component exports two of its
-//! functions: [`RESTORE_GLOBALS`], and [`MEMORY`], which returns the whole memory as a list, so that the host learns where it
-//! is. The host restores the memory (see `reset`).
+//! A component hides the state of its instances, and the host cannot restore what is not exported. So one more core module, the
+//! restorer, is instantiated after all others. Their modules export their globals and their memory under reserved names, and
+//! the restorer imports them. When it starts, it saves the globals. The component exports two of its functions:
+//! [`RESTORE_GLOBALS`], and [`MEMORY`], which returns the whole memory as a list, so that the host learns where it is. The host
+//! restores the memory (see `reset`).
 //!
 //! # Guarantees
 //!
@@ -34,9 +30,8 @@ use std::ops::Range;
 
 use wasm_encoder as encode;
 use wasm_encoder::{CanonicalOption, ComponentExportKind, ExportKind, MemArg, ModuleArg, PrimitiveValType};
-use wasmparser::{
-    CanonicalFunction, Encoding, Instance, Parser, Payload, TypeRef, ValType, ValidPayload, Validator, WasmFeatures,
-};
+use wasmparser::CanonicalFunction::{Lift, Lower, ResourceDrop};
+use wasmparser::{Encoding, Instance, Parser, Payload, TypeRef, ValType, ValidPayload, Validator, WasmFeatures};
 
 /// The function that restores the globals. Its name is part of the compiled code that nodes keep on disk.
 pub(super) const RESTORE_GLOBALS: &str = "brink-put-back";
@@ -51,7 +46,7 @@ const AFTER_MEMORY: &str = "after";
 const RESERVED_PREFIX: &str = "brink-";
 
 /// Adds a restorer to a component. An error says why it can have none.
-pub(in super::super) fn resettable(component: &[u8]) -> Result<Vec<u8>, String> {
+pub(super) fn resettable(component: &[u8]) -> Result<Vec<u8>, String> {
     let mut parts = Parts::default();
     let mut validator = Validator::new_with_features(WasmFeatures::all());
     let mut depth = 0_usize;
@@ -69,13 +64,11 @@ pub(in super::super) fn resettable(component: &[u8]) -> Result<Vec<u8>, String> 
             (Payload::ModuleSection { .. }, _) if depth > 0 => {
                 return Err("it has a module in a nested component".to_owned());
             }
-            (Payload::End(_), ValidPayload::End(types)) => match depth.checked_sub(1) {
-                Some(outer) => {
-                    depth = outer;
-                    continue;
-                }
-                None => return parts.finish(types.as_ref()),
-            },
+            (Payload::End(_), ValidPayload::End(types)) => {
+                let Some(outer) = depth.checked_sub(1) else { return parts.finish(types.as_ref()) };
+                depth = outer;
+                continue;
+            }
             _ => {}
         }
         if depth == 0 {
@@ -102,11 +95,8 @@ fn check_name(name: &str) -> Result<(), String> {
 /// Checks that the component cannot create handles: they are state outside of any memory.
 fn check_built_ins(functions: wasmparser::ComponentCanonicalSectionReader<'_>) -> Result<(), String> {
     for function in functions {
-        match function.map_err(text)? {
-            CanonicalFunction::Lift { .. }
-            | CanonicalFunction::Lower { .. }
-            | CanonicalFunction::ResourceDrop { .. } => {}
-            _ => return Err("it has built-in functions that keep state".to_owned()),
+        if !matches!(function.map_err(text)?, Lift { .. } | Lower { .. } | ResourceDrop { .. }) {
+            return Err("it has built-in functions that keep state".to_owned());
         }
     }
     Ok(())
@@ -356,5 +346,62 @@ fn zero(ty: encode::ValType) -> encode::ConstExpr {
         encode::ValType::F32 => encode::ConstExpr::f32_const(0.0.into()),
         encode::ValType::F64 => encode::ConstExpr::f64_const(0.0.into()),
         _ => encode::ConstExpr::i32_const(0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::resettable;
+    use crate::sandbox::tests::suspicious;
+
+    #[test]
+    fn a_component_with_state_that_cannot_be_reached_cannot_be_reset() {
+        let module = |text: &str| format!("(component (core module $m {text}) (core instance (instantiate $m)))");
+        let cases = [
+            (module(r#"(memory (export "m") 1) (func $f) (start $f)"#), "runs code"),
+            (module("(memory 1)"), "without exports"),
+            (module(r#"(memory (export "brink-memory-0") 1)"#), "names that begin with"),
+            (module(r#"(global (mut i32) (i32.const 0)) (func (export "f"))"#), "no memory"),
+            (module(r#"(memory (export "a") 1) (memory (export "b") 1)"#), "more than one"),
+            (module(r#"(memory (export "m") 1 1 shared)"#), "unusual"),
+            (module(r#"(memory (export "m") i64 1)"#), "unusual"),
+            (module(r#"(memory (export "m") 1) (global (mut funcref) (ref.null func))"#), "unusual"),
+            (
+                r#"(component (core module $m (memory (export "m") 1)) (core instance (instantiate $m)) (core instance (instantiate $m)))"#
+                    .to_owned(),
+                "twice",
+            ),
+            (
+                r#"(component (type $r (resource (rep i32))) (core func (canon resource.new $r))
+                    (core module $m (memory (export "m") 1)) (core instance (instantiate $m)))"#
+                    .to_owned(),
+                "built-in",
+            ),
+            (
+                r#"(component (component (type $r (resource (rep i32))) (core func (canon resource.new $r)))
+                    (core module $m (memory (export "m") 1)) (core instance (instantiate $m)))"#
+                    .to_owned(),
+                "built-in",
+            ),
+            (
+                r#"(component (component (core module $n (global (export "g") (mut i32) (i32.const 0))) (core instance (instantiate $n)))
+                    (core module $m (memory (export "m") 1)) (core instance (instantiate $m)))"#
+                    .to_owned(),
+                "nested",
+            ),
+            (
+                r#"(component (import "n" (core module $n)) (core instance (instantiate $n))
+                    (core module $m (memory (export "m") 1)) (core instance (instantiate $m)))"#
+                    .to_owned(),
+                "elsewhere",
+            ),
+        ];
+        for (text, reason) in cases {
+            let error = resettable(&wat::parse_str(&text).unwrap()).unwrap_err();
+            assert!(error.contains(reason), "{text}: {error}");
+        }
+        // Its parts are no different from these.
+        let fine = resettable(&suspicious().bytes()).unwrap();
+        assert!(resettable(&fine).is_err(), "two restorers would restore what the other saves");
     }
 }

@@ -1,7 +1,6 @@
 //! Small guests written by hand, and what the sandbox says about components.
 
 mod compile;
-mod resettable;
 
 use std::sync::Arc;
 
@@ -248,14 +247,10 @@ impl HostReads for () {
     }
 }
 
-struct Runtime(Engine);
-
-impl Runtime {
-    fn compile(&self, name: &str, bytes: &[u8]) -> Result<Plugin<()>, Error> {
-        Plugin::compile(&self.0, name, bytes)
-    }
+fn engine() -> Engine {
+    Engine::new(Arc::new(()), None).unwrap()
 }
 
-fn runtime() -> Runtime {
-    Runtime(Engine::new(Arc::new(()), Tuning::default(), None).unwrap())
+fn compile(engine: &Engine, bytes: &[u8]) -> Result<Plugin<()>, Error> {
+    Plugin::compile(engine, "p", bytes)
 }
