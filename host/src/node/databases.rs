@@ -80,7 +80,7 @@ impl Opening {
     fn try_open(&self, on_fsync: OnFsync) -> Result<(Log, Data), storage::Error> {
         self.open_both(on_fsync).map_err(|error| match error {
             // To this node, entries that cannot be read are lost.
-            storage::Error::Corrupt { what } => {
+            storage::Error::Corrupt(what) => {
                 storage::Error::Lost { path: self.data_dir.clone(), what: format!("{what} is damaged") }
             }
             error => error,

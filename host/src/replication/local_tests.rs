@@ -105,7 +105,7 @@ impl Node {
             snapshot_entries: 10_000,
             blocking: Blocking::default(),
             may_found: true,
-            free_space: FreeSpace::unlimited(),
+            free_space: FreeSpace::new(Path::new("/"), 0),
         };
         let wire = Arc::new(Wire { net: net.clone(), own: url.to_owned(), cluster: Mutex::new(None) });
         let handle = Handle::start(options, log.clone(), data.clone(), wire, Telemetry::disabled()).await.unwrap();

@@ -52,9 +52,10 @@ impl Fingerprint {
 }
 
 /// Which of the two key spaces of a node an operation is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Space {
     /// The entries of clients.
+    #[default]
     Kv,
     /// The replicated registry: plugins and hooks. A write here that touches a key under [`HOOKS_PREFIX`] sets the
     /// hook epoch to its own revision.

@@ -6,9 +6,9 @@
 //! the disk.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
-use tokio::sync::watch;
+use tokio::sync::SetOnce;
 
 use super::Error;
 
@@ -20,15 +20,12 @@ pub struct Poison {
 
 struct Inner {
     path: PathBuf,
-    first: OnceLock<Error>,
-    is_poisoned: watch::Sender<bool>,
+    first: SetOnce<Error>,
 }
 
 impl Poison {
-    /// For the database at a path, which has not failed yet.
     pub(super) fn new(path: &Path) -> Self {
-        let inner = Inner { path: path.to_path_buf(), first: OnceLock::new(), is_poisoned: watch::Sender::new(false) };
-        Self { inner: Arc::new(inner) }
+        Self { inner: Arc::new(Inner { path: path.to_path_buf(), first: SetOnce::new() }) }
     }
 
     /// The directory of the database.
@@ -53,18 +50,14 @@ impl Poison {
     /// Keeps a failure, if it is the first.
     pub(super) fn set(&self, error: &Error) {
         // Later failures are consequences of the first, and a closed database has not failed.
-        if matches!(error, Error::Closed | Error::Poisoned(_)) || self.inner.first.set(error.clone()).is_err() {
-            return;
+        let is_consequence = matches!(error, Error::Closed | Error::Poisoned(_));
+        if !is_consequence && self.inner.first.set(error.clone()).is_ok() {
+            tracing::error!(path = %self.inner.path.display(), %error, "the disk has failed; nothing more is written");
         }
-        tracing::error!(path = %self.inner.path.display(), %error, "the disk has failed; nothing more is written");
-        self.inner.is_poisoned.send_replace(true);
     }
 
     /// Waits for the first failure; forever, if there is none.
     pub async fn poisoned(&self) -> Error {
-        let mut is_poisoned = self.inner.is_poisoned.subscribe();
-        // The channel stays open: its sender lives as long as `self`.
-        let _ = is_poisoned.wait_for(|is_poisoned| *is_poisoned).await;
-        self.inner.first.get().cloned().unwrap_or(Error::Closed)
+        self.inner.first.wait().await.clone()
     }
 }

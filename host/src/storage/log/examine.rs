@@ -33,7 +33,7 @@ pub(super) fn examine(
     let promises = tables.promises()?;
     let lost = match stored.read() {
         Ok(mark) => losses(&mark.unwrap_or_default(), promises, &range, tables)?,
-        Err(Error::Corrupt { what }) => Some(format!("what it had promised cannot be read from {what}")),
+        Err(Error::Corrupt(what)) => Some(format!("what it had promised cannot be read from {what}")),
         Err(error) => return Err(error),
     };
     if let Some(what) = lost {

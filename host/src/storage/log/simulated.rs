@@ -11,25 +11,26 @@ use super::tables::LogTables;
 use super::watermark::{self, Mark, Watermark, WatermarkStore};
 use super::writer::Writer;
 use crate::storage::engine::Durability;
-use crate::storage::engine::memory::{MemoryEngine, SimDisk};
+use crate::storage::engine::memory::SimDisk;
 use crate::storage::{Error, Poison};
 
 /// Opens a log that is written by a task of the current runtime. A sync takes simulated time.
 pub(crate) fn open(disk: &SimDisk) -> Result<Log, Error> {
-    let (log, writer) = load(disk.open(false)?)?;
+    let (log, writer) = load(disk, false)?;
     tokio::spawn(run(writer, disk.clone()));
     Ok(log)
 }
 
 /// Opens a log that is written by a thread, as in production.
 pub(crate) fn open_on_thread(disk: &SimDisk) -> Result<Log, Error> {
-    let (log, writer) = load(disk.open(true)?)?;
+    let (log, writer) = load(disk, true)?;
     log.start(writer)?;
     Ok(log)
 }
 
-fn load(engine: MemoryEngine) -> Result<(Log, Writer), Error> {
-    let (dir, watermark) = (Path::new("disk"), Box::new(Sidecar(engine.clone())));
+fn load(disk: &SimDisk, waits: bool) -> Result<(Log, Writer), Error> {
+    let (dir, engine) = (Path::new("disk"), disk.open(waits)?);
+    let watermark = Box::new(Sidecar { disk: disk.clone(), opening: engine.opening });
     let tables = LogTables::new(Box::new(engine), dir)?;
     Log::load(tables, watermark, dir, Box::new(|_, _| {}), OnLoss::Refuse)
 }
@@ -49,17 +50,20 @@ async fn run(mut writer: Writer, disk: SimDisk) {
 }
 
 /// A watermark in the sidecar of a simulated disk.
-struct Sidecar(MemoryEngine);
+struct Sidecar {
+    disk: SimDisk,
+    opening: u64,
+}
 
 impl Sidecar {
     fn set(&self, mark: Mark, sync: bool) -> Result<(), Error> {
-        self.0.set_sidecar(Bytes::from(watermark::encode(mark, 0)), sync)
+        self.disk.set_sidecar(self.opening, Bytes::from(watermark::encode(mark, 0)), sync)
     }
 }
 
 impl WatermarkStore for Sidecar {
     fn read(&self) -> Result<Option<Mark>, Error> {
-        self.0.sidecar().map(|bytes| watermark::newest(&bytes, Path::new("sidecar"))).transpose()
+        self.disk.sidecar().map(|bytes| watermark::newest(&bytes, Path::new("sidecar"))).transpose()
     }
 
     fn begin(self: Box<Self>, mark: Mark, _poison: &Poison) -> Result<Arc<dyn Watermark>, Error> {

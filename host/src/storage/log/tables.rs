@@ -8,21 +8,15 @@ use std::path::Path;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use crate::storage::engine::fjall::{self, DatabaseOptions, TableOptions};
+use crate::storage::engine::fjall::{self, TableOptions};
 use crate::storage::engine::{Durability, EVERYTHING, Slice, StorageEngine, Table, WriteBatch};
 use crate::storage::{Error, format};
-
-/// Journal bytes kept before the engine flushes its tables; bounds recovery time.
-const JOURNAL_BYTES_MAX: u64 = 128 * 1024 * 1024;
 
 /// Memory of one table before it is flushed.
 const MEMTABLE_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
 /// Memory for cached blocks. Only peers that are behind read entries from disk, each entry once.
 const CACHE_BYTES: u64 = 4 * 1024 * 1024;
-
-/// Threads that flush and compact the tables.
-const WORKERS: usize = 1;
 
 /// How many bytes of the newest entries are checked when a log is opened. Older entries are checked when they are read.
 const CHECK_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -52,10 +46,8 @@ pub(super) struct Changes {
 impl LogTables {
     /// Opens the tables in a directory, and creates them if they are missing.
     pub(super) fn open(dir: &Path) -> Result<Self, Error> {
-        let options =
-            DatabaseOptions { cache_bytes: CACHE_BYTES, journal_bytes_max: JOURNAL_BYTES_MAX, workers: WORKERS };
         let table = |name| TableOptions { name, memtable_bytes_max: MEMTABLE_BYTES_MAX, separate_bytes_min: None };
-        Self::new(fjall::open(dir, options, &[table("entries"), table("meta")])?, dir)
+        Self::new(fjall::open(dir, CACHE_BYTES, &[table("entries"), table("meta")])?, dir)
     }
 
     /// The tables of an open database.

@@ -24,7 +24,7 @@ const FORGOTTEN_MAX: usize = 1_024;
 const TOTALS: &[u8] = b"b";
 
 /// How much may be remembered.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 struct Capacity {
     keys: u64,
     bytes: u64,
@@ -33,7 +33,7 @@ struct Capacity {
 const CAPACITY: Capacity = Capacity { keys: IDEMPOTENCY_KEYS_MAX, bytes: IDEMPOTENCY_BYTES_MAX };
 
 /// A remembered write.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 struct Remembered {
     fingerprint: Fingerprint,
     proposed_at_ms: u64,
@@ -43,7 +43,7 @@ struct Remembered {
 }
 
 /// A key in order of arrival.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 struct Queued {
     key: String,
     proposed_at_ms: u64,
@@ -51,7 +51,7 @@ struct Queued {
 }
 
 /// How much is remembered.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Default, Serialize, Deserialize)]
 struct Totals {
     /// All numbers in use are from here on.
     first: u64,
@@ -118,8 +118,7 @@ impl<'a> Outcomes<'a> {
             self.forget(totals.first, &mut totals)?;
             totals.first += 1;
         }
-        self.put(TOTALS.to_vec(), &totals)?;
-        Ok(())
+        self.put(TOTALS.to_vec(), &totals).map(drop)
     }
 
     /// Adds the changes to a batch.

@@ -9,7 +9,6 @@ use crate::storage::Error;
 use crate::storage::engine::EVERYTHING;
 use crate::storage::engine::memory::SimDisk;
 
-/// Opens the state on a simulated disk.
 pub(crate) fn open(disk: &SimDisk, cache_bytes: u64) -> Result<Data, Error> {
     Data::load(Box::new(disk.open(false)?), Path::new("disk"), cache_bytes)
 }

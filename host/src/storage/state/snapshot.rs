@@ -28,19 +28,11 @@ const PARTS: [(u8, Table); 4] = [(1, KV), (2, SYSTEM), (3, META), (4, IDEMPOTENC
 /// The state at one moment. Cheap to clone.
 #[derive(Clone)]
 pub struct SnapshotReader {
-    view: Arc<dyn ReadTables>,
+    pub(super) view: Arc<dyn ReadTables>,
 }
 
 impl SnapshotReader {
-    pub(super) fn new(view: Box<dyn ReadTables>) -> Self {
-        Self { view: Arc::from(view) }
-    }
-
     /// A value given to [`super::Data::apply`], as of the snapshot.
-    ///
-    /// # Errors
-    ///
-    /// If it cannot be read.
     pub fn meta(&self, key: &str) -> Result<Option<Bytes>, Error> {
         Ok(self.view.get(META, key.as_bytes())?.map(|value| Bytes::copy_from_slice(&value)))
     }
@@ -71,7 +63,7 @@ impl Chunks {
         chunk.put_u8(*tag);
         for row in rows {
             let (key, value) = row?;
-            if *table == META && format::is_format(&key) {
+            if *table == META && *key == *format::KEY {
                 continue;
             }
             chunk.put_u32(length(&key)?);
@@ -125,11 +117,7 @@ fn sealed(mut chunk: BytesMut) -> Bytes {
     chunk.freeze()
 }
 
-/// Checks that a snapshot is complete and undamaged, without installing it.
-///
-/// # Errors
-///
-/// If it is not, or cannot be read.
+/// Fails unless a snapshot is complete and undamaged.
 pub fn verify(chunks: impl Iterator<Item = Result<Bytes, Error>>) -> Result<(), Error> {
     read(chunks, |_, _| Ok(()))
 }
@@ -147,11 +135,10 @@ pub(super) fn read(
     let mut entries = 0;
     for chunk in chunks {
         let mut chunk = chunk?;
-        let body = chunk.split_to(chunk.len().checked_sub(4).ok_or_else(damaged)?);
+        let mut body = chunk.split_to(chunk.len().checked_sub(4).ok_or_else(damaged)?);
         if chunk.get_u32() != crc32fast::hash(&body) {
             return Err(damaged());
         }
-        let mut body = body;
         let tag = body.try_get_u8().map_err(|_| damaged())?;
         if tag == END {
             return if body.try_get_u64().is_ok_and(|count| count == entries) { Ok(()) } else { Err(damaged()) };

@@ -157,7 +157,7 @@ fn a_range_precondition_notices_changed_removed_and_new_keys() {
     for change in [put("p/2", "1"), put("p/1", "2"), delete("p/3")] {
         let (_dir, data) = data();
         apply(&data, &[write(vec![put("p/1", "1"), put("p/3", "1"), put("q", "1")], vec![])]);
-        let (keys, digest) = data.digest_range(Space::Kv, "p/", "p/z", 100).unwrap();
+        let (keys, digest) = data.digest_range("p/", "p/z", 100).unwrap();
         assert_eq!(keys, ["p/1", "p/3"]);
         let guarded = || {
             let fact = Fact::Range { start: "p/".into(), end: "p/z".into(), limit: 100, digest };
@@ -192,7 +192,7 @@ fn pages_cover_a_range_without_gaps_in_both_directions() {
     for reverse in [false, true] {
         let mut found: Vec<String> = Vec::new();
         loop {
-            let query = RangeQuery { after: found.last().cloned(), reverse, limit: 2, ..RangeQuery::default() };
+            let query = RangeQuery { after: found.last().cloned(), reverse, limit: Some(2), ..RangeQuery::default() };
             let page = data.scan(&query).unwrap();
             found.extend(page.entries.iter().map(|entry| entry.key.clone()));
             if !page.has_more {
