@@ -2,55 +2,41 @@
 
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
 
 use super::tables::LogTables;
-use super::watermark::{Mark, Watermark, WatermarkStore};
-use crate::storage::{Error, Poison};
+use super::watermark::Mark;
+use crate::storage::Error;
 
-/// The treatment of a log that has lost durable data.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum OnLoss {
-    /// It is not opened.
-    Refuse,
-    /// It is cut at the first damaged entry and opened.
-    Accept,
-}
-
-/// Checks the log in `dir`. Returns the range of its entries, and its watermark.
-///
-/// # Errors
-///
-/// [`Error::Lost`] if the log has lost durable data and that is refused; others if the disk refuses.
+/// Checks the log in `dir` against its stored mark. Returns the range of its entries, and the mark to begin with. A log
+/// that has lost durable data is refused ([`Error::Lost`]), or cut at the first damaged entry if the loss is accepted.
 pub(super) fn examine(
     tables: &LogTables,
-    stored: Box<dyn WatermarkStore>,
+    stored: Result<Option<Mark>, Error>,
     dir: &Path,
-    on_loss: OnLoss,
-    poison: &Poison,
-) -> Result<(Range<u64>, Arc<dyn Watermark>), Error> {
+    accepts_loss: bool,
+) -> Result<(Range<u64>, Mark), Error> {
     let mut range = tables.range()?;
     let promises = tables.promises()?;
-    let lost = match stored.read() {
+    let lost = match stored {
         Ok(mark) => losses(&mark.unwrap_or_default(), promises, &range, tables)?,
         Err(Error::Corrupt(what)) => Some(format!("what it had promised cannot be read from {what}")),
         Err(error) => return Err(error),
     };
     if let Some(what) = lost {
         let error = Error::Lost { path: dir.to_path_buf(), what };
-        if on_loss == OnLoss::Refuse {
+        if !accepts_loss {
             return Err(error);
         }
         range.end = tables.cut_at_damage(range.start)?;
         tracing::error!(%error, "the loss is accepted; the log goes on with what is left, up to entry {}", range.end);
     }
     // A process that ended before its sync may have written some of it.
-    tables.sync()?;
+    tables.engine.sync()?;
     let last = match range.is_empty() {
         true => None,
         false => tables.checksum(range.end - 1)?.map(|checksum| (range.end - 1, checksum)),
     };
-    Ok((range, stored.begin(Mark { promises, last, is_damaged: false }, poison)?))
+    Ok((range, Mark { promises, last, is_damaged: false }))
 }
 
 /// A description of the durable data that the log lacks, if any.

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::Log;
-use super::examine::OnLoss;
+use super::examine::examine;
 use super::tables::LogTables;
-use super::watermark::{self, Mark, Watermark, WatermarkStore};
+use super::watermark::{self, Mark, Watermark};
 use super::writer::Writer;
 use crate::storage::engine::Durability;
 use crate::storage::engine::memory::SimDisk;
@@ -30,9 +30,11 @@ pub(crate) fn open_on_thread(disk: &SimDisk) -> Result<Log, Error> {
 
 fn load(disk: &SimDisk, waits: bool) -> Result<(Log, Writer), Error> {
     let (dir, engine) = (Path::new("disk"), disk.open(waits)?);
-    let watermark = Box::new(Sidecar { disk: disk.clone(), opening: engine.opening });
+    let sidecar = Sidecar { disk: disk.clone(), opening: engine.opening };
     let tables = LogTables::new(Box::new(engine), dir)?;
-    Log::load(tables, watermark, dir, Box::new(|_, _| {}), OnLoss::Refuse)
+    let (range, mark) = examine(&tables, sidecar.read(), dir, false)?;
+    sidecar.lower(mark)?;
+    Ok(Log::new(tables, range, Arc::new(sidecar), Poison::new(dir), Box::new(|_, _| {})))
 }
 
 /// [`Writer::run`] as a task: the same, except that time passes between the write and the sync.
@@ -42,7 +44,7 @@ async fn run(mut writer: Writer, disk: SimDisk) {
         let mut result = writer.commit(&staged, Durability::None);
         if staged.sync {
             tokio::time::sleep(disk.next_sync_time()).await;
-            result = result.and_then(|()| writer.poison.attempt(|| writer.tables.sync()));
+            result = result.and_then(|()| writer.log.poison.attempt(|| writer.log.tables.engine.sync()));
             result = result.and_then(|()| writer.raise_mark(&staged));
         }
         writer.finish(staged, &result);
@@ -59,16 +61,9 @@ impl Sidecar {
     fn set(&self, mark: Mark, sync: bool) -> Result<(), Error> {
         self.disk.set_sidecar(self.opening, Bytes::from(watermark::encode(mark, 0)), sync)
     }
-}
 
-impl WatermarkStore for Sidecar {
     fn read(&self) -> Result<Option<Mark>, Error> {
         self.disk.sidecar().map(|bytes| watermark::newest(&bytes, Path::new("sidecar"))).transpose()
-    }
-
-    fn begin(self: Box<Self>, mark: Mark, _poison: &Poison) -> Result<Arc<dyn Watermark>, Error> {
-        self.set(mark, true)?;
-        Ok(Arc::from(self as Box<dyn Watermark>))
     }
 }
 
@@ -84,6 +79,4 @@ impl Watermark for Sidecar {
     fn lower(&self, mark: Mark) -> Result<(), Error> {
         self.set(mark, true)
     }
-
-    fn close(&self) {}
 }

@@ -30,7 +30,6 @@ const NAMED: Table = Table(1);
 /// The name of the number of durable named values.
 const PROMISES: &str = "promises";
 
-/// The tables of the log.
 pub(super) struct LogTables {
     pub(super) engine: Box<dyn StorageEngine>,
 }
@@ -50,7 +49,6 @@ impl LogTables {
         Self::new(fjall::open(dir, CACHE_BYTES, &[table("entries"), table("meta")])?, dir)
     }
 
-    /// The tables of an open database.
     pub(super) fn new(engine: Box<dyn StorageEngine>, dir: &Path) -> Result<Self, Error> {
         format::check(engine.as_ref(), NAMED, dir)?;
         Ok(Self { engine })
@@ -65,11 +63,7 @@ impl LogTables {
         Ok(first..last + 1)
     }
 
-    /// An entry, unless it is missing.
-    ///
-    /// # Errors
-    ///
-    /// If it cannot be read or is damaged.
+    /// An entry, unless it is missing. Fails if it is damaged.
     pub(super) fn entry(&self, index: u64) -> Result<Option<Bytes>, Error> {
         let record = self.engine.get(ENTRIES, &index.to_be_bytes())?;
         let content = |record: Slice| Some(Bytes::copy_from_slice(content(index, &record)?));
@@ -82,7 +76,6 @@ impl LogTables {
         Ok(record.and_then(|record| Some(u32::from_be_bytes(*record.first_chunk()?))))
     }
 
-    /// A named value.
     pub(super) fn named(&self, name: &str) -> Result<Option<Bytes>, Error> {
         Ok(self.engine.get(NAMED, name.as_bytes())?.map(|value| Bytes::copy_from_slice(&value)))
     }
@@ -116,11 +109,6 @@ impl LogTables {
             }
         }
         self.engine.write(batch, durability)
-    }
-
-    /// Makes everything written so far durable.
-    pub(super) fn sync(&self) -> Result<(), Error> {
-        self.engine.sync()
     }
 
     /// A damaged or missing entry among the newest ones of a range.
@@ -165,7 +153,6 @@ impl LogTables {
     }
 }
 
-/// The checksum of an entry at an index.
 pub(super) fn checksum(index: u64, entry: &[u8]) -> u32 {
     let mut checksum = crc32fast::Hasher::new();
     checksum.update(&index.to_be_bytes());

@@ -25,7 +25,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -40,7 +40,6 @@ const SYNC_INTERVAL: Duration = Duration::from_millis(50);
 
 const MAGIC: &[u8; 8] = b"brink-wm";
 
-/// The format of the file.
 const FORMAT: u32 = 1;
 
 const SLOTS: u64 = 3;
@@ -63,63 +62,28 @@ pub(super) struct Mark {
     pub(super) is_damaged: bool,
 }
 
-/// The stored mark of a log that is not open yet.
-pub(super) trait WatermarkStore {
-    /// Reads the mark; none, if there never was one.
-    ///
-    /// # Errors
-    ///
-    /// If it cannot be read, has another format, or is damaged.
-    fn read(&self) -> Result<Option<Mark>, Error>;
-
-    /// Durably replaces whatever is stored by a mark, and starts to maintain it. A failed sync in the background
-    /// poisons the log.
-    ///
-    /// # Errors
-    ///
-    /// If the system refuses.
-    fn begin(self: Box<Self>, mark: Mark, poison: &Poison) -> Result<Arc<dyn Watermark>, Error>;
-}
-
 /// The mark of an open log. The writer alone advances and lowers it; any thread may condemn.
 pub(super) trait Watermark: Send + Sync {
     /// The mark as it was last set.
     fn mark(&self) -> Mark;
 
     /// Sets the mark; it becomes durable soon.
-    ///
-    /// # Errors
-    ///
-    /// If it cannot be written.
     fn advance(&self, mark: Mark) -> Result<(), Error>;
 
     /// Sets the mark; it is durable when this returns.
-    ///
-    /// # Errors
-    ///
-    /// If it cannot be written or synced.
     fn lower(&self, mark: Mark) -> Result<(), Error>;
 
     /// Records, for good, that an entry of the log is damaged.
-    ///
-    /// # Errors
-    ///
-    /// If the record cannot be written or synced.
     fn condemn(&self) -> Result<(), Error> {
         self.lower(Mark { is_damaged: true, ..self.mark() })
     }
 
     /// Makes the last mark durable, and ends all background work.
-    fn close(&self);
-}
-
-/// The watermark file of a log that is not open yet.
-pub(super) struct WatermarkFile {
-    path: PathBuf,
+    fn close(&self) {}
 }
 
 /// The watermark file of an open log.
-struct OpenFile {
+pub(super) struct WatermarkFile {
     file: File,
     poison: Poison,
     slots: Mutex<Slots>,
@@ -138,29 +102,16 @@ struct Slots {
     is_closed: bool,
 }
 
-impl WatermarkFile {
-    /// The file for the log in a directory: beside it, with the extension `.watermark`.
-    pub(super) fn beside(dir: &Path) -> Self {
-        Self { path: dir.with_extension("watermark") }
+/// Reads the mark in a file; none, if there never was one.
+pub(super) fn read(path: &Path) -> Result<Option<Mark>, Error> {
+    match std::fs::read(path) {
+        Ok(bytes) => newest(&bytes, path).map(Some),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
-impl WatermarkStore for WatermarkFile {
-    fn read(&self) -> Result<Option<Mark>, Error> {
-        match std::fs::read(&self.path) {
-            Ok(bytes) => newest(&bytes, &self.path).map(Some),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    fn begin(self: Box<Self>, mark: Mark, poison: &Poison) -> Result<Arc<dyn Watermark>, Error> {
-        let file = OpenFile::create(&self.path, mark, poison.clone())?;
-        Ok(file)
-    }
-}
-
-impl Watermark for OpenFile {
+impl Watermark for WatermarkFile {
     fn mark(&self) -> Mark {
         self.slots.lock().mark
     }
@@ -188,8 +139,9 @@ impl Watermark for OpenFile {
     }
 }
 
-impl OpenFile {
-    fn create(path: &Path, mark: Mark, poison: Poison) -> Result<Arc<Self>, Error> {
+impl WatermarkFile {
+    /// Durably replaces whatever is stored by a mark. A failed sync in the background poisons the log.
+    pub(super) fn create(path: &Path, mark: Mark, poison: Poison) -> Result<Arc<Self>, Error> {
         let new = path.with_extension("watermark-new");
         let file = OpenOptions::new().create(true).truncate(true).write(true).open(&new)?;
         for slot in 0..SLOTS {
@@ -308,14 +260,14 @@ mod tests {
         Mark { promises: 7, last: Some((index, 99)), is_damaged: false }
     }
 
-    fn create(dir: &tempfile::TempDir) -> (PathBuf, Arc<OpenFile>) {
+    fn create(dir: &tempfile::TempDir) -> (std::path::PathBuf, Arc<WatermarkFile>) {
         let path = dir.path().join("log.watermark");
-        let watermark = OpenFile::create(&path, Mark::default(), Poison::new(dir.path())).unwrap();
+        let watermark = WatermarkFile::create(&path, Mark::default(), Poison::new(dir.path())).unwrap();
         (path, watermark)
     }
 
     fn read(path: &Path) -> Mark {
-        WatermarkFile { path: path.to_path_buf() }.read().unwrap().unwrap()
+        super::read(path).unwrap().unwrap()
     }
 
     #[test]
