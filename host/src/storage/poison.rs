@@ -5,7 +5,7 @@
 //! every later change fails because of it, and the node is told and stops. The next start trusts only the content of
 //! the disk.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use tokio::sync::SetOnce;
@@ -15,22 +15,18 @@ use super::Error;
 /// The first failure of a database, if there was one. Cheap to clone; all clones are the same.
 #[derive(Clone)]
 pub struct Poison {
-    inner: Arc<Inner>,
-}
-
-struct Inner {
-    path: PathBuf,
-    first: SetOnce<Error>,
+    path: Arc<Path>,
+    first: Arc<SetOnce<Error>>,
 }
 
 impl Poison {
     pub(super) fn new(path: &Path) -> Self {
-        Self { inner: Arc::new(Inner { path: path.to_path_buf(), first: SetOnce::new() }) }
+        Self { path: path.into(), first: Arc::default() }
     }
 
     /// The directory of the database.
     pub fn path(&self) -> &Path {
-        &self.inner.path
+        &self.path
     }
 
     /// Runs an action on the disk, unless an earlier one failed. Keeps the failure of this one.
@@ -41,7 +37,7 @@ impl Poison {
 
     /// Fails if an earlier action failed.
     pub(super) fn check(&self) -> Result<(), Error> {
-        match self.inner.first.get() {
+        match self.first.get() {
             Some(error) => Err(Error::Poisoned(Arc::new(error.clone()))),
             None => Ok(()),
         }
@@ -51,13 +47,13 @@ impl Poison {
     pub(super) fn set(&self, error: &Error) {
         // Later failures are consequences of the first, and a closed database has not failed.
         let is_consequence = matches!(error, Error::Closed | Error::Poisoned(_));
-        if !is_consequence && self.inner.first.set(error.clone()).is_ok() {
-            tracing::error!(path = %self.inner.path.display(), %error, "the disk has failed; nothing more is written");
+        if !is_consequence && self.first.set(error.clone()).is_ok() {
+            tracing::error!(path = %self.path.display(), %error, "the disk has failed; nothing more is written");
         }
     }
 
     /// Waits for the first failure; forever, if there is none.
     pub async fn poisoned(&self) -> Error {
-        self.inner.first.wait().await.clone()
+        self.first.wait().await.clone()
     }
 }

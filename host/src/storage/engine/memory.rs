@@ -22,7 +22,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::{Bounds, Change, Durability, ReadTables, Rows, Slice, StorageEngine, Table, WriteBatch};
+use super::{Bounds, Change, Durability, EVERYTHING, ReadTables, Rows, Slice, StorageEngine, Table, WriteBatch};
 use crate::storage::Error;
 
 /// Versions of the sidecar, any of which a power loss may leave.
@@ -44,7 +44,7 @@ pub(crate) enum Operation {
 struct DiskState {
     rng: fastrand::Rng,
     /// Everything written, in order.
-    journal: Vec<Record>,
+    journal: Vec<Vec<Change>>,
     /// Number of durable records.
     synced: usize,
     /// Number of the current opening. Earlier openings can no longer write.
@@ -55,12 +55,6 @@ struct DiskState {
     /// Versions of the sidecar, from the last synced one on; readers see the last.
     sidecars: Vec<Bytes>,
     sync_ms: RangeInclusive<u64>,
-}
-
-#[derive(Clone)]
-enum Record {
-    Batch(Vec<Change>),
-    Clear(Table),
 }
 
 /// The content of a database. Cheap to clone.
@@ -188,7 +182,7 @@ impl DiskState {
         if self.opening == opening { Ok(()) } else { Err(Error::Closed) }
     }
 
-    fn write(&mut self, opening: u64, record: Option<&Record>, sync: bool) -> Result<(), Error> {
+    fn write(&mut self, opening: u64, record: Option<&Vec<Change>>, sync: bool) -> Result<(), Error> {
         self.check(opening)?;
         if let Some(record) = record {
             self.attempt(Operation::Write)?;
@@ -241,7 +235,7 @@ impl MemoryEngine {
         self.content.lock().tables.clone()
     }
 
-    fn commit(&self, record: Option<Record>, sync: bool) -> Result<(), Error> {
+    fn commit(&self, record: Option<Vec<Change>>, sync: bool) -> Result<(), Error> {
         if sync && self.waits {
             std::thread::sleep(self.disk.next_sync_time());
         }
@@ -259,18 +253,13 @@ impl MemoryEngine {
 }
 
 impl Tables {
-    fn apply(&mut self, record: &Record) {
-        match record {
-            Record::Batch(changes) => {
-                for Change { table, key, value } in changes {
-                    let rows = Arc::make_mut(self.0.entry(*table).or_default());
-                    match value {
-                        Some(value) => drop(rows.insert(key.clone(), value.clone())),
-                        None => drop(rows.remove(key)),
-                    }
-                }
+    fn apply(&mut self, record: &[Change]) {
+        for Change { table, key, value } in record {
+            let rows = Arc::make_mut(self.0.entry(*table).or_default());
+            match value {
+                Some(value) => drop(rows.insert(key.clone(), value.clone())),
+                None => drop(rows.remove(key)),
             }
-            Record::Clear(table) => drop(self.0.remove(table)),
         }
     }
 }
@@ -280,7 +269,7 @@ impl StorageEngine for MemoryEngine {
         if batch.changes.is_empty() {
             return Ok(());
         }
-        self.commit(Some(Record::Batch(batch.changes)), durability != Durability::None)
+        self.commit(Some(batch.changes), durability != Durability::None)
     }
 
     fn sync(&self) -> Result<(), Error> {
@@ -292,7 +281,11 @@ impl StorageEngine for MemoryEngine {
     }
 
     fn clear(&self, table: Table) -> Result<(), Error> {
-        self.commit(Some(Record::Clear(table)), false)
+        let mut batch = WriteBatch::default();
+        for key in self.keys(table, EVERYTHING)? {
+            batch.remove(table, key?);
+        }
+        self.write(batch, Durability::None)
     }
 }
 
@@ -321,7 +314,6 @@ impl ReadTables for Tables {
 
 #[cfg(test)]
 mod tests {
-    use super::super::EVERYTHING;
     use super::*;
 
     const TABLE: Table = Table(0);

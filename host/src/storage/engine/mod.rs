@@ -102,11 +102,16 @@ impl WriteBatch {
         Self { changes: Vec::with_capacity(changes) }
     }
 
+    /// Sets the value of a key; without a value, removes the key.
+    pub(super) fn set(&mut self, table: Table, key: impl Into<Slice>, value: Option<Slice>) {
+        self.changes.push(Change { table, key: key.into(), value });
+    }
+
     pub(super) fn insert(&mut self, table: Table, key: impl Into<Slice>, value: impl Into<Slice>) {
-        self.changes.push(Change { table, key: key.into(), value: Some(value.into()) });
+        self.set(table, key, Some(value.into()));
     }
 
     pub(super) fn remove(&mut self, table: Table, key: impl Into<Slice>) {
-        self.changes.push(Change { table, key: key.into(), value: None });
+        self.set(table, key, None);
     }
 }

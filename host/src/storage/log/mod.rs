@@ -60,9 +60,8 @@ struct Inner {
 }
 
 impl Log {
-    /// Opens the log in `dir`, creating it if it is missing, and starts its writer thread. The watermark is a file
-    /// beside the directory, of the same name with the extension `.watermark`.
-    /// Refuses a log that has lost durable data ([`Error::Lost`]).
+    /// Opens the log in `dir`, creating it if it is missing, and starts its writer thread. A log that has lost durable
+    /// data is refused ([`Error::Lost`]). The watermark is a file beside the directory, with the extension `.watermark`.
     pub fn open(dir: &Path, on_fsync: OnFsync) -> Result<Self, Error> {
         Self::open_in(dir, on_fsync, false)
     }
@@ -96,7 +95,6 @@ impl Log {
         (Self { inner: Arc::new(inner) }, writer)
     }
 
-    /// Runs the writer on a thread.
     fn start(&self, writer: Writer) -> Result<(), Error> {
         let thread = std::thread::Builder::new().name("brink-log".to_owned()).spawn(move || writer.run())?;
         *self.inner.thread.lock() = Some(thread);
@@ -199,16 +197,12 @@ impl Log {
             Err(error @ Error::Corrupt { .. }) => error,
             Err(error) => return Err(error),
         };
-        self.condemn(&error);
-        Err(error)
-    }
-
-    /// Ends the use of the log, now and after a restart, since other entries may be damaged too.
-    fn condemn(&self, error: &Error) {
-        self.inner.shared.poison.set(error);
+        // Other entries may be damaged too, so the use of the log ends, now and after a restart.
+        self.inner.shared.poison.set(&error);
         if let Err(error) = self.inner.shared.watermark.condemn() {
             tracing::error!(%error, "the damage to the log could not be recorded");
         }
+        Err(error)
     }
 
     fn queue(&self, change: Change, done: Done) {

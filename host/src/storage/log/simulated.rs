@@ -33,7 +33,7 @@ fn load(disk: &SimDisk, waits: bool) -> Result<(Log, Writer), Error> {
     let sidecar = Sidecar { disk: disk.clone(), opening: engine.opening };
     let tables = LogTables::new(Box::new(engine), dir)?;
     let (range, mark) = examine(&tables, sidecar.read(), dir, false)?;
-    sidecar.lower(mark)?;
+    sidecar.set(mark, true)?;
     Ok(Log::new(tables, range, Arc::new(sidecar), Poison::new(dir), Box::new(|_, _| {})))
 }
 
@@ -58,10 +58,6 @@ struct Sidecar {
 }
 
 impl Sidecar {
-    fn set(&self, mark: Mark, sync: bool) -> Result<(), Error> {
-        self.disk.set_sidecar(self.opening, Bytes::from(watermark::encode(mark, 0)), sync)
-    }
-
     fn read(&self) -> Result<Option<Mark>, Error> {
         self.disk.sidecar().map(|bytes| watermark::newest(&bytes, Path::new("sidecar"))).transpose()
     }
@@ -72,11 +68,7 @@ impl Watermark for Sidecar {
         self.read().ok().flatten().unwrap_or_default()
     }
 
-    fn advance(&self, mark: Mark) -> Result<(), Error> {
-        self.set(mark, false)
-    }
-
-    fn lower(&self, mark: Mark) -> Result<(), Error> {
-        self.set(mark, true)
+    fn set(&self, mark: Mark, sync: bool) -> Result<(), Error> {
+        self.disk.set_sidecar(self.opening, Bytes::from(watermark::encode(mark, 0)), sync)
     }
 }

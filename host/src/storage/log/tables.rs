@@ -8,8 +8,7 @@ use std::path::Path;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use crate::storage::engine::fjall::{self, TableOptions};
-use crate::storage::engine::{Durability, EVERYTHING, Slice, StorageEngine, Table, WriteBatch};
+use crate::storage::engine::{Durability, EVERYTHING, Slice, StorageEngine, Table, WriteBatch, fjall};
 use crate::storage::{Error, format};
 
 /// Memory of one table before it is flushed.
@@ -45,7 +44,8 @@ pub(super) struct Changes {
 impl LogTables {
     /// Opens the tables in a directory, and creates them if they are missing.
     pub(super) fn open(dir: &Path) -> Result<Self, Error> {
-        let table = |name| TableOptions { name, memtable_bytes_max: MEMTABLE_BYTES_MAX, separate_bytes_min: None };
+        let table =
+            |name| fjall::TableOptions { name, memtable_bytes_max: MEMTABLE_BYTES_MAX, separate_bytes_min: None };
         Self::new(fjall::open(dir, CACHE_BYTES, &[table("entries"), table("meta")])?, dir)
     }
 
@@ -103,10 +103,7 @@ impl LogTables {
             }
         }
         for (name, value) in &changes.named {
-            match value {
-                Some(value) => batch.insert(NAMED, *name, value.clone()),
-                None => batch.remove(NAMED, *name),
-            }
+            batch.set(NAMED, *name, value.clone().map(Into::into));
         }
         self.engine.write(batch, durability)
     }

@@ -62,20 +62,17 @@ pub(super) struct Mark {
     pub(super) is_damaged: bool,
 }
 
-/// The mark of an open log. The writer alone advances and lowers it; any thread may condemn.
+/// The mark of an open log. The writer alone sets it; any thread may condemn.
 pub(super) trait Watermark: Send + Sync {
     /// The mark as it was last set.
     fn mark(&self) -> Mark;
 
-    /// Sets the mark; it becomes durable soon.
-    fn advance(&self, mark: Mark) -> Result<(), Error>;
-
-    /// Sets the mark; it is durable when this returns.
-    fn lower(&self, mark: Mark) -> Result<(), Error>;
+    /// Sets the mark. With `sync` it is durable when this returns, otherwise soon.
+    fn set(&self, mark: Mark, sync: bool) -> Result<(), Error>;
 
     /// Records, for good, that an entry of the log is damaged.
     fn condemn(&self) -> Result<(), Error> {
-        self.lower(Mark { is_damaged: true, ..self.mark() })
+        self.set(Mark { is_damaged: true, ..self.mark() }, true)
     }
 
     /// Makes the last mark durable, and ends all background work.
@@ -116,17 +113,16 @@ impl Watermark for WatermarkFile {
         self.slots.lock().mark
     }
 
-    fn advance(&self, mark: Mark) -> Result<(), Error> {
+    fn set(&self, mark: Mark, sync: bool) -> Result<(), Error> {
+        let was_clean = self.write(mark)?;
+        if sync {
+            return self.sync();
+        }
         // While there is something to sync the thread sleeps, and must not be woken by each write.
-        if self.write(mark)? {
+        if was_clean {
             self.changed.notify_one();
         }
         Ok(())
-    }
-
-    fn lower(&self, mark: Mark) -> Result<(), Error> {
-        self.write(mark)?;
-        self.sync()
     }
 
     fn close(&self) {
@@ -276,13 +272,13 @@ mod tests {
         let (path, watermark) = create(&dir);
         assert_eq!(read(&path), Mark::default());
         for index in 1..20 {
-            watermark.advance(mark(index)).unwrap();
+            watermark.set(mark(index), false).unwrap();
             assert_eq!(read(&path), mark(index));
             if index % 4 == 0 {
                 watermark.sync().unwrap();
             }
         }
-        watermark.lower(mark(3)).unwrap();
+        watermark.set(mark(3), true).unwrap();
         watermark.close();
         assert_eq!(read(&path), mark(3));
         // Whatever slot is torn, another is left.
@@ -302,15 +298,15 @@ mod tests {
         // Only this test syncs.
         watermark.close();
         let slot = |number: usize| std::fs::read(&path).unwrap()[number * 4_096..][..RECORD_BYTES].to_vec();
-        watermark.lower(mark(1)).unwrap();
+        watermark.set(mark(1), true).unwrap();
         let synced = slot(0);
         for index in 2..10 {
-            watermark.advance(mark(index)).unwrap();
+            watermark.set(mark(index), false).unwrap();
             assert_eq!(slot(0), synced);
         }
         watermark.sync().unwrap();
         watermark.sync().unwrap();
-        watermark.advance(mark(10)).unwrap();
+        watermark.set(mark(10), false).unwrap();
         assert_ne!(slot(0), synced);
     }
 
@@ -319,7 +315,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (path, watermark) = create(&dir);
         watermark.condemn().unwrap();
-        watermark.advance(mark(5)).unwrap();
+        watermark.set(mark(5), false).unwrap();
         watermark.close();
         assert!(read(&path).is_damaged);
     }

@@ -119,7 +119,7 @@ impl Writer {
             let mark = self.log.watermark.mark();
             let newest = staged.newest().map(|(index, entry)| (index, checksum(index, entry)));
             let raised = Mark { last: newest.or(mark.last), promises: mark.promises + staged.promises, ..mark };
-            if raised == mark { Ok(()) } else { self.log.watermark.advance(raised) }
+            if raised == mark { Ok(()) } else { self.log.watermark.set(raised, false) }
         })
     }
 
@@ -170,11 +170,8 @@ impl Writer {
     fn lower_mark(&self, changes: &Changes) -> Result<Mark, Error> {
         let mark = self.log.watermark.mark();
         let Some((index, marked)) = mark.last else { return Ok(mark) };
-        let stays = match changes.entries.get(&index) {
-            None => true,
-            Some(entry) => entry.as_ref().is_some_and(|entry| checksum(index, entry) == marked),
-        };
-        if stays {
+        let is_same = |entry: &Option<Bytes>| entry.as_ref().is_some_and(|entry| checksum(index, entry) == marked);
+        if changes.entries.get(&index).is_none_or(is_same) {
             return Ok(mark);
         }
         let mut end = index;
@@ -186,7 +183,7 @@ impl Writer {
             None => None,
         };
         let lowered = Mark { last, ..mark };
-        self.log.watermark.lower(lowered)?;
+        self.log.watermark.set(lowered, true)?;
         Ok(lowered)
     }
 }

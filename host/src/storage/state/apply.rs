@@ -109,7 +109,7 @@ impl<'a> Overlay<'a> {
             return Ok(entry.as_ref().map(|(meta, _)| *meta));
         }
         if let (Space::Kv, Some(meta)) = (space, self.recent.get(key)) {
-            return Ok(Some(meta));
+            return Ok(Some(*meta));
         }
         let found = self.tables.get(tables::of(space), key.as_bytes())?;
         found.map(|found| record::decode_meta(&found)).transpose()

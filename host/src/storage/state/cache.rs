@@ -27,7 +27,7 @@ pub(super) struct EntryCache {
 
 /// Counts the memory of the items of both caches.
 #[derive(Clone)]
-struct ByteWeight;
+pub(super) struct ByteWeight;
 
 impl Weighter<String, Arc<Entry>> for ByteWeight {
     fn weight(&self, key: &String, entry: &Arc<Entry>) -> u64 {
@@ -85,9 +85,7 @@ const META_BYTES_TYPICAL: u64 = 128;
 
 /// Metadata of recently written entries, so that apply need not look up a key in the tables each time it is written. A
 /// key that is absent here may be present in the tables.
-pub(super) struct RecentMetas {
-    metas: unsync::Cache<String, EntryMeta, ByteWeight>,
-}
+pub(super) type RecentMetas = unsync::Cache<String, EntryMeta, ByteWeight>;
 
 impl Weighter<String, EntryMeta> for ByteWeight {
     fn weight(&self, key: &String, _meta: &EntryMeta) -> u64 {
@@ -96,25 +94,7 @@ impl Weighter<String, EntryMeta> for ByteWeight {
     }
 }
 
-impl Default for RecentMetas {
-    fn default() -> Self {
-        let metas = usize::try_from(RECENT_BYTES_MAX / META_BYTES_TYPICAL).unwrap_or(usize::MAX);
-        Self { metas: unsync::Cache::with_weighter(metas, RECENT_BYTES_MAX, ByteWeight) }
-    }
-}
-
-impl RecentMetas {
-    pub(super) fn get(&self, key: &str) -> Option<EntryMeta> {
-        self.metas.get(key).copied()
-    }
-
-    /// Caches written metadata, and removes that of deleted keys.
-    pub(super) fn note(&mut self, written: Vec<(String, Option<EntryMeta>)>) {
-        for (key, meta) in written {
-            match meta {
-                Some(meta) => self.metas.insert(key, meta),
-                None => drop(self.metas.remove(&key)),
-            }
-        }
-    }
+pub(super) fn recent_metas() -> RecentMetas {
+    let metas = usize::try_from(RECENT_BYTES_MAX / META_BYTES_TYPICAL).unwrap_or(usize::MAX);
+    unsync::Cache::with_weighter(metas, RECENT_BYTES_MAX, ByteWeight)
 }

@@ -124,10 +124,7 @@ impl<'a> Outcomes<'a> {
     /// Adds the changes to a batch.
     pub(super) fn stage(self, batch: &mut WriteBatch) {
         for (key, value) in self.changed {
-            match value {
-                Some(value) => batch.insert(IDEMPOTENCY, key, value),
-                None => batch.remove(IDEMPOTENCY, key),
-            }
+            batch.set(IDEMPOTENCY, key, value.map(Into::into));
         }
     }
 
@@ -198,7 +195,8 @@ mod tests {
 
         fn remember(&self, key: &str, now_ms: u64) {
             let mut outcomes = Outcomes { capacity: self.capacity, ..Outcomes::new(&self.engine) };
-            outcomes.remember(&idempotency(key), &[], &outcome(now_ms), now_ms).unwrap();
+            let outcome = Outcome::Applied { revision: now_ms, effects: vec![] };
+            outcomes.remember(&idempotency(key), &[], &outcome, now_ms).unwrap();
             let mut batch = WriteBatch::default();
             outcomes.stage(&mut batch);
             self.engine.write(batch, Durability::None).unwrap();
@@ -215,10 +213,6 @@ mod tests {
 
     fn idempotency(key: &str) -> Idempotency {
         Idempotency { key: key.into(), fingerprint: Fingerprint([0; 32]), rewritten: false }
-    }
-
-    fn outcome(revision: u64) -> Outcome {
-        Outcome::Applied { revision, effects: vec![] }
     }
 
     const HOUR_MS: u64 = 3_600_000;

@@ -89,7 +89,7 @@ impl Data {
             cache: EntryCache::new(entry_cache_bytes),
             revision: AtomicU64::new(0),
             hook_epoch: AtomicU64::new(0),
-            applying: Mutex::new(RecentMetas::default()),
+            applying: Mutex::new(cache::recent_metas()),
             replacing: RwLock::new(()),
         };
         if inner.engine.get(META, INSTALLING.as_bytes())?.is_some() {
@@ -129,7 +129,12 @@ impl Data {
             batch.insert(META, *key, value.clone());
         }
         inner.cache.change(Some(&changed), || inner.engine.write(batch, Durability::None))?;
-        recent.note(changed);
+        for (key, meta) in changed {
+            match meta {
+                Some(meta) => recent.insert(key, meta),
+                None => drop(recent.remove(&key)),
+            }
+        }
         inner.revision.store(revision, Ordering::Release);
         inner.hook_epoch.store(hook_epoch, Ordering::Release);
         Ok(outcomes)
@@ -233,9 +238,21 @@ impl Data {
     ) -> Result<(), Error> {
         let inner = &self.inner;
         let mut recent = inner.applying.lock();
-        *recent = RecentMetas::default();
+        *recent = cache::recent_metas();
         let _nobody_reads = inner.replacing.write();
-        inner.poison.attempt(|| inner.cache.change(None, || inner.replace(chunks, meta)))
+        let replace = || {
+            inner.begin_installing()?;
+            snapshot::read(chunks, |table, entries| {
+                let mut batch = WriteBatch::with_capacity(entries.len());
+                for (key, value) in entries {
+                    batch.insert(table, key, value);
+                }
+                inner.engine.write(batch, Durability::None)
+            })?;
+            inner.end_installing(meta)?;
+            inner.load_counters()
+        };
+        inner.poison.attempt(|| inner.cache.change(None, replace))
     }
 
     /// Keeps the state whole while it is read: no snapshot replaces it meanwhile.
@@ -245,23 +262,6 @@ impl Data {
 }
 
 impl Inner {
-    fn replace(
-        &self,
-        chunks: impl Iterator<Item = Result<Bytes, Error>>,
-        meta: &[(&'static str, Bytes)],
-    ) -> Result<(), Error> {
-        self.begin_installing()?;
-        snapshot::read(chunks, |table, entries| {
-            let mut batch = WriteBatch::with_capacity(entries.len());
-            for (key, value) in entries {
-                batch.insert(table, key, value);
-            }
-            self.engine.write(batch, Durability::None)
-        })?;
-        self.end_installing(meta)?;
-        self.load_counters()
-    }
-
     /// Removes everything but the format. Until the installation ends, a restart does the same.
     fn begin_installing(&self) -> Result<(), Error> {
         let mut batch = WriteBatch::default();
