@@ -3,8 +3,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::Error;
-use super::command::{Entry, EntryMeta, Value};
+use super::{Entry, EntryMeta, Error, Value};
 
 #[derive(Serialize, Deserialize)]
 struct Header<'a> {

@@ -8,9 +8,8 @@
 //!
 //! Beside the database lies one small file, the sidecar, which is replaced as a whole.
 //!
-//! On demand a disk fails ([`SimDisk::fail_next`]), is full ([`SimDisk::set_full`]), is slow
-//! ([`SimDisk::set_sync_time`]), or loses records that it reported as synced ([`SimDisk::lose_tail`]). After a failed
-//! write or sync nothing more is written until the database is opened again, as with fjall.
+//! On demand a disk fails, is slow, or loses records that it reported as synced. After a failed write or sync
+//! nothing more is written until the database is opened again, as with fjall.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -51,7 +50,6 @@ struct DiskState {
     opening: u64,
     is_open: bool,
     fails_next: Option<(Operation, io::ErrorKind)>,
-    is_full: bool,
     /// Versions of the sidecar, from the last synced one on; readers see the last.
     sidecars: Vec<Bytes>,
     sync_ms: RangeInclusive<u64>,
@@ -71,7 +69,6 @@ impl SimDisk {
             opening: 0,
             is_open: false,
             fails_next: None,
-            is_full: false,
             sidecars: Vec::new(),
             sync_ms: 0..=0,
         };
@@ -114,11 +111,6 @@ impl SimDisk {
         self.state.lock().fails_next = Some((operation, error));
     }
 
-    /// Whether the disk is full, so that every write fails.
-    pub(crate) fn set_full(&self, is_full: bool) {
-        self.state.lock().is_full = is_full;
-    }
-
     /// Sets how long a sync takes, in milliseconds.
     pub(crate) fn set_sync_time(&self, ms: RangeInclusive<u64>) {
         self.state.lock().sync_ms = ms;
@@ -150,7 +142,6 @@ impl SimDisk {
         Ok(MemoryEngine { disk: self.clone(), opening: state.opening, waits, content })
     }
 
-    /// The newest version of the sidecar.
     pub(in crate::storage) fn sidecar(&self) -> Option<Bytes> {
         self.state.lock().sidecars.last().cloned()
     }
@@ -196,14 +187,10 @@ impl DiskState {
     }
 
     fn attempt(&mut self, operation: Operation) -> Result<(), Error> {
-        let failure = match self.fails_next {
-            Some((failing, error)) if failing == operation => {
-                self.fails_next = None;
-                Some(error)
-            }
-            _ => (self.is_full && operation == Operation::Write).then_some(io::ErrorKind::StorageFull),
-        };
-        failure.map_or(Ok(()), |error| Err(fjall::Error::Io(error.into()).into()))
+        match self.fails_next.take_if(|(failing, _)| *failing == operation) {
+            Some((_, error)) => Err(fjall::Error::Io(error.into()).into()),
+            None => Ok(()),
+        }
     }
 }
 

@@ -1,8 +1,7 @@
 //! The storage engine: ordered tables with atomic batches, views of one moment, and explicit durability.
 //!
-//! Production uses fjall on a directory (`fjall`). Tests use a simulated disk (`memory`), which loses power, fails,
-//! fills up and lies on demand, and outlives the node that uses it. The rest of [`crate::storage`] sees only the
-//! traits.
+//! Production uses fjall on a directory (`fjall`). Tests use a simulated disk (`memory`), which loses power, fails and
+//! lies on demand, and outlives the node that uses it. The rest of [`crate::storage`] sees only the traits.
 //!
 //! # What an implementation guarantees
 //!

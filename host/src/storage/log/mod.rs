@@ -4,13 +4,13 @@
 //!
 //! An append puts entries into memory (`tail`), where they are readable at once, and into the queue of the `writer`.
 //! The writer runs on a thread of its own and is the only one to change the disk: `tables` stores the entries, and the
-//! `watermark` records outside of them how far they are durable. When a log is opened, `examine` compares the two.
+//! `watermark` records outside of them how far they are durable. When a log is opened, the two are compared.
 //!
 //! # Guarantees
 //!
 //! - When the `done` of an append, a truncation or a synced value reports success, it and everything queued before it
 //!   are durable.
-//! - Readers see operations in the order in which they are written.
+//! - Readers see changes in the order in which they are written.
 //! - A log that lost durable data is refused when it is opened ([`Error::Lost`]), as far as the watermark can tell.
 //! - A damaged entry is never returned. It ends the use of the log, also after a restart.
 //!
@@ -18,7 +18,6 @@
 //!
 //! One fsync for all appends that wait at one moment. Recent entries are kept in memory, 8 MiB of them.
 
-mod examine;
 #[cfg(test)]
 pub(crate) mod simulated;
 mod tables;
@@ -37,7 +36,6 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
-use self::examine::examine;
 use self::tables::{LogTables, damaged};
 use self::tail::Tail;
 use self::watermark::{Watermark, WatermarkFile};
@@ -73,7 +71,7 @@ impl Log {
 
     fn open_in(dir: &Path, on_fsync: OnFsync, accepts_loss: bool) -> Result<Self, Error> {
         let (tables, path, poison) = (LogTables::open(dir)?, dir.with_extension("watermark"), Poison::new(dir));
-        let (range, mark) = examine(&tables, watermark::read(&path), dir, accepts_loss)?;
+        let (range, mark) = tables.examine(watermark::read(&path), dir, accepts_loss)?;
         let watermark = WatermarkFile::create(&path, mark, poison.clone())?;
         let (log, writer) = Self::new(tables, range, watermark, poison, on_fsync);
         log.start(writer)?;
@@ -150,16 +148,11 @@ impl Log {
 
     /// One entry.
     pub fn get(&self, index: u64) -> Result<Option<Bytes>, Error> {
-        Ok(self.read(index..index.saturating_add(1))?.into_iter().next())
+        Ok(self.read(index..index.saturating_add(1), usize::MAX)?.pop())
     }
 
-    /// Every entry of a range that the log holds, in order.
-    pub fn read(&self, range: Range<u64>) -> Result<Vec<Bytes>, Error> {
-        self.read_bounded(range, usize::MAX)
-    }
-
-    /// The first entries of a range: at least one, and no more once they reach `bytes_max`.
-    pub fn read_bounded(&self, range: Range<u64>, bytes_max: usize) -> Result<Vec<Bytes>, Error> {
+    /// The first entries of a range that the log holds: at least one, and no more once they reach `bytes_max`.
+    pub fn read(&self, range: Range<u64>, bytes_max: usize) -> Result<Vec<Bytes>, Error> {
         let (on_disk, in_memory) = self.inner.shared.tail.lock().read(range);
         let mut entries = Vec::new();
         let mut bytes = 0;

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::Log;
-use super::examine::examine;
 use super::tables::LogTables;
 use super::watermark::{self, Mark, Watermark};
 use super::writer::Writer;
@@ -32,7 +31,7 @@ fn load(disk: &SimDisk, waits: bool) -> Result<(Log, Writer), Error> {
     let (dir, engine) = (Path::new("disk"), disk.open(waits)?);
     let sidecar = Sidecar { disk: disk.clone(), opening: engine.opening };
     let tables = LogTables::new(Box::new(engine), dir)?;
-    let (range, mark) = examine(&tables, sidecar.read(), dir, false)?;
+    let (range, mark) = tables.examine(sidecar.read(), dir, false)?;
     sidecar.set(mark, true)?;
     Ok(Log::new(tables, range, Arc::new(sidecar), Poison::new(dir), Box::new(|_, _| {})))
 }

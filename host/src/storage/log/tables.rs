@@ -1,6 +1,7 @@
 //! The log in the storage engine: a table of entries by index, and a table of named values.
 //!
 //! The rest of the log does not know how entries are stored. Each is stored with a checksum over its index and content.
+//! When a log is opened, the stored entries are compared with the watermark.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::{Bound, Range};
@@ -8,6 +9,7 @@ use std::path::Path;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use super::watermark::Mark;
 use crate::storage::engine::{Durability, EVERYTHING, Slice, StorageEngine, Table, WriteBatch, fjall};
 use crate::storage::{Error, format};
 
@@ -54,8 +56,67 @@ impl LogTables {
         Ok(Self { engine })
     }
 
+    /// Checks the log in `dir` against its stored mark. Returns the range of its entries, and the mark to begin with. A log
+    /// that has lost durable data is refused ([`Error::Lost`]), or cut at the first damaged entry if the loss is accepted.
+    pub(super) fn examine(
+        &self,
+        stored: Result<Option<Mark>, Error>,
+        dir: &Path,
+        accepts_loss: bool,
+    ) -> Result<(Range<u64>, Mark), Error> {
+        let mut range = self.range()?;
+        let promises = self.promises()?;
+        let lost = match stored {
+            Ok(mark) => self.losses(&mark.unwrap_or_default(), promises, &range)?,
+            Err(Error::Corrupt(what)) => Some(format!("what it had promised cannot be read from {what}")),
+            Err(error) => return Err(error),
+        };
+        if let Some(what) = lost {
+            let error = Error::Lost { path: dir.to_path_buf(), what };
+            if !accepts_loss {
+                return Err(error);
+            }
+            range.end = self.cut_at_damage(range.start)?;
+            tracing::error!(%error, "the loss is accepted; the log goes on with what is left, up to entry {}", range.end);
+        }
+        // A process that ended before its sync may have written some of it.
+        self.engine.sync()?;
+        let last = match range.is_empty() {
+            true => None,
+            false => self.checksum(range.end - 1)?.map(|checksum| (range.end - 1, checksum)),
+        };
+        Ok((range, Mark { promises, last, is_damaged: false }))
+    }
+
+    /// A description of the durable data that the log lacks, if any.
+    fn losses(&self, mark: &Mark, promises: u64, range: &Range<u64>) -> Result<Option<String>, Error> {
+        if mark.is_damaged {
+            return Ok(Some("an entry was found damaged".to_owned()));
+        }
+        if let Some((index, checksum)) = mark.last {
+            // Entries before the first one were removed on purpose. If that left none, the mark was lowered.
+            if range.is_empty() {
+                return Ok(Some(format!("entry {index} was the last, and the log is empty")));
+            }
+            if index >= range.end {
+                return Ok(Some(format!("entries {} to {index} are gone", range.end)));
+            }
+            if index >= range.start && self.checksum(index)? != Some(checksum) {
+                return Ok(Some(format!("entry {index} is not the one that was written last")));
+            }
+        }
+        if promises < mark.promises {
+            return Ok(Some(format!(
+                "of {} votes and ids the last {} are gone",
+                mark.promises,
+                mark.promises - promises
+            )));
+        }
+        Ok(self.newest_damage(range)?.map(|index| format!("entry {index} is damaged or missing")))
+    }
+
     /// The indexes of the stored entries, from the first to after the last.
-    pub(super) fn range(&self) -> Result<Range<u64>, Error> {
+    fn range(&self) -> Result<Range<u64>, Error> {
         let mut keys = self.engine.keys(ENTRIES, EVERYTHING)?;
         let Some(first) = keys.next() else { return Ok(0..0) };
         let first = number(&first?)?;
@@ -81,7 +142,7 @@ impl LogTables {
     }
 
     /// How many named values were made durable so far.
-    pub(super) fn promises(&self) -> Result<u64, Error> {
+    fn promises(&self) -> Result<u64, Error> {
         self.engine.get(NAMED, PROMISES.as_bytes())?.map_or(Ok(0), |value| number(&value))
     }
 
@@ -109,7 +170,7 @@ impl LogTables {
     }
 
     /// A damaged or missing entry among the newest ones of a range.
-    pub(super) fn newest_damage(&self, range: &Range<u64>) -> Result<Option<u64>, Error> {
+    fn newest_damage(&self, range: &Range<u64>) -> Result<Option<u64>, Error> {
         let mut bytes = 0;
         let mut expected = range.end;
         for row in self.engine.range(ENTRIES, EVERYTHING)?.rev() {
@@ -128,7 +189,7 @@ impl LogTables {
 
     /// Removes the first damaged entry from `start` on, and all entries after it. Returns the index after the last one
     /// left.
-    pub(super) fn cut_at_damage(&self, start: u64) -> Result<u64, Error> {
+    fn cut_at_damage(&self, start: u64) -> Result<u64, Error> {
         let mut end = start;
         for row in self.engine.range(ENTRIES, EVERYTHING)? {
             let (key, record) = row?;

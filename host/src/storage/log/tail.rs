@@ -10,7 +10,6 @@ use bytes::Bytes;
 /// Bytes of recent entries kept for replication and apply. Entries that are not synced yet are kept beyond it.
 const TAIL_BYTES_MAX: usize = 8 * 1024 * 1024;
 
-/// The newest part of the log.
 pub(super) struct Tail {
     /// First index of the log, and the index after the last; equal if the log is empty.
     pub(super) range: Range<u64>,

@@ -18,6 +18,12 @@ fn open(dir: &TempDir) -> Result<Log, Error> {
     Log::open(&dir.path().join("log"), Box::new(|_, _| {}))
 }
 
+fn new_log() -> (TempDir, Log) {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(&dir).unwrap();
+    (dir, log)
+}
+
 /// Closes a log and its disk.
 fn shut(log: Log) {
     log.close();
@@ -45,14 +51,13 @@ fn entries_can_be_read_at_once_and_are_reported_after_a_sync() {
     let log = Log::open(&dir.path().join("log"), Box::new(move |_, entries| *seen.lock() += entries)).unwrap();
     let (sender, receiver) = mpsc::channel();
     log.append(entries(1..4), Box::new(move |result| sender.send(result.map(|()| *synced.lock())).unwrap()));
-    assert_eq!(log.read(0..10).unwrap(), ["entry 1", "entry 2", "entry 3"]);
+    assert_eq!(log.read(0..10, usize::MAX).unwrap(), ["entry 1", "entry 2", "entry 3"]);
     assert_eq!(receiver.recv_timeout(Duration::from_secs(10)).unwrap().unwrap(), 3);
 }
 
 #[test]
 fn the_log_survives_closing_with_its_truncations_and_purges() {
-    let dir = tempfile::tempdir().unwrap();
-    let log = open(&dir).unwrap();
+    let (dir, log) = new_log();
     log.append(entries(0..100), Box::new(|_| {}));
     log.truncate_after(Some(79), Box::new(|_| {}));
     log.append(vec![(80, "again".into())], Box::new(|_| {}));
@@ -62,9 +67,9 @@ fn the_log_survives_closing_with_its_truncations_and_purges() {
 
     let log = open(&dir).unwrap();
     assert_eq!(log.first_last(), Some((10, 80)));
-    assert_eq!(log.read(0..12).unwrap(), ["entry 10", "entry 11"]);
-    assert_eq!(log.read(79..200).unwrap(), ["entry 79", "again"]);
-    assert_eq!(log.read_bounded(10..50, 1).unwrap(), ["entry 10"]);
+    assert_eq!(log.read(0..12, usize::MAX).unwrap(), ["entry 10", "entry 11"]);
+    assert_eq!(log.read(79..200, usize::MAX).unwrap(), ["entry 79", "again"]);
+    assert_eq!(log.read(10..50, 1).unwrap(), ["entry 10"]);
     assert_eq!((log.purged_marker().unwrap(), log.meta("vote").unwrap()), (Some("nine".into()), Some("mine".into())));
     wait(|done| log.purge_upto(500, "all".into(), done)).unwrap();
     assert_eq!(log.first_last(), None);
@@ -74,8 +79,7 @@ fn the_log_survives_closing_with_its_truncations_and_purges() {
 
 #[test]
 fn a_damaged_entry_is_noticed() {
-    let dir = tempfile::tempdir().unwrap();
-    let log = open(&dir).unwrap();
+    let (dir, log) = new_log();
     append(&log, 1..3);
     shut(log);
     {
@@ -88,7 +92,7 @@ fn a_damaged_entry_is_noticed() {
     let Err(Error::Lost { what, .. }) = open(&dir) else { panic!("the damage is not noticed") };
     assert_eq!(what, "entry 2 is damaged or missing");
     let log = Log::open_with_losses(&dir.path().join("log"), Box::new(|_, _| {})).unwrap();
-    assert_eq!(log.read(0..10).unwrap(), ["entry 1"]);
+    assert_eq!(log.read(0..10, usize::MAX).unwrap(), ["entry 1"]);
     shut(log);
     shut(open(&dir).unwrap());
 }
@@ -96,8 +100,7 @@ fn a_damaged_entry_is_noticed() {
 /// Damage found while the log is in use ends its use for good.
 #[test]
 fn an_entry_that_is_damaged_while_the_log_is_open_condemns_it() {
-    let dir = tempfile::tempdir().unwrap();
-    let log = open(&dir).unwrap();
+    let (dir, log) = new_log();
     append(&log, 1..5);
     shut(log);
     let log = open(&dir).unwrap();
@@ -112,8 +115,7 @@ fn an_entry_that_is_damaged_while_the_log_is_open_condemns_it() {
 
 #[test]
 fn a_closed_log_refuses_changes() {
-    let dir = tempfile::tempdir().unwrap();
-    let log = open(&dir).unwrap();
+    let (_dir, log) = new_log();
     log.close();
     assert!(matches!(wait(|done| log.append(entries(1..2), done)), Err(Error::Closed)));
 }
@@ -182,10 +184,9 @@ fn a_log_that_could_not_be_written_takes_nothing_more_until_it_is_opened_anew() 
     shut(log);
 
     let log = log_on(&disk);
-    disk.set_full(true);
+    disk.fail_next(Operation::Write, io::ErrorKind::StorageFull);
     assert!(wait(|done| log.append(entries(3..4), done)).is_err());
     shut(log);
-    disk.set_full(false);
     // A record whose sync failed may be there or not. Here it is there, until a lying disk loses it.
     assert_eq!(range_on(&disk), Some((1, 2)));
     disk.lose_tail(1);
@@ -318,7 +319,7 @@ fn after_a_failed_write_or_sync_nothing_more_is_tried_and_the_node_is_told() {
         let records = disk.records();
         assert!(matches!(wait(|done| log.append(entries(4..5), done)), Err(Error::Poisoned(_))));
         assert_eq!(disk.records(), records);
-        assert_eq!(log.read(1..3).unwrap(), ["entry 1", "entry 2"], "what is there can be read");
+        assert_eq!(log.read(1..3, usize::MAX).unwrap(), ["entry 1", "entry 2"], "what is there can be read");
         let told = futures::FutureExt::now_or_never(log.poison().poisoned());
         assert!(matches!(told, Some(Error::Fjall(_))), "{told:?}");
         shut(log);

@@ -214,15 +214,13 @@ pub(super) fn encode(mark: Mark, number: u64) -> Vec<u8> {
 
 /// The mark of the newest valid slot.
 pub(super) fn newest(bytes: &[u8], path: &Path) -> Result<Mark, Error> {
-    let mut found: Option<(Mark, u64)> = None;
-    for slot in bytes.chunks(usize::try_from(SLOT_BYTES).unwrap_or(usize::MAX)) {
-        if let Some((mark, number)) = decode(slot, path)?
-            && found.is_none_or(|(_, other)| number > other)
-        {
-            found = Some((mark, number));
-        }
-    }
-    found.map(|(mark, _)| mark).ok_or_else(|| Error::corrupt(path.display().to_string()))
+    let slots = bytes.chunks(usize::try_from(SLOT_BYTES).unwrap_or(usize::MAX));
+    let valid: Vec<_> = slots.filter_map(|slot| decode(slot, path).transpose()).collect::<Result<_, _>>()?;
+    valid
+        .into_iter()
+        .max_by_key(|(_, number)| *number)
+        .map(|(mark, _)| mark)
+        .ok_or_else(|| Error::corrupt(path.display().to_string()))
 }
 
 /// The mark and the number of a slot, unless the slot is torn.
@@ -256,10 +254,11 @@ mod tests {
         Mark { promises: 7, last: Some((index, 99)), is_damaged: false }
     }
 
-    fn create(dir: &tempfile::TempDir) -> (std::path::PathBuf, Arc<WatermarkFile>) {
+    fn create() -> (tempfile::TempDir, std::path::PathBuf, Arc<WatermarkFile>) {
+        let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log.watermark");
         let watermark = WatermarkFile::create(&path, Mark::default(), Poison::new(dir.path())).unwrap();
-        (path, watermark)
+        (dir, path, watermark)
     }
 
     fn read(path: &Path) -> Mark {
@@ -268,8 +267,7 @@ mod tests {
 
     #[test]
     fn the_newest_mark_is_found_and_survives_a_torn_slot() {
-        let dir = tempfile::tempdir().unwrap();
-        let (path, watermark) = create(&dir);
+        let (_dir, path, watermark) = create();
         assert_eq!(read(&path), Mark::default());
         for index in 1..20 {
             watermark.set(mark(index), false).unwrap();
@@ -293,8 +291,7 @@ mod tests {
 
     #[test]
     fn the_slot_that_was_synced_last_is_not_written_until_the_next_is_synced() {
-        let dir = tempfile::tempdir().unwrap();
-        let (path, watermark) = create(&dir);
+        let (_dir, path, watermark) = create();
         // Only this test syncs.
         watermark.close();
         let slot = |number: usize| std::fs::read(&path).unwrap()[number * 4_096..][..RECORD_BYTES].to_vec();
@@ -312,8 +309,7 @@ mod tests {
 
     #[test]
     fn damage_is_never_forgotten() {
-        let dir = tempfile::tempdir().unwrap();
-        let (path, watermark) = create(&dir);
+        let (_dir, path, watermark) = create();
         watermark.condemn().unwrap();
         watermark.set(mark(5), false).unwrap();
         watermark.close();
@@ -322,8 +318,7 @@ mod tests {
 
     #[test]
     fn an_unknown_format_is_named() {
-        let dir = tempfile::tempdir().unwrap();
-        let (path, watermark) = create(&dir);
+        let (_dir, path, watermark) = create();
         watermark.close();
         let mut bytes = std::fs::read(&path).unwrap();
         bytes.truncate(RECORD_BYTES);

@@ -14,9 +14,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::tables::IDEMPOTENCY;
 use crate::limits::{IDEMPOTENCY_AGE_MAX, IDEMPOTENCY_BYTES_MAX, IDEMPOTENCY_KEYS_MAX};
-use crate::storage::Error;
-use crate::storage::command::{Fingerprint, Idempotency, Operation, Outcome};
 use crate::storage::engine::{ReadTables, WriteBatch};
+use crate::storage::{Error, Fingerprint, Idempotency, Operation, Outcome};
 
 /// Maximum number of keys forgotten per write, so that no single write pays for many.
 const FORGOTTEN_MAX: usize = 1_024;

@@ -42,9 +42,8 @@ use self::idempotency::Outcomes;
 pub use self::scan::{Page, RangeQuery};
 pub use self::snapshot::{SnapshotReader, verify as verify_snapshot};
 use self::tables::{IDEMPOTENCY, KV, META, SYSTEM};
-use super::command::{Entry, GuardedWrite, Idempotency, Outcome, RangeDigest, Space};
 use super::engine::{Durability, EVERYTHING, ReadTables, Slice, StorageEngine, WriteBatch, fjall};
-use super::{Error, Poison, format, record};
+use super::{Entry, Error, GuardedWrite, Idempotency, Outcome, Poison, RangeDigest, Space, format, record};
 
 /// The share of the cache that holds entries, as a divisor; the rest holds blocks of the tables.
 const ENTRY_CACHE_SHARE: u64 = 4;
@@ -114,8 +113,7 @@ impl Data {
     fn apply_all(&self, writes: &[GuardedWrite], meta: &[(&'static str, Bytes)]) -> Result<Vec<Outcome>, Error> {
         let inner = &self.inner;
         let mut recent = inner.applying.lock();
-        let tables: &dyn ReadTables = inner.engine.as_ref();
-        let mut overlay = Overlay::new(tables, &recent, self.revision(), self.hook_epoch());
+        let mut overlay = Overlay::new(inner.engine.as_ref(), &recent, self.revision(), self.hook_epoch());
         let outcomes = writes.iter().map(|write| overlay.apply(write)).collect::<Result<Vec<_>, _>>()?;
 
         let mut batch = WriteBatch::with_capacity(writes.len() + meta.len() + 2);
@@ -208,8 +206,7 @@ impl Data {
         self.inner.hook_epoch.load(Ordering::Acquire)
     }
 
-    /// Makes everything applied so far durable.
-    /// The log still holds it, if that fails.
+    /// Makes everything applied so far durable. If that fails, the log still holds it.
     pub fn sync(&self) -> Result<(), Error> {
         self.inner.poison.attempt(|| self.inner.engine.sync())
     }
@@ -242,13 +239,7 @@ impl Data {
         let _nobody_reads = inner.replacing.write();
         let replace = || {
             inner.begin_installing()?;
-            snapshot::read(chunks, |table, entries| {
-                let mut batch = WriteBatch::with_capacity(entries.len());
-                for (key, value) in entries {
-                    batch.insert(table, key, value);
-                }
-                inner.engine.write(batch, Durability::None)
-            })?;
+            snapshot::read(chunks, |batch| inner.engine.write(batch, Durability::None))?;
             inner.end_installing(meta)?;
             inner.load_counters()
         };

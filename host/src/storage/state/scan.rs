@@ -3,9 +3,8 @@
 use std::ops::Bound;
 
 use super::tables;
-use crate::storage::command::{Entry, Space};
 use crate::storage::engine::{Bounds, ReadTables, Slice};
-use crate::storage::{Error, record};
+use crate::storage::{Entry, Error, Space, record};
 
 /// Which entries to read, and how many. By default everything in [`Space::Kv`].
 #[derive(Debug, Clone, Default)]

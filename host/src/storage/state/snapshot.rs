@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::tables::{IDEMPOTENCY, KV, META, SYSTEM};
-use crate::storage::engine::{EVERYTHING, ReadTables, Rows, Table};
+use crate::storage::engine::{EVERYTHING, ReadTables, Rows, Table, WriteBatch};
 use crate::storage::{Error, format};
 
 const MAGIC: &[u8] = b"brink snapshot";
@@ -41,13 +41,13 @@ impl SnapshotReader {
     pub fn into_chunks(self) -> impl Iterator<Item = Result<Bytes, Error>> + Send {
         let mut head = BytesMut::from(MAGIC);
         head.put_u32(FORMAT);
-        let chunks = Chunks { reader: self, parts: PARTS.into_iter(), current: None, entries: 0, ended: false };
+        let chunks = Chunks { view: self.view, parts: PARTS.into_iter(), current: None, entries: 0, ended: false };
         std::iter::once(Ok(head.freeze())).chain(chunks)
     }
 }
 
 struct Chunks {
-    reader: SnapshotReader,
+    view: Arc<dyn ReadTables>,
     parts: std::array::IntoIter<(u8, Table), 4>,
     /// The table that is being read, with its tag and its remaining rows.
     current: Option<(u8, Table, Rows)>,
@@ -84,7 +84,7 @@ impl Chunks {
                 return Ok(Some(chunk));
             }
             match self.parts.next() {
-                Some((tag, table)) => self.current = Some((tag, table, self.reader.view.range(table, EVERYTHING)?)),
+                Some((tag, table)) => self.current = Some((tag, table, self.view.range(table, EVERYTHING)?)),
                 None if self.ended => return Ok(None),
                 None => {
                     self.ended = true;
@@ -119,20 +119,20 @@ fn sealed(mut chunk: BytesMut) -> Bytes {
 
 /// Fails unless a snapshot is complete and undamaged.
 pub fn verify(chunks: impl Iterator<Item = Result<Bytes, Error>>) -> Result<(), Error> {
-    read(chunks, |_, _| Ok(()))
+    read(chunks, |_| Ok(()))
 }
 
-/// Reads a snapshot, and passes the entries of each chunk to `take`.
+/// Reads a snapshot, and passes the entries of each chunk to `take`, as a batch.
 pub(super) fn read(
     mut chunks: impl Iterator<Item = Result<Bytes, Error>>,
-    mut take: impl FnMut(Table, Vec<(Bytes, Bytes)>) -> Result<(), Error>,
+    mut take: impl FnMut(WriteBatch) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let damaged = || Error::corrupt("the snapshot");
     let head = chunks.next().ok_or_else(damaged)??;
     if head.strip_prefix(MAGIC) != Some(FORMAT.to_be_bytes().as_slice()) {
         return Err(damaged());
     }
-    let mut entries = 0;
+    let mut entries = 0_u64;
     for chunk in chunks {
         let mut chunk = chunk?;
         let mut body = chunk.split_to(chunk.len().checked_sub(4).ok_or_else(damaged)?);
@@ -144,12 +144,13 @@ pub(super) fn read(
             return if body.try_get_u64().is_ok_and(|count| count == entries) { Ok(()) } else { Err(damaged()) };
         }
         let (_, table) = PARTS.into_iter().find(|part| part.0 == tag).ok_or_else(damaged)?;
-        let mut found = Vec::new();
+        let mut batch = WriteBatch::default();
         while body.has_remaining() {
-            found.push(read_entry(&mut body).ok_or_else(damaged)?);
+            let (key, value) = read_entry(&mut body).ok_or_else(damaged)?;
+            batch.insert(table, key, value);
+            entries += 1;
         }
-        entries += u64::try_from(found.len()).unwrap_or(u64::MAX);
-        take(table, found)?;
+        take(batch)?;
     }
     // The end is missing.
     Err(damaged())
