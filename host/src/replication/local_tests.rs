@@ -94,7 +94,7 @@ struct Node {
 
 impl Node {
     async fn start(net: &Arc<Net>, url: &str, dir: &Path) -> Self {
-        let log = Log::open(&dir.join("log"), Box::new(|_, _| {})).unwrap();
+        let log = Log::open(&dir.join("log"), Box::new(|_, _| {}), false).unwrap();
         let data = Data::open(&dir.join("data"), 8 << 20).unwrap();
         let others = URLS.iter().filter(|other| **other != url).map(|other| (*other).to_owned());
         let options = Options {

@@ -31,8 +31,7 @@ pub struct Idempotency {
     pub key: String,
     /// The client's request, before any hook: a different request must not use the same key.
     pub fingerprint: Fingerprint,
-    /// Whether hooks changed the operations. If so they are remembered, since the request differs from what was
-    /// written.
+    /// Whether hooks changed the operations, so that they are remembered too.
     pub rewritten: bool,
 }
 
@@ -41,7 +40,7 @@ pub struct Idempotency {
 pub struct Fingerprint(pub [u8; 32]);
 
 impl Fingerprint {
-    /// The fingerprint of a request.
+    /// Hashes a request.
     pub fn of(operations: &[Operation], preconditions: &[Precondition]) -> Result<Self, postcard::Error> {
         Ok(Self(Sha256::digest(postcard::to_stdvec(&(operations, preconditions))?).into()))
     }

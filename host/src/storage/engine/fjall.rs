@@ -40,7 +40,7 @@ pub fn open(dir: &Path, cache_bytes: u64, tables: &[TableOptions]) -> Result<Box
     let keyspaces = tables.iter().map(keyspace).collect::<Result<_, _>>()?;
     // fjall syncs the files in its directories, but not the names of the directories.
     dir::sync_tree(dir)?;
-    Ok(Box::new(FjallEngine { db, keyspaces }))
+    Ok(Box::new(FjallEngine { db, keyspaces, snapshot: None }))
 }
 
 /// Opens a database, and tells apart the failures that an operator can mend.
@@ -59,31 +59,44 @@ fn open_database(dir: &Path, cache_bytes: u64) -> Result<Database, Error> {
     }
 }
 
-/// An open database. Cheap to clone.
-#[derive(Clone)]
+/// An open database, or a view of it.
 struct FjallEngine {
     db: Database,
     /// One for each [`Table`], in the order of their numbers.
     keyspaces: Arc<[Keyspace]>,
+    /// What a view reads; none, to read the newest batches.
+    snapshot: Option<Snapshot>,
 }
 
 impl FjallEngine {
     fn keyspace(&self, table: Table) -> Result<&Keyspace, Error> {
         self.keyspaces.get(table.0).ok_or_else(|| fjall::Error::KeyspaceDeleted.into())
     }
+
+    fn iter(&self, table: Table, bounds: Bounds) -> Result<fjall::Iter, Error> {
+        let keyspace = self.keyspace(table)?;
+        Ok(match &self.snapshot {
+            Some(snapshot) => snapshot.range(keyspace, bounds),
+            None => keyspace.range(bounds),
+        })
+    }
 }
 
 impl ReadTables for FjallEngine {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Slice>, Error> {
-        Ok(self.keyspace(table)?.get(key)?)
+        let keyspace = self.keyspace(table)?;
+        Ok(match &self.snapshot {
+            Some(snapshot) => snapshot.get(keyspace, key)?,
+            None => keyspace.get(key)?,
+        })
     }
 
     fn range(&self, table: Table, bounds: Bounds) -> Result<Rows, Error> {
-        Ok(rows(self.keyspace(table)?.range(bounds)))
+        Ok(Box::new(self.iter(table, bounds)?.map(|row| Ok(row.into_inner()?))))
     }
 
     fn keys(&self, table: Table, bounds: Bounds) -> Result<Keys, Error> {
-        Ok(keys(self.keyspace(table)?.range(bounds)))
+        Ok(Box::new(self.iter(table, bounds)?.map(|row| Ok(row.key()?))))
     }
 }
 
@@ -110,37 +123,11 @@ impl StorageEngine for FjallEngine {
     }
 
     fn view(&self) -> Box<dyn ReadTables> {
-        Box::new(FjallView { snapshot: self.db.snapshot(), engine: self.clone() })
+        let (db, keyspaces) = (self.db.clone(), self.keyspaces.clone());
+        Box::new(Self { db, keyspaces, snapshot: Some(self.db.snapshot()) })
     }
 
     fn clear(&self, table: Table) -> Result<(), Error> {
         Ok(self.keyspace(table)?.clear()?)
     }
-}
-
-struct FjallView {
-    snapshot: Snapshot,
-    engine: FjallEngine,
-}
-
-impl ReadTables for FjallView {
-    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Slice>, Error> {
-        Ok(self.snapshot.get(self.engine.keyspace(table)?, key)?)
-    }
-
-    fn range(&self, table: Table, bounds: Bounds) -> Result<Rows, Error> {
-        Ok(rows(self.snapshot.range(self.engine.keyspace(table)?, bounds)))
-    }
-
-    fn keys(&self, table: Table, bounds: Bounds) -> Result<Keys, Error> {
-        Ok(keys(self.snapshot.range(self.engine.keyspace(table)?, bounds)))
-    }
-}
-
-fn rows(range: fjall::Iter) -> Rows {
-    Box::new(range.map(|row| Ok(row.into_inner()?)))
-}
-
-fn keys(range: fjall::Iter) -> Keys {
-    Box::new(range.map(|row| Ok(row.key()?)))
 }

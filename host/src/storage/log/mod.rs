@@ -59,17 +59,9 @@ struct Inner {
 
 impl Log {
     /// Opens the log in `dir`, creating it if it is missing, and starts its writer thread. A log that has lost durable
-    /// data is refused ([`Error::Lost`]). The watermark is a file beside the directory, with the extension `.watermark`.
-    pub fn open(dir: &Path, on_fsync: OnFsync) -> Result<Self, Error> {
-        Self::open_in(dir, on_fsync, false)
-    }
-
-    /// Opens the log in `dir` with whatever it holds, up to the first damaged entry.
-    pub fn open_with_losses(dir: &Path, on_fsync: OnFsync) -> Result<Self, Error> {
-        Self::open_in(dir, on_fsync, true)
-    }
-
-    fn open_in(dir: &Path, on_fsync: OnFsync, accepts_loss: bool) -> Result<Self, Error> {
+    /// data is refused ([`Error::Lost`]), or opened with what is left up to the first damaged entry if the loss is
+    /// accepted. The watermark is a file beside the directory, with the extension `.watermark`.
+    pub fn open(dir: &Path, on_fsync: OnFsync, accepts_loss: bool) -> Result<Self, Error> {
         let (tables, path, poison) = (LogTables::open(dir)?, dir.with_extension("watermark"), Poison::new(dir));
         let (range, mark) = tables.examine(watermark::read(&path), dir, accepts_loss)?;
         let watermark = WatermarkFile::create(&path, mark, poison.clone())?;

@@ -56,8 +56,9 @@ impl LogTables {
         Ok(Self { engine })
     }
 
-    /// Checks the log in `dir` against its stored mark. Returns the range of its entries, and the mark to begin with. A log
-    /// that has lost durable data is refused ([`Error::Lost`]), or cut at the first damaged entry if the loss is accepted.
+    /// Checks the log in `dir` against its stored mark. Returns the range of its entries, and the mark to begin with. A
+    /// log that has lost durable data is refused ([`Error::Lost`]), or cut at the first damaged entry if the loss is
+    /// accepted.
     pub(super) fn examine(
         &self,
         stored: Result<Option<Mark>, Error>,
@@ -106,11 +107,8 @@ impl LogTables {
             }
         }
         if promises < mark.promises {
-            return Ok(Some(format!(
-                "of {} votes and ids the last {} are gone",
-                mark.promises,
-                mark.promises - promises
-            )));
+            let gone = mark.promises - promises;
+            return Ok(Some(format!("of {} votes and ids the last {gone} are gone", mark.promises)));
         }
         Ok(self.newest_damage(range)?.map(|index| format!("entry {index} is damaged or missing")))
     }

@@ -15,7 +15,7 @@ use crate::storage::memory::{Operation, SimDisk};
 use crate::storage::{Done, Error, Log};
 
 fn open(dir: &TempDir) -> Result<Log, Error> {
-    Log::open(&dir.path().join("log"), Box::new(|_, _| {}))
+    Log::open(&dir.path().join("log"), Box::new(|_, _| {}), false)
 }
 
 fn new_log() -> (TempDir, Log) {
@@ -48,7 +48,7 @@ fn entries_can_be_read_at_once_and_are_reported_after_a_sync() {
     let dir = tempfile::tempdir().unwrap();
     let synced = Arc::new(Mutex::new(0));
     let seen = synced.clone();
-    let log = Log::open(&dir.path().join("log"), Box::new(move |_, entries| *seen.lock() += entries)).unwrap();
+    let log = Log::open(&dir.path().join("log"), Box::new(move |_, entries| *seen.lock() += entries), false).unwrap();
     let (sender, receiver) = mpsc::channel();
     log.append(entries(1..4), Box::new(move |result| sender.send(result.map(|()| *synced.lock())).unwrap()));
     assert_eq!(log.read(0..10, usize::MAX).unwrap(), ["entry 1", "entry 2", "entry 3"]);
@@ -91,7 +91,7 @@ fn a_damaged_entry_is_noticed() {
     }
     let Err(Error::Lost { what, .. }) = open(&dir) else { panic!("the damage is not noticed") };
     assert_eq!(what, "entry 2 is damaged or missing");
-    let log = Log::open_with_losses(&dir.path().join("log"), Box::new(|_, _| {})).unwrap();
+    let log = Log::open(&dir.path().join("log"), Box::new(|_, _| {}), true).unwrap();
     assert_eq!(log.read(0..10, usize::MAX).unwrap(), ["entry 1"]);
     shut(log);
     shut(open(&dir).unwrap());

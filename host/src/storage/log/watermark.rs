@@ -216,21 +216,14 @@ pub(super) fn encode(mark: Mark, number: u64) -> Vec<u8> {
 pub(super) fn newest(bytes: &[u8], path: &Path) -> Result<Mark, Error> {
     let slots = bytes.chunks(usize::try_from(SLOT_BYTES).unwrap_or(usize::MAX));
     let valid: Vec<_> = slots.filter_map(|slot| decode(slot, path).transpose()).collect::<Result<_, _>>()?;
-    valid
-        .into_iter()
-        .max_by_key(|(_, number)| *number)
-        .map(|(mark, _)| mark)
-        .ok_or_else(|| Error::corrupt(path.display().to_string()))
+    let newest = valid.into_iter().max_by_key(|(_, number)| *number);
+    newest.map(|(mark, _)| mark).ok_or_else(|| Error::corrupt(path.display().to_string()))
 }
 
 /// The mark and the number of a slot, unless the slot is torn.
 fn decode(slot: &[u8], path: &Path) -> Result<Option<(Mark, u64)>, Error> {
-    let Some((mut record, mut checksum)) =
-        slot.get(..RECORD_BYTES).and_then(|record| record.split_at_checked(RECORD_BYTES - 4))
-    else {
-        return Ok(None);
-    };
-    if !record.starts_with(MAGIC) || checksum.get_u32() != crc32fast::hash(record) {
+    let Some((mut record, mut rest)) = slot.split_at_checked(RECORD_BYTES - 4) else { return Ok(None) };
+    if !record.starts_with(MAGIC) || rest.try_get_u32() != Ok(crc32fast::hash(record)) {
         return Ok(None);
     }
     record.advance(MAGIC.len());

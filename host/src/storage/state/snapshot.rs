@@ -41,8 +41,8 @@ impl SnapshotReader {
     pub fn into_chunks(self) -> impl Iterator<Item = Result<Bytes, Error>> + Send {
         let mut head = BytesMut::from(MAGIC);
         head.put_u32(FORMAT);
-        let chunks = Chunks { view: self.view, parts: PARTS.into_iter(), current: None, entries: 0, ended: false };
-        std::iter::once(Ok(head.freeze())).chain(chunks)
+        let mut chunks = Chunks { view: self.view, parts: PARTS.into_iter(), current: None, entries: 0, ended: false };
+        std::iter::once(Ok(head.freeze())).chain(std::iter::from_fn(move || chunks.next().transpose()))
     }
 }
 
@@ -78,7 +78,7 @@ impl Chunks {
         Ok((chunk.len() > 1).then(|| sealed(chunk)))
     }
 
-    fn advance(&mut self) -> Result<Option<Bytes>, Error> {
+    fn next(&mut self) -> Result<Option<Bytes>, Error> {
         loop {
             if let Some(chunk) = self.chunk()? {
                 return Ok(Some(chunk));
@@ -96,14 +96,6 @@ impl Chunks {
                 }
             }
         }
-    }
-}
-
-impl Iterator for Chunks {
-    type Item = Result<Bytes, Error>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        self.advance().transpose()
     }
 }
 

@@ -3,16 +3,10 @@
 use crate::storage::command::Space;
 use crate::storage::engine::{Table, fjall::TableOptions};
 
-/// Entries of clients.
 pub(super) const KV: Table = Table(0);
-
-/// The registry.
 pub(super) const SYSTEM: Table = Table(1);
-
 /// Format, revision, hook epoch, and the caller's own values.
 pub(super) const META: Table = Table(2);
-
-/// Outcomes of writes with an idempotency key.
 pub(super) const IDEMPOTENCY: Table = Table(3);
 
 const KV_MEMTABLE_BYTES_MAX: u64 = 16 * 1024 * 1024;
@@ -32,7 +26,6 @@ pub(super) const OPTIONS: [TableOptions; 4] = [
     TableOptions { name: "idempotency", memtable_bytes_max: MEMTABLE_BYTES_MAX, separate_bytes_min: None },
 ];
 
-/// The table of a key space.
 pub(super) const fn of(space: Space) -> Table {
     match space {
         Space::Kv => KV,
