@@ -105,15 +105,11 @@ mod tests {
     fn a_full_disk_needs_more_than_its_reserve_to_count_as_usable_again() {
         let space = FreeSpace::new(Path::new("/"), 800);
         assert!(space.disk_full().is_none());
-        space.set_free(799);
-        let disk_full = space.disk_full().unwrap();
-        assert_eq!((disk_full.free_bytes, disk_full.reserve_bytes), (799, 800));
-        space.set_free(899);
-        assert!(space.is_full());
-        space.set_free(900);
-        assert!(!space.is_full());
-        space.set_free(800);
-        assert!(!space.is_full());
+        for (free_bytes, is_full) in [(799, true), (899, true), (900, false), (800, false)] {
+            space.set_free(free_bytes);
+            let expected = is_full.then(|| DiskFull { path: "/".into(), free_bytes, reserve_bytes: 800 });
+            assert_eq!(space.disk_full(), expected);
+        }
     }
 
     #[test]

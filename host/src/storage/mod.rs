@@ -46,14 +46,10 @@ pub use self::command::{
     Action, AskedBy, Effect, Entry, EntryMeta, Fact, Fingerprint, GuardedWrite, HOOKS_PREFIX, Idempotency, Operation,
     Outcome, PLUGINS_PREFIX, Precondition, RangeDigest, Space, Value,
 };
-#[cfg(test)]
-pub(crate) use self::engine::memory;
 pub use self::error::Error;
 pub use self::free_space::{DiskFull, FreeSpace};
-#[cfg(test)]
-pub(crate) use self::log::simulated as simulated_log;
 pub use self::log::{Done, Log, OnFsync};
 pub use self::poison::Poison;
-#[cfg(test)]
-pub(crate) use self::state::simulated as simulated_data;
 pub use self::state::{Data, Page, RangeQuery, SnapshotReader, verify_snapshot};
+#[cfg(test)]
+pub(crate) use self::{engine::memory, log::simulated as simulated_log, state::simulated as simulated_data};

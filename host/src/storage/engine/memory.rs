@@ -173,11 +173,11 @@ impl DiskState {
         if self.opening == opening { Ok(()) } else { Err(Error::Closed) }
     }
 
-    fn write(&mut self, opening: u64, record: Option<&Vec<Change>>, sync: bool) -> Result<(), Error> {
+    fn write(&mut self, opening: u64, record: &[Change], sync: bool) -> Result<(), Error> {
         self.check(opening)?;
-        if let Some(record) = record {
+        if !record.is_empty() {
             self.attempt(Operation::Write)?;
-            self.journal.push(record.clone());
+            self.journal.push(record.to_vec());
         }
         if sync {
             self.attempt(Operation::Sync)?;
@@ -222,7 +222,7 @@ impl MemoryEngine {
         self.content.lock().tables.clone()
     }
 
-    fn commit(&self, record: Option<Vec<Change>>, sync: bool) -> Result<(), Error> {
+    fn commit(&self, record: &[Change], sync: bool) -> Result<(), Error> {
         if sync && self.waits {
             std::thread::sleep(self.disk.next_sync_time());
         }
@@ -230,9 +230,9 @@ impl MemoryEngine {
         if content.is_poisoned {
             return Err(fjall::Error::Poisoned.into());
         }
-        let written = self.disk.state.lock().write(self.opening, record.as_ref(), sync);
-        match &written {
-            Ok(()) => record.iter().for_each(|record| content.tables.apply(record)),
+        let written = self.disk.state.lock().write(self.opening, record, sync);
+        match written {
+            Ok(()) => content.tables.apply(record),
             Err(_) => content.is_poisoned = true,
         }
         written
@@ -256,11 +256,11 @@ impl StorageEngine for MemoryEngine {
         if batch.changes.is_empty() {
             return Ok(());
         }
-        self.commit(Some(batch.changes), durability != Durability::None)
+        self.commit(&batch.changes, durability != Durability::None)
     }
 
     fn sync(&self) -> Result<(), Error> {
-        self.commit(None, true)
+        self.commit(&[], true)
     }
 
     fn view(&self) -> Box<dyn ReadTables> {

@@ -38,7 +38,7 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use self::tables::{LogTables, damaged};
 use self::tail::Tail;
-use self::watermark::{Watermark, WatermarkFile};
+use self::watermark::WatermarkFile;
 use self::writer::{Change, PURGED, Shared, Writer};
 pub use self::writer::{Done, OnFsync};
 use super::{Error, Poison};
@@ -65,20 +65,15 @@ impl Log {
         let (tables, path, poison) = (LogTables::open(dir)?, dir.with_extension("watermark"), Poison::new(dir));
         let (range, mark) = tables.examine(watermark::read(&path), dir, accepts_loss)?;
         let watermark = WatermarkFile::create(&path, mark, poison.clone())?;
-        let (log, writer) = Self::new(tables, range, watermark, poison, on_fsync);
+        let (log, writer) =
+            Self::new(Shared { tables, tail: Mutex::new(Tail::new(range)), poison, watermark }, on_fsync);
         log.start(writer)?;
         Ok(log)
     }
 
     /// An examined log with its writer, which does not run yet.
-    fn new(
-        tables: LogTables,
-        range: Range<u64>,
-        watermark: Arc<dyn Watermark>,
-        poison: Poison,
-        on_fsync: OnFsync,
-    ) -> (Self, Writer) {
-        let shared = Arc::new(Shared { tables, tail: Mutex::new(Tail::new(range)), poison, watermark });
+    fn new(shared: Shared, on_fsync: OnFsync) -> (Self, Writer) {
+        let shared = Arc::new(shared);
         let (sender, queue) = unbounded_channel();
         let writer = Writer { queue, log: shared.clone(), on_fsync };
         let inner = Inner { shared, queue: Mutex::new(Some(sender)), thread: Mutex::new(None) };
@@ -135,7 +130,8 @@ impl Log {
 
     /// First and last index; none if the log is empty.
     pub fn first_last(&self) -> Option<(u64, u64)> {
-        self.inner.shared.tail.lock().first_last()
+        let range = self.inner.shared.tail.lock().range.clone();
+        (!range.is_empty()).then(|| (range.start, range.end - 1))
     }
 
     /// One entry.

@@ -4,13 +4,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use super::Log;
 use super::tables::LogTables;
+use super::tail::Tail;
 use super::watermark::{self, Mark, Watermark};
-use super::writer::Writer;
-use crate::storage::engine::Durability;
-use crate::storage::engine::memory::SimDisk;
+use super::writer::{Shared, Writer};
+use crate::storage::engine::{Durability, memory::SimDisk};
 use crate::storage::{Error, Poison};
 
 /// Opens a log that is written by a task of the current runtime. A sync takes simulated time.
@@ -33,7 +34,8 @@ fn load(disk: &SimDisk, waits: bool) -> Result<(Log, Writer), Error> {
     let tables = LogTables::new(Box::new(engine), dir)?;
     let (range, mark) = tables.examine(sidecar.read(), dir, false)?;
     sidecar.set(mark, true)?;
-    Ok(Log::new(tables, range, Arc::new(sidecar), Poison::new(dir), Box::new(|_, _| {})))
+    let (tail, poison, watermark) = (Mutex::new(Tail::new(range)), Poison::new(dir), Arc::new(sidecar));
+    Ok(Log::new(Shared { tables, tail, poison, watermark }, Box::new(|_, _| {})))
 }
 
 /// [`Writer::run`] as a task: the same, except that time passes between the write and the sync.

@@ -22,13 +22,13 @@ const CACHE_BYTES: u64 = 4 * 1024 * 1024;
 /// How many bytes of the newest entries are checked when a log is opened. Older entries are checked when they are read.
 const CHECK_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// Entries after a damaged one that are removed in one batch.
-const REMOVE_ENTRIES_MAX: usize = 4_096;
+/// Entries removed in one batch, so that a long removal does not grow a batch without bound.
+pub(super) const REMOVE_ENTRIES_MAX: usize = 4_096;
 
 pub(super) const ENTRIES: Table = Table(0);
 const NAMED: Table = Table(1);
 
-/// The name of the number of durable named values.
+/// The name of the number of named values that were made durable.
 const PROMISES: &str = "promises";
 
 pub(super) struct LogTables {
@@ -44,7 +44,6 @@ pub(super) struct Changes {
 }
 
 impl LogTables {
-    /// Opens the tables in a directory, and creates them if they are missing.
     pub(super) fn open(dir: &Path) -> Result<Self, Error> {
         let table =
             |name| fjall::TableOptions { name, memtable_bytes_max: MEMTABLE_BYTES_MAX, separate_bytes_min: None };
@@ -82,10 +81,7 @@ impl LogTables {
         }
         // A process that ended before its sync may have written some of it.
         self.engine.sync()?;
-        let last = match range.is_empty() {
-            true => None,
-            false => self.checksum(range.end - 1)?.map(|checksum| (range.end - 1, checksum)),
-        };
+        let last = self.last_before(range.end)?;
         Ok((range, Mark { promises, last, is_damaged: false }))
     }
 
@@ -129,8 +125,14 @@ impl LogTables {
         record.map(|record| content(record).ok_or_else(|| damaged(index))).transpose()
     }
 
+    /// Index and checksum of the entry before `end`, if it is stored.
+    pub(super) fn last_before(&self, end: u64) -> Result<Option<(u64, u32)>, Error> {
+        let Some(index) = end.checked_sub(1) else { return Ok(None) };
+        Ok(self.checksum(index)?.map(|checksum| (index, checksum)))
+    }
+
     /// The checksum stored with an entry.
-    pub(super) fn checksum(&self, index: u64) -> Result<Option<u32>, Error> {
+    fn checksum(&self, index: u64) -> Result<Option<u32>, Error> {
         let record = self.engine.get(ENTRIES, &index.to_be_bytes())?;
         Ok(record.and_then(|record| Some(u32::from_be_bytes(*record.first_chunk()?))))
     }
@@ -139,7 +141,6 @@ impl LogTables {
         Ok(self.engine.get(NAMED, name.as_bytes())?.map(|value| Bytes::copy_from_slice(&value)))
     }
 
-    /// How many named values were made durable so far.
     fn promises(&self) -> Result<u64, Error> {
         self.engine.get(NAMED, PROMISES.as_bytes())?.map_or(Ok(0), |value| number(&value))
     }

@@ -23,14 +23,8 @@ pub(super) struct Tail {
 }
 
 impl Tail {
-    /// The tail of a log that was just opened.
     pub(super) fn new(range: Range<u64>) -> Self {
         Self { synced: range.end, range, entries: BTreeMap::new(), bytes: 0, named: HashMap::new() }
-    }
-
-    /// First and last index; none if the log is empty.
-    pub(super) fn first_last(&self) -> Option<(u64, u64)> {
-        (!self.range.is_empty()).then(|| (self.range.start, self.range.end - 1))
     }
 
     /// The part of a range that must be read from disk, and the entries that follow it from memory.

@@ -8,8 +8,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tempfile::TempDir;
 
-use super::simulated;
-use super::tables::ENTRIES;
+use super::{simulated, tables::ENTRIES};
 use crate::storage::engine::{Durability, WriteBatch};
 use crate::storage::memory::{Operation, SimDisk};
 use crate::storage::{Done, Error, Log};

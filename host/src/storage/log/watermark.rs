@@ -39,9 +39,7 @@ use crate::storage::{Error, Poison, dir};
 const SYNC_INTERVAL: Duration = Duration::from_millis(50);
 
 const MAGIC: &[u8; 8] = b"brink-wm";
-
 const FORMAT: u32 = 1;
-
 const SLOTS: u64 = 3;
 
 /// Distance of the slots: more than a disk writes at once.
@@ -151,12 +149,8 @@ impl WatermarkFile {
         let slots = Slots { mark, number: SLOTS, current: 0, is_dirty: false, is_closed: false };
         let (slots, changed, syncing) = (Mutex::new(slots), Condvar::new(), Mutex::new(None));
         let open = Arc::new(Self { file, poison, slots, changed, syncing });
-        let thread = std::thread::Builder::new().name("brink-watermark".to_owned());
-        let thread = thread.spawn({
-            let open = open.clone();
-            move || open.sync_until_closed()
-        })?;
-        *open.syncing.lock() = Some(thread);
+        let (builder, syncing) = (std::thread::Builder::new().name("brink-watermark".to_owned()), open.clone());
+        *open.syncing.lock() = Some(builder.spawn(move || syncing.sync_until_closed())?);
         Ok(open)
     }
 
@@ -173,11 +167,10 @@ impl WatermarkFile {
 
     /// Syncs the slot that was written last. Meanwhile the next one is written.
     fn sync(&self) -> Result<(), Error> {
-        {
-            let mut slots = self.slots.lock();
-            slots.current = (slots.current + 1) % SLOTS;
-            slots.is_dirty = false;
-        }
+        let mut slots = self.slots.lock();
+        slots.current = (slots.current + 1) % SLOTS;
+        slots.is_dirty = false;
+        drop(slots);
         Ok(self.file.sync_data()?)
     }
 
@@ -196,7 +189,6 @@ impl WatermarkFile {
     }
 }
 
-/// The content of a slot.
 pub(super) fn encode(mark: Mark, number: u64) -> Vec<u8> {
     let (index, checksum) = mark.last.unwrap_or_default();
     let mut record = Vec::with_capacity(RECORD_BYTES);

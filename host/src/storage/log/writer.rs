@@ -11,7 +11,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::tables::{Changes, LogTables, checksum};
+use super::tables::{Changes, LogTables, REMOVE_ENTRIES_MAX, checksum};
 use super::tail::Tail;
 use super::watermark::{Mark, Watermark};
 use crate::storage::engine::Durability;
@@ -22,9 +22,6 @@ pub type Done = Box<dyn FnOnce(Result<(), Error>) + Send>;
 
 /// Told how long each sync took and how many entries it made durable.
 pub type OnFsync = Box<dyn Fn(Duration, usize) + Send + Sync>;
-
-/// Entries removed in one batch, so that a long purge does not grow a batch without bound.
-const REMOVE_ENTRIES_MAX: u64 = 4_096;
 
 /// Bytes of entries in one batch; a longer queue is written in several.
 const BATCH_BYTES_MAX: usize = 32 * 1024 * 1024;
@@ -104,7 +101,6 @@ impl Writer {
         self.finish(staged, &result);
     }
 
-    /// Writes a batch.
     pub(super) fn commit(&self, staged: &Staged, durability: Durability) -> Result<(), Error> {
         self.log.poison.attempt(|| {
             let mark = self.lower_mark(&staged.changes)?;
@@ -150,8 +146,8 @@ impl Writer {
             }
             Change::Purge { range, marker } => {
                 changes.named.insert(PURGED, Some(marker));
-                for index in range.clone() {
-                    if index > range.start && (index - range.start).is_multiple_of(REMOVE_ENTRIES_MAX) {
+                for (count, index) in range.enumerate() {
+                    if count > 0 && count.is_multiple_of(REMOVE_ENTRIES_MAX) {
                         self.write(std::mem::take(staged));
                     }
                     staged.changes.entries.insert(index, None);
@@ -178,11 +174,7 @@ impl Writer {
         while end > 0 && changes.entries.contains_key(&(end - 1)) {
             end -= 1;
         }
-        let last = match end.checked_sub(1) {
-            Some(last) => self.log.tables.checksum(last)?.map(|checksum| (last, checksum)),
-            None => None,
-        };
-        let lowered = Mark { last, ..mark };
+        let lowered = Mark { last: self.log.tables.last_before(end)?, ..mark };
         self.log.watermark.set(lowered, true)?;
         Ok(lowered)
     }

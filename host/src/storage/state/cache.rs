@@ -47,18 +47,17 @@ impl EntryCache {
         self.entries.get(key)
     }
 
-    /// The number of changes, to be asked for before the state is read. Waits for a change in progress.
-    pub(super) fn changes(&self) -> u64 {
-        *self.changes.read()
-    }
-
-    /// Caches an entry that was read after this number of changes, unless another change has begun since.
-    pub(super) fn keep(&self, entry: &Arc<Entry>, read_after: u64) {
+    /// Reads an entry, and caches it unless a change has begun meanwhile. Waits for a change in progress.
+    pub(super) fn load<E>(&self, read: impl FnOnce() -> Result<Option<Entry>, E>) -> Result<Option<Arc<Entry>>, E> {
+        let before = *self.changes.read();
+        let Some(entry) = read()?.map(Arc::new) else { return Ok(None) };
         // IMPORTANT: locked until the entry is inserted, so that no change begins in between.
-        let Some(changes) = self.changes.try_read() else { return };
-        if *changes == read_after {
+        if let Some(changes) = self.changes.try_read()
+            && *changes == before
+        {
             self.entries.insert(entry.key.clone(), entry.clone());
         }
+        Ok(Some(entry))
     }
 
     /// Changes the state, and removes the entries of these keys; every entry, without keys.

@@ -31,7 +31,6 @@ struct Capacity {
 
 const CAPACITY: Capacity = Capacity { keys: IDEMPOTENCY_KEYS_MAX, bytes: IDEMPOTENCY_BYTES_MAX };
 
-/// A remembered write.
 #[derive(Serialize, Deserialize)]
 struct Remembered {
     fingerprint: Fingerprint,
@@ -120,7 +119,6 @@ impl<'a> Outcomes<'a> {
         self.put(TOTALS.to_vec(), &totals).map(drop)
     }
 
-    /// Adds the changes to a batch.
     pub(super) fn stage(self, batch: &mut WriteBatch) {
         for (key, value) in self.changed {
             batch.set(IDEMPOTENCY, key, value.map(Into::into));

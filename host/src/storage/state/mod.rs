@@ -101,11 +101,8 @@ impl Data {
     }
 
     /// Applies writes in order, in one batch, with the caller's own values. Returns one outcome per write. The same
-    /// input gives the same outcomes on every node.
-    ///
-    /// # Errors
-    ///
-    /// If the state cannot be read or written. Then nothing is applied, now or later.
+    /// input gives the same outcomes on every node. If the state cannot be read or written, nothing is applied, now or
+    /// later.
     pub fn apply(&self, writes: &[GuardedWrite], meta: &[(&'static str, Bytes)]) -> Result<Vec<Outcome>, Error> {
         self.inner.poison.attempt(|| self.apply_all(writes, meta))
     }
@@ -153,12 +150,7 @@ impl Data {
 
     /// The entry of a client's key, cached for [`Data::cached`].
     pub fn get_and_keep(&self, key: &str) -> Result<Option<Arc<Entry>>, Error> {
-        let changes = self.inner.cache.changes();
-        let found = self.get(Space::Kv, key)?.map(Arc::new);
-        if let Some(entry) = &found {
-            self.inner.cache.keep(entry, changes);
-        }
-        Ok(found)
+        self.inner.cache.load(|| self.get(Space::Kv, key))
     }
 
     /// The entry of a client's key, if it is cached. Never waits for the disk.
@@ -223,11 +215,8 @@ impl Data {
     }
 
     /// Replaces the state by a snapshot, with the caller's own values, and syncs. Readers wait meanwhile. The snapshot
-    /// should be [verified](verify_snapshot) before: from the first chunk on, the old state is gone.
-    ///
-    /// # Errors
-    ///
-    /// If a chunk is damaged, the end is missing, or the disk refuses. Then the state is empty, also after a restart.
+    /// should be [verified](verify_snapshot) before: if a chunk is damaged, the end is missing, or the disk refuses, the
+    /// state is empty, also after a restart.
     pub fn install(
         &self,
         chunks: impl Iterator<Item = Result<Bytes, Error>>,

@@ -15,12 +15,11 @@ use crate::storage::{Error, format};
 
 const MAGIC: &[u8] = b"brink snapshot";
 const FORMAT: u32 = 1;
+/// The tag of the last chunk.
+const END: u8 = 0;
 
 /// A chunk is closed once it has this many bytes.
 const CHUNK_BYTES: usize = 256 * 1024;
-
-/// The tag of the last chunk.
-const END: u8 = 0;
 
 /// The tables in the order of their chunks, with their tags.
 const PARTS: [(u8, Table); 4] = [(1, KV), (2, SYSTEM), (3, META), (4, IDEMPOTENCY)];
@@ -42,7 +41,7 @@ impl SnapshotReader {
         let mut head = BytesMut::from(MAGIC);
         head.put_u32(FORMAT);
         let mut chunks = Chunks { view: self.view, parts: PARTS.into_iter(), current: None, entries: 0, ended: false };
-        std::iter::once(Ok(head.freeze())).chain(std::iter::from_fn(move || chunks.next().transpose()))
+        std::iter::once(Ok(head.freeze())).chain(std::iter::from_fn(move || chunks.advance().transpose()))
     }
 }
 
@@ -78,7 +77,7 @@ impl Chunks {
         Ok((chunk.len() > 1).then(|| sealed(chunk)))
     }
 
-    fn next(&mut self) -> Result<Option<Bytes>, Error> {
+    fn advance(&mut self) -> Result<Option<Bytes>, Error> {
         loop {
             if let Some(chunk) = self.chunk()? {
                 return Ok(Some(chunk));

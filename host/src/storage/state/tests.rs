@@ -268,7 +268,7 @@ fn cached_entries_are_never_older_than_what_was_applied() {
         }
     };
     std::thread::scope(|scope| {
-        let readers = [(); 3].map(|()| scope.spawn(&read));
+        let readers = [(); 3].map(|()| scope.spawn(read));
         for revision in 1..=WRITES {
             apply(&data, &[put_one("a", "1")]);
             applied.store(revision, Ordering::Release);
