@@ -60,7 +60,7 @@ struct DiskState {
 struct Tables(BTreeMap<Table, Arc<BTreeMap<Slice, Slice>>>);
 
 impl SimDisk {
-    /// An empty disk. The seed decides what power losses leave of it, and how long its syncs take.
+    /// An empty disk. The seed decides what a power loss leaves of it, and how long a sync takes.
     pub(crate) fn new(seed: u64) -> Self {
         let state = DiskState {
             rng: fastrand::Rng::with_seed(seed),
@@ -100,7 +100,7 @@ impl SimDisk {
         state.shut_out();
     }
 
-    /// Forgets everything, as if the disk were replaced by a new one.
+    /// Forgets everything, like a new disk.
     pub(crate) fn wipe(&self) {
         self.lose_tail(usize::MAX);
         self.state.lock().sidecars.clear();

@@ -6,8 +6,7 @@
 //! # What an implementation guarantees
 //!
 //! - A batch takes effect as a whole or not at all, also across a crash.
-//! - A crash takes nothing that a sync reported as durable, and nothing that was written to the same database before
-//!   it.
+//! - A crash takes nothing that a sync reported as durable, and nothing that was written to that database before.
 //! - Of the batches that were not synced, a crash leaves the first ones and takes the rest.
 //! - After a failed write or sync, every later one fails until the database is opened again.
 //!

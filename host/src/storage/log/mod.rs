@@ -16,7 +16,7 @@
 //!
 //! # Cost
 //!
-//! One fsync for all appends that wait at one moment. Recent entries are kept in memory, 8 MiB of them.
+//! One fsync for all appends that wait at one moment, and 8 MiB of recent entries in memory.
 
 #[cfg(test)]
 pub(crate) mod simulated;

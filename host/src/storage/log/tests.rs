@@ -127,7 +127,7 @@ fn log_on(disk: &SimDisk) -> Log {
 fn range_on(disk: &SimDisk) -> Option<(u64, u64)> {
     let log = log_on(disk);
     let range = log.first_last();
-    log.close();
+    shut(log);
     range
 }
 
@@ -194,10 +194,6 @@ fn a_log_that_could_not_be_written_takes_nothing_more_until_it_is_opened_anew() 
     assert_eq!(range_on(&disk), None);
 }
 
-fn vote(log: &Log, name: &'static str) {
-    wait(|done| log.save_meta("vote", Some(name.into()), true, done)).unwrap();
-}
-
 /// The reported loss when a log is opened after the last `records` of its journal are gone.
 fn loss(fill: impl FnOnce(&Log), records: usize) -> Option<String> {
     let disk = SimDisk::new(1);
@@ -240,9 +236,10 @@ fn a_log_whose_last_entry_is_another_one_is_refused() {
 #[test]
 fn a_log_that_forgot_a_vote_is_refused() {
     let fill = |log: &Log| {
-        vote(log, "first");
+        let vote = || wait(|done| log.save_meta("vote", Some("mine".into()), true, done)).unwrap();
+        vote();
         append(log, 1..3);
-        vote(log, "second");
+        vote();
     };
     assert_eq!(loss(fill, 0), None);
     assert_eq!(loss(fill, 1).unwrap(), "of 2 votes and ids the last 1 are gone");

@@ -75,10 +75,8 @@ impl<'a> Overlay<'a> {
         for (space, changes) in self.changed {
             let table = tables::of(space);
             for (key, entry) in changes {
-                match entry {
-                    Some((meta, value)) => batch.insert(table, key, record::encode(meta, &value)?),
-                    None => batch.remove(table, key),
-                }
+                let record = entry.map(|(meta, value)| record::encode(meta, &value)).transpose()?;
+                batch.set(table, key, record.map(Into::into));
             }
         }
         self.outcomes.stage(batch);
