@@ -80,7 +80,7 @@ impl Opening {
     fn try_open(&self, on_fsync: OnFsync) -> Result<(Log, Data), storage::Error> {
         self.open_both(on_fsync).map_err(|error| match error {
             // To this node, entries that cannot be read are lost.
-            storage::Error::Corrupt { what } => {
+            storage::Error::Corrupt(what) => {
                 storage::Error::Lost { path: self.data_dir.clone(), what: format!("{what} is damaged") }
             }
             error => error,
@@ -89,10 +89,7 @@ impl Opening {
 
     fn open_both(&self, on_fsync: OnFsync) -> Result<(Log, Data), storage::Error> {
         let dir = self.data_dir.join(layout::LOG);
-        let log = match self.accepts_loss {
-            true => Log::open_with_losses(&dir, on_fsync)?,
-            false => Log::open(&dir, on_fsync)?,
-        };
+        let log = Log::open(&dir, on_fsync, self.accepts_loss)?;
         let checked = Data::open(&self.data_dir.join(layout::DATA), self.cache_bytes)
             .and_then(|data| self.check(&log, &data).map(|()| data));
         match checked {

@@ -18,7 +18,7 @@ pub(super) fn read_prefix(data: &Data, prefix: &str) -> Result<(Vec<Entry>, Prec
     let query = RangeQuery {
         space: Space::System,
         prefix: Some(prefix.to_owned()),
-        limit: PAGE_ENTRIES_MAX,
+        limit: Some(PAGE_ENTRIES_MAX),
         ..RangeQuery::default()
     };
     let entries = data.scan(&query)?.entries;

@@ -94,7 +94,7 @@ struct Node {
 
 impl Node {
     async fn start(net: &Arc<Net>, url: &str, dir: &Path) -> Self {
-        let log = Log::open(&dir.join("log"), Box::new(|_, _| {})).unwrap();
+        let log = Log::open(&dir.join("log"), Box::new(|_, _| {}), false).unwrap();
         let data = Data::open(&dir.join("data"), 8 << 20).unwrap();
         let others = URLS.iter().filter(|other| **other != url).map(|other| (*other).to_owned());
         let options = Options {
@@ -105,7 +105,7 @@ impl Node {
             snapshot_entries: 10_000,
             blocking: Blocking::default(),
             may_found: true,
-            free_space: FreeSpace::unlimited(),
+            free_space: FreeSpace::new(Path::new("/"), 0),
         };
         let wire = Arc::new(Wire { net: net.clone(), own: url.to_owned(), cluster: Mutex::new(None) });
         let handle = Handle::start(options, log.clone(), data.clone(), wire, Telemetry::disabled()).await.unwrap();

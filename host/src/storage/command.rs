@@ -6,6 +6,7 @@
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 /// Operations and the conditions for applying them, as the log carries them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,8 +31,7 @@ pub struct Idempotency {
     pub key: String,
     /// The client's request, before any hook: a different request must not use the same key.
     pub fingerprint: Fingerprint,
-    /// Whether hooks changed the operations. If so they are remembered, since the request differs from what was
-    /// written.
+    /// Whether hooks changed the operations, so that they are remembered too.
     pub rewritten: bool,
 }
 
@@ -40,31 +40,26 @@ pub struct Idempotency {
 pub struct Fingerprint(pub [u8; 32]);
 
 impl Fingerprint {
-    /// The fingerprint of a request.
-    ///
-    /// # Errors
-    ///
-    /// If the request cannot be encoded.
+    /// Hashes a request.
     pub fn of(operations: &[Operation], preconditions: &[Precondition]) -> Result<Self, postcard::Error> {
-        use sha2::{Digest, Sha256};
         Ok(Self(Sha256::digest(postcard::to_stdvec(&(operations, preconditions))?).into()))
     }
 }
 
 /// Which of the two key spaces of a node an operation is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Space {
     /// The entries of clients.
+    #[default]
     Kv,
-    /// The replicated registry: plugins and hooks. A write here that touches a key under [`HOOKS_PREFIX`] sets the
-    /// hook epoch to its own revision.
+    /// The replicated registry: plugins and hooks.
     System,
 }
 
-/// Keys of [`Space::System`] under this prefix are hooks: changing one changes the hook epoch.
+/// Keys of [`Space::System`] under this prefix are hooks: a write that changes one sets the hook epoch to its revision.
 pub const HOOKS_PREFIX: &str = "hooks/";
 
-/// Keys of [`Space::System`] under this prefix are plugins: `plugins/<name>`.
+/// Keys of [`Space::System`] under this prefix are plugins.
 pub const PLUGINS_PREFIX: &str = "plugins/";
 
 /// One change of one key.
@@ -105,7 +100,7 @@ impl Value {
         Self { content_type: Self::JSON.to_owned(), bytes: text.into() }
     }
 
-    /// Whether the value is JSON text.
+    /// Whether the media type is JSON.
     pub fn is_json(&self) -> bool {
         self.content_type == Self::JSON
     }
@@ -131,7 +126,7 @@ pub enum AskedBy {
     Plugin,
 }
 
-/// The content of a [`Precondition`].
+/// What a [`Precondition`] states.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Fact {
     /// The entry of `key` has exactly this revision; `None`: the key has no entry.
@@ -160,14 +155,13 @@ pub enum Fact {
     },
 }
 
-/// A SHA-256 over the keys and revisions of a range, in order (see [`RangeDigest::of`]).
+/// A SHA-256 over the keys and revisions of a range, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RangeDigest(pub [u8; 32]);
 
 impl RangeDigest {
     /// The digest of keys with their revisions, in key order.
     pub fn of<'a>(entries: impl IntoIterator<Item = (&'a str, u64)>) -> Self {
-        use sha2::{Digest, Sha256};
         let mut hash = Sha256::new();
         for (key, revision) in entries {
             hash.update((key.len() as u64).to_be_bytes());

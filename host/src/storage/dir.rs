@@ -7,10 +7,6 @@ use std::fs::File;
 use std::path::Path;
 
 /// Creates a directory and its missing parents, durably.
-///
-/// # Errors
-///
-/// If the system refuses.
 pub fn create(dir: &Path) -> std::io::Result<()> {
     if dir.is_dir() {
         return Ok(());
@@ -24,10 +20,6 @@ pub fn create(dir: &Path) -> std::io::Result<()> {
 }
 
 /// Makes the names in a directory, and in all directories below it, durable.
-///
-/// # Errors
-///
-/// If the system refuses.
 pub fn sync_tree(dir: &Path) -> std::io::Result<()> {
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
@@ -39,10 +31,6 @@ pub fn sync_tree(dir: &Path) -> std::io::Result<()> {
 }
 
 /// Makes the names in a directory durable.
-///
-/// # Errors
-///
-/// If the system refuses.
 pub fn sync(dir: &Path) -> std::io::Result<()> {
     File::open(dir)?.sync_all()
 }

@@ -13,17 +13,11 @@ pub enum Error {
     #[error("{0}")]
     Io(#[source] Arc<std::io::Error>),
     /// Another process uses the directory.
-    #[error("{} is in use by another process", path.display())]
-    Locked {
-        /// The directory.
-        path: PathBuf,
-    },
+    #[error("{} is in use by another process", .0.display())]
+    Locked(PathBuf),
     /// Stored data differs from the data that was written.
-    #[error("{what} is damaged")]
-    Corrupt {
-        /// The damaged item.
-        what: String,
-    },
+    #[error("{0} is damaged")]
+    Corrupt(String),
     /// The directory was written by another version of brink, in a format that this one cannot read.
     #[error("{} has format {found}; this version of brink reads format {supported}", path.display())]
     Format {
@@ -52,7 +46,7 @@ pub enum Error {
 
 impl Error {
     pub(super) fn corrupt(what: impl Into<String>) -> Self {
-        Self::Corrupt { what: what.into() }
+        Self::Corrupt(what.into())
     }
 }
 

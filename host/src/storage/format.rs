@@ -8,9 +8,10 @@ use super::engine::{Durability, StorageEngine, Table, WriteBatch};
 /// The format this version reads and writes. Any change of a stored layout raises it.
 const FORMAT: u32 = 3;
 
-const KEY: &[u8] = b"format";
+/// The name of the format number in a database's table of named values.
+pub(super) const KEY: &[u8] = b"format";
 
-/// Checks the format number in a database's table of named values, and writes it if the database is new.
+/// Checks the format number of a database, and writes it if the database is new.
 pub(super) fn check(engine: &dyn StorageEngine, table: Table, dir: &Path) -> Result<(), Error> {
     match engine.get(table, KEY)? {
         Some(found) if *found == FORMAT.to_be_bytes() => Ok(()),
@@ -24,9 +25,4 @@ pub(super) fn check(engine: &dyn StorageEngine, table: Table, dir: &Path) -> Res
             engine.write(batch, Durability::All)
         }
     }
-}
-
-/// Whether a key of that table holds the format number.
-pub(super) fn is_format(key: &[u8]) -> bool {
-    key == KEY
 }

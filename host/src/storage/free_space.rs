@@ -40,24 +40,13 @@ pub struct DiskFull {
 }
 
 impl FreeSpace {
-    /// The free space of the disk that holds a directory. The disk counts as empty until the first
-    /// [`FreeSpace::measure`].
+    /// The disk that holds a directory. It counts as empty until the first [`FreeSpace::measure`].
     pub fn new(dir: &Path, reserve_bytes: u64) -> Self {
-        let inner = Inner {
-            dir: dir.to_path_buf(),
-            reserve_bytes,
-            free_bytes: AtomicU64::new(u64::MAX),
-            is_full: watch::Sender::new(false),
-        };
-        Self { inner: Arc::new(inner) }
+        let (dir, free_bytes, is_full) = (dir.to_path_buf(), AtomicU64::new(u64::MAX), watch::Sender::new(false));
+        Self { inner: Arc::new(Inner { dir, reserve_bytes, free_bytes, is_full }) }
     }
 
-    /// A disk that is never full.
-    pub fn unlimited() -> Self {
-        Self::new(Path::new("/"), 0)
-    }
-
-    /// Asks the file system. Blocks until it answers.
+    /// Blocks until the file system answers.
     pub fn measure(&self) {
         match rustix::fs::statvfs(&self.inner.dir) {
             Ok(stat) => self.set_free(stat.f_bavail.saturating_mul(stat.f_frsize)),
@@ -90,8 +79,7 @@ impl FreeSpace {
         let _ = self.inner.is_full.subscribe().wait_for(|is_full| *is_full).await;
     }
 
-    /// Records the free space.
-    pub(crate) fn set_free(&self, free_bytes: u64) {
+    fn set_free(&self, free_bytes: u64) {
         let inner = &self.inner;
         inner.free_bytes.store(free_bytes, Ordering::Relaxed);
         let was_full = self.is_full();
@@ -117,15 +105,11 @@ mod tests {
     fn a_full_disk_needs_more_than_its_reserve_to_count_as_usable_again() {
         let space = FreeSpace::new(Path::new("/"), 800);
         assert!(space.disk_full().is_none());
-        space.set_free(799);
-        let disk_full = space.disk_full().unwrap();
-        assert_eq!((disk_full.free_bytes, disk_full.reserve_bytes), (799, 800));
-        space.set_free(899);
-        assert!(space.is_full());
-        space.set_free(900);
-        assert!(!space.is_full());
-        space.set_free(800);
-        assert!(!space.is_full());
+        for (free_bytes, is_full) in [(799, true), (899, true), (900, false), (800, false)] {
+            space.set_free(free_bytes);
+            let expected = is_full.then(|| DiskFull { path: "/".into(), free_bytes, reserve_bytes: 800 });
+            assert_eq!(space.disk_full(), expected);
+        }
     }
 
     #[test]
@@ -134,6 +118,6 @@ mod tests {
         space.measure();
         let free = space.disk_full().unwrap().free_bytes;
         assert!(free > 0 && free < u64::MAX / 2, "{free}");
-        assert!(!FreeSpace::unlimited().is_full());
+        assert!(!FreeSpace::new(Path::new("/"), 0).is_full());
     }
 }

@@ -9,23 +9,15 @@
 //!
 //! The node keeps two databases, because the engine locks its journal while it syncs:
 //!
-//! - [`Log`], in `log/`: entries by index. One writer thread turns everything that is queued into one batch and one
-//!   fsync.
-//! - [`Data`], in `data/`: entries by key, the registry, the revision, the hook epoch, remembered outcomes of writes
-//!   with an idempotency key, and the position of the last applied log entry. Many log entries are applied as one
-//!   batch, without an fsync: the log holds whatever a crash takes from it.
+//! - [`Log`], in `log/`: entries by index, with one fsync for all appends that wait at one moment.
+//! - [`Data`], in `data/`: entries by key, the registry, and all else that applying the log results in. Many log entries
+//!   are applied as one batch, without an fsync: the log holds whatever a crash takes from it.
 //!
-//! Both use the traits of `engine`, which is fjall in production and a simulated disk in tests that cut its power.
+//! Both use the traits of `engine`, which is fjall in production and a simulated disk in tests that cut its power. Their
+//! chapters list what each guarantees.
 //!
 //! Every change of the store is a [`GuardedWrite`] (see [`command`]). [`Data::apply`] is the only way in, and depends
 //! on the state and the write alone. This module knows neither how writes are agreed on nor who sends them.
-//!
-//! # Guarantees
-//!
-//! - When an append's `done` reports success, the append and everything queued before it are on disk.
-//! - A log that lost durable data is refused when it is opened ([`Error::Lost`]), as far as its watermark can tell.
-//! - A batch is applied as a whole or not at all, together with the position of its last entry.
-//! - A damaged log entry or snapshot is noticed by its checksum and never used.
 //!
 //! # Failure model
 //!
@@ -35,11 +27,9 @@
 //!
 //! # Cost
 //!
-//! One fsync for all appends that wait at one moment; one batch without an fsync for each run of applied entries.
-//!
-//! Settings of the two databases bound memory and recovery: recent writes are held in tables of 16 MiB (data) and 8 MiB
-//! (log), of which up to five exist at once, and the journals that a restart reads are cut at 128 MiB each. Opened
-//! after a crash with 1,000,000 entries of 256 bytes, both take about a second.
+//! Recent writes are held in tables of 16 MiB (data) and 8 MiB (log), of which up to five exist at once, and the
+//! journals that a restart reads are cut at 128 MiB each. Opened after a crash with 1,000,000 entries of 256 bytes, both
+//! take about a second.
 
 pub mod command;
 pub mod dir;
@@ -56,14 +46,10 @@ pub use self::command::{
     Action, AskedBy, Effect, Entry, EntryMeta, Fact, Fingerprint, GuardedWrite, HOOKS_PREFIX, Idempotency, Operation,
     Outcome, PLUGINS_PREFIX, Precondition, RangeDigest, Space, Value,
 };
-#[cfg(test)]
-pub(crate) use self::engine::memory;
 pub use self::error::Error;
 pub use self::free_space::{DiskFull, FreeSpace};
-#[cfg(test)]
-pub(crate) use self::log::simulated as simulated_log;
 pub use self::log::{Done, Log, OnFsync};
 pub use self::poison::Poison;
-#[cfg(test)]
-pub(crate) use self::state::simulated as simulated_data;
 pub use self::state::{Data, Page, RangeQuery, SnapshotReader, verify_snapshot};
+#[cfg(test)]
+pub(crate) use self::{engine::memory, log::simulated as simulated_log, state::simulated as simulated_data};

@@ -5,35 +5,28 @@
 //! every later change fails because of it, and the node is told and stops. The next start trusts only the content of
 //! the disk.
 
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::path::Path;
+use std::sync::Arc;
 
-use tokio::sync::watch;
+use tokio::sync::SetOnce;
 
 use super::Error;
 
 /// The first failure of a database, if there was one. Cheap to clone; all clones are the same.
 #[derive(Clone)]
 pub struct Poison {
-    inner: Arc<Inner>,
-}
-
-struct Inner {
-    path: PathBuf,
-    first: OnceLock<Error>,
-    is_poisoned: watch::Sender<bool>,
+    path: Arc<Path>,
+    first: Arc<SetOnce<Error>>,
 }
 
 impl Poison {
-    /// For the database at a path, which has not failed yet.
     pub(super) fn new(path: &Path) -> Self {
-        let inner = Inner { path: path.to_path_buf(), first: OnceLock::new(), is_poisoned: watch::Sender::new(false) };
-        Self { inner: Arc::new(inner) }
+        Self { path: path.into(), first: Arc::default() }
     }
 
     /// The directory of the database.
     pub fn path(&self) -> &Path {
-        &self.inner.path
+        &self.path
     }
 
     /// Runs an action on the disk, unless an earlier one failed. Keeps the failure of this one.
@@ -44,7 +37,7 @@ impl Poison {
 
     /// Fails if an earlier action failed.
     pub(super) fn check(&self) -> Result<(), Error> {
-        match self.inner.first.get() {
+        match self.first.get() {
             Some(error) => Err(Error::Poisoned(Arc::new(error.clone()))),
             None => Ok(()),
         }
@@ -53,18 +46,14 @@ impl Poison {
     /// Keeps a failure, if it is the first.
     pub(super) fn set(&self, error: &Error) {
         // Later failures are consequences of the first, and a closed database has not failed.
-        if matches!(error, Error::Closed | Error::Poisoned(_)) || self.inner.first.set(error.clone()).is_err() {
-            return;
+        let is_consequence = matches!(error, Error::Closed | Error::Poisoned(_));
+        if !is_consequence && self.first.set(error.clone()).is_ok() {
+            tracing::error!(path = %self.path.display(), %error, "the disk has failed; nothing more is written");
         }
-        tracing::error!(path = %self.inner.path.display(), %error, "the disk has failed; nothing more is written");
-        self.inner.is_poisoned.send_replace(true);
     }
 
     /// Waits for the first failure; forever, if there is none.
     pub async fn poisoned(&self) -> Error {
-        let mut is_poisoned = self.inner.is_poisoned.subscribe();
-        // The channel stays open: its sender lives as long as `self`.
-        let _ = is_poisoned.wait_for(|is_poisoned| *is_poisoned).await;
-        self.inner.first.get().cloned().unwrap_or(Error::Closed)
+        self.first.wait().await.clone()
     }
 }

@@ -3,8 +3,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::Error;
-use super::command::{Entry, EntryMeta, Value};
+use super::{Entry, EntryMeta, Error, Value};
 
 #[derive(Serialize, Deserialize)]
 struct Header<'a> {
@@ -12,7 +11,6 @@ struct Header<'a> {
     content_type: &'a str,
 }
 
-/// Encodes a value with its metadata.
 pub(super) fn encode(meta: EntryMeta, value: &Value) -> Result<Vec<u8>, Error> {
     let header = Header { meta, content_type: &value.content_type };
     let buffer = Vec::with_capacity(64 + value.content_type.len() + value.bytes.len());
@@ -29,13 +27,11 @@ pub(super) fn decode(key: String, record: &[u8], with_value: bool) -> Result<Ent
     Ok(Entry { key, meta: header.meta, value: Value { content_type: header.content_type.to_owned(), bytes } })
 }
 
-/// Decodes the metadata of an entry.
 pub(super) fn decode_meta(record: &[u8]) -> Result<EntryMeta, Error> {
     let header = postcard::take_from_bytes::<Header<'_>>(record).map_err(|_| Error::corrupt("an entry's header"))?;
     Ok(header.0.meta)
 }
 
-/// Decodes a key.
 pub(super) fn decode_key(key: &[u8]) -> Result<String, Error> {
     std::str::from_utf8(key).map(str::to_owned).map_err(|_| Error::corrupt("a key"))
 }

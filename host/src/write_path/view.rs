@@ -12,6 +12,6 @@ impl View for LocalView {
     }
 
     fn list(&self, start: &str, end: &str, limit: u32) -> Result<(Vec<String>, RangeDigest), ViewError> {
-        self.0.digest_range(Space::Kv, start, end, limit).map_err(|error| ViewError(error.into()))
+        self.0.digest_range(start, end, limit).map_err(|error| ViewError(error.into()))
     }
 }

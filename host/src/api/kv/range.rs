@@ -68,8 +68,8 @@ impl Parameters for Range {
             after,
             reverse,
             keys_only: values.flag("keys_only")?,
-            limit,
-            bytes_max: PAGE_BYTES_MAX,
+            limit: Some(limit),
+            bytes_max: Some(PAGE_BYTES_MAX),
         };
         Ok(Self { consistency, query })
     }

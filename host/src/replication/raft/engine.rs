@@ -165,7 +165,7 @@ mod tests {
     impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Disk {
         async fn build(&self) -> Result<(TempDir, LogStore, StateMachine), StorageError<TypeConfig>> {
             let dir = tempfile::tempdir().unwrap();
-            let log = Log::open(&dir.path().join("log"), Box::new(|_, _| {})).unwrap();
+            let log = Log::open(&dir.path().join("log"), Box::new(|_, _| {}), false).unwrap();
             let data = Data::open(&dir.path().join("data"), 8 << 20).unwrap();
             let (applied, telemetry) = (Arc::new(Applied::of(&data).unwrap()), Telemetry::disabled());
             let log_store = LogStore { log, telemetry: telemetry.clone() };

@@ -33,10 +33,7 @@ pub struct LogStore {
 
 impl LogStore {
     fn read_entries(&self, range: std::ops::Range<u64>, bytes_max: Option<usize>) -> io::Result<Vec<LogEntry>> {
-        let encoded = match bytes_max {
-            Some(bytes_max) => self.log.read_bounded(range, bytes_max),
-            None => self.log.read(range),
-        };
+        let encoded = self.log.read(range, bytes_max.unwrap_or(usize::MAX));
         encoded.map_err(io::Error::other)?.iter().map(|bytes| decode(bytes).map_err(io::Error::other)).collect()
     }
 

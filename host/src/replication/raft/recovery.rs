@@ -50,7 +50,7 @@ fn name(index: Option<u64>) -> String {
 
 fn index(bytes: Option<bytes::Bytes>) -> Result<Option<u64>, Error> {
     let log_id: Option<LogId> = match bytes {
-        Some(bytes) => Some(decode(&bytes).map_err(|_| Error::Corrupt { what: "a log id".to_owned() })?),
+        Some(bytes) => Some(decode(&bytes).map_err(|_| Error::Corrupt("a log id".to_owned()))?),
         None => None,
     };
     Ok(log_id.map(|log_id| log_id.index()))

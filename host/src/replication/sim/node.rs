@@ -95,7 +95,7 @@ impl Node {
             snapshot_entries: self.snapshot_entries,
             blocking: Blocking::InPlace(random_delay),
             may_found: true,
-            free_space: FreeSpace::unlimited(),
+            free_space: FreeSpace::new("/".as_ref(), 0),
         };
         let transport = Arc::new(SimTransport::new(self.number, outbox));
         let (started, parts) = (start.clone(), (log.clone(), data.clone()));

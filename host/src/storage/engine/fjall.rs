@@ -11,85 +11,92 @@ use fjall::{
 use super::{Bounds, Durability, Keys, ReadTables, Rows, Slice, StorageEngine, Table, WriteBatch};
 use crate::storage::{Error, dir};
 
-/// Settings of a database.
-#[derive(Debug, Clone, Copy)]
-pub struct DatabaseOptions {
-    /// Memory for cached blocks.
-    pub cache_bytes: u64,
-    /// Journal bytes kept before tables are flushed; bounds recovery time.
-    pub journal_bytes_max: u64,
-    /// Threads that flush and compact tables.
-    pub workers: usize,
-}
+/// Journal bytes kept before tables are flushed. A node that restarts after a crash reads them all, which takes some
+/// seconds per GiB, so this bounds recovery time.
+const JOURNAL_BYTES_MAX: u64 = 128 * 1024 * 1024;
+
+/// Threads that flush and compact tables. With more than one, the first takes no compactions and hands each to itself
+/// again until another thread takes it: it keeps a core busy while the others compact.
+const WORKERS: usize = 1;
 
 /// Settings of a table. They take effect when the table is created, and never again.
-#[derive(Debug, Clone, Copy)]
 pub struct TableOptions {
     pub name: &'static str,
-    /// Memory of the table before it is flushed.
+    /// Memory of the table before it is flushed. Up to four more wait for their flush before writers are held up.
     pub memtable_bytes_max: u64,
     /// Values larger than this are stored apart from their keys; none, if absent.
     pub separate_bytes_min: Option<u32>,
 }
 
-/// Opens the database in a directory, and creates the database and its tables if they are missing.
-pub fn open(dir: &Path, options: DatabaseOptions, tables: &[TableOptions]) -> Result<Box<dyn StorageEngine>, Error> {
-    let db = open_database(dir, options)?;
-    let keyspace = |table: &TableOptions| db.keyspace(table.name, || keyspace_options(*table));
+/// Opens the database in a directory, with `cache_bytes` of memory for blocks of its tables. Creates the database and
+/// its tables if they are missing.
+pub fn open(dir: &Path, cache_bytes: u64, tables: &[TableOptions]) -> Result<Box<dyn StorageEngine>, Error> {
+    let db = open_database(dir, cache_bytes)?;
+    let keyspace = |table: &TableOptions| {
+        let separation = |bytes| KvSeparationOptions::default().separation_threshold(bytes);
+        let options = KeyspaceCreateOptions::default().max_memtable_size(table.memtable_bytes_max);
+        db.keyspace(table.name, || options.with_kv_separation(table.separate_bytes_min.map(separation)))
+    };
     let keyspaces = tables.iter().map(keyspace).collect::<Result<_, _>>()?;
     // fjall syncs the files in its directories, but not the names of the directories.
     dir::sync_tree(dir)?;
-    Ok(Box::new(FjallEngine { db, keyspaces }))
+    Ok(Box::new(FjallEngine { db, keyspaces, snapshot: None }))
 }
 
 /// Opens a database, and tells apart the failures that an operator can mend.
-fn open_database(dir: &Path, options: DatabaseOptions) -> Result<Database, Error> {
-    let builder = Database::builder(dir)
-        .max_journaling_size(options.journal_bytes_max)
-        .worker_threads(options.workers)
-        .cache_size(options.cache_bytes);
+fn open_database(dir: &Path, cache_bytes: u64) -> Result<Database, Error> {
+    let builder =
+        Database::builder(dir).max_journaling_size(JOURNAL_BYTES_MAX).worker_threads(WORKERS).cache_size(cache_bytes);
     // fjall panics on some kinds of damage.
     let opened = catch_unwind(AssertUnwindSafe(|| builder.open()));
     let damaged = |reason: &dyn std::fmt::Display| Error::corrupt(format!("{} ({reason})", dir.display()));
     match opened {
         Ok(Ok(db)) => Ok(db),
-        Ok(Err(fjall::Error::Locked)) => Err(Error::Locked { path: dir.to_path_buf() }),
+        Ok(Err(fjall::Error::Locked)) => Err(Error::Locked(dir.to_path_buf())),
         Ok(Err(fjall::Error::Io(error))) => Err(error.into()),
         Ok(Err(error)) => Err(damaged(&error)),
         Err(_) => Err(damaged(&"the storage engine panicked while reading it")),
     }
 }
 
-fn keyspace_options(table: TableOptions) -> KeyspaceCreateOptions {
-    let separation = table.separate_bytes_min.map(|bytes| KvSeparationOptions::default().separation_threshold(bytes));
-    KeyspaceCreateOptions::default().max_memtable_size(table.memtable_bytes_max).with_kv_separation(separation)
-}
-
-/// An open database. Cheap to clone.
-#[derive(Clone)]
+/// An open database, or a view of it.
 struct FjallEngine {
     db: Database,
     /// One for each [`Table`], in the order of their numbers.
     keyspaces: Arc<[Keyspace]>,
+    /// What a view reads; none, to read the newest batches.
+    snapshot: Option<Snapshot>,
 }
 
 impl FjallEngine {
     fn keyspace(&self, table: Table) -> Result<&Keyspace, Error> {
         self.keyspaces.get(table.0).ok_or_else(|| fjall::Error::KeyspaceDeleted.into())
     }
+
+    fn iter(&self, table: Table, bounds: Bounds) -> Result<fjall::Iter, Error> {
+        let keyspace = self.keyspace(table)?;
+        Ok(match &self.snapshot {
+            Some(snapshot) => snapshot.range(keyspace, bounds),
+            None => keyspace.range(bounds),
+        })
+    }
 }
 
 impl ReadTables for FjallEngine {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Slice>, Error> {
-        Ok(self.keyspace(table)?.get(key)?)
+        let keyspace = self.keyspace(table)?;
+        Ok(match &self.snapshot {
+            Some(snapshot) => snapshot.get(keyspace, key)?,
+            None => keyspace.get(key)?,
+        })
     }
 
     fn range(&self, table: Table, bounds: Bounds) -> Result<Rows, Error> {
-        Ok(rows(self.keyspace(table)?.range(bounds)))
+        Ok(Box::new(self.iter(table, bounds)?.map(|row| Ok(row.into_inner()?))))
     }
 
     fn keys(&self, table: Table, bounds: Bounds) -> Result<Keys, Error> {
-        Ok(keys(self.keyspace(table)?.range(bounds)))
+        Ok(Box::new(self.iter(table, bounds)?.map(|row| Ok(row.key()?))))
     }
 }
 
@@ -116,37 +123,11 @@ impl StorageEngine for FjallEngine {
     }
 
     fn view(&self) -> Box<dyn ReadTables> {
-        Box::new(FjallView { snapshot: self.db.snapshot(), engine: self.clone() })
+        let (db, keyspaces) = (self.db.clone(), self.keyspaces.clone());
+        Box::new(Self { db, keyspaces, snapshot: Some(self.db.snapshot()) })
     }
 
     fn clear(&self, table: Table) -> Result<(), Error> {
         Ok(self.keyspace(table)?.clear()?)
     }
-}
-
-struct FjallView {
-    snapshot: Snapshot,
-    engine: FjallEngine,
-}
-
-impl ReadTables for FjallView {
-    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Slice>, Error> {
-        Ok(self.snapshot.get(self.engine.keyspace(table)?, key)?)
-    }
-
-    fn range(&self, table: Table, bounds: Bounds) -> Result<Rows, Error> {
-        Ok(rows(self.snapshot.range(self.engine.keyspace(table)?, bounds)))
-    }
-
-    fn keys(&self, table: Table, bounds: Bounds) -> Result<Keys, Error> {
-        Ok(keys(self.snapshot.range(self.engine.keyspace(table)?, bounds)))
-    }
-}
-
-fn rows(range: fjall::Iter) -> Rows {
-    Box::new(range.map(|row| Ok(row.into_inner()?)))
-}
-
-fn keys(range: fjall::Iter) -> Keys {
-    Box::new(range.map(|row| Ok(row.key()?)))
 }

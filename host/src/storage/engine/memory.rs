@@ -8,9 +8,8 @@
 //!
 //! Beside the database lies one small file, the sidecar, which is replaced as a whole.
 //!
-//! On demand a disk fails ([`SimDisk::fail_next`]), is full ([`SimDisk::set_full`]), is slow
-//! ([`SimDisk::set_sync_time`]), or loses records that it reported as synced ([`SimDisk::lose_tail`]). After a failed
-//! write or sync nothing more is written until the database is opened again, as with fjall.
+//! On demand a disk fails, is slow, or loses records that it reported as synced. After a failed write or sync
+//! nothing more is written until the database is opened again, as with fjall.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,7 +21,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::{Bounds, Change, Durability, Keys, ReadTables, Rows, Slice, StorageEngine, Table, WriteBatch};
+use super::{Bounds, Change, Durability, EVERYTHING, ReadTables, Rows, Slice, StorageEngine, Table, WriteBatch};
 use crate::storage::Error;
 
 /// Versions of the sidecar, any of which a power loss may leave.
@@ -37,32 +36,23 @@ pub(crate) struct SimDisk {
 /// A disk operation that can fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Operation {
-    /// Write a record.
     Write,
-    /// Make everything durable.
     Sync,
 }
 
 struct DiskState {
     rng: fastrand::Rng,
     /// Everything written, in order.
-    journal: Vec<Record>,
+    journal: Vec<Vec<Change>>,
     /// Number of durable records.
     synced: usize,
     /// Number of the current opening. Earlier openings can no longer write.
     opening: u64,
     is_open: bool,
     fails_next: Option<(Operation, io::ErrorKind)>,
-    is_full: bool,
     /// Versions of the sidecar, from the last synced one on; readers see the last.
     sidecars: Vec<Bytes>,
     sync_ms: RangeInclusive<u64>,
-}
-
-#[derive(Clone)]
-enum Record {
-    Batch(Vec<Change>),
-    Clear(Table),
 }
 
 /// The content of a database. Cheap to clone.
@@ -70,7 +60,7 @@ enum Record {
 struct Tables(BTreeMap<Table, Arc<BTreeMap<Slice, Slice>>>);
 
 impl SimDisk {
-    /// An empty disk. The seed decides what power losses leave of it, and how long its syncs take.
+    /// An empty disk. The seed decides what a power loss leaves of it, and how long a sync takes.
     pub(crate) fn new(seed: u64) -> Self {
         let state = DiskState {
             rng: fastrand::Rng::with_seed(seed),
@@ -79,7 +69,6 @@ impl SimDisk {
             opening: 0,
             is_open: false,
             fails_next: None,
-            is_full: false,
             sidecars: Vec::new(),
             sync_ms: 0..=0,
         };
@@ -111,7 +100,7 @@ impl SimDisk {
         state.shut_out();
     }
 
-    /// Forgets everything, as if the disk were replaced by a new one.
+    /// Forgets everything, like a new disk.
     pub(crate) fn wipe(&self) {
         self.lose_tail(usize::MAX);
         self.state.lock().sidecars.clear();
@@ -122,24 +111,18 @@ impl SimDisk {
         self.state.lock().fails_next = Some((operation, error));
     }
 
-    /// Whether the disk is full, so that every write fails.
-    pub(crate) fn set_full(&self, is_full: bool) {
-        self.state.lock().is_full = is_full;
-    }
-
     /// Sets how long a sync takes, in milliseconds.
     pub(crate) fn set_sync_time(&self, ms: RangeInclusive<u64>) {
         self.state.lock().sync_ms = ms;
     }
 
-    /// How long the next sync takes.
     pub(crate) fn next_sync_time(&self) -> Duration {
         let mut state = self.state.lock();
         let range = state.sync_ms.clone();
         Duration::from_millis(state.rng.u64(range))
     }
 
-    /// The number of records in the journal, and the number of durable ones.
+    /// How many records are in the journal, and how many of them are durable.
     pub(crate) fn records(&self) -> (usize, usize) {
         let state = self.state.lock();
         (state.journal.len(), state.synced)
@@ -149,14 +132,33 @@ impl SimDisk {
     pub(crate) fn open(&self, waits: bool) -> Result<MemoryEngine, Error> {
         let mut state = self.state.lock();
         if state.is_open {
-            return Err(Error::Locked { path: PathBuf::from("the simulated disk") });
+            return Err(Error::Locked(PathBuf::from("the simulated disk")));
         }
         state.opening += 1;
         state.is_open = true;
         let mut tables = Tables::default();
         state.journal.iter().for_each(|record| tables.apply(record));
         let content = Mutex::new(Content { tables, is_poisoned: false });
-        Ok(MemoryEngine { opening: Arc::new(Opening { disk: self.clone(), number: state.opening, waits, content }) })
+        Ok(MemoryEngine { disk: self.clone(), opening: state.opening, waits, content })
+    }
+
+    pub(in crate::storage) fn sidecar(&self) -> Option<Bytes> {
+        self.state.lock().sidecars.last().cloned()
+    }
+
+    /// Replaces the sidecar, for the process of an opening. A power loss may bring back any version since the last that
+    /// was synced.
+    pub(in crate::storage) fn set_sidecar(&self, opening: u64, content: Bytes, sync: bool) -> Result<(), Error> {
+        let mut state = self.state.lock();
+        state.check(opening)?;
+        if sync {
+            state.sidecars.clear();
+        } else if state.sidecars.len() >= SIDECARS_MAX {
+            // The background syncs it in time.
+            state.sidecars.remove(0);
+        }
+        state.sidecars.push(content);
+        Ok(())
     }
 }
 
@@ -166,28 +168,36 @@ impl DiskState {
         self.is_open = false;
     }
 
+    /// Fails if the disk was shut out or opened again since an opening.
+    fn check(&self, opening: u64) -> Result<(), Error> {
+        if self.opening == opening { Ok(()) } else { Err(Error::Closed) }
+    }
+
+    fn write(&mut self, opening: u64, record: &[Change], sync: bool) -> Result<(), Error> {
+        self.check(opening)?;
+        if !record.is_empty() {
+            self.attempt(Operation::Write)?;
+            self.journal.push(record.to_vec());
+        }
+        if sync {
+            self.attempt(Operation::Sync)?;
+            self.synced = self.journal.len();
+        }
+        Ok(())
+    }
+
     fn attempt(&mut self, operation: Operation) -> Result<(), Error> {
-        let failure = match self.fails_next {
-            Some((failing, error)) if failing == operation => {
-                self.fails_next = None;
-                Some(error)
-            }
-            _ => (self.is_full && operation == Operation::Write).then_some(io::ErrorKind::StorageFull),
-        };
-        failure.map_or(Ok(()), |error| Err(fjall::Error::Io(error.into()).into()))
+        match self.fails_next.take_if(|(failing, _)| *failing == operation) {
+            Some((_, error)) => Err(fjall::Error::Io(error.into()).into()),
+            None => Ok(()),
+        }
     }
 }
 
-/// The database on a disk, as one process has opened it. Cheap to clone; the database is open until the last clone is
-/// gone.
-#[derive(Clone)]
+/// The database on a disk, as one process has opened it, until it is dropped.
 pub(crate) struct MemoryEngine {
-    opening: Arc<Opening>,
-}
-
-struct Opening {
     disk: SimDisk,
-    number: u64,
+    pub(in crate::storage) opening: u64,
     waits: bool,
     content: Mutex<Content>,
 }
@@ -198,44 +208,21 @@ struct Content {
     is_poisoned: bool,
 }
 
-impl Drop for Opening {
+impl Drop for MemoryEngine {
     fn drop(&mut self) {
         let mut state = self.disk.state.lock();
-        if state.opening == self.number {
+        if state.opening == self.opening {
             state.is_open = false;
         }
     }
 }
 
 impl MemoryEngine {
-    /// The newest version of the sidecar.
-    pub(in crate::storage) fn sidecar(&self) -> Option<Bytes> {
-        self.opening.disk.state.lock().sidecars.last().cloned()
-    }
-
-    /// Replaces the sidecar. A power loss may bring back any version since the last that was synced.
-    pub(in crate::storage) fn set_sidecar(&self, content: Bytes, sync: bool) -> Result<(), Error> {
-        let mut state = self.opening.disk.state.lock();
-        if state.opening != self.opening.number {
-            return Err(Error::Closed);
-        }
-        if sync {
-            state.sidecars.clear();
-        } else if state.sidecars.len() >= SIDECARS_MAX {
-            // The background syncs it in time.
-            state.sidecars.remove(0);
-        }
-        state.sidecars.push(content);
-        Ok(())
-    }
-
     fn tables(&self) -> Tables {
-        self.opening.content.lock().tables.clone()
+        self.content.lock().tables.clone()
     }
-}
 
-impl Opening {
-    fn write(&self, record: Option<Record>, sync: bool) -> Result<(), Error> {
+    fn commit(&self, record: &[Change], sync: bool) -> Result<(), Error> {
         if sync && self.waits {
             std::thread::sleep(self.disk.next_sync_time());
         }
@@ -243,44 +230,23 @@ impl Opening {
         if content.is_poisoned {
             return Err(fjall::Error::Poisoned.into());
         }
-        let written = self.write_to_disk(record.as_ref(), sync);
-        match &written {
-            Ok(()) => record.iter().for_each(|record| content.tables.apply(record)),
+        let written = self.disk.state.lock().write(self.opening, record, sync);
+        match written {
+            Ok(()) => content.tables.apply(record),
             Err(_) => content.is_poisoned = true,
         }
         written
     }
-
-    fn write_to_disk(&self, record: Option<&Record>, sync: bool) -> Result<(), Error> {
-        let mut state = self.disk.state.lock();
-        if state.opening != self.number {
-            return Err(Error::Closed);
-        }
-        if let Some(record) = record {
-            state.attempt(Operation::Write)?;
-            state.journal.push(record.clone());
-        }
-        if sync {
-            state.attempt(Operation::Sync)?;
-            state.synced = state.journal.len();
-        }
-        Ok(())
-    }
 }
 
 impl Tables {
-    fn apply(&mut self, record: &Record) {
-        match record {
-            Record::Batch(changes) => {
-                for Change { table, key, value } in changes {
-                    let rows = Arc::make_mut(self.0.entry(*table).or_default());
-                    match value {
-                        Some(value) => drop(rows.insert(key.clone(), value.clone())),
-                        None => drop(rows.remove(key)),
-                    }
-                }
+    fn apply(&mut self, record: &[Change]) {
+        for Change { table, key, value } in record {
+            let rows = Arc::make_mut(self.0.entry(*table).or_default());
+            match value {
+                Some(value) => drop(rows.insert(key.clone(), value.clone())),
+                None => drop(rows.remove(key)),
             }
-            Record::Clear(table) => drop(self.0.remove(table)),
         }
     }
 }
@@ -290,11 +256,11 @@ impl StorageEngine for MemoryEngine {
         if batch.changes.is_empty() {
             return Ok(());
         }
-        self.opening.write(Some(Record::Batch(batch.changes)), durability != Durability::None)
+        self.commit(&batch.changes, durability != Durability::None)
     }
 
     fn sync(&self) -> Result<(), Error> {
-        self.opening.write(None, true)
+        self.commit(&[], true)
     }
 
     fn view(&self) -> Box<dyn ReadTables> {
@@ -302,21 +268,21 @@ impl StorageEngine for MemoryEngine {
     }
 
     fn clear(&self, table: Table) -> Result<(), Error> {
-        self.opening.write(Some(Record::Clear(table)), false)
+        let mut batch = WriteBatch::default();
+        for key in self.keys(table, EVERYTHING)? {
+            batch.remove(table, key?);
+        }
+        self.write(batch, Durability::None)
     }
 }
 
 impl ReadTables for MemoryEngine {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Slice>, Error> {
-        self.opening.content.lock().tables.get(table, key)
+        self.content.lock().tables.get(table, key)
     }
 
     fn range(&self, table: Table, bounds: Bounds) -> Result<Rows, Error> {
         self.tables().range(table, bounds)
-    }
-
-    fn keys(&self, table: Table, bounds: Bounds) -> Result<Keys, Error> {
-        self.tables().keys(table, bounds)
     }
 }
 
@@ -331,33 +297,18 @@ impl ReadTables for Tables {
         let rows: Vec<_> = rows.map(|(key, value)| Ok((key.clone(), value.clone()))).collect();
         Ok(Box::new(rows.into_iter()))
     }
-
-    fn keys(&self, table: Table, bounds: Bounds) -> Result<Keys, Error> {
-        Ok(Box::new(self.range(table, bounds)?.map(|row| Ok(row?.0))))
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::EVERYTHING;
     use super::*;
 
     const TABLE: Table = Table(0);
 
-    fn put(disk: &SimDisk, keys: std::ops::Range<u8>, synced: u8) {
-        let db = disk.open(true).unwrap();
-        for key in keys {
-            let mut batch = WriteBatch::default();
-            batch.insert(TABLE, [key], "a");
-            batch.insert(TABLE, [100 + key], "b");
-            db.write(batch, if key == synced { Durability::Data } else { Durability::None }).unwrap();
-        }
-    }
-
-    fn put_one(db: &MemoryEngine) -> Result<(), Error> {
+    fn put(db: &MemoryEngine, keys: &[u8], durability: Durability) -> Result<(), Error> {
         let mut batch = WriteBatch::default();
-        batch.insert(TABLE, "k", "v");
-        db.write(batch, Durability::Data)
+        keys.iter().for_each(|key| batch.insert(TABLE, [*key], "value"));
+        db.write(batch, durability)
     }
 
     #[test]
@@ -365,7 +316,10 @@ mod tests {
         let mut left = std::collections::BTreeSet::new();
         for seed in 0..100 {
             let disk = SimDisk::new(seed);
-            put(&disk, 0..10, 4);
+            let db = disk.open(true).unwrap();
+            for key in 0..10 {
+                put(&db, &[key, 100 + key], if key == 4 { Durability::Data } else { Durability::None }).unwrap();
+            }
             disk.lose_power();
             let db = disk.open(true).unwrap();
             let keys: Vec<u8> = db.keys(TABLE, EVERYTHING).unwrap().map(|key| key.unwrap()[0]).collect();
@@ -383,7 +337,7 @@ mod tests {
         let before = disk.open(true).unwrap();
         disk.lose_power();
         let _after = disk.open(true).unwrap();
-        assert!(matches!(put_one(&before), Err(Error::Closed)));
+        assert!(matches!(put(&before, &[1], Durability::Data), Err(Error::Closed)));
         drop(before);
         assert!(matches!(disk.open(true), Err(Error::Locked { .. })));
     }
@@ -395,11 +349,11 @@ mod tests {
             let db = disk.open(true).unwrap();
             disk.fail_next(operation, io::ErrorKind::Other);
             for _ in 0..2 {
-                put_one(&db).unwrap_err();
+                put(&db, &[1], Durability::Data).unwrap_err();
             }
-            assert!(db.get(TABLE, b"k").unwrap().is_none());
+            assert!(db.get(TABLE, &[1]).unwrap().is_none());
             drop(db);
-            put(&disk, 0..1, 0);
+            put(&disk.open(true).unwrap(), &[1], Durability::Data).unwrap();
             assert_eq!(disk.records(), if operation == Operation::Write { (1, 1) } else { (2, 2) });
         }
     }

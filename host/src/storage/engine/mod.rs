@@ -1,21 +1,19 @@
 //! The storage engine: ordered tables with atomic batches, views of one moment, and explicit durability.
 //!
-//! Production uses fjall on a directory (`fjall`). Tests use a simulated disk (`memory`), which loses power, fails,
-//! fills up and lies on demand, and outlives the node that uses it. The rest of [`crate::storage`] sees only the
-//! traits.
+//! Production uses fjall on a directory (`fjall`). Tests use a simulated disk (`memory`), which loses power, fails and
+//! lies on demand, and outlives the node that uses it. The rest of [`crate::storage`] sees only the traits.
 //!
 //! # What an implementation guarantees
 //!
 //! - A batch takes effect as a whole or not at all, also across a crash.
-//! - A crash takes nothing that a sync reported as durable, and nothing that was written to the same database before
-//!   it.
+//! - A crash takes nothing that a sync reported as durable, and nothing that was written to that database before.
 //! - Of the batches that were not synced, a crash leaves the first ones and takes the rest.
 //! - After a failed write or sync, every later one fails until the database is opened again.
 //!
 //! # Cost
 //!
-//! One virtual call for each get, batch or sync, and one for each row of a range. Keys and values are never copied on
-//! the way. A range and a view are one allocation each.
+//! One virtual call for each get, batch, sync, and row of a range; one allocation for each range and view. Keys and
+//! values are never copied on the way.
 
 pub(super) mod fjall;
 #[cfg(test)]
@@ -28,19 +26,17 @@ pub(super) use ::fjall::Slice;
 use super::Error;
 
 /// A table of a database: its position in the list of tables with which the database was opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Table(pub(super) usize);
 
 /// The first and the last key of a range.
 pub(super) type Bounds = (Bound<Vec<u8>>, Bound<Vec<u8>>);
 
-/// The range that covers a whole table.
 pub(super) const EVERYTHING: Bounds = (Bound::Unbounded, Bound::Unbounded);
 
 /// The keys and values of a range in key order, readable from both ends.
 pub(super) type Rows = Box<dyn DoubleEndedIterator<Item = Result<(Slice, Slice), Error>> + Send>;
 
-/// The keys of a range in key order, readable from both ends.
 pub(super) type Keys = Box<dyn DoubleEndedIterator<Item = Result<Slice, Error>> + Send>;
 
 /// Read access to the tables of a database.
@@ -48,14 +44,14 @@ pub(super) type Keys = Box<dyn DoubleEndedIterator<Item = Result<Slice, Error>> 
 /// A [`StorageEngine`] reads the newest batches; a view reads the state at the moment of its creation. An iterator
 /// shows one moment as well.
 pub(super) trait ReadTables: Send + Sync {
-    /// The value of a key.
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Slice>, Error>;
 
-    /// The rows between two bounds.
     fn range(&self, table: Table, bounds: Bounds) -> Result<Rows, Error>;
 
-    /// The keys between two bounds. Values stored apart from their keys are not read.
-    fn keys(&self, table: Table, bounds: Bounds) -> Result<Keys, Error>;
+    /// The keys of a range. An engine that stores large values apart from their keys does not read them.
+    fn keys(&self, table: Table, bounds: Bounds) -> Result<Keys, Error> {
+        Ok(Box::new(self.range(table, bounds)?.map(|row| Ok(row?.0))))
+    }
 }
 
 /// An open database.
@@ -75,7 +71,7 @@ pub(super) trait StorageEngine: ReadTables {
 }
 
 /// How much of a write must be on disk when it returns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Durability {
     /// Nothing: a crash may take the batch and all later ones.
     None,
@@ -86,13 +82,13 @@ pub(super) enum Durability {
 }
 
 /// Changes to any tables of one database, applied together. No key may occur twice.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct WriteBatch {
     changes: Vec<Change>,
 }
 
 /// A change of one key. Without a value, the key is removed.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 struct Change {
     table: Table,
     key: Slice,
@@ -100,18 +96,20 @@ struct Change {
 }
 
 impl WriteBatch {
-    /// An empty batch with room for `changes`.
     pub(super) fn with_capacity(changes: usize) -> Self {
         Self { changes: Vec::with_capacity(changes) }
     }
 
-    /// Sets the value of a key.
-    pub(super) fn insert(&mut self, table: Table, key: impl Into<Slice>, value: impl Into<Slice>) {
-        self.changes.push(Change { table, key: key.into(), value: Some(value.into()) });
+    /// Sets the value of a key; without a value, removes the key.
+    pub(super) fn set(&mut self, table: Table, key: impl Into<Slice>, value: Option<Slice>) {
+        self.changes.push(Change { table, key: key.into(), value });
     }
 
-    /// Removes a key.
+    pub(super) fn insert(&mut self, table: Table, key: impl Into<Slice>, value: impl Into<Slice>) {
+        self.set(table, key, Some(value.into()));
+    }
+
     pub(super) fn remove(&mut self, table: Table, key: impl Into<Slice>) {
-        self.changes.push(Change { table, key: key.into(), value: None });
+        self.set(table, key, None);
     }
 }

@@ -4,26 +4,20 @@
 //!
 //! An append puts entries into memory (`tail`), where they are readable at once, and into the queue of the `writer`.
 //! The writer runs on a thread of its own and is the only one to change the disk: `tables` stores the entries, and the
-//! `watermark` records outside of them how far they are durable. When a log is opened, `examine` compares the two.
+//! `watermark` records outside of them how far they are durable. When a log is opened, the two are compared.
 //!
 //! # Guarantees
 //!
 //! - When the `done` of an append, a truncation or a synced value reports success, it and everything queued before it
 //!   are durable.
-//! - Readers see operations in the order in which they are written.
+//! - Readers see changes in the order in which they are written.
 //! - A log that lost durable data is refused when it is opened ([`Error::Lost`]), as far as the watermark can tell.
 //! - A damaged entry is never returned. It ends the use of the log, also after a restart.
 //!
-//! # Failure model
-//!
-//! After a failed write or sync nothing is retried, since the content of the disk is unknown then: every later change
-//! fails ([`Error::Poisoned`]), and the node stops.
-//!
 //! # Cost
 //!
-//! One fsync for all appends that wait at one moment. Recent entries are kept in memory, 8 MiB of them.
+//! One fsync for all appends that wait at one moment, and 8 MiB of recent entries in memory.
 
-mod examine;
 #[cfg(test)]
 pub(crate) mod simulated;
 mod tables;
@@ -42,11 +36,10 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
-use self::examine::{OnLoss, examine};
 use self::tables::{LogTables, damaged};
 use self::tail::Tail;
-use self::watermark::{Watermark, WatermarkFile, WatermarkStore};
-use self::writer::{Change, Operation, PURGED, Writer};
+use self::watermark::WatermarkFile;
+use self::writer::{Change, PURGED, Shared, Writer};
 pub use self::writer::{Done, OnFsync};
 use super::{Error, Poison};
 
@@ -57,69 +50,36 @@ pub struct Log {
 }
 
 struct Inner {
-    tables: Arc<LogTables>,
-    /// The log as readers see it, including queued changes.
-    tail: Arc<Mutex<Tail>>,
+    shared: Arc<Shared>,
     /// The queue of the writer; `None` once the log is closed.
-    queue: Mutex<Option<UnboundedSender<Operation>>>,
+    queue: Mutex<Option<UnboundedSender<(Change, Done)>>>,
     /// The writer's thread; `None` if the writer has none, and once the log is closed.
     thread: Mutex<Option<JoinHandle<()>>>,
-    poison: Poison,
-    watermark: Arc<dyn Watermark>,
 }
 
 impl Log {
-    /// Opens the log in `dir`, creating it if it is missing, and starts its writer thread. The watermark is a file
-    /// beside the directory, of the same name with the extension `.watermark`.
-    ///
-    /// # Errors
-    ///
-    /// If the directory cannot be used, is locked, or has another format; [`Error::Lost`] if the log has lost durable
-    /// data.
-    pub fn open(dir: &Path, on_fsync: OnFsync) -> Result<Self, Error> {
-        Self::open_in(dir, on_fsync, OnLoss::Refuse)
-    }
-
-    /// Opens the log in `dir` with whatever it holds, up to the first damaged entry.
-    ///
-    /// # Errors
-    ///
-    /// As for [`Log::open`], except for lost data.
-    pub fn open_with_losses(dir: &Path, on_fsync: OnFsync) -> Result<Self, Error> {
-        Self::open_in(dir, on_fsync, OnLoss::Accept)
-    }
-
-    fn open_in(dir: &Path, on_fsync: OnFsync, on_loss: OnLoss) -> Result<Self, Error> {
-        let watermark = Box::new(WatermarkFile::beside(dir));
-        let (log, writer) = Self::load(LogTables::open(dir)?, watermark, dir, on_fsync, on_loss)?;
+    /// Opens the log in `dir`, creating it if it is missing, and starts its writer thread. A log that has lost durable
+    /// data is refused ([`Error::Lost`]), or opened with what is left up to the first damaged entry if the loss is
+    /// accepted. The watermark is a file beside the directory, with the extension `.watermark`.
+    pub fn open(dir: &Path, on_fsync: OnFsync, accepts_loss: bool) -> Result<Self, Error> {
+        let (tables, path, poison) = (LogTables::open(dir)?, dir.with_extension("watermark"), Poison::new(dir));
+        let (range, mark) = tables.examine(watermark::read(&path), dir, accepts_loss)?;
+        let watermark = WatermarkFile::create(&path, mark, poison.clone())?;
+        let (log, writer) =
+            Self::new(Shared { tables, tail: Mutex::new(Tail::new(range)), poison, watermark }, on_fsync);
         log.start(writer)?;
         Ok(log)
     }
 
-    /// Examines the log. Returns it with its writer, which does not run yet.
-    fn load(
-        tables: LogTables,
-        watermark: Box<dyn WatermarkStore>,
-        dir: &Path,
-        on_fsync: OnFsync,
-        on_loss: OnLoss,
-    ) -> Result<(Self, Writer), Error> {
-        let poison = Poison::new(dir);
-        let (range, watermark) = examine(&tables, watermark, dir, on_loss, &poison)?;
-        let (tables, tail) = (Arc::new(tables), Arc::new(Mutex::new(Tail::new(range))));
+    /// An examined log with its writer, which does not run yet.
+    fn new(shared: Shared, on_fsync: OnFsync) -> (Self, Writer) {
+        let shared = Arc::new(shared);
         let (sender, queue) = unbounded_channel();
-        let inner = Inner {
-            tables: tables.clone(),
-            tail: tail.clone(),
-            queue: Mutex::new(Some(sender)),
-            thread: Mutex::new(None),
-            poison: poison.clone(),
-            watermark: watermark.clone(),
-        };
-        Ok((Self { inner: Arc::new(inner) }, Writer { queue, tables, tail, on_fsync, poison, watermark }))
+        let writer = Writer { queue, log: shared.clone(), on_fsync };
+        let inner = Inner { shared, queue: Mutex::new(Some(sender)), thread: Mutex::new(None) };
+        (Self { inner: Arc::new(inner) }, writer)
     }
 
-    /// Runs the writer on a thread.
     fn start(&self, writer: Writer) -> Result<(), Error> {
         let thread = std::thread::Builder::new().name("brink-log".to_owned()).spawn(move || writer.run())?;
         *self.inner.thread.lock() = Some(thread);
@@ -129,7 +89,7 @@ impl Log {
     /// Appends entries, which are readable when this returns; the writer calls `done` once they are synced. Entries
     /// must follow the last one; an empty log may begin with any index.
     pub fn append(&self, entries: Vec<(u64, Bytes)>, done: Done) {
-        let mut tail = self.inner.tail.lock();
+        let mut tail = self.inner.shared.tail.lock();
         tail.append(&entries);
         // Queued under the lock, so that the queue has the order that readers saw. The same goes for all changes below.
         self.queue(Change::Append(entries), done);
@@ -137,75 +97,51 @@ impl Log {
 
     /// Removes all entries after `index`; every entry, without an index.
     pub fn truncate_after(&self, index: Option<u64>, done: Done) {
-        let mut tail = self.inner.tail.lock();
+        let mut tail = self.inner.shared.tail.lock();
         let removed = tail.truncate_after(index);
         self.queue(Change::Truncate(removed), done);
     }
 
     /// Removes all entries up to `index`, inclusive, and keeps `marker` in their place.
     pub fn purge_upto(&self, index: u64, marker: Bytes, done: Done) {
-        let mut tail = self.inner.tail.lock();
+        let mut tail = self.inner.shared.tail.lock();
         let range = tail.purge_upto(index);
-        tail.set_named(PURGED, Some(marker.clone()));
+        tail.named.insert(PURGED, Some(marker.clone()));
         self.queue(Change::Purge { range, marker }, done);
     }
 
     /// Sets or removes a named value, in order with appends. With `sync`, it is durable when `done` is called.
     pub fn save_meta(&self, name: &'static str, value: Option<Bytes>, sync: bool, done: Done) {
-        let mut tail = self.inner.tail.lock();
-        tail.set_named(name, value.clone());
+        let mut tail = self.inner.shared.tail.lock();
+        tail.named.insert(name, value.clone());
         self.queue(Change::Named { name, value, sync }, done);
     }
 
     /// A named value, as last set.
-    ///
-    /// # Errors
-    ///
-    /// If it cannot be read.
     pub fn meta(&self, name: &str) -> Result<Option<Bytes>, Error> {
-        let in_memory = self.inner.tail.lock().named(name);
-        in_memory.map_or_else(|| self.inner.tables.named(name), Ok)
+        let in_memory = self.inner.shared.tail.lock().named.get(name).cloned();
+        in_memory.map_or_else(|| self.inner.shared.tables.named(name), Ok)
     }
 
     /// The marker of the last purge.
-    ///
-    /// # Errors
-    ///
-    /// If it cannot be read.
     pub fn purged_marker(&self) -> Result<Option<Bytes>, Error> {
         self.meta(PURGED)
     }
 
     /// First and last index; none if the log is empty.
     pub fn first_last(&self) -> Option<(u64, u64)> {
-        self.inner.tail.lock().first_last()
+        let range = self.inner.shared.tail.lock().range.clone();
+        (!range.is_empty()).then(|| (range.start, range.end - 1))
     }
 
     /// One entry.
-    ///
-    /// # Errors
-    ///
-    /// If it cannot be read or is damaged.
     pub fn get(&self, index: u64) -> Result<Option<Bytes>, Error> {
-        Ok(self.read(index..index.saturating_add(1))?.into_iter().next())
+        Ok(self.read(index..index.saturating_add(1), usize::MAX)?.pop())
     }
 
-    /// Every entry of a range that the log holds, in order.
-    ///
-    /// # Errors
-    ///
-    /// If one cannot be read or is damaged.
-    pub fn read(&self, range: Range<u64>) -> Result<Vec<Bytes>, Error> {
-        self.read_bounded(range, usize::MAX)
-    }
-
-    /// The first entries of a range: at least one, and no more once they reach `bytes_max`.
-    ///
-    /// # Errors
-    ///
-    /// If one cannot be read or is damaged.
-    pub fn read_bounded(&self, range: Range<u64>, bytes_max: usize) -> Result<Vec<Bytes>, Error> {
-        let (on_disk, in_memory) = self.inner.tail.lock().read(range);
+    /// The first entries of a range that the log holds: at least one, and no more once they reach `bytes_max`.
+    pub fn read(&self, range: Range<u64>, bytes_max: usize) -> Result<Vec<Bytes>, Error> {
+        let (on_disk, in_memory) = self.inner.shared.tail.lock().read(range);
         let mut entries = Vec::new();
         let mut bytes = 0;
         for entry in on_disk.map(|index| self.read_from_disk(index)).chain(in_memory.into_iter().map(Ok)) {
@@ -228,43 +164,38 @@ impl Log {
         }
     }
 
-    /// Whether the log's disk has failed.
+    /// The first failure of the log's disk.
     pub fn poison(&self) -> &Poison {
-        &self.inner.poison
+        &self.inner.shared.poison
     }
 
     fn read_from_disk(&self, index: u64) -> Result<Bytes, Error> {
-        let error = match self.inner.tables.entry(index) {
+        let error = match self.inner.shared.tables.entry(index) {
             Ok(Some(entry)) => return Ok(entry),
             // A missing entry may have been removed since it was requested.
-            Ok(None) if !self.inner.tail.lock().contains(index) => return Err(damaged(index)),
+            Ok(None) if !self.inner.shared.tail.lock().range.contains(&index) => return Err(damaged(index)),
             Ok(None) => damaged(index),
             Err(error @ Error::Corrupt { .. }) => error,
             Err(error) => return Err(error),
         };
-        self.condemn(&error);
+        // Other entries may be damaged too, so the use of the log ends, now and after a restart.
+        self.inner.shared.poison.set(&error);
+        if let Err(error) = self.inner.shared.watermark.condemn() {
+            tracing::error!(%error, "the damage to the log could not be recorded");
+        }
         Err(error)
     }
 
-    /// Ends the use of the log, now and after a restart, since other entries may be damaged too.
-    fn condemn(&self, error: &Error) {
-        self.inner.poison.set(error);
-        if let Err(error) = self.inner.watermark.condemn() {
-            tracing::error!(%error, "the damage to the log could not be recorded");
-        }
-    }
-
     fn queue(&self, change: Change, done: Done) {
-        if let Err(error) = self.inner.poison.check() {
+        if let Err(error) = self.inner.shared.poison.check() {
             return done(Err(error));
         }
-        let operation = Operation { change, done };
         let refused = match self.inner.queue.lock().as_ref() {
-            Some(queue) => queue.send(operation).err().map(|refused| refused.0),
-            None => Some(operation),
+            Some(queue) => queue.send((change, done)).err().map(|refused| refused.0.1),
+            None => Some(done),
         };
-        if let Some(operation) = refused {
-            (operation.done)(Err(Error::Closed));
+        if let Some(done) = refused {
+            done(Err(Error::Closed));
         }
     }
 }

@@ -10,32 +10,21 @@ use bytes::Bytes;
 /// Bytes of recent entries kept for replication and apply. Entries that are not synced yet are kept beyond it.
 const TAIL_BYTES_MAX: usize = 8 * 1024 * 1024;
 
-/// The newest part of the log.
 pub(super) struct Tail {
     /// First index of the log, and the index after the last; equal if the log is empty.
-    range: Range<u64>,
+    pub(super) range: Range<u64>,
     /// The newest entries, including all that are not synced yet.
     entries: BTreeMap<u64, Bytes>,
     bytes: usize,
     /// Entries below this index are synced.
     synced: u64,
     /// Named values that were set since the log was opened; none for removed ones.
-    named: HashMap<&'static str, Option<Bytes>>,
+    pub(super) named: HashMap<&'static str, Option<Bytes>>,
 }
 
 impl Tail {
-    /// The tail of a log that was just opened.
     pub(super) fn new(range: Range<u64>) -> Self {
         Self { synced: range.end, range, entries: BTreeMap::new(), bytes: 0, named: HashMap::new() }
-    }
-
-    /// First and last index; none if the log is empty.
-    pub(super) fn first_last(&self) -> Option<(u64, u64)> {
-        (!self.range.is_empty()).then(|| (self.range.start, self.range.end - 1))
-    }
-
-    pub(super) fn contains(&self, index: u64) -> bool {
-        self.range.contains(&index)
     }
 
     /// The part of a range that must be read from disk, and the entries that follow it from memory.
@@ -47,15 +36,6 @@ impl Tail {
         let mut in_memory = self.entries.range(range.clone()).peekable();
         let on_disk_end = in_memory.peek().map_or(range.end, |(index, _)| **index);
         (range.start..on_disk_end, in_memory.map(|(_, entry)| entry.clone()).collect())
-    }
-
-    /// A named value, if it was set or removed since the log was opened.
-    pub(super) fn named(&self, name: &str) -> Option<Option<Bytes>> {
-        self.named.get(name).cloned()
-    }
-
-    pub(super) fn set_named(&mut self, name: &'static str, value: Option<Bytes>) {
-        self.named.insert(name, value);
     }
 
     pub(super) fn append(&mut self, entries: &[(u64, Bytes)]) {

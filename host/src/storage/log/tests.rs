@@ -8,17 +8,24 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tempfile::TempDir;
 
-use super::simulated;
-use super::tables::ENTRIES;
+use super::{simulated, tables::ENTRIES};
 use crate::storage::engine::{Durability, WriteBatch};
 use crate::storage::memory::{Operation, SimDisk};
 use crate::storage::{Done, Error, Log};
 
-fn log(dir: &TempDir) -> (Log, Arc<Mutex<Vec<usize>>>) {
-    let syncs = Arc::new(Mutex::new(Vec::new()));
-    let seen = syncs.clone();
-    let log = Log::open(&dir.path().join("log"), Box::new(move |_, entries| seen.lock().push(entries))).unwrap();
-    (log, syncs)
+fn open(dir: &TempDir) -> Result<Log, Error> {
+    Log::open(&dir.path().join("log"), Box::new(|_, _| {}), false)
+}
+
+fn new_log() -> (TempDir, Log) {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(&dir).unwrap();
+    (dir, log)
+}
+
+/// Closes a log and its disk.
+fn shut(log: Log) {
+    log.close();
 }
 
 fn entries(range: std::ops::Range<u64>) -> Vec<(u64, Bytes)> {
@@ -31,54 +38,49 @@ fn wait(operation: impl FnOnce(Done)) -> Result<(), Error> {
     receiver.recv_timeout(Duration::from_secs(10)).unwrap()
 }
 
+fn append(log: &Log, range: std::ops::Range<u64>) {
+    wait(|done| log.append(entries(range), done)).unwrap();
+}
+
 #[test]
 fn entries_can_be_read_at_once_and_are_reported_after_a_sync() {
     let dir = tempfile::tempdir().unwrap();
-    let (log, syncs) = log(&dir);
+    let synced = Arc::new(Mutex::new(0));
+    let seen = synced.clone();
+    let log = Log::open(&dir.path().join("log"), Box::new(move |_, entries| *seen.lock() += entries), false).unwrap();
     let (sender, receiver) = mpsc::channel();
-    let syncs_seen = syncs.clone();
-    log.append(
-        entries(1..4),
-        Box::new(move |result| {
-            result.unwrap();
-            sender.send(syncs_seen.lock().iter().sum::<usize>()).unwrap();
-        }),
-    );
-    assert_eq!(log.read(0..10).unwrap(), ["entry 1", "entry 2", "entry 3"]);
-    assert_eq!(receiver.recv_timeout(Duration::from_secs(10)).unwrap(), 3);
+    log.append(entries(1..4), Box::new(move |result| sender.send(result.map(|()| *synced.lock())).unwrap()));
+    assert_eq!(log.read(0..10, usize::MAX).unwrap(), ["entry 1", "entry 2", "entry 3"]);
+    assert_eq!(receiver.recv_timeout(Duration::from_secs(10)).unwrap().unwrap(), 3);
 }
 
 #[test]
 fn the_log_survives_closing_with_its_truncations_and_purges() {
-    let dir = tempfile::tempdir().unwrap();
-    let (log, _) = log(&dir);
+    let (dir, log) = new_log();
     log.append(entries(0..100), Box::new(|_| {}));
     log.truncate_after(Some(79), Box::new(|_| {}));
     log.append(vec![(80, "again".into())], Box::new(|_| {}));
     wait(|done| log.purge_upto(9, "nine".into(), done)).unwrap();
     log.save_meta("vote", Some("mine".into()), true, Box::new(|_| {}));
-    log.close();
-    drop(log);
+    shut(log);
 
-    let (log, _) = self::log(&dir);
+    let log = open(&dir).unwrap();
     assert_eq!(log.first_last(), Some((10, 80)));
-    assert_eq!(log.read(0..12).unwrap(), ["entry 10", "entry 11"]);
-    assert_eq!(log.read(79..200).unwrap(), ["entry 79", "again"]);
-    assert_eq!(log.read_bounded(10..50, 1).unwrap(), ["entry 10"]);
+    assert_eq!(log.read(0..12, usize::MAX).unwrap(), ["entry 10", "entry 11"]);
+    assert_eq!(log.read(79..200, usize::MAX).unwrap(), ["entry 79", "again"]);
+    assert_eq!(log.read(10..50, 1).unwrap(), ["entry 10"]);
     assert_eq!((log.purged_marker().unwrap(), log.meta("vote").unwrap()), (Some("nine".into()), Some("mine".into())));
     wait(|done| log.purge_upto(500, "all".into(), done)).unwrap();
     assert_eq!(log.first_last(), None);
-    wait(|done| log.append(entries(501..502), done)).unwrap();
+    append(&log, 501..502);
     assert_eq!(log.first_last(), Some((501, 501)));
 }
 
 #[test]
 fn a_damaged_entry_is_noticed() {
-    let dir = tempfile::tempdir().unwrap();
-    let (log, _) = log(&dir);
-    wait(|done| log.append(entries(1..3), done)).unwrap();
-    log.close();
-    drop(log);
+    let (dir, log) = new_log();
+    append(&log, 1..3);
+    shut(log);
     {
         let db = fjall::Database::builder(dir.path().join("log")).open().unwrap();
         let entries = db.keyspace("entries", fjall::KeyspaceCreateOptions::default).unwrap();
@@ -86,45 +88,33 @@ fn a_damaged_entry_is_noticed() {
         record[6] ^= 1;
         entries.insert(2_u64.to_be_bytes(), record).unwrap();
     }
-    let open = || Log::open(&dir.path().join("log"), Box::new(|_, _| {}));
-    let Err(Error::Lost { what, .. }) = open() else { panic!("the damage is not noticed") };
+    let Err(Error::Lost { what, .. }) = open(&dir) else { panic!("the damage is not noticed") };
     assert_eq!(what, "entry 2 is damaged or missing");
-    let log = Log::open_with_losses(&dir.path().join("log"), Box::new(|_, _| {})).unwrap();
-    assert_eq!(log.read(0..10).unwrap(), ["entry 1"]);
-    log.close();
-    drop(log);
-    open().unwrap().close();
-}
-
-/// Changes an entry on the disk of an open log.
-fn damage(log: &Log, index: u64) {
-    let mut batch = WriteBatch::default();
-    batch.insert(ENTRIES, index.to_be_bytes(), "not a record");
-    log.inner.tables.engine.write(batch, Durability::None).unwrap();
+    let log = Log::open(&dir.path().join("log"), Box::new(|_, _| {}), true).unwrap();
+    assert_eq!(log.read(0..10, usize::MAX).unwrap(), ["entry 1"]);
+    shut(log);
+    shut(open(&dir).unwrap());
 }
 
 /// Damage found while the log is in use ends its use for good.
 #[test]
 fn an_entry_that_is_damaged_while_the_log_is_open_condemns_it() {
-    let dir = tempfile::tempdir().unwrap();
-    let (log, _) = log(&dir);
-    wait(|done| log.append(entries(1..5), done)).unwrap();
-    log.close();
-    drop(log);
-    let (log, _) = self::log(&dir);
-    damage(&log, 2);
+    let (dir, log) = new_log();
+    append(&log, 1..5);
+    shut(log);
+    let log = open(&dir).unwrap();
+    let mut batch = WriteBatch::default();
+    batch.insert(ENTRIES, 2_u64.to_be_bytes(), "not a record");
+    log.inner.shared.tables.engine.write(batch, Durability::None).unwrap();
     assert!(matches!(log.get(2), Err(Error::Corrupt { .. })));
     assert!(matches!(wait(|done| log.append(entries(5..6), done)), Err(Error::Poisoned(_))));
-    log.close();
-    drop(log);
-    let reopened = Log::open(&dir.path().join("log"), Box::new(|_, _| {}));
-    assert!(matches!(reopened, Err(Error::Lost { .. })));
+    shut(log);
+    assert!(matches!(open(&dir), Err(Error::Lost { .. })));
 }
 
 #[test]
 fn a_closed_log_refuses_changes() {
-    let dir = tempfile::tempdir().unwrap();
-    let (log, _) = log(&dir);
+    let (_dir, log) = new_log();
     log.close();
     assert!(matches!(wait(|done| log.append(entries(1..2), done)), Err(Error::Closed)));
 }
@@ -133,16 +123,11 @@ fn log_on(disk: &SimDisk) -> Log {
     simulated::open_on_thread(disk).unwrap()
 }
 
-/// Closes a log and its disk.
-fn shut(log: Log) {
-    log.close();
-}
-
 /// First and last index of the log on a disk.
 fn range_on(disk: &SimDisk) -> Option<(u64, u64)> {
     let log = log_on(disk);
     let range = log.first_last();
-    log.close();
+    shut(log);
     range
 }
 
@@ -191,17 +176,16 @@ fn a_log_that_could_not_be_written_takes_nothing_more_until_it_is_opened_anew() 
     let disk = SimDisk::new(1);
     disk.set_sync_time(1..=2);
     let log = log_on(&disk);
-    wait(|done| log.append(entries(1..2), done)).unwrap();
+    append(&log, 1..2);
     disk.fail_next(Operation::Sync, io::ErrorKind::Other);
     assert!(matches!(wait(|done| log.append(entries(2..3), done)), Err(Error::Fjall(_))));
     assert!(matches!(wait(|done| log.append(entries(3..4), done)), Err(Error::Poisoned(_))));
     shut(log);
 
     let log = log_on(&disk);
-    disk.set_full(true);
+    disk.fail_next(Operation::Write, io::ErrorKind::StorageFull);
     assert!(wait(|done| log.append(entries(3..4), done)).is_err());
     shut(log);
-    disk.set_full(false);
     // A record whose sync failed may be there or not. Here it is there, until a lying disk loses it.
     assert_eq!(range_on(&disk), Some((1, 2)));
     disk.lose_tail(1);
@@ -210,27 +194,15 @@ fn a_log_that_could_not_be_written_takes_nothing_more_until_it_is_opened_anew() 
     assert_eq!(range_on(&disk), None);
 }
 
-fn append(log: &Log, range: std::ops::Range<u64>) {
-    wait(|done| log.append(entries(range), done)).unwrap();
-}
-
-fn vote(log: &Log, name: &'static str) {
-    wait(|done| log.save_meta("vote", Some(name.into()), true, done)).unwrap();
-}
-
 /// The reported loss when a log is opened after the last `records` of its journal are gone.
 fn loss(fill: impl FnOnce(&Log), records: usize) -> Option<String> {
     let disk = SimDisk::new(1);
     let log = log_on(&disk);
     fill(&log);
-    log.close();
-    drop(log);
+    shut(log);
     disk.lose_tail(records);
-    match simulated::open_on_thread(&disk) {
-        Ok(log) => {
-            log.close();
-            None
-        }
+    match simulated::open_on_thread(&disk).map(shut) {
+        Ok(()) => None,
         Err(Error::Lost { what, .. }) => Some(what),
         Err(error) => panic!("{error}"),
     }
@@ -264,9 +236,10 @@ fn a_log_whose_last_entry_is_another_one_is_refused() {
 #[test]
 fn a_log_that_forgot_a_vote_is_refused() {
     let fill = |log: &Log| {
-        vote(log, "first");
+        let vote = || wait(|done| log.save_meta("vote", Some("mine".into()), true, done)).unwrap();
+        vote();
         append(log, 1..3);
-        vote(log, "second");
+        vote();
     };
     assert_eq!(loss(fill, 0), None);
     assert_eq!(loss(fill, 1).unwrap(), "of 2 votes and ids the last 1 are gone");
@@ -275,13 +248,11 @@ fn a_log_that_forgot_a_vote_is_refused() {
 #[test]
 fn what_was_cut_on_purpose_is_not_missed() {
     let after_cut = |cut: &dyn Fn(&Log, Done), records| {
-        loss(
-            |log| {
-                append(log, 1..9);
-                wait(|done| cut(log, done)).unwrap();
-            },
-            records,
-        )
+        let fill = |log: &Log| {
+            append(log, 1..9);
+            wait(|done| cut(log, done)).unwrap();
+        };
+        loss(fill, records)
     };
     let purge_all = |log: &Log, done: Done| log.purge_upto(99, "99".into(), done);
     assert_eq!(after_cut(&|log, done| log.truncate_after(Some(3), done), 0), None);
@@ -344,11 +315,10 @@ fn after_a_failed_write_or_sync_nothing_more_is_tried_and_the_node_is_told() {
         let records = disk.records();
         assert!(matches!(wait(|done| log.append(entries(4..5), done)), Err(Error::Poisoned(_))));
         assert_eq!(disk.records(), records);
-        assert_eq!(log.read(1..3).unwrap(), ["entry 1", "entry 2"], "what is there can be read");
+        assert_eq!(log.read(1..3, usize::MAX).unwrap(), ["entry 1", "entry 2"], "what is there can be read");
         let told = futures::FutureExt::now_or_never(log.poison().poisoned());
         assert!(matches!(told, Some(Error::Fjall(_))), "{told:?}");
-        log.close();
-        drop(log);
-        simulated::open_on_thread(&disk).unwrap().close();
+        shut(log);
+        shut(log_on(&disk));
     }
 }

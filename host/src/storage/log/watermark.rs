@@ -25,7 +25,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -39,10 +39,7 @@ use crate::storage::{Error, Poison, dir};
 const SYNC_INTERVAL: Duration = Duration::from_millis(50);
 
 const MAGIC: &[u8; 8] = b"brink-wm";
-
-/// The format of the file.
 const FORMAT: u32 = 1;
-
 const SLOTS: u64 = 3;
 
 /// Distance of the slots: more than a disk writes at once.
@@ -63,63 +60,25 @@ pub(super) struct Mark {
     pub(super) is_damaged: bool,
 }
 
-/// The stored mark of a log that is not open yet.
-pub(super) trait WatermarkStore {
-    /// Reads the mark; none, if there never was one.
-    ///
-    /// # Errors
-    ///
-    /// If it cannot be read, has another format, or is damaged.
-    fn read(&self) -> Result<Option<Mark>, Error>;
-
-    /// Durably replaces whatever is stored by a mark, and starts to maintain it. A failed sync in the background
-    /// poisons the log.
-    ///
-    /// # Errors
-    ///
-    /// If the system refuses.
-    fn begin(self: Box<Self>, mark: Mark, poison: &Poison) -> Result<Arc<dyn Watermark>, Error>;
-}
-
-/// The mark of an open log. The writer alone advances and lowers it; any thread may condemn.
+/// The mark of an open log. The writer alone sets it; any thread may condemn.
 pub(super) trait Watermark: Send + Sync {
     /// The mark as it was last set.
     fn mark(&self) -> Mark;
 
-    /// Sets the mark; it becomes durable soon.
-    ///
-    /// # Errors
-    ///
-    /// If it cannot be written.
-    fn advance(&self, mark: Mark) -> Result<(), Error>;
-
-    /// Sets the mark; it is durable when this returns.
-    ///
-    /// # Errors
-    ///
-    /// If it cannot be written or synced.
-    fn lower(&self, mark: Mark) -> Result<(), Error>;
+    /// Sets the mark. With `sync` it is durable when this returns, otherwise soon.
+    fn set(&self, mark: Mark, sync: bool) -> Result<(), Error>;
 
     /// Records, for good, that an entry of the log is damaged.
-    ///
-    /// # Errors
-    ///
-    /// If the record cannot be written or synced.
     fn condemn(&self) -> Result<(), Error> {
-        self.lower(Mark { is_damaged: true, ..self.mark() })
+        self.set(Mark { is_damaged: true, ..self.mark() }, true)
     }
 
     /// Makes the last mark durable, and ends all background work.
-    fn close(&self);
-}
-
-/// The watermark file of a log that is not open yet.
-pub(super) struct WatermarkFile {
-    path: PathBuf,
+    fn close(&self) {}
 }
 
 /// The watermark file of an open log.
-struct OpenFile {
+pub(super) struct WatermarkFile {
     file: File,
     poison: Poison,
     slots: Mutex<Slots>,
@@ -138,44 +97,30 @@ struct Slots {
     is_closed: bool,
 }
 
-impl WatermarkFile {
-    /// The file for the log in a directory: beside it, with the extension `.watermark`.
-    pub(super) fn beside(dir: &Path) -> Self {
-        Self { path: dir.with_extension("watermark") }
+/// Reads the mark in a file; none, if there never was one.
+pub(super) fn read(path: &Path) -> Result<Option<Mark>, Error> {
+    match std::fs::read(path) {
+        Ok(bytes) => newest(&bytes, path).map(Some),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
-impl WatermarkStore for WatermarkFile {
-    fn read(&self) -> Result<Option<Mark>, Error> {
-        match std::fs::read(&self.path) {
-            Ok(bytes) => newest(&bytes, &self.path).map(Some),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    fn begin(self: Box<Self>, mark: Mark, poison: &Poison) -> Result<Arc<dyn Watermark>, Error> {
-        let file = OpenFile::create(&self.path, mark, poison.clone())?;
-        Ok(file)
-    }
-}
-
-impl Watermark for OpenFile {
+impl Watermark for WatermarkFile {
     fn mark(&self) -> Mark {
         self.slots.lock().mark
     }
 
-    fn advance(&self, mark: Mark) -> Result<(), Error> {
+    fn set(&self, mark: Mark, sync: bool) -> Result<(), Error> {
+        let was_clean = self.write(mark)?;
+        if sync {
+            return self.sync();
+        }
         // While there is something to sync the thread sleeps, and must not be woken by each write.
-        if self.write(mark)? {
+        if was_clean {
             self.changed.notify_one();
         }
         Ok(())
-    }
-
-    fn lower(&self, mark: Mark) -> Result<(), Error> {
-        self.write(mark)?;
-        self.sync()
     }
 
     fn close(&self) {
@@ -188,8 +133,9 @@ impl Watermark for OpenFile {
     }
 }
 
-impl OpenFile {
-    fn create(path: &Path, mark: Mark, poison: Poison) -> Result<Arc<Self>, Error> {
+impl WatermarkFile {
+    /// Durably replaces whatever is stored by a mark. A failed sync in the background poisons the log.
+    pub(super) fn create(path: &Path, mark: Mark, poison: Poison) -> Result<Arc<Self>, Error> {
         let new = path.with_extension("watermark-new");
         let file = OpenOptions::new().create(true).truncate(true).write(true).open(&new)?;
         for slot in 0..SLOTS {
@@ -203,12 +149,8 @@ impl OpenFile {
         let slots = Slots { mark, number: SLOTS, current: 0, is_dirty: false, is_closed: false };
         let (slots, changed, syncing) = (Mutex::new(slots), Condvar::new(), Mutex::new(None));
         let open = Arc::new(Self { file, poison, slots, changed, syncing });
-        let thread = std::thread::Builder::new().name("brink-watermark".to_owned());
-        let thread = thread.spawn({
-            let open = open.clone();
-            move || open.sync_until_closed()
-        })?;
-        *open.syncing.lock() = Some(thread);
+        let (builder, syncing) = (std::thread::Builder::new().name("brink-watermark".to_owned()), open.clone());
+        *open.syncing.lock() = Some(builder.spawn(move || syncing.sync_until_closed())?);
         Ok(open)
     }
 
@@ -225,11 +167,10 @@ impl OpenFile {
 
     /// Syncs the slot that was written last. Meanwhile the next one is written.
     fn sync(&self) -> Result<(), Error> {
-        {
-            let mut slots = self.slots.lock();
-            slots.current = (slots.current + 1) % SLOTS;
-            slots.is_dirty = false;
-        }
+        let mut slots = self.slots.lock();
+        slots.current = (slots.current + 1) % SLOTS;
+        slots.is_dirty = false;
+        drop(slots);
         Ok(self.file.sync_data()?)
     }
 
@@ -248,7 +189,6 @@ impl OpenFile {
     }
 }
 
-/// The content of a slot.
 pub(super) fn encode(mark: Mark, number: u64) -> Vec<u8> {
     let (index, checksum) = mark.last.unwrap_or_default();
     let mut record = Vec::with_capacity(RECORD_BYTES);
@@ -266,25 +206,16 @@ pub(super) fn encode(mark: Mark, number: u64) -> Vec<u8> {
 
 /// The mark of the newest valid slot.
 pub(super) fn newest(bytes: &[u8], path: &Path) -> Result<Mark, Error> {
-    let mut found: Option<(Mark, u64)> = None;
-    for slot in bytes.chunks(usize::try_from(SLOT_BYTES).unwrap_or(usize::MAX)) {
-        if let Some((mark, number)) = decode(slot, path)?
-            && found.is_none_or(|(_, other)| number > other)
-        {
-            found = Some((mark, number));
-        }
-    }
-    found.map(|(mark, _)| mark).ok_or_else(|| Error::corrupt(path.display().to_string()))
+    let slots = bytes.chunks(usize::try_from(SLOT_BYTES).unwrap_or(usize::MAX));
+    let valid: Vec<_> = slots.filter_map(|slot| decode(slot, path).transpose()).collect::<Result<_, _>>()?;
+    let newest = valid.into_iter().max_by_key(|(_, number)| *number);
+    newest.map(|(mark, _)| mark).ok_or_else(|| Error::corrupt(path.display().to_string()))
 }
 
 /// The mark and the number of a slot, unless the slot is torn.
 fn decode(slot: &[u8], path: &Path) -> Result<Option<(Mark, u64)>, Error> {
-    let Some((mut record, mut checksum)) =
-        slot.get(..RECORD_BYTES).and_then(|record| record.split_at_checked(RECORD_BYTES - 4))
-    else {
-        return Ok(None);
-    };
-    if !record.starts_with(MAGIC) || checksum.get_u32() != crc32fast::hash(record) {
+    let Some((mut record, mut rest)) = slot.split_at_checked(RECORD_BYTES - 4) else { return Ok(None) };
+    if !record.starts_with(MAGIC) || rest.try_get_u32() != Ok(crc32fast::hash(record)) {
         return Ok(None);
     }
     record.advance(MAGIC.len());
@@ -308,29 +239,29 @@ mod tests {
         Mark { promises: 7, last: Some((index, 99)), is_damaged: false }
     }
 
-    fn create(dir: &tempfile::TempDir) -> (PathBuf, Arc<OpenFile>) {
+    fn create() -> (tempfile::TempDir, std::path::PathBuf, Arc<WatermarkFile>) {
+        let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log.watermark");
-        let watermark = OpenFile::create(&path, Mark::default(), Poison::new(dir.path())).unwrap();
-        (path, watermark)
+        let watermark = WatermarkFile::create(&path, Mark::default(), Poison::new(dir.path())).unwrap();
+        (dir, path, watermark)
     }
 
     fn read(path: &Path) -> Mark {
-        WatermarkFile { path: path.to_path_buf() }.read().unwrap().unwrap()
+        super::read(path).unwrap().unwrap()
     }
 
     #[test]
     fn the_newest_mark_is_found_and_survives_a_torn_slot() {
-        let dir = tempfile::tempdir().unwrap();
-        let (path, watermark) = create(&dir);
+        let (_dir, path, watermark) = create();
         assert_eq!(read(&path), Mark::default());
         for index in 1..20 {
-            watermark.advance(mark(index)).unwrap();
+            watermark.set(mark(index), false).unwrap();
             assert_eq!(read(&path), mark(index));
             if index % 4 == 0 {
                 watermark.sync().unwrap();
             }
         }
-        watermark.lower(mark(3)).unwrap();
+        watermark.set(mark(3), true).unwrap();
         watermark.close();
         assert_eq!(read(&path), mark(3));
         // Whatever slot is torn, another is left.
@@ -345,37 +276,34 @@ mod tests {
 
     #[test]
     fn the_slot_that_was_synced_last_is_not_written_until_the_next_is_synced() {
-        let dir = tempfile::tempdir().unwrap();
-        let (path, watermark) = create(&dir);
+        let (_dir, path, watermark) = create();
         // Only this test syncs.
         watermark.close();
         let slot = |number: usize| std::fs::read(&path).unwrap()[number * 4_096..][..RECORD_BYTES].to_vec();
-        watermark.lower(mark(1)).unwrap();
+        watermark.set(mark(1), true).unwrap();
         let synced = slot(0);
         for index in 2..10 {
-            watermark.advance(mark(index)).unwrap();
+            watermark.set(mark(index), false).unwrap();
             assert_eq!(slot(0), synced);
         }
         watermark.sync().unwrap();
         watermark.sync().unwrap();
-        watermark.advance(mark(10)).unwrap();
+        watermark.set(mark(10), false).unwrap();
         assert_ne!(slot(0), synced);
     }
 
     #[test]
     fn damage_is_never_forgotten() {
-        let dir = tempfile::tempdir().unwrap();
-        let (path, watermark) = create(&dir);
+        let (_dir, path, watermark) = create();
         watermark.condemn().unwrap();
-        watermark.advance(mark(5)).unwrap();
+        watermark.set(mark(5), false).unwrap();
         watermark.close();
         assert!(read(&path).is_damaged);
     }
 
     #[test]
     fn an_unknown_format_is_named() {
-        let dir = tempfile::tempdir().unwrap();
-        let (path, watermark) = create(&dir);
+        let (_dir, path, watermark) = create();
         watermark.close();
         let mut bytes = std::fs::read(&path).unwrap();
         bytes.truncate(RECORD_BYTES);

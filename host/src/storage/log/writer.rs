@@ -3,6 +3,7 @@
 //! It drains its whole queue, writes everything as one batch, syncs once, and then calls back everyone who waits. It
 //! uses no timer: when it is idle it writes a single append at once, and under load the batches grow by themselves.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::tables::{Changes, LogTables, checksum};
+use super::tables::{Changes, LogTables, REMOVE_ENTRIES_MAX, checksum};
 use super::tail::Tail;
 use super::watermark::{Mark, Watermark};
 use crate::storage::engine::Durability;
@@ -22,40 +23,37 @@ pub type Done = Box<dyn FnOnce(Result<(), Error>) + Send>;
 /// Told how long each sync took and how many entries it made durable.
 pub type OnFsync = Box<dyn Fn(Duration, usize) + Send + Sync>;
 
-/// Entries removed in one batch, so that a long purge does not grow a batch without bound.
-const REMOVE_ENTRIES_MAX: u64 = 4_096;
-
 /// Bytes of entries in one batch; a longer queue is written in several.
 const BATCH_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 /// The name of the value that stands in for purged entries.
 pub(super) const PURGED: &str = "purged";
 
-/// A queued change with its callback.
-pub(super) struct Operation {
-    pub(super) change: Change,
-    pub(super) done: Done,
-}
-
 pub(super) enum Change {
     Append(Vec<(u64, Bytes)>),
-    Truncate(std::ops::Range<u64>),
-    Purge { range: std::ops::Range<u64>, marker: Bytes },
+    Truncate(Range<u64>),
+    Purge { range: Range<u64>, marker: Bytes },
     Named { name: &'static str, value: Option<Bytes>, sync: bool },
 }
 
-/// The writer of a log. Production gives it a thread; a simulation drives its steps itself.
-pub(super) struct Writer {
-    /// The queue of operations. Closed by the log's handle.
-    pub(super) queue: UnboundedReceiver<Operation>,
-    pub(super) tables: Arc<LogTables>,
-    pub(super) tail: Arc<Mutex<Tail>>,
-    pub(super) on_fsync: OnFsync,
+/// What the writer and the log's handles share.
+pub(super) struct Shared {
+    pub(super) tables: LogTables,
+    /// The log as readers see it, including queued changes.
+    pub(super) tail: Mutex<Tail>,
     pub(super) poison: Poison,
     pub(super) watermark: Arc<dyn Watermark>,
 }
 
-/// Operations that are written together.
+/// The writer of a log. Production gives it a thread; a simulation drives its steps itself.
+pub(super) struct Writer {
+    /// The queued changes. Closed by the log's handle.
+    pub(super) queue: UnboundedReceiver<(Change, Done)>,
+    pub(super) log: Arc<Shared>,
+    pub(super) on_fsync: OnFsync,
+}
+
+/// Changes that are written together.
 #[derive(Default)]
 pub(super) struct Staged {
     changes: Changes,
@@ -75,11 +73,11 @@ impl Writer {
             let staged = self.gather(first);
             self.write(staged);
         }
-        self.watermark.close();
+        self.log.watermark.close();
     }
 
     /// Takes everything that is queued, up to one batch.
-    pub(super) fn gather(&mut self, first: Operation) -> Staged {
+    pub(super) fn gather(&mut self, first: (Change, Done)) -> Staged {
         let mut staged = Staged::default();
         self.stage(first, &mut staged);
         while staged.bytes < BATCH_BYTES_MAX {
@@ -103,38 +101,37 @@ impl Writer {
         self.finish(staged, &result);
     }
 
-    /// Writes a batch.
     pub(super) fn commit(&self, staged: &Staged, durability: Durability) -> Result<(), Error> {
-        self.poison.attempt(|| {
+        self.log.poison.attempt(|| {
             let mark = self.lower_mark(&staged.changes)?;
             let promises = (staged.promises > 0).then_some(mark.promises + staged.promises);
-            self.tables.write(&staged.changes, promises, durability)
+            self.log.tables.write(&staged.changes, promises, durability)
         })
     }
 
     /// Raises the watermark to a batch that is now durable.
     pub(super) fn raise_mark(&self, staged: &Staged) -> Result<(), Error> {
-        self.poison.attempt(|| {
-            let mark = self.watermark.mark();
+        self.log.poison.attempt(|| {
+            let mark = self.log.watermark.mark();
             let newest = staged.newest().map(|(index, entry)| (index, checksum(index, entry)));
             let raised = Mark { last: newest.or(mark.last), promises: mark.promises + staged.promises, ..mark };
-            if raised == mark { Ok(()) } else { self.watermark.advance(raised) }
+            if raised == mark { Ok(()) } else { self.log.watermark.set(raised, false) }
         })
     }
 
     /// Calls back everyone who waits for a batch.
     pub(super) fn finish(&self, staged: Staged, result: &Result<(), Error>) {
         if let (Ok(()), Some((index, _))) = (result, staged.newest()) {
-            self.tail.lock().forget_synced(index + 1);
+            self.log.tail.lock().forget_synced(index + 1);
         }
         for done in staged.done {
             done(result.clone());
         }
     }
 
-    fn stage(&self, operation: Operation, staged: &mut Staged) {
+    fn stage(&self, (change, done): (Change, Done), staged: &mut Staged) {
         let changes = &mut staged.changes;
-        match operation.change {
+        match change {
             Change::Append(entries) => {
                 staged.appended += entries.len();
                 staged.sync = true;
@@ -149,14 +146,11 @@ impl Writer {
             }
             Change::Purge { range, marker } => {
                 changes.named.insert(PURGED, Some(marker));
-                let mut next = range.start;
-                while next < range.end {
-                    let end = range.end.min(next + REMOVE_ENTRIES_MAX);
-                    staged.changes.entries.extend((next..end).map(|index| (index, None)));
-                    next = end;
-                    if next < range.end {
+                for (count, index) in range.enumerate() {
+                    if count > 0 && count.is_multiple_of(REMOVE_ENTRIES_MAX) {
                         self.write(std::mem::take(staged));
                     }
+                    staged.changes.entries.insert(index, None);
                 }
             }
             Change::Named { name, value, sync } => {
@@ -165,30 +159,23 @@ impl Writer {
                 changes.named.insert(name, value);
             }
         }
-        staged.done.push(operation.done);
+        staged.done.push(done);
     }
 
     /// If a batch removes or replaces the entry of the mark, lowers the mark to the entry before. Returns the mark.
     fn lower_mark(&self, changes: &Changes) -> Result<Mark, Error> {
-        let mark = self.watermark.mark();
+        let mark = self.log.watermark.mark();
         let Some((index, marked)) = mark.last else { return Ok(mark) };
-        let stays = match changes.entries.get(&index) {
-            None => true,
-            Some(entry) => entry.as_ref().is_some_and(|entry| checksum(index, entry) == marked),
-        };
-        if stays {
+        let is_same = |entry: &Option<Bytes>| entry.as_ref().is_some_and(|entry| checksum(index, entry) == marked);
+        if changes.entries.get(&index).is_none_or(is_same) {
             return Ok(mark);
         }
         let mut end = index;
         while end > 0 && changes.entries.contains_key(&(end - 1)) {
             end -= 1;
         }
-        let last = match end.checked_sub(1) {
-            Some(last) => self.tables.checksum(last)?.map(|checksum| (last, checksum)),
-            None => None,
-        };
-        let lowered = Mark { last, ..mark };
-        self.watermark.lower(lowered)?;
+        let lowered = Mark { last: self.log.tables.last_before(end)?, ..mark };
+        self.log.watermark.set(lowered, true)?;
         Ok(lowered)
     }
 }

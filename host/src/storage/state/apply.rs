@@ -18,22 +18,9 @@ pub(super) struct Overlay<'a> {
     recent: &'a RecentMetas,
     revision: u64,
     hook_epoch: u64,
-    changed: HashMap<Space, BTreeMap<String, Change>>,
+    /// The new entries by their keys; none for deleted ones.
+    changed: HashMap<Space, BTreeMap<String, Option<(EntryMeta, Value)>>>,
     outcomes: Outcomes<'a>,
-}
-
-enum Change {
-    Put(EntryMeta, Value),
-    Deleted,
-}
-
-impl Change {
-    fn meta(&self) -> Option<EntryMeta> {
-        match self {
-            Self::Put(meta, _) => Some(*meta),
-            Self::Deleted => None,
-        }
-    }
 }
 
 impl<'a> Overlay<'a> {
@@ -77,21 +64,19 @@ impl<'a> Overlay<'a> {
         Ok(Outcome::Applied { revision: self.revision, effects })
     }
 
-    /// The keys of a space that the batch changes, with the new metadata of their entries; none for deleted ones.
-    pub(super) fn metas(&self, space: Space) -> Vec<(String, Option<EntryMeta>)> {
-        let changes = self.changed.get(&space).into_iter().flatten();
-        changes.map(|(key, change)| (key.clone(), change.meta())).collect()
+    /// The keys of clients that the batch changes, with the new metadata of their entries; none for deleted ones.
+    pub(super) fn metas(&self) -> Vec<(String, Option<EntryMeta>)> {
+        let changes = self.changed.get(&Space::Kv).into_iter().flatten();
+        changes.map(|(key, entry)| (key.clone(), entry.as_ref().map(|(meta, _)| *meta))).collect()
     }
 
     /// Adds the changes to a batch; returns the new revision and hook epoch.
     pub(super) fn stage(self, batch: &mut WriteBatch) -> Result<(u64, u64), Error> {
         for (space, changes) in self.changed {
             let table = tables::of(space);
-            for (key, change) in changes {
-                match change {
-                    Change::Put(meta, value) => batch.insert(table, key, record::encode(meta, &value)?),
-                    Change::Deleted => batch.remove(table, key),
-                }
+            for (key, entry) in changes {
+                let record = entry.map(|(meta, value)| record::encode(meta, &value)).transpose()?;
+                batch.set(table, key, record.map(Into::into));
             }
         }
         self.outcomes.stage(batch);
@@ -100,7 +85,7 @@ impl<'a> Overlay<'a> {
 
     fn change(&mut self, operation: &Operation, revision: u64, now_ms: u64) -> Result<Effect, Error> {
         let before = self.current(operation.space, &operation.key)?;
-        let (effect, change) = match &operation.action {
+        let (effect, entry) = match &operation.action {
             Action::Put(value) => {
                 let meta = EntryMeta {
                     version: before.map_or(1, |before| before.version + 1),
@@ -108,21 +93,21 @@ impl<'a> Overlay<'a> {
                     created_at_ms: before.map_or(now_ms, |before| before.created_at_ms),
                     updated_at_ms: now_ms,
                 };
-                (Effect::Put(meta), Change::Put(meta, value.clone()))
+                (Effect::Put(meta), Some((meta, value.clone())))
             }
             Action::Delete if before.is_none() => return Ok(Effect::Deleted { existed: false }),
-            Action::Delete => (Effect::Deleted { existed: true }, Change::Deleted),
+            Action::Delete => (Effect::Deleted { existed: true }, None),
         };
-        self.changed.entry(operation.space).or_default().insert(operation.key.clone(), change);
+        self.changed.entry(operation.space).or_default().insert(operation.key.clone(), entry);
         Ok(effect)
     }
 
     fn current(&self, space: Space, key: &str) -> Result<Option<EntryMeta>, Error> {
-        if let Some(change) = self.changed.get(&space).and_then(|changed| changed.get(key)) {
-            return Ok(change.meta());
+        if let Some(entry) = self.changed.get(&space).and_then(|changed| changed.get(key)) {
+            return Ok(entry.as_ref().map(|(meta, _)| *meta));
         }
         if let (Space::Kv, Some(meta)) = (space, self.recent.get(key)) {
-            return Ok(Some(meta));
+            return Ok(Some(*meta));
         }
         let found = self.tables.get(tables::of(space), key.as_bytes())?;
         found.map(|found| record::decode_meta(&found)).transpose()
@@ -135,25 +120,23 @@ impl<'a> Overlay<'a> {
             Fact::Revision { key, revision } => Some(revision_of(key)?).filter(|current| current != revision),
             Fact::Exists { key } => Some(revision_of(key)?).filter(Option::is_none),
             Fact::Range { start, end, limit, digest } => {
-                let now = self.digest(precondition.space, start, end, *limit)?;
-                (now != *digest).then_some(None)
+                (self.digest(precondition.space, start, end, *limit)? != *digest).then_some(None)
             }
         })
     }
 
     fn digest(&self, space: Space, start: &str, end: &str, limit: u32) -> Result<RangeDigest, Error> {
         let limit = usize::try_from(limit).unwrap_or(0);
-        let changed = self.changed.get(&space);
         let in_range = |key: &str| key >= start && (end.is_empty() || key <= end);
-        let changes = changed.into_iter().flatten().filter(|(key, _)| in_range(key));
+        let changes = self.changed.get(&space).into_iter().flatten().filter(|(key, _)| in_range(key));
         // Each deletion of the batch may hide one entry of the state, so one more is read for each change.
         let spare = changes.clone().count();
         let found = scan::revisions(self.tables, space, start, end, limit.saturating_add(spare))?;
         let mut merged: BTreeMap<String, u64> = found.into_iter().collect();
-        for (key, change) in changes {
-            match change {
-                Change::Put(meta, _) => merged.insert(key.clone(), meta.revision),
-                Change::Deleted => merged.remove(key),
+        for (key, entry) in changes {
+            match entry {
+                Some((meta, _)) => merged.insert(key.clone(), meta.revision),
+                None => merged.remove(key),
             };
         }
         Ok(RangeDigest::of(merged.iter().take(limit).map(|(key, revision)| (key.as_str(), *revision))))

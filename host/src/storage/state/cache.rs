@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use parking_lot::RwLock;
-use quick_cache::Weighter;
 use quick_cache::sync::Cache;
+use quick_cache::{Weighter, unsync};
 
 use crate::storage::command::{Entry, EntryMeta};
 
@@ -20,15 +20,16 @@ const ENTRY_BYTES_TYPICAL: u64 = 1_024;
 /// an entry is cached only if no change began since it was read. So a read that begins after a write was applied never
 /// returns the replaced entry.
 pub(super) struct EntryCache {
-    entries: Cache<String, Arc<Entry>, EntryBytes>,
+    entries: Cache<String, Arc<Entry>, ByteWeight>,
     /// Number of changes of the state that have begun. Locked for writing during a change.
     changes: RwLock<u64>,
 }
 
+/// Counts the memory of the items of both caches.
 #[derive(Clone)]
-struct EntryBytes;
+pub(super) struct ByteWeight;
 
-impl Weighter<String, Arc<Entry>> for EntryBytes {
+impl Weighter<String, Arc<Entry>> for ByteWeight {
     fn weight(&self, key: &String, entry: &Arc<Entry>) -> u64 {
         let value = &entry.value;
         let bytes = 2 * key.len() + value.content_type.len() + value.bytes.len() + ENTRY_OVERHEAD_BYTES;
@@ -39,30 +40,28 @@ impl Weighter<String, Arc<Entry>> for EntryBytes {
 impl EntryCache {
     pub(super) fn new(bytes_max: u64) -> Self {
         let entries = usize::try_from(bytes_max / ENTRY_BYTES_TYPICAL).unwrap_or(usize::MAX);
-        Self { entries: Cache::with_weighter(entries, bytes_max, EntryBytes), changes: RwLock::new(0) }
+        Self { entries: Cache::with_weighter(entries, bytes_max, ByteWeight), changes: RwLock::new(0) }
     }
 
-    /// A cached entry.
     pub(super) fn get(&self, key: &str) -> Option<Arc<Entry>> {
         self.entries.get(key)
     }
 
-    /// The number of changes, to be asked for before the state is read. Waits for a change in progress.
-    pub(super) fn changes(&self) -> u64 {
-        *self.changes.read()
-    }
-
-    /// Caches an entry that was read after this number of changes, unless another change has begun since.
-    pub(super) fn keep(&self, entry: &Arc<Entry>, read_after: u64) {
+    /// Reads an entry, and caches it unless a change has begun meanwhile. Waits for a change in progress.
+    pub(super) fn load<E>(&self, read: impl FnOnce() -> Result<Option<Entry>, E>) -> Result<Option<Arc<Entry>>, E> {
+        let before = *self.changes.read();
+        let Some(entry) = read()?.map(Arc::new) else { return Ok(None) };
         // IMPORTANT: locked until the entry is inserted, so that no change begins in between.
-        let Some(changes) = self.changes.try_read() else { return };
-        if *changes == read_after {
+        if let Some(changes) = self.changes.try_read()
+            && *changes == before
+        {
             self.entries.insert(entry.key.clone(), entry.clone());
         }
+        Ok(Some(entry))
     }
 
     /// Changes the state, and removes the entries of these keys; every entry, without keys.
-    pub(super) fn change<T, V>(&self, keys: Option<&[(String, V)]>, change: impl FnOnce() -> T) -> T {
+    pub(super) fn change<T>(&self, keys: Option<&[(String, Option<EntryMeta>)]>, change: impl FnOnce() -> T) -> T {
         let mut changes = self.changes.write();
         *changes += 1;
         let changed = change();
@@ -85,40 +84,16 @@ const META_BYTES_TYPICAL: u64 = 128;
 
 /// Metadata of recently written entries, so that apply need not look up a key in the tables each time it is written. A
 /// key that is absent here may be present in the tables.
-pub(super) struct RecentMetas {
-    metas: quick_cache::unsync::Cache<String, EntryMeta, MetaBytes>,
-}
+pub(super) type RecentMetas = unsync::Cache<String, EntryMeta, ByteWeight>;
 
-#[derive(Clone)]
-struct MetaBytes;
-
-impl Weighter<String, EntryMeta> for MetaBytes {
+impl Weighter<String, EntryMeta> for ByteWeight {
     fn weight(&self, key: &String, _meta: &EntryMeta) -> u64 {
         let bytes = key.len() + size_of::<(String, EntryMeta)>() + META_OVERHEAD_BYTES;
         u64::try_from(bytes).unwrap_or(u64::MAX)
     }
 }
 
-impl Default for RecentMetas {
-    fn default() -> Self {
-        let metas = usize::try_from(RECENT_BYTES_MAX / META_BYTES_TYPICAL).unwrap_or(usize::MAX);
-        Self { metas: quick_cache::unsync::Cache::with_weighter(metas, RECENT_BYTES_MAX, MetaBytes) }
-    }
-}
-
-impl RecentMetas {
-    /// The metadata of a key's entry, if it is cached.
-    pub(super) fn get(&self, key: &str) -> Option<EntryMeta> {
-        self.metas.get(key).copied()
-    }
-
-    /// Caches written metadata, and removes that of deleted keys.
-    pub(super) fn note(&mut self, written: Vec<(String, Option<EntryMeta>)>) {
-        for (key, meta) in written {
-            match meta {
-                Some(meta) => self.metas.insert(key, meta),
-                None => drop(self.metas.remove(&key)),
-            }
-        }
-    }
+pub(super) fn recent_metas() -> RecentMetas {
+    let metas = usize::try_from(RECENT_BYTES_MAX / META_BYTES_TYPICAL).unwrap_or(usize::MAX);
+    unsync::Cache::with_weighter(metas, RECENT_BYTES_MAX, ByteWeight)
 }

@@ -14,9 +14,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::tables::IDEMPOTENCY;
 use crate::limits::{IDEMPOTENCY_AGE_MAX, IDEMPOTENCY_BYTES_MAX, IDEMPOTENCY_KEYS_MAX};
-use crate::storage::Error;
-use crate::storage::command::{Fingerprint, Idempotency, Operation, Outcome};
 use crate::storage::engine::{ReadTables, WriteBatch};
+use crate::storage::{Error, Fingerprint, Idempotency, Operation, Outcome};
 
 /// Maximum number of keys forgotten per write, so that no single write pays for many.
 const FORGOTTEN_MAX: usize = 1_024;
@@ -24,7 +23,7 @@ const FORGOTTEN_MAX: usize = 1_024;
 const TOTALS: &[u8] = b"b";
 
 /// How much may be remembered.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 struct Capacity {
     keys: u64,
     bytes: u64,
@@ -32,8 +31,7 @@ struct Capacity {
 
 const CAPACITY: Capacity = Capacity { keys: IDEMPOTENCY_KEYS_MAX, bytes: IDEMPOTENCY_BYTES_MAX };
 
-/// A remembered write.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 struct Remembered {
     fingerprint: Fingerprint,
     proposed_at_ms: u64,
@@ -43,7 +41,7 @@ struct Remembered {
 }
 
 /// A key in order of arrival.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 struct Queued {
     key: String,
     proposed_at_ms: u64,
@@ -51,7 +49,7 @@ struct Queued {
 }
 
 /// How much is remembered.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Default, Serialize, Deserialize)]
 struct Totals {
     /// All numbers in use are from here on.
     first: u64,
@@ -118,17 +116,12 @@ impl<'a> Outcomes<'a> {
             self.forget(totals.first, &mut totals)?;
             totals.first += 1;
         }
-        self.put(TOTALS.to_vec(), &totals)?;
-        Ok(())
+        self.put(TOTALS.to_vec(), &totals).map(drop)
     }
 
-    /// Adds the changes to a batch.
     pub(super) fn stage(self, batch: &mut WriteBatch) {
         for (key, value) in self.changed {
-            match value {
-                Some(value) => batch.insert(IDEMPOTENCY, key, value),
-                None => batch.remove(IDEMPOTENCY, key),
-            }
+            batch.set(IDEMPOTENCY, key, value.map(Into::into));
         }
     }
 
@@ -199,7 +192,8 @@ mod tests {
 
         fn remember(&self, key: &str, now_ms: u64) {
             let mut outcomes = Outcomes { capacity: self.capacity, ..Outcomes::new(&self.engine) };
-            outcomes.remember(&idempotency(key), &[], &outcome(now_ms), now_ms).unwrap();
+            let outcome = Outcome::Applied { revision: now_ms, effects: vec![] };
+            outcomes.remember(&idempotency(key), &[], &outcome, now_ms).unwrap();
             let mut batch = WriteBatch::default();
             outcomes.stage(&mut batch);
             self.engine.write(batch, Durability::None).unwrap();
@@ -216,10 +210,6 @@ mod tests {
 
     fn idempotency(key: &str) -> Idempotency {
         Idempotency { key: key.into(), fingerprint: Fingerprint([0; 32]), rewritten: false }
-    }
-
-    fn outcome(revision: u64) -> Outcome {
-        Outcome::Applied { revision, effects: vec![] }
     }
 
     const HOUR_MS: u64 = 3_600_000;

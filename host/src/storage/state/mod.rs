@@ -42,18 +42,8 @@ use self::idempotency::Outcomes;
 pub use self::scan::{Page, RangeQuery};
 pub use self::snapshot::{SnapshotReader, verify as verify_snapshot};
 use self::tables::{IDEMPOTENCY, KV, META, SYSTEM};
-use super::command::{Entry, GuardedWrite, Idempotency, Outcome, RangeDigest, Space};
-use super::engine::fjall::{self, DatabaseOptions};
-use super::engine::{Durability, EVERYTHING, ReadTables, Slice, StorageEngine, WriteBatch};
-use super::{Error, Poison, format, record};
-
-/// Journal bytes kept before the engine flushes its tables. A node that restarts after a crash reads them all, which
-/// takes some seconds per GiB, so this bounds recovery time.
-const JOURNAL_BYTES_MAX: u64 = 128 * 1024 * 1024;
-
-/// Threads that flush and compact tables. With more than one, the first takes no compactions and hands each to itself
-/// again until another thread takes it: it keeps a core busy while the others compact.
-const WORKERS: usize = 1;
+use super::engine::{Durability, EVERYTHING, ReadTables, Slice, StorageEngine, WriteBatch, fjall};
+use super::{Entry, Error, GuardedWrite, Idempotency, Outcome, Poison, RangeDigest, Space, format, record};
 
 /// The share of the cache that holds entries, as a divisor; the rest holds blocks of the tables.
 const ENTRY_CACHE_SHARE: u64 = 4;
@@ -84,21 +74,12 @@ struct Inner {
 impl Data {
     /// Opens the state in `dir`, creating it if it is missing. If the node stopped while a snapshot was being
     /// installed, the installed part is discarded and the state is empty.
-    ///
-    /// # Errors
-    ///
-    /// If the directory cannot be used, is locked, or has another format.
     pub fn open(dir: &Path, cache_bytes: u64) -> Result<Self, Error> {
         let entry_cache_bytes = cache_bytes / ENTRY_CACHE_SHARE;
-        let options = DatabaseOptions {
-            cache_bytes: cache_bytes - entry_cache_bytes,
-            journal_bytes_max: JOURNAL_BYTES_MAX,
-            workers: WORKERS,
-        };
-        Self::load(fjall::open(dir, options, &tables::OPTIONS)?, dir, entry_cache_bytes)
+        let engine = fjall::open(dir, cache_bytes - entry_cache_bytes, &tables::OPTIONS)?;
+        Self::load(engine, dir, entry_cache_bytes)
     }
 
-    /// The state in an open database.
     fn load(engine: Box<dyn StorageEngine>, dir: &Path, entry_cache_bytes: u64) -> Result<Self, Error> {
         format::check(engine.as_ref(), META, dir)?;
         let inner = Inner {
@@ -107,23 +88,21 @@ impl Data {
             cache: EntryCache::new(entry_cache_bytes),
             revision: AtomicU64::new(0),
             hook_epoch: AtomicU64::new(0),
-            applying: Mutex::new(RecentMetas::default()),
+            applying: Mutex::new(cache::recent_metas()),
             replacing: RwLock::new(()),
         };
         if inner.engine.get(META, INSTALLING.as_bytes())?.is_some() {
             tracing::warn!("the installation of a snapshot was interrupted; this node starts from an empty state");
-            inner.clear()?;
+            inner.begin_installing()?;
+            inner.end_installing(&[])?;
         }
         inner.load_counters()?;
         Ok(Self { inner: Arc::new(inner) })
     }
 
     /// Applies writes in order, in one batch, with the caller's own values. Returns one outcome per write. The same
-    /// input gives the same outcomes on every node.
-    ///
-    /// # Errors
-    ///
-    /// If the state cannot be read or written. Then nothing is applied, now or later.
+    /// input gives the same outcomes on every node. If the state cannot be read or written, nothing is applied, now or
+    /// later.
     pub fn apply(&self, writes: &[GuardedWrite], meta: &[(&'static str, Bytes)]) -> Result<Vec<Outcome>, Error> {
         self.inner.poison.attempt(|| self.apply_all(writes, meta))
     }
@@ -131,12 +110,11 @@ impl Data {
     fn apply_all(&self, writes: &[GuardedWrite], meta: &[(&'static str, Bytes)]) -> Result<Vec<Outcome>, Error> {
         let inner = &self.inner;
         let mut recent = inner.applying.lock();
-        let tables: &dyn ReadTables = inner.engine.as_ref();
-        let mut overlay = Overlay::new(tables, &recent, self.revision(), self.hook_epoch());
+        let mut overlay = Overlay::new(inner.engine.as_ref(), &recent, self.revision(), self.hook_epoch());
         let outcomes = writes.iter().map(|write| overlay.apply(write)).collect::<Result<Vec<_>, _>>()?;
 
         let mut batch = WriteBatch::with_capacity(writes.len() + meta.len() + 2);
-        let changed = overlay.metas(Space::Kv);
+        let changed = overlay.metas();
         let (revision, hook_epoch) = overlay.stage(&mut batch)?;
         if !writes.is_empty() {
             batch.insert(META, REVISION, revision.to_be_bytes());
@@ -146,27 +124,24 @@ impl Data {
             batch.insert(META, *key, value.clone());
         }
         inner.cache.change(Some(&changed), || inner.engine.write(batch, Durability::None))?;
-        recent.note(changed);
+        for (key, meta) in changed {
+            match meta {
+                Some(meta) => recent.insert(key, meta),
+                None => drop(recent.remove(&key)),
+            }
+        }
         inner.revision.store(revision, Ordering::Release);
         inner.hook_epoch.store(hook_epoch, Ordering::Release);
         Ok(outcomes)
     }
 
     /// A value given to [`Data::apply`].
-    ///
-    /// # Errors
-    ///
-    /// If it cannot be read.
     pub fn meta(&self, key: &str) -> Result<Option<Bytes>, Error> {
         let _whole = self.whole();
         Ok(self.inner.engine.get(META, key.as_bytes())?.map(|value| Bytes::copy_from_slice(&value)))
     }
 
     /// The entry of a key.
-    ///
-    /// # Errors
-    ///
-    /// If it cannot be read or is damaged.
     pub fn get(&self, space: Space, key: &str) -> Result<Option<Entry>, Error> {
         let _whole = self.whole();
         let found = self.inner.engine.get(tables::of(space), key.as_bytes())?;
@@ -174,17 +149,8 @@ impl Data {
     }
 
     /// The entry of a client's key, cached for [`Data::cached`].
-    ///
-    /// # Errors
-    ///
-    /// As for [`Data::get`].
     pub fn get_and_keep(&self, key: &str) -> Result<Option<Arc<Entry>>, Error> {
-        let changes = self.inner.cache.changes();
-        let found = self.get(Space::Kv, key)?.map(Arc::new);
-        if let Some(entry) = &found {
-            self.inner.cache.keep(entry, changes);
-        }
-        Ok(found)
+        self.inner.cache.load(|| self.get(Space::Kv, key))
     }
 
     /// The entry of a client's key, if it is cached. Never waits for the disk.
@@ -193,20 +159,12 @@ impl Data {
     }
 
     /// The outcome of an earlier write with the same idempotency key, if this node has applied one and remembers it.
-    ///
-    /// # Errors
-    ///
-    /// If it cannot be read.
     pub fn recall(&self, idempotency: &Idempotency, now_ms: u64) -> Result<Option<Outcome>, Error> {
         let _whole = self.whole();
         Outcomes::new(self.inner.engine.as_ref()).recall(idempotency, now_ms)
     }
 
     /// A page of a range at one moment.
-    ///
-    /// # Errors
-    ///
-    /// If it cannot be read or is damaged.
     pub fn scan(&self, query: &RangeQuery) -> Result<Page, Error> {
         let _whole = self.whole();
         let view = self.inner.engine.view();
@@ -216,30 +174,16 @@ impl Data {
     }
 
     /// The keys with a prefix. Large values are not read.
-    ///
-    /// # Errors
-    ///
-    /// If they cannot be read or are damaged.
     pub fn keys(&self, space: Space, prefix: &str) -> Result<Vec<String>, Error> {
         let _whole = self.whole();
         scan::keys(self.inner.engine.as_ref(), space, prefix)
     }
 
-    /// The first `limit` keys from `start` to `end` (inclusive; no upper bound if empty), with their digest.
-    ///
-    /// # Errors
-    ///
-    /// If they cannot be read or are damaged.
-    pub fn digest_range(
-        &self,
-        space: Space,
-        start: &str,
-        end: &str,
-        limit: u32,
-    ) -> Result<(Vec<String>, RangeDigest), Error> {
+    /// The first `limit` keys of clients from `start` to `end` (inclusive; no upper bound if empty), with their digest.
+    pub fn digest_range(&self, start: &str, end: &str, limit: u32) -> Result<(Vec<String>, RangeDigest), Error> {
         let _whole = self.whole();
         let limit = usize::try_from(limit).unwrap_or(0);
-        let found = scan::revisions(self.inner.engine.as_ref(), space, start, end, limit)?;
+        let found = scan::revisions(self.inner.engine.as_ref(), Space::Kv, start, end, limit)?;
         let digest = RangeDigest::of(found.iter().map(|(key, revision)| (key.as_str(), *revision)));
         Ok((found.into_iter().map(|(key, _)| key).collect(), digest))
     }
@@ -254,16 +198,12 @@ impl Data {
         self.inner.hook_epoch.load(Ordering::Acquire)
     }
 
-    /// Makes everything applied so far durable.
-    ///
-    /// # Errors
-    ///
-    /// If the disk refuses. The log still holds the applied entries.
+    /// Makes everything applied so far durable. If that fails, the log still holds it.
     pub fn sync(&self) -> Result<(), Error> {
         self.inner.poison.attempt(|| self.inner.engine.sync())
     }
 
-    /// Whether the state's disk has failed.
+    /// The first failure of the state's disk.
     pub fn poison(&self) -> &Poison {
         &self.inner.poison
     }
@@ -271,15 +211,12 @@ impl Data {
     /// The current state, readable while the state goes on changing.
     pub fn snapshot(&self) -> SnapshotReader {
         let _nobody_applies = self.inner.applying.lock();
-        SnapshotReader::new(self.inner.engine.view())
+        SnapshotReader { view: self.inner.engine.view().into() }
     }
 
     /// Replaces the state by a snapshot, with the caller's own values, and syncs. Readers wait meanwhile. The snapshot
-    /// should be [verified](verify_snapshot) before: from the first chunk on, the old state is gone.
-    ///
-    /// # Errors
-    ///
-    /// If a chunk is damaged, the end is missing, or the disk refuses. Then the state is empty, also after a restart.
+    /// should be [verified](verify_snapshot) before: if a chunk is damaged, the end is missing, or the disk refuses, the
+    /// state is empty, also after a restart.
     pub fn install(
         &self,
         chunks: impl Iterator<Item = Result<Bytes, Error>>,
@@ -287,9 +224,15 @@ impl Data {
     ) -> Result<(), Error> {
         let inner = &self.inner;
         let mut recent = inner.applying.lock();
-        *recent = RecentMetas::default();
+        *recent = cache::recent_metas();
         let _nobody_reads = inner.replacing.write();
-        inner.poison.attempt(|| inner.cache.change(None::<&[(String, ())]>, || inner.replace(chunks, meta)))
+        let replace = || {
+            inner.begin_installing()?;
+            snapshot::read(chunks, |batch| inner.engine.write(batch, Durability::None))?;
+            inner.end_installing(meta)?;
+            inner.load_counters()
+        };
+        inner.poison.attempt(|| inner.cache.change(None, replace))
     }
 
     /// Keeps the state whole while it is read: no snapshot replaces it meanwhile.
@@ -299,55 +242,37 @@ impl Data {
 }
 
 impl Inner {
-    fn replace(
-        &self,
-        chunks: impl Iterator<Item = Result<Bytes, Error>>,
-        meta: &[(&'static str, Bytes)],
-    ) -> Result<(), Error> {
-        self.clear()?;
-        self.set_installing()?;
-        snapshot::read(chunks, |table, entries| {
-            let mut batch = WriteBatch::with_capacity(entries.len());
-            for (key, value) in entries {
-                batch.insert(table, key, value);
-            }
-            self.engine.write(batch, Durability::None)
-        })?;
-        let mut batch = WriteBatch::with_capacity(meta.len() + 1);
-        batch.remove(META, INSTALLING);
-        for (key, value) in meta {
-            batch.insert(META, *key, value.clone());
-        }
-        self.engine.write(batch, Durability::All)?;
-        self.load_counters()
-    }
-
-    fn load_counters(&self) -> Result<(), Error> {
-        self.revision.store(counter(self.engine.as_ref(), REVISION)?, Ordering::Release);
-        self.hook_epoch.store(counter(self.engine.as_ref(), HOOK_EPOCH)?, Ordering::Release);
-        Ok(())
-    }
-
-    fn set_installing(&self) -> Result<(), Error> {
+    /// Removes everything but the format. Until the installation ends, a restart does the same.
+    fn begin_installing(&self) -> Result<(), Error> {
         let mut batch = WriteBatch::default();
         batch.insert(META, INSTALLING, []);
-        self.engine.write(batch, Durability::All)
-    }
-
-    /// Removes everything but the format.
-    fn clear(&self) -> Result<(), Error> {
-        self.set_installing()?;
+        self.engine.write(batch, Durability::All)?;
         for table in [KV, SYSTEM, IDEMPOTENCY] {
             self.engine.clear(table)?;
         }
         let mut batch = WriteBatch::default();
         for key in self.engine.keys(META, EVERYTHING)? {
             let key = key?;
-            if !format::is_format(&key) {
+            if *key != *format::KEY && *key != *INSTALLING.as_bytes() {
                 batch.remove(META, key);
             }
         }
         self.engine.write(batch, Durability::All)
+    }
+
+    fn end_installing(&self, meta: &[(&'static str, Bytes)]) -> Result<(), Error> {
+        let mut batch = WriteBatch::with_capacity(meta.len() + 1);
+        batch.remove(META, INSTALLING);
+        for (key, value) in meta {
+            batch.insert(META, *key, value.clone());
+        }
+        self.engine.write(batch, Durability::All)
+    }
+
+    fn load_counters(&self) -> Result<(), Error> {
+        self.revision.store(counter(self.engine.as_ref(), REVISION)?, Ordering::Release);
+        self.hook_epoch.store(counter(self.engine.as_ref(), HOOK_EPOCH)?, Ordering::Release);
+        Ok(())
     }
 }
 

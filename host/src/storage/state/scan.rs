@@ -3,12 +3,11 @@
 use std::ops::Bound;
 
 use super::tables;
-use crate::storage::command::{Entry, Space};
 use crate::storage::engine::{Bounds, ReadTables, Slice};
-use crate::storage::{Error, record};
+use crate::storage::{Entry, Error, Space, record};
 
-/// Which entries to read, and how many.
-#[derive(Debug, Clone)]
+/// Which entries to read, and how many. By default everything in [`Space::Kv`].
+#[derive(Debug, Clone, Default)]
 pub struct RangeQuery {
     /// The space of the keys.
     pub space: Space,
@@ -25,26 +24,9 @@ pub struct RangeQuery {
     /// Leave the values out.
     pub keys_only: bool,
     /// Maximum number of entries.
-    pub limit: usize,
+    pub limit: Option<usize>,
     /// A page ends once its values reach this many bytes; it has at least one entry.
-    pub bytes_max: usize,
-}
-
-impl Default for RangeQuery {
-    /// Everything in [`Space::Kv`].
-    fn default() -> Self {
-        Self {
-            space: Space::Kv,
-            start: None,
-            end: None,
-            prefix: None,
-            after: None,
-            reverse: false,
-            keys_only: false,
-            limit: usize::MAX,
-            bytes_max: usize::MAX,
-        }
-    }
+    pub bytes_max: Option<usize>,
 }
 
 /// A part of a range at one moment.
@@ -61,71 +43,42 @@ pub struct Page {
 impl RangeQuery {
     /// The bounds of the requested keys; none if no key can match.
     fn bounds(&self) -> Option<Bounds> {
-        let mut low = self.start.clone().map_or(Bound::Unbounded, |start| Bound::Included(start.into_bytes()));
-        let mut high = self.end.clone().map_or(Bound::Unbounded, |end| Bound::Included(end.into_bytes()));
-        if let Some(prefix) = &self.prefix {
-            low = higher(low, Bound::Included(prefix.clone().into_bytes()));
-            high = lower(high, end_of_prefix(prefix));
-        }
-        if let Some(after) = &self.after {
-            let after = Bound::Excluded(after.clone().into_bytes());
-            if self.reverse {
-                high = lower(high, after);
-            } else {
-                low = higher(low, after);
-            }
-        }
-        let possible = match (&low, &high) {
-            (Bound::Included(low), Bound::Included(high)) => low <= high,
-            (Bound::Included(low) | Bound::Excluded(low), Bound::Included(high) | Bound::Excluded(high)) => low < high,
-            (Bound::Unbounded, _) | (_, Bound::Unbounded) => true,
+        let (after, before) = match &self.after {
+            Some(key) if self.reverse => (None, Some(key.clone().into_bytes())),
+            key => (key.as_deref().map(next_key), None),
         };
-        possible.then_some((low, high))
+        let bytes = |key: &String| key.clone().into_bytes();
+        let lows = [self.start.as_ref().map(bytes), self.prefix.as_ref().map(bytes), after];
+        let highs = [self.end.as_deref().map(next_key), self.prefix.as_deref().and_then(end_of_prefix), before];
+        let low = lows.into_iter().flatten().max().unwrap_or_default();
+        match highs.into_iter().flatten().min() {
+            Some(high) => (low < high).then_some((Bound::Included(low), Bound::Excluded(high))),
+            None => Some((Bound::Included(low), Bound::Unbounded)),
+        }
     }
 }
 
-/// The upper bound of the keys with a prefix. UTF-8 has no byte 0xFF, so the last byte of a prefix can be incremented.
-fn end_of_prefix(prefix: &str) -> Bound<Vec<u8>> {
+/// The least key above another.
+fn next_key(key: &str) -> Vec<u8> {
+    [key.as_bytes(), &[0]].concat()
+}
+
+/// The least bytes above all keys with a prefix; none for an empty one. UTF-8 has no byte 0xFF, so the last byte can be
+/// incremented.
+fn end_of_prefix(prefix: &str) -> Option<Vec<u8>> {
     let mut end = prefix.as_bytes().to_vec();
-    match end.pop() {
-        Some(last) => {
-            end.push(last.saturating_add(1));
-            Bound::Excluded(end)
-        }
-        None => Bound::Unbounded,
-    }
+    *end.last_mut()? += 1;
+    Some(end)
 }
 
-/// The stricter of two lower bounds.
-fn higher(one: Bound<Vec<u8>>, other: Bound<Vec<u8>>) -> Bound<Vec<u8>> {
-    match (&one, &other) {
-        (Bound::Unbounded, _) => other,
-        (_, Bound::Unbounded) => one,
-        (Bound::Included(a) | Bound::Excluded(a), Bound::Included(b) | Bound::Excluded(b)) => {
-            if a > b || (a == b && matches!(one, Bound::Excluded(_))) { one } else { other }
-        }
-    }
-}
-
-/// The stricter of two upper bounds.
-fn lower(one: Bound<Vec<u8>>, other: Bound<Vec<u8>>) -> Bound<Vec<u8>> {
-    match (&one, &other) {
-        (Bound::Unbounded, _) => other,
-        (_, Bound::Unbounded) => one,
-        (Bound::Included(a) | Bound::Excluded(a), Bound::Included(b) | Bound::Excluded(b)) => {
-            if a < b || (a == b && matches!(one, Bound::Excluded(_))) { one } else { other }
-        }
-    }
-}
-
-/// Reads one page.
 pub(super) fn page(view: &dyn ReadTables, query: &RangeQuery, revision: u64) -> Result<Page, Error> {
     let mut page = Page { entries: Vec::new(), has_more: false, revision };
     let Some(bounds) = query.bounds() else { return Ok(page) };
     let mut rows = view.range(tables::of(query.space), bounds)?;
     let mut bytes = 0;
     while let Some(row) = if query.reverse { rows.next_back() } else { rows.next() } {
-        if page.entries.len() >= query.limit || bytes >= query.bytes_max {
+        let is_long = query.limit.is_some_and(|limit| page.entries.len() >= limit);
+        if is_long || query.bytes_max.is_some_and(|bytes_max| bytes >= bytes_max) {
             page.has_more = true;
             break;
         }
@@ -137,7 +90,6 @@ pub(super) fn page(view: &dyn ReadTables, query: &RangeQuery, revision: u64) -> 
     Ok(page)
 }
 
-/// The keys with a prefix.
 pub(super) fn keys(tables: &dyn ReadTables, space: Space, prefix: &str) -> Result<Vec<String>, Error> {
     let query = RangeQuery { prefix: Some(prefix.to_owned()), ..RangeQuery::default() };
     let Some(bounds) = query.bounds() else { return Ok(Vec::new()) };
@@ -152,11 +104,11 @@ pub(super) fn revisions(
     end: &str,
     limit: usize,
 ) -> Result<Vec<(String, u64)>, Error> {
-    let end = if end.is_empty() { None } else { Some(end.to_owned()) };
+    let end = (!end.is_empty()).then(|| end.to_owned());
     let query = RangeQuery { start: Some(start.to_owned()), end, ..RangeQuery::default() };
     let Some(bounds) = query.bounds() else { return Ok(Vec::new()) };
-    let revision = |row: Result<_, Error>| {
-        let (key, found): (Slice, Slice) = row?;
+    let revision = |row: Result<(Slice, Slice), Error>| {
+        let (key, found) = row?;
         Ok((record::decode_key(&key)?, record::decode_meta(&found)?.revision))
     };
     tables.range(tables::of(space), bounds)?.take(limit).map(revision).collect()

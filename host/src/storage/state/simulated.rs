@@ -6,10 +6,8 @@ use std::path::Path;
 use super::Data;
 use super::tables::{IDEMPOTENCY, KV, SYSTEM};
 use crate::storage::Error;
-use crate::storage::engine::EVERYTHING;
-use crate::storage::engine::memory::SimDisk;
+use crate::storage::engine::{EVERYTHING, memory::SimDisk};
 
-/// Opens the state on a simulated disk.
 pub(crate) fn open(disk: &SimDisk, cache_bytes: u64) -> Result<Data, Error> {
     Data::load(Box::new(disk.open(false)?), Path::new("disk"), cache_bytes)
 }

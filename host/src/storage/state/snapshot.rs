@@ -10,17 +10,16 @@ use std::sync::Arc;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::tables::{IDEMPOTENCY, KV, META, SYSTEM};
-use crate::storage::engine::{EVERYTHING, ReadTables, Rows, Table};
+use crate::storage::engine::{EVERYTHING, ReadTables, Rows, Table, WriteBatch};
 use crate::storage::{Error, format};
 
 const MAGIC: &[u8] = b"brink snapshot";
 const FORMAT: u32 = 1;
+/// The tag of the last chunk.
+const END: u8 = 0;
 
 /// A chunk is closed once it has this many bytes.
 const CHUNK_BYTES: usize = 256 * 1024;
-
-/// The tag of the last chunk.
-const END: u8 = 0;
 
 /// The tables in the order of their chunks, with their tags.
 const PARTS: [(u8, Table); 4] = [(1, KV), (2, SYSTEM), (3, META), (4, IDEMPOTENCY)];
@@ -28,19 +27,11 @@ const PARTS: [(u8, Table); 4] = [(1, KV), (2, SYSTEM), (3, META), (4, IDEMPOTENC
 /// The state at one moment. Cheap to clone.
 #[derive(Clone)]
 pub struct SnapshotReader {
-    view: Arc<dyn ReadTables>,
+    pub(super) view: Arc<dyn ReadTables>,
 }
 
 impl SnapshotReader {
-    pub(super) fn new(view: Box<dyn ReadTables>) -> Self {
-        Self { view: Arc::from(view) }
-    }
-
     /// A value given to [`super::Data::apply`], as of the snapshot.
-    ///
-    /// # Errors
-    ///
-    /// If it cannot be read.
     pub fn meta(&self, key: &str) -> Result<Option<Bytes>, Error> {
         Ok(self.view.get(META, key.as_bytes())?.map(|value| Bytes::copy_from_slice(&value)))
     }
@@ -49,13 +40,13 @@ impl SnapshotReader {
     pub fn into_chunks(self) -> impl Iterator<Item = Result<Bytes, Error>> + Send {
         let mut head = BytesMut::from(MAGIC);
         head.put_u32(FORMAT);
-        let chunks = Chunks { reader: self, parts: PARTS.into_iter(), current: None, entries: 0, ended: false };
-        std::iter::once(Ok(head.freeze())).chain(chunks)
+        let mut chunks = Chunks { view: self.view, parts: PARTS.into_iter(), current: None, entries: 0, ended: false };
+        std::iter::once(Ok(head.freeze())).chain(std::iter::from_fn(move || chunks.advance().transpose()))
     }
 }
 
 struct Chunks {
-    reader: SnapshotReader,
+    view: Arc<dyn ReadTables>,
     parts: std::array::IntoIter<(u8, Table), 4>,
     /// The table that is being read, with its tag and its remaining rows.
     current: Option<(u8, Table, Rows)>,
@@ -71,7 +62,7 @@ impl Chunks {
         chunk.put_u8(*tag);
         for row in rows {
             let (key, value) = row?;
-            if *table == META && format::is_format(&key) {
+            if *table == META && *key == *format::KEY {
                 continue;
             }
             chunk.put_u32(length(&key)?);
@@ -92,7 +83,7 @@ impl Chunks {
                 return Ok(Some(chunk));
             }
             match self.parts.next() {
-                Some((tag, table)) => self.current = Some((tag, table, self.reader.view.range(table, EVERYTHING)?)),
+                Some((tag, table)) => self.current = Some((tag, table, self.view.range(table, EVERYTHING)?)),
                 None if self.ended => return Ok(None),
                 None => {
                     self.ended = true;
@@ -107,14 +98,6 @@ impl Chunks {
     }
 }
 
-impl Iterator for Chunks {
-    type Item = Result<Bytes, Error>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        self.advance().transpose()
-    }
-}
-
 fn length(bytes: &[u8]) -> Result<u32, Error> {
     u32::try_from(bytes.len()).map_err(|_| Error::corrupt("the length of an entry"))
 }
@@ -125,44 +108,40 @@ fn sealed(mut chunk: BytesMut) -> Bytes {
     chunk.freeze()
 }
 
-/// Checks that a snapshot is complete and undamaged, without installing it.
-///
-/// # Errors
-///
-/// If it is not, or cannot be read.
+/// Fails unless a snapshot is complete and undamaged.
 pub fn verify(chunks: impl Iterator<Item = Result<Bytes, Error>>) -> Result<(), Error> {
-    read(chunks, |_, _| Ok(()))
+    read(chunks, |_| Ok(()))
 }
 
-/// Reads a snapshot, and passes the entries of each chunk to `take`.
+/// Reads a snapshot, and passes the entries of each chunk to `take`, as a batch.
 pub(super) fn read(
     mut chunks: impl Iterator<Item = Result<Bytes, Error>>,
-    mut take: impl FnMut(Table, Vec<(Bytes, Bytes)>) -> Result<(), Error>,
+    mut take: impl FnMut(WriteBatch) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let damaged = || Error::corrupt("the snapshot");
     let head = chunks.next().ok_or_else(damaged)??;
     if head.strip_prefix(MAGIC) != Some(FORMAT.to_be_bytes().as_slice()) {
         return Err(damaged());
     }
-    let mut entries = 0;
+    let mut entries = 0_u64;
     for chunk in chunks {
         let mut chunk = chunk?;
-        let body = chunk.split_to(chunk.len().checked_sub(4).ok_or_else(damaged)?);
+        let mut body = chunk.split_to(chunk.len().checked_sub(4).ok_or_else(damaged)?);
         if chunk.get_u32() != crc32fast::hash(&body) {
             return Err(damaged());
         }
-        let mut body = body;
         let tag = body.try_get_u8().map_err(|_| damaged())?;
         if tag == END {
             return if body.try_get_u64().is_ok_and(|count| count == entries) { Ok(()) } else { Err(damaged()) };
         }
         let (_, table) = PARTS.into_iter().find(|part| part.0 == tag).ok_or_else(damaged)?;
-        let mut found = Vec::new();
+        let mut batch = WriteBatch::default();
         while body.has_remaining() {
-            found.push(read_entry(&mut body).ok_or_else(damaged)?);
+            let (key, value) = read_entry(&mut body).ok_or_else(damaged)?;
+            batch.insert(table, key, value);
+            entries += 1;
         }
-        entries += u64::try_from(found.len()).unwrap_or(u64::MAX);
-        take(table, found)?;
+        take(batch)?;
     }
     // The end is missing.
     Err(damaged())

@@ -1,7 +1,6 @@
 //! Tests of the state alone.
 
 use std::io;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use tempfile::TempDir;
@@ -35,6 +34,10 @@ fn write(operations: Vec<Operation>, facts: Vec<Fact>) -> GuardedWrite {
     }
 }
 
+fn put_one(key: &str, value: &str) -> GuardedWrite {
+    write(vec![put(key, value)], vec![])
+}
+
 /// A write with an idempotency key.
 fn named(key: &str, write: GuardedWrite) -> GuardedWrite {
     let fingerprint = Fingerprint::of(&write.operations, &write.preconditions).unwrap();
@@ -49,22 +52,20 @@ fn apply(data: &Data, writes: &[GuardedWrite]) -> Vec<Outcome> {
     data.apply(writes, &[]).unwrap()
 }
 
-fn keys(page: &Page) -> Vec<&str> {
-    page.entries.iter().map(|entry| entry.key.as_str()).collect()
+fn value(data: &Data, key: &str) -> Option<Bytes> {
+    Some(data.get(Space::Kv, key).unwrap()?.value.bytes)
+}
+
+/// All keys, as far as a query covers them.
+fn keys(data: &Data, query: &RangeQuery) -> Vec<String> {
+    data.scan(query).unwrap().entries.into_iter().map(|entry| entry.key).collect()
 }
 
 #[test]
 fn versions_count_the_writes_of_a_key_and_start_again_after_a_deletion() {
     let (_dir, data) = data();
-    let outcomes = apply(
-        &data,
-        &[
-            write(vec![put("a", "1")], vec![]),
-            write(vec![put("a", "2"), put("b", "1")], vec![]),
-            write(vec![delete("a")], vec![]),
-            write(vec![put("a", "3")], vec![]),
-        ],
-    );
+    let both = write(vec![put("a", "2"), put("b", "1")], vec![]);
+    let outcomes = apply(&data, &[put_one("a", "1"), both, write(vec![delete("a")], vec![]), put_one("a", "3")]);
     let Outcome::Applied { revision: 4, effects } = &outcomes[3] else { panic!("{outcomes:?}") };
     let Effect::Put(meta) = &effects[0] else { panic!("{effects:?}") };
     assert_eq!((meta.version, meta.revision, meta.created_at_ms), (1, 4, 7));
@@ -83,14 +84,14 @@ fn a_write_that_changes_nothing_takes_no_revision() {
 fn a_write_with_an_idempotency_key_is_applied_once_and_repeats_its_first_outcome() {
     let (_dir, data) = data();
     let create = named("n", write(vec![put("a", "1")], vec![revision_is("a", None)]));
-    let outcomes = apply(&data, &[create.clone(), write(vec![put("a", "2")], vec![]), create.clone()]);
+    let outcomes = apply(&data, &[create.clone(), put_one("a", "2"), create.clone()]);
     let first = Box::new(outcomes[0].clone());
     assert!(matches!(*first, Outcome::Applied { revision: 1, .. }));
     let repeated = Outcome::Repeated { first, rewritten: None };
     assert_eq!(outcomes[2], repeated);
     assert_eq!(apply(&data, std::slice::from_ref(&create)), std::slice::from_ref(&repeated));
     assert_eq!(data.recall(create.idempotency.as_ref().unwrap(), 8).unwrap(), Some(repeated));
-    assert_eq!(&data.get(Space::Kv, "a").unwrap().unwrap().value.bytes[..], b"2");
+    assert_eq!(value(&data, "a").unwrap(), "2");
 }
 
 #[test]
@@ -99,11 +100,11 @@ fn a_failed_client_precondition_is_remembered_and_changed_hooks_are_not() {
     let update = named("n", write(vec![put("a", "2")], vec![revision_is("a", Some(1))]));
     let refused = apply(&data, std::slice::from_ref(&update)).remove(0);
     assert!(matches!(refused, Outcome::PreconditionFailed { index: 0, current: None }));
-    apply(&data, &[write(vec![put("a", "1")], vec![])]);
+    apply(&data, &[put_one("a", "1")]);
     let repeated = Outcome::Repeated { first: Box::new(refused), rewritten: None };
     assert_eq!(apply(&data, &[update]), [repeated]);
 
-    let judged_before = GuardedWrite { hook_epoch: Some(9), ..named("m", write(vec![put("b", "1")], vec![])) };
+    let judged_before = GuardedWrite { hook_epoch: Some(9), ..named("m", put_one("b", "1")) };
     assert_eq!(apply(&data, std::slice::from_ref(&judged_before)), [Outcome::HooksChanged { epoch: 0 }]);
     let judged_again = GuardedWrite { hook_epoch: Some(0), ..judged_before };
     assert!(matches!(apply(&data, &[judged_again])[..], [Outcome::Applied { .. }]));
@@ -112,41 +113,33 @@ fn a_failed_client_precondition_is_remembered_and_changed_hooks_are_not() {
 #[test]
 fn an_idempotency_key_belongs_to_one_request() {
     let (_dir, data) = data();
-    let writes = [named("n", write(vec![put("a", "1")], vec![])), named("n", write(vec![put("a", "2")], vec![]))];
+    let writes = [named("n", put_one("a", "1")), named("n", put_one("a", "2"))];
     assert_eq!(apply(&data, &writes)[1], Outcome::IdempotencyKeyReused);
-    assert_eq!(&data.get(Space::Kv, "a").unwrap().unwrap().value.bytes[..], b"1");
+    assert_eq!(value(&data, "a").unwrap(), "1");
 }
 
 #[test]
 fn a_failed_precondition_applies_nothing_and_returns_the_current_revision() {
     let (_dir, data) = data();
-    apply(&data, &[write(vec![put("a", "1")], vec![])]);
+    apply(&data, &[put_one("a", "1")]);
     let refused = |facts| write(vec![put("a", "9"), put("c", "9")], facts);
-    let outcomes = apply(
-        &data,
-        &[
-            refused(vec![revision_is("a", Some(1)), revision_is("a", None)]),
-            refused(vec![revision_is("a", Some(2))]),
-            refused(vec![Fact::Exists { key: "c".into() }]),
-        ],
-    );
+    let writes = [
+        refused(vec![revision_is("a", Some(1)), revision_is("a", None)]),
+        refused(vec![revision_is("a", Some(2))]),
+        refused(vec![Fact::Exists { key: "c".into() }]),
+    ];
+    let outcomes = apply(&data, &writes);
     let failed = |index, current| Outcome::PreconditionFailed { index, current };
     assert_eq!(outcomes, [failed(1, Some(1)), failed(0, Some(1)), failed(0, None)]);
-    assert_eq!(&data.get(Space::Kv, "a").unwrap().unwrap().value.bytes[..], b"1");
-    assert!(data.get(Space::Kv, "c").unwrap().is_none());
+    assert_eq!(value(&data, "a").unwrap(), "1");
+    assert!(value(&data, "c").is_none());
 }
 
 #[test]
 fn later_writes_of_a_batch_see_earlier_ones() {
     let (_dir, data) = data();
-    let outcomes = apply(
-        &data,
-        &[
-            write(vec![put("a", "1")], vec![revision_is("a", None)]),
-            write(vec![put("a", "2")], vec![revision_is("a", None)]),
-            write(vec![put("a", "3")], vec![revision_is("a", Some(1))]),
-        ],
-    );
+    let guarded = |revision| write(vec![put("a", "1")], vec![revision_is("a", revision)]);
+    let outcomes = apply(&data, &[guarded(None), guarded(None), guarded(Some(1))]);
     assert!(matches!(outcomes[0], Outcome::Applied { revision: 1, .. }));
     assert_eq!(outcomes[1], Outcome::PreconditionFailed { index: 0, current: Some(1) });
     assert!(matches!(outcomes[2], Outcome::Applied { revision: 2, .. }));
@@ -157,12 +150,10 @@ fn a_range_precondition_notices_changed_removed_and_new_keys() {
     for change in [put("p/2", "1"), put("p/1", "2"), delete("p/3")] {
         let (_dir, data) = data();
         apply(&data, &[write(vec![put("p/1", "1"), put("p/3", "1"), put("q", "1")], vec![])]);
-        let (keys, digest) = data.digest_range(Space::Kv, "p/", "p/z", 100).unwrap();
+        let (keys, digest) = data.digest_range("p/", "p/z", 100).unwrap();
         assert_eq!(keys, ["p/1", "p/3"]);
-        let guarded = || {
-            let fact = Fact::Range { start: "p/".into(), end: "p/z".into(), limit: 100, digest };
-            write(vec![put("ok", "1")], vec![fact])
-        };
+        let fact = Fact::Range { start: "p/".into(), end: "p/z".into(), limit: 100, digest };
+        let guarded = || write(vec![put("ok", "1")], vec![fact.clone()]);
         // The change is noticed in the same batch and in later ones.
         let outcomes = apply(&data, &[guarded(), write(vec![change], vec![]), guarded()]);
         assert!(matches!(outcomes[0], Outcome::Applied { .. }), "{outcomes:?}");
@@ -176,10 +167,10 @@ fn a_write_judged_under_older_hooks_is_not_applied() {
     let (_dir, data) = data();
     let hook = Operation { space: Space::System, key: "hooks/h".into(), action: Action::Put(Value::json("{}")) };
     let unjudged = GuardedWrite { hook_epoch: None, ..write(vec![hook], vec![]) };
-    let outcomes = apply(&data, &[write(vec![put("a", "1")], vec![]), unjudged, write(vec![put("a", "2")], vec![])]);
+    let outcomes = apply(&data, &[put_one("a", "1"), unjudged, put_one("a", "2")]);
     assert_eq!(outcomes[2], Outcome::HooksChanged { epoch: 2 });
     assert_eq!(data.hook_epoch(), 2);
-    assert_eq!(&data.get(Space::Kv, "a").unwrap().unwrap().value.bytes[..], b"1");
+    assert_eq!(value(&data, "a").unwrap(), "1");
 }
 
 #[test]
@@ -192,9 +183,9 @@ fn pages_cover_a_range_without_gaps_in_both_directions() {
     for reverse in [false, true] {
         let mut found: Vec<String> = Vec::new();
         loop {
-            let query = RangeQuery { after: found.last().cloned(), reverse, limit: 2, ..RangeQuery::default() };
+            let query = RangeQuery { after: found.last().cloned(), reverse, limit: Some(2), ..RangeQuery::default() };
             let page = data.scan(&query).unwrap();
-            found.extend(page.entries.iter().map(|entry| entry.key.clone()));
+            found.extend(page.entries.into_iter().map(|entry| entry.key));
             if !page.has_more {
                 break;
             }
@@ -204,26 +195,24 @@ fn pages_cover_a_range_without_gaps_in_both_directions() {
         }
         assert_eq!(found, sorted);
     }
-    let query = |start: &str, end: &str| RangeQuery {
-        start: Some(start.into()),
-        end: Some(end.into()),
-        ..RangeQuery::default()
+    let between = |start: &str, end: &str| {
+        keys(&data, &RangeQuery { start: Some(start.into()), end: Some(end.into()), ..RangeQuery::default() })
     };
-    assert_eq!(keys(&data.scan(&query("a/b", "b")).unwrap()), ["a/b", "aé", "b"]);
-    assert!(data.scan(&query("z", "a")).unwrap().entries.is_empty());
+    assert_eq!(between("a/b", "b"), ["a/b", "aé", "b"]);
+    assert_eq!(between("z", "a"), [""; 0]);
     let prefix = RangeQuery { prefix: Some("a".into()), ..RangeQuery::default() };
-    assert_eq!(keys(&data.scan(&prefix).unwrap()), ["a", "a/b", "aé"]);
+    assert_eq!(keys(&data, &prefix), ["a", "a/b", "aé"]);
 }
 
 /// Every write changes the same key, so its revision must be the one of the page.
 #[test]
 fn a_page_has_the_revision_of_its_moment() {
     let (_dir, data) = data();
-    apply(&data, &[write(vec![put("a", "0")], vec![])]);
+    apply(&data, &[put_one("a", "0")]);
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| {
             for number in 0..5_000 {
-                apply(&data, &[write(vec![put("a", &number.to_string())], vec![])]);
+                apply(&data, &[put_one("a", &number.to_string())]);
             }
         });
         while !writer.is_finished() {
@@ -236,7 +225,7 @@ fn a_page_has_the_revision_of_its_moment() {
 #[test]
 fn the_state_survives_closing_and_a_second_process_is_refused() {
     let (dir, data) = data();
-    data.apply(&[write(vec![put("a", "1")], vec![])], &[("applied", Bytes::from_static(b"x"))]).unwrap();
+    data.apply(&[put_one("a", "1")], &[("applied", "x".into())]).unwrap();
     assert!(matches!(Data::open(dir.path(), 8 << 20), Err(Error::Locked { .. })));
     drop(data);
     let data = Data::open(dir.path(), 8 << 20).unwrap();
@@ -263,32 +252,30 @@ fn cached_entries_are_never_older_than_what_was_applied() {
     use std::sync::atomic::{AtomicU64, Ordering};
     const WRITES: u64 = 5_000;
     let (_dir, data) = data();
-    let applied = Arc::new(AtomicU64::new(0));
-    let readers: Vec<_> = (0..3)
-        .map(|_| {
-            let (data, applied) = (data.clone(), applied.clone());
-            std::thread::spawn(move || {
-                let mut hits = 0_u64;
-                loop {
-                    let before = applied.load(Ordering::Acquire);
-                    let cached = data.cached("a");
-                    hits += u64::from(cached.is_some());
-                    let found = cached.or_else(|| data.get_and_keep("a").unwrap());
-                    let revision = found.map_or(0, |entry| entry.meta.revision);
-                    assert!(revision >= before, "{revision} was read after {before} was applied");
-                    if before == WRITES {
-                        return hits;
-                    }
-                }
-            })
-        })
-        .collect();
-    for revision in 1..=WRITES {
-        apply(&data, &[write(vec![put("a", "1")], vec![])]);
-        applied.store(revision, Ordering::Release);
-    }
-    let hits: u64 = readers.into_iter().map(|reader| reader.join().unwrap()).sum();
-    assert!(hits > 0, "nothing was cached");
+    let applied = AtomicU64::new(0);
+    let read = || {
+        let mut hits = 0_u64;
+        loop {
+            let before = applied.load(Ordering::Acquire);
+            let cached = data.cached("a");
+            hits += u64::from(cached.is_some());
+            let found = cached.or_else(|| data.get_and_keep("a").unwrap());
+            let revision = found.map_or(0, |entry| entry.meta.revision);
+            assert!(revision >= before, "{revision} was read after {before} was applied");
+            if before == WRITES {
+                return hits;
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let readers = [(); 3].map(|()| scope.spawn(read));
+        for revision in 1..=WRITES {
+            apply(&data, &[put_one("a", "1")]);
+            applied.store(revision, Ordering::Release);
+        }
+        let hits: u64 = readers.into_iter().map(|reader| reader.join().unwrap()).sum();
+        assert!(hits > 0, "nothing was cached");
+    });
     let _ = apply(&data, &[write(vec![delete("a")], vec![])]);
     assert!(data.cached("a").is_none());
 }
@@ -297,7 +284,7 @@ fn filled() -> (TempDir, Data) {
     let (dir, data) = data();
     let big = format!("\"{}\"", "x".repeat(10_000));
     let operations = (0..200).map(|i| put(&format!("k/{i:03}"), &big)).collect();
-    data.apply(&[write(operations, vec![])], &[("applied", Bytes::from_static(b"42"))]).unwrap();
+    data.apply(&[write(operations, vec![])], &[("applied", "42".into())]).unwrap();
     (dir, data)
 }
 
@@ -305,20 +292,19 @@ fn filled() -> (TempDir, Data) {
 fn a_snapshot_installs_as_the_state_of_its_moment() {
     let (_dir, source) = filled();
     let reader = source.snapshot();
-    apply(&source, &[write(vec![put("later", "1")], vec![])]);
+    apply(&source, &[put_one("later", "1")]);
     let chunks: Vec<_> = reader.into_chunks().collect();
     assert!(chunks.len() > 3);
 
     let (dir, target) = data();
-    apply(&target, &[write(vec![put("old", "1")], vec![])]);
-    target.install(chunks.into_iter(), &[("installed", Bytes::from_static(b"here"))]).unwrap();
+    apply(&target, &[put_one("old", "1")]);
+    target.install(chunks.into_iter(), &[("installed", "here".into())]).unwrap();
     assert_eq!(target.meta("installed").unwrap().unwrap(), "here");
-    assert!(target.get(Space::Kv, "old").unwrap().is_none());
-    assert!(target.get(Space::Kv, "later").unwrap().is_none());
+    assert_eq!((value(&target, "old"), value(&target, "later")), (None, None));
     assert_eq!(target.get(Space::Kv, "k/007").unwrap(), source.get(Space::Kv, "k/007").unwrap());
-    assert_eq!((target.revision(), target.meta("applied").unwrap().unwrap()), (1, Bytes::from_static(b"42")));
+    assert_eq!((target.revision(), target.meta("applied").unwrap()), (1, Some("42".into())));
     drop(target);
-    assert_eq!(Data::open(dir.path(), 8 << 20).unwrap().scan(&RangeQuery::default()).unwrap().entries.len(), 200);
+    assert_eq!(keys(&Data::open(dir.path(), 8 << 20).unwrap(), &RangeQuery::default()).len(), 200);
 }
 
 #[test]
@@ -332,11 +318,11 @@ fn a_truncated_or_changed_snapshot_is_noticed_and_leaves_no_partial_state() {
     for damaged in [chunks[..chunks.len() - 1].to_vec(), flipped, Vec::new()] {
         assert!(verify_snapshot(damaged.iter().cloned().map(Ok)).is_err());
         let (dir, target) = data();
-        apply(&target, &[write(vec![put("old", "1")], vec![])]);
+        apply(&target, &[put_one("old", "1")]);
         assert!(target.install(damaged.into_iter().map(Ok), &[]).is_err());
         drop(target);
         let target = Data::open(dir.path(), 8 << 20).unwrap();
-        assert!(target.scan(&RangeQuery::default()).unwrap().entries.is_empty());
+        assert_eq!(keys(&target, &RangeQuery::default()), [""; 0]);
         assert_eq!((target.revision(), target.meta("applied").unwrap()), (0, None));
     }
     verify_snapshot(chunks.into_iter().map(Ok)).unwrap();
@@ -363,7 +349,7 @@ fn the_state_on_a_simulated_disk_is_the_state_on_a_real_one() {
 fn a_state_that_cannot_be_written_is_not_written_again() {
     let disk = SimDisk::new(1);
     let data = simulated::open(&disk, 1 << 20).unwrap();
-    let value = |text: &'static str| [("key", Bytes::from_static(text.as_bytes()))];
+    let value = |text: &'static str| [("key", Bytes::from(text))];
     data.apply(&[], &value("before")).unwrap();
     assert!(futures::FutureExt::now_or_never(data.poison().poisoned()).is_none());
     disk.fail_next(DiskOperation::Write, io::ErrorKind::StorageFull);
