@@ -49,14 +49,12 @@ impl Blocking {
         };
         match self {
             Self::Threads => {
-                let (sender, receiver) = tokio::sync::mpsc::channel(ahead);
+                let (sender, mut receiver) = tokio::sync::mpsc::channel(ahead);
                 tokio::task::spawn_blocking(move || {
                     // Sending fails once the stream has been dropped.
                     items().all(|item| sender.blocking_send(item).is_ok())
                 });
-                let next =
-                    |mut receiver: tokio::sync::mpsc::Receiver<_>| async { Some((receiver.recv().await?, receiver)) };
-                futures::stream::unfold(receiver, next).boxed()
+                futures::stream::poll_fn(move |context| receiver.poll_recv(context)).boxed()
             }
             Self::InPlace(_) => futures::stream::iter(items()).boxed(),
         }

@@ -51,8 +51,6 @@ mod disk_full;
 mod error;
 mod handle;
 mod lease;
-#[cfg(test)]
-mod local_tests;
 mod log_cut;
 mod options;
 mod peer;
@@ -69,10 +67,10 @@ pub use self::cluster::change::Role;
 pub use self::cluster::status::{PeerStatus, Status};
 pub use self::error::{Error, WriteOutcome};
 pub use self::handle::{Handle, StartError};
-pub use self::options::{Options, Timing};
+pub use self::options::Options;
 pub use self::peer::http::HttpTransport;
 pub use self::peer::protocol::{
     Answer, CLUSTER_HEADER, Call, CallError, Envelope, PROTOCOL, REFUSAL_HEADER, SnapshotBody, TO_HEADER, Transport,
 };
-pub use self::raft::recovery::check as check_storage;
+pub use self::raft::engine::check_storage;
 pub use self::types::{ClusterId, Round, RoundWrite, TypeConfig, node_id};

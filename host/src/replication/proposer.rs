@@ -5,7 +5,7 @@
 //! leader, delays the next one by at most [`ROUND_PATIENCE`]. A round is sent to the leader, wherever it is, and is sent
 //! again only if it is certain that no node has appended it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -15,7 +15,7 @@ use super::cluster::leadership::Leadership;
 use super::cluster::view::ClusterView;
 use super::disk_full;
 use super::error::{Error, WriteOutcome};
-use super::peer::protocol::{Call, CallError, Transport};
+use super::peer::protocol::{Call, Failure, Transport};
 use super::types::{Round, RoundWrite, TypeConfig, decode, encode};
 use crate::clock;
 use crate::limits::PROPOSE_QUEUE_MAX;
@@ -40,41 +40,14 @@ pub(super) const LEADER_POLL: Duration = Duration::from_millis(20);
 /// Time in which a former leader may still answer earlier requests.
 const SUCCESSION_GRACE: Duration = Duration::from_millis(100);
 
-/// The queue of writes to propose.
-pub(super) struct Proposals {
-    proposer: Arc<Proposer>,
+/// Gathers writes into rounds, and proposes the rounds here or on the leader.
+pub(super) struct Proposer {
+    view: Arc<ClusterView>,
+    leadership: Arc<Leadership>,
+    free_space: FreeSpace,
+    transport: Arc<dyn Transport>,
+    telemetry: Telemetry,
     queue: mpsc::Sender<Pending>,
-}
-
-impl Proposals {
-    /// Starts the task that makes rounds; it ends when the queue is dropped.
-    pub(super) fn start(proposer: Arc<Proposer>) -> Self {
-        let (queue, receiver) = mpsc::channel(PROPOSE_QUEUE_MAX);
-        tokio::spawn(proposer.clone().make_rounds(receiver));
-        Self { proposer, queue }
-    }
-
-    /// Proposes a write and waits until it is committed and applied by the leader.
-    pub(super) async fn propose(
-        &self,
-        write: &GuardedWrite,
-        trace: Option<TraceContext>,
-        deadline: Instant,
-    ) -> Result<Outcome, Error> {
-        disk_full::check(&self.proposer.free_space)?;
-        let (reply, answer) = oneshot::channel();
-        let pending =
-            Pending { write: RoundWrite::new(write, trace)?, deadline, queued: std::time::Instant::now(), reply };
-        self.queue.try_send(pending).map_err(|refused| match refused {
-            mpsc::error::TrySendError::Full(_) => Error::Busy { limit: PROPOSE_QUEUE_MAX },
-            mpsc::error::TrySendError::Closed(_) => Error::Stopped { outcome: WriteOutcome::NotWritten },
-        })?;
-        let metrics = self.proposer.telemetry.metrics();
-        metrics.pending(1);
-        let answer = answer.await.unwrap_or(Err(Error::Stopped { outcome: WriteOutcome::Unknown }));
-        metrics.pending(-1);
-        answer
-    }
 }
 
 /// A write that waits for its outcome.
@@ -107,46 +80,41 @@ enum Attempt {
     NotAppended,
 }
 
-/// Proposes rounds, here or on the leader.
-pub(super) struct Proposer {
-    pub(super) view: Arc<ClusterView>,
-    pub(super) leadership: Arc<Leadership>,
-    pub(super) free_space: FreeSpace,
-    pub(super) transport: Arc<dyn Transport>,
-    pub(super) telemetry: Telemetry,
-}
-
 impl Proposer {
-    /// Makes rounds of the queued writes until the last sender is dropped.
-    async fn make_rounds(self: Arc<Self>, mut queue: mpsc::Receiver<Pending>) {
-        let in_flight = Arc::new(Semaphore::new(ROUNDS_IN_FLIGHT_MAX));
-        // Held by the round that the next round waits for.
-        let latest = Arc::new(Semaphore::new(1));
-        let mut left_over = None;
-        loop {
-            let Ok(permit) = in_flight.clone().acquire_owned().await else { return };
-            let first = match left_over.take() {
-                Some(pending) => pending,
-                None => match queue.recv().await {
-                    Some(pending) => pending,
-                    None => return,
-                },
-            };
-            let turn = tokio::time::timeout(ROUND_PATIENCE, latest.clone().acquire_owned()).await;
-            let turn = turn.ok().and_then(Result::ok);
-            let mut bytes = first.write.command.len();
-            let mut round = vec![first];
-            while round.len() < ROUND_WRITES_MAX {
-                let Ok(next) = queue.try_recv() else { break };
-                bytes += next.write.command.len();
-                if bytes > ROUND_BYTES_MAX {
-                    left_over = Some(next);
-                    break;
-                }
-                round.push(next);
-            }
-            tokio::spawn(self.clone().run_round(round, (permit, turn)));
-        }
+    /// Starts the task that makes rounds; it ends with the proposer.
+    pub(super) fn start(
+        view: Arc<ClusterView>,
+        leadership: Arc<Leadership>,
+        free_space: FreeSpace,
+        transport: Arc<dyn Transport>,
+        telemetry: Telemetry,
+    ) -> Arc<Self> {
+        let (queue, writes) = mpsc::channel(PROPOSE_QUEUE_MAX);
+        let proposer = Arc::new(Self { view, leadership, free_space, transport, telemetry, queue });
+        tokio::spawn(make_rounds(Arc::downgrade(&proposer), writes));
+        proposer
+    }
+
+    /// Proposes a write and waits until it is committed and applied by the leader.
+    pub(super) async fn propose(
+        &self,
+        write: &GuardedWrite,
+        trace: Option<TraceContext>,
+        deadline: Instant,
+    ) -> Result<Outcome, Error> {
+        disk_full::check(&self.free_space)?;
+        let (reply, answer) = oneshot::channel();
+        let pending =
+            Pending { write: RoundWrite::new(write, trace)?, deadline, queued: std::time::Instant::now(), reply };
+        self.queue.try_send(pending).map_err(|refused| match refused {
+            mpsc::error::TrySendError::Full(_) => Error::Busy { limit: PROPOSE_QUEUE_MAX },
+            mpsc::error::TrySendError::Closed(_) => Error::Stopped { outcome: WriteOutcome::NotWritten },
+        })?;
+        let metrics = self.telemetry.metrics();
+        metrics.pending(1);
+        let answer = answer.await.unwrap_or(Err(Error::Stopped { outcome: WriteOutcome::Unknown }));
+        metrics.pending(-1);
+        answer
     }
 
     /// Proposes one round and tells each writer its outcome.
@@ -160,7 +128,7 @@ impl Proposer {
         }
         let Some(deadline) = pending.iter().map(|write| write.deadline).min() else { return };
         let (writes, replies): (Vec<_>, Vec<_>) = pending.into_iter().map(|write| (write.write, write.reply)).unzip();
-        match self.propose(Round { writes }, deadline).await {
+        match self.commit(Round { writes }, deadline).await {
             Ok(outcomes) => {
                 for (reply, outcome) in replies.into_iter().zip(outcomes) {
                     // Sending fails if the writer has stopped waiting; its write stands.
@@ -175,7 +143,7 @@ impl Proposer {
         }
     }
 
-    async fn propose(&self, round: Round, deadline: Instant) -> Result<Vec<Outcome>, Error> {
+    async fn commit(&self, round: Round, deadline: Instant) -> Result<Vec<Outcome>, Error> {
         loop {
             let attempt = match self.view.leader() {
                 Some((leader, _)) if leader == self.view.raft.id() => {
@@ -263,11 +231,11 @@ impl Proposer {
                 }
                 Forwarded::LeaderLost => Err(Error::LeaderLost),
             },
-            Err(CallError::NotSent { .. } | CallError::Refused { .. }) => Ok(Attempt::NotAppended),
-            Err(CallError::NoAnswer { .. }) if Instant::now() >= deadline => {
-                Err(self.view.no_quorum(WriteOutcome::Unknown))
-            }
-            Err(CallError::NoAnswer { .. }) => Err(Error::LeaderLost),
+            Err(error) => match error.failure {
+                Failure::NotSent | Failure::Refused => Ok(Attempt::NotAppended),
+                Failure::NoAnswer if Instant::now() >= deadline => Err(self.view.no_quorum(WriteOutcome::Unknown)),
+                Failure::NoAnswer => Err(Error::LeaderLost),
+            },
         }
     }
 
@@ -307,5 +275,38 @@ impl Proposer {
                 outcome: error.outcome(),
             },
         })
+    }
+}
+
+/// Makes rounds of the queued writes until the proposer is dropped.
+async fn make_rounds(proposer: Weak<Proposer>, mut queue: mpsc::Receiver<Pending>) {
+    let in_flight = Arc::new(Semaphore::new(ROUNDS_IN_FLIGHT_MAX));
+    // Held by the round that the next round waits for.
+    let latest = Arc::new(Semaphore::new(1));
+    let mut left_over = None;
+    loop {
+        let Ok(permit) = in_flight.clone().acquire_owned().await else { return };
+        let first = match left_over.take() {
+            Some(pending) => pending,
+            None => match queue.recv().await {
+                Some(pending) => pending,
+                None => return,
+            },
+        };
+        let turn = tokio::time::timeout(ROUND_PATIENCE, latest.clone().acquire_owned()).await;
+        let turn = turn.ok().and_then(Result::ok);
+        let mut bytes = first.write.command.len();
+        let mut round = vec![first];
+        while round.len() < ROUND_WRITES_MAX {
+            let Ok(next) = queue.try_recv() else { break };
+            bytes += next.write.command.len();
+            if bytes > ROUND_BYTES_MAX {
+                left_over = Some(next);
+                break;
+            }
+            round.push(next);
+        }
+        let Some(proposer) = proposer.upgrade() else { return };
+        tokio::spawn(proposer.run_round(round, (permit, turn)));
     }
 }

@@ -11,7 +11,7 @@ use openraft::EntryPayload;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::error::Error;
-use crate::storage::{GuardedWrite, Outcome};
+use crate::storage::{self, GuardedWrite, Outcome};
 use crate::telemetry::TraceContext;
 
 // The runtime is an associated type of openraft's configuration, so it cannot be passed in as a value. Making it a type
@@ -138,6 +138,14 @@ pub(super) fn traces_of(entry: &LogEntry) -> impl Iterator<Item = TraceContext> 
 /// Encodes a value for the log or the wire.
 pub(super) fn encode<T: Serialize>(value: &T) -> Result<Bytes, Error> {
     Ok(postcard::to_stdvec(value).map_err(Error::Codec)?.into())
+}
+
+/// Decodes a stored value, if there is one.
+pub(super) fn decode_stored<T>(stored: Result<Option<Bytes>, storage::Error>) -> Result<Option<T>, Error>
+where
+    T: DeserializeOwned,
+{
+    stored?.map(|bytes| decode(&bytes)).transpose()
 }
 
 /// Decodes a value that [`encode`] wrote.

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::change::{Change, Progress};
 use super::formation::Formation;
-use super::identity::{Identity, Member, Stage, Waiting};
+use super::identity::{Identity, Stage};
 use super::membership::Membership;
 use super::peer_table::Survey;
 use super::view::ClusterView;
@@ -67,12 +67,8 @@ impl Discovery {
                 self.form_if_due(&survey.without_cluster, waited).await
             }
             Stage::Unidentified => self.formation.identify().await,
-            Stage::Member(member) if member.id == self.view.founders.own_id() => {
-                self.found(member, &survey, waited).await
-            }
-            Stage::Waiting(Waiting { id }) | Stage::Member(Member { id, .. }) => {
-                self.ask_to_join(id, &survey.in_cluster).await
-            }
+            Stage::Member { id, .. } if id == self.view.founders.own_id() => self.found(id, &survey, waited).await,
+            Stage::Waiting { id } | Stage::Member { id, .. } => self.ask_to_join(id, &survey.in_cluster).await,
         }
     }
 
@@ -89,11 +85,11 @@ impl Discovery {
     }
 
     /// Brings a founder to its place.
-    async fn found(&mut self, member: Member, survey: &Survey, waited: Duration) -> Result<(), Error> {
+    async fn found(&mut self, id: u64, survey: &Survey, waited: Duration) -> Result<(), Error> {
         if !self.view.raft.is_initialized() && !survey.is_initialized {
             // The nodes that chose the cluster may all have stopped before one of them initialised it.
             if self.is_due(&survey.fellows, waited) {
-                self.view.raft.initialize(self.view.founders.nodes()).await;
+                self.view.raft.initialize(&self.view.founders.nodes).await;
             }
             return Ok(());
         }
@@ -101,15 +97,15 @@ impl Discovery {
         if waited < FORM_PATIENCE + FIRST_PATIENCE {
             return Ok(());
         }
-        self.ask_to_join(member.id, &survey.in_cluster).await
+        self.ask_to_join(id, &survey.in_cluster).await
     }
 
     /// Whether this node should form or initialise the cluster now, with these others.
     fn is_due(&self, others: &[String], waited: Duration) -> bool {
         let count = others.len() + 1;
-        let is_complete = count == self.view.founders.nodes().len();
+        let is_complete = count == self.view.founders.nodes.len();
         let is_enough = is_complete || (self.view.founders.is_majority(count) && waited > FORM_PATIENCE);
-        let is_first = others.iter().all(|url| self.view.founders.own_url() < url.as_str());
+        let is_first = others.iter().all(|url| self.view.founders.own_url < *url);
         is_enough && (is_first || waited > FIRST_PATIENCE)
     }
 
@@ -118,7 +114,7 @@ impl Discovery {
         if members.is_empty() {
             return Ok(());
         }
-        let change = Change::Join { id, url: self.view.founders.own_url().to_owned() };
+        let change = Change::Join { id, url: self.view.founders.own_url.clone() };
         for url in members {
             match self.membership.ask(ANYONE, url, &change).await {
                 Ok(Progress::NotLeader) | Err(_) => {}
@@ -139,7 +135,7 @@ impl Discovery {
         }
         match &progress {
             Progress::Unknown => tracing::warn!(
-                url = self.view.founders.own_url(),
+                url = self.view.founders.own_url,
                 "the cluster does not know this node; `brink cluster add` on one of its nodes lets it in"
             ),
             progress => tracing::info!(?progress, "this node has asked to be let in"),

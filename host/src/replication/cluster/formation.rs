@@ -15,11 +15,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::identity::{self, Decision, Identity, Member};
+use super::identity::{self, Decision, Identity};
 use super::view::ClusterView;
 use crate::replication::error::Error;
 use crate::replication::peer::protocol::{ANYONE, Call, Transport};
-use crate::replication::types::{ClusterId, decode, encode};
+use crate::replication::types::{ClusterId, decode, decode_stored, encode};
 use crate::storage::Log;
 
 /// The key of the acceptor's state in the log's database.
@@ -83,7 +83,7 @@ impl Acceptor {
     }
 
     fn stored(log: &Log) -> Result<Self, Error> {
-        Ok(log.meta(ACCEPTOR)?.map(|bytes| decode(&bytes)).transpose()?.unwrap_or_default())
+        Ok(decode_stored(log.meta(ACCEPTOR))?.unwrap_or_default())
     }
 }
 
@@ -109,7 +109,7 @@ impl Formation {
         // The id is chosen. Nodes that miss this message see it in the others' hellos.
         self.poll(others, ballot, Step::Found(cluster), highest).await?;
         if self.identity.cluster() == Some(cluster) {
-            self.view.raft.initialize(self.view.founders.nodes()).await;
+            self.view.raft.initialize(&self.view.founders.nodes).await;
         }
         Ok(())
     }
@@ -123,7 +123,7 @@ impl Formation {
         step: Step,
         highest: &mut u64,
     ) -> Result<Option<Vec<Option<(Ballot, ClusterId)>>>, Error> {
-        let proposal = Proposal { founders: self.view.founders.nodes().clone(), ballot, step };
+        let proposal = Proposal { founders: self.view.founders.nodes.clone(), ballot, step };
         let request = encode(&proposal)?;
         let ask = |url: &String| {
             let answer = self.transport.call(ANYONE, url, Call::Form, request.clone(), FORM_TIMEOUT);
@@ -145,8 +145,8 @@ impl Formation {
     pub(crate) async fn answer(&self, proposal: &Proposal) -> Result<Reply, Error> {
         let decision = self.identity.decide().await;
         let mut acceptor = Acceptor::stored(decision.log())?;
-        if proposal.founders != *self.view.founders.nodes() {
-            let (theirs, ours) = (proposal.founders.values(), self.view.founders.nodes().values());
+        if proposal.founders != self.view.founders.nodes {
+            let (theirs, ours) = (proposal.founders.values(), self.view.founders.nodes.values());
             tracing::warn!(?theirs, ?ours, "lists of nodes differ");
             return Ok(Reply::Refused(acceptor.promised));
         }
@@ -166,7 +166,7 @@ impl Formation {
 
     /// Makes this node a founder of a cluster whose id was chosen, and which it has accepted.
     async fn become_founder(&self, decision: &Decision<'_>, cluster: ClusterId) -> Result<(), Error> {
-        decision.become_member(Member { id: self.view.founders.own_id(), cluster }).await
+        decision.become_member(self.view.founders.own_id(), cluster).await
     }
 
     /// Identifies this node, now that a cluster can be seen: as one of its founders, or under a new id.

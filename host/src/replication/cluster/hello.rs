@@ -102,7 +102,7 @@ impl Greeter {
         Hello {
             id: self.view.raft.id(),
             decided: stage.id().is_some(),
-            url: self.view.founders.own_url().to_owned(),
+            url: self.view.founders.own_url.clone(),
             initialized: self.view.raft.is_initialized(),
             cluster: stage.cluster(),
             silent: self.lease.is_silent(),

@@ -82,7 +82,8 @@ impl Membership {
 
     /// On the leader: takes the next step of a change.
     pub(crate) async fn step(&self, change: &Change) -> Progress {
-        let Some(members) = self.members() else { return Progress::NotLeader };
+        let members = self.view.raft.with_metrics(|metrics| leads(metrics).then(|| Members::of(metrics)));
+        let Some(members) = members else { return Progress::NotLeader };
         if members.is_joint {
             return self.complete_joint().await;
         }
@@ -92,11 +93,6 @@ impl Membership {
             Change::Remove { url } => self.remove(&members, url).await,
             Change::Transfer { url } => self.leadership.transfer(&members, url).await,
         }
-    }
-
-    /// The membership in force, if this node leads.
-    fn members(&self) -> Option<Members> {
-        self.view.raft.with_metrics(|metrics| leads(metrics).then(|| Members::of(metrics)))
     }
 
     /// Completes joint memberships left behind by earlier leaders, while this node runs and leads.
@@ -112,7 +108,7 @@ impl Membership {
     /// Goes from a joint membership to the newer of its two halves. Voters that it lacks stay as learners: it is unknown
     /// whether they were to be removed or to become learners, and whoever wanted either requests it again.
     async fn complete_joint(&self) -> Progress {
-        self.apply_retaining(ChangeMembers::AddVoterIds(BTreeSet::new()), true, Progress::Pending).await
+        self.apply(ChangeMembers::AddVoterIds(BTreeSet::new()), Progress::Pending).await
     }
 
     /// A node asks to be let in: it replaces the node that had its URL.
@@ -173,7 +169,7 @@ impl Membership {
         }
         if !hello.decided {
             // It takes an id once it sees this cluster, which it does only if it was started with one of its nodes.
-            return match hello.knows.contains(self.view.founders.own_url())
+            return match hello.knows.contains(&self.view.founders.own_url)
                 || members.nodes.values().any(|member| hello.knows.contains(member))
             {
                 true => Progress::Pending,
@@ -220,28 +216,23 @@ impl Membership {
 
     /// Makes one change; returns `then` if it succeeds.
     async fn apply(&self, change: ChangeMembers<u64, BasicNode>, then: Progress) -> Progress {
-        // A former voter stays as a learner only if that was requested.
-        let retain = matches!(change, ChangeMembers::RemoveVoters(_));
-        self.apply_retaining(change, retain, then).await
-    }
-
-    async fn apply_retaining(&self, change: ChangeMembers<u64, BasicNode>, retain: bool, then: Progress) -> Progress {
+        // A former voter stays as a learner if that was requested, or may have been (see `complete_joint`).
+        let retain = matches!(change, ChangeMembers::RemoveVoters(_) | ChangeMembers::AddVoterIds(_));
         let Ok(_changing) = self.changing.try_lock() else { return Progress::Pending };
         let raft = self.view.raft.raft();
-        let made = tokio::time::timeout(STEP_TIMEOUT, raft.change_membership(change.clone(), retain)).await;
-        match made {
+        match tokio::time::timeout(STEP_TIMEOUT, raft.change_membership(change.clone(), retain)).await {
             Ok(Ok(_)) => {
                 tracing::info!(?change, "membership changed");
                 then
             }
-            Err(_) | Ok(Err(RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)))) => Progress::Pending,
-            Ok(Err(RaftError::Fatal(_) | RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => {
-                Progress::NotLeader
-            }
-            Ok(Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(
-                ChangeMembershipError::InProgress(_),
-            )))) => Progress::Pending,
-            Ok(Err(RaftError::APIError(error))) => Progress::Refused(error.to_string()),
+            Err(_) => Progress::Pending,
+            Ok(Err(RaftError::Fatal(_))) => Progress::NotLeader,
+            Ok(Err(RaftError::APIError(error))) => match error {
+                ClientWriteError::ForwardToLeader(_) => Progress::NotLeader,
+                ClientWriteError::LogEntryDiscarded(_)
+                | ClientWriteError::ChangeMembershipError(ChangeMembershipError::InProgress(_)) => Progress::Pending,
+                error => Progress::Refused(error.to_string()),
+            },
         }
     }
 }

@@ -8,6 +8,7 @@ use openraft::async_runtime::Instant as _;
 
 use super::identity::Identity;
 use super::view::ClusterView;
+use crate::replication::lease::LEASE;
 use crate::replication::raft::engine::matched;
 use crate::replication::types::{ClusterId, Metrics};
 use crate::telemetry::Telemetry;
@@ -70,8 +71,6 @@ pub struct PeerStatus {
 pub(crate) struct StatusReport {
     pub(crate) identity: Arc<Identity>,
     pub(crate) view: Arc<ClusterView>,
-    /// The length of the leader's lease.
-    pub(crate) lease_length: Duration,
     pub(crate) telemetry: Telemetry,
 }
 
@@ -93,7 +92,7 @@ impl StatusReport {
         let known = |id: &u64| matched.as_ref().and_then(|matched| matched.get(id).copied());
         let others: Vec<PeerStatus> = nodes
             .iter()
-            .filter(|(_, url)| *url != self.view.founders.own_url())
+            .filter(|(_, url)| **url != self.view.founders.own_url)
             .map(|(id, url)| {
                 let peer = peers.get(url).cloned().unwrap_or_default();
                 PeerStatus {
@@ -108,13 +107,13 @@ impl StatusReport {
             .collect();
         let required = voters.len() / 2 + 1;
         let leader = self.view.known_leader(&metrics).and_then(|leader| nodes.get(&leader).cloned());
-        let acked = !leads || metrics.last_quorum_acked.is_some_and(|acked| acked.elapsed() < self.lease_length * 2);
+        let acked = !leads || metrics.last_quorum_acked.is_some_and(|acked| acked.elapsed() < LEASE * 2);
         Status {
             replication_enabled: nodes.len() > 1,
             cluster: self.identity.cluster(),
             self_id: metrics.id,
             self_lag_entries: newest.saturating_sub(own_index),
-            self_url: self.view.founders.own_url().to_owned(),
+            self_url: self.view.founders.own_url.clone(),
             state: state(&metrics),
             role: role_of(voters.contains_key(&metrics.id)),
             is_member: nodes.contains_key(&metrics.id),

@@ -14,8 +14,8 @@
 //!
 //! # Guarantees
 //!
-//! A call is sent at most once. A call that fails with [`CallError::NotSent`] has not left this node; after
-//! [`CallError::NoAnswer`] the peer may have acted on it.
+//! A call is sent at most once. A call that fails with [`Failure::NotSent`] has not left this node; after
+//! [`Failure::NoAnswer`] the peer may have acted on it.
 //!
 //! # Failure model
 //!
@@ -36,8 +36,8 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use super::frames::{self, Frames, Status};
-use super::protocol::{Call, CallError, Envelope, PROTOCOL};
+use super::frames::{self, Frames};
+use super::protocol::{Call, CallError, Envelope, Failure, PROTOCOL};
 use crate::net;
 
 /// Calls waiting to be sent on a connection; over it a call fails at once.
@@ -94,9 +94,9 @@ impl PeerConnection {
         let url = self.url.clone();
         async move {
             if queued.is_err() {
-                return Err(CallError::not_sent(&url, &"too many calls wait for this node"));
+                return Err(CallError::new(Failure::NotSent, &*url, "too many calls wait for this node"));
             }
-            answer.await.unwrap_or_else(|_| Err(CallError::no_answer(&url, &"the node stops")))
+            answer.await.unwrap_or_else(|_| Err(CallError::new(Failure::NoAnswer, &*url, "the node stops")))
         }
     }
 
@@ -125,7 +125,7 @@ async fn keep_connected(url: Arc<str>, mut calls: mpsc::Receiver<Queued>, resets
         let reason = broken.err().unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into());
         for reply in pending.lock().replies.drain().map(|(_, reply)| reply) {
             // Sending fails if the caller has stopped waiting.
-            let _ = reply.send(Err(CallError::no_answer(&url, &reason)));
+            let _ = reply.send(Err(CallError::new(Failure::NoAnswer, &*url, &reason)));
         }
     }
 }
@@ -133,7 +133,7 @@ async fn keep_connected(url: Arc<str>, mut calls: mpsc::Receiver<Queued>, resets
 fn refuse_all(url: &str, first: Queued, calls: &mut mpsc::Receiver<Queued>, error: &io::Error) {
     let mut next = Some(first);
     while let Some(queued) = next {
-        let _ = queued.reply.send(Err(CallError::not_sent(url, error)));
+        let _ = queued.reply.send(Err(CallError::new(Failure::NotSent, url, error)));
         next = calls.try_recv().ok();
     }
 }
@@ -203,9 +203,9 @@ async fn carry(
     let receive = async {
         let mut frames = Frames::of(reader);
         while let Some(frame) = frames.next().await? {
-            let (number, status, body) = frames::parse_answer(frame)?;
+            let (number, answer) = frames::parse_answer(frame, url)?;
             if let Some(reply) = pending.lock().replies.remove(&number) {
-                let _ = reply.send(answer_of(url, status, body));
+                let _ = reply.send(answer);
             }
         }
         Err(io::ErrorKind::UnexpectedEof.into())
@@ -223,13 +223,4 @@ fn put_call(out: &mut BytesMut, queued: Queued, pending: &Mutex<Pending>) {
     }
     let number = pending.lock().add(reply);
     frames::put_call(out, number, call, envelope, &body);
-}
-
-fn answer_of(url: &str, status: Status, body: Bytes) -> Result<Bytes, CallError> {
-    let reason = || String::from_utf8_lossy(&body).into_owned();
-    match status {
-        Status::Done => Ok(body),
-        Status::Refused => Err(CallError::Refused { url: url.to_owned(), reason: reason() }),
-        Status::Failed => Err(CallError::NoAnswer { url: url.to_owned(), reason: reason() }),
-    }
 }

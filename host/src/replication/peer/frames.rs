@@ -18,7 +18,7 @@ use std::io;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use super::protocol::{Call, Envelope};
+use super::protocol::{Call, CallError, Envelope, Failure};
 use crate::limits::PLUGIN_BYTES_MAX;
 use crate::replication::error::{Error, WriteOutcome};
 use crate::replication::types::ClusterId;
@@ -38,15 +38,14 @@ pub(crate) const CALL_HEAD: usize = 21;
 /// Bytes of an answer's frame before the body, after the length.
 pub(crate) const ANSWER_HEAD: usize = 5;
 
-/// The status of an answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Status {
-    Done = 0,
-    /// The peer has not acted on the call.
-    Refused = 1,
-    /// The peer may have acted on the call.
-    Failed = 2,
-}
+/// Status of an answer: the call was served.
+pub(crate) const DONE: u8 = 0;
+
+/// Status of an answer: the peer has not acted on the call.
+const REFUSED: u8 = 1;
+
+/// Status of an answer: the peer may have acted on the call.
+const FAILED: u8 = 2;
 
 /// A frame that breaks the protocol.
 pub(crate) fn malformed() -> io::Error {
@@ -78,28 +77,33 @@ pub(crate) fn parse_call(mut frame: Bytes) -> io::Result<(u32, Call, Envelope, B
 pub(crate) fn put_answer(out: &mut BytesMut, number: u32, answer: &Result<Bytes, Error>) {
     let text;
     let (status, body) = match answer {
-        Ok(body) => (Status::Done, body.as_ref()),
+        Ok(body) => (DONE, body.as_ref()),
         Err(error) => {
             text = error.to_string();
             let may_have_acted = error.outcome() == WriteOutcome::Unknown;
-            (if may_have_acted { Status::Failed } else { Status::Refused }, text.as_bytes())
+            (if may_have_acted { FAILED } else { REFUSED }, text.as_bytes())
         }
     };
     out.put_u32(u32::try_from(ANSWER_HEAD + body.len()).unwrap_or(u32::MAX));
     out.put_u32(number);
-    out.put_u8(status as u8);
+    out.put_u8(status);
     out.put_slice(body);
 }
 
-/// Parses an answer's frame into its number, status and body. A status from a later version counts as
-/// [`Status::Failed`].
-pub(crate) fn parse_answer(mut frame: Bytes) -> io::Result<(u32, Status, Bytes)> {
+/// Parses an answer's frame into its number and what the node at `url` answers. A status from a later version counts as
+/// [`FAILED`].
+pub(crate) fn parse_answer(mut frame: Bytes, url: &str) -> io::Result<(u32, Result<Bytes, CallError>)> {
     if frame.len() < ANSWER_HEAD {
         return Err(malformed());
     }
     let (number, status) = (frame.get_u32(), frame.get_u8());
-    let known = [Status::Done, Status::Refused].into_iter().find(|known| *known as u8 == status);
-    Ok((number, known.unwrap_or(Status::Failed), frame))
+    let failed = |failure| Err(CallError::new(failure, url, String::from_utf8_lossy(&frame)));
+    let answer = match status {
+        REFUSED => failed(Failure::Refused),
+        DONE => Ok(frame),
+        _ => failed(Failure::NoAnswer),
+    };
+    Ok((number, answer))
 }
 
 /// Reads frames from a connection.

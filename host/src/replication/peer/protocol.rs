@@ -58,42 +58,32 @@ impl Call {
 
 /// Why a call failed.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum CallError {
+#[error("{url} {failure}: {reason}")]
+pub struct CallError {
+    pub(crate) failure: Failure,
+    /// The peer.
+    pub(crate) url: String,
+    /// The network's error, or the peer's reason to refuse.
+    pub(crate) reason: String,
+}
+
+/// What a failed call has done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::Display)]
+pub(crate) enum Failure {
     /// No connection could be made: the peer has not seen the call.
-    #[error("{url} cannot be reached: {reason}")]
-    NotSent {
-        /// The peer.
-        url: String,
-        /// The network's error.
-        reason: String,
-    },
+    #[strum(to_string = "cannot be reached")]
+    NotSent,
     /// The call was sent, and no complete answer arrived: the peer may have acted on it.
-    #[error("{url} did not answer: {reason}")]
-    NoAnswer {
-        /// The peer.
-        url: String,
-        /// The network's error.
-        reason: String,
-    },
+    #[strum(to_string = "did not answer")]
+    NoAnswer,
     /// The peer refused: it has not acted on the call.
-    #[error("{url} refused: {reason}")]
-    Refused {
-        /// The peer.
-        url: String,
-        /// The peer's reason.
-        reason: String,
-    },
+    #[strum(to_string = "refused")]
+    Refused,
 }
 
 impl CallError {
-    /// A [`CallError::NotSent`].
-    pub(crate) fn not_sent(url: &str, reason: &dyn std::fmt::Display) -> Self {
-        Self::NotSent { url: url.to_owned(), reason: reason.to_string() }
-    }
-
-    /// A [`CallError::NoAnswer`].
-    pub(crate) fn no_answer(url: &str, reason: &dyn std::fmt::Display) -> Self {
-        Self::NoAnswer { url: url.to_owned(), reason: reason.to_string() }
+    pub(crate) fn new(failure: Failure, url: impl Into<String>, reason: impl ToString) -> Self {
+        Self { failure, url: url.into(), reason: reason.to_string() }
     }
 }
 

@@ -21,7 +21,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use crate::limits::SNAPSHOT_BYTES_PER_SECOND_MAX;
 use crate::replication::blocking::Blocking;
 use crate::replication::error::Error;
-use crate::replication::peer::protocol::{Call, CallError, Transport};
+use crate::replication::peer::protocol::{Call, CallError, Failure, Transport};
 use crate::replication::peer::snapshot::{Outgoing, RESUME_PAUSE, RESUME_TRIES_MAX, SnapshotSource};
 use crate::replication::types::{TypeConfig, Vote, decode, encode};
 use crate::telemetry::Telemetry;
@@ -44,25 +44,19 @@ fn short_timeout(_bytes: usize, option: &RPCOption) -> Duration {
     option.soft_ttl()
 }
 
-/// Creates a [`PeerNetwork`] for each peer.
+/// openraft's network. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct NetworkFactory {
-    pub(super) transport: Arc<dyn Transport>,
-    pub(super) telemetry: Telemetry,
-    pub(super) blocking: Blocking,
+pub(crate) struct Network {
+    pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) telemetry: Telemetry,
+    pub(crate) blocking: Blocking,
 }
 
-impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
+impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = PeerNetwork;
 
     async fn new_client(&mut self, target: u64, node: &openraft::BasicNode) -> PeerNetwork {
-        PeerNetwork {
-            to: target,
-            url: node.addr.clone(),
-            transport: self.transport.clone(),
-            telemetry: self.telemetry.clone(),
-            blocking: self.blocking.clone(),
-        }
+        PeerNetwork { to: target, url: node.addr.clone(), network: self.clone() }
     }
 }
 
@@ -70,12 +64,10 @@ impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
 type Answer<A> = Result<A, RPCError<TypeConfig>>;
 
 /// openraft's calls to one peer.
-pub(super) struct PeerNetwork {
+pub(crate) struct PeerNetwork {
     to: u64,
     url: String,
-    transport: Arc<dyn Transport>,
-    telemetry: Telemetry,
-    blocking: Blocking,
+    network: Network,
 }
 
 /// Time for which an append without entries, which only reports a commit, waits for entries to travel with. Followers apply
@@ -117,7 +109,7 @@ impl PeerNetwork {
         let network = |error: Error| RPCError::Network(NetworkError::new(&error));
         let sent = encode(request).map(|body| {
             let timeout = timeout(body.len(), option);
-            self.transport.call(self.to, &self.url, call, body, timeout)
+            self.network.transport.call(self.to, &self.url, call, body, timeout)
         });
         async move {
             let answer = sent.map_err(network)?.await.map_err(rpc_error)?;
@@ -136,7 +128,7 @@ impl PeerNetwork {
         async move {
             let answer = answer.await;
             if answer.is_ok() {
-                self.telemetry.metrics().replication_rtt(&self.url, began.elapsed());
+                self.network.telemetry.metrics().replication_rtt(&self.url, began.elapsed());
             }
             answer
         }
@@ -154,7 +146,7 @@ impl PeerNetwork {
                     match self.send_rest(outgoing, offset, deadline).await {
                         Ok(answer) => return Ok(answer),
                         // The peer has received it all and rejects it.
-                        Err(error @ CallError::Refused { .. }) => return Err(error),
+                        Err(error) if error.failure == Failure::Refused => return Err(error),
                         Err(error) => error,
                     }
                 }
@@ -170,9 +162,9 @@ impl PeerNetwork {
 
     /// Number of bytes of a snapshot that the peer has already.
     async fn held_by_peer(&self, outgoing: &Outgoing) -> Result<u64, CallError> {
-        let id = encode(&outgoing.id).map_err(|error| CallError::no_answer(&self.url, &error))?;
-        let held = self.transport.call(self.to, &self.url, Call::SnapshotOffset, id, APPEND_TIMEOUT).await?;
-        decode(&held).map_err(|error| CallError::no_answer(&self.url, &error))
+        let id = encode(&outgoing.id).map_err(|error| CallError::new(Failure::NoAnswer, &self.url, error))?;
+        let held = self.network.transport.call(self.to, &self.url, Call::SnapshotOffset, id, APPEND_TIMEOUT).await?;
+        decode(&held).map_err(|error| CallError::new(Failure::NoAnswer, &self.url, error))
     }
 
     async fn send_rest(
@@ -182,17 +174,17 @@ impl PeerNetwork {
         deadline: tokio::time::Instant,
     ) -> Result<Bytes, CallError> {
         tracing::info!(url = self.url, id = format!("{:016x}", outgoing.id), offset, "sending a snapshot");
-        let body = outgoing.body(offset, SNAPSHOT_BYTES_PER_SECOND_MAX, &self.blocking);
-        let body = body.map_err(|error| CallError::no_answer(&self.url, &error))?;
+        let body = outgoing.body(offset, SNAPSHOT_BYTES_PER_SECOND_MAX, &self.network.blocking);
+        let body = body.map_err(|error| CallError::new(Failure::NoAnswer, &self.url, error))?;
         let left = deadline.saturating_duration_since(tokio::time::Instant::now());
-        self.transport.send_snapshot(self.to, &self.url, body, left).await
+        self.network.transport.send_snapshot(self.to, &self.url, body, left).await
     }
 }
 
 fn rpc_error(error: CallError) -> RPCError<TypeConfig> {
-    match error {
-        CallError::NotSent { .. } | CallError::NoAnswer { .. } => RPCError::Unreachable(Unreachable::new(&error)),
-        CallError::Refused { .. } => RPCError::Network(NetworkError::new(&error)),
+    match error.failure {
+        Failure::NotSent | Failure::NoAnswer => RPCError::Unreachable(Unreachable::new(&error)),
+        Failure::Refused => RPCError::Network(NetworkError::new(&error)),
     }
 }
 
@@ -264,7 +256,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
             biased;
             answer = self.send_snapshot(&outgoing, tokio::time::Instant::now() + option.hard_ttl()) => match answer {
                 Ok(answer) => decode(&answer).map_err(|error| network(&error)),
-                Err(error @ CallError::Refused { .. }) => Err(network(&error)),
+                Err(error) if error.failure == Failure::Refused => Err(network(&error)),
                 Err(error) => Err(StreamingError::Unreachable(Unreachable::new(&error))),
             },
             closed = cancel => Err(StreamingError::Closed(closed)),

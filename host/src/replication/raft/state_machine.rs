@@ -14,12 +14,13 @@ use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 use tokio::sync::{Notify, watch};
 
+use super::log_store::stored;
 use crate::clock;
 use crate::replication::blocking::Blocking;
 use crate::replication::error::Error;
 use crate::replication::peer::snapshot::SnapshotSource;
 use crate::replication::types::{
-    LogEntry, LogId, SnapshotMeta, StoredMembership, TypeConfig, decode, encode, traces_of,
+    LogEntry, LogId, SnapshotMeta, StoredMembership, TypeConfig, decode_stored, encode, traces_of,
 };
 use crate::storage::{self, Data, GuardedWrite};
 use crate::telemetry::{Stage, Telemetry, names};
@@ -51,7 +52,7 @@ pub(crate) struct Applied {
 impl Applied {
     /// The index that a stored state shows; 0 for an empty state.
     pub(crate) fn of(data: &Data) -> Result<Self, Error> {
-        let last = data.meta(APPLIED)?.map(|bytes| decode::<LogId>(&bytes)).transpose()?;
+        let last: Option<LogId> = decode_stored(data.meta(APPLIED))?;
         let index = watch::Sender::new(last.map_or(0, |last| last.index()));
         Ok(Self { index, advanced: Notify::new() })
     }
@@ -88,21 +89,16 @@ impl Applied {
     }
 }
 
-/// The replicated state of this node.
+/// The replicated state of this node. Cheap to clone.
+#[derive(Clone)]
 pub struct StateMachine {
-    pub(super) data: Data,
-    /// Kept up to date.
-    pub(super) applied: Arc<Applied>,
-    pub(super) telemetry: Telemetry,
-    pub(super) blocking: Blocking,
+    pub(crate) data: Data,
+    pub(crate) applied: Arc<Applied>,
+    pub(crate) telemetry: Telemetry,
+    pub(crate) blocking: Blocking,
 }
 
 impl StateMachine {
-    fn stored<T: serde::de::DeserializeOwned>(&self, key: &str) -> io::Result<Option<T>> {
-        let bytes = self.data.meta(key).map_err(io::Error::other)?;
-        bytes.map(|bytes| decode(&bytes).map_err(io::Error::other)).transpose()
-    }
-
     /// Applies entries as one storage batch and answers the proposers that wait for them.
     async fn apply_chunk(&self, chunk: Vec<EntryResponder<TypeConfig>>) -> io::Result<()> {
         let began = (Instant::now(), clock::now());
@@ -164,14 +160,9 @@ fn apply_entries(data: &Data, entries: &[LogEntry]) -> io::Result<Vec<Vec<storag
 /// A snapshot of the current state, which is durable up to the position it covers.
 fn snapshot_of(data: &Data) -> io::Result<Snapshot> {
     let reader = data.snapshot();
-    let applied = reader.meta(APPLIED).map_err(io::Error::other)?;
-    let membership = reader.meta(MEMBERSHIP).map_err(io::Error::other)?;
     let meta = SnapshotMeta {
-        last_log_id: applied.map(|bytes| decode::<LogId>(&bytes).map_err(io::Error::other)).transpose()?,
-        last_membership: membership
-            .map(|bytes| decode(&bytes).map_err(io::Error::other))
-            .transpose()?
-            .unwrap_or_default(),
+        last_log_id: stored(reader.meta(APPLIED))?,
+        last_membership: stored(reader.meta(MEMBERSHIP))?.unwrap_or_default(),
     };
     data.sync().map_err(io::Error::other)?;
     Ok(Snapshot { meta, snapshot: SnapshotSource::Live(reader) })
@@ -182,7 +173,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     type SnapshotBuilder = SnapshotBuilder;
 
     async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
-        Ok((self.stored(APPLIED)?, self.stored(MEMBERSHIP)?.unwrap_or_default()))
+        Ok((stored(self.data.meta(APPLIED))?, stored(self.data.meta(MEMBERSHIP))?.unwrap_or_default()))
     }
 
     async fn apply<Strm>(&mut self, entries: Strm) -> Result<(), io::Error>

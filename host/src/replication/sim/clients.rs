@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::history::{History, Request, Response, Seen, Unique};
-use super::node::Running;
+use super::node::Node;
 use crate::replication::Handle;
 use crate::storage::{
     Action, AskedBy, Data, Effect, Entry, Fact, Fingerprint, GuardedWrite, Idempotency, Operation, Outcome,
@@ -75,7 +75,7 @@ impl Client {
         &mut self,
         rng: &mut fastrand::Rng,
         history: &mut History,
-        node: (usize, &Running, &Handle),
+        node: &Node,
         inbox: &Inbox,
         now_ms: u64,
     ) {
@@ -84,12 +84,12 @@ impl Client {
             Some((request, first, tries)) => (request, Some(first), tries + 1),
             None => (self.choose(rng), None, 1),
         };
-        let id = history.call(self.number, node.0, request.clone(), now_ms);
+        let id = history.call(self.number, node.number, request.clone(), now_ms);
         if matches!(&request, Request::Put { name: Some(_), .. }) {
             self.in_doubt = Some((request.clone(), first.unwrap_or(id), tries));
         }
         self.waiting = Some((id, now_ms));
-        begin((node.1, node.2), inbox, request, (id, first.unwrap_or(id)), now_ms);
+        begin(node, inbox, request, (id, first.unwrap_or(id)), now_ms);
     }
 
     /// Receives an answer.
@@ -142,9 +142,9 @@ pub(super) fn once(name: &str) -> String {
 }
 
 /// Begins an operation on a node; its answer goes to the inbox. `ids` are the operation's id and its unique value.
-pub(super) fn begin(node: (&Running, &Handle), inbox: &Inbox, request: Request, ids: (Unique, Unique), now_ms: u64) {
-    let (handle, data, inbox) = (node.1.clone(), node.0.data.clone(), inbox.clone());
-    node.0.spawn(async move {
+pub(super) fn begin(node: &Node, inbox: &Inbox, request: Request, ids: (Unique, Unique), now_ms: u64) {
+    let (data, inbox) = (node.data().clone(), inbox.clone());
+    node.spawn(async move |handle| {
         let response = perform(&handle, &data, &request, ids.1, now_ms).await;
         inbox.lock().push((ids.0, response));
     });

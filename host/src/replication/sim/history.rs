@@ -4,7 +4,7 @@ use crate::replication::{Error, WriteOutcome};
 use crate::storage::Outcome;
 
 /// A value that only one write writes.
-pub(super) type Unique = u64;
+pub(super) type Unique = usize;
 
 /// The state of a key: the revision of its entry and its unique value; none without an entry.
 pub(super) type Seen = Option<(u64, Unique)>;
@@ -17,25 +17,26 @@ pub(super) enum Request {
         keys: Vec<String>,
         /// The revision that the first key must have.
         expected: Option<Option<u64>>,
-        /// The name of the write.
         name: Option<String>,
     },
-    /// Removes a key.
-    Delete { key: String },
+    Delete {
+        key: String,
+    },
     /// Reads a key, linearizably.
-    StrongRead { key: String },
+    StrongRead {
+        key: String,
+    },
     /// Reads a key from the node's own state.
-    LocalRead { key: String },
+    LocalRead {
+        key: String,
+    },
 }
 
 /// The result, as far as the client knows.
 #[derive(Debug, Clone)]
 pub(super) enum Response {
-    /// The write was committed with this outcome.
     Committed(Outcome),
-    /// The read saw this state.
     Read(Seen),
-    /// The write or read was refused.
     Refused(Error),
     /// The node died, or the client stopped waiting.
     Lost,
@@ -59,7 +60,6 @@ pub(super) struct Operation {
 }
 
 impl Operation {
-    /// Whether the operation is a write.
     pub(super) fn is_write(&self) -> bool {
         matches!(self.request, Request::Put { .. } | Request::Delete { .. })
     }
@@ -81,7 +81,6 @@ impl Operation {
         }
     }
 
-    /// The name of the write.
     pub(super) fn name(&self) -> Option<&str> {
         match &self.request {
             Request::Put { name, .. } => name.as_deref(),
@@ -101,8 +100,8 @@ impl History {
     /// Records a call; returns the operation's id.
     pub(super) fn call(&mut self, client: u32, node: usize, request: Request, now_ms: u64) -> Unique {
         self.moments += 1;
-        let id = self.operations.len() as u64;
-        let operation = Operation {
+        let id = self.operations.len();
+        self.operations.push(Operation {
             id,
             client,
             node,
@@ -111,8 +110,7 @@ impl History {
             returned: None,
             called_ms: now_ms,
             response: None,
-        };
-        self.operations.push(operation);
+        });
         id
     }
 
@@ -125,13 +123,12 @@ impl History {
     /// Records the result of an operation; false if its client had given it up.
     pub(super) fn give_back(&mut self, id: Unique, response: Response) -> bool {
         self.moments += 1;
-        let moments = self.moments;
-        let Some(operation) = usize::try_from(id).ok().and_then(|id| self.operations.get_mut(id)) else { return false };
+        let operation = &mut self.operations[id];
         if operation.response.is_some() {
             return false;
         }
         if !matches!(response, Response::Lost) {
-            operation.returned = Some(moments);
+            operation.returned = Some(self.moments);
         }
         operation.response = Some(response);
         true

@@ -23,7 +23,7 @@
 //! pauses, cut links, bad weather, slow syncs, leadership transfers, members that join and leave. Meanwhile clients on all
 //! nodes write, delete and read, and the results are recorded (`clients`, `history`). Then everything heals, the cluster
 //! must soon be writable again and its nodes reach the same state, and the whole course is checked (`invariants`, one file
-//! each). The rules of leases, restarts and identities have tests of their own (`leases`, `identities`).
+//! each). The rules of leases, restarts, identities and memberships have tests of their own (`rules`).
 //!
 //! # Guarantees
 //!
@@ -44,11 +44,10 @@ mod chaos;
 mod clients;
 mod course;
 mod history;
-mod identities;
 mod invariants;
-mod leases;
 mod network;
 mod node;
+mod rules;
 pub(super) mod runtime;
 mod scripts;
 mod world;

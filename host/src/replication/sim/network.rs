@@ -16,7 +16,9 @@ use futures::StreamExt;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use crate::replication::peer::protocol::{self, Call, CallError, Envelope, SnapshotBody, Transport, VANISHED_AFTER};
+use crate::replication::peer::protocol::{
+    Answer, Call, CallError, Envelope, Failure, SnapshotBody, Transport, VANISHED_AFTER,
+};
 use crate::replication::types::ClusterId;
 
 /// Receives the answer to a call.
@@ -40,23 +42,6 @@ pub(super) struct Outgoing {
     pub(super) envelope: Envelope,
     pub(super) call: Call,
     pub(super) body: Body,
-    pub(super) reply: Reply,
-}
-
-/// A call that a node serves.
-pub(super) struct Serving {
-    pub(super) from: usize,
-    pub(super) to: usize,
-    pub(super) call: Call,
-    pub(super) reply: Reply,
-}
-
-/// An answer that a node sends.
-pub(super) struct Answer {
-    pub(super) from: usize,
-    pub(super) to: usize,
-    pub(super) call: Call,
-    pub(super) result: Result<Bytes, CallError>,
     pub(super) reply: Reply,
 }
 
@@ -86,8 +71,8 @@ impl SimTransport {
         self.outbox.lock().calls.push(Outgoing { from: self.from, url: url.clone(), envelope, call, body, reply });
         match tokio::time::timeout(timeout, answer).await {
             Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => Err(CallError::NoAnswer { url, reason: "the connection broke".to_owned() }),
-            Err(_) => Err(CallError::NoAnswer { url, reason: "the call timed out".to_owned() }),
+            Ok(Err(_)) => Err(CallError::new(Failure::NoAnswer, url, "the connection broke")),
+            Err(_) => Err(CallError::new(Failure::NoAnswer, url, "the call timed out")),
         }
     }
 }
@@ -98,11 +83,11 @@ impl Transport for SimTransport {
         let _ = self.cluster.set(cluster);
     }
 
-    fn call(&self, to: u64, url: &str, call: Call, body: Bytes, timeout: Duration) -> protocol::Answer<'_> {
+    fn call(&self, to: u64, url: &str, call: Call, body: Bytes, timeout: Duration) -> Answer<'_> {
         Box::pin(self.send(url.to_owned(), to, call, Body::Whole(body), timeout))
     }
 
-    fn send_snapshot(&self, to: u64, url: &str, body: SnapshotBody, timeout: Duration) -> protocol::Answer<'_> {
+    fn send_snapshot(&self, to: u64, url: &str, body: SnapshotBody, timeout: Duration) -> Answer<'_> {
         let url = url.to_owned();
         Box::pin(async move {
             let sent: Vec<_> = body.collect().await;

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::network::{Outbox, SimTransport};
 use crate::replication::blocking::Blocking;
 use crate::replication::types::Metrics;
-use crate::replication::{Handle, Options, StartError, Timing};
+use crate::replication::{Handle, Options, StartError, Status};
 use crate::storage::memory::SimDisk;
 use crate::storage::{Data, FreeSpace, Log, simulated_data, simulated_log};
 use crate::telemetry::Telemetry;
@@ -78,7 +78,7 @@ impl Node {
     }
 
     /// Starts the node on what its disks hold.
-    pub(super) fn start(&mut self, now_ms: u64, outbox: Arc<Mutex<Outbox>>, telemetry: Telemetry) {
+    pub(super) fn start(&mut self, now_ms: u64, outbox: Arc<Mutex<Outbox>>) {
         // After each poll of a task the runtime looks around, so that it can be stopped between any two.
         let mut builder = tokio::runtime::Builder::new_current_thread();
         let runtime = builder.enable_time().start_paused(true).event_interval(1).build().unwrap();
@@ -91,7 +91,6 @@ impl Node {
             self_url: self.url.clone(),
             peer_urls: self.peer_urls.clone(),
             spool_dir: self.spool_dir.path().to_path_buf(),
-            timing: Timing::LAN,
             snapshot_entries: self.snapshot_entries,
             blocking: Blocking::InPlace(random_delay),
             may_found: true,
@@ -100,7 +99,7 @@ impl Node {
         let transport = Arc::new(SimTransport::new(self.number, outbox));
         let (started, parts) = (start.clone(), (log.clone(), data.clone()));
         runtime.spawn(async move {
-            let handle = Handle::start(options, parts.0, parts.1, transport, telemetry).await;
+            let handle = Handle::start(options, parts.0, parts.1, transport, Telemetry::disabled()).await;
             *started.lock() = Some(handle);
         });
         drop(entered);
@@ -144,6 +143,41 @@ impl Node {
     pub(super) fn handle(&self) -> Option<&Handle> {
         self.running.as_ref().and_then(|running| running.handle.as_ref())
     }
+
+    /// Whether the node has started and has an id of its own.
+    pub(super) fn is_identified(&self) -> bool {
+        self.handle().is_some_and(|handle| handle.0.identity.is_identified())
+    }
+
+    /// The state of a node that runs.
+    pub(super) fn data(&self) -> &Data {
+        &self.running.as_ref().unwrap().data
+    }
+
+    /// The metrics of the node's consensus engine, if it has started.
+    pub(super) fn metrics(&self) -> Option<Metrics> {
+        self.handle().map(|handle| handle.0.view.raft.metrics())
+    }
+
+    /// What the node tells of the cluster, if it has started.
+    pub(super) fn status(&self) -> Option<Status> {
+        // By the node's clock.
+        let _entered = self.running.as_ref()?.runtime.enter();
+        self.handle().map(Handle::status)
+    }
+
+    /// Starts a task on the node, if it has started.
+    pub(super) fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: impl FnOnce(Handle) -> F) {
+        if let (Some(running), Some(handle)) = (&self.running, self.handle()) {
+            running.runtime.spawn(task(handle.clone()));
+        }
+    }
+
+    /// Asks the node to make another the leader. The caller checks which node leads.
+    pub(super) fn transfer(&self, successor: usize, patience: Duration) {
+        let url = url(successor);
+        self.spawn(async move |handle| drop(handle.transfer_leader(&url, Instant::now() + patience).await));
+    }
 }
 
 impl Running {
@@ -162,11 +196,6 @@ impl Running {
             self.handle = Some(handle?);
         }
         Ok(())
-    }
-
-    /// Starts a task on the node.
-    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.runtime.spawn(task);
     }
 }
 
@@ -189,11 +218,6 @@ impl Future for Polls {
         context.waker().wake_by_ref();
         Poll::Pending
     }
-}
-
-/// The metrics of a node's consensus engine.
-pub(super) fn metrics_of(handle: &Handle) -> Metrics {
-    handle.0.server.view.raft.metrics()
 }
 
 /// The URL of a node.
