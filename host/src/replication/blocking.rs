@@ -1,12 +1,9 @@
 //! Where replication runs work that may block: the disk must not hold up the async threads.
 
-use std::io;
-use std::iter;
+use std::{io, iter};
 
 use bytes::Bytes;
-use futures::StreamExt;
-use futures::future::BoxFuture;
-use futures::stream::BoxStream;
+use futures::{StreamExt, future::BoxFuture, stream::BoxStream};
 
 /// Runs blocking work. Cheap to clone.
 #[derive(Debug, Clone, Default)]

@@ -1,40 +1,24 @@
 //! The room's door: starts a node's part in the cluster, and offers it to the rest of the node.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
-use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio::{sync::watch, time::Instant};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::blocking::Blocking;
 use super::cluster::change::{Change, Role};
-use super::cluster::discovery::Discovery;
-use super::cluster::formation::Formation;
-use super::cluster::hello::Greeter;
 use super::cluster::identity::{Identity, Stage};
-use super::cluster::leadership::Leadership;
-use super::cluster::membership::Membership;
-use super::cluster::peer_table::PeerTable;
 use super::cluster::status::{Status, StatusReport};
 use super::cluster::view::{ClusterView, Founders};
-use super::error::Error;
-use super::lease::Lease;
-use super::options::Options;
-use super::peer::protocol::Transport;
-use super::proposer::Proposer;
 use super::raft::engine::{EngineParts, RaftHandle};
-use super::raft::log_store::LogStore;
-use super::raft::network::Network;
 use super::raft::state_machine::{Applied, StateMachine};
-use super::reads::Reads;
-use super::types::TypeConfig;
-use super::{disk_full, log_cut};
+use super::{
+    blocking::Blocking, cluster::discovery::Discovery, cluster::formation::Formation, cluster::hello::Greeter,
+    cluster::leadership::Leadership, cluster::membership::Membership, cluster::peer_table::PeerTable, disk_full,
+    error::Error, lease::Lease, log_cut, options::Options, peer::protocol::Transport, proposer::Proposer,
+    raft::log_store::LogStore, raft::network::Network, reads::Reads, types::TypeConfig,
+};
 use crate::storage::{Data, DiskFull, FreeSpace, GuardedWrite, Log, Outcome};
 use crate::telemetry::{Telemetry, TraceContext};
 

@@ -58,7 +58,6 @@ impl Lease {
         until
     }
 
-    /// Whether the node keeps silent now.
     pub(super) fn is_silent(&self) -> bool {
         self.silent_until.lock().is_some_and(|until| Instant::now() < until)
     }

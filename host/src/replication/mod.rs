@@ -9,8 +9,8 @@
 //! # Approach
 //!
 //! Raft (Ongaro and Ousterhout 2014), with openraft as the consensus engine. Writes that share a proposal form one log entry,
-//! a [`Round`]; each node applies the log to its own state. Everything a node sends to another passes through one trait,
-//! [`Transport`], so that this code also runs on a simulated network. From top to bottom:
+//! a round; each node applies the log to its own state. Everything a node sends to another passes through one trait,
+//! `Transport`, so that this code also runs on a simulated network. From top to bottom:
 //!
 //! - `handle`: the room's door, [`Handle`], and its concerns, connected; `options`: the settings.
 //! - `server`: answers the calls of other nodes.
@@ -64,13 +64,11 @@ mod types;
 
 pub use self::blocking::Blocking;
 pub use self::cluster::change::Role;
-pub use self::cluster::status::{PeerStatus, Status};
+pub use self::cluster::status::Status;
 pub use self::error::{Error, WriteOutcome};
 pub use self::handle::{Handle, StartError};
 pub use self::options::Options;
 pub use self::peer::http::HttpTransport;
-pub use self::peer::protocol::{
-    Answer, CLUSTER_HEADER, Call, CallError, Envelope, PROTOCOL, REFUSAL_HEADER, SnapshotBody, TO_HEADER, Transport,
-};
+pub use self::peer::protocol::{CLUSTER_HEADER, Envelope, PROTOCOL, REFUSAL_HEADER, TO_HEADER};
 pub use self::raft::engine::check_storage;
-pub use self::types::{ClusterId, Round, RoundWrite, TypeConfig, node_id};
+pub use self::types::ClusterId;

@@ -1,10 +1,8 @@
 //! The settings of a node's part in its cluster, and openraft's.
 
-use std::path::PathBuf;
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
-use super::blocking::Blocking;
-use super::lease::LEASE;
+use super::{blocking::Blocking, lease::LEASE};
 use crate::storage::FreeSpace;
 
 /// Interval of the leader's heartbeats. All timing is for nodes within a millisecond or two of each other.

@@ -11,16 +11,13 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::cluster::leadership::Leadership;
-use super::cluster::view::ClusterView;
-use super::disk_full;
 use super::error::{Error, WriteOutcome};
 use super::peer::protocol::{Call, Failure, Transport};
 use super::types::{Round, RoundWrite, TypeConfig, decode, encode};
-use crate::clock;
-use crate::limits::PROPOSE_QUEUE_MAX;
+use super::{cluster::leadership::Leadership, cluster::view::ClusterView, disk_full};
 use crate::storage::{DiskFull, FreeSpace, GuardedWrite, Outcome};
 use crate::telemetry::{Stage, Telemetry, TraceContext, names};
+use crate::{clock, limits::PROPOSE_QUEUE_MAX};
 
 /// Most writes in a proposal round.
 const ROUND_WRITES_MAX: usize = 1_024;
@@ -168,8 +165,7 @@ impl Proposer {
 
     /// Proposes on this node, which believes that it leads.
     async fn propose_here(&self, round: Round, deadline: Instant) -> Result<Attempt, Error> {
-        use openraft::error::ClientWriteError;
-        use openraft::impls::ProgressResponder;
+        use openraft::{error::ClientWriteError, impls::ProgressResponder};
 
         let began = (std::time::Instant::now(), clock::now());
         let traces: Vec<_> = round.writes.iter().filter_map(|write| write.trace).collect();
@@ -255,7 +251,7 @@ impl Proposer {
             return Ok(Forwarded::NotLeader);
         }
         if let Err(Error::DiskFull(disk_full)) = disk_full::check(&self.free_space) {
-            return Ok(if self.leadership.has_successor_with_space() {
+            return Ok(if self.leadership.successor_with_space().is_some() {
                 Forwarded::NotLeader
             } else {
                 Forwarded::DiskFull(disk_full)

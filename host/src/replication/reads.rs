@@ -11,20 +11,16 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use openraft::ServerState;
-use openraft::async_runtime::Instant as _;
-use openraft::raft::ReadPolicy;
-use openraft::raft::linearizable_read::LinearizerOption;
+use openraft::{ServerState, async_runtime::Instant as _, raft::ReadPolicy, raft::linearizable_read::LinearizerOption};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::cluster::view::ClusterView;
 use super::error::{Error, WriteOutcome};
 use super::lease::{Lease, TRUSTED};
 use super::peer::protocol::{Call, Transport};
-use super::proposer::LEADER_POLL;
 use super::types::{decode, encode};
+use super::{cluster::view::ClusterView, proposer::LEADER_POLL};
 use crate::limits::STRONG_READ_DEADLINE;
 
 /// Reads waiting at the gate; over it a read is refused as busy.

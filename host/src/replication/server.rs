@@ -2,18 +2,15 @@
 
 use bytes::Bytes;
 use futures::Stream;
-use openraft::alias::SnapshotOf;
-use openraft::raft::AppendEntriesResponse;
+use openraft::{alias::SnapshotOf, raft::AppendEntriesResponse};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::cluster::identity::{Stage, unidentified};
-use super::disk_full;
-use super::error::Error;
-use super::handle::Handle;
 use super::peer::protocol::{Call, Envelope};
 use super::peer::{server, snapshot};
 use super::types::{TypeConfig, decode, encode};
+use super::{disk_full, error::Error, handle::Handle};
 
 impl Handle {
     /// Answers the calls of another node on a connection, until it ends or this node stops.

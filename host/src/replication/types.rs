@@ -3,8 +3,7 @@
 //! Everything is encoded with postcard, once: a [`Round`] carries commands that the receiving node encoded, and every
 //! later hop copies those bytes without looking into them.
 
-use std::fmt;
-use std::num::NonZeroU64;
+use std::{fmt, num::NonZeroU64};
 
 use bytes::Bytes;
 use openraft::EntryPayload;
@@ -73,7 +72,6 @@ pub fn node_id(url: &str) -> u64 {
 
 /// A log position with the leader that wrote it.
 pub(super) type LogId = openraft::alias::LogIdOf<TypeConfig>;
-/// A log entry.
 pub(super) type LogEntry = openraft::alias::EntryOf<TypeConfig>;
 /// A vote, which also identifies a leader.
 pub(super) type Vote = openraft::alias::VoteOf<TypeConfig>;
@@ -101,12 +99,10 @@ pub struct RoundWrite {
 }
 
 impl RoundWrite {
-    /// Encodes a write.
     pub fn new(write: &GuardedWrite, trace: Option<TraceContext>) -> Result<Self, Error> {
         Ok(Self { trace, command: encode(write)? })
     }
 
-    /// Decodes the write.
     pub fn decode(&self) -> Result<GuardedWrite, Error> {
         decode(&self.command)
     }

@@ -9,9 +9,7 @@
 //! An identified node takes part in no formation, so that nobody learns from it an id that was chosen before: a node that
 //! asks then is too late, or has lost its disk (P8).
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::Duration;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -22,7 +20,6 @@ use crate::replication::peer::protocol::{ANYONE, Call, Transport};
 use crate::replication::types::{ClusterId, decode, decode_stored, encode};
 use crate::storage::Log;
 
-/// The key of the acceptor's state in the log's database.
 const ACCEPTOR: &str = "formation";
 
 /// Maximum time for a node to answer.
@@ -50,9 +47,7 @@ pub(crate) struct Proposal {
 enum Step {
     /// Will you accept no lower ballot, and what did you accept so far?
     Prepare,
-    /// Accept this id.
     Accept(ClusterId),
-    /// This id was chosen.
     Found(ClusterId),
 }
 
@@ -87,7 +82,6 @@ impl Acceptor {
     }
 }
 
-/// This node's part in forming a cluster.
 pub(crate) struct Formation {
     /// Whether the node may form a cluster at all.
     pub(crate) may_found: bool,

@@ -1,22 +1,15 @@
 //! Hellos: the calls by which nodes report their state to each other, and learn who can be reached.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::identity::Identity;
-use super::peer_table::Hello;
-use super::status::StatusReport;
-use super::view::ClusterView;
-use crate::replication::error::Error;
-use crate::replication::lease::Lease;
+use super::{identity::Identity, peer_table::Hello, status::StatusReport, view::ClusterView};
 use crate::replication::peer::protocol::{ANYONE, Call, Transport};
-use crate::replication::raft::engine::matched;
 use crate::replication::types::{decode, encode};
+use crate::replication::{error::Error, lease::Lease, raft::engine::matched};
 use crate::storage::FreeSpace;
 
 /// Maximum time for a peer to answer.
@@ -31,7 +24,6 @@ const HELLO_INTERVAL_FORMING: Duration = Duration::from_millis(25);
 /// Interval at which the peers' prepared revisions are checked. They arrive with every hello.
 const PREPARED_POLL: Duration = Duration::from_millis(25);
 
-/// Sends and answers hellos.
 pub(crate) struct Greeter {
     pub(crate) identity: Arc<Identity>,
     pub(crate) view: Arc<ClusterView>,
@@ -74,7 +66,6 @@ impl Greeter {
         self.view.peers.remove(&url);
     }
 
-    /// Asks a peer for its state and records the answer.
     async fn greet(&self, url: &str) {
         let began = std::time::Instant::now();
         match self.ask(url).await {
@@ -83,13 +74,11 @@ impl Greeter {
         }
     }
 
-    /// Asks the node at a URL for its state.
     pub(super) async fn ask(&self, url: &str) -> Result<Hello, Error> {
         let answer = self.transport.call(ANYONE, url, Call::Hello, encode(&self.hello())?, HELLO_TIMEOUT).await;
         decode(&answer.map_err(|error| Error::Refused(error.to_string()))?)
     }
 
-    /// Answers a peer's hello and records its state.
     pub(crate) fn answer(&self, greeting: Hello) -> Hello {
         let url = greeting.url.clone();
         self.view.peers.note_heard(&url, greeting, None);

@@ -37,34 +37,34 @@
 //! from it and report it. Worse, if one of the majority accepted the old cluster's id and stopped before it heard that the
 //! id was chosen, the majority founds that cluster again, and nodes that return follow its decisions.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::replication::error::{Error, WriteOutcome};
-use crate::replication::peer::protocol::Transport;
-use crate::replication::raft::engine::RaftHandle;
 use crate::replication::types::{ClusterId, decode_stored, encode};
+use crate::replication::{peer::protocol::Transport, raft::engine::RaftHandle};
 use crate::storage::Log;
 
-/// The key of the identity in the log's database.
 const IDENTITY: &str = "identity";
 
 /// Maximum number of foreign clusters to warn about.
 const FOREIGN_CLUSTERS_MAX: usize = 16;
 
-/// The stage of a node's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stage {
     /// It has no id of its own yet, and its engine takes no part.
     Unidentified,
     /// It has an id of its own and waits to be let into a cluster.
-    Waiting { id: u64 },
-    /// It belongs to a cluster.
-    Member { id: u64, cluster: ClusterId },
+    Waiting {
+        id: u64,
+    },
+    Member {
+        id: u64,
+        cluster: ClusterId,
+    },
 }
 
 impl Stage {
@@ -102,7 +102,6 @@ impl Stage {
     }
 }
 
-/// The identity on disk.
 #[derive(Debug, Serialize, Deserialize)]
 struct Stored {
     id: u64,
@@ -121,7 +120,6 @@ fn new_node_id() -> u64 {
     fastrand::u64(1..)
 }
 
-/// This node's identity.
 pub(crate) struct Identity {
     log: Log,
     transport: Arc<dyn Transport>,
@@ -142,7 +140,6 @@ impl Identity {
         Self { log, transport, stage: RwLock::new(stage), deciding, foreign: Mutex::default() }
     }
 
-    /// The node's stage.
     pub(crate) fn stage(&self) -> Stage {
         *self.stage.read()
     }
@@ -208,12 +205,10 @@ impl Decision<'_> {
         &self.identity.log
     }
 
-    /// Whether the node has an id of its own already.
     pub(super) fn is_identified(&self) -> bool {
         self.identity.is_identified()
     }
 
-    /// Makes the node a member of a cluster.
     pub(super) async fn become_member(&self, id: u64, cluster: ClusterId) -> Result<(), Error> {
         store(&self.identity.log, IDENTITY, &Stored { id, cluster: Some(cluster) }).await?;
         self.identity.transport.set_cluster(cluster);

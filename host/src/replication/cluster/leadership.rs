@@ -3,8 +3,7 @@
 //! A leader that hands over stops taking writes and confirming reads at once, and does not lead again in its term, whatever
 //! the outcome. So it hands over only to a voter that answers, has nearly the whole log, and may stand for election.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use openraft::ServerState;
 use tokio::time::Instant;
@@ -16,13 +15,11 @@ use crate::replication::lease::Lease;
 /// Pause between attempts to hand over.
 const HAND_OVER_PAUSE: Duration = Duration::from_millis(50);
 
-/// This node's leadership, if it leads.
 pub(crate) struct Leadership {
     pub(crate) view: Arc<ClusterView>,
     pub(crate) lease: Arc<Lease>,
 }
 
-/// A voter that can take over.
 struct Successor {
     id: u64,
     /// The index up to which its log is known to match this node's.
@@ -30,7 +27,6 @@ struct Successor {
     is_full: bool,
 }
 
-/// Whether a voter can take over.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fitness {
     Ready,
@@ -84,17 +80,12 @@ impl Leadership {
         }
     }
 
-    /// Whether a leader with a full disk has a successor.
-    pub(crate) fn has_successor_with_space(&self) -> bool {
-        self.successor_with_space().is_some()
-    }
-
-    /// Whether this node leads.
     pub(crate) fn leads(&self) -> bool {
         self.view.raft.with_metrics(|metrics| metrics.state == ServerState::Leader)
     }
 
-    fn successor_with_space(&self) -> Option<u64> {
+    /// The successor of a leader with a full disk, if there is one.
+    pub(crate) fn successor_with_space(&self) -> Option<u64> {
         let members = self.view.raft.with_metrics(Members::of);
         let with_space = self.successors(&members).filter(|successor| !successor.is_full);
         with_space.max_by_key(|successor| successor.matched).map(|successor| successor.id)

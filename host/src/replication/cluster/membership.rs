@@ -7,8 +7,7 @@
 //! caught up, so the quorum never rests on an empty disk.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use openraft::error::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::{BasicNode, ChangeMembers, ServerState};
@@ -16,10 +15,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::change::{Change, Members, Progress, Role, is_joint};
-use super::hello::Greeter;
-use super::identity::Identity;
-use super::leadership::Leadership;
-use super::view::ClusterView;
+use super::{hello::Greeter, identity::Identity, leadership::Leadership, view::ClusterView};
 use crate::replication::error::{Error, WriteOutcome};
 use crate::replication::peer::protocol::{Call, Transport};
 use crate::replication::types::{Metrics, decode, encode};
@@ -33,7 +29,6 @@ const STEP_PAUSE: Duration = Duration::from_millis(50);
 /// Interval at which a leader looks for a joint membership to complete.
 const FINISH_JOINT_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Changes the membership.
 pub(crate) struct Membership {
     pub(crate) identity: Arc<Identity>,
     pub(crate) view: Arc<ClusterView>,
@@ -74,7 +69,6 @@ impl Membership {
         }
     }
 
-    /// Asks a node to take a step.
     pub(super) async fn ask(&self, to: u64, url: &str, change: &Change) -> Result<Progress, Error> {
         let answer = self.transport.call(to, url, Call::Members, encode(change)?, 2 * STEP_TIMEOUT).await;
         decode(&answer.map_err(|error| Error::Refused(error.to_string()))?)
@@ -142,7 +136,6 @@ impl Membership {
         self.apply(ChangeMembers::ReplaceAllVoters(voters), Progress::Done).await
     }
 
-    /// Adds a node, or changes its role.
     async fn add(&self, members: &Members, url: &str, role: Role) -> Progress {
         if let [id] = members.with_url(url)[..] {
             return match (members.voters.contains(&id), role) {

@@ -1,16 +1,12 @@
 //! The status of the cluster as one node sees it, for clients and operators.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use openraft::ServerState;
-use openraft::async_runtime::Instant as _;
+use openraft::{ServerState, async_runtime::Instant as _};
 
-use super::identity::Identity;
-use super::view::ClusterView;
-use crate::replication::lease::LEASE;
-use crate::replication::raft::engine::matched;
+use super::{identity::Identity, view::ClusterView};
 use crate::replication::types::{ClusterId, Metrics};
+use crate::replication::{lease::LEASE, raft::engine::matched};
 use crate::telemetry::Telemetry;
 
 /// The cluster as one node sees it.
@@ -53,9 +49,7 @@ pub struct Status {
 /// Another node, as this one sees it.
 #[derive(Debug, Clone)]
 pub struct PeerStatus {
-    /// Its id.
     pub id: u64,
-    /// Its base URL.
     pub url: String,
     /// Whether it answered lately.
     pub healthy: bool,
@@ -67,7 +61,6 @@ pub struct PeerStatus {
     pub rtt: Option<Duration>,
 }
 
-/// Reports the status of the cluster.
 pub(crate) struct StatusReport {
     pub(crate) identity: Arc<Identity>,
     pub(crate) view: Arc<ClusterView>,

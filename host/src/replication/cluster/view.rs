@@ -92,7 +92,6 @@ impl ClusterView {
         voters.len() - gone <= voters.len() / 2
     }
 
-    /// The error that no majority answered.
     pub(crate) fn no_quorum(&self, outcome: WriteOutcome) -> Error {
         let voters = self.raft.with_metrics(|metrics| self.voters(metrics));
         Error::NoQuorum { successful: self.reachable_of(&voters), outcome }
@@ -119,17 +118,14 @@ impl Founders {
         node_id(&self.own_url)
     }
 
-    /// The URLs of the others.
     pub(crate) fn peer_urls(&self) -> BTreeSet<String> {
         self.nodes.values().filter(|url| **url != self.own_url).cloned().collect()
     }
 
-    /// Whether there are no others.
     pub(crate) fn is_alone(&self) -> bool {
         self.nodes.len() == 1
     }
 
-    /// Whether so many founders are a majority.
     pub(crate) fn is_majority(&self, count: usize) -> bool {
         count > self.nodes.len() / 2
     }

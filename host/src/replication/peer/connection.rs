@@ -23,11 +23,7 @@
 //! notices a peer that has vanished ([`UNACKNOWLEDGED_MAX`]); the caller notices a peer that is silent for too long, and
 //! [resets](PeerConnection::reset) the connection.
 
-use std::collections::HashMap;
-use std::future::Future;
-use std::io;
-use std::sync::Arc;
-use std::time::Duration;
+use std::{collections::HashMap, io, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Request, StatusCode, header};
@@ -43,7 +39,6 @@ use crate::net;
 /// Calls waiting to be sent on a connection; over it a call fails at once.
 const QUEUED_CALLS_MAX: usize = 1_024;
 
-/// Maximum time to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Maximum time for the peer's kernel to acknowledge what was sent, before the connection counts as broken.
@@ -55,7 +50,6 @@ const WRITE_BYTES: usize = 64 * 1024;
 /// Number of pending calls above which abandoned ones are dropped.
 const PENDING_SWEEP: usize = 256;
 
-/// A call that waits to be sent.
 struct Queued {
     call: Call,
     envelope: Envelope,
@@ -138,7 +132,6 @@ fn refuse_all(url: &str, first: Queued, calls: &mut mpsc::Receiver<Queued>, erro
     }
 }
 
-/// Connects to the node and upgrades the connection.
 async fn connect(url: &str) -> io::Result<TokioIo<hyper::upgrade::Upgraded>> {
     let (authority, base_path) = net::authority_and_path(url);
     let stream = net::connect(url, Some(UNACKNOWLEDGED_MAX)).await?;

@@ -23,7 +23,6 @@ use crate::limits::PLUGIN_BYTES_MAX;
 use crate::replication::error::{Error, WriteOutcome};
 use crate::replication::types::ClusterId;
 
-/// Bytes read from the network at once.
 pub(crate) const READ_BYTES: usize = 64 * 1024;
 
 /// Free space in the read buffer below which a new buffer is allocated, in bytes.
@@ -52,7 +51,6 @@ pub(crate) fn malformed() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "a malformed frame")
 }
 
-/// Appends a call to a buffer.
 pub(crate) fn put_call(out: &mut BytesMut, number: u32, call: Call, envelope: Envelope, body: &[u8]) {
     out.put_u32(u32::try_from(CALL_HEAD + body.len()).unwrap_or(u32::MAX));
     out.put_u32(number);
@@ -62,7 +60,6 @@ pub(crate) fn put_call(out: &mut BytesMut, number: u32, call: Call, envelope: En
     out.put_slice(body);
 }
 
-/// Parses a call's frame into its number, call, envelope and body.
 pub(crate) fn parse_call(mut frame: Bytes) -> io::Result<(u32, Call, Envelope, Bytes)> {
     if frame.len() < CALL_HEAD {
         return Err(malformed());
@@ -73,7 +70,6 @@ pub(crate) fn parse_call(mut frame: Bytes) -> io::Result<(u32, Call, Envelope, B
     Ok((number, call, envelope, frame))
 }
 
-/// Appends an answer to a buffer.
 pub(crate) fn put_answer(out: &mut BytesMut, number: u32, answer: &Result<Bytes, Error>) {
     let text;
     let (status, body) = match answer {
@@ -106,7 +102,6 @@ pub(crate) fn parse_answer(mut frame: Bytes, url: &str) -> io::Result<(u32, Resu
     Ok((number, answer))
 }
 
-/// Reads frames from a connection.
 pub(crate) struct Frames<R> {
     reader: R,
     buffer: BytesMut,

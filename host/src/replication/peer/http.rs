@@ -3,9 +3,7 @@
 //! Calls have postcard bodies and travel on kept [connections](super::connection). A snapshot is the body of a `POST`, on
 //! a connection of its own.
 
-use std::collections::HashMap;
-use std::sync::OnceLock;
-use std::time::Duration;
+use std::{collections::HashMap, sync::OnceLock, time::Duration};
 
 use bytes::Bytes;
 use parking_lot::Mutex;

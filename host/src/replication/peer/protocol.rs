@@ -5,8 +5,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
-use futures::stream::BoxStream;
+use futures::{future::BoxFuture, stream::BoxStream};
 
 use crate::replication::types::ClusterId;
 
@@ -43,16 +42,7 @@ impl Call {
     /// Whether the call is one of Raft's own. These are frequent, and small or urgent: if a peer does not answer one in
     /// time, it is better to call again on a new connection.
     pub(crate) const fn is_raft_call(self) -> bool {
-        match self {
-            Self::Append | Self::Vote | Self::PreVote | Self::TransferLeader => true,
-            Self::Snapshot
-            | Self::SnapshotOffset
-            | Self::Propose
-            | Self::ReadIndex
-            | Self::Hello
-            | Self::Form
-            | Self::Members => false,
-        }
+        matches!(self, Self::Append | Self::Vote | Self::PreVote | Self::TransferLeader)
     }
 }
 

@@ -1,6 +1,5 @@
 //! The serving end of a connection: reads calls, answers them.
 
-use std::future::Future;
 use std::io;
 
 use bytes::{Bytes, BytesMut};

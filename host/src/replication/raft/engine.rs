@@ -2,17 +2,13 @@
 //!
 //! A node may take another id while it runs (see `cluster/identity`). The engine is then rebuilt on the same databases.
 
-use std::collections::BTreeMap;
-use std::path::Path;
-use std::sync::Arc;
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
-use openraft::async_runtime::watch::WatchReceiver;
-use openraft::error::Fatal;
+use openraft::{async_runtime::watch::WatchReceiver, error::Fatal};
 use parking_lot::RwLock;
 
-use super::log_store::LogStore;
-use super::network::Network;
 use super::state_machine::{APPLIED, Applied, INSTALLED, StateMachine};
+use super::{log_store::LogStore, network::Network};
 use crate::replication::types::{LogId, Metrics, TypeConfig, decode};
 use crate::storage::{self, Data, Log};
 
@@ -52,13 +48,11 @@ pub(crate) struct RaftHandle {
 }
 
 impl RaftHandle {
-    /// Starts the engine under an id.
     pub(crate) async fn start(parts: EngineParts, id: u64) -> Result<Self, Fatal<TypeConfig>> {
         let running = RwLock::new(parts.build(id).await?);
         Ok(Self { parts, running })
     }
 
-    /// Replaces the engine by one under another id.
     pub(crate) async fn restart_under(&self, id: u64) -> Result<(), Fatal<TypeConfig>> {
         if let Err(error) = self.raft().shutdown().await {
             tracing::warn!(%error, "the engine of the former id did not stop cleanly");
@@ -70,7 +64,6 @@ impl RaftHandle {
         Ok(())
     }
 
-    /// The engine.
     pub(crate) fn raft(&self) -> Raft {
         self.running.read().raft.clone()
     }
@@ -82,7 +75,6 @@ impl RaftHandle {
         self.running.read().id
     }
 
-    /// A copy of the engine's metrics.
     pub(crate) fn metrics(&self) -> Metrics {
         self.with_metrics(Clone::clone)
     }
@@ -94,7 +86,6 @@ impl RaftHandle {
         read(&metrics)
     }
 
-    /// The index of the last applied log entry.
     pub(crate) fn applied(&self) -> &Applied {
         &self.parts.state_machine.applied
     }
@@ -104,7 +95,6 @@ impl RaftHandle {
         self.with_metrics(|metrics| metrics.membership_config.voter_ids().next().is_some())
     }
 
-    /// Whether this node is the cluster's only voter.
     pub(crate) fn is_only_voter(&self) -> bool {
         self.with_metrics(|metrics| metrics.membership_config.voter_ids().eq(std::iter::once(self.id())))
     }
@@ -119,7 +109,6 @@ impl RaftHandle {
         }
     }
 
-    /// Number of entries in this node's log.
     pub(crate) fn log_entries(&self) -> u64 {
         self.with_metrics(|metrics| {
             let purged = metrics.purged.as_ref().map_or(0, |purged| purged.index());
@@ -197,7 +186,6 @@ mod tests {
     use crate::replication::blocking::Blocking;
     use crate::telemetry::Telemetry;
 
-    /// Opens new stores in a directory that lives as long as the guard.
     struct Disk;
 
     impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Disk {

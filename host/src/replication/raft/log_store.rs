@@ -3,15 +3,12 @@
 //! This file only translates entries to bytes. Durability is up to [`crate::storage::Log`], whose writer calls openraft
 //! back after the fsync.
 
-use std::fmt::Debug;
-use std::io;
 use std::ops::{Bound, RangeBounds};
-use std::sync::Arc;
+use std::{fmt::Debug, io, sync::Arc};
 
 use bytes::Bytes;
-use openraft::OptionalSend;
-use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
+use openraft::{OptionalSend, entry::RaftEntry};
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 

@@ -1,6 +1,5 @@
 //! openraft's network on [`Transport`].
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,15 +15,13 @@ use openraft::raft::{
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::{OptionalSend, entry::RaftEntry};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 
-use crate::limits::SNAPSHOT_BYTES_PER_SECOND_MAX;
-use crate::replication::blocking::Blocking;
-use crate::replication::error::Error;
 use crate::replication::peer::protocol::{Call, CallError, Failure, Transport};
 use crate::replication::peer::snapshot::{Outgoing, RESUME_PAUSE, RESUME_TRIES_MAX, SnapshotSource};
 use crate::replication::types::{TypeConfig, Vote, decode, encode};
-use crate::telemetry::Telemetry;
+use crate::replication::{blocking::Blocking, error::Error};
+use crate::{limits::SNAPSHOT_BYTES_PER_SECOND_MAX, telemetry::Telemetry};
 
 /// Maximum duration of a small append before the follower counts as unreachable: longer than a slow disk's fsync, shorter
 /// than a writer's deadline.
@@ -34,17 +31,11 @@ const APPEND_TIMEOUT: Duration = Duration::from_secs(1);
 const APPEND_BYTES_PER_SECOND_MIN: u32 = 8 * 1024 * 1024;
 
 /// Maximum duration of an append, given its size.
-fn append_timeout(bytes: usize, _option: &RPCOption) -> Duration {
+fn append_timeout(bytes: usize) -> Duration {
     let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
     APPEND_TIMEOUT + Duration::from_secs(u64::from(bytes / APPEND_BYTES_PER_SECOND_MIN))
 }
 
-/// Maximum duration of a call about the leadership.
-fn short_timeout(_bytes: usize, option: &RPCOption) -> Duration {
-    option.soft_ttl()
-}
-
-/// openraft's network. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Network {
     pub(crate) transport: Arc<dyn Transport>,
@@ -60,10 +51,8 @@ impl RaftNetworkFactory<TypeConfig> for Network {
     }
 }
 
-/// The peer's answer to a call.
 type Answer<A> = Result<A, RPCError<TypeConfig>>;
 
-/// openraft's calls to one peer.
 pub(crate) struct PeerNetwork {
     to: u64,
     url: String,
@@ -99,18 +88,14 @@ impl<S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin> Appends<S> {
 
 impl PeerNetwork {
     /// Makes a call. It is on its way when this returns.
-    fn call<Q: Serialize, A: DeserializeOwned>(
+    fn call<A: DeserializeOwned>(
         &self,
         call: Call,
-        request: &Q,
-        timeout: fn(usize, &RPCOption) -> Duration,
-        option: &RPCOption,
-    ) -> impl Future<Output = Answer<A>> + use<'_, Q, A> {
+        body: Result<Bytes, Error>,
+        timeout: Duration,
+    ) -> impl Future<Output = Answer<A>> + use<'_, A> {
         let network = |error: Error| RPCError::Network(NetworkError::new(&error));
-        let sent = encode(request).map(|body| {
-            let timeout = timeout(body.len(), option);
-            self.network.transport.call(self.to, &self.url, call, body, timeout)
-        });
+        let sent = body.map(|body| self.network.transport.call(self.to, &self.url, call, body, timeout));
         async move {
             let answer = sent.map_err(network)?.await.map_err(rpc_error)?;
             decode(&answer).map_err(network)
@@ -121,10 +106,11 @@ impl PeerNetwork {
     fn append(
         &self,
         request: &AppendEntriesRequest<TypeConfig>,
-        option: &RPCOption,
     ) -> impl Future<Output = Answer<AppendEntriesResponse<TypeConfig>>> + use<'_> {
         let began = Instant::now();
-        let answer = self.call(Call::Append, request, append_timeout, option);
+        let body = encode(request);
+        let timeout = append_timeout(body.as_ref().map_or(0, Bytes::len));
+        let answer = self.call(Call::Append, body, timeout);
         async move {
             let answer = answer.await;
             if answer.is_ok() {
@@ -194,9 +180,9 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
     async fn append_entries(
         &mut self,
         request: AppendEntriesRequest<TypeConfig>,
-        option: RPCOption,
+        _option: RPCOption,
     ) -> Answer<AppendEntriesResponse<TypeConfig>> {
-        self.append(&request, &option).await
+        self.append(&request).await
     }
 
     /// Sends one append after the other. IMPORTANT: appends are not pipelined. openraft credits the answer to an append
@@ -205,32 +191,29 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
     fn stream_append<'s, S>(
         &'s mut self,
         input: S,
-        option: RPCOption,
+        _option: RPCOption,
     ) -> BoxFuture<'s, Answer<BoxStream<'s, Answer<StreamAppendResult<TypeConfig>>>>>
     where
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
     {
         let this: &'s Self = self;
-        let results = stream::unfold(Some(Appends { input, is_first: true }), move |appends| {
-            let option = option.clone();
-            async move {
-                let mut appends = appends?;
-                let request = appends.next().await?;
-                let previous = request.prev_log_id;
-                let last = request.entries.last().map(|entry| entry.log_id()).or(previous);
-                let answer = this.append(&request, &option).await;
-                let result: Answer<StreamAppendResult<TypeConfig>> =
-                    answer.map(|answer| answer.into_stream_result(previous, last));
-                // After a failed append, the following ones do not match the follower's log.
-                let goes_on = matches!(result, Ok(Ok(matched)) if matched == last);
-                Some((result, goes_on.then_some(appends)))
-            }
+        let results = stream::unfold(Some(Appends { input, is_first: true }), move |appends| async move {
+            let mut appends = appends?;
+            let request = appends.next().await?;
+            let previous = request.prev_log_id;
+            let last = request.entries.last().map(|entry| entry.log_id()).or(previous);
+            let answer = this.append(&request).await;
+            let result: Answer<StreamAppendResult<TypeConfig>> =
+                answer.map(|answer| answer.into_stream_result(previous, last));
+            // After a failed append, the following ones do not match the follower's log.
+            let goes_on = matches!(result, Ok(Ok(matched)) if matched == last);
+            Some((result, goes_on.then_some(appends)))
         });
         Box::pin(async { Ok(results.boxed()) })
     }
 
     async fn vote(&mut self, request: VoteRequest<TypeConfig>, option: RPCOption) -> Answer<VoteResponse<TypeConfig>> {
-        self.call(Call::Vote, &request, short_timeout, &option).await
+        self.call(Call::Vote, encode(&request), option.soft_ttl()).await
     }
 
     async fn pre_vote(
@@ -238,7 +221,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         request: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Answer<VoteResponse<TypeConfig>> {
-        self.call(Call::PreVote, &request, short_timeout, &option).await
+        self.call(Call::PreVote, encode(&request), option.soft_ttl()).await
     }
 
     async fn full_snapshot(
@@ -268,7 +251,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         request: TransferLeaderRequest<TypeConfig>,
         option: RPCOption,
     ) -> Answer<TransferLeaderResponse<TypeConfig>> {
-        self.call(Call::TransferLeader, &request, short_timeout, &option).await
+        self.call(Call::TransferLeader, encode(&request), option.soft_ttl()).await
     }
 
     fn backoff(&self) -> Option<Backoff> {

@@ -4,9 +4,7 @@
 //! position of the last one. `data/` is not fsynced per chunk, since the log restores it after a crash. It is fsynced
 //! before a snapshot is reported, because the log may be purged up to a snapshot.
 
-use std::io;
-use std::sync::Arc;
-use std::time::Instant;
+use std::{io, sync::Arc, time::Instant};
 
 use futures::{Stream, StreamExt};
 use openraft::entry::RaftEntry;
@@ -16,12 +14,10 @@ use tokio::sync::{Notify, watch};
 
 use super::log_store::stored;
 use crate::clock;
-use crate::replication::blocking::Blocking;
-use crate::replication::error::Error;
-use crate::replication::peer::snapshot::SnapshotSource;
 use crate::replication::types::{
     LogEntry, LogId, SnapshotMeta, StoredMembership, TypeConfig, decode_stored, encode, traces_of,
 };
+use crate::replication::{blocking::Blocking, error::Error, peer::snapshot::SnapshotSource};
 use crate::storage::{self, Data, GuardedWrite};
 use crate::telemetry::{Stage, Telemetry, names};
 
@@ -57,17 +53,14 @@ impl Applied {
         Ok(Self { index, advanced: Notify::new() })
     }
 
-    /// The index as of now.
     pub(crate) fn index(&self) -> u64 {
         *self.index.borrow()
     }
 
-    /// The index as it changes.
     pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
         self.index.subscribe()
     }
 
-    /// Sets the index and wakes everyone who waits.
     fn advance(&self, index: u64) {
         self.index.send_replace(index);
         self.advanced.notify_waiters();

@@ -4,11 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::network::Weather;
-use super::node::Node;
-use super::world::World;
-use crate::replication::cluster::change::Role;
-use crate::replication::types::Metrics;
+use super::{network::Weather, node::Node, world::World};
+use crate::replication::{cluster::change::Role, types::Metrics};
 
 /// Longest time between two faults, in milliseconds.
 const FAULT_INTERVAL_MS_MAX: u64 = 450;
@@ -16,17 +13,14 @@ const FAULT_INTERVAL_MS_MAX: u64 = 450;
 /// Longest time for which a node stays down.
 const DOWN_MS_MAX: u64 = 1_500;
 
-/// Maximum duration of a membership change.
 const CHANGE_DEADLINE: Duration = Duration::from_secs(2);
 
-/// The faults of a seed.
 pub(super) struct Chaos {
     next_ms: u64,
     /// Nodes that are down, and when they return.
     returning: Vec<(u64, usize)>,
     /// Whether nodes join, leave, and lose their disks.
     changes_members: bool,
-    /// Number of faults so far.
     pub(super) faults: usize,
 }
 
@@ -35,7 +29,6 @@ impl Chaos {
         Self { next_ms: now_ms, returning: Vec::new(), changes_members, faults: 0 }
     }
 
-    /// Restarts nodes and causes faults that are due.
     pub(super) fn act(&mut self, world: &mut World) {
         let now_ms = world.now_ms;
         self.returning.retain(|(due_ms, number)| {
@@ -66,7 +59,6 @@ impl Chaos {
         }
     }
 
-    /// Ends all faults.
     pub(super) fn end(&mut self, world: &mut World) {
         heal(world);
         world.weather = Weather::CALM;

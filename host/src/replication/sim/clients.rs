@@ -1,7 +1,6 @@
 //! The clients of a simulation: each performs one operation after another, on random nodes.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -14,7 +13,6 @@ use crate::storage::{
     Precondition, Space, Value,
 };
 
-/// Number of clients.
 pub(super) const CLIENTS: u32 = 5;
 
 /// The keys that clients read and write.
@@ -38,7 +36,6 @@ const TRIES_MAX: u32 = 5;
 /// The answers of nodes since the world last collected them.
 pub(super) type Inbox = Arc<Mutex<Vec<(Unique, Response)>>>;
 
-/// A client.
 pub(super) struct Client {
     number: u32,
     /// The operation it waits for, and when it began.
@@ -56,7 +53,6 @@ impl Client {
         Self { number, waiting: None, next_ms: 0, in_doubt: None, named: 0, seen: [None; KEYS.len()] }
     }
 
-    /// Whether the client is due to begin an operation.
     pub(super) fn is_ready(&self, now_ms: u64) -> bool {
         self.waiting.is_none() && now_ms >= self.next_ms
     }
@@ -70,7 +66,6 @@ impl Client {
         self.waiting.map(|(id, _)| id)
     }
 
-    /// Begins the next operation, on a node.
     pub(super) fn act(
         &mut self,
         rng: &mut fastrand::Rng,
@@ -92,7 +87,6 @@ impl Client {
         begin(node, inbox, request, (id, first.unwrap_or(id)), now_ms);
     }
 
-    /// Receives an answer.
     pub(super) fn take(&mut self, rng: &mut fastrand::Rng, request: &Request, response: &Response, now_ms: u64) {
         self.waiting = None;
         self.next_ms = now_ms + rng.u64(0..=THINK_MS_MAX);
@@ -162,10 +156,8 @@ async fn perform(handle: &Handle, data: &Data, request: &Request, value: Unique,
         },
         Request::LocalRead { key } => Response::Read(data.get(Space::Kv, key).unwrap().and_then(|entry| seen(&entry))),
         Request::Put { .. } | Request::Delete { .. } => {
-            match handle.propose(&guarded(request, value, now_ms), None, deadline).await {
-                Ok(outcome) => Response::Committed(outcome),
-                Err(error) => Response::Refused(error),
-            }
+            let proposed = handle.propose(&guarded(request, value, now_ms), None, deadline).await;
+            proposed.map_or_else(Response::Refused, Response::Committed)
         }
     }
 }
@@ -179,7 +171,6 @@ pub(super) fn unique(value: &Value) -> Option<Unique> {
     std::str::from_utf8(&value.bytes).ok()?.parse().ok()
 }
 
-/// The guarded write of a request.
 fn guarded(request: &Request, value: Unique, now_ms: u64) -> GuardedWrite {
     let operation = |key: &str, action| Operation { space: Space::Kv, key: key.to_owned(), action };
     let (operations, expected, name) = match request {

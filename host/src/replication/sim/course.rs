@@ -1,20 +1,14 @@
 //! The course of one seed: a cluster forms, faults happen, everything heals, and the invariants are checked.
 
-use std::collections::BTreeSet;
-use std::hash::Hasher;
+use std::{collections::BTreeSet, hash::Hasher};
 
 use super::chaos::{self, Chaos};
-use super::clients::Client;
 use super::history::{Response, Unique};
-use super::invariants::Violation;
-use super::node::Node;
-use super::world::World;
+use super::{clients::Client, invariants::Violation, node::Node, world::World};
 use crate::replication::types::Metrics;
 
-/// Maximum time to form a cluster.
 const FORM_MS_MAX: u64 = 5_000;
 
-/// Duration of the faults.
 const FAULTS_MS: std::ops::RangeInclusive<u64> = 2_500..=5_500;
 
 /// Least time for which clients continue once everything has healed.
@@ -59,7 +53,6 @@ fn cluster(seed: u64) -> (World, bool) {
 /// Rates of clocks, in parts per thousand: within the bound that leases rely on (see `lease`).
 const CLOCK_PERMILLE: std::ops::RangeInclusive<u64> = 970..=1_030;
 
-/// Runs a seed.
 pub(super) fn run(seed: u64) -> Result<Course, Violation> {
     let (mut world, changes_members) = cluster(seed);
     form(&mut world)?;

@@ -9,7 +9,6 @@ pub(super) type Unique = usize;
 /// The state of a key: the revision of its entry and its unique value; none without an entry.
 pub(super) type Seen = Option<(u64, Unique)>;
 
-/// A client's request.
 #[derive(Debug, Clone)]
 pub(super) enum Request {
     /// Sets keys to the operation's unique value, all or none.
@@ -22,7 +21,6 @@ pub(super) enum Request {
     Delete {
         key: String,
     },
-    /// Reads a key, linearizably.
     StrongRead {
         key: String,
     },
@@ -42,13 +40,11 @@ pub(super) enum Response {
     Lost,
 }
 
-/// One operation of one client.
 #[derive(Debug, Clone)]
 pub(super) struct Operation {
     /// Also the unique value, if it writes.
     pub(super) id: Unique,
     pub(super) client: u32,
-    /// The node that it was sent to.
     pub(super) node: usize,
     pub(super) request: Request,
     /// The positions of its call and return in the order of all calls and returns.

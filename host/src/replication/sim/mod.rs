@@ -13,7 +13,7 @@
 //!
 //! - Time and scheduling: each node has a tokio runtime with one thread and paused time (`node`). The world advances all
 //!   clocks in turn, each at its own rate, a millisecond of the world at a time (`world`).
-//! - The network: a [`Transport`](super::Transport) that hands messages to the world (`network`).
+//! - The network: a `Transport` that hands messages to the world (`network`).
 //! - Disks: [`SimDisk`](crate::storage::memory::SimDisk), which keeps synced data and a part of the rest when power is
 //!   lost. The log's writer is a task whose syncs take simulated time; blocking work runs in place.
 //! - Randomness: every draw, openraft's included, comes from generators that the seed sets and tasks that wait for
@@ -57,10 +57,8 @@ use std::time::Instant;
 
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
-use self::course::run;
-use self::invariants::Violation;
+use self::{course::run, invariants::Violation};
 
-/// A number from the environment.
 fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
 }

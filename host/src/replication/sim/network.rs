@@ -7,9 +7,8 @@
 //! A call may be delivered twice (a proxy on the way repeats it), except for `Propose`: the contract of [`Transport`]
 //! forbids that, since a write without a name must not be applied twice. A call may arrive long after its sender gave up.
 
-use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -21,10 +20,8 @@ use crate::replication::peer::protocol::{
 };
 use crate::replication::types::ClusterId;
 
-/// Receives the answer to a call.
 pub(super) type Reply = oneshot::Sender<Result<Bytes, CallError>>;
 
-/// The body of a call.
 #[derive(Clone)]
 pub(super) enum Body {
     Whole(Bytes),
@@ -35,7 +32,6 @@ pub(super) enum Body {
     },
 }
 
-/// A call that a node makes.
 pub(super) struct Outgoing {
     pub(super) from: usize,
     pub(super) url: String,
@@ -53,18 +49,13 @@ pub(super) struct Outbox {
     pub(super) served: Vec<(u64, Result<Bytes, CallError>)>,
 }
 
-/// The network as a node uses it.
 pub(super) struct SimTransport {
-    from: usize,
-    outbox: Arc<Mutex<Outbox>>,
-    cluster: OnceLock<ClusterId>,
+    pub(super) from: usize,
+    pub(super) outbox: Arc<Mutex<Outbox>>,
+    pub(super) cluster: OnceLock<ClusterId>,
 }
 
 impl SimTransport {
-    pub(super) fn new(from: usize, outbox: Arc<Mutex<Outbox>>) -> Self {
-        Self { from, outbox, cluster: OnceLock::new() }
-    }
-
     async fn send(&self, url: String, to: u64, call: Call, body: Body, timeout: Duration) -> Result<Bytes, CallError> {
         let (reply, answer) = oneshot::channel();
         let envelope = Envelope { to, cluster: self.cluster.get().copied() };
@@ -99,7 +90,6 @@ impl Transport for SimTransport {
     }
 }
 
-/// The quality of the network.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Weather {
     /// Least and greatest delay of a message.

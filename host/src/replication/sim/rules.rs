@@ -10,23 +10,20 @@
 //! former id (P8).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use openraft::ServerState;
 use openraft::raft::{VoteRequest, VoteResponse};
 use parking_lot::Mutex;
 
-use super::chaos::leader;
 use super::course::{finish, form};
-use super::history::Request;
 use super::node::{Node, url};
-use super::world::World;
+use super::{chaos::leader, history::Request, world::World};
 use crate::replication::lease::{LEASE, RESTART_MARGIN};
 use crate::replication::peer::protocol::{Call, Envelope};
-use crate::replication::types::{Metrics, TypeConfig, Vote, decode, encode};
-use crate::replication::{ClusterId, Error, Status, node_id};
+use crate::replication::types::{Metrics, TypeConfig, Vote, decode, encode, node_id};
+use crate::replication::{ClusterId, Error, Status};
 use crate::storage::Space;
 
 /// Intervals at which strong reads and writes begin. Many reads wait for a long time, and the search for their order is

@@ -21,15 +21,10 @@
 //! Below the result of each command stand the messages that nodes sent meanwhile, in order, with consecutive repeats folded. Hellos are
 //! left out, and appends, since `status` shows the log.
 
-use std::error::Error;
-use std::fmt::Write as _;
-use std::path::Path;
-use std::time::Duration;
+use std::{error::Error, fmt::Write as _, path::Path, time::Duration};
 
-use super::chaos::leader;
 use super::history::{Request, Response};
-use super::node::Node;
-use super::world::World;
+use super::{chaos::leader, node::Node, world::World};
 use crate::storage::Outcome;
 
 /// The seed of all stories.
@@ -69,7 +64,6 @@ enum Command {
     Status,
 }
 
-/// A story as it is played.
 struct Story {
     world: World,
     /// The node that the story last told to lead.

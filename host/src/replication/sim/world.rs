@@ -4,10 +4,9 @@
 //! lets each node run to the end of the step in turn, and collects the messages it sent. No message takes less than one
 //! step, so the order in which nodes run within a step makes no difference to them.
 
-use std::cell::Cell;
-use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash};
 use std::sync::{Arc, Once};
+use std::{cell::Cell, collections::BTreeMap};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -38,7 +37,6 @@ enum Message {
     Answer(Route, Result<Bytes, CallError>, Reply),
 }
 
-/// A world.
 pub(super) struct World {
     pub(super) rng: fastrand::Rng,
     pub(super) now_ms: u64,
@@ -100,7 +98,6 @@ impl World {
         }
     }
 
-    /// Records an event.
     pub(super) fn note(&mut self, event: impl Hash + std::fmt::Debug) {
         self.now_ms.hash(&mut self.events);
         event.hash(&mut self.events);
@@ -109,7 +106,6 @@ impl World {
         }
     }
 
-    /// Starts a node.
     pub(super) fn start(&mut self, number: usize) {
         self.note(("start", number));
         self.nodes[number].start(self.now_ms, self.outbox.clone());
@@ -141,13 +137,7 @@ impl World {
             self.let_clients_act();
         }
         for number in 0..self.nodes.len() {
-            let node = &mut self.nodes[number];
-            if node.is_paused(self.now_ms) {
-                continue;
-            }
-            let was_paused = node.paused_until_ms.take().is_some();
-            let Some(running) = &mut node.running else { continue };
-            let started = running.run_until(self.now_ms, was_paused);
+            let started = self.nodes[number].run_until(self.now_ms);
             started.map_err(|error| Violation::new("availability", format!("node {number} cannot start: {error}")))?;
             self.collect();
         }
@@ -193,7 +183,6 @@ impl World {
         self.note(("begin", id, target));
     }
 
-    /// Collects the messages that nodes have sent.
     fn collect(&mut self) {
         let Outbox { calls, served } = std::mem::take(&mut *self.outbox.lock());
         for call in calls {

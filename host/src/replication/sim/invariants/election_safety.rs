@@ -7,9 +7,8 @@
 
 use std::collections::HashMap;
 
-use super::log_matching::LogMatching;
-use super::state_machine_safety::StateMachineSafety;
-use super::view::{Leadership, View, Violation};
+use super::{Leadership, View, Violation};
+use super::{log_matching::LogMatching, state_machine_safety::StateMachineSafety};
 
 const NAME: &str = "election-safety";
 

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 
-use super::view::{Leadership, View, Violation};
+use super::{Leadership, View, Violation};
 use crate::replication::types::{LogEntry, decode};
 use openraft::entry::RaftEntry;
 

@@ -12,18 +12,12 @@ mod outcomes;
 mod replay;
 mod revisions;
 mod state_machine_safety;
-mod view;
 
 use self::replay::Replay;
-use self::view::View;
-pub(super) use self::view::Violation;
-use super::history::History;
-use super::node::Node;
-use crate::replication::raft::state_machine::APPLIED;
-use crate::replication::types::decode_stored;
-use crate::storage::Data;
+use super::{history::History, node::Node};
+use crate::replication::{raft::state_machine::APPLIED, types::LogId, types::decode_stored};
+use crate::storage::{Data, Log};
 
-/// All invariants.
 #[derive(Default)]
 pub(super) struct Invariants {
     election_safety: election_safety::ElectionSafety,
@@ -33,7 +27,6 @@ pub(super) struct Invariants {
 }
 
 impl Invariants {
-    /// Checks a node.
     pub(super) fn observe(&mut self, node: &Node) -> Result<(), Violation> {
         let (Some(running), Some(metrics)) = (&node.running, node.metrics()) else { return Ok(()) };
         if let Err(error) = &metrics.running_state {
@@ -72,4 +65,31 @@ impl Invariants {
         linearizability::conclude(history, &replay, orders)?;
         state_machine_safety::conclude(&replay, &datas)
     }
+}
+
+/// A leadership: a term and the leader's id. openraft may have several leaders in one term; it orders them by id.
+type Leadership = (u64, u64);
+
+#[derive(Debug, Clone)]
+pub(super) struct Violation {
+    pub(super) invariant: &'static str,
+    pub(super) detail: String,
+}
+
+impl Violation {
+    pub(super) fn new(invariant: &'static str, detail: impl Into<String>) -> Self {
+        Self { invariant, detail: detail.into() }
+    }
+}
+
+struct View<'a> {
+    number: usize,
+    /// The number of its start.
+    start: u64,
+    log: &'a Log,
+    data: &'a Data,
+    /// The leadership it believes that it has.
+    leads: Option<Leadership>,
+    /// The last entry it has applied.
+    applied: Option<LogId>,
 }
