@@ -6,10 +6,9 @@ use bytes::Bytes;
 use futures::{StreamExt, future::BoxFuture, stream::BoxStream};
 
 /// Runs blocking work. Cheap to clone.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub enum Blocking {
     /// On tokio's blocking threads.
-    #[default]
     Threads,
     /// On the caller's thread, after a delay that is asked for once per job: for simulations, which have one thread and always
     /// take the same course. The delay must depend on nothing but the simulation's seed.

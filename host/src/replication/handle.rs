@@ -205,20 +205,12 @@ impl Handle {
         self.0.membership.change(&Change::Add { url: url.to_owned(), role }, deadline).await
     }
 
-    /// Removes a node from the cluster, whether it runs or not.
-    ///
-    /// # Errors
-    ///
-    /// As for [`Handle::add_member`].
+    /// Removes a node from the cluster, whether it runs or not. Fails as [`Handle::add_member`] does.
     pub async fn remove_member(&self, url: &str, deadline: Instant) -> Result<(), Error> {
         self.0.membership.change(&Change::Remove { url: url.to_owned() }, deadline).await
     }
 
-    /// Makes a voter the leader.
-    ///
-    /// # Errors
-    ///
-    /// As for [`Handle::add_member`].
+    /// Makes a voter the leader. Fails as [`Handle::add_member`] does.
     pub async fn transfer_leader(&self, url: &str, deadline: Instant) -> Result<(), Error> {
         self.0.membership.change(&Change::Transfer { url: url.to_owned() }, deadline).await
     }

@@ -70,12 +70,8 @@ pub(super) enum Forwarded {
     LeaderLost,
 }
 
-/// The result of one attempt to commit a round.
-enum Attempt {
-    Done(Vec<Outcome>),
-    /// No node has appended the round: it may be proposed again.
-    NotAppended,
-}
+/// The result of one attempt to commit a round. If none, no node has appended the round: it may be proposed again.
+type Attempt = Option<Vec<Outcome>>;
 
 impl Proposer {
     /// Starts the task that makes rounds; it ends with the proposer.
@@ -147,18 +143,15 @@ impl Proposer {
                     self.propose_here(round.clone(), deadline).await?
                 }
                 Some((leader, url)) => self.forward(leader, &url, &round, deadline).await?,
-                None => Attempt::NotAppended,
+                None => None,
             };
             match attempt {
-                Attempt::Done(outcomes) => return Ok(outcomes),
+                Some(outcomes) => return Ok(outcomes),
                 // Waiting helps only while a majority can be reached to elect a leader.
-                Attempt::NotAppended if self.view.quorum_is_out_of_reach() => {
+                None if self.view.quorum_is_out_of_reach() || Instant::now() + LEADER_POLL >= deadline => {
                     return Err(self.view.no_quorum(WriteOutcome::NotWritten));
                 }
-                Attempt::NotAppended if Instant::now() + LEADER_POLL >= deadline => {
-                    return Err(self.view.no_quorum(WriteOutcome::NotWritten));
-                }
-                Attempt::NotAppended => tokio::time::sleep(LEADER_POLL).await,
+                None => tokio::time::sleep(LEADER_POLL).await,
             }
         }
     }
@@ -190,8 +183,8 @@ impl Proposer {
             completed.await
         };
         match tokio::time::timeout_at(deadline, in_flight).await {
-            Ok(Ok(Ok(response))) => Ok(Attempt::Done(response.data)),
-            Ok(Ok(Err(ClientWriteError::ForwardToLeader(_)))) => Ok(Attempt::NotAppended),
+            Ok(Ok(Ok(response))) => Ok(Some(response.data)),
+            Ok(Ok(Err(ClientWriteError::ForwardToLeader(_)))) => Ok(None),
             // The entry was in the log when the leader lost the leadership; its successor may have committed it.
             Ok(Ok(Err(_))) => Err(Error::LeaderLost),
             Ok(Err(_)) => Err(Error::Stopped { outcome: WriteOutcome::Unknown }),
@@ -219,8 +212,8 @@ impl Proposer {
         match answer {
             // An unreadable answer does not mean that the round was not appended.
             Ok(body) => match decode(&body).map_err(|_| Error::LeaderLost)? {
-                Forwarded::Done(outcomes) => Ok(Attempt::Done(outcomes)),
-                Forwarded::NotLeader => Ok(Attempt::NotAppended),
+                Forwarded::Done(outcomes) => Ok(Some(outcomes)),
+                Forwarded::NotLeader => Ok(None),
                 Forwarded::DiskFull(disk_full) => Err(Error::DiskFull(disk_full)),
                 Forwarded::Failed { successful, outcome } => {
                     Err(Error::NoQuorum { successful: usize::try_from(successful).unwrap_or(usize::MAX), outcome })
@@ -228,7 +221,7 @@ impl Proposer {
                 Forwarded::LeaderLost => Err(Error::LeaderLost),
             },
             Err(error) => match error.failure {
-                Failure::NotSent | Failure::Refused => Ok(Attempt::NotAppended),
+                Failure::NotSent | Failure::Refused => Ok(None),
                 Failure::NoAnswer if Instant::now() >= deadline => Err(self.view.no_quorum(WriteOutcome::Unknown)),
                 Failure::NoAnswer => Err(Error::LeaderLost),
             },
@@ -260,8 +253,8 @@ impl Proposer {
         // A little earlier than the other side's, so that it receives our answer and not a timeout.
         let deadline = Instant::now() + remaining.saturating_sub(LEADER_POLL);
         Ok(match self.propose_here(round, deadline).await {
-            Ok(Attempt::Done(outcomes)) => Forwarded::Done(outcomes),
-            Ok(Attempt::NotAppended) => Forwarded::NotLeader,
+            Ok(Some(outcomes)) => Forwarded::Done(outcomes),
+            Ok(None) => Forwarded::NotLeader,
             Err(Error::LeaderLost) => Forwarded::LeaderLost,
             Err(error) => Forwarded::Failed {
                 successful: match error {
@@ -284,10 +277,10 @@ async fn make_rounds(proposer: Weak<Proposer>, mut queue: mpsc::Receiver<Pending
         let Ok(permit) = in_flight.clone().acquire_owned().await else { return };
         let first = match left_over.take() {
             Some(pending) => pending,
-            None => match queue.recv().await {
-                Some(pending) => pending,
-                None => return,
-            },
+            None => {
+                let Some(pending) = queue.recv().await else { return };
+                pending
+            }
         };
         let turn = tokio::time::timeout(ROUND_PATIENCE, latest.clone().acquire_owned()).await;
         let turn = turn.ok().and_then(Result::ok);

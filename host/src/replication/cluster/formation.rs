@@ -102,7 +102,7 @@ impl Formation {
         }
         // The id is chosen. Nodes that miss this message see it in the others' hellos.
         self.poll(others, ballot, Step::Found(cluster), highest).await?;
-        if self.identity.cluster() == Some(cluster) {
+        if self.identity.stage().cluster() == Some(cluster) {
             self.view.raft.initialize(&self.view.founders.nodes).await;
         }
         Ok(())
@@ -138,19 +138,19 @@ impl Formation {
     /// Answers a step, as an acceptor.
     pub(crate) async fn answer(&self, proposal: &Proposal) -> Result<Reply, Error> {
         let decision = self.identity.decide().await;
-        let mut acceptor = Acceptor::stored(decision.log())?;
+        let mut acceptor = Acceptor::stored(&decision.identity.log)?;
         if proposal.founders != self.view.founders.nodes {
             let (theirs, ours) = (proposal.founders.values(), self.view.founders.nodes.values());
             tracing::warn!(?theirs, ?ours, "lists of nodes differ");
             return Ok(Reply::Refused(acceptor.promised));
         }
-        if !self.may_found || decision.is_identified() {
+        if !self.may_found || decision.identity.is_identified() {
             return Ok(Reply::Refused(acceptor.promised));
         }
         let before = acceptor;
         let reply = acceptor.answer(proposal.ballot, proposal.step);
         if acceptor != before {
-            identity::store(decision.log(), ACCEPTOR, &acceptor).await?;
+            identity::store(&decision.identity.log, ACCEPTOR, &acceptor).await?;
         }
         if let (Reply::Granted(_), Step::Found(cluster)) = (reply, proposal.step) {
             self.become_founder(&decision, cluster).await?;
@@ -166,10 +166,10 @@ impl Formation {
     /// Identifies this node, now that a cluster can be seen: as one of its founders, or under a new id.
     pub(super) async fn identify(&self) -> Result<(), Error> {
         let decision = self.identity.decide().await;
-        if decision.is_identified() {
+        if decision.identity.is_identified() {
             return Ok(());
         }
-        let accepted = Acceptor::stored(decision.log())?.accepted;
+        let accepted = Acceptor::stored(&decision.identity.log)?.accepted;
         match accepted.filter(|(_, cluster)| self.view.peers.sees_cluster(*cluster)) {
             Some((_, cluster)) => self.become_founder(&decision, cluster).await,
             None => decision.take_new_id(&self.view.raft).await,

@@ -121,7 +121,8 @@ fn new_node_id() -> u64 {
 }
 
 pub(crate) struct Identity {
-    log: Log,
+    /// Values that change under the same right as the stage are in its database, too.
+    pub(super) log: Log,
     transport: Arc<dyn Transport>,
     stage: RwLock<Stage>,
     /// Held while the node goes from one stage to the next.
@@ -142,11 +143,6 @@ impl Identity {
 
     pub(crate) fn stage(&self) -> Stage {
         *self.stage.read()
-    }
-
-    /// The node's cluster, once it belongs to one.
-    pub(crate) fn cluster(&self) -> Option<ClusterId> {
-        self.stage().cluster()
     }
 
     /// Whether the node has an id of its own, so that it may take part under it.
@@ -195,20 +191,11 @@ pub(crate) fn unidentified() -> Error {
 
 /// The exclusive right to change the stage.
 pub(crate) struct Decision<'a> {
-    identity: &'a Identity,
+    pub(super) identity: &'a Identity,
     _deciding: tokio::sync::MutexGuard<'a, ()>,
 }
 
 impl Decision<'_> {
-    /// The log's database, for values that change under the same right.
-    pub(super) fn log(&self) -> &Log {
-        &self.identity.log
-    }
-
-    pub(super) fn is_identified(&self) -> bool {
-        self.identity.is_identified()
-    }
-
     pub(super) async fn become_member(&self, id: u64, cluster: ClusterId) -> Result<(), Error> {
         store(&self.identity.log, IDENTITY, &Stored { id, cluster: Some(cluster) }).await?;
         self.identity.transport.set_cluster(cluster);

@@ -9,7 +9,7 @@ use openraft::ServerState;
 use tokio::time::Instant;
 
 use super::change::{Members, Progress};
-use super::view::ClusterView;
+use super::{peer_table::PeerState, view::ClusterView};
 use crate::replication::lease::Lease;
 
 /// Pause between attempts to hand over.
@@ -51,10 +51,9 @@ impl Leadership {
         }
     }
 
-    /// Hands the leadership to the fittest voter: among those that can take over, one with free space if there is one, and
-    /// with the longest log.
+    /// Hands the leadership to the fittest voter.
     pub(super) async fn give_way(&self, members: &Members) -> Progress {
-        match self.successors(members).max_by_key(|successor| (!successor.is_full, successor.matched)) {
+        match self.successor(members) {
             Some(successor) => self.hand_to(successor.id).await,
             None if self.others(members).any(|id| self.fitness(members, id) == Fitness::NotYet) => Progress::Pending,
             None => Progress::Refused("no other voter can be reached".to_owned()),
@@ -84,11 +83,21 @@ impl Leadership {
         self.view.raft.with_metrics(|metrics| metrics.state == ServerState::Leader)
     }
 
-    /// The successor of a leader with a full disk, if there is one.
+    /// The successor of a leader with a full disk, if one has free space.
     pub(crate) fn successor_with_space(&self) -> Option<u64> {
-        let members = self.view.raft.with_metrics(Members::of);
-        let with_space = self.successors(&members).filter(|successor| !successor.is_full);
-        with_space.max_by_key(|successor| successor.matched).map(|successor| successor.id)
+        let successor = self.successor(&self.view.raft.with_metrics(Members::of));
+        successor.filter(|successor| !successor.is_full).map(|successor| successor.id)
+    }
+
+    /// The fittest voter: among those that can take over, one with free space if there is one, and with the longest log.
+    fn successor(&self, members: &Members) -> Option<Successor> {
+        let ready = self.others(members).filter(|id| self.fitness(members, *id) == Fitness::Ready);
+        let successors = ready.map(|id| Successor {
+            id,
+            matched: members.matched.get(&id).copied().unwrap_or(0),
+            is_full: self.peer(members, id).is_some_and(|peer| peer.hello.is_full),
+        });
+        successors.max_by_key(|successor| (!successor.is_full, successor.matched))
     }
 
     fn others(&self, members: &Members) -> impl Iterator<Item = u64> {
@@ -96,25 +105,16 @@ impl Leadership {
         members.matched.keys().copied().filter(move |id| *id != own && members.voters.contains(id))
     }
 
-    fn successors(&self, members: &Members) -> impl Iterator<Item = Successor> {
-        self.others(members).filter(|id| self.fitness(members, *id) == Fitness::Ready).map(|id| Successor {
-            id,
-            matched: members.matched.get(&id).copied().unwrap_or(0),
-            is_full: members
-                .nodes
-                .get(&id)
-                .and_then(|url| self.view.peers.get(url))
-                .is_some_and(|peer| peer.hello.is_full),
-        })
-    }
-
     fn fitness(&self, members: &Members, id: u64) -> Fitness {
-        let peer = members.nodes.get(&id).and_then(|url| self.view.peers.get(url));
-        match peer.filter(|peer| peer.is_healthy_as(id)) {
+        match self.peer(members, id).filter(|peer| peer.is_healthy_as(id)) {
             Some(peer) if !peer.hello.silent && members.has_caught_up(id) => Fitness::Ready,
             Some(_) => Fitness::NotYet,
             None => Fitness::Unreachable,
         }
+    }
+
+    fn peer(&self, members: &Members, id: u64) -> Option<PeerState> {
+        members.nodes.get(&id).and_then(|url| self.view.peers.get(url))
     }
 
     async fn hand_to(&self, successor: u64) -> Progress {

@@ -152,7 +152,7 @@ impl Membership {
             Ok(hello) => hello,
             Err(error) => return Progress::Refused(format!("the node must answer, so that it can be added: {error}")),
         };
-        if hello.cluster.is_some() && hello.cluster != self.identity.cluster() {
+        if hello.cluster.is_some() && hello.cluster != self.identity.stage().cluster() {
             return Progress::Refused(format!(
                 "{url} belongs to another cluster; it can be added with an empty --data-dir"
             ));

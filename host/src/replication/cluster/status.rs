@@ -103,7 +103,7 @@ impl StatusReport {
         let acked = !leads || metrics.last_quorum_acked.is_some_and(|acked| acked.elapsed() < LEASE * 2);
         Status {
             replication_enabled: nodes.len() > 1,
-            cluster: self.identity.cluster(),
+            cluster: self.identity.stage().cluster(),
             self_id: metrics.id,
             self_lag_entries: newest.saturating_sub(own_index),
             self_url: self.view.founders.own_url.clone(),

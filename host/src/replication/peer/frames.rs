@@ -31,19 +31,13 @@ const READ_BYTES_MIN: usize = 4 * 1024;
 /// Largest body of a call between nodes, in bytes: one entry with a batch as transformers have left it.
 pub(crate) const PEER_BODY_BYTES_MAX: usize = PLUGIN_BYTES_MAX + 8 * 1024 * 1024;
 
-/// Bytes of a call's frame before the body, after the length.
+/// Bytes of a frame before the body, after the length.
 pub(crate) const CALL_HEAD: usize = 21;
-
-/// Bytes of an answer's frame before the body, after the length.
 pub(crate) const ANSWER_HEAD: usize = 5;
 
-/// Status of an answer: the call was served.
+/// The statuses of an answer: the call was served; the peer has not acted on it; the peer may have acted on it.
 pub(crate) const DONE: u8 = 0;
-
-/// Status of an answer: the peer has not acted on the call.
 const REFUSED: u8 = 1;
-
-/// Status of an answer: the peer may have acted on the call.
 const FAILED: u8 = 2;
 
 /// A frame that breaks the protocol.

@@ -163,7 +163,7 @@ fn snapshot_of(data: &Data) -> io::Result<Snapshot> {
 
 impl RaftStateMachine<TypeConfig> for StateMachine {
     type SnapshotData = SnapshotSource;
-    type SnapshotBuilder = SnapshotBuilder;
+    type SnapshotBuilder = Self;
 
     async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
         Ok((stored(self.data.meta(APPLIED))?, stored(self.data.meta(MEMBERSHIP))?.unwrap_or_default()))
@@ -180,8 +180,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         Ok(())
     }
 
-    async fn get_snapshot_builder(&mut self) -> Self::SnapshotBuilder {
-        SnapshotBuilder { data: self.data.clone(), blocking: self.blocking.clone() }
+    async fn get_snapshot_builder(&mut self) -> Self {
+        self.clone()
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotSource) -> Result<(), io::Error> {
@@ -209,15 +209,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 }
 
-/// Takes snapshots. It holds nothing that apply waits for.
-pub struct SnapshotBuilder {
-    data: Data,
-    blocking: Blocking,
-}
-
-impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
+impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
     type SnapshotData = SnapshotSource;
 
+    /// Holds nothing that apply waits for.
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
         let data = self.data.clone();
         let build = move || {

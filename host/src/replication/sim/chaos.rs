@@ -15,20 +15,17 @@ const DOWN_MS_MAX: u64 = 1_500;
 
 const CHANGE_DEADLINE: Duration = Duration::from_secs(2);
 
+#[derive(Default)]
 pub(super) struct Chaos {
-    next_ms: u64,
+    pub(super) next_ms: u64,
     /// Nodes that are down, and when they return.
-    returning: Vec<(u64, usize)>,
+    pub(super) returning: Vec<(u64, usize)>,
     /// Whether nodes join, leave, and lose their disks.
-    changes_members: bool,
+    pub(super) changes_members: bool,
     pub(super) faults: usize,
 }
 
 impl Chaos {
-    pub(super) fn new(now_ms: u64, changes_members: bool) -> Self {
-        Self { next_ms: now_ms, returning: Vec::new(), changes_members, faults: 0 }
-    }
-
     pub(super) fn act(&mut self, world: &mut World) {
         let now_ms = world.now_ms;
         self.returning.retain(|(due_ms, number)| {

@@ -57,7 +57,7 @@ pub(super) fn run(seed: u64) -> Result<Course, Violation> {
     let (mut world, changes_members) = cluster(seed);
     form(&mut world)?;
     world.clients_act = true;
-    let mut chaos = Chaos::new(world.now_ms, changes_members);
+    let mut chaos = Chaos { next_ms: world.now_ms, changes_members, ..Chaos::default() };
     let end_ms = world.now_ms + world.rng.u64(FAULTS_MS);
     while world.now_ms < end_ms {
         chaos.act(&mut world);

@@ -325,6 +325,7 @@ fn two_clusters_of_the_same_urls_never_mix() {
         write(&mut world, 0, key);
         until(&mut world, |world| (0..3).all(|number| has(world, number, key)));
     }
+    steps(&mut world, 100);
     let old = status(&world, 0).cluster;
     (0..3).for_each(|number| world.crash(number, true));
     // The invariants compare the logs of one cluster.
