@@ -9,15 +9,16 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::cluster::change::{Change, Role};
 use super::cluster::identity::{Identity, Stage};
-use super::cluster::status::{Status, StatusReport};
 use super::cluster::view::{ClusterView, Founders};
+use super::cluster::{
+    discovery::Discovery, formation::Formation, hello::Greeter, leadership::Leadership, membership::Membership,
+    peer_table::PeerTable, status::Status,
+};
 use super::raft::engine::{EngineParts, RaftHandle};
 use super::raft::state_machine::{Applied, StateMachine};
 use super::{
-    blocking::Blocking, cluster::discovery::Discovery, cluster::formation::Formation, cluster::hello::Greeter,
-    cluster::leadership::Leadership, cluster::membership::Membership, cluster::peer_table::PeerTable, disk_full,
-    error::Error, lease::Lease, log_cut, options::Options, peer::protocol::Transport, proposer::Proposer,
-    raft::log_store::LogStore, raft::network::Network, reads::Reads, types::TypeConfig,
+    blocking::Blocking, disk_full, error::Error, lease::Lease, log_cut, options::Options, peer::protocol::Transport,
+    proposer::Proposer, raft::log_store::LogStore, raft::network::Network, reads::Reads, types::TypeConfig,
 };
 use crate::storage::{Data, DiskFull, FreeSpace, GuardedWrite, Log, Outcome};
 use crate::telemetry::{Telemetry, TraceContext};
@@ -60,7 +61,6 @@ pub(super) struct Parts {
     pub(super) formation: Arc<Formation>,
     pub(super) membership: Arc<Membership>,
     leadership: Arc<Leadership>,
-    status: Arc<StatusReport>,
     pub(super) lease: Arc<Lease>,
     pub(super) proposer: Arc<Proposer>,
     pub(super) reads: Arc<Reads>,
@@ -193,7 +193,7 @@ impl Handle {
 
     /// The cluster as this node sees it.
     pub fn status(&self) -> Status {
-        self.0.status.status()
+        self.0.view.status(self.0.identity.stage().cluster())
     }
 
     /// Adds a node to the cluster, or changes its role. Returns once the change is in force: a new voter has caught up then.
@@ -289,15 +289,13 @@ impl Parts {
         let Options { free_space, spool_dir, blocking, may_found, .. } = options;
         let lease = Arc::new(Lease::default());
         let leadership = Arc::new(Leadership { view: view.clone(), lease: lease.clone() });
-        let status =
-            Arc::new(StatusReport { identity: identity.clone(), view: view.clone(), telemetry: telemetry.clone() });
         let greeter = Arc::new(Greeter {
             identity: identity.clone(),
             view: view.clone(),
-            status: status.clone(),
             lease: lease.clone(),
             free_space: free_space.clone(),
             transport: transport.clone(),
+            telemetry: telemetry.clone(),
             prepared: AtomicU64::new(0),
         });
         let formation = Arc::new(Formation {
@@ -324,7 +322,6 @@ impl Parts {
             formation,
             membership,
             leadership,
-            status,
             lease,
             proposer,
             reads,

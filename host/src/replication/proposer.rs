@@ -97,8 +97,8 @@ impl Proposer {
     ) -> Result<Outcome, Error> {
         disk_full::check(&self.free_space)?;
         let (reply, answer) = oneshot::channel();
-        let pending =
-            Pending { write: RoundWrite::new(write, trace)?, deadline, queued: std::time::Instant::now(), reply };
+        let write = RoundWrite { trace, command: encode(write)? };
+        let pending = Pending { write, deadline, queued: std::time::Instant::now(), reply };
         self.queue.try_send(pending).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => Error::Busy { limit: PROPOSE_QUEUE_MAX },
             mpsc::error::TrySendError::Closed(_) => Error::Stopped { outcome: WriteOutcome::NotWritten },

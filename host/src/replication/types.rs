@@ -10,7 +10,7 @@ use openraft::EntryPayload;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::error::Error;
-use crate::storage::{self, GuardedWrite, Outcome};
+use crate::storage::{self, Outcome};
 use crate::telemetry::TraceContext;
 
 // The runtime is an associated type of openraft's configuration, so it cannot be passed in as a value. Making it a type
@@ -94,18 +94,8 @@ pub struct Round {
 pub struct RoundWrite {
     /// The span that proposed the write, if its trace is sampled, so that every node can add its part to the trace.
     pub trace: Option<TraceContext>,
-    /// A [`GuardedWrite`], encoded by the node that received it.
+    /// A [`GuardedWrite`](crate::storage::GuardedWrite), encoded by the node that received it.
     pub command: Bytes,
-}
-
-impl RoundWrite {
-    pub fn new(write: &GuardedWrite, trace: Option<TraceContext>) -> Result<Self, Error> {
-        Ok(Self { trace, command: encode(write)? })
-    }
-
-    pub fn decode(&self) -> Result<GuardedWrite, Error> {
-        decode(&self.command)
-    }
 }
 
 impl fmt::Debug for Round {

@@ -6,11 +6,11 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{identity::Identity, peer_table::Hello, status::StatusReport, view::ClusterView};
+use super::{identity::Identity, peer_table::Hello, view::ClusterView};
 use crate::replication::peer::protocol::{ANYONE, Call, Transport};
 use crate::replication::types::{decode, encode};
 use crate::replication::{error::Error, lease::Lease, raft::engine::matched};
-use crate::storage::FreeSpace;
+use crate::{storage::FreeSpace, telemetry::Telemetry};
 
 /// Maximum time for a peer to answer.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(1);
@@ -27,10 +27,10 @@ const PREPARED_POLL: Duration = Duration::from_millis(25);
 pub(crate) struct Greeter {
     pub(crate) identity: Arc<Identity>,
     pub(crate) view: Arc<ClusterView>,
-    pub(crate) status: Arc<StatusReport>,
     pub(crate) lease: Arc<Lease>,
     pub(crate) free_space: FreeSpace,
     pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) telemetry: Telemetry,
     /// The revision of the store up to which this node has compiled plugins and put hooks in force.
     pub(crate) prepared: AtomicU64,
 }
@@ -44,7 +44,7 @@ impl Greeter {
                     tasks.spawn(self.clone().watch_peer(url, stop.clone()));
                 }
             }
-            self.status.publish();
+            self.view.publish(self.identity.stage().cluster(), &self.telemetry);
             if stop.run_until_cancelled(tokio::time::sleep(self.interval())).await.is_none() {
                 return;
             }

@@ -22,8 +22,6 @@ pub(crate) struct Leadership {
 
 struct Successor {
     id: u64,
-    /// The index up to which its log is known to match this node's.
-    matched: u64,
     is_full: bool,
 }
 
@@ -92,12 +90,9 @@ impl Leadership {
     /// The fittest voter: among those that can take over, one with free space if there is one, and with the longest log.
     fn successor(&self, members: &Members) -> Option<Successor> {
         let ready = self.others(members).filter(|id| self.fitness(members, *id) == Fitness::Ready);
-        let successors = ready.map(|id| Successor {
-            id,
-            matched: members.matched.get(&id).copied().unwrap_or(0),
-            is_full: self.peer(members, id).is_some_and(|peer| peer.hello.is_full),
-        });
-        successors.max_by_key(|successor| (!successor.is_full, successor.matched))
+        let successors =
+            ready.map(|id| Successor { id, is_full: self.peer(members, id).is_some_and(|peer| peer.hello.is_full) });
+        successors.max_by_key(|successor| (!successor.is_full, members.matched.get(&successor.id)))
     }
 
     fn others(&self, members: &Members) -> impl Iterator<Item = u64> {

@@ -15,7 +15,7 @@ use tokio::sync::{Notify, watch};
 use super::log_store::stored;
 use crate::clock;
 use crate::replication::types::{
-    LogEntry, LogId, SnapshotMeta, StoredMembership, TypeConfig, decode_stored, encode, traces_of,
+    LogEntry, LogId, SnapshotMeta, StoredMembership, TypeConfig, decode, decode_stored, encode, traces_of,
 };
 use crate::replication::{blocking::Blocking, error::Error, peer::snapshot::SnapshotSource};
 use crate::storage::{self, Data, GuardedWrite};
@@ -132,7 +132,7 @@ fn apply_entries(data: &Data, entries: &[LogEntry]) -> io::Result<Vec<Vec<storag
             EntryPayload::Blank => {}
             EntryPayload::Normal(round) => {
                 for write in &round.writes {
-                    writes.push(write.decode().map_err(io::Error::other)?);
+                    writes.push(decode(&write.command).map_err(io::Error::other)?);
                 }
             }
             EntryPayload::Membership(membership) => {

@@ -53,62 +53,49 @@ mod scripts;
 mod world;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::{ops::Range, time::Instant};
 
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 use self::{course::run, invariants::Violation};
 
-fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
+/// The seeds of a test: `BRINK_SIM_SEEDS` of them, or `count` if it is not set, from `BRINK_SIM_FROM` on.
+fn seeds(count: u64) -> Range<u64> {
+    let setting = |name, default| std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default);
+    let from = setting("BRINK_SIM_FROM", 1);
+    from..from + setting("BRINK_SIM_SEEDS", count)
 }
-
-/// Number of seeds in a test run, unless `BRINK_SIM_SEEDS` sets it.
-const SEEDS: u64 = 200;
-
-/// The first seed, unless `BRINK_SIM_FROM` sets it.
-const FIRST_SEED: u64 = 1;
 
 /// Interval of progress reports in a long run.
 const PROGRESS_SECONDS: u64 = 10;
 
 /// Runs seeds on all cores; the first violation ends it.
-fn run_all(from: u64, seeds: u64) -> Result<(), String> {
+#[test]
+fn clusters_keep_their_promises_under_simulated_faults() {
+    let seeds = seeds(200);
     let (done, told, began) = (AtomicU64::new(0), AtomicU64::new(0), Instant::now());
-    let ended = (from..from + seeds).into_par_iter().try_for_each(|seed| {
+    let ended = seeds.clone().into_par_iter().try_for_each(|seed| {
         run(seed).map_err(|Violation { invariant, detail }| {
             let replay = format!("cargo xtask sim --seeds 1 --from {seed}");
             format!("seed {seed} violates {invariant}: {detail}\n\nto replay: {replay}")
         })?;
         let (done, seconds) = (done.fetch_add(1, Ordering::Relaxed) + 1, began.elapsed().as_secs());
         if told.fetch_max(seconds / PROGRESS_SECONDS, Ordering::Relaxed) < seconds / PROGRESS_SECONDS {
-            eprintln!("{done} of {seeds} seeds in {seconds} s");
+            eprintln!("{done} of {} seeds in {seconds} s", seeds.end - seeds.start);
         }
         Ok(())
     });
-    eprintln!("{} seeds from {from} in {:.1?}", done.load(Ordering::Relaxed), began.elapsed());
-    ended
+    eprintln!("{} seeds from {} in {:.1?}", done.load(Ordering::Relaxed), seeds.start, began.elapsed());
+    ended.unwrap_or_else(|failure: String| panic!("{failure}"));
 }
-
-#[test]
-fn clusters_keep_their_promises_under_simulated_faults() {
-    let (from, seeds) = (setting("BRINK_SIM_FROM", FIRST_SEED), setting("BRINK_SIM_SEEDS", SEEDS));
-    if let Err(failure) = run_all(from, seeds) {
-        panic!("{failure}");
-    }
-}
-
-/// Number of seeds that are run twice, unless `BRINK_SIM_SEEDS` sets it.
-const SEEDS_TWICE: u64 = 20;
 
 #[test]
 fn a_seed_always_takes_the_same_course() {
-    let (from, seeds) = (setting("BRINK_SIM_FROM", FIRST_SEED), setting("BRINK_SIM_SEEDS", SEEDS_TWICE));
-    let mut acknowledged = 0;
-    for seed in from..from + seeds {
+    let (mut acknowledged, seeds) = (0, seeds(20));
+    for seed in seeds.clone() {
         let courses = [run(seed).unwrap(), run(seed).unwrap()];
         assert_eq!(courses[0], courses[1], "of seed {seed}");
         acknowledged += courses[0].acknowledged as u64;
     }
-    assert!(acknowledged > 10 * seeds, "{acknowledged} acknowledged writes of {seeds} seeds");
+    assert!(acknowledged > 10 * (seeds.end - seeds.start), "{acknowledged} acknowledged writes of seeds {seeds:?}");
 }

@@ -32,7 +32,7 @@ impl Replay {
             let entry: LogEntry = decode(bytes).map_err(|error| Violation::new("replay", error.to_string()))?;
             let EntryPayload::Normal(round) = entry.payload else { continue };
             for write in &round.writes {
-                let write = write.decode().map_err(|error| Violation::new("replay", error.to_string()))?;
+                let write = decode(&write.command).map_err(|error| Violation::new("replay", error.to_string()))?;
                 replay.apply(&write);
             }
         }
