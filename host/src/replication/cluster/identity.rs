@@ -40,7 +40,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use parking_lot::{Mutex, RwLock};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tokio::sync::oneshot;
 
 use crate::replication::error::{Error, WriteOutcome};
@@ -86,10 +86,10 @@ impl Stage {
 
     /// The stage that the disk shows.
     pub(crate) fn stored(log: &Log) -> Result<Self, Error> {
-        Ok(match decode_stored(log.meta(IDENTITY))? {
+        Ok(match decode_stored::<Stored>(log.meta(IDENTITY))? {
             None => Self::Unidentified,
-            Some(Stored { id, cluster: None }) => Self::Waiting { id },
-            Some(Stored { id, cluster: Some(cluster) }) => Self::Member { id, cluster },
+            Some((id, None)) => Self::Waiting { id },
+            Some((id, Some(cluster))) => Self::Member { id, cluster },
         })
     }
 
@@ -97,16 +97,13 @@ impl Stage {
     /// then loses its disk and is started alone again, it must not be taken for the node it was.
     pub(crate) async fn found_alone(log: &Log) -> Result<Self, Error> {
         let (id, cluster) = (new_node_id(), ClusterId::random());
-        store(log, IDENTITY, &Stored { id, cluster: Some(cluster) }).await?;
+        store(log, IDENTITY, &(id, Some(cluster))).await?;
         Ok(Self::Member { id, cluster })
     }
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-struct Stored {
-    id: u64,
-    cluster: Option<ClusterId>,
-}
+/// The identity on disk: the id, and the cluster of a member.
+type Stored = (u64, Option<ClusterId>);
 
 /// Stores a value in the log's database; returns once it is durable.
 pub(super) async fn store<T: Serialize>(log: &Log, key: &'static str, value: &T) -> Result<(), Error> {
@@ -197,7 +194,7 @@ pub(crate) struct Decision<'a> {
 
 impl Decision<'_> {
     pub(super) async fn become_member(&self, id: u64, cluster: ClusterId) -> Result<(), Error> {
-        store(&self.identity.log, IDENTITY, &Stored { id, cluster: Some(cluster) }).await?;
+        store(&self.identity.log, IDENTITY, &(id, Some(cluster))).await?;
         self.identity.transport.set_cluster(cluster);
         *self.identity.stage.write() = Stage::Member { id, cluster };
         Ok(())
@@ -206,7 +203,7 @@ impl Decision<'_> {
     /// Gives the node an id that no node has had before, and its engine with it.
     pub(super) async fn take_new_id(&self, raft: &RaftHandle) -> Result<(), Error> {
         let id = new_node_id();
-        store(&self.identity.log, IDENTITY, &Stored { id, cluster: None }).await?;
+        store::<Stored>(&self.identity.log, IDENTITY, &(id, None)).await?;
         let stopped = |_| Error::Stopped { outcome: WriteOutcome::NotWritten };
         raft.restart_under(id).await.map_err(stopped)?;
         *self.identity.stage.write() = Stage::Waiting { id };

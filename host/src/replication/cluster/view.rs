@@ -12,7 +12,6 @@ use crate::replication::error::{Error, WriteOutcome};
 use crate::replication::raft::engine::RaftHandle;
 use crate::replication::types::{Metrics, Vote, node_id};
 
-/// The cluster as this node sees it.
 pub(crate) struct ClusterView {
     pub(crate) raft: RaftHandle,
     pub(crate) founders: Founders,

@@ -63,27 +63,21 @@ pub(crate) struct PeerNetwork {
 /// a little later for it, and a client that waits for each write pays for one exchange per write instead of two.
 const COMMIT_PATIENCE: Duration = Duration::from_millis(1);
 
-/// The appends of a stream. An append that only reports a commit is dropped if another follows soon, which reports the
+/// The next append of a stream. An append that only reports a commit is dropped if another follows soon, which reports the
 /// commit as well.
-struct Appends<S> {
-    input: S,
-    is_first: bool,
-}
-
-impl<S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin> Appends<S> {
-    async fn next(&mut self) -> Option<AppendEntriesRequest<TypeConfig>> {
-        let mut request = self.input.next().await?;
-        // The first append may be a probe for the matching log position, and openraft waits for its answer.
-        if std::mem::take(&mut self.is_first) {
-            return Some(request);
-        }
-        while request.entries.is_empty()
-            && let Ok(Some(next)) = tokio::time::timeout(COMMIT_PATIENCE, self.input.next()).await
-        {
-            request = next;
-        }
-        Some(request)
+async fn next_append<S>(input: &mut S, is_first: bool) -> Option<AppendEntriesRequest<TypeConfig>>
+where
+    S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin,
+{
+    let mut request = input.next().await?;
+    // The first append may be a probe for the matching log position, and openraft waits for its answer.
+    while !is_first
+        && request.entries.is_empty()
+        && let Ok(Some(next)) = tokio::time::timeout(COMMIT_PATIENCE, input.next()).await
+    {
+        request = next;
     }
+    Some(request)
 }
 
 impl PeerNetwork {
@@ -197,9 +191,9 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
     {
         let this: &'s Self = self;
-        let results = stream::unfold(Some(Appends { input, is_first: true }), move |appends| async move {
-            let mut appends = appends?;
-            let request = appends.next().await?;
+        let results = stream::unfold(Some((input, true)), move |appends| async move {
+            let (mut input, is_first) = appends?;
+            let request = next_append(&mut input, is_first).await?;
             let previous = request.prev_log_id;
             let last = request.entries.last().map(|entry| entry.log_id()).or(previous);
             let answer = this.append(&request).await;
@@ -207,7 +201,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
                 answer.map(|answer| answer.into_stream_result(previous, last));
             // After a failed append, the following ones do not match the follower's log.
             let goes_on = matches!(result, Ok(Ok(matched)) if matched == last);
-            Some((result, goes_on.then_some(appends)))
+            Some((result, goes_on.then_some((input, false))))
         });
         Box::pin(async { Ok(results.boxed()) })
     }

@@ -211,7 +211,9 @@ fn a_leader_that_is_cut_off_answers_no_strong_read_that_misses_a_write_of_its_su
         // The leader's clock is as slow, and the others' as fast, as allowed.
         let (mut world, led_by) = cluster(seed, [970, 1_030, 1_030]);
         if led_by != 0 {
-            hand_over(&mut world, led_by, 0);
+            world.nodes[led_by].transfer(0, TRANSFER_PATIENCE);
+            until(&mut world, |world| leader(world) == Some(0));
+            steps(&mut world, 100);
         }
         // One voter is cut off before the other, so that it stands for election as soon as the other may vote.
         world.cuts.cut_both(0, 1);
@@ -384,13 +386,6 @@ fn a_joint_membership_is_completed_by_the_next_leader() {
     world.crash(led_by, true);
     until(&mut world, |world| config(world, others[0]) == vec![rest.clone()]);
     write(&mut world, others[0], "after");
-}
-
-/// Moves the leadership from one node to another.
-fn hand_over(world: &mut World, from: usize, to: usize) {
-    world.nodes[from].transfer(to, TRANSFER_PATIENCE);
-    until(world, |world| leader(world) == Some(to));
-    steps(world, 100);
 }
 
 /// For a while, reads a key strongly on one node and writes it on others.
