@@ -13,7 +13,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::identity::{self, Decision, Identity};
+use super::identity::{self, Identity};
 use super::view::ClusterView;
 use crate::replication::error::Error;
 use crate::replication::peer::protocol::{ANYONE, Call, Transport};
@@ -153,14 +153,9 @@ impl Formation {
             identity::store(&decision.identity.log, ACCEPTOR, &acceptor).await?;
         }
         if let (Reply::Granted(_), Step::Found(cluster)) = (reply, proposal.step) {
-            self.become_founder(&decision, cluster).await?;
+            decision.become_member(self.view.founders.own_id(), cluster).await?;
         }
         Ok(reply)
-    }
-
-    /// Makes this node a founder of a cluster whose id was chosen, and which it has accepted.
-    async fn become_founder(&self, decision: &Decision<'_>, cluster: ClusterId) -> Result<(), Error> {
-        decision.become_member(self.view.founders.own_id(), cluster).await
     }
 
     /// Identifies this node, now that a cluster can be seen: as one of its founders, or under a new id.
@@ -171,7 +166,7 @@ impl Formation {
         }
         let accepted = Acceptor::stored(&decision.identity.log)?.accepted;
         match accepted.filter(|(_, cluster)| self.view.peers.sees_cluster(*cluster)) {
-            Some((_, cluster)) => self.become_founder(&decision, cluster).await,
+            Some((_, cluster)) => decision.become_member(self.view.founders.own_id(), cluster).await,
             None => decision.take_new_id(&self.view.raft).await,
         }
     }
