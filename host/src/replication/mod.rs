@@ -24,7 +24,7 @@
 //! - `sim`: all of it on simulated time, network and disks, from seeds; for tests.
 //!
 //! Each concern owns its state and is shared by `Arc`; a file holds only the concerns it uses. A node's identity goes through
-//! stages (unidentified, waiting, member), each a type with only the fields known in it.
+//! stages (unidentified, waiting, member), each with only the fields known in it.
 //!
 //! # Guarantees
 //!

@@ -118,7 +118,7 @@ fn new_node_id() -> u64 {
 }
 
 pub(crate) struct Identity {
-    /// Values that change under the same right as the stage are in its database, too.
+    /// Its database also holds the values that change under the same right as the stage.
     pub(super) log: Log,
     transport: Arc<dyn Transport>,
     stage: RwLock<Stage>,

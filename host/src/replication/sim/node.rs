@@ -69,7 +69,7 @@ impl Node {
     }
 
     /// Starts the node on what its disks hold.
-    pub(super) fn start(&mut self, now_ms: u64, outbox: Arc<Mutex<Outbox>>) {
+    pub(super) fn start(&mut self, now_ms: u64, outbox: Arc<Mutex<Outbox>>, telemetry: Telemetry) {
         // After each poll of a task the runtime looks around, so that it can be stopped between any two.
         let mut builder = tokio::runtime::Builder::new_current_thread();
         let runtime = builder.enable_time().start_paused(true).event_interval(1).build().unwrap();
@@ -90,7 +90,7 @@ impl Node {
         let transport = Arc::new(SimTransport { from: self.number, outbox, cluster: OnceLock::new() });
         let (started, parts) = (start.clone(), (log.clone(), data.clone()));
         runtime.spawn(async move {
-            let handle = Handle::start(options, parts.0, parts.1, transport, Telemetry::disabled()).await;
+            let handle = Handle::start(options, parts.0, parts.1, transport, telemetry).await;
             *started.lock() = Some(handle);
         });
         drop(entered);

@@ -18,6 +18,7 @@ use super::network::{Body, Cuts, Outbox, Outgoing, Reply, Weather};
 use super::node::Node;
 use crate::replication::WriteOutcome;
 use crate::replication::peer::protocol::{Call, CallError, Envelope, Failure};
+use crate::telemetry::Telemetry;
 
 /// Interval at which the invariants observe the nodes.
 const LOOK_INTERVAL_MS: u64 = 5;
@@ -64,6 +65,7 @@ pub(super) struct World {
     unanswered: Vec<Reply>,
     /// What nodes sent to each other, without appends and hellos, and how often in a row.
     pub(super) messages: Vec<(String, u32)>,
+    telemetry: Telemetry,
     /// The digest of all events.
     pub(super) events: DefaultHasher,
     shows_events: bool,
@@ -93,6 +95,7 @@ impl World {
             delivered: 0,
             unanswered: Vec::new(),
             messages: Vec::new(),
+            telemetry: Telemetry::disabled(),
             events: DefaultHasher::new(),
             shows_events: std::env::var_os("BRINK_SIM_TRACE").is_some(),
         }
@@ -108,7 +111,7 @@ impl World {
 
     pub(super) fn start(&mut self, number: usize) {
         self.note(("start", number));
-        self.nodes[number].start(self.now_ms, self.outbox.clone());
+        self.nodes[number].start(self.now_ms, self.outbox.clone(), self.telemetry.clone());
     }
 
     /// Kills a node at a random poll.
