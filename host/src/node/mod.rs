@@ -120,7 +120,6 @@ impl Node {
             spool_dir: layout::spool(&settings.data_dir),
             may_found: !has_set_data_aside(&settings.data_dir)?,
             free_space,
-            timing: settings.timing,
             snapshot_entries: settings.snapshot_entries,
             blocking: replication::Blocking::Threads,
         };

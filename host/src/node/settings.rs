@@ -9,7 +9,6 @@ use serde::Deserialize;
 
 use crate::limits::{DISK_RESERVE_BYTES, SNAPSHOT_ENTRIES_MIN};
 use crate::net::{self, BASE_PATH};
-use crate::replication::Timing;
 use crate::telemetry::LogFormat;
 
 /// Log entries between snapshots, by default.
@@ -176,7 +175,6 @@ impl Given {
             snapshot_entries,
             disk_reserve_bytes: self.disk_reserve_mib.map_or(DISK_RESERVE_BYTES, |mib| mib.saturating_mul(1024 * 1024)),
             accept_data_loss: self.accept_data_loss.unwrap_or(false),
-            timing: Timing::LAN,
             log_format: self.log_format.as_deref().map(parse_log_format).transpose()?,
             log: self.log.unwrap_or_else(|| LOG_DEFAULT.to_owned()),
         })
@@ -202,8 +200,6 @@ pub struct Settings {
     pub disk_reserve_bytes: u64,
     /// Whether to go on with the remaining data after a loss.
     pub accept_data_loss: bool,
-    /// The timing of heartbeats and elections.
-    pub timing: Timing,
     /// The format of log lines. `None`: text if standard error is a terminal, else JSON.
     pub log_format: Option<LogFormat>,
     /// The log filter.

@@ -1,18 +1,14 @@
 //! Where replication runs work that may block: the disk must not hold up the async threads.
 
-use std::io;
-use std::iter;
+use std::{io, iter};
 
 use bytes::Bytes;
-use futures::StreamExt;
-use futures::future::BoxFuture;
-use futures::stream::BoxStream;
+use futures::{StreamExt, future::BoxFuture, stream::BoxStream};
 
 /// Runs blocking work. Cheap to clone.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub enum Blocking {
     /// On tokio's blocking threads.
-    #[default]
     Threads,
     /// On the caller's thread, after a delay that is asked for once per job: for simulations, which have one thread and always
     /// take the same course. The delay must depend on nothing but the simulation's seed.
@@ -49,14 +45,12 @@ impl Blocking {
         };
         match self {
             Self::Threads => {
-                let (sender, receiver) = tokio::sync::mpsc::channel(ahead);
+                let (sender, mut receiver) = tokio::sync::mpsc::channel(ahead);
                 tokio::task::spawn_blocking(move || {
                     // Sending fails once the stream has been dropped.
                     items().all(|item| sender.blocking_send(item).is_ok())
                 });
-                let next =
-                    |mut receiver: tokio::sync::mpsc::Receiver<_>| async { Some((receiver.recv().await?, receiver)) };
-                futures::stream::unfold(receiver, next).boxed()
+                futures::stream::poll_fn(move |context| receiver.poll_recv(context)).boxed()
             }
             Self::InPlace(_) => futures::stream::iter(items()).boxed(),
         }

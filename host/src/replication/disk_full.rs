@@ -4,15 +4,12 @@
 //! as offline and continue without it. It still answers hellos, votes, applies its log, and serves reads. A leader with a
 //! full disk hands over to a voter with free space. When space returns, the node catches up like one that was offline.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use openraft::EntryPayload;
 use tokio_util::sync::CancellationToken;
 
-use super::cluster::leadership::Leadership;
-use super::error::Error;
-use super::types::LogEntry;
+use super::{cluster::leadership::Leadership, error::Error, types::LogEntry};
 use crate::storage::FreeSpace;
 
 /// Interval at which a leader with a full disk tries to hand over.

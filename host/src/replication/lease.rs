@@ -23,16 +23,18 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// The leader does not trust the last 1/10 of its lease: the maximum difference of clock rates.
-const LEASE_MARGIN: u32 = 10;
+/// The length of the leader's lease, and the longest silence after it before a follower stands for election.
+pub(super) const LEASE: Duration = Duration::from_millis(250);
+
+/// The part of a lease that the leader trusts: nine tenths, since clock rates differ by less than a tenth.
+pub(super) const TRUSTED: Duration = Duration::from_millis(225);
 
 /// Added to the silence after a restart, for clocks that run at slightly different rates.
 pub(super) const RESTART_MARGIN: Duration = Duration::from_millis(100);
 
 /// This node's lease if it leads, and its promise to a leader if it has restarted.
+#[derive(Default)]
 pub(super) struct Lease {
-    /// Time for which a follower keeps its promise.
-    length: Duration,
     /// The end of the silence after a restart.
     silent_until: Mutex<Option<Instant>>,
     /// The newest term in which this node is known to lead.
@@ -48,26 +50,16 @@ struct Tenure {
 }
 
 impl Lease {
-    pub(super) fn new(length: Duration) -> Self {
-        Self { length, silent_until: Mutex::new(None), tenure: Mutex::new(None) }
-    }
-
     /// Begins the silence after a restart; returns when it ends. It is in force at once: the node must keep it from its first
     /// answer on.
     pub(super) fn keep_silent(&self) -> Instant {
-        let until = Instant::now() + self.length + RESTART_MARGIN;
+        let until = Instant::now() + LEASE + RESTART_MARGIN;
         *self.silent_until.lock() = Some(until);
         until
     }
 
-    /// Whether the node keeps silent now.
     pub(super) fn is_silent(&self) -> bool {
         self.silent_until.lock().is_some_and(|until| Instant::now() < until)
-    }
-
-    /// The part of a lease that the leader trusts.
-    pub(super) fn trusted(&self) -> Duration {
-        self.length - self.length / LEASE_MARGIN
     }
 
     /// Whether a lease that was valid in `term` may answer a read that began at `asked`.
@@ -75,7 +67,7 @@ impl Lease {
         let mut tenure = self.tenure.lock();
         match &*tenure {
             Some(known) if known.term == term => {
-                known.successor.is_none() && asked.saturating_duration_since(known.since) >= self.length
+                known.successor.is_none() && asked.saturating_duration_since(known.since) >= LEASE
             }
             Some(known) if known.term > term => false,
             _ => {
@@ -105,11 +97,9 @@ impl Lease {
 mod tests {
     use super::*;
 
-    const LENGTH: Duration = Duration::from_millis(250);
-
     /// The lease of a node that leads in a term since the returned instant, or shortly before.
     fn leading(term: u64) -> (Lease, Instant) {
-        let lease = Lease::new(LENGTH);
+        let lease = Lease::default();
         assert!(!lease.covers(term, Instant::now()), "nothing is known of this term yet");
         (lease, Instant::now())
     }
@@ -118,31 +108,30 @@ mod tests {
     fn a_new_leader_does_not_use_its_lease_before_a_whole_one_has_passed() {
         let (lease, since) = leading(3);
         assert!(!lease.covers(3, since));
-        assert!(!lease.covers(3, since + LENGTH * 9 / 10));
-        assert!(lease.covers(3, since + LENGTH));
+        assert!(!lease.covers(3, since + LEASE * 9 / 10));
+        assert!(lease.covers(3, since + LEASE));
         // It has lost the leadership and won it again.
-        assert!(!lease.covers(5, since + LENGTH * 2));
+        assert!(!lease.covers(5, since + LEASE * 2));
         assert!(!lease.covers(5, since));
-        assert!(!lease.covers(3, since + LENGTH * 2), "a lease of an earlier term no longer counts");
-        assert!(lease.covers(5, Instant::now() + LENGTH));
+        assert!(!lease.covers(3, since + LEASE * 2), "a lease of an earlier term no longer counts");
+        assert!(lease.covers(5, Instant::now() + LEASE));
     }
 
     #[test]
     fn a_leader_that_hands_over_uses_its_lease_no_more_in_its_term() {
         let (lease, since) = leading(3);
-        assert!(lease.covers(3, since + LENGTH));
+        assert!(lease.covers(3, since + LEASE));
         assert_eq!((lease.give_up(3, 7), lease.give_up(3, 8)), (7, 7), "one successor is enough");
-        assert!(!lease.covers(3, since + LENGTH * 2));
-        assert!(!lease.covers(4, since + LENGTH * 2));
-        assert!(lease.covers(4, Instant::now() + LENGTH), "a later term has a lease of its own");
+        assert!(!lease.covers(3, since + LEASE * 2));
+        assert!(!lease.covers(4, since + LEASE * 2));
+        assert!(lease.covers(4, Instant::now() + LEASE), "a later term has a lease of its own");
         // Metrics may lag: a past term does not affect the current one.
         lease.give_up(3, 7);
-        assert!(lease.covers(4, Instant::now() + LENGTH));
+        assert!(lease.covers(4, Instant::now() + LEASE));
     }
 
     #[test]
     fn the_leader_gives_its_lease_up_before_the_followers_do() {
-        assert!(Lease::new(LENGTH).trusted() < LENGTH);
-        assert_eq!(Lease::new(LENGTH).trusted(), Duration::from_millis(225));
+        assert_eq!(TRUSTED, LEASE * 9 / 10);
     }
 }

@@ -6,14 +6,11 @@
 //! the node would need another snapshot, and yet another. The number of entries kept for them is bounded, and none are kept
 //! for a node that cannot be reached.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
-use super::cluster::view::ClusterView;
-use super::options::purge_entries;
-use super::types::Metrics;
+use super::{cluster::view::ClusterView, options::purge_entries, types::Metrics};
 
 /// Interval at which the log is checked.
 const INTERVAL: Duration = Duration::from_millis(500);

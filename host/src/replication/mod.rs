@@ -9,8 +9,8 @@
 //! # Approach
 //!
 //! Raft (Ongaro and Ousterhout 2014), with openraft as the consensus engine. Writes that share a proposal form one log entry,
-//! a [`Round`]; each node applies the log to its own state. Everything a node sends to another passes through one trait,
-//! [`Transport`], so that this code also runs on a simulated network. From top to bottom:
+//! a round; each node applies the log to its own state. Everything a node sends to another passes through one trait,
+//! `Transport`, so that this code also runs on a simulated network. From top to bottom:
 //!
 //! - `handle`: the room's door, [`Handle`], and its concerns, connected; `options`: the settings.
 //! - `server`: answers the calls of other nodes.
@@ -24,7 +24,7 @@
 //! - `sim`: all of it on simulated time, network and disks, from seeds; for tests.
 //!
 //! Each concern owns its state and is shared by `Arc`; a file holds only the concerns it uses. A node's identity goes through
-//! stages (unidentified, waiting, member), each a type with only the fields known in it.
+//! stages (unidentified, waiting, member), each with only the fields known in it.
 //!
 //! # Guarantees
 //!
@@ -51,8 +51,6 @@ mod disk_full;
 mod error;
 mod handle;
 mod lease;
-#[cfg(test)]
-mod local_tests;
 mod log_cut;
 mod options;
 mod peer;
@@ -66,13 +64,11 @@ mod types;
 
 pub use self::blocking::Blocking;
 pub use self::cluster::change::Role;
-pub use self::cluster::status::{PeerStatus, Status};
+pub use self::cluster::status::Status;
 pub use self::error::{Error, WriteOutcome};
 pub use self::handle::{Handle, StartError};
-pub use self::options::{Options, Timing};
+pub use self::options::Options;
 pub use self::peer::http::HttpTransport;
-pub use self::peer::protocol::{
-    Answer, CLUSTER_HEADER, Call, CallError, Envelope, PROTOCOL, REFUSAL_HEADER, SnapshotBody, TO_HEADER, Transport,
-};
-pub use self::raft::recovery::check as check_storage;
-pub use self::types::{ClusterId, Round, RoundWrite, TypeConfig, node_id};
+pub use self::peer::protocol::{CLUSTER_HEADER, Envelope, PROTOCOL, REFUSAL_HEADER, TO_HEADER};
+pub use self::raft::engine::check_storage;
+pub use self::types::ClusterId;

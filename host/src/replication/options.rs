@@ -1,10 +1,16 @@
 //! The settings of a node's part in its cluster, and openraft's.
 
-use std::path::PathBuf;
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
-use super::blocking::Blocking;
+use super::{blocking::Blocking, lease::LEASE};
 use crate::storage::FreeSpace;
+
+/// Interval of the leader's heartbeats. All timing is for nodes within a millisecond or two of each other.
+const HEARTBEAT: Duration = Duration::from_millis(50);
+
+/// Shortest silence, after the lease, before a follower stands for election. Failover takes about a lease and a random time
+/// between this and [`LEASE`].
+const ELECTION_MIN: Duration = Duration::from_millis(150);
 
 /// Maximum duration of a snapshot transfer.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(3_600);
@@ -25,32 +31,10 @@ pub struct Options {
     pub may_found: bool,
     /// Free space on the node's disk.
     pub free_space: FreeSpace,
-    /// Raft's timing.
-    pub timing: Timing,
     /// Number of log entries between snapshots. As many are kept behind a snapshot when the log is cut.
     pub snapshot_entries: u64,
     /// Where blocking work runs.
     pub blocking: Blocking,
-}
-
-/// Raft's timing. Failover takes about a lease plus a random time between `election_min` and `election_max`.
-#[derive(Debug, Clone, Copy)]
-pub struct Timing {
-    /// Interval of the leader's heartbeats.
-    pub heartbeat: Duration,
-    /// Shortest silence, after the lease, before a follower stands for election.
-    pub election_min: Duration,
-    /// Longest such silence, and the length of the leader's lease.
-    pub election_max: Duration,
-}
-
-impl Timing {
-    /// For nodes within a millisecond or two of each other.
-    pub const LAN: Self = Self {
-        heartbeat: Duration::from_millis(50),
-        election_min: Duration::from_millis(150),
-        election_max: Duration::from_millis(250),
-    };
 }
 
 impl Options {
@@ -59,9 +43,9 @@ impl Options {
         let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         openraft::Config {
             cluster_name: "brink".to_owned(),
-            heartbeat_interval: ms(self.timing.heartbeat),
-            election_timeout_min: ms(self.timing.election_min),
-            election_timeout_max: ms(self.timing.election_max),
+            heartbeat_interval: ms(HEARTBEAT),
+            election_timeout_min: ms(ELECTION_MIN),
+            election_timeout_max: ms(LEASE),
             install_snapshot_timeout: ms(SNAPSHOT_TIMEOUT),
             snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(self.snapshot_entries),
             // Never by openraft: `log_cut` knows which nodes still need the entries.

@@ -5,22 +5,19 @@
 //! leader, delays the next one by at most [`ROUND_PATIENCE`]. A round is sent to the leader, wherever it is, and is sent
 //! again only if it is certain that no node has appended it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::cluster::leadership::Leadership;
-use super::cluster::view::ClusterView;
-use super::disk_full;
 use super::error::{Error, WriteOutcome};
-use super::peer::protocol::{Call, CallError, Transport};
+use super::peer::protocol::{Call, Failure, Transport};
 use super::types::{Round, RoundWrite, TypeConfig, decode, encode};
-use crate::clock;
-use crate::limits::PROPOSE_QUEUE_MAX;
+use super::{cluster::leadership::Leadership, cluster::view::ClusterView, disk_full};
 use crate::storage::{DiskFull, FreeSpace, GuardedWrite, Outcome};
 use crate::telemetry::{Stage, Telemetry, TraceContext, names};
+use crate::{clock, limits::PROPOSE_QUEUE_MAX};
 
 /// Most writes in a proposal round.
 const ROUND_WRITES_MAX: usize = 1_024;
@@ -40,41 +37,14 @@ pub(super) const LEADER_POLL: Duration = Duration::from_millis(20);
 /// Time in which a former leader may still answer earlier requests.
 const SUCCESSION_GRACE: Duration = Duration::from_millis(100);
 
-/// The queue of writes to propose.
-pub(super) struct Proposals {
-    proposer: Arc<Proposer>,
+/// Gathers writes into rounds, and proposes the rounds here or on the leader.
+pub(super) struct Proposer {
+    view: Arc<ClusterView>,
+    leadership: Arc<Leadership>,
+    free_space: FreeSpace,
+    transport: Arc<dyn Transport>,
+    telemetry: Telemetry,
     queue: mpsc::Sender<Pending>,
-}
-
-impl Proposals {
-    /// Starts the task that makes rounds; it ends when the queue is dropped.
-    pub(super) fn start(proposer: Arc<Proposer>) -> Self {
-        let (queue, receiver) = mpsc::channel(PROPOSE_QUEUE_MAX);
-        tokio::spawn(proposer.clone().make_rounds(receiver));
-        Self { proposer, queue }
-    }
-
-    /// Proposes a write and waits until it is committed and applied by the leader.
-    pub(super) async fn propose(
-        &self,
-        write: &GuardedWrite,
-        trace: Option<TraceContext>,
-        deadline: Instant,
-    ) -> Result<Outcome, Error> {
-        disk_full::check(&self.proposer.free_space)?;
-        let (reply, answer) = oneshot::channel();
-        let pending =
-            Pending { write: RoundWrite::new(write, trace)?, deadline, queued: std::time::Instant::now(), reply };
-        self.queue.try_send(pending).map_err(|refused| match refused {
-            mpsc::error::TrySendError::Full(_) => Error::Busy { limit: PROPOSE_QUEUE_MAX },
-            mpsc::error::TrySendError::Closed(_) => Error::Stopped { outcome: WriteOutcome::NotWritten },
-        })?;
-        let metrics = self.proposer.telemetry.metrics();
-        metrics.pending(1);
-        let answer = answer.await.unwrap_or(Err(Error::Stopped { outcome: WriteOutcome::Unknown }));
-        metrics.pending(-1);
-        answer
-    }
 }
 
 /// A write that waits for its outcome.
@@ -100,53 +70,44 @@ pub(super) enum Forwarded {
     LeaderLost,
 }
 
-/// The result of one attempt to commit a round.
-enum Attempt {
-    Done(Vec<Outcome>),
-    /// No node has appended the round: it may be proposed again.
-    NotAppended,
-}
-
-/// Proposes rounds, here or on the leader.
-pub(super) struct Proposer {
-    pub(super) view: Arc<ClusterView>,
-    pub(super) leadership: Arc<Leadership>,
-    pub(super) free_space: FreeSpace,
-    pub(super) transport: Arc<dyn Transport>,
-    pub(super) telemetry: Telemetry,
-}
+/// The result of one attempt to commit a round. If none, no node has appended the round: it may be proposed again.
+type Attempt = Option<Vec<Outcome>>;
 
 impl Proposer {
-    /// Makes rounds of the queued writes until the last sender is dropped.
-    async fn make_rounds(self: Arc<Self>, mut queue: mpsc::Receiver<Pending>) {
-        let in_flight = Arc::new(Semaphore::new(ROUNDS_IN_FLIGHT_MAX));
-        // Held by the round that the next round waits for.
-        let latest = Arc::new(Semaphore::new(1));
-        let mut left_over = None;
-        loop {
-            let Ok(permit) = in_flight.clone().acquire_owned().await else { return };
-            let first = match left_over.take() {
-                Some(pending) => pending,
-                None => match queue.recv().await {
-                    Some(pending) => pending,
-                    None => return,
-                },
-            };
-            let turn = tokio::time::timeout(ROUND_PATIENCE, latest.clone().acquire_owned()).await;
-            let turn = turn.ok().and_then(Result::ok);
-            let mut bytes = first.write.command.len();
-            let mut round = vec![first];
-            while round.len() < ROUND_WRITES_MAX {
-                let Ok(next) = queue.try_recv() else { break };
-                bytes += next.write.command.len();
-                if bytes > ROUND_BYTES_MAX {
-                    left_over = Some(next);
-                    break;
-                }
-                round.push(next);
-            }
-            tokio::spawn(self.clone().run_round(round, (permit, turn)));
-        }
+    /// Starts the task that makes rounds; it ends with the proposer.
+    pub(super) fn start(
+        view: Arc<ClusterView>,
+        leadership: Arc<Leadership>,
+        free_space: FreeSpace,
+        transport: Arc<dyn Transport>,
+        telemetry: Telemetry,
+    ) -> Arc<Self> {
+        let (queue, writes) = mpsc::channel(PROPOSE_QUEUE_MAX);
+        let proposer = Arc::new(Self { view, leadership, free_space, transport, telemetry, queue });
+        tokio::spawn(make_rounds(Arc::downgrade(&proposer), writes));
+        proposer
+    }
+
+    /// Proposes a write and waits until it is committed and applied by the leader.
+    pub(super) async fn propose(
+        &self,
+        write: &GuardedWrite,
+        trace: Option<TraceContext>,
+        deadline: Instant,
+    ) -> Result<Outcome, Error> {
+        disk_full::check(&self.free_space)?;
+        let (reply, answer) = oneshot::channel();
+        let write = RoundWrite { trace, command: encode(write)? };
+        let pending = Pending { write, deadline, queued: std::time::Instant::now(), reply };
+        self.queue.try_send(pending).map_err(|refused| match refused {
+            mpsc::error::TrySendError::Full(_) => Error::Busy { limit: PROPOSE_QUEUE_MAX },
+            mpsc::error::TrySendError::Closed(_) => Error::Stopped { outcome: WriteOutcome::NotWritten },
+        })?;
+        let metrics = self.telemetry.metrics();
+        metrics.pending(1);
+        let answer = answer.await.unwrap_or(Err(Error::Stopped { outcome: WriteOutcome::Unknown }));
+        metrics.pending(-1);
+        answer
     }
 
     /// Proposes one round and tells each writer its outcome.
@@ -160,7 +121,7 @@ impl Proposer {
         }
         let Some(deadline) = pending.iter().map(|write| write.deadline).min() else { return };
         let (writes, replies): (Vec<_>, Vec<_>) = pending.into_iter().map(|write| (write.write, write.reply)).unzip();
-        match self.propose(Round { writes }, deadline).await {
+        match self.commit(Round { writes }, deadline).await {
             Ok(outcomes) => {
                 for (reply, outcome) in replies.into_iter().zip(outcomes) {
                     // Sending fails if the writer has stopped waiting; its write stands.
@@ -175,33 +136,29 @@ impl Proposer {
         }
     }
 
-    async fn propose(&self, round: Round, deadline: Instant) -> Result<Vec<Outcome>, Error> {
+    async fn commit(&self, round: Round, deadline: Instant) -> Result<Vec<Outcome>, Error> {
         loop {
             let attempt = match self.view.leader() {
                 Some((leader, _)) if leader == self.view.raft.id() => {
                     self.propose_here(round.clone(), deadline).await?
                 }
                 Some((leader, url)) => self.forward(leader, &url, &round, deadline).await?,
-                None => Attempt::NotAppended,
+                None => None,
             };
             match attempt {
-                Attempt::Done(outcomes) => return Ok(outcomes),
+                Some(outcomes) => return Ok(outcomes),
                 // Waiting helps only while a majority can be reached to elect a leader.
-                Attempt::NotAppended if self.view.quorum_is_out_of_reach() => {
+                None if self.view.quorum_is_out_of_reach() || Instant::now() + LEADER_POLL >= deadline => {
                     return Err(self.view.no_quorum(WriteOutcome::NotWritten));
                 }
-                Attempt::NotAppended if Instant::now() + LEADER_POLL >= deadline => {
-                    return Err(self.view.no_quorum(WriteOutcome::NotWritten));
-                }
-                Attempt::NotAppended => tokio::time::sleep(LEADER_POLL).await,
+                None => tokio::time::sleep(LEADER_POLL).await,
             }
         }
     }
 
     /// Proposes on this node, which believes that it leads.
     async fn propose_here(&self, round: Round, deadline: Instant) -> Result<Attempt, Error> {
-        use openraft::error::ClientWriteError;
-        use openraft::impls::ProgressResponder;
+        use openraft::{error::ClientWriteError, impls::ProgressResponder};
 
         let began = (std::time::Instant::now(), clock::now());
         let traces: Vec<_> = round.writes.iter().filter_map(|write| write.trace).collect();
@@ -226,8 +183,8 @@ impl Proposer {
             completed.await
         };
         match tokio::time::timeout_at(deadline, in_flight).await {
-            Ok(Ok(Ok(response))) => Ok(Attempt::Done(response.data)),
-            Ok(Ok(Err(ClientWriteError::ForwardToLeader(_)))) => Ok(Attempt::NotAppended),
+            Ok(Ok(Ok(response))) => Ok(Some(response.data)),
+            Ok(Ok(Err(ClientWriteError::ForwardToLeader(_)))) => Ok(None),
             // The entry was in the log when the leader lost the leadership; its successor may have committed it.
             Ok(Ok(Err(_))) => Err(Error::LeaderLost),
             Ok(Err(_)) => Err(Error::Stopped { outcome: WriteOutcome::Unknown }),
@@ -255,19 +212,19 @@ impl Proposer {
         match answer {
             // An unreadable answer does not mean that the round was not appended.
             Ok(body) => match decode(&body).map_err(|_| Error::LeaderLost)? {
-                Forwarded::Done(outcomes) => Ok(Attempt::Done(outcomes)),
-                Forwarded::NotLeader => Ok(Attempt::NotAppended),
+                Forwarded::Done(outcomes) => Ok(Some(outcomes)),
+                Forwarded::NotLeader => Ok(None),
                 Forwarded::DiskFull(disk_full) => Err(Error::DiskFull(disk_full)),
                 Forwarded::Failed { successful, outcome } => {
                     Err(Error::NoQuorum { successful: usize::try_from(successful).unwrap_or(usize::MAX), outcome })
                 }
                 Forwarded::LeaderLost => Err(Error::LeaderLost),
             },
-            Err(CallError::NotSent { .. } | CallError::Refused { .. }) => Ok(Attempt::NotAppended),
-            Err(CallError::NoAnswer { .. }) if Instant::now() >= deadline => {
-                Err(self.view.no_quorum(WriteOutcome::Unknown))
-            }
-            Err(CallError::NoAnswer { .. }) => Err(Error::LeaderLost),
+            Err(error) => match error.failure {
+                Failure::NotSent | Failure::Refused => Ok(None),
+                Failure::NoAnswer if Instant::now() >= deadline => Err(self.view.no_quorum(WriteOutcome::Unknown)),
+                Failure::NoAnswer => Err(Error::LeaderLost),
+            },
         }
     }
 
@@ -287,7 +244,7 @@ impl Proposer {
             return Ok(Forwarded::NotLeader);
         }
         if let Err(Error::DiskFull(disk_full)) = disk_full::check(&self.free_space) {
-            return Ok(if self.leadership.has_successor_with_space() {
+            return Ok(if self.leadership.successor_with_space().is_some() {
                 Forwarded::NotLeader
             } else {
                 Forwarded::DiskFull(disk_full)
@@ -296,8 +253,8 @@ impl Proposer {
         // A little earlier than the other side's, so that it receives our answer and not a timeout.
         let deadline = Instant::now() + remaining.saturating_sub(LEADER_POLL);
         Ok(match self.propose_here(round, deadline).await {
-            Ok(Attempt::Done(outcomes)) => Forwarded::Done(outcomes),
-            Ok(Attempt::NotAppended) => Forwarded::NotLeader,
+            Ok(Some(outcomes)) => Forwarded::Done(outcomes),
+            Ok(None) => Forwarded::NotLeader,
             Err(Error::LeaderLost) => Forwarded::LeaderLost,
             Err(error) => Forwarded::Failed {
                 successful: match error {
@@ -307,5 +264,38 @@ impl Proposer {
                 outcome: error.outcome(),
             },
         })
+    }
+}
+
+/// Makes rounds of the queued writes until the proposer is dropped.
+async fn make_rounds(proposer: Weak<Proposer>, mut queue: mpsc::Receiver<Pending>) {
+    let in_flight = Arc::new(Semaphore::new(ROUNDS_IN_FLIGHT_MAX));
+    // Held by the round that the next round waits for.
+    let latest = Arc::new(Semaphore::new(1));
+    let mut left_over = None;
+    loop {
+        let Ok(permit) = in_flight.clone().acquire_owned().await else { return };
+        let first = match left_over.take() {
+            Some(pending) => pending,
+            None => {
+                let Some(pending) = queue.recv().await else { return };
+                pending
+            }
+        };
+        let turn = tokio::time::timeout(ROUND_PATIENCE, latest.clone().acquire_owned()).await;
+        let turn = turn.ok().and_then(Result::ok);
+        let mut bytes = first.write.command.len();
+        let mut round = vec![first];
+        while round.len() < ROUND_WRITES_MAX {
+            let Ok(next) = queue.try_recv() else { break };
+            bytes += next.write.command.len();
+            if bytes > ROUND_BYTES_MAX {
+                left_over = Some(next);
+                break;
+            }
+            round.push(next);
+        }
+        let Some(proposer) = proposer.upgrade() else { return };
+        tokio::spawn(proposer.run_round(round, (permit, turn)));
     }
 }

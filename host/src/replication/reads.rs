@@ -8,23 +8,19 @@
 //! A read may share only an exchange that begins after the read arrived, so reads that arrive during an exchange wait for
 //! the next one. During an election reads wait for the new leader, as long as their deadlines allow.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use openraft::ServerState;
-use openraft::async_runtime::Instant as _;
-use openraft::raft::ReadPolicy;
-use openraft::raft::linearizable_read::LinearizerOption;
+use openraft::{ServerState, async_runtime::Instant as _, raft::ReadPolicy, raft::linearizable_read::LinearizerOption};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::cluster::view::ClusterView;
 use super::error::{Error, WriteOutcome};
-use super::lease::Lease;
+use super::lease::{Lease, TRUSTED};
 use super::peer::protocol::{Call, Transport};
-use super::proposer::LEADER_POLL;
 use super::types::{decode, encode};
+use super::{cluster::view::ClusterView, proposer::LEADER_POLL};
 use crate::limits::STRONG_READ_DEADLINE;
 
 /// Reads waiting at the gate; over it a read is refused as busy.
@@ -39,66 +35,33 @@ const NEVER: Duration = Duration::from_secs(u32::MAX as u64);
 /// A read that waits at the gate.
 type WaitingRead = oneshot::Sender<Result<(), Error>>;
 
-/// The gate of strong reads.
-pub(super) struct Gate {
-    queue: mpsc::Sender<WaitingRead>,
-    reads: Arc<Reads>,
+/// The gate of strong reads, and the age of this node's state.
+pub(super) struct Reads {
+    view: Arc<ClusterView>,
+    lease: Arc<Lease>,
+    transport: Arc<dyn Transport>,
+    /// When this node last knew its state to be up to date.
+    up_to_date: Mutex<Option<Instant>>,
+    gate: mpsc::Sender<WaitingRead>,
 }
 
-impl Gate {
-    /// Starts the gate's task; it ends when the gate is dropped.
-    pub(super) fn start(reads: Arc<Reads>) -> Self {
-        let (queue, receiver) = mpsc::channel(WAITING_READS_MAX);
-        tokio::spawn(reads.clone().serve_gate(receiver));
-        Self { queue, reads }
+impl Reads {
+    /// Starts the gate's task; it ends with the gate.
+    pub(super) fn start(view: Arc<ClusterView>, lease: Arc<Lease>, transport: Arc<dyn Transport>) -> Arc<Self> {
+        let (gate, queue) = mpsc::channel(WAITING_READS_MAX);
+        let reads = Arc::new(Self { view, lease, transport, up_to_date: Mutex::default(), gate });
+        tokio::spawn(serve_gate(Arc::downgrade(&reads), queue));
+        reads
     }
 
     /// Returns once this node's state holds every write acknowledged before the call.
     pub(super) async fn pass(&self, deadline: Instant) -> Result<(), Error> {
         let (reply, answer) = oneshot::channel();
-        self.queue.try_send(reply).map_err(|_| Error::Busy { limit: WAITING_READS_MAX })?;
+        self.gate.try_send(reply).map_err(|_| Error::Busy { limit: WAITING_READS_MAX })?;
         match tokio::time::timeout_at(deadline, answer).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(Error::Stopped { outcome: WriteOutcome::NotWritten }),
-            Err(_) => Err(self.reads.unreachable()),
-        }
-    }
-}
-
-/// Establishes which state a strong read must see, and how old this node's state is.
-pub(super) struct Reads {
-    pub(super) view: Arc<ClusterView>,
-    pub(super) lease: Arc<Lease>,
-    pub(super) transport: Arc<dyn Transport>,
-    /// When this node last knew its state to be up to date.
-    pub(super) up_to_date: Mutex<Option<Instant>>,
-}
-
-impl Reads {
-    /// Answers the reads at the gate.
-    async fn serve_gate(self: Arc<Self>, mut queue: mpsc::Receiver<WaitingRead>) {
-        let mut waiting = Vec::new();
-        loop {
-            if waiting.is_empty() {
-                let Some(first) = queue.recv().await else { return };
-                waiting.push(first);
-            }
-            while waiting.len() < WAITING_READS_MAX
-                && let Ok(next) = queue.try_recv()
-            {
-                waiting.push(next);
-            }
-            match self.exchange(Instant::now() + EXCHANGE_TIMEOUT).await {
-                Ok(index) if self.view.raft.applied().index() >= index => answer_all(waiting.drain(..), &Ok(())),
-                // A node that lags must not delay the reads that come after these.
-                Ok(index) => drop(tokio::spawn(self.clone().release(index, std::mem::take(&mut waiting)))),
-                Err(error) if self.view.quorum_is_out_of_reach() => answer_all(waiting.drain(..), &Err(error)),
-                // The next leader is elected before most deadlines pass.
-                Err(_) => {
-                    tokio::time::sleep(LEADER_POLL).await;
-                    waiting.retain(|reader| !reader.is_closed());
-                }
-            }
+            Err(_) => Err(self.unreachable()),
         }
     }
 
@@ -129,7 +92,7 @@ impl Reads {
     pub(super) async fn read_index(&self, deadline: Instant) -> Result<Option<u64>, Error> {
         let raft = self.view.raft.raft();
         let asked = Instant::now();
-        let by_lease = LinearizerOption::new(Some(self.lease.trusted()), false).with_wait_timeout(Duration::ZERO);
+        let by_lease = LinearizerOption::new(Some(TRUSTED), false).with_wait_timeout(Duration::ZERO);
         if let Ok((read_log_id, _)) = raft.get_read_log_id(by_lease).await
             && self.lease.covers(read_log_id.committed_leader_id().term, asked)
         {
@@ -158,6 +121,34 @@ impl Reads {
 
     fn unreachable(&self) -> Error {
         self.view.no_quorum(WriteOutcome::NotWritten)
+    }
+}
+
+/// Answers the reads at the gate.
+async fn serve_gate(reads: Weak<Reads>, mut queue: mpsc::Receiver<WaitingRead>) {
+    let mut waiting = Vec::new();
+    loop {
+        if waiting.is_empty() {
+            let Some(first) = queue.recv().await else { return };
+            waiting.push(first);
+        }
+        let Some(reads) = reads.upgrade() else { return };
+        while waiting.len() < WAITING_READS_MAX
+            && let Ok(next) = queue.try_recv()
+        {
+            waiting.push(next);
+        }
+        match reads.exchange(Instant::now() + EXCHANGE_TIMEOUT).await {
+            Ok(index) if reads.view.raft.applied().index() >= index => answer_all(waiting.drain(..), &Ok(())),
+            // A node that lags must not delay the reads that come after these.
+            Ok(index) => drop(tokio::spawn(reads.clone().release(index, std::mem::take(&mut waiting)))),
+            Err(error) if reads.view.quorum_is_out_of_reach() => answer_all(waiting.drain(..), &Err(error)),
+            // The next leader is elected before most deadlines pass.
+            Err(_) => {
+                tokio::time::sleep(LEADER_POLL).await;
+                waiting.retain(|reader| !reader.is_closed());
+            }
+        }
     }
 }
 

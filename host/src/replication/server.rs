@@ -1,85 +1,58 @@
 //! Answers the calls of other nodes.
 
-use std::path::PathBuf;
-use std::sync::Arc;
-
 use bytes::Bytes;
 use futures::Stream;
-use openraft::alias::SnapshotOf;
-use openraft::raft::AppendEntriesResponse;
+use openraft::{alias::SnapshotOf, raft::AppendEntriesResponse};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
-use super::blocking::Blocking;
-use super::cluster::formation::Formation;
-use super::cluster::hello::Greeter;
-use super::cluster::identity::{Identity, Stage, unidentified};
-use super::cluster::membership::Membership;
-use super::cluster::view::ClusterView;
-use super::disk_full;
-use super::error::Error;
-use super::lease::Lease;
+use super::cluster::identity::{Stage, unidentified};
 use super::peer::protocol::{Call, Envelope};
 use super::peer::{server, snapshot};
-use super::proposer::Proposer;
-use super::reads::Reads;
 use super::types::{TypeConfig, decode, encode};
-use crate::storage::FreeSpace;
+use super::{disk_full, error::Error, handle::Handle};
 
-/// The concerns that answer the calls of other nodes.
-pub(super) struct Server {
-    pub(super) identity: Arc<Identity>,
-    pub(super) view: Arc<ClusterView>,
-    pub(super) greeter: Arc<Greeter>,
-    pub(super) formation: Arc<Formation>,
-    pub(super) membership: Arc<Membership>,
-    pub(super) lease: Arc<Lease>,
-    pub(super) proposer: Arc<Proposer>,
-    pub(super) reads: Arc<Reads>,
-    pub(super) free_space: FreeSpace,
-    pub(super) spool_dir: PathBuf,
-    pub(super) blocking: Blocking,
-    pub(super) stop: CancellationToken,
-}
-
-impl Server {
-    /// Answers the calls on a connection until it ends or this node stops.
-    pub(super) async fn serve_connection(&self, io: impl AsyncRead + AsyncWrite) {
+impl Handle {
+    /// Answers the calls of another node on a connection, until it ends or this node stops.
+    pub async fn serve_connection(&self, io: impl AsyncRead + AsyncWrite) {
         let calls = server::serve(io, |call, envelope, body| self.serve(call, envelope, body));
-        if let Some(Err(error)) = self.stop.run_until_cancelled(calls).await {
+        if let Some(Err(error)) = self.0.stop.run_until_cancelled(calls).await {
             tracing::debug!(%error, "a connection from another node broke");
         }
     }
 
-    /// Answers one call.
-    pub(super) async fn serve(&self, call: Call, envelope: Envelope, body: Bytes) -> Result<Bytes, Error> {
+    /// Answers one call of another node.
+    ///
+    /// # Errors
+    ///
+    /// If the call is not meant for this node, or cannot be served now.
+    pub async fn serve(&self, call: Call, envelope: Envelope, body: Bytes) -> Result<Bytes, Error> {
         self.check_envelope(call, envelope).await?;
         match call {
-            Call::Hello => encode(&self.greeter.answer(decode(&body)?)),
-            Call::Form => encode(&self.formation.answer(&decode(&body)?).await?),
-            Call::Members => encode(&self.membership.step(&decode(&body)?).await),
+            Call::Hello => encode(&self.0.greeter.answer(decode(&body)?)),
+            Call::Form => encode(&self.0.formation.answer(&decode(&body)?).await?),
+            Call::Members => encode(&self.0.membership.step(&decode(&body)?).await),
             Call::Append => self.append(&body).await,
-            Call::Vote | Call::PreVote | Call::TransferLeader if self.lease.is_silent() => {
+            Call::Vote | Call::PreVote | Call::TransferLeader if self.0.lease.is_silent() => {
                 Err(Error::Refused("this node has just restarted, and neither votes nor stands yet".to_owned()))
             }
-            Call::Vote => encode(&self.view.raft.raft().vote(decode(&body)?).await.map_err(refused)?),
-            Call::PreVote => encode(&self.view.raft.raft().pre_vote(decode(&body)?).await.map_err(refused)?),
+            Call::Vote => encode(&self.0.view.raft.raft().vote(decode(&body)?).await.map_err(refused)?),
+            Call::PreVote => encode(&self.0.view.raft.raft().pre_vote(decode(&body)?).await.map_err(refused)?),
             Call::TransferLeader => {
-                encode(&self.view.raft.raft().handle_transfer_leader(decode(&body)?).await.map_err(refused)?)
+                encode(&self.0.view.raft.raft().handle_transfer_leader(decode(&body)?).await.map_err(refused)?)
             }
             Call::Propose => {
-                let answer = self.proposer.serve(&body).await?;
+                let answer = self.0.proposer.serve(&body).await?;
                 // The round may be in the log: an error must not be a refusal, after which it would be proposed again.
                 encode(&answer).map_err(|_| Error::LeaderLost)
             }
             Call::ReadIndex => {
                 let deadline = Instant::now() + decode::<std::time::Duration>(&body)?;
-                encode(&self.reads.read_index(deadline).await?)
+                encode(&self.0.reads.read_index(deadline).await?)
             }
             Call::SnapshotOffset => {
-                let (dir, id) = (self.spool_dir.clone(), decode(&body)?);
-                let held = self.blocking.run(move || snapshot::held(&dir, id)).await.map_err(refused)?;
+                let (dir, id) = (self.0.spool_dir.clone(), decode(&body)?);
+                let held = self.0.blocking.run(move || snapshot::held(&dir, id)).await.map_err(refused)?;
                 encode(&held.map_err(refused)?)
             }
             Call::Snapshot => Err(Error::Refused("a snapshot is a stream".to_owned())),
@@ -87,33 +60,37 @@ impl Server {
     }
 
     /// Receives a snapshot, or the rest of one, and installs it.
-    pub(super) async fn serve_snapshot<S, E>(&self, envelope: Envelope, body: S) -> Result<Bytes, Error>
+    ///
+    /// # Errors
+    ///
+    /// If the snapshot is not meant for this node or cannot be installed now. An incomplete snapshot changes nothing.
+    pub async fn serve_snapshot<S, E>(&self, envelope: Envelope, body: S) -> Result<Bytes, Error>
     where
         S: Stream<Item = Result<Bytes, E>> + Unpin + Send,
         E: std::error::Error + Send + Sync + 'static,
     {
         self.check_envelope(Call::Snapshot, envelope).await?;
-        disk_full::check(&self.free_space)?;
-        let (header, source) = snapshot::receive(&self.spool_dir, body, &self.blocking).await.map_err(refused)?;
+        disk_full::check(&self.0.free_space)?;
+        let (header, source) = snapshot::receive(&self.0.spool_dir, body, &self.0.blocking).await.map_err(refused)?;
         let snapshot = SnapshotOf::<TypeConfig, _> { meta: header.meta, snapshot: source };
-        let answer = self.view.raft.raft().install_full_snapshot(header.vote, snapshot).await.map_err(refused)?;
+        let answer = self.0.view.raft.raft().install_full_snapshot(header.vote, snapshot).await.map_err(refused)?;
         if answer.vote == header.vote {
-            self.view.note_leader(&header.vote);
+            self.0.view.note_leader(&header.vote);
         }
         encode(&answer)
     }
 
     async fn append(&self, body: &[u8]) -> Result<Bytes, Error> {
         let request: openraft::raft::AppendEntriesRequest<TypeConfig> = decode(body)?;
-        disk_full::check_entries(&self.free_space, &request.entries)?;
+        disk_full::check_entries(&self.0.free_space, &request.entries)?;
         let committed = request.leader_commit.map(|log_id| log_id.index());
         let leader = request.vote;
-        let answer = self.view.raft.raft().append_entries(request).await.map_err(refused)?;
+        let answer = self.0.view.raft.raft().append_entries(request).await.map_err(refused)?;
         if !matches!(answer, AppendEntriesResponse::HigherVote(_)) {
-            self.view.note_leader(&leader);
+            self.0.view.note_leader(&leader);
         }
-        if answer.is_success() && committed.is_none_or(|committed| self.view.raft.applied().index() >= committed) {
-            self.reads.note_up_to_date();
+        if answer.is_success() && committed.is_none_or(|committed| self.0.view.raft.applied().index() >= committed) {
+            self.0.reads.note_up_to_date();
         }
         encode(&answer)
     }
@@ -122,9 +99,9 @@ impl Server {
     async fn check_envelope(&self, call: Call, envelope: Envelope) -> Result<(), Error> {
         // The calls by which nodes find each other before they belong to one cluster.
         let is_open = matches!(call, Call::Hello | Call::Form | Call::Members);
-        let stage = self.identity.stage();
+        let stage = self.0.identity.stage();
         match (stage.cluster(), envelope.cluster) {
-            (Some(own), Some(theirs)) if own != theirs => return Err(self.identity.refuse_foreign(own, theirs)),
+            (Some(own), Some(theirs)) if own != theirs => return Err(self.0.identity.refuse_foreign(own, theirs)),
             (Some(_), Some(_)) => {}
             (_, None) if !is_open => {
                 return Err(Error::Refused("the call does not say from which cluster it is".to_owned()));
@@ -132,7 +109,7 @@ impl Server {
             // A leader that sends the log has let this node in.
             (None, Some(theirs)) if matches!(call, Call::Append | Call::Snapshot) => {
                 check_address(stage, envelope.to)?;
-                return self.identity.join(theirs).await;
+                return self.0.identity.join(theirs).await;
             }
             (None, Some(_)) if !is_open => return Err(Error::Refused("this node is in no cluster yet".to_owned())),
             _ => {}

@@ -3,15 +3,14 @@
 //! Everything is encoded with postcard, once: a [`Round`] carries commands that the receiving node encoded, and every
 //! later hop copies those bytes without looking into them.
 
-use std::fmt;
-use std::num::NonZeroU64;
+use std::{fmt, num::NonZeroU64};
 
 use bytes::Bytes;
 use openraft::EntryPayload;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::error::Error;
-use crate::storage::{GuardedWrite, Outcome};
+use crate::storage::{self, Outcome};
 use crate::telemetry::TraceContext;
 
 // The runtime is an associated type of openraft's configuration, so it cannot be passed in as a value. Making it a type
@@ -73,7 +72,6 @@ pub fn node_id(url: &str) -> u64 {
 
 /// A log position with the leader that wrote it.
 pub(super) type LogId = openraft::alias::LogIdOf<TypeConfig>;
-/// A log entry.
 pub(super) type LogEntry = openraft::alias::EntryOf<TypeConfig>;
 /// A vote, which also identifies a leader.
 pub(super) type Vote = openraft::alias::VoteOf<TypeConfig>;
@@ -96,20 +94,8 @@ pub struct Round {
 pub struct RoundWrite {
     /// The span that proposed the write, if its trace is sampled, so that every node can add its part to the trace.
     pub trace: Option<TraceContext>,
-    /// A [`GuardedWrite`], encoded by the node that received it.
+    /// A [`GuardedWrite`](crate::storage::GuardedWrite), encoded by the node that received it.
     pub command: Bytes,
-}
-
-impl RoundWrite {
-    /// Encodes a write.
-    pub fn new(write: &GuardedWrite, trace: Option<TraceContext>) -> Result<Self, Error> {
-        Ok(Self { trace, command: encode(write)? })
-    }
-
-    /// Decodes the write.
-    pub fn decode(&self) -> Result<GuardedWrite, Error> {
-        decode(&self.command)
-    }
 }
 
 impl fmt::Debug for Round {
@@ -138,6 +124,14 @@ pub(super) fn traces_of(entry: &LogEntry) -> impl Iterator<Item = TraceContext> 
 /// Encodes a value for the log or the wire.
 pub(super) fn encode<T: Serialize>(value: &T) -> Result<Bytes, Error> {
     Ok(postcard::to_stdvec(value).map_err(Error::Codec)?.into())
+}
+
+/// Decodes a stored value, if there is one.
+pub(super) fn decode_stored<T>(stored: Result<Option<Bytes>, storage::Error>) -> Result<Option<T>, Error>
+where
+    T: DeserializeOwned,
+{
+    stored?.map(|bytes| decode(&bytes)).transpose()
 }
 
 /// Decodes a value that [`encode`] wrote.

@@ -10,7 +10,6 @@ use crate::replication::types::Metrics;
 /// decided.
 const CATCH_UP_ENTRIES: u64 = 128;
 
-/// A change of the membership or the leader.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Change {
     /// A new node, or one that lost its disk, asks to be let in under its own id.
@@ -41,10 +40,8 @@ pub enum Role {
     Learner,
 }
 
-/// The progress of a change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Progress {
-    /// The change is in force.
     Done,
     /// The change is under way: ask again.
     Pending,
@@ -58,13 +55,11 @@ pub(crate) enum Progress {
 
 /// The membership in force, as the leader sees it.
 pub(super) struct Members {
-    /// URLs by id.
     pub(super) nodes: BTreeMap<u64, String>,
     pub(super) voters: BTreeSet<u64>,
     /// For each node, the index up to which its log is known to match the leader's.
     pub(super) matched: BTreeMap<u64, u64>,
     last_log_index: u64,
-    /// Whether a change is half done.
     pub(super) is_joint: bool,
 }
 

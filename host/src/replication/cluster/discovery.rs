@@ -1,19 +1,14 @@
 //! How a node finds its cluster, or forms it with others.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::change::{Change, Progress};
-use super::formation::Formation;
-use super::identity::{Identity, Member, Stage, Waiting};
-use super::membership::Membership;
-use super::peer_table::Survey;
-use super::view::ClusterView;
-use crate::replication::error::Error;
-use crate::replication::peer::protocol::ANYONE;
+use super::identity::{Identity, Stage};
+use super::{formation::Formation, membership::Membership, peer_table::Survey, view::ClusterView};
+use crate::replication::{error::Error, peer::protocol::ANYONE};
 
 /// Interval at which a node without a cluster looks for one.
 const SEARCH_INTERVAL: Duration = Duration::from_millis(25);
@@ -31,7 +26,6 @@ const FORM_PAUSE_MAX: Duration = Duration::from_millis(100);
 /// Interval at which a node asks to be let in.
 const JOIN_INTERVAL: Duration = Duration::from_millis(100);
 
-/// A node's search for its cluster.
 pub(crate) struct Discovery {
     pub(crate) identity: Arc<Identity>,
     pub(crate) view: Arc<ClusterView>,
@@ -57,23 +51,19 @@ impl Discovery {
         }
     }
 
-    /// Takes the next step towards a cluster.
     async fn search(&mut self) -> Result<(), Error> {
         let stage = self.identity.stage();
         let survey = self.view.peers.survey(stage.cluster());
         let waited = self.began.elapsed();
         match stage {
             Stage::Unidentified if survey.in_cluster.is_empty() => {
-                self.form_if_due(&survey.without_cluster, waited).await
+                self.form_if_due(&survey.without_cluster, waited).await?;
             }
-            Stage::Unidentified => self.formation.identify().await,
-            Stage::Member(member) if member.id == self.view.founders.own_id() => {
-                self.found(member, &survey, waited).await
-            }
-            Stage::Waiting(Waiting { id }) | Stage::Member(Member { id, .. }) => {
-                self.ask_to_join(id, &survey.in_cluster).await
-            }
+            Stage::Unidentified => self.formation.identify().await?,
+            Stage::Member { id, .. } if id == self.view.founders.own_id() => self.found(id, &survey, waited).await,
+            Stage::Waiting { id } | Stage::Member { id, .. } => self.ask_to_join(id, &survey.in_cluster).await,
         }
+        Ok(())
     }
 
     /// Forms the cluster with founders that have none, once enough of them can be reached and it is this node's turn.
@@ -89,36 +79,35 @@ impl Discovery {
     }
 
     /// Brings a founder to its place.
-    async fn found(&mut self, member: Member, survey: &Survey, waited: Duration) -> Result<(), Error> {
+    async fn found(&mut self, id: u64, survey: &Survey, waited: Duration) {
         if !self.view.raft.is_initialized() && !survey.is_initialized {
             // The nodes that chose the cluster may all have stopped before one of them initialised it.
             if self.is_due(&survey.fellows, waited) {
-                self.view.raft.initialize(self.view.founders.nodes()).await;
+                self.view.raft.initialize(&self.view.founders.nodes).await;
             }
-            return Ok(());
+            return;
         }
         // A founder is a member, and the leader sends it the log. If that takes too long, another node has its place.
-        if waited < FORM_PATIENCE + FIRST_PATIENCE {
-            return Ok(());
+        if waited >= FORM_PATIENCE + FIRST_PATIENCE {
+            self.ask_to_join(id, &survey.in_cluster).await;
         }
-        self.ask_to_join(member.id, &survey.in_cluster).await
     }
 
     /// Whether this node should form or initialise the cluster now, with these others.
     fn is_due(&self, others: &[String], waited: Duration) -> bool {
         let count = others.len() + 1;
-        let is_complete = count == self.view.founders.nodes().len();
+        let is_complete = count == self.view.founders.nodes.len();
         let is_enough = is_complete || (self.view.founders.is_majority(count) && waited > FORM_PATIENCE);
-        let is_first = others.iter().all(|url| self.view.founders.own_url() < url.as_str());
+        let is_first = others.iter().all(|url| self.view.founders.own_url < *url);
         is_enough && (is_first || waited > FIRST_PATIENCE)
     }
 
     /// Asks members of the cluster to let this node in.
-    async fn ask_to_join(&mut self, id: u64, members: &[String]) -> Result<(), Error> {
+    async fn ask_to_join(&mut self, id: u64, members: &[String]) {
         if members.is_empty() {
-            return Ok(());
+            return;
         }
-        let change = Change::Join { id, url: self.view.founders.own_url().to_owned() };
+        let change = Change::Join { id, url: self.view.founders.own_url.clone() };
         for url in members {
             match self.membership.ask(ANYONE, url, &change).await {
                 Ok(Progress::NotLeader) | Err(_) => {}
@@ -129,7 +118,6 @@ impl Discovery {
             }
         }
         tokio::time::sleep(JOIN_INTERVAL).await;
-        Ok(())
     }
 
     /// Records the answer to the request to be let in, and reports it if it is new.
@@ -139,7 +127,7 @@ impl Discovery {
         }
         match &progress {
             Progress::Unknown => tracing::warn!(
-                url = self.view.founders.own_url(),
+                url = self.view.founders.own_url,
                 "the cluster does not know this node; `brink cluster add` on one of its nodes lets it in"
             ),
             progress => tracing::info!(?progress, "this node has asked to be let in"),

@@ -9,20 +9,17 @@
 //! An identified node takes part in no formation, so that nobody learns from it an id that was chosen before: a node that
 //! asks then is too late, or has lost its disk (P8).
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::Duration;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::identity::{self, Decision, Identity, Member};
+use super::identity::{self, Identity};
 use super::view::ClusterView;
 use crate::replication::error::Error;
 use crate::replication::peer::protocol::{ANYONE, Call, Transport};
-use crate::replication::types::{ClusterId, decode, encode};
+use crate::replication::types::{ClusterId, decode, decode_stored, encode};
 use crate::storage::Log;
 
-/// The key of the acceptor's state in the log's database.
 const ACCEPTOR: &str = "formation";
 
 /// Maximum time for a node to answer.
@@ -50,9 +47,7 @@ pub(crate) struct Proposal {
 enum Step {
     /// Will you accept no lower ballot, and what did you accept so far?
     Prepare,
-    /// Accept this id.
     Accept(ClusterId),
-    /// This id was chosen.
     Found(ClusterId),
 }
 
@@ -83,11 +78,10 @@ impl Acceptor {
     }
 
     fn stored(log: &Log) -> Result<Self, Error> {
-        Ok(log.meta(ACCEPTOR)?.map(|bytes| decode(&bytes)).transpose()?.unwrap_or_default())
+        Ok(decode_stored(log.meta(ACCEPTOR))?.unwrap_or_default())
     }
 }
 
-/// This node's part in forming a cluster.
 pub(crate) struct Formation {
     /// Whether the node may form a cluster at all.
     pub(crate) may_found: bool,
@@ -108,8 +102,8 @@ impl Formation {
         }
         // The id is chosen. Nodes that miss this message see it in the others' hellos.
         self.poll(others, ballot, Step::Found(cluster), highest).await?;
-        if self.identity.cluster() == Some(cluster) {
-            self.view.raft.initialize(self.view.founders.nodes()).await;
+        if self.identity.stage().cluster() == Some(cluster) {
+            self.view.raft.initialize(&self.view.founders.nodes).await;
         }
         Ok(())
     }
@@ -123,7 +117,7 @@ impl Formation {
         step: Step,
         highest: &mut u64,
     ) -> Result<Option<Vec<Option<(Ballot, ClusterId)>>>, Error> {
-        let proposal = Proposal { founders: self.view.founders.nodes().clone(), ballot, step };
+        let proposal = Proposal { founders: self.view.founders.nodes.clone(), ballot, step };
         let request = encode(&proposal)?;
         let ask = |url: &String| {
             let answer = self.transport.call(ANYONE, url, Call::Form, request.clone(), FORM_TIMEOUT);
@@ -144,40 +138,35 @@ impl Formation {
     /// Answers a step, as an acceptor.
     pub(crate) async fn answer(&self, proposal: &Proposal) -> Result<Reply, Error> {
         let decision = self.identity.decide().await;
-        let mut acceptor = Acceptor::stored(decision.log())?;
-        if proposal.founders != *self.view.founders.nodes() {
-            let (theirs, ours) = (proposal.founders.values(), self.view.founders.nodes().values());
+        let mut acceptor = Acceptor::stored(&decision.identity.log)?;
+        if proposal.founders != self.view.founders.nodes {
+            let (theirs, ours) = (proposal.founders.values(), self.view.founders.nodes.values());
             tracing::warn!(?theirs, ?ours, "lists of nodes differ");
             return Ok(Reply::Refused(acceptor.promised));
         }
-        if !self.may_found || decision.is_identified() {
+        if !self.may_found || decision.identity.is_identified() {
             return Ok(Reply::Refused(acceptor.promised));
         }
         let before = acceptor;
         let reply = acceptor.answer(proposal.ballot, proposal.step);
         if acceptor != before {
-            identity::store(decision.log(), ACCEPTOR, &acceptor).await?;
+            identity::store(&decision.identity.log, ACCEPTOR, &acceptor).await?;
         }
         if let (Reply::Granted(_), Step::Found(cluster)) = (reply, proposal.step) {
-            self.become_founder(&decision, cluster).await?;
+            decision.become_member(self.view.founders.own_id(), cluster).await?;
         }
         Ok(reply)
-    }
-
-    /// Makes this node a founder of a cluster whose id was chosen, and which it has accepted.
-    async fn become_founder(&self, decision: &Decision<'_>, cluster: ClusterId) -> Result<(), Error> {
-        decision.become_member(Member { id: self.view.founders.own_id(), cluster }).await
     }
 
     /// Identifies this node, now that a cluster can be seen: as one of its founders, or under a new id.
     pub(super) async fn identify(&self) -> Result<(), Error> {
         let decision = self.identity.decide().await;
-        if decision.is_identified() {
+        if decision.identity.is_identified() {
             return Ok(());
         }
-        let accepted = Acceptor::stored(decision.log())?.accepted;
+        let accepted = Acceptor::stored(&decision.identity.log)?.accepted;
         match accepted.filter(|(_, cluster)| self.view.peers.sees_cluster(*cluster)) {
-            Some((_, cluster)) => self.become_founder(&decision, cluster).await,
+            Some((_, cluster)) => decision.become_member(self.view.founders.own_id(), cluster).await,
             None => decision.take_new_id(&self.view.raft).await,
         }
     }

@@ -1,23 +1,16 @@
 //! Hellos: the calls by which nodes report their state to each other, and learn who can be reached.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::identity::Identity;
-use super::peer_table::Hello;
-use super::status::StatusReport;
-use super::view::ClusterView;
-use crate::replication::error::Error;
-use crate::replication::lease::Lease;
+use super::{identity::Identity, peer_table::Hello, view::ClusterView};
 use crate::replication::peer::protocol::{ANYONE, Call, Transport};
-use crate::replication::raft::engine::matched;
 use crate::replication::types::{decode, encode};
-use crate::storage::FreeSpace;
+use crate::replication::{error::Error, lease::Lease, raft::engine::matched};
+use crate::{storage::FreeSpace, telemetry::Telemetry};
 
 /// Maximum time for a peer to answer.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(1);
@@ -31,14 +24,13 @@ const HELLO_INTERVAL_FORMING: Duration = Duration::from_millis(25);
 /// Interval at which the peers' prepared revisions are checked. They arrive with every hello.
 const PREPARED_POLL: Duration = Duration::from_millis(25);
 
-/// Sends and answers hellos.
 pub(crate) struct Greeter {
     pub(crate) identity: Arc<Identity>,
     pub(crate) view: Arc<ClusterView>,
-    pub(crate) status: Arc<StatusReport>,
     pub(crate) lease: Arc<Lease>,
     pub(crate) free_space: FreeSpace,
     pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) telemetry: Telemetry,
     /// The revision of the store up to which this node has compiled plugins and put hooks in force.
     pub(crate) prepared: AtomicU64,
 }
@@ -52,7 +44,7 @@ impl Greeter {
                     tasks.spawn(self.clone().watch_peer(url, stop.clone()));
                 }
             }
-            self.status.publish();
+            self.view.publish(self.identity.stage().cluster(), &self.telemetry);
             if stop.run_until_cancelled(tokio::time::sleep(self.interval())).await.is_none() {
                 return;
             }
@@ -74,7 +66,6 @@ impl Greeter {
         self.view.peers.remove(&url);
     }
 
-    /// Asks a peer for its state and records the answer.
     async fn greet(&self, url: &str) {
         let began = std::time::Instant::now();
         match self.ask(url).await {
@@ -83,13 +74,11 @@ impl Greeter {
         }
     }
 
-    /// Asks the node at a URL for its state.
     pub(super) async fn ask(&self, url: &str) -> Result<Hello, Error> {
         let answer = self.transport.call(ANYONE, url, Call::Hello, encode(&self.hello())?, HELLO_TIMEOUT).await;
         decode(&answer.map_err(|error| Error::Refused(error.to_string()))?)
     }
 
-    /// Answers a peer's hello and records its state.
     pub(crate) fn answer(&self, greeting: Hello) -> Hello {
         let url = greeting.url.clone();
         self.view.peers.note_heard(&url, greeting, None);
@@ -102,7 +91,7 @@ impl Greeter {
         Hello {
             id: self.view.raft.id(),
             decided: stage.id().is_some(),
-            url: self.view.founders.own_url().to_owned(),
+            url: self.view.founders.own_url.clone(),
             initialized: self.view.raft.is_initialized(),
             cluster: stage.cluster(),
             silent: self.lease.is_silent(),

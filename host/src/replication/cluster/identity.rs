@@ -37,50 +37,34 @@
 //! from it and report it. Worse, if one of the majority accepted the old cluster's id and stopped before it heard that the
 //! id was chosen, the majority founds that cluster again, and nodes that return follow its decisions.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use parking_lot::{Mutex, RwLock};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tokio::sync::oneshot;
 
 use crate::replication::error::{Error, WriteOutcome};
-use crate::replication::peer::protocol::Transport;
-use crate::replication::raft::engine::RaftHandle;
-use crate::replication::types::{ClusterId, decode, encode};
+use crate::replication::types::{ClusterId, decode_stored, encode};
+use crate::replication::{peer::protocol::Transport, raft::engine::RaftHandle};
 use crate::storage::Log;
 
-/// The key of the identity in the log's database.
 const IDENTITY: &str = "identity";
 
 /// Maximum number of foreign clusters to warn about.
 const FOREIGN_CLUSTERS_MAX: usize = 16;
 
-/// The stage of a node's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stage {
     /// It has no id of its own yet, and its engine takes no part.
     Unidentified,
     /// It has an id of its own and waits to be let into a cluster.
-    Waiting(Waiting),
-    /// It belongs to a cluster.
-    Member(Member),
-}
-
-/// A node that waits to be let into a cluster.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Waiting {
-    /// Its id, which no node has had before.
-    pub(crate) id: u64,
-}
-
-/// A node that belongs to a cluster.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Member {
-    /// Its id.
-    pub(crate) id: u64,
-    /// Its cluster.
-    pub(crate) cluster: ClusterId,
+    Waiting {
+        id: u64,
+    },
+    Member {
+        id: u64,
+        cluster: ClusterId,
+    },
 }
 
 impl Stage {
@@ -88,48 +72,38 @@ impl Stage {
     pub(crate) fn id(self) -> Option<u64> {
         match self {
             Self::Unidentified => None,
-            Self::Waiting(Waiting { id }) | Self::Member(Member { id, .. }) => Some(id),
+            Self::Waiting { id } | Self::Member { id, .. } => Some(id),
         }
     }
 
     /// The node's cluster, once it belongs to one.
     pub(crate) fn cluster(self) -> Option<ClusterId> {
         match self {
-            Self::Unidentified | Self::Waiting(_) => None,
-            Self::Member(Member { cluster, .. }) => Some(cluster),
+            Self::Unidentified | Self::Waiting { .. } => None,
+            Self::Member { cluster, .. } => Some(cluster),
         }
     }
 
     /// The stage that the disk shows.
     pub(crate) fn stored(log: &Log) -> Result<Self, Error> {
-        let Some(bytes) = log.meta(IDENTITY)? else { return Ok(Self::Unidentified) };
-        Ok(match decode(&bytes)? {
-            Stored { id, cluster: None } => Self::Waiting(Waiting { id }),
-            Stored { id, cluster: Some(cluster) } => Self::Member(Member { id, cluster }),
+        Ok(match decode_stored::<Stored>(log.meta(IDENTITY))? {
+            None => Self::Unidentified,
+            Some((id, None)) => Self::Waiting { id },
+            Some((id, Some(cluster))) => Self::Member { id, cluster },
         })
     }
-}
 
-/// The identity on disk.
-#[derive(Debug, Serialize, Deserialize)]
-struct Stored {
-    id: u64,
-    cluster: Option<ClusterId>,
-}
-
-impl Member {
     /// Founds a cluster of one node. Its id is random and not derived from its URL: if the cluster grows, and the node
     /// then loses its disk and is started alone again, it must not be taken for the node it was.
     pub(crate) async fn found_alone(log: &Log) -> Result<Self, Error> {
-        let member = Self { id: new_node_id(), cluster: ClusterId::random() };
-        member.store(log).await?;
-        Ok(member)
-    }
-
-    async fn store(self, log: &Log) -> Result<(), Error> {
-        store(log, IDENTITY, &Stored { id: self.id, cluster: Some(self.cluster) }).await
+        let (id, cluster) = (new_node_id(), ClusterId::random());
+        store(log, IDENTITY, &(id, Some(cluster))).await?;
+        Ok(Self::Member { id, cluster })
     }
 }
+
+/// The identity on disk: the id, and the cluster of a member.
+type Stored = (u64, Option<ClusterId>);
 
 /// Stores a value in the log's database; returns once it is durable.
 pub(super) async fn store<T: Serialize>(log: &Log, key: &'static str, value: &T) -> Result<(), Error> {
@@ -143,9 +117,9 @@ fn new_node_id() -> u64 {
     fastrand::u64(1..)
 }
 
-/// This node's identity.
 pub(crate) struct Identity {
-    log: Log,
+    /// Its database also holds the values that change under the same right as the stage.
+    pub(super) log: Log,
     transport: Arc<dyn Transport>,
     stage: RwLock<Stage>,
     /// Held while the node goes from one stage to the next.
@@ -164,14 +138,8 @@ impl Identity {
         Self { log, transport, stage: RwLock::new(stage), deciding, foreign: Mutex::default() }
     }
 
-    /// The node's stage.
     pub(crate) fn stage(&self) -> Stage {
         *self.stage.read()
-    }
-
-    /// The node's cluster, once it belongs to one.
-    pub(crate) fn cluster(&self) -> Option<ClusterId> {
-        self.stage().cluster()
     }
 
     /// Whether the node has an id of its own, so that it may take part under it.
@@ -188,11 +156,11 @@ impl Identity {
     pub(crate) async fn join(&self, cluster: ClusterId) -> Result<(), Error> {
         let decision = self.decide().await;
         match self.stage() {
-            Stage::Member(own) if own.cluster == cluster => Ok(()),
-            Stage::Member(own) => Err(foreign_call(own.cluster, cluster)),
+            Stage::Member { cluster: own, .. } if own == cluster => Ok(()),
+            Stage::Member { cluster: own, .. } => Err(foreign_call(own, cluster)),
             Stage::Unidentified => Err(unidentified()),
-            Stage::Waiting(Waiting { id }) => {
-                decision.become_member(Member { id, cluster }).await?;
+            Stage::Waiting { id } => {
+                decision.become_member(id, cluster).await?;
                 tracing::info!(%cluster, "this node was let into a cluster");
                 Ok(())
             }
@@ -220,37 +188,26 @@ pub(crate) fn unidentified() -> Error {
 
 /// The exclusive right to change the stage.
 pub(crate) struct Decision<'a> {
-    identity: &'a Identity,
+    pub(super) identity: &'a Identity,
     _deciding: tokio::sync::MutexGuard<'a, ()>,
 }
 
 impl Decision<'_> {
-    /// The log's database, for values that change under the same right.
-    pub(super) fn log(&self) -> &Log {
-        &self.identity.log
-    }
-
-    /// Whether the node has an id of its own already.
-    pub(super) fn is_identified(&self) -> bool {
-        self.identity.is_identified()
-    }
-
-    /// Makes the node a member of a cluster.
-    pub(super) async fn become_member(&self, member: Member) -> Result<(), Error> {
-        member.store(&self.identity.log).await?;
-        self.identity.transport.set_cluster(member.cluster);
-        *self.identity.stage.write() = Stage::Member(member);
+    pub(super) async fn become_member(&self, id: u64, cluster: ClusterId) -> Result<(), Error> {
+        store(&self.identity.log, IDENTITY, &(id, Some(cluster))).await?;
+        self.identity.transport.set_cluster(cluster);
+        *self.identity.stage.write() = Stage::Member { id, cluster };
         Ok(())
     }
 
     /// Gives the node an id that no node has had before, and its engine with it.
     pub(super) async fn take_new_id(&self, raft: &RaftHandle) -> Result<(), Error> {
-        let waiting = Waiting { id: new_node_id() };
-        store(&self.identity.log, IDENTITY, &Stored { id: waiting.id, cluster: None }).await?;
+        let id = new_node_id();
+        store::<Stored>(&self.identity.log, IDENTITY, &(id, None)).await?;
         let stopped = |_| Error::Stopped { outcome: WriteOutcome::NotWritten };
-        raft.restart_under(waiting.id).await.map_err(stopped)?;
-        *self.identity.stage.write() = Stage::Waiting(waiting);
-        let id = format!("{:016x}", waiting.id);
+        raft.restart_under(id).await.map_err(stopped)?;
+        *self.identity.stage.write() = Stage::Waiting { id };
+        let id = format!("{id:016x}");
         tracing::info!(id, "this node has no data and sees a cluster: it joins as a new member");
         Ok(())
     }

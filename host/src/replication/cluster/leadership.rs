@@ -3,34 +3,28 @@
 //! A leader that hands over stops taking writes and confirming reads at once, and does not lead again in its term, whatever
 //! the outcome. So it hands over only to a voter that answers, has nearly the whole log, and may stand for election.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use openraft::ServerState;
 use tokio::time::Instant;
 
 use super::change::{Members, Progress};
-use super::view::ClusterView;
+use super::{peer_table::PeerState, view::ClusterView};
 use crate::replication::lease::Lease;
 
 /// Pause between attempts to hand over.
 const HAND_OVER_PAUSE: Duration = Duration::from_millis(50);
 
-/// This node's leadership, if it leads.
 pub(crate) struct Leadership {
     pub(crate) view: Arc<ClusterView>,
     pub(crate) lease: Arc<Lease>,
 }
 
-/// A voter that can take over.
 struct Successor {
     id: u64,
-    /// The index up to which its log is known to match this node's.
-    matched: u64,
     is_full: bool,
 }
 
-/// Whether a voter can take over.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fitness {
     Ready,
@@ -55,10 +49,9 @@ impl Leadership {
         }
     }
 
-    /// Hands the leadership to the fittest voter: among those that can take over, one with free space if there is one, and
-    /// with the longest log.
+    /// Hands the leadership to the fittest voter.
     pub(super) async fn give_way(&self, members: &Members) -> Progress {
-        match self.successors(members).max_by_key(|successor| (!successor.is_full, successor.matched)) {
+        match self.successor(members) {
             Some(successor) => self.hand_to(successor.id).await,
             None if self.others(members).any(|id| self.fitness(members, id) == Fitness::NotYet) => Progress::Pending,
             None => Progress::Refused("no other voter can be reached".to_owned()),
@@ -84,20 +77,22 @@ impl Leadership {
         }
     }
 
-    /// Whether a leader with a full disk has a successor.
-    pub(crate) fn has_successor_with_space(&self) -> bool {
-        self.successor_with_space().is_some()
-    }
-
-    /// Whether this node leads.
     pub(crate) fn leads(&self) -> bool {
         self.view.raft.with_metrics(|metrics| metrics.state == ServerState::Leader)
     }
 
-    fn successor_with_space(&self) -> Option<u64> {
-        let members = self.view.raft.with_metrics(Members::of);
-        let with_space = self.successors(&members).filter(|successor| !successor.is_full);
-        with_space.max_by_key(|successor| successor.matched).map(|successor| successor.id)
+    /// The successor of a leader with a full disk, if one has free space.
+    pub(crate) fn successor_with_space(&self) -> Option<u64> {
+        let successor = self.successor(&self.view.raft.with_metrics(Members::of));
+        successor.filter(|successor| !successor.is_full).map(|successor| successor.id)
+    }
+
+    /// The fittest voter: among those that can take over, one with free space if there is one, and with the longest log.
+    fn successor(&self, members: &Members) -> Option<Successor> {
+        let ready = self.others(members).filter(|id| self.fitness(members, *id) == Fitness::Ready);
+        let successors =
+            ready.map(|id| Successor { id, is_full: self.peer(members, id).is_some_and(|peer| peer.hello.is_full) });
+        successors.max_by_key(|successor| (!successor.is_full, members.matched.get(&successor.id)))
     }
 
     fn others(&self, members: &Members) -> impl Iterator<Item = u64> {
@@ -105,25 +100,16 @@ impl Leadership {
         members.matched.keys().copied().filter(move |id| *id != own && members.voters.contains(id))
     }
 
-    fn successors(&self, members: &Members) -> impl Iterator<Item = Successor> {
-        self.others(members).filter(|id| self.fitness(members, *id) == Fitness::Ready).map(|id| Successor {
-            id,
-            matched: members.matched.get(&id).copied().unwrap_or(0),
-            is_full: members
-                .nodes
-                .get(&id)
-                .and_then(|url| self.view.peers.get(url))
-                .is_some_and(|peer| peer.hello.is_full),
-        })
-    }
-
     fn fitness(&self, members: &Members, id: u64) -> Fitness {
-        let peer = members.nodes.get(&id).and_then(|url| self.view.peers.get(url));
-        match peer.filter(|peer| peer.is_healthy_as(id)) {
+        match self.peer(members, id).filter(|peer| peer.is_healthy_as(id)) {
             Some(peer) if !peer.hello.silent && members.has_caught_up(id) => Fitness::Ready,
             Some(_) => Fitness::NotYet,
             None => Fitness::Unreachable,
         }
+    }
+
+    fn peer(&self, members: &Members, id: u64) -> Option<PeerState> {
+        members.nodes.get(&id).and_then(|url| self.view.peers.get(url))
     }
 
     async fn hand_to(&self, successor: u64) -> Progress {

@@ -7,8 +7,7 @@
 //! caught up, so the quorum never rests on an empty disk.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use openraft::error::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::{BasicNode, ChangeMembers, ServerState};
@@ -16,10 +15,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::change::{Change, Members, Progress, Role, is_joint};
-use super::hello::Greeter;
-use super::identity::Identity;
-use super::leadership::Leadership;
-use super::view::ClusterView;
+use super::{hello::Greeter, identity::Identity, leadership::Leadership, view::ClusterView};
 use crate::replication::error::{Error, WriteOutcome};
 use crate::replication::peer::protocol::{Call, Transport};
 use crate::replication::types::{Metrics, decode, encode};
@@ -33,7 +29,6 @@ const STEP_PAUSE: Duration = Duration::from_millis(50);
 /// Interval at which a leader looks for a joint membership to complete.
 const FINISH_JOINT_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Changes the membership.
 pub(crate) struct Membership {
     pub(crate) identity: Arc<Identity>,
     pub(crate) view: Arc<ClusterView>,
@@ -74,7 +69,6 @@ impl Membership {
         }
     }
 
-    /// Asks a node to take a step.
     pub(super) async fn ask(&self, to: u64, url: &str, change: &Change) -> Result<Progress, Error> {
         let answer = self.transport.call(to, url, Call::Members, encode(change)?, 2 * STEP_TIMEOUT).await;
         decode(&answer.map_err(|error| Error::Refused(error.to_string()))?)
@@ -82,7 +76,8 @@ impl Membership {
 
     /// On the leader: takes the next step of a change.
     pub(crate) async fn step(&self, change: &Change) -> Progress {
-        let Some(members) = self.members() else { return Progress::NotLeader };
+        let members = self.view.raft.with_metrics(|metrics| leads(metrics).then(|| Members::of(metrics)));
+        let Some(members) = members else { return Progress::NotLeader };
         if members.is_joint {
             return self.complete_joint().await;
         }
@@ -92,11 +87,6 @@ impl Membership {
             Change::Remove { url } => self.remove(&members, url).await,
             Change::Transfer { url } => self.leadership.transfer(&members, url).await,
         }
-    }
-
-    /// The membership in force, if this node leads.
-    fn members(&self) -> Option<Members> {
-        self.view.raft.with_metrics(|metrics| leads(metrics).then(|| Members::of(metrics)))
     }
 
     /// Completes joint memberships left behind by earlier leaders, while this node runs and leads.
@@ -112,7 +102,7 @@ impl Membership {
     /// Goes from a joint membership to the newer of its two halves. Voters that it lacks stay as learners: it is unknown
     /// whether they were to be removed or to become learners, and whoever wanted either requests it again.
     async fn complete_joint(&self) -> Progress {
-        self.apply_retaining(ChangeMembers::AddVoterIds(BTreeSet::new()), true, Progress::Pending).await
+        self.apply(ChangeMembers::AddVoterIds(BTreeSet::new()), Progress::Pending).await
     }
 
     /// A node asks to be let in: it replaces the node that had its URL.
@@ -146,7 +136,6 @@ impl Membership {
         self.apply(ChangeMembers::ReplaceAllVoters(voters), Progress::Done).await
     }
 
-    /// Adds a node, or changes its role.
     async fn add(&self, members: &Members, url: &str, role: Role) -> Progress {
         if let [id] = members.with_url(url)[..] {
             return match (members.voters.contains(&id), role) {
@@ -163,7 +152,7 @@ impl Membership {
             Ok(hello) => hello,
             Err(error) => return Progress::Refused(format!("the node must answer, so that it can be added: {error}")),
         };
-        if hello.cluster.is_some() && hello.cluster != self.identity.cluster() {
+        if hello.cluster.is_some() && hello.cluster != self.identity.stage().cluster() {
             return Progress::Refused(format!(
                 "{url} belongs to another cluster; it can be added with an empty --data-dir"
             ));
@@ -173,7 +162,7 @@ impl Membership {
         }
         if !hello.decided {
             // It takes an id once it sees this cluster, which it does only if it was started with one of its nodes.
-            return match hello.knows.contains(self.view.founders.own_url())
+            return match hello.knows.contains(&self.view.founders.own_url)
                 || members.nodes.values().any(|member| hello.knows.contains(member))
             {
                 true => Progress::Pending,
@@ -220,28 +209,23 @@ impl Membership {
 
     /// Makes one change; returns `then` if it succeeds.
     async fn apply(&self, change: ChangeMembers<u64, BasicNode>, then: Progress) -> Progress {
-        // A former voter stays as a learner only if that was requested.
-        let retain = matches!(change, ChangeMembers::RemoveVoters(_));
-        self.apply_retaining(change, retain, then).await
-    }
-
-    async fn apply_retaining(&self, change: ChangeMembers<u64, BasicNode>, retain: bool, then: Progress) -> Progress {
+        // A former voter stays as a learner if that was requested, or may have been (see `complete_joint`).
+        let retain = matches!(change, ChangeMembers::RemoveVoters(_) | ChangeMembers::AddVoterIds(_));
         let Ok(_changing) = self.changing.try_lock() else { return Progress::Pending };
         let raft = self.view.raft.raft();
-        let made = tokio::time::timeout(STEP_TIMEOUT, raft.change_membership(change.clone(), retain)).await;
-        match made {
+        match tokio::time::timeout(STEP_TIMEOUT, raft.change_membership(change.clone(), retain)).await {
             Ok(Ok(_)) => {
                 tracing::info!(?change, "membership changed");
                 then
             }
-            Err(_) | Ok(Err(RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)))) => Progress::Pending,
-            Ok(Err(RaftError::Fatal(_) | RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => {
-                Progress::NotLeader
-            }
-            Ok(Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(
-                ChangeMembershipError::InProgress(_),
-            )))) => Progress::Pending,
-            Ok(Err(RaftError::APIError(error))) => Progress::Refused(error.to_string()),
+            Err(_) => Progress::Pending,
+            Ok(Err(RaftError::Fatal(_))) => Progress::NotLeader,
+            Ok(Err(RaftError::APIError(error))) => match error {
+                ClientWriteError::ForwardToLeader(_) => Progress::NotLeader,
+                ClientWriteError::LogEntryDiscarded(_)
+                | ClientWriteError::ChangeMembershipError(ChangeMembershipError::InProgress(_)) => Progress::Pending,
+                error => Progress::Refused(error.to_string()),
+            },
         }
     }
 }

@@ -1,6 +1,5 @@
 //! The state of the other nodes, as their last hellos reported it.
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -25,7 +24,6 @@ pub(crate) struct Hello {
     pub(super) url: String,
     /// Whether it knows a membership.
     pub(super) initialized: bool,
-    /// The cluster it belongs to.
     pub(super) cluster: Option<ClusterId>,
     /// Whether it keeps silent after a restart.
     pub(super) silent: bool,
@@ -36,11 +34,9 @@ pub(crate) struct Hello {
     pub(super) matched: BTreeMap<u64, u64>,
     /// The revision of the store up to which it has compiled plugins and put hooks in force.
     pub(super) prepared_revision: u64,
-    /// Whether its disk is full.
     pub(super) is_full: bool,
 }
 
-/// The state of a peer.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct PeerState {
     /// Its last hello; empty before the first.
@@ -54,7 +50,6 @@ pub(crate) struct PeerState {
 }
 
 impl PeerState {
-    /// Whether it was heard lately.
     pub(crate) fn is_healthy(&self) -> bool {
         self.seen.is_some_and(|seen| seen.elapsed() < PEER_SILENCE_MAX)
     }
@@ -73,7 +68,6 @@ impl PeerState {
 /// The peers that can be reached, by cluster.
 #[derive(Debug, Default)]
 pub(crate) struct Survey {
-    /// Those that belong to no cluster.
     pub(crate) without_cluster: Vec<String>,
     /// Those that belong to a cluster, whether or not they know its membership yet.
     pub(crate) in_cluster: Vec<String>,
@@ -83,7 +77,6 @@ pub(crate) struct Survey {
     pub(crate) is_initialized: bool,
 }
 
-/// The state of each watched peer, by URL.
 #[derive(Default)]
 pub(crate) struct PeerTable {
     peers: Mutex<BTreeMap<String, PeerState>>,
@@ -92,16 +85,14 @@ pub(crate) struct PeerTable {
 impl PeerTable {
     /// Adds a peer; false if it is there already.
     pub(crate) fn add(&self, url: &str) -> bool {
-        match self.peers.lock().entry(url.to_owned()) {
-            Entry::Vacant(vacant) => {
-                vacant.insert(PeerState::default());
-                true
-            }
-            Entry::Occupied(_) => false,
+        let mut peers = self.peers.lock();
+        let is_new = !peers.contains_key(url);
+        if is_new {
+            peers.insert(url.to_owned(), PeerState::default());
         }
+        is_new
     }
 
-    /// Removes a peer.
     pub(crate) fn remove(&self, url: &str) {
         self.peers.lock().remove(url);
     }
@@ -116,7 +107,6 @@ impl PeerTable {
         *state = PeerState { hello, seen: Some(Instant::now()), rtt: rtt.or(state.rtt), failures: 0 };
     }
 
-    /// Records that a peer did not answer.
     pub(crate) fn note_failure(&self, url: &str, reason: &dyn std::fmt::Display) {
         let mut peers = self.peers.lock();
         let Some(state) = peers.get_mut(url) else { return };
@@ -127,12 +117,10 @@ impl PeerTable {
         }
     }
 
-    /// A copy of the table.
     pub(crate) fn all(&self) -> BTreeMap<String, PeerState> {
         self.peers.lock().clone()
     }
 
-    /// A copy of a peer's state.
     pub(crate) fn get(&self, url: &str) -> Option<PeerState> {
         self.peers.lock().get(url).cloned()
     }

@@ -1,15 +1,12 @@
 //! The status of the cluster as one node sees it, for clients and operators.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use openraft::ServerState;
-use openraft::async_runtime::Instant as _;
+use openraft::{ServerState, async_runtime::Instant as _};
 
-use super::identity::Identity;
 use super::view::ClusterView;
-use crate::replication::raft::engine::matched;
 use crate::replication::types::{ClusterId, Metrics};
+use crate::replication::{lease::LEASE, raft::engine::matched};
 use crate::telemetry::Telemetry;
 
 /// The cluster as one node sees it.
@@ -52,9 +49,7 @@ pub struct Status {
 /// Another node, as this one sees it.
 #[derive(Debug, Clone)]
 pub struct PeerStatus {
-    /// Its id.
     pub id: u64,
-    /// Its base URL.
     pub url: String,
     /// Whether it answered lately.
     pub healthy: bool,
@@ -66,34 +61,25 @@ pub struct PeerStatus {
     pub rtt: Option<Duration>,
 }
 
-/// Reports the status of the cluster.
-pub(crate) struct StatusReport {
-    pub(crate) identity: Arc<Identity>,
-    pub(crate) view: Arc<ClusterView>,
-    /// The length of the leader's lease.
-    pub(crate) lease_length: Duration,
-    pub(crate) telemetry: Telemetry,
-}
-
-impl StatusReport {
-    /// The cluster as this node sees it.
-    pub(crate) fn status(&self) -> Status {
-        let metrics = self.view.raft.metrics();
-        let (nodes, voters) = (self.view.nodes(&metrics), self.view.voters(&metrics));
-        let peers = self.view.peers.all();
+impl ClusterView {
+    /// The status of this node, which belongs to `cluster`, and of the others.
+    pub(crate) fn status(&self, cluster: Option<ClusterId>) -> Status {
+        let metrics = self.raft.metrics();
+        let (nodes, voters) = (self.nodes(&metrics), self.voters(&metrics));
+        let peers = self.peers.all();
         let (own_index, leads) = (metrics.last_log_index.unwrap_or(0), metrics.state == ServerState::Leader);
         // The newest index that any node is known to have.
         let theirs = peers.values().filter(|_| !leads).filter_map(|peer| peer.hello.last_log_index);
         let newest = theirs.fold(own_index, u64::max);
         // The leader knows best how far the others are.
-        let matched = match self.view.leader() {
+        let matched = match self.leader() {
             Some((leader, url)) if leader != metrics.id => peers.get(&url).map(|leader| leader.hello.matched.clone()),
             _ => Some(matched(&metrics)),
         };
         let known = |id: &u64| matched.as_ref().and_then(|matched| matched.get(id).copied());
         let others: Vec<PeerStatus> = nodes
             .iter()
-            .filter(|(_, url)| *url != self.view.founders.own_url())
+            .filter(|(_, url)| **url != self.founders.own_url)
             .map(|(id, url)| {
                 let peer = peers.get(url).cloned().unwrap_or_default();
                 PeerStatus {
@@ -107,20 +93,20 @@ impl StatusReport {
             })
             .collect();
         let required = voters.len() / 2 + 1;
-        let leader = self.view.known_leader(&metrics).and_then(|leader| nodes.get(&leader).cloned());
-        let acked = !leads || metrics.last_quorum_acked.is_some_and(|acked| acked.elapsed() < self.lease_length * 2);
+        let leader = self.known_leader(&metrics).and_then(|leader| nodes.get(&leader).cloned());
+        let acked = !leads || metrics.last_quorum_acked.is_some_and(|acked| acked.elapsed() < LEASE * 2);
         Status {
             replication_enabled: nodes.len() > 1,
-            cluster: self.identity.cluster(),
+            cluster,
             self_id: metrics.id,
             self_lag_entries: newest.saturating_sub(own_index),
-            self_url: self.view.founders.own_url().to_owned(),
+            self_url: self.founders.own_url.clone(),
             state: state(&metrics),
             role: role_of(voters.contains_key(&metrics.id)),
             is_member: nodes.contains_key(&metrics.id),
             term: metrics.current_term,
-            has_quorum: leader.is_some() && acked && self.view.reachable_of(&voters) >= required,
-            ready: metrics.running_state.is_ok() && leader.is_some() && self.view.has_its_place(&metrics),
+            has_quorum: leader.is_some() && acked && self.reachable_of(&voters) >= required,
+            ready: metrics.running_state.is_ok() && leader.is_some() && self.has_its_place(&metrics),
             leader,
             total_nodes: 1 + others.len(),
             healthy_nodes: 1 + others.iter().filter(|node| node.healthy).count(),
@@ -130,11 +116,11 @@ impl StatusReport {
     }
 
     /// Shows the cluster's state in the metrics.
-    pub(super) fn publish(&self) {
-        let status = self.status();
-        let metrics = self.telemetry.metrics();
-        metrics.set_log_entries(self.view.raft.log_entries());
-        metrics.set_cluster(status.term, self.view.leader().map(|(leader, _)| leader), status.has_quorum);
+    pub(super) fn publish(&self, cluster: Option<ClusterId>, telemetry: &Telemetry) {
+        let status = self.status(cluster);
+        let metrics = telemetry.metrics();
+        metrics.set_log_entries(self.raft.log_entries());
+        metrics.set_cluster(status.term, self.leader().map(|(leader, _)| leader), status.has_quorum);
         for node in &status.nodes {
             if let Some(lag) = node.lag_entries {
                 metrics.set_replication_lag(&node.url, lag);

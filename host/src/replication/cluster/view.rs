@@ -12,7 +12,6 @@ use crate::replication::error::{Error, WriteOutcome};
 use crate::replication::raft::engine::RaftHandle;
 use crate::replication::types::{Metrics, Vote, node_id};
 
-/// The cluster as this node sees it.
 pub(crate) struct ClusterView {
     pub(crate) raft: RaftHandle,
     pub(crate) founders: Founders,
@@ -51,7 +50,7 @@ impl ClusterView {
     pub(crate) fn nodes(&self, metrics: &Metrics) -> BTreeMap<u64, String> {
         let nodes: BTreeMap<u64, String> =
             metrics.membership_config.nodes().map(|(id, node)| (*id, node.addr.clone())).collect();
-        if nodes.is_empty() { self.founders.nodes().clone() } else { nodes }
+        if nodes.is_empty() { self.founders.nodes.clone() } else { nodes }
     }
 
     /// The URLs of the voters by id; before the cluster is formed, of its founders.
@@ -63,8 +62,8 @@ impl ClusterView {
     /// Whether the membership has this node, and no other under its URL. A node that replaces another gets its place once
     /// it has caught up.
     pub(crate) fn has_its_place(&self, metrics: &Metrics) -> bool {
-        let own_url = self.founders.own_url();
-        let mut with_url = metrics.membership_config.nodes().filter(|(_, node)| node.addr == own_url);
+        let own_url = &self.founders.own_url;
+        let mut with_url = metrics.membership_config.nodes().filter(|(_, node)| node.addr == *own_url);
         with_url.next().is_some_and(|(id, _)| *id == metrics.id) && with_url.next().is_none()
     }
 
@@ -72,7 +71,7 @@ impl ClusterView {
     pub(crate) fn watched_urls(&self) -> BTreeSet<String> {
         let mut urls: BTreeSet<String> = self.raft.with_metrics(|metrics| self.nodes(metrics)).into_values().collect();
         // A node that waits to be let in also watches the nodes it was started with.
-        if !urls.remove(self.founders.own_url()) {
+        if !urls.remove(&self.founders.own_url) {
             urls.extend(self.founders.peer_urls());
         }
         urls
@@ -92,7 +91,6 @@ impl ClusterView {
         voters.len() - gone <= voters.len() / 2
     }
 
-    /// The error that no majority answered.
     pub(crate) fn no_quorum(&self, outcome: WriteOutcome) -> Error {
         let voters = self.raft.with_metrics(|metrics| self.voters(metrics));
         Error::NoQuorum { successful: self.reachable_of(&voters), outcome }
@@ -101,9 +99,9 @@ impl ClusterView {
 
 /// The nodes this one was started with, itself included.
 pub(crate) struct Founders {
-    own_url: String,
+    pub(crate) own_url: String,
     /// URLs by the ids that these nodes have if they form a cluster together.
-    nodes: BTreeMap<u64, String>,
+    pub(crate) nodes: BTreeMap<u64, String>,
 }
 
 impl Founders {
@@ -114,32 +112,19 @@ impl Founders {
         (nodes.len() == peer_urls.len() + 1).then(|| Self { own_url: own_url.to_owned(), nodes })
     }
 
-    /// This node's base URL.
-    pub(crate) fn own_url(&self) -> &str {
-        &self.own_url
-    }
-
     /// This node's id if it forms a cluster with the others.
     pub(crate) fn own_id(&self) -> u64 {
         node_id(&self.own_url)
     }
 
-    /// The URLs of all founders by their ids.
-    pub(crate) fn nodes(&self) -> &BTreeMap<u64, String> {
-        &self.nodes
-    }
-
-    /// The URLs of the others.
     pub(crate) fn peer_urls(&self) -> BTreeSet<String> {
         self.nodes.values().filter(|url| **url != self.own_url).cloned().collect()
     }
 
-    /// Whether there are no others.
     pub(crate) fn is_alone(&self) -> bool {
         self.nodes.len() == 1
     }
 
-    /// Whether so many founders are a majority.
     pub(crate) fn is_majority(&self, count: usize) -> bool {
         count > self.nodes.len() / 2
     }

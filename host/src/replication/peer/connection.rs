@@ -14,8 +14,8 @@
 //!
 //! # Guarantees
 //!
-//! A call is sent at most once. A call that fails with [`CallError::NotSent`] has not left this node; after
-//! [`CallError::NoAnswer`] the peer may have acted on it.
+//! A call is sent at most once. A call that fails with [`Failure::NotSent`] has not left this node; after
+//! [`Failure::NoAnswer`] the peer may have acted on it.
 //!
 //! # Failure model
 //!
@@ -23,11 +23,7 @@
 //! notices a peer that has vanished ([`UNACKNOWLEDGED_MAX`]); the caller notices a peer that is silent for too long, and
 //! [resets](PeerConnection::reset) the connection.
 
-use std::collections::HashMap;
-use std::future::Future;
-use std::io;
-use std::sync::Arc;
-use std::time::Duration;
+use std::{collections::HashMap, io, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Request, StatusCode, header};
@@ -36,14 +32,13 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use super::frames::{self, Frames, Status};
-use super::protocol::{Call, CallError, Envelope, PROTOCOL};
+use super::frames::{self, Frames};
+use super::protocol::{Call, CallError, Envelope, Failure, PROTOCOL};
 use crate::net;
 
 /// Calls waiting to be sent on a connection; over it a call fails at once.
 const QUEUED_CALLS_MAX: usize = 1_024;
 
-/// Maximum time to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Maximum time for the peer's kernel to acknowledge what was sent, before the connection counts as broken.
@@ -55,7 +50,6 @@ const WRITE_BYTES: usize = 64 * 1024;
 /// Number of pending calls above which abandoned ones are dropped.
 const PENDING_SWEEP: usize = 256;
 
-/// A call that waits to be sent.
 struct Queued {
     call: Call,
     envelope: Envelope,
@@ -94,9 +88,9 @@ impl PeerConnection {
         let url = self.url.clone();
         async move {
             if queued.is_err() {
-                return Err(CallError::not_sent(&url, &"too many calls wait for this node"));
+                return Err(CallError::new(Failure::NotSent, &*url, "too many calls wait for this node"));
             }
-            answer.await.unwrap_or_else(|_| Err(CallError::no_answer(&url, &"the node stops")))
+            answer.await.unwrap_or_else(|_| Err(CallError::new(Failure::NoAnswer, &*url, "the node stops")))
         }
     }
 
@@ -125,7 +119,7 @@ async fn keep_connected(url: Arc<str>, mut calls: mpsc::Receiver<Queued>, resets
         let reason = broken.err().unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into());
         for reply in pending.lock().replies.drain().map(|(_, reply)| reply) {
             // Sending fails if the caller has stopped waiting.
-            let _ = reply.send(Err(CallError::no_answer(&url, &reason)));
+            let _ = reply.send(Err(CallError::new(Failure::NoAnswer, &*url, &reason)));
         }
     }
 }
@@ -133,12 +127,11 @@ async fn keep_connected(url: Arc<str>, mut calls: mpsc::Receiver<Queued>, resets
 fn refuse_all(url: &str, first: Queued, calls: &mut mpsc::Receiver<Queued>, error: &io::Error) {
     let mut next = Some(first);
     while let Some(queued) = next {
-        let _ = queued.reply.send(Err(CallError::not_sent(url, error)));
+        let _ = queued.reply.send(Err(CallError::new(Failure::NotSent, url, error)));
         next = calls.try_recv().ok();
     }
 }
 
-/// Connects to the node and upgrades the connection.
 async fn connect(url: &str) -> io::Result<TokioIo<hyper::upgrade::Upgraded>> {
     let (authority, base_path) = net::authority_and_path(url);
     let stream = net::connect(url, Some(UNACKNOWLEDGED_MAX)).await?;
@@ -203,9 +196,9 @@ async fn carry(
     let receive = async {
         let mut frames = Frames::of(reader);
         while let Some(frame) = frames.next().await? {
-            let (number, status, body) = frames::parse_answer(frame)?;
+            let (number, answer) = frames::parse_answer(frame, url)?;
             if let Some(reply) = pending.lock().replies.remove(&number) {
-                let _ = reply.send(answer_of(url, status, body));
+                let _ = reply.send(answer);
             }
         }
         Err(io::ErrorKind::UnexpectedEof.into())
@@ -223,13 +216,4 @@ fn put_call(out: &mut BytesMut, queued: Queued, pending: &Mutex<Pending>) {
     }
     let number = pending.lock().add(reply);
     frames::put_call(out, number, call, envelope, &body);
-}
-
-fn answer_of(url: &str, status: Status, body: Bytes) -> Result<Bytes, CallError> {
-    let reason = || String::from_utf8_lossy(&body).into_owned();
-    match status {
-        Status::Done => Ok(body),
-        Status::Refused => Err(CallError::Refused { url: url.to_owned(), reason: reason() }),
-        Status::Failed => Err(CallError::NoAnswer { url: url.to_owned(), reason: reason() }),
-    }
 }

@@ -18,12 +18,11 @@ use std::io;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use super::protocol::{Call, Envelope};
+use super::protocol::{Call, CallError, Envelope, Failure};
 use crate::limits::PLUGIN_BYTES_MAX;
 use crate::replication::error::{Error, WriteOutcome};
 use crate::replication::types::ClusterId;
 
-/// Bytes read from the network at once.
 pub(crate) const READ_BYTES: usize = 64 * 1024;
 
 /// Free space in the read buffer below which a new buffer is allocated, in bytes.
@@ -32,28 +31,20 @@ const READ_BYTES_MIN: usize = 4 * 1024;
 /// Largest body of a call between nodes, in bytes: one entry with a batch as transformers have left it.
 pub(crate) const PEER_BODY_BYTES_MAX: usize = PLUGIN_BYTES_MAX + 8 * 1024 * 1024;
 
-/// Bytes of a call's frame before the body, after the length.
+/// Bytes of a frame before the body, after the length.
 pub(crate) const CALL_HEAD: usize = 21;
-
-/// Bytes of an answer's frame before the body, after the length.
 pub(crate) const ANSWER_HEAD: usize = 5;
 
-/// The status of an answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Status {
-    Done = 0,
-    /// The peer has not acted on the call.
-    Refused = 1,
-    /// The peer may have acted on the call.
-    Failed = 2,
-}
+/// The statuses of an answer: the call was served; the peer has not acted on it; the peer may have acted on it.
+pub(crate) const DONE: u8 = 0;
+const REFUSED: u8 = 1;
+const FAILED: u8 = 2;
 
 /// A frame that breaks the protocol.
 pub(crate) fn malformed() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "a malformed frame")
 }
 
-/// Appends a call to a buffer.
 pub(crate) fn put_call(out: &mut BytesMut, number: u32, call: Call, envelope: Envelope, body: &[u8]) {
     out.put_u32(u32::try_from(CALL_HEAD + body.len()).unwrap_or(u32::MAX));
     out.put_u32(number);
@@ -63,7 +54,6 @@ pub(crate) fn put_call(out: &mut BytesMut, number: u32, call: Call, envelope: En
     out.put_slice(body);
 }
 
-/// Parses a call's frame into its number, call, envelope and body.
 pub(crate) fn parse_call(mut frame: Bytes) -> io::Result<(u32, Call, Envelope, Bytes)> {
     if frame.len() < CALL_HEAD {
         return Err(malformed());
@@ -74,35 +64,38 @@ pub(crate) fn parse_call(mut frame: Bytes) -> io::Result<(u32, Call, Envelope, B
     Ok((number, call, envelope, frame))
 }
 
-/// Appends an answer to a buffer.
 pub(crate) fn put_answer(out: &mut BytesMut, number: u32, answer: &Result<Bytes, Error>) {
     let text;
     let (status, body) = match answer {
-        Ok(body) => (Status::Done, body.as_ref()),
+        Ok(body) => (DONE, body.as_ref()),
         Err(error) => {
             text = error.to_string();
             let may_have_acted = error.outcome() == WriteOutcome::Unknown;
-            (if may_have_acted { Status::Failed } else { Status::Refused }, text.as_bytes())
+            (if may_have_acted { FAILED } else { REFUSED }, text.as_bytes())
         }
     };
     out.put_u32(u32::try_from(ANSWER_HEAD + body.len()).unwrap_or(u32::MAX));
     out.put_u32(number);
-    out.put_u8(status as u8);
+    out.put_u8(status);
     out.put_slice(body);
 }
 
-/// Parses an answer's frame into its number, status and body. A status from a later version counts as
-/// [`Status::Failed`].
-pub(crate) fn parse_answer(mut frame: Bytes) -> io::Result<(u32, Status, Bytes)> {
+/// Parses an answer's frame into its number and what the node at `url` answers. A status from a later version counts as
+/// [`FAILED`].
+pub(crate) fn parse_answer(mut frame: Bytes, url: &str) -> io::Result<(u32, Result<Bytes, CallError>)> {
     if frame.len() < ANSWER_HEAD {
         return Err(malformed());
     }
     let (number, status) = (frame.get_u32(), frame.get_u8());
-    let known = [Status::Done, Status::Refused].into_iter().find(|known| *known as u8 == status);
-    Ok((number, known.unwrap_or(Status::Failed), frame))
+    let failed = |failure| Err(CallError::new(failure, url, String::from_utf8_lossy(&frame)));
+    let answer = match status {
+        REFUSED => failed(Failure::Refused),
+        DONE => Ok(frame),
+        _ => failed(Failure::NoAnswer),
+    };
+    Ok((number, answer))
 }
 
-/// Reads frames from a connection.
 pub(crate) struct Frames<R> {
     reader: R,
     buffer: BytesMut,

@@ -3,16 +3,14 @@
 //! Calls have postcard bodies and travel on kept [connections](super::connection). A snapshot is the body of a `POST`, on
 //! a connection of its own.
 
-use std::collections::HashMap;
-use std::sync::OnceLock;
-use std::time::Duration;
+use std::{collections::HashMap, sync::OnceLock, time::Duration};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::connection::PeerConnection;
 use super::protocol::{
-    Answer, CLUSTER_HEADER, Call, CallError, Envelope, REFUSAL_HEADER, SnapshotBody, TO_HEADER, Transport,
+    Answer, CLUSTER_HEADER, Call, CallError, Envelope, Failure, REFUSAL_HEADER, SnapshotBody, TO_HEADER, Transport,
     VANISHED_AFTER,
 };
 use crate::net;
@@ -53,25 +51,23 @@ impl HttpTransport {
     }
 
     async fn send(request: reqwest::RequestBuilder, url: String) -> Result<Bytes, CallError> {
-        let reason = |error: reqwest::Error| {
-            std::error::Error::source(&error).map_or_else(|| error.to_string(), |e| e.to_string())
+        let failed = |failure, error: reqwest::Error| {
+            let source = std::error::Error::source(&error).map(ToString::to_string);
+            CallError::new(failure, &url, source.unwrap_or_else(|| error.to_string()))
         };
-        let response = match request.send().await {
-            Ok(response) => response,
-            Err(error) if error.is_connect() => return Err(CallError::NotSent { url, reason: reason(error) }),
-            Err(error) => return Err(CallError::NoAnswer { url, reason: reason(error) }),
-        };
+        let response = request.send().await.map_err(|error| match error.is_connect() {
+            true => failed(Failure::NotSent, error),
+            false => failed(Failure::NoAnswer, error),
+        })?;
         let status = response.status();
         let is_refusal = response.headers().contains_key(REFUSAL_HEADER);
-        match response.bytes().await {
-            Ok(body) if status.is_success() => Ok(body),
-            Ok(body) => {
-                let text: String = String::from_utf8_lossy(&body).chars().take(200).collect();
-                let reason = format!("{status}: {text}");
-                Err(if is_refusal { CallError::Refused { url, reason } } else { CallError::NoAnswer { url, reason } })
-            }
-            Err(error) => Err(CallError::NoAnswer { url, reason: reason(error) }),
+        let body = response.bytes().await.map_err(|error| failed(Failure::NoAnswer, error))?;
+        if status.is_success() {
+            return Ok(body);
         }
+        let text: String = String::from_utf8_lossy(&body).chars().take(200).collect();
+        let failure = if is_refusal { Failure::Refused } else { Failure::NoAnswer };
+        Err(CallError::new(failure, &url, format!("{status}: {text}")))
     }
 }
 
@@ -92,7 +88,7 @@ impl Transport for HttpTransport {
                     if call.is_raft_call() {
                         connection.reset();
                     }
-                    Err(CallError::no_answer(&url, &format!("not within {timeout:?}")))
+                    Err(CallError::new(Failure::NoAnswer, url, format!("not within {timeout:?}")))
                 }
             }
         })

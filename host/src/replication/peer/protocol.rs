@@ -5,8 +5,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
-use futures::stream::BoxStream;
+use futures::{future::BoxFuture, stream::BoxStream};
 
 use crate::replication::types::ClusterId;
 
@@ -43,57 +42,38 @@ impl Call {
     /// Whether the call is one of Raft's own. These are frequent, and small or urgent: if a peer does not answer one in
     /// time, it is better to call again on a new connection.
     pub(crate) const fn is_raft_call(self) -> bool {
-        match self {
-            Self::Append | Self::Vote | Self::PreVote | Self::TransferLeader => true,
-            Self::Snapshot
-            | Self::SnapshotOffset
-            | Self::Propose
-            | Self::ReadIndex
-            | Self::Hello
-            | Self::Form
-            | Self::Members => false,
-        }
+        matches!(self, Self::Append | Self::Vote | Self::PreVote | Self::TransferLeader)
     }
 }
 
 /// Why a call failed.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum CallError {
+#[error("{url} {failure}: {reason}")]
+pub struct CallError {
+    pub(crate) failure: Failure,
+    /// The peer.
+    pub(crate) url: String,
+    /// The network's error, or the peer's reason to refuse.
+    pub(crate) reason: String,
+}
+
+/// What a failed call has done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::Display)]
+pub(crate) enum Failure {
     /// No connection could be made: the peer has not seen the call.
-    #[error("{url} cannot be reached: {reason}")]
-    NotSent {
-        /// The peer.
-        url: String,
-        /// The network's error.
-        reason: String,
-    },
+    #[strum(to_string = "cannot be reached")]
+    NotSent,
     /// The call was sent, and no complete answer arrived: the peer may have acted on it.
-    #[error("{url} did not answer: {reason}")]
-    NoAnswer {
-        /// The peer.
-        url: String,
-        /// The network's error.
-        reason: String,
-    },
+    #[strum(to_string = "did not answer")]
+    NoAnswer,
     /// The peer refused: it has not acted on the call.
-    #[error("{url} refused: {reason}")]
-    Refused {
-        /// The peer.
-        url: String,
-        /// The peer's reason.
-        reason: String,
-    },
+    #[strum(to_string = "refused")]
+    Refused,
 }
 
 impl CallError {
-    /// A [`CallError::NotSent`].
-    pub(crate) fn not_sent(url: &str, reason: &dyn std::fmt::Display) -> Self {
-        Self::NotSent { url: url.to_owned(), reason: reason.to_string() }
-    }
-
-    /// A [`CallError::NoAnswer`].
-    pub(crate) fn no_answer(url: &str, reason: &dyn std::fmt::Display) -> Self {
-        Self::NoAnswer { url: url.to_owned(), reason: reason.to_string() }
+    pub(crate) fn new(failure: Failure, url: impl Into<String>, reason: impl ToString) -> Self {
+        Self { failure, url: url.into(), reason: reason.to_string() }
     }
 }
 

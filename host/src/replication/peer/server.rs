@@ -1,6 +1,5 @@
 //! The serving end of a connection: reads calls, answers them.
 
-use std::future::Future;
 use std::io;
 
 use bytes::{Bytes, BytesMut};
@@ -62,7 +61,7 @@ mod tests {
     use tokio::io::AsyncReadExt;
 
     use super::*;
-    use crate::replication::peer::frames::{ANSWER_HEAD, CALL_HEAD, PEER_BODY_BYTES_MAX, READ_BYTES, Status};
+    use crate::replication::peer::frames::{ANSWER_HEAD, CALL_HEAD, DONE, PEER_BODY_BYTES_MAX, READ_BYTES};
 
     /// Sends bytes in chunks to a server that echoes bodies, reads `answers` bytes of answers, and closes the connection.
     fn serve_bytes(sent: &[u8], chunk: usize, answers: usize) -> (io::Result<()>, Vec<u8>) {
@@ -97,7 +96,7 @@ mod tests {
 
     fn answer(number: u32, body: &[u8]) -> Vec<u8> {
         let length = u32::try_from(ANSWER_HEAD + body.len()).unwrap();
-        [&length.to_be_bytes()[..], &number.to_be_bytes(), &[Status::Done as u8], body].concat()
+        [&length.to_be_bytes()[..], &number.to_be_bytes(), &[DONE], body].concat()
     }
 
     fn kind_of_end(sent: &[u8]) -> io::ErrorKind {

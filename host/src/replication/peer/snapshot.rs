@@ -12,12 +12,7 @@
 //! reads the earlier part again and drops it, at the expense of its disk but not of the network. A sender that has itself
 //! restarted, or has failed too often, starts a new snapshot under a new id.
 
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
+use std::{fs::File, io, os::unix::fs::FileExt, path::Path, sync::Arc, time::Duration};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::stream::BoxStream;
@@ -26,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 pub(crate) use super::spool::held;
-use super::spool::{FRAME_BYTES_MAX, Frames, Spool};
+use super::spool::{FRAME_BYTES_MAX, Spool, frames};
 use crate::replication::blocking::Blocking;
 use crate::replication::types::{SnapshotMeta, Vote, decode, encode};
 use crate::storage::{self, SnapshotReader};
@@ -40,7 +35,6 @@ const WRITE_BYTES: usize = 256 * 1024;
 /// Attempts without progress before a sender gives up: a minute, enough for the receiver to restart.
 pub(crate) const RESUME_TRIES_MAX: u32 = 240;
 
-/// Pause between attempts.
 pub(crate) const RESUME_PAUSE: Duration = Duration::from_millis(250);
 
 /// The origin of a snapshot's chunks. Cheap to clone; all clones read the same chunks.
@@ -60,7 +54,7 @@ impl SnapshotSource {
     pub(crate) fn chunks(&self) -> io::Result<Chunks> {
         match self {
             Self::Live(reader) => Ok(Box::new(reader.clone().into_chunks())),
-            Self::Received(file) => Ok(Box::new(Frames::of(file)?.map(|frame| frame.map_err(storage::Error::from)))),
+            Self::Received(file) => Ok(Box::new(frames(file)?)),
         }
     }
 }
@@ -68,7 +62,6 @@ impl SnapshotSource {
 /// The first frame of a stream.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Header {
-    /// The snapshot's id.
     id: u64,
     /// The position of the stream's first byte in the snapshot.
     offset: u64,
@@ -78,7 +71,6 @@ pub(crate) struct Header {
     pub(crate) meta: SnapshotMeta,
 }
 
-/// A snapshot to send.
 pub(crate) struct Outgoing {
     pub(crate) id: u64,
     vote: Vote,
@@ -141,10 +133,6 @@ fn framed(bytes: &Bytes) -> io::Result<Bytes> {
     Ok(frame.freeze())
 }
 
-fn unfinished(reason: &'static str) -> io::Error {
-    io::Error::new(io::ErrorKind::UnexpectedEof, reason)
-}
-
 /// Receives a stream into its snapshot's file; returns the header and the complete snapshot. The snapshot is verified as a
 /// whole, since installing it replaces the existing state. If the stream breaks, the bytes received stay in the file.
 pub(crate) async fn receive<E>(
@@ -160,8 +148,8 @@ where
         if let Some(header) = take_header(&mut gathered)? {
             break header;
         }
-        gathered
-            .extend_from_slice(&body.next().await.ok_or_else(|| unfinished("no header"))?.map_err(io::Error::other)?);
+        let bytes = body.next().await.ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "no header"))?;
+        gathered.extend_from_slice(&bytes.map_err(io::Error::other)?);
     };
     let (dir, id, mut at) = (dir.to_path_buf(), header.id, header.offset);
     let spool = Arc::new(blocking.run(move || Spool::open(&dir, id, at)).await??);

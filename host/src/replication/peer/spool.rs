@@ -21,7 +21,6 @@ const SPOOLS_MAX: usize = 2;
 /// Time for which an unfinished snapshot is kept after its last byte.
 const SPOOL_AGE_MAX: Duration = Duration::from_secs(3_600);
 
-/// Extension of the files of unfinished snapshots.
 const SPOOL_EXTENSION: &str = "snapshot";
 
 /// Number of bytes of a snapshot that have arrived. Blocks.
@@ -58,8 +57,7 @@ impl Spool {
 
     /// Verifies that the snapshot is complete, and unlinks the file: it exists as long as it is open. Blocks.
     pub(super) fn finish(&self) -> io::Result<File> {
-        let frames = Frames::of(&self.file)?;
-        let verified = storage::verify_snapshot(frames.map(|frame| frame.map_err(storage::Error::from)));
+        let verified = storage::verify_snapshot(frames(&self.file)?);
         std::fs::remove_file(&self.path)?;
         verified.map_err(io::Error::other)?;
         self.file.try_clone()
@@ -87,40 +85,26 @@ fn sweep(dir: &Path, keep: &Path) -> io::Result<()> {
 }
 
 /// The frames of a snapshot's file, from the first on.
-pub(super) struct Frames {
-    file: BufReader<File>,
+pub(super) fn frames(file: &File) -> io::Result<impl Iterator<Item = Result<Bytes, storage::Error>> + Send + use<>> {
+    let mut file = BufReader::new(file.try_clone()?);
+    file.seek(SeekFrom::Start(0))?;
+    Ok(std::iter::from_fn(move || read_frame(&mut file).map_err(storage::Error::from).transpose()))
 }
 
-impl Frames {
-    pub(super) fn of(file: &File) -> io::Result<Self> {
-        let mut file = file.try_clone()?;
-        file.seek(SeekFrom::Start(0))?;
-        Ok(Self { file: BufReader::new(file) })
+fn read_frame(file: &mut BufReader<File>) -> io::Result<Option<Bytes>> {
+    if file.fill_buf()?.is_empty() {
+        return Ok(None);
     }
-
-    fn read_frame(&mut self) -> io::Result<Option<Bytes>> {
-        if self.file.fill_buf()?.is_empty() {
-            return Ok(None);
-        }
-        let mut length = [0; 4];
-        self.file.read_exact(&mut length)?;
-        let length = usize::try_from(u32::from_be_bytes(length)).map_err(io::Error::other)?;
-        if length > FRAME_BYTES_MAX {
-            let message = format!("a frame of {length} bytes; at most {FRAME_BYTES_MAX} are allowed");
-            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
-        }
-        let mut frame = vec![0; length];
-        self.file.read_exact(&mut frame)?;
-        Ok(Some(frame.into()))
+    let mut length = [0; 4];
+    file.read_exact(&mut length)?;
+    let length = usize::try_from(u32::from_be_bytes(length)).map_err(io::Error::other)?;
+    if length > FRAME_BYTES_MAX {
+        let message = format!("a frame of {length} bytes; at most {FRAME_BYTES_MAX} are allowed");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
     }
-}
-
-impl Iterator for Frames {
-    type Item = io::Result<Bytes>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        self.read_frame().transpose()
-    }
+    let mut frame = vec![0; length];
+    file.read_exact(&mut frame)?;
+    Ok(Some(frame.into()))
 }
 
 #[cfg(test)]

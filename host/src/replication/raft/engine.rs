@@ -2,21 +2,18 @@
 //!
 //! A node may take another id while it runs (see `cluster/identity`). The engine is then rebuilt on the same databases.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
-use openraft::async_runtime::watch::WatchReceiver;
-use openraft::error::Fatal;
+use openraft::{async_runtime::watch::WatchReceiver, error::Fatal};
 use parking_lot::RwLock;
 
-use super::log_store::LogStore;
-use super::network::NetworkFactory;
-use super::state_machine::{Applied, StateMachine};
-use crate::replication::blocking::Blocking;
-use crate::replication::peer::protocol::Transport;
-use crate::replication::types::{LogId, Metrics, TypeConfig};
-use crate::storage::{Data, Log};
-use crate::telemetry::Telemetry;
+use super::state_machine::{APPLIED, Applied, INSTALLED, StateMachine};
+use super::{log_store::LogStore, network::Network};
+use crate::replication::types::{LogId, Metrics, TypeConfig, decode};
+use crate::storage::{self, Data, Log};
+
+/// The highest index at which a log that was never cut may begin.
+const FIRST_INDEX_MAX: u64 = 1;
 
 /// openraft's handle on a running engine.
 pub(crate) type Raft = openraft::Raft<TypeConfig, StateMachine>;
@@ -24,24 +21,16 @@ pub(crate) type Raft = openraft::Raft<TypeConfig, StateMachine>;
 /// Everything an engine is built from but the node's id.
 pub(crate) struct EngineParts {
     pub(crate) config: Arc<openraft::Config>,
-    pub(crate) log: Log,
-    pub(crate) data: Data,
-    pub(crate) applied: Arc<Applied>,
-    pub(crate) transport: Arc<dyn Transport>,
-    pub(crate) telemetry: Telemetry,
-    pub(crate) blocking: Blocking,
+    pub(crate) network: Network,
+    pub(crate) log_store: LogStore,
+    pub(crate) state_machine: StateMachine,
 }
 
 impl EngineParts {
     /// Starts an engine. It stands for no election until that is enabled.
     async fn build(&self, id: u64) -> Result<Running, Fatal<TypeConfig>> {
-        let (telemetry, blocking) = (self.telemetry.clone(), self.blocking.clone());
-        let network = NetworkFactory { transport: self.transport.clone(), telemetry, blocking };
-        let log_store = LogStore { log: self.log.clone(), telemetry: self.telemetry.clone() };
-        let (telemetry, blocking) = (self.telemetry.clone(), self.blocking.clone());
-        let (data, applied) = (self.data.clone(), self.applied.clone());
-        let state_machine = StateMachine { data, applied, telemetry, blocking };
-        let raft = Raft::new(id, self.config.clone(), network, log_store, state_machine).await?;
+        let (log_store, state_machine) = (self.log_store.clone(), self.state_machine.clone());
+        let raft = Raft::new(id, self.config.clone(), self.network.clone(), log_store, state_machine).await?;
         Ok(Running { id, raft })
     }
 }
@@ -59,13 +48,11 @@ pub(crate) struct RaftHandle {
 }
 
 impl RaftHandle {
-    /// Starts the engine under an id.
     pub(crate) async fn start(parts: EngineParts, id: u64) -> Result<Self, Fatal<TypeConfig>> {
         let running = RwLock::new(parts.build(id).await?);
         Ok(Self { parts, running })
     }
 
-    /// Replaces the engine by one under another id.
     pub(crate) async fn restart_under(&self, id: u64) -> Result<(), Fatal<TypeConfig>> {
         if let Err(error) = self.raft().shutdown().await {
             tracing::warn!(%error, "the engine of the former id did not stop cleanly");
@@ -77,7 +64,6 @@ impl RaftHandle {
         Ok(())
     }
 
-    /// The engine.
     pub(crate) fn raft(&self) -> Raft {
         self.running.read().raft.clone()
     }
@@ -89,7 +75,6 @@ impl RaftHandle {
         self.running.read().id
     }
 
-    /// A copy of the engine's metrics.
     pub(crate) fn metrics(&self) -> Metrics {
         self.with_metrics(Clone::clone)
     }
@@ -101,9 +86,8 @@ impl RaftHandle {
         read(&metrics)
     }
 
-    /// The index of the last applied log entry.
     pub(crate) fn applied(&self) -> &Applied {
-        &self.parts.applied
+        &self.parts.state_machine.applied
     }
 
     /// Whether the log or the state contains a membership, though not necessarily with this node in it.
@@ -111,7 +95,6 @@ impl RaftHandle {
         self.with_metrics(|metrics| metrics.membership_config.voter_ids().next().is_some())
     }
 
-    /// Whether this node is the cluster's only voter.
     pub(crate) fn is_only_voter(&self) -> bool {
         self.with_metrics(|metrics| metrics.membership_config.voter_ids().eq(std::iter::once(self.id())))
     }
@@ -126,7 +109,6 @@ impl RaftHandle {
         }
     }
 
-    /// Number of entries in this node's log.
     pub(crate) fn log_entries(&self) -> u64 {
         self.with_metrics(|metrics| {
             let purged = metrics.purged.as_ref().map_or(0, |purged| purged.index());
@@ -151,6 +133,49 @@ pub(crate) fn matched(metrics: &Metrics) -> BTreeMap<u64, u64> {
     matched.filter_map(|(id, matched)| Some((*id, matched.as_ref()?.index()))).collect()
 }
 
+/// Checks that the log and the state in `dir` belong together, before a node takes part with them. They are two databases,
+/// and each may have lost entries that the other still shows; losses of the log alone show in its watermark.
+///
+/// # Errors
+///
+/// [`storage::Error::Lost`] if one of them lacks entries that it once had, as the other shows; other errors if they cannot be read.
+pub fn check_storage(log: &Log, data: &Data, dir: &Path) -> Result<(), storage::Error> {
+    let lost = |what: String| storage::Error::Lost { path: dir.to_path_buf(), what };
+    let purged = index(log.purged_marker()?)?;
+    let range = log.first_last();
+    if let Some((first, _)) = range {
+        let expected = purged.map_or(FIRST_INDEX_MAX, |purged| purged + 1);
+        if first > expected {
+            return Err(lost(format!(
+                "the log begins with entry {first}, though only those before {expected} were cut"
+            )));
+        }
+    }
+    // After a snapshot was installed, the state is ahead of the log until the log is purged.
+    let known = [range.map(|(_, last)| last), purged, index(data.meta(INSTALLED)?)?].into_iter().max().flatten();
+    match (index(data.meta(APPLIED)?)?, known) {
+        (applied, _) if applied < purged => Err(lost(format!(
+            "the log was cut up to entry {}, and the state ends with {}",
+            name(purged),
+            name(applied)
+        ))),
+        (Some(applied), known) if known.is_none_or(|known| applied > known) => {
+            Err(lost(format!("the state holds entry {applied}, and the log ends with {}", name(known))))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn name(index: Option<u64>) -> String {
+    index.map_or_else(|| "none".to_owned(), |index| index.to_string())
+}
+
+fn index(bytes: Option<bytes::Bytes>) -> Result<Option<u64>, storage::Error> {
+    let log_id = bytes.map(|bytes| decode::<LogId>(&bytes)).transpose();
+    let log_id = log_id.map_err(|_| storage::Error::Corrupt { what: "a log id".to_owned() })?;
+    Ok(log_id.map(|log_id| log_id.index()))
+}
+
 #[cfg(test)]
 mod tests {
     use openraft::StorageError;
@@ -158,8 +183,9 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::replication::blocking::Blocking;
+    use crate::telemetry::Telemetry;
 
-    /// Opens new stores in a directory that lives as long as the guard.
     struct Disk;
 
     impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Disk {

@@ -3,14 +3,13 @@
 //! This file only translates entries to bytes. Durability is up to [`crate::storage::Log`], whose writer calls openraft
 //! back after the fsync.
 
-use std::fmt::Debug;
-use std::io;
 use std::ops::{Bound, RangeBounds};
-use std::sync::Arc;
+use std::{fmt::Debug, io, sync::Arc};
 
-use openraft::OptionalSend;
-use openraft::entry::RaftEntry;
+use bytes::Bytes;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
+use openraft::{OptionalSend, entry::RaftEntry};
+use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
 use crate::clock;
@@ -27,8 +26,8 @@ const READ_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// The Raft log of this node. Cheap to clone.
 #[derive(Clone)]
 pub struct LogStore {
-    pub(super) log: Log,
-    pub(super) telemetry: Telemetry,
+    pub(crate) log: Log,
+    pub(crate) telemetry: Telemetry,
 }
 
 impl LogStore {
@@ -51,6 +50,11 @@ impl LogStore {
             flushed.io_completed(result.map_err(io::Error::other));
         })
     }
+}
+
+/// Decodes a stored value, if there is one.
+pub(super) fn stored<T: DeserializeOwned>(bytes: Result<Option<Bytes>, storage::Error>) -> io::Result<Option<T>> {
+    bytes.map_err(io::Error::other)?.map(|bytes| decode(&bytes).map_err(io::Error::other)).transpose()
 }
 
 /// Hands an operation to the log's writer and waits until it is done.
@@ -90,8 +94,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
-        let bytes = self.log.meta(VOTE).map_err(io::Error::other)?;
-        bytes.map(|bytes| decode(&bytes).map_err(io::Error::other)).transpose()
+        stored(self.log.meta(VOTE))
     }
 }
 
@@ -99,15 +102,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     type LogReader = Self;
 
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
-        let purged = self.log.purged_marker().map_err(io::Error::other)?;
-        let last_purged_log_id: Option<LogId> =
-            purged.map(|bytes| decode(&bytes).map_err(io::Error::other)).transpose()?;
+        let last_purged_log_id: Option<LogId> = stored(self.log.purged_marker())?;
         let last_log_id = match self.log.first_last() {
             Some((_, last)) => {
-                let bytes = self.log.get(last).map_err(io::Error::other)?;
-                let bytes = bytes.ok_or_else(|| io::Error::other("the last log entry cannot be read"))?;
-                let entry: LogEntry = decode(&bytes).map_err(io::Error::other)?;
-                Some(entry.log_id())
+                let entry: Option<LogEntry> = stored(self.log.get(last))?;
+                Some(entry.ok_or_else(|| io::Error::other("the last log entry cannot be read"))?.log_id())
             }
             None => last_purged_log_id,
         };
@@ -132,8 +131,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
-        let bytes = self.log.meta(COMMITTED).map_err(io::Error::other)?;
-        Ok(bytes.map(|bytes| decode(&bytes).map_err(io::Error::other)).transpose()?.flatten())
+        Ok(stored(self.log.meta(COMMITTED))?.flatten())
     }
 
     async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> Result<(), io::Error>

@@ -2,11 +2,9 @@
 //!
 //! - `log_store`, `state_machine`: openraft's storage traits on the two databases of [`crate::storage`].
 //! - `network`: openraft's network traits on [`Transport`](super::peer::protocol::Transport).
-//! - `engine`: the running engine.
-//! - `recovery`: the check of the two databases before the engine starts.
+//! - `engine`: the running engine, and the check of the two databases before it starts.
 
 pub(crate) mod engine;
-mod log_store;
-mod network;
-pub(crate) mod recovery;
+pub(crate) mod log_store;
+pub(crate) mod network;
 pub(crate) mod state_machine;

@@ -1,6 +1,5 @@
 //! openraft's network on [`Transport`].
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,15 +15,13 @@ use openraft::raft::{
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::{OptionalSend, entry::RaftEntry};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 
-use crate::limits::SNAPSHOT_BYTES_PER_SECOND_MAX;
-use crate::replication::blocking::Blocking;
-use crate::replication::error::Error;
-use crate::replication::peer::protocol::{Call, CallError, Transport};
+use crate::replication::peer::protocol::{Call, CallError, Failure, Transport};
 use crate::replication::peer::snapshot::{Outgoing, RESUME_PAUSE, RESUME_TRIES_MAX, SnapshotSource};
 use crate::replication::types::{TypeConfig, Vote, decode, encode};
-use crate::telemetry::Telemetry;
+use crate::replication::{blocking::Blocking, error::Error};
+use crate::{limits::SNAPSHOT_BYTES_PER_SECOND_MAX, telemetry::Telemetry};
 
 /// Maximum duration of a small append before the follower counts as unreachable: longer than a slow disk's fsync, shorter
 /// than a writer's deadline.
@@ -34,91 +31,65 @@ const APPEND_TIMEOUT: Duration = Duration::from_secs(1);
 const APPEND_BYTES_PER_SECOND_MIN: u32 = 8 * 1024 * 1024;
 
 /// Maximum duration of an append, given its size.
-fn append_timeout(bytes: usize, _option: &RPCOption) -> Duration {
+fn append_timeout(bytes: usize) -> Duration {
     let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
     APPEND_TIMEOUT + Duration::from_secs(u64::from(bytes / APPEND_BYTES_PER_SECOND_MIN))
 }
 
-/// Maximum duration of a call about the leadership.
-fn short_timeout(_bytes: usize, option: &RPCOption) -> Duration {
-    option.soft_ttl()
-}
-
-/// Creates a [`PeerNetwork`] for each peer.
 #[derive(Clone)]
-pub(super) struct NetworkFactory {
-    pub(super) transport: Arc<dyn Transport>,
-    pub(super) telemetry: Telemetry,
-    pub(super) blocking: Blocking,
+pub(crate) struct Network {
+    pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) telemetry: Telemetry,
+    pub(crate) blocking: Blocking,
 }
 
-impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
+impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = PeerNetwork;
 
     async fn new_client(&mut self, target: u64, node: &openraft::BasicNode) -> PeerNetwork {
-        PeerNetwork {
-            to: target,
-            url: node.addr.clone(),
-            transport: self.transport.clone(),
-            telemetry: self.telemetry.clone(),
-            blocking: self.blocking.clone(),
-        }
+        PeerNetwork { to: target, url: node.addr.clone(), network: self.clone() }
     }
 }
 
-/// The peer's answer to a call.
 type Answer<A> = Result<A, RPCError<TypeConfig>>;
 
-/// openraft's calls to one peer.
-pub(super) struct PeerNetwork {
+pub(crate) struct PeerNetwork {
     to: u64,
     url: String,
-    transport: Arc<dyn Transport>,
-    telemetry: Telemetry,
-    blocking: Blocking,
+    network: Network,
 }
 
 /// Time for which an append without entries, which only reports a commit, waits for entries to travel with. Followers apply
 /// a little later for it, and a client that waits for each write pays for one exchange per write instead of two.
 const COMMIT_PATIENCE: Duration = Duration::from_millis(1);
 
-/// The appends of a stream. An append that only reports a commit is dropped if another follows soon, which reports the
+/// The next append of a stream. An append that only reports a commit is dropped if another follows soon, which reports the
 /// commit as well.
-struct Appends<S> {
-    input: S,
-    is_first: bool,
-}
-
-impl<S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin> Appends<S> {
-    async fn next(&mut self) -> Option<AppendEntriesRequest<TypeConfig>> {
-        let mut request = self.input.next().await?;
-        // The first append may be a probe for the matching log position, and openraft waits for its answer.
-        if std::mem::take(&mut self.is_first) {
-            return Some(request);
-        }
-        while request.entries.is_empty()
-            && let Ok(Some(next)) = tokio::time::timeout(COMMIT_PATIENCE, self.input.next()).await
-        {
-            request = next;
-        }
-        Some(request)
+async fn next_append<S>(input: &mut S, is_first: bool) -> Option<AppendEntriesRequest<TypeConfig>>
+where
+    S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin,
+{
+    let mut request = input.next().await?;
+    // The first append may be a probe for the matching log position, and openraft waits for its answer.
+    while !is_first
+        && request.entries.is_empty()
+        && let Ok(Some(next)) = tokio::time::timeout(COMMIT_PATIENCE, input.next()).await
+    {
+        request = next;
     }
+    Some(request)
 }
 
 impl PeerNetwork {
     /// Makes a call. It is on its way when this returns.
-    fn call<Q: Serialize, A: DeserializeOwned>(
+    fn call<A: DeserializeOwned>(
         &self,
         call: Call,
-        request: &Q,
-        timeout: fn(usize, &RPCOption) -> Duration,
-        option: &RPCOption,
-    ) -> impl Future<Output = Answer<A>> + use<'_, Q, A> {
+        body: Result<Bytes, Error>,
+        timeout: Duration,
+    ) -> impl Future<Output = Answer<A>> + use<'_, A> {
         let network = |error: Error| RPCError::Network(NetworkError::new(&error));
-        let sent = encode(request).map(|body| {
-            let timeout = timeout(body.len(), option);
-            self.transport.call(self.to, &self.url, call, body, timeout)
-        });
+        let sent = body.map(|body| self.network.transport.call(self.to, &self.url, call, body, timeout));
         async move {
             let answer = sent.map_err(network)?.await.map_err(rpc_error)?;
             decode(&answer).map_err(network)
@@ -129,14 +100,15 @@ impl PeerNetwork {
     fn append(
         &self,
         request: &AppendEntriesRequest<TypeConfig>,
-        option: &RPCOption,
     ) -> impl Future<Output = Answer<AppendEntriesResponse<TypeConfig>>> + use<'_> {
         let began = Instant::now();
-        let answer = self.call(Call::Append, request, append_timeout, option);
+        let body = encode(request);
+        let timeout = append_timeout(body.as_ref().map_or(0, Bytes::len));
+        let answer = self.call(Call::Append, body, timeout);
         async move {
             let answer = answer.await;
             if answer.is_ok() {
-                self.telemetry.metrics().replication_rtt(&self.url, began.elapsed());
+                self.network.telemetry.metrics().replication_rtt(&self.url, began.elapsed());
             }
             answer
         }
@@ -154,7 +126,7 @@ impl PeerNetwork {
                     match self.send_rest(outgoing, offset, deadline).await {
                         Ok(answer) => return Ok(answer),
                         // The peer has received it all and rejects it.
-                        Err(error @ CallError::Refused { .. }) => return Err(error),
+                        Err(error) if error.failure == Failure::Refused => return Err(error),
                         Err(error) => error,
                     }
                 }
@@ -170,9 +142,9 @@ impl PeerNetwork {
 
     /// Number of bytes of a snapshot that the peer has already.
     async fn held_by_peer(&self, outgoing: &Outgoing) -> Result<u64, CallError> {
-        let id = encode(&outgoing.id).map_err(|error| CallError::no_answer(&self.url, &error))?;
-        let held = self.transport.call(self.to, &self.url, Call::SnapshotOffset, id, APPEND_TIMEOUT).await?;
-        decode(&held).map_err(|error| CallError::no_answer(&self.url, &error))
+        let id = encode(&outgoing.id).map_err(|error| CallError::new(Failure::NoAnswer, &self.url, error))?;
+        let held = self.network.transport.call(self.to, &self.url, Call::SnapshotOffset, id, APPEND_TIMEOUT).await?;
+        decode(&held).map_err(|error| CallError::new(Failure::NoAnswer, &self.url, error))
     }
 
     async fn send_rest(
@@ -182,17 +154,17 @@ impl PeerNetwork {
         deadline: tokio::time::Instant,
     ) -> Result<Bytes, CallError> {
         tracing::info!(url = self.url, id = format!("{:016x}", outgoing.id), offset, "sending a snapshot");
-        let body = outgoing.body(offset, SNAPSHOT_BYTES_PER_SECOND_MAX, &self.blocking);
-        let body = body.map_err(|error| CallError::no_answer(&self.url, &error))?;
+        let body = outgoing.body(offset, SNAPSHOT_BYTES_PER_SECOND_MAX, &self.network.blocking);
+        let body = body.map_err(|error| CallError::new(Failure::NoAnswer, &self.url, error))?;
         let left = deadline.saturating_duration_since(tokio::time::Instant::now());
-        self.transport.send_snapshot(self.to, &self.url, body, left).await
+        self.network.transport.send_snapshot(self.to, &self.url, body, left).await
     }
 }
 
 fn rpc_error(error: CallError) -> RPCError<TypeConfig> {
-    match error {
-        CallError::NotSent { .. } | CallError::NoAnswer { .. } => RPCError::Unreachable(Unreachable::new(&error)),
-        CallError::Refused { .. } => RPCError::Network(NetworkError::new(&error)),
+    match error.failure {
+        Failure::NotSent | Failure::NoAnswer => RPCError::Unreachable(Unreachable::new(&error)),
+        Failure::Refused => RPCError::Network(NetworkError::new(&error)),
     }
 }
 
@@ -202,9 +174,9 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
     async fn append_entries(
         &mut self,
         request: AppendEntriesRequest<TypeConfig>,
-        option: RPCOption,
+        _option: RPCOption,
     ) -> Answer<AppendEntriesResponse<TypeConfig>> {
-        self.append(&request, &option).await
+        self.append(&request).await
     }
 
     /// Sends one append after the other. IMPORTANT: appends are not pipelined. openraft credits the answer to an append
@@ -213,32 +185,29 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
     fn stream_append<'s, S>(
         &'s mut self,
         input: S,
-        option: RPCOption,
+        _option: RPCOption,
     ) -> BoxFuture<'s, Answer<BoxStream<'s, Answer<StreamAppendResult<TypeConfig>>>>>
     where
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
     {
         let this: &'s Self = self;
-        let results = stream::unfold(Some(Appends { input, is_first: true }), move |appends| {
-            let option = option.clone();
-            async move {
-                let mut appends = appends?;
-                let request = appends.next().await?;
-                let previous = request.prev_log_id;
-                let last = request.entries.last().map(|entry| entry.log_id()).or(previous);
-                let answer = this.append(&request, &option).await;
-                let result: Answer<StreamAppendResult<TypeConfig>> =
-                    answer.map(|answer| answer.into_stream_result(previous, last));
-                // After a failed append, the following ones do not match the follower's log.
-                let goes_on = matches!(result, Ok(Ok(matched)) if matched == last);
-                Some((result, goes_on.then_some(appends)))
-            }
+        let results = stream::unfold(Some((input, true)), move |appends| async move {
+            let (mut input, is_first) = appends?;
+            let request = next_append(&mut input, is_first).await?;
+            let previous = request.prev_log_id;
+            let last = request.entries.last().map(|entry| entry.log_id()).or(previous);
+            let answer = this.append(&request).await;
+            let result: Answer<StreamAppendResult<TypeConfig>> =
+                answer.map(|answer| answer.into_stream_result(previous, last));
+            // After a failed append, the following ones do not match the follower's log.
+            let goes_on = matches!(result, Ok(Ok(matched)) if matched == last);
+            Some((result, goes_on.then_some((input, false))))
         });
         Box::pin(async { Ok(results.boxed()) })
     }
 
     async fn vote(&mut self, request: VoteRequest<TypeConfig>, option: RPCOption) -> Answer<VoteResponse<TypeConfig>> {
-        self.call(Call::Vote, &request, short_timeout, &option).await
+        self.call(Call::Vote, encode(&request), option.soft_ttl()).await
     }
 
     async fn pre_vote(
@@ -246,7 +215,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         request: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Answer<VoteResponse<TypeConfig>> {
-        self.call(Call::PreVote, &request, short_timeout, &option).await
+        self.call(Call::PreVote, encode(&request), option.soft_ttl()).await
     }
 
     async fn full_snapshot(
@@ -264,7 +233,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
             biased;
             answer = self.send_snapshot(&outgoing, tokio::time::Instant::now() + option.hard_ttl()) => match answer {
                 Ok(answer) => decode(&answer).map_err(|error| network(&error)),
-                Err(error @ CallError::Refused { .. }) => Err(network(&error)),
+                Err(error) if error.failure == Failure::Refused => Err(network(&error)),
                 Err(error) => Err(StreamingError::Unreachable(Unreachable::new(&error))),
             },
             closed = cancel => Err(StreamingError::Closed(closed)),
@@ -276,7 +245,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         request: TransferLeaderRequest<TypeConfig>,
         option: RPCOption,
     ) -> Answer<TransferLeaderResponse<TypeConfig>> {
-        self.call(Call::TransferLeader, &request, short_timeout, &option).await
+        self.call(Call::TransferLeader, encode(&request), option.soft_ttl()).await
     }
 
     fn backoff(&self) -> Option<Backoff> {

@@ -4,9 +4,7 @@
 //! position of the last one. `data/` is not fsynced per chunk, since the log restores it after a crash. It is fsynced
 //! before a snapshot is reported, because the log may be purged up to a snapshot.
 
-use std::io;
-use std::sync::Arc;
-use std::time::Instant;
+use std::{io, sync::Arc, time::Instant};
 
 use futures::{Stream, StreamExt};
 use openraft::entry::RaftEntry;
@@ -14,13 +12,12 @@ use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 use tokio::sync::{Notify, watch};
 
+use super::log_store::stored;
 use crate::clock;
-use crate::replication::blocking::Blocking;
-use crate::replication::error::Error;
-use crate::replication::peer::snapshot::SnapshotSource;
 use crate::replication::types::{
-    LogEntry, LogId, SnapshotMeta, StoredMembership, TypeConfig, decode, encode, traces_of,
+    LogEntry, LogId, SnapshotMeta, StoredMembership, TypeConfig, decode, decode_stored, encode, traces_of,
 };
+use crate::replication::{blocking::Blocking, error::Error, peer::snapshot::SnapshotSource};
 use crate::storage::{self, Data, GuardedWrite};
 use crate::telemetry::{Stage, Telemetry, names};
 
@@ -51,22 +48,19 @@ pub(crate) struct Applied {
 impl Applied {
     /// The index that a stored state shows; 0 for an empty state.
     pub(crate) fn of(data: &Data) -> Result<Self, Error> {
-        let last = data.meta(APPLIED)?.map(|bytes| decode::<LogId>(&bytes)).transpose()?;
+        let last: Option<LogId> = decode_stored(data.meta(APPLIED))?;
         let index = watch::Sender::new(last.map_or(0, |last| last.index()));
         Ok(Self { index, advanced: Notify::new() })
     }
 
-    /// The index as of now.
     pub(crate) fn index(&self) -> u64 {
         *self.index.borrow()
     }
 
-    /// The index as it changes.
     pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
         self.index.subscribe()
     }
 
-    /// Sets the index and wakes everyone who waits.
     fn advance(&self, index: u64) {
         self.index.send_replace(index);
         self.advanced.notify_waiters();
@@ -88,21 +82,16 @@ impl Applied {
     }
 }
 
-/// The replicated state of this node.
+/// The replicated state of this node. Cheap to clone.
+#[derive(Clone)]
 pub struct StateMachine {
-    pub(super) data: Data,
-    /// Kept up to date.
-    pub(super) applied: Arc<Applied>,
-    pub(super) telemetry: Telemetry,
-    pub(super) blocking: Blocking,
+    pub(crate) data: Data,
+    pub(crate) applied: Arc<Applied>,
+    pub(crate) telemetry: Telemetry,
+    pub(crate) blocking: Blocking,
 }
 
 impl StateMachine {
-    fn stored<T: serde::de::DeserializeOwned>(&self, key: &str) -> io::Result<Option<T>> {
-        let bytes = self.data.meta(key).map_err(io::Error::other)?;
-        bytes.map(|bytes| decode(&bytes).map_err(io::Error::other)).transpose()
-    }
-
     /// Applies entries as one storage batch and answers the proposers that wait for them.
     async fn apply_chunk(&self, chunk: Vec<EntryResponder<TypeConfig>>) -> io::Result<()> {
         let began = (Instant::now(), clock::now());
@@ -143,7 +132,7 @@ fn apply_entries(data: &Data, entries: &[LogEntry]) -> io::Result<Vec<Vec<storag
             EntryPayload::Blank => {}
             EntryPayload::Normal(round) => {
                 for write in &round.writes {
-                    writes.push(write.decode().map_err(io::Error::other)?);
+                    writes.push(decode(&write.command).map_err(io::Error::other)?);
                 }
             }
             EntryPayload::Membership(membership) => {
@@ -164,14 +153,9 @@ fn apply_entries(data: &Data, entries: &[LogEntry]) -> io::Result<Vec<Vec<storag
 /// A snapshot of the current state, which is durable up to the position it covers.
 fn snapshot_of(data: &Data) -> io::Result<Snapshot> {
     let reader = data.snapshot();
-    let applied = reader.meta(APPLIED).map_err(io::Error::other)?;
-    let membership = reader.meta(MEMBERSHIP).map_err(io::Error::other)?;
     let meta = SnapshotMeta {
-        last_log_id: applied.map(|bytes| decode::<LogId>(&bytes).map_err(io::Error::other)).transpose()?,
-        last_membership: membership
-            .map(|bytes| decode(&bytes).map_err(io::Error::other))
-            .transpose()?
-            .unwrap_or_default(),
+        last_log_id: stored(reader.meta(APPLIED))?,
+        last_membership: stored(reader.meta(MEMBERSHIP))?.unwrap_or_default(),
     };
     data.sync().map_err(io::Error::other)?;
     Ok(Snapshot { meta, snapshot: SnapshotSource::Live(reader) })
@@ -179,10 +163,10 @@ fn snapshot_of(data: &Data) -> io::Result<Snapshot> {
 
 impl RaftStateMachine<TypeConfig> for StateMachine {
     type SnapshotData = SnapshotSource;
-    type SnapshotBuilder = SnapshotBuilder;
+    type SnapshotBuilder = Self;
 
     async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
-        Ok((self.stored(APPLIED)?, self.stored(MEMBERSHIP)?.unwrap_or_default()))
+        Ok((stored(self.data.meta(APPLIED))?, stored(self.data.meta(MEMBERSHIP))?.unwrap_or_default()))
     }
 
     async fn apply<Strm>(&mut self, entries: Strm) -> Result<(), io::Error>
@@ -196,8 +180,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         Ok(())
     }
 
-    async fn get_snapshot_builder(&mut self) -> Self::SnapshotBuilder {
-        SnapshotBuilder { data: self.data.clone(), blocking: self.blocking.clone() }
+    async fn get_snapshot_builder(&mut self) -> Self {
+        self.clone()
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotSource) -> Result<(), io::Error> {
@@ -225,15 +209,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 }
 
-/// Takes snapshots. It holds nothing that apply waits for.
-pub struct SnapshotBuilder {
-    data: Data,
-    blocking: Blocking,
-}
-
-impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
+impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
     type SnapshotData = SnapshotSource;
 
+    /// Holds nothing that apply waits for.
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
         let data = self.data.clone();
         let build = move || {

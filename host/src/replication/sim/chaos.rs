@@ -4,11 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::network::Weather;
-use super::node::{Node, metrics_of};
-use super::world::World;
-use crate::replication::cluster::change::Role;
-use crate::replication::types::Metrics;
+use super::{network::Weather, node::Node, world::World};
+use crate::replication::{cluster::change::Role, types::Metrics};
 
 /// Longest time between two faults, in milliseconds.
 const FAULT_INTERVAL_MS_MAX: u64 = 450;
@@ -16,26 +13,19 @@ const FAULT_INTERVAL_MS_MAX: u64 = 450;
 /// Longest time for which a node stays down.
 const DOWN_MS_MAX: u64 = 1_500;
 
-/// Maximum duration of a membership change.
 const CHANGE_DEADLINE: Duration = Duration::from_secs(2);
 
-/// The faults of a seed.
+#[derive(Default)]
 pub(super) struct Chaos {
-    next_ms: u64,
+    pub(super) next_ms: u64,
     /// Nodes that are down, and when they return.
-    returning: Vec<(u64, usize)>,
+    pub(super) returning: Vec<(u64, usize)>,
     /// Whether nodes join, leave, and lose their disks.
-    changes_members: bool,
-    /// Number of faults so far.
+    pub(super) changes_members: bool,
     pub(super) faults: usize,
 }
 
 impl Chaos {
-    pub(super) fn new(now_ms: u64, changes_members: bool) -> Self {
-        Self { next_ms: now_ms, returning: Vec::new(), changes_members, faults: 0 }
-    }
-
-    /// Restarts nodes and causes faults that are due.
     pub(super) fn act(&mut self, world: &mut World) {
         let now_ms = world.now_ms;
         self.returning.retain(|(due_ms, number)| {
@@ -66,7 +56,6 @@ impl Chaos {
         }
     }
 
-    /// Ends all faults.
     pub(super) fn end(&mut self, world: &mut World) {
         heal(world);
         world.weather = Weather::CALM;
@@ -80,7 +69,7 @@ impl Chaos {
     }
 
     fn crash(&mut self, world: &mut World, number: usize) {
-        if world.nodes.get(number).is_none_or(|node| node.running.is_none()) {
+        if world.nodes[number].running.is_none() {
             return;
         }
         let is_host_up = world.rng.bool();
@@ -91,34 +80,28 @@ impl Chaos {
 
     /// Gives a node empty disks, if all other voters run: a cluster survives the loss of a minority.
     fn lose_disk(&mut self, world: &mut World, number: usize) {
-        let is_running = world.nodes.get(number).is_some_and(|node| node.running.is_some());
-        if !is_running || !is_whole(world) {
+        if world.nodes[number].running.is_none() || !is_whole(world) {
             return;
         }
         self.crash(world, number);
         world.note(("lose disk", number));
-        if let Some(node) = world.nodes.get_mut(number) {
-            node.wipe();
-        }
+        world.nodes[number].wipe();
     }
 }
 
 /// Whether the latest membership has at least three voters, and all of them run.
 fn is_whole(world: &World) -> bool {
     // An unidentified node runs under the id of the node that lost its disk, but is another node.
-    let handles =
-        world.nodes.iter().filter_map(|node| node.handle()).filter(|handle| handle.0.server.identity.is_identified());
-    let metrics: Vec<Metrics> = handles.map(metrics_of).collect();
-    let Some(latest) = metrics.iter().max_by_key(|metrics| metrics.membership_config.log_id().map(|id| id.index))
-    else {
-        return false;
-    };
-    let membership = latest.membership_config.membership();
-    let voters: Vec<u64> = membership.voter_ids().collect();
+    let identified = world.nodes.iter().filter(|node| node.is_identified());
+    let metrics: Vec<Metrics> = identified.filter_map(Node::metrics).collect();
+    let position = |metrics: &Metrics| metrics.membership_config.log_id().map(|id| id.index);
+    let Some(latest) = metrics.iter().max_by_key(|metrics| position(metrics)) else { return false };
     // An uncommitted membership may yet be replaced.
-    if latest.membership_config.log_id().map(|id| id.index) > latest.local_committed.map(|id| id.index) {
+    if position(latest) > latest.local_committed.map(|id| id.index) {
         return false;
     }
+    let membership = latest.membership_config.membership();
+    let voters: Vec<u64> = membership.voter_ids().collect();
     let is_there = |voter: &u64| metrics.iter().any(|metrics| metrics.id == *voter);
     membership.get_joint_config().len() == 1 && voters.len() >= 3 && voters.iter().all(is_there)
 }
@@ -126,7 +109,7 @@ fn is_whole(world: &World) -> bool {
 /// The node that believes that it leads in the latest term.
 pub(super) fn leader(world: &World) -> Option<usize> {
     let leads = |node: &Node| {
-        let metrics = metrics_of(node.handle()?);
+        let metrics = node.metrics()?;
         (metrics.state == openraft::ServerState::Leader).then_some((metrics.current_term, node.number))
     };
     world.nodes.iter().filter_map(leads).max().map(|(_, number)| number)
@@ -135,9 +118,8 @@ pub(super) fn leader(world: &World) -> Option<usize> {
 fn pause(world: &mut World, number: usize) {
     let pause_ms = world.rng.u64(5..900);
     world.note(("pause", number, pause_ms));
-    let until = world.now_ms + pause_ms;
-    if let Some(node) = world.nodes.get_mut(number).filter(|node| node.running.is_some()) {
-        node.paused_until_ms = Some(until);
+    if world.nodes[number].running.is_some() {
+        world.nodes[number].paused_until_ms = Some(world.now_ms + pause_ms);
     }
 }
 
@@ -187,22 +169,14 @@ fn change_weather(world: &mut World) {
 fn change_disks(world: &mut World, number: usize) {
     let slowest_ms = if world.rng.bool() { world.rng.u64(10..120) } else { 2 };
     world.note(("sync time", number, slowest_ms));
-    if let Some(node) = world.nodes.get(number) {
-        node.log_disk.set_sync_time(0..=slowest_ms);
-    }
+    world.nodes[number].log_disk.set_sync_time(0..=slowest_ms);
 }
 
 /// Asks a random node to make another the leader.
 fn transfer(world: &mut World, number: usize) {
     let successor = world.rng.usize(0..world.nodes.len());
     world.note(("transfer", number, successor));
-    let (Some(node), Some(successor)) = (world.nodes.get(number), world.nodes.get(successor)) else { return };
-    let (Some(running), Some(handle)) = (&node.running, node.handle().cloned()) else { return };
-    let url = successor.url.clone();
-    running.spawn(async move {
-        // It may fail; the invariants do not depend on it.
-        let _ = handle.transfer_leader(&url, Instant::now() + CHANGE_DEADLINE).await;
-    });
+    world.nodes[number].transfer(successor, CHANGE_DEADLINE);
 }
 
 /// Asks a random node to add or remove a node, or to change its role.
@@ -210,10 +184,8 @@ fn change_members(world: &mut World, number: usize) {
     let member = world.rng.usize(0..world.nodes.len());
     let kind = world.rng.u32(0..5);
     world.note(("change members", number, member, kind));
-    let (Some(node), Some(member)) = (world.nodes.get(number), world.nodes.get(member)) else { return };
-    let (Some(running), Some(handle)) = (&node.running, node.handle().cloned()) else { return };
-    let url = member.url.clone();
-    running.spawn(async move {
+    let url = world.nodes[member].url.clone();
+    world.nodes[number].spawn(async move |handle| {
         let deadline = Instant::now() + CHANGE_DEADLINE;
         // It may be refused; the invariants do not depend on it.
         let _ = match kind {

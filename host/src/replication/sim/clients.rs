@@ -1,20 +1,18 @@
 //! The clients of a simulation: each performs one operation after another, on random nodes.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::history::{History, Request, Response, Seen, Unique};
-use super::node::Running;
+use super::node::Node;
 use crate::replication::Handle;
 use crate::storage::{
     Action, AskedBy, Data, Effect, Entry, Fact, Fingerprint, GuardedWrite, Idempotency, Operation, Outcome,
     Precondition, Space, Value,
 };
 
-/// Number of clients.
 pub(super) const CLIENTS: u32 = 5;
 
 /// The keys that clients read and write.
@@ -38,7 +36,6 @@ const TRIES_MAX: u32 = 5;
 /// The answers of nodes since the world last collected them.
 pub(super) type Inbox = Arc<Mutex<Vec<(Unique, Response)>>>;
 
-/// A client.
 pub(super) struct Client {
     number: u32,
     /// The operation it waits for, and when it began.
@@ -56,7 +53,6 @@ impl Client {
         Self { number, waiting: None, next_ms: 0, in_doubt: None, named: 0, seen: [None; KEYS.len()] }
     }
 
-    /// Whether the client is due to begin an operation.
     pub(super) fn is_ready(&self, now_ms: u64) -> bool {
         self.waiting.is_none() && now_ms >= self.next_ms
     }
@@ -70,12 +66,11 @@ impl Client {
         self.waiting.map(|(id, _)| id)
     }
 
-    /// Begins the next operation, on a node.
     pub(super) fn act(
         &mut self,
         rng: &mut fastrand::Rng,
         history: &mut History,
-        node: (usize, &Running, &Handle),
+        node: &Node,
         inbox: &Inbox,
         now_ms: u64,
     ) {
@@ -84,15 +79,14 @@ impl Client {
             Some((request, first, tries)) => (request, Some(first), tries + 1),
             None => (self.choose(rng), None, 1),
         };
-        let id = history.call(self.number, node.0, request.clone(), now_ms);
+        let id = history.call(self.number, node.number, request.clone(), now_ms);
         if matches!(&request, Request::Put { name: Some(_), .. }) {
             self.in_doubt = Some((request.clone(), first.unwrap_or(id), tries));
         }
         self.waiting = Some((id, now_ms));
-        begin((node.1, node.2), inbox, request, (id, first.unwrap_or(id)), now_ms);
+        begin(node, inbox, request, (id, first.unwrap_or(id)), now_ms);
     }
 
-    /// Receives an answer.
     pub(super) fn take(&mut self, rng: &mut fastrand::Rng, request: &Request, response: &Response, now_ms: u64) {
         self.waiting = None;
         self.next_ms = now_ms + rng.u64(0..=THINK_MS_MAX);
@@ -142,9 +136,9 @@ pub(super) fn once(name: &str) -> String {
 }
 
 /// Begins an operation on a node; its answer goes to the inbox. `ids` are the operation's id and its unique value.
-pub(super) fn begin(node: (&Running, &Handle), inbox: &Inbox, request: Request, ids: (Unique, Unique), now_ms: u64) {
-    let (handle, data, inbox) = (node.1.clone(), node.0.data.clone(), inbox.clone());
-    node.0.spawn(async move {
+pub(super) fn begin(node: &Node, inbox: &Inbox, request: Request, ids: (Unique, Unique), now_ms: u64) {
+    let (data, inbox) = (node.data().clone(), inbox.clone());
+    node.spawn(async move |handle| {
         let response = perform(&handle, &data, &request, ids.1, now_ms).await;
         inbox.lock().push((ids.0, response));
     });
@@ -162,10 +156,8 @@ async fn perform(handle: &Handle, data: &Data, request: &Request, value: Unique,
         },
         Request::LocalRead { key } => Response::Read(data.get(Space::Kv, key).unwrap().and_then(|entry| seen(&entry))),
         Request::Put { .. } | Request::Delete { .. } => {
-            match handle.propose(&guarded(request, value, now_ms), None, deadline).await {
-                Ok(outcome) => Response::Committed(outcome),
-                Err(error) => Response::Refused(error),
-            }
+            let proposed = handle.propose(&guarded(request, value, now_ms), None, deadline).await;
+            proposed.map_or_else(Response::Refused, Response::Committed)
         }
     }
 }
@@ -179,7 +171,6 @@ pub(super) fn unique(value: &Value) -> Option<Unique> {
     std::str::from_utf8(&value.bytes).ok()?.parse().ok()
 }
 
-/// The guarded write of a request.
 fn guarded(request: &Request, value: Unique, now_ms: u64) -> GuardedWrite {
     let operation = |key: &str, action| Operation { space: Space::Kv, key: key.to_owned(), action };
     let (operations, expected, name) = match request {

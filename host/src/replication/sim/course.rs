@@ -1,18 +1,14 @@
 //! The course of one seed: a cluster forms, faults happen, everything heals, and the invariants are checked.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, hash::Hasher};
 
 use super::chaos::{self, Chaos};
-use super::clients;
-use super::history::Response;
-use super::invariants::Violation;
-use super::node::{Node, metrics_of};
-use super::world::World;
+use super::history::{Response, Unique};
+use super::{clients::Client, invariants::Violation, node::Node, world::World};
+use crate::replication::types::Metrics;
 
-/// Maximum time to form a cluster.
 const FORM_MS_MAX: u64 = 5_000;
 
-/// Duration of the faults.
 const FAULTS_MS: std::ops::RangeInclusive<u64> = 2_500..=5_500;
 
 /// Least time for which clients continue once everything has healed.
@@ -57,12 +53,11 @@ fn cluster(seed: u64) -> (World, bool) {
 /// Rates of clocks, in parts per thousand: within the bound that leases rely on (see `lease`).
 const CLOCK_PERMILLE: std::ops::RangeInclusive<u64> = 970..=1_030;
 
-/// Runs a seed.
 pub(super) fn run(seed: u64) -> Result<Course, Violation> {
     let (mut world, changes_members) = cluster(seed);
     form(&mut world)?;
     world.clients_act = true;
-    let mut chaos = Chaos::new(world.now_ms, changes_members);
+    let mut chaos = Chaos { next_ms: world.now_ms, changes_members, ..Chaos::default() };
     let end_ms = world.now_ms + world.rng.u64(FAULTS_MS);
     while world.now_ms < end_ms {
         chaos.act(&mut world);
@@ -72,7 +67,7 @@ pub(super) fn run(seed: u64) -> Result<Course, Violation> {
     finish(&mut world)?;
     let acknowledged = world.history.operations.iter().filter(|operation| operation.outcome().is_some()).count();
     let operations = world.history.operations.len();
-    Ok(Course { events: world.events(), operations, acknowledged, faults: chaos.faults })
+    Ok(Course { events: world.events.finish(), operations, acknowledged, faults: chaos.faults })
 }
 
 /// Starts all nodes and waits until there is a leader.
@@ -108,7 +103,8 @@ pub(super) fn finish(world: &mut World) -> Result<(), Violation> {
         world.step()?;
         steps_at_rest = if is_at_rest(world) { steps_at_rest + 1 } else { 0 };
     }
-    world.invariants.conclude(&world.history, &members(world), world.looks_for_orders)
+    let members = leader_and_members(world).map(|(_, members)| members).unwrap_or_default();
+    world.invariants.conclude(&world.history, &members, world.looks_for_orders)
 }
 
 fn was_written_since(world: &World, since_ms: u64) -> bool {
@@ -116,37 +112,36 @@ fn was_written_since(world: &World, since_ms: u64) -> bool {
     since.into_iter().any(|operation| matches!(operation.response, Some(Response::Committed(_))))
 }
 
-/// The members of the cluster, as its leader sees it.
-fn members(world: &World) -> Vec<&Node> {
-    let leader = chaos::leader(world).and_then(|number| world.nodes.get(number)).and_then(Node::handle);
-    let ids: BTreeSet<u64> = leader
-        .map(|handle| metrics_of(handle).membership_config.nodes().map(|(id, _)| *id).collect())
-        .unwrap_or_default();
-    let nodes = world.nodes.iter();
-    nodes.filter(|node| node.handle().is_some_and(|handle| ids.contains(&handle.0.server.view.raft.id()))).collect()
+/// The leader's metrics, and the members of the cluster as it sees them.
+fn leader_and_members(world: &World) -> Option<(Metrics, Vec<&Node>)> {
+    let metrics = world.nodes[chaos::leader(world)?].metrics()?;
+    let ids: BTreeSet<u64> = metrics.membership_config.nodes().map(|(id, _)| *id).collect();
+    let is_member = |node: &&Node| node.metrics().is_some_and(|metrics| ids.contains(&metrics.id));
+    Some((metrics, world.nodes.iter().filter(is_member).collect()))
 }
 
 /// The progress of clients and nodes, as text.
 fn state(world: &World) -> String {
-    let waiting: Vec<u64> = world.clients.iter().filter_map(clients::Client::waits_for).collect();
-    let running = |node: &Node| Some((node.number, node.handle()?.clone(), node.running.as_ref()?.data.revision()));
-    let nodes = world.nodes.iter().filter_map(running).map(|(number, handle, data)| {
-        let metrics = metrics_of(&handle);
-        let applied = *handle.applied().borrow();
-        format!(
-            "node {number} has log {:?}, committed {:?}, applied {applied} ({:?}), revision {data}, {:?}",
-            metrics.last_log_index, metrics.local_committed, metrics.last_applied, metrics.state
-        )
+    let waiting: Vec<Unique> = world.clients.iter().filter_map(Client::waits_for).collect();
+    let nodes = world.nodes.iter().filter_map(|node| {
+        let (metrics, applied) = (node.metrics()?, *node.handle()?.applied().borrow());
+        Some(format!(
+            "node {} has log {:?}, committed {:?}, applied {applied} ({:?}), revision {}, {:?}",
+            node.number,
+            metrics.last_log_index,
+            metrics.local_committed,
+            metrics.last_applied,
+            node.data().revision(),
+            metrics.state
+        ))
     });
     format!("operations {waiting:?} wait, {}", nodes.collect::<Vec<_>>().join("; "))
 }
 
 /// Whether no client waits and every member has applied the leader's whole log.
 fn is_at_rest(world: &World) -> bool {
-    let Some(leader) = chaos::leader(world).and_then(|number| world.nodes.get(number)).and_then(Node::handle) else {
-        return false;
-    };
-    let last = metrics_of(leader).last_log_index.unwrap_or(0);
+    let Some((leader, members)) = leader_and_members(world) else { return false };
+    let last = leader.last_log_index.unwrap_or(0);
     let has_applied = |node: &&Node| node.handle().is_some_and(|handle| *handle.applied().borrow() == last);
-    world.clients.iter().all(|client| client.waits_for().is_none()) && members(world).iter().all(has_applied)
+    world.clients.iter().all(|client| client.waits_for().is_none()) && members.iter().all(has_applied)
 }

@@ -4,12 +4,11 @@ use crate::replication::{Error, WriteOutcome};
 use crate::storage::Outcome;
 
 /// A value that only one write writes.
-pub(super) type Unique = u64;
+pub(super) type Unique = usize;
 
 /// The state of a key: the revision of its entry and its unique value; none without an entry.
 pub(super) type Seen = Option<(u64, Unique)>;
 
-/// A client's request.
 #[derive(Debug, Clone)]
 pub(super) enum Request {
     /// Sets keys to the operation's unique value, all or none.
@@ -17,37 +16,35 @@ pub(super) enum Request {
         keys: Vec<String>,
         /// The revision that the first key must have.
         expected: Option<Option<u64>>,
-        /// The name of the write.
         name: Option<String>,
     },
-    /// Removes a key.
-    Delete { key: String },
-    /// Reads a key, linearizably.
-    StrongRead { key: String },
+    Delete {
+        key: String,
+    },
+    StrongRead {
+        key: String,
+    },
     /// Reads a key from the node's own state.
-    LocalRead { key: String },
+    LocalRead {
+        key: String,
+    },
 }
 
 /// The result, as far as the client knows.
 #[derive(Debug, Clone)]
 pub(super) enum Response {
-    /// The write was committed with this outcome.
     Committed(Outcome),
-    /// The read saw this state.
     Read(Seen),
-    /// The write or read was refused.
     Refused(Error),
     /// The node died, or the client stopped waiting.
     Lost,
 }
 
-/// One operation of one client.
 #[derive(Debug, Clone)]
 pub(super) struct Operation {
     /// Also the unique value, if it writes.
     pub(super) id: Unique,
     pub(super) client: u32,
-    /// The node that it was sent to.
     pub(super) node: usize,
     pub(super) request: Request,
     /// The positions of its call and return in the order of all calls and returns.
@@ -59,7 +56,6 @@ pub(super) struct Operation {
 }
 
 impl Operation {
-    /// Whether the operation is a write.
     pub(super) fn is_write(&self) -> bool {
         matches!(self.request, Request::Put { .. } | Request::Delete { .. })
     }
@@ -81,7 +77,6 @@ impl Operation {
         }
     }
 
-    /// The name of the write.
     pub(super) fn name(&self) -> Option<&str> {
         match &self.request {
             Request::Put { name, .. } => name.as_deref(),
@@ -101,8 +96,8 @@ impl History {
     /// Records a call; returns the operation's id.
     pub(super) fn call(&mut self, client: u32, node: usize, request: Request, now_ms: u64) -> Unique {
         self.moments += 1;
-        let id = self.operations.len() as u64;
-        let operation = Operation {
+        let id = self.operations.len();
+        self.operations.push(Operation {
             id,
             client,
             node,
@@ -111,8 +106,7 @@ impl History {
             returned: None,
             called_ms: now_ms,
             response: None,
-        };
-        self.operations.push(operation);
+        });
         id
     }
 
@@ -125,13 +119,12 @@ impl History {
     /// Records the result of an operation; false if its client had given it up.
     pub(super) fn give_back(&mut self, id: Unique, response: Response) -> bool {
         self.moments += 1;
-        let moments = self.moments;
-        let Some(operation) = usize::try_from(id).ok().and_then(|id| self.operations.get_mut(id)) else { return false };
+        let operation = &mut self.operations[id];
         if operation.response.is_some() {
             return false;
         }
         if !matches!(response, Response::Lost) {
-            operation.returned = Some(moments);
+            operation.returned = Some(self.moments);
         }
         operation.response = Some(response);
         true

@@ -13,7 +13,7 @@
 //!
 //! - Time and scheduling: each node has a tokio runtime with one thread and paused time (`node`). The world advances all
 //!   clocks in turn, each at its own rate, a millisecond of the world at a time (`world`).
-//! - The network: a [`Transport`](super::Transport) that hands messages to the world (`network`).
+//! - The network: a `Transport` that hands messages to the world (`network`).
 //! - Disks: [`SimDisk`](crate::storage::memory::SimDisk), which keeps synced data and a part of the rest when power is
 //!   lost. The log's writer is a task whose syncs take simulated time; blocking work runs in place.
 //! - Randomness: every draw, openraft's included, comes from generators that the seed sets and tasks that wait for
@@ -23,7 +23,7 @@
 //! pauses, cut links, bad weather, slow syncs, leadership transfers, members that join and leave. Meanwhile clients on all
 //! nodes write, delete and read, and the results are recorded (`clients`, `history`). Then everything heals, the cluster
 //! must soon be writable again and its nodes reach the same state, and the whole course is checked (`invariants`, one file
-//! each). The rules of leases, restarts and identities have tests of their own (`leases`, `identities`).
+//! each). The rules of leases, restarts, identities and memberships have tests of their own (`rules`).
 //!
 //! # Guarantees
 //!
@@ -44,74 +44,58 @@ mod chaos;
 mod clients;
 mod course;
 mod history;
-mod identities;
 mod invariants;
-mod leases;
 mod network;
 mod node;
+mod rules;
 pub(super) mod runtime;
 mod scripts;
 mod world;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::{ops::Range, time::Instant};
 
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
-use self::course::run;
-use self::invariants::Violation;
+use self::{course::run, invariants::Violation};
 
-/// A number from the environment.
-fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
+/// The seeds of a test: `BRINK_SIM_SEEDS` of them, or `count` if it is not set, from `BRINK_SIM_FROM` on.
+fn seeds(count: u64) -> Range<u64> {
+    let setting = |name, default| std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default);
+    let from = setting("BRINK_SIM_FROM", 1);
+    from..from + setting("BRINK_SIM_SEEDS", count)
 }
-
-/// Number of seeds in a test run, unless `BRINK_SIM_SEEDS` sets it.
-const SEEDS: u64 = 200;
-
-/// The first seed, unless `BRINK_SIM_FROM` sets it.
-const FIRST_SEED: u64 = 1;
 
 /// Interval of progress reports in a long run.
 const PROGRESS_SECONDS: u64 = 10;
 
 /// Runs seeds on all cores; the first violation ends it.
-fn run_all(from: u64, seeds: u64) -> Result<(), String> {
+#[test]
+fn clusters_keep_their_promises_under_simulated_faults() {
+    let seeds = seeds(200);
     let (done, told, began) = (AtomicU64::new(0), AtomicU64::new(0), Instant::now());
-    let ended = (from..from + seeds).into_par_iter().try_for_each(|seed| {
+    let ended = seeds.clone().into_par_iter().try_for_each(|seed| {
         run(seed).map_err(|Violation { invariant, detail }| {
             let replay = format!("cargo xtask sim --seeds 1 --from {seed}");
             format!("seed {seed} violates {invariant}: {detail}\n\nto replay: {replay}")
         })?;
         let (done, seconds) = (done.fetch_add(1, Ordering::Relaxed) + 1, began.elapsed().as_secs());
         if told.fetch_max(seconds / PROGRESS_SECONDS, Ordering::Relaxed) < seconds / PROGRESS_SECONDS {
-            eprintln!("{done} of {seeds} seeds in {seconds} s");
+            eprintln!("{done} of {} seeds in {seconds} s", seeds.end - seeds.start);
         }
         Ok(())
     });
-    eprintln!("{} seeds from {from} in {:.1?}", done.load(Ordering::Relaxed), began.elapsed());
-    ended
+    eprintln!("{} seeds from {} in {:.1?}", done.load(Ordering::Relaxed), seeds.start, began.elapsed());
+    ended.unwrap_or_else(|failure: String| panic!("{failure}"));
 }
-
-#[test]
-fn clusters_keep_their_promises_under_simulated_faults() {
-    let (from, seeds) = (setting("BRINK_SIM_FROM", FIRST_SEED), setting("BRINK_SIM_SEEDS", SEEDS));
-    if let Err(failure) = run_all(from, seeds) {
-        panic!("{failure}");
-    }
-}
-
-/// Number of seeds that are run twice, unless `BRINK_SIM_SEEDS` sets it.
-const SEEDS_TWICE: u64 = 20;
 
 #[test]
 fn a_seed_always_takes_the_same_course() {
-    let (from, seeds) = (setting("BRINK_SIM_FROM", FIRST_SEED), setting("BRINK_SIM_SEEDS", SEEDS_TWICE));
-    let mut acknowledged = 0;
-    for seed in from..from + seeds {
+    let (mut acknowledged, seeds) = (0, seeds(20));
+    for seed in seeds.clone() {
         let courses = [run(seed).unwrap(), run(seed).unwrap()];
         assert_eq!(courses[0], courses[1], "of seed {seed}");
         acknowledged += courses[0].acknowledged as u64;
     }
-    assert!(acknowledged > 10 * seeds, "{acknowledged} acknowledged writes of {seeds} seeds");
+    assert!(acknowledged > 10 * (seeds.end - seeds.start), "{acknowledged} acknowledged writes of seeds {seeds:?}");
 }

@@ -7,22 +7,21 @@
 //! A call may be delivered twice (a proxy on the way repeats it), except for `Propose`: the contract of [`Transport`]
 //! forbids that, since a write without a name must not be applied twice. A call may arrive long after its sender gave up.
 
-use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use bytes::Bytes;
 use futures::StreamExt;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use crate::replication::peer::protocol::{self, Call, CallError, Envelope, SnapshotBody, Transport, VANISHED_AFTER};
+use crate::replication::peer::protocol::{
+    Answer, Call, CallError, Envelope, Failure, SnapshotBody, Transport, VANISHED_AFTER,
+};
 use crate::replication::types::ClusterId;
 
-/// Receives the answer to a call.
 pub(super) type Reply = oneshot::Sender<Result<Bytes, CallError>>;
 
-/// The body of a call.
 #[derive(Clone)]
 pub(super) enum Body {
     Whole(Bytes),
@@ -33,30 +32,12 @@ pub(super) enum Body {
     },
 }
 
-/// A call that a node makes.
 pub(super) struct Outgoing {
     pub(super) from: usize,
     pub(super) url: String,
     pub(super) envelope: Envelope,
     pub(super) call: Call,
     pub(super) body: Body,
-    pub(super) reply: Reply,
-}
-
-/// A call that a node serves.
-pub(super) struct Serving {
-    pub(super) from: usize,
-    pub(super) to: usize,
-    pub(super) call: Call,
-    pub(super) reply: Reply,
-}
-
-/// An answer that a node sends.
-pub(super) struct Answer {
-    pub(super) from: usize,
-    pub(super) to: usize,
-    pub(super) call: Call,
-    pub(super) result: Result<Bytes, CallError>,
     pub(super) reply: Reply,
 }
 
@@ -68,26 +49,21 @@ pub(super) struct Outbox {
     pub(super) served: Vec<(u64, Result<Bytes, CallError>)>,
 }
 
-/// The network as a node uses it.
 pub(super) struct SimTransport {
-    from: usize,
-    outbox: Arc<Mutex<Outbox>>,
-    cluster: OnceLock<ClusterId>,
+    pub(super) from: usize,
+    pub(super) outbox: Arc<Mutex<Outbox>>,
+    pub(super) cluster: OnceLock<ClusterId>,
 }
 
 impl SimTransport {
-    pub(super) fn new(from: usize, outbox: Arc<Mutex<Outbox>>) -> Self {
-        Self { from, outbox, cluster: OnceLock::new() }
-    }
-
     async fn send(&self, url: String, to: u64, call: Call, body: Body, timeout: Duration) -> Result<Bytes, CallError> {
         let (reply, answer) = oneshot::channel();
         let envelope = Envelope { to, cluster: self.cluster.get().copied() };
         self.outbox.lock().calls.push(Outgoing { from: self.from, url: url.clone(), envelope, call, body, reply });
         match tokio::time::timeout(timeout, answer).await {
             Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => Err(CallError::NoAnswer { url, reason: "the connection broke".to_owned() }),
-            Err(_) => Err(CallError::NoAnswer { url, reason: "the call timed out".to_owned() }),
+            Ok(Err(_)) => Err(CallError::new(Failure::NoAnswer, url, "the connection broke")),
+            Err(_) => Err(CallError::new(Failure::NoAnswer, url, "the call timed out")),
         }
     }
 }
@@ -98,11 +74,11 @@ impl Transport for SimTransport {
         let _ = self.cluster.set(cluster);
     }
 
-    fn call(&self, to: u64, url: &str, call: Call, body: Bytes, timeout: Duration) -> protocol::Answer<'_> {
+    fn call(&self, to: u64, url: &str, call: Call, body: Bytes, timeout: Duration) -> Answer<'_> {
         Box::pin(self.send(url.to_owned(), to, call, Body::Whole(body), timeout))
     }
 
-    fn send_snapshot(&self, to: u64, url: &str, body: SnapshotBody, timeout: Duration) -> protocol::Answer<'_> {
+    fn send_snapshot(&self, to: u64, url: &str, body: SnapshotBody, timeout: Duration) -> Answer<'_> {
         let url = url.to_owned();
         Box::pin(async move {
             let sent: Vec<_> = body.collect().await;
@@ -114,7 +90,6 @@ impl Transport for SimTransport {
     }
 }
 
-/// The quality of the network.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Weather {
     /// Least and greatest delay of a message.

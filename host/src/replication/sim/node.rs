@@ -4,28 +4,22 @@
 //! and nothing but destructors runs. The runtime's clock moves only when the world lets the node run, by the time that has
 //! passed multiplied by the node's clock rate.
 
-use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::{pin::Pin, time::Duration};
 
-use futures::FutureExt;
-use futures::future::BoxFuture;
+use futures::{FutureExt, future::BoxFuture};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::network::{Outbox, SimTransport};
-use crate::replication::blocking::Blocking;
-use crate::replication::types::Metrics;
-use crate::replication::{Handle, Options, StartError, Timing};
-use crate::storage::memory::SimDisk;
+use crate::replication::{Handle, Options, StartError, Status};
+use crate::replication::{blocking::Blocking, types::Metrics};
 use crate::storage::{Data, FreeSpace, Log, simulated_data, simulated_log};
-use crate::telemetry::Telemetry;
+use crate::{storage::memory::SimDisk, telemetry::Telemetry};
 
-/// Size of the entry cache.
 const CACHE_BYTES: u64 = 64 * 1024;
 
-/// A node, running or not.
 pub(super) struct Node {
     pub(super) number: usize,
     pub(super) url: String,
@@ -33,26 +27,23 @@ pub(super) struct Node {
     pub(super) log_disk: SimDisk,
     pub(super) data_disk: SimDisk,
     /// The rate of the node's clock, in parts per thousand.
-    pub(super) clock_permille: u64,
+    clock_permille: u64,
     pub(super) running: Option<Running>,
     /// The end of the node's pause.
     pub(super) paused_until_ms: Option<u64>,
     /// Whether a node that is down refuses connections; if its host is down too, calls are not answered.
     pub(super) is_host_up: bool,
-    /// Number of starts.
     pub(super) starts: u64,
     snapshot_entries: u64,
     /// Directory for arriving snapshots: on a real disk, which loses nothing.
     spool_dir: tempfile::TempDir,
 }
 
-/// A node that runs.
 pub(super) struct Running {
     runtime: tokio::runtime::Runtime,
     /// Its clock, and the world's time, at its start.
     clock_start: Instant,
     started_ms: u64,
-    clock_permille: u64,
     pub(super) log: Log,
     pub(super) data: Data,
     start: Arc<Mutex<Option<Result<Handle, StartError>>>>,
@@ -91,13 +82,12 @@ impl Node {
             self_url: self.url.clone(),
             peer_urls: self.peer_urls.clone(),
             spool_dir: self.spool_dir.path().to_path_buf(),
-            timing: Timing::LAN,
             snapshot_entries: self.snapshot_entries,
             blocking: Blocking::InPlace(random_delay),
             may_found: true,
             free_space: FreeSpace::new("/".as_ref(), 0),
         };
-        let transport = Arc::new(SimTransport::new(self.number, outbox));
+        let transport = Arc::new(SimTransport { from: self.number, outbox, cluster: OnceLock::new() });
         let (started, parts) = (start.clone(), (log.clone(), data.clone()));
         runtime.spawn(async move {
             let handle = Handle::start(options, parts.0, parts.1, transport, telemetry).await;
@@ -107,16 +97,29 @@ impl Node {
         self.starts += 1;
         self.is_host_up = true;
         self.paused_until_ms = None;
-        self.running = Some(Running {
-            runtime,
-            clock_start,
-            started_ms: now_ms,
-            clock_permille: self.clock_permille,
-            log,
-            data,
-            start,
-            handle: None,
+        self.running = Some(Running { runtime, clock_start, started_ms: now_ms, log, data, start, handle: None });
+    }
+
+    /// Lets the node run until the world's time is `now_ms`, unless it is paused or down.
+    pub(super) fn run_until(&mut self, now_ms: u64) -> Result<(), StartError> {
+        if self.is_paused(now_ms) {
+            return Ok(());
+        }
+        let was_paused = self.paused_until_ms.take().is_some();
+        let Some(running) = &mut self.running else { return Ok(()) };
+        let passed_ms = (now_ms - running.started_ms) * self.clock_permille / 1_000;
+        let target = running.clock_start + Duration::from_millis(passed_ms);
+        running.runtime.block_on(async {
+            if was_paused {
+                // Its clock continued during the pause, and all its timers are late.
+                tokio::time::advance(target.saturating_duration_since(Instant::now())).await;
+            }
+            tokio::time::sleep_until(target).await;
         });
+        if let Some(handle) = running.start.lock().take() {
+            running.handle = Some(handle?);
+        }
+        Ok(())
     }
 
     /// Ends the node after `polls` more polls of its tasks, and cuts the power of its disks.
@@ -144,29 +147,40 @@ impl Node {
     pub(super) fn handle(&self) -> Option<&Handle> {
         self.running.as_ref().and_then(|running| running.handle.as_ref())
     }
-}
 
-impl Running {
-    /// Lets the node run until the world's time is `now_ms`.
-    pub(super) fn run_until(&mut self, now_ms: u64, was_paused: bool) -> Result<(), StartError> {
-        let passed_ms = (now_ms - self.started_ms) * self.clock_permille / 1_000;
-        let target = self.clock_start + Duration::from_millis(passed_ms);
-        self.runtime.block_on(async {
-            if was_paused {
-                // Its clock continued during the pause, and all its timers are late.
-                tokio::time::advance(target.saturating_duration_since(Instant::now())).await;
-            }
-            tokio::time::sleep_until(target).await;
-        });
-        if let Some(handle) = self.start.lock().take() {
-            self.handle = Some(handle?);
-        }
-        Ok(())
+    /// Whether the node has started and has an id of its own.
+    pub(super) fn is_identified(&self) -> bool {
+        self.handle().is_some_and(|handle| handle.0.identity.is_identified())
     }
 
-    /// Starts a task on the node.
-    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.runtime.spawn(task);
+    /// The state of a node that runs.
+    pub(super) fn data(&self) -> &Data {
+        &self.running.as_ref().unwrap().data
+    }
+
+    /// The metrics of the node's consensus engine, if it has started.
+    pub(super) fn metrics(&self) -> Option<Metrics> {
+        self.handle().map(|handle| handle.0.view.raft.metrics())
+    }
+
+    /// What the node tells of the cluster, if it has started.
+    pub(super) fn status(&self) -> Option<Status> {
+        // By the node's clock.
+        let _entered = self.running.as_ref()?.runtime.enter();
+        self.handle().map(Handle::status)
+    }
+
+    /// Starts a task on the node, if it has started.
+    pub(super) fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: impl FnOnce(Handle) -> F) {
+        if let (Some(running), Some(handle)) = (&self.running, self.handle()) {
+            running.runtime.spawn(task(handle.clone()));
+        }
+    }
+
+    /// Asks the node to make another the leader. The caller checks which node leads.
+    pub(super) fn transfer(&self, successor: usize, patience: Duration) {
+        let url = url(successor);
+        self.spawn(async move |handle| drop(handle.transfer_leader(&url, Instant::now() + patience).await));
     }
 }
 
@@ -191,12 +205,6 @@ impl Future for Polls {
     }
 }
 
-/// The metrics of a node's consensus engine.
-pub(super) fn metrics_of(handle: &Handle) -> Metrics {
-    handle.0.server.view.raft.metrics()
-}
-
-/// The URL of a node.
 pub(super) fn url(number: usize) -> String {
     format!("http://node{number}")
 }

@@ -6,19 +6,16 @@
 //! tokio's watch channel wakes waiting tasks in random order, which no seed controls. Ours wakes them in the order in which
 //! they began to wait.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use openraft::async_runtime::watch::{self, RecvError, SendError};
 use openraft::{AsyncRuntime, OptionalSend, OptionalSync};
 use openraft_rt_tokio::TokioRuntime;
 use parking_lot::{RwLock, RwLockReadGuard};
-use rand::SeedableRng;
-use rand::rngs::SmallRng;
+use rand::{SeedableRng, rngs::SmallRng};
 use tokio::sync::Notify;
 
-/// tokio, with random numbers from the thread's generator.
 #[derive(Debug)]
 pub struct Runtime(TokioRuntime);
 
@@ -79,7 +76,6 @@ impl AsyncRuntime for Runtime {
     }
 }
 
-/// Makes watch channels.
 pub struct Watch;
 
 struct Watched<T> {
@@ -90,10 +86,8 @@ struct Watched<T> {
     receivers: AtomicUsize,
 }
 
-/// Sets the value.
 pub struct Sender<T>(Arc<Watched<T>>);
 
-/// Waits for the value to change.
 pub struct Receiver<T> {
     watched: Arc<Watched<T>>,
     seen: u64,

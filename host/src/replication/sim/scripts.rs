@@ -21,15 +21,10 @@
 //! Below the result of each command stand the messages that nodes sent meanwhile, in order, with consecutive repeats folded. Hellos are
 //! left out, and appends, since `status` shows the log.
 
-use std::error::Error;
-use std::fmt::Write as _;
-use std::path::Path;
+use std::{error::Error, fmt::Write as _, path::Path, time::Duration};
 
-use super::chaos::leader;
 use super::history::{Request, Response};
-use super::leases::transfer;
-use super::node::{Node, metrics_of};
-use super::world::World;
+use super::{chaos::leader, node::Node, world::World};
 use crate::storage::Outcome;
 
 /// The seed of all stories.
@@ -40,6 +35,9 @@ const PATIENCE_MS: u64 = 5_000;
 
 /// How long a cluster that has just elected a leader is left alone, in milliseconds of the world.
 const SETTLE_MS: u64 = 400;
+
+/// How long a node tries to hand over.
+const TRANSFER_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Entries after which nodes take a snapshot: more than a story writes.
 const SNAPSHOT_ENTRIES: u64 = 10_000;
@@ -66,7 +64,6 @@ enum Command {
     Status,
 }
 
-/// A story as it is played.
 struct Story {
     world: World,
     /// The node that the story last told to lead.
@@ -78,7 +75,7 @@ impl goldenscript::Runner for Story {
 
     fn run(&mut self, command: &Command, _: &goldenscript::Context) -> Told {
         let mut told = self.play(command)?;
-        for (message, count) in self.world.take_messages() {
+        for (message, count) in std::mem::take(&mut self.world.messages) {
             let times = if count > 1 { format!(" ({count} times)") } else { String::new() };
             writeln!(told, "  {message}{times}")?;
         }
@@ -110,7 +107,7 @@ impl Story {
                 let number = self.number(node)?;
                 self.world.nodes[number].paused_until_ms = Some(self.world.now_ms + ms);
             }
-            Command::Transfer(from, to) => transfer(&self.world, self.number(from)?, *to),
+            Command::Transfer(from, to) => self.world.nodes[self.number(from)?].transfer(*to, TRANSFER_PATIENCE),
             Command::Run(ms) => self.pass(*ms)?,
         }
         Ok(String::new())
@@ -148,12 +145,12 @@ impl Story {
         self.pass(SETTLE_MS)?;
         let elected = leader(&self.world).ok_or("nobody leads")?;
         if elected != 0 {
-            transfer(&self.world, elected, 0);
+            self.world.nodes[elected].transfer(0, TRANSFER_PATIENCE);
             self.pass_until(|story| leader(&story.world) == Some(0))?;
             self.pass(SETTLE_MS)?;
         }
         self.led_by = Some(0);
-        self.world.take_messages();
+        self.world.messages.clear();
         Ok(status(&self.world))
     }
 
@@ -207,18 +204,17 @@ fn answer(response: &Response) -> String {
 fn status(world: &World) -> String {
     let mut text = String::new();
     for node in &world.nodes {
-        let Some(handle) = node.handle() else {
-            let _ = writeln!(text, "node {}: down", node.number);
-            continue;
+        let state = match (node.handle(), node.metrics(), node.status()) {
+            (Some(handle), Some(metrics), Some(status)) => format!(
+                "{} in term {}, log to {}, applied to {}",
+                status.state,
+                metrics.current_term,
+                metrics.last_log_index.unwrap_or(0),
+                *handle.applied().borrow()
+            ),
+            _ => "down".to_owned(),
         };
-        let metrics = metrics_of(handle);
-        let state = handle.status().state;
-        let (last, applied) = (metrics.last_log_index.unwrap_or(0), *handle.applied().borrow());
-        let _ = writeln!(
-            text,
-            "node {}: {state} in term {}, log to {last}, applied to {applied}",
-            node.number, metrics.current_term
-        );
+        let _ = writeln!(text, "node {}: {state}", node.number);
     }
     text
 }

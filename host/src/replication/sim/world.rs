@@ -4,43 +4,40 @@
 //! lets each node run to the end of the step in turn, and collects the messages it sent. No message takes less than one
 //! step, so the order in which nodes run within a step makes no difference to them.
 
-use std::cell::Cell;
-use std::collections::BTreeMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{DefaultHasher, Hash};
 use std::sync::{Arc, Once};
+use std::{cell::Cell, collections::BTreeMap};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::clients::{self, CLIENTS, Client, Inbox};
-use super::history::{History, Request, Response};
+use super::history::{History, Request, Response, Unique};
 use super::invariants::{Invariants, Violation};
-use super::network::{Answer, Body, Cuts, Outbox, Outgoing, Reply, Serving, Weather};
+use super::network::{Body, Cuts, Outbox, Outgoing, Reply, Weather};
 use super::node::Node;
 use crate::replication::WriteOutcome;
-use crate::replication::peer::protocol::{Call, CallError, Envelope};
+use crate::replication::peer::protocol::{Call, CallError, Envelope, Failure};
 use crate::telemetry::Telemetry;
 
 /// Interval at which the invariants observe the nodes.
 const LOOK_INTERVAL_MS: u64 = 5;
 
+/// The way of a call. Its answer takes the same way back.
+#[derive(Clone, Copy)]
+struct Route {
+    from: usize,
+    to: usize,
+    call: Call,
+}
+
 /// A message on its way between two nodes.
 enum Message {
-    Call(Delivery),
-    Answer(Answer),
+    /// A repetition of a call has no reply.
+    Call(Route, Envelope, Body, Option<Reply>),
+    Answer(Route, Result<Bytes, CallError>, Reply),
 }
 
-/// A call to deliver; a repetition of a call has no reply.
-struct Delivery {
-    from: usize,
-    target: usize,
-    envelope: Envelope,
-    call: Call,
-    body: Body,
-    reply: Option<Reply>,
-}
-
-/// A world.
 pub(super) struct World {
     pub(super) rng: fastrand::Rng,
     pub(super) now_ms: u64,
@@ -50,6 +47,8 @@ pub(super) struct World {
     pub(super) history: History,
     pub(super) clients: Vec<Client>,
     pub(super) clients_act: bool,
+    /// Whether the invariants observe the nodes.
+    pub(super) is_observed: bool,
     /// Whether a linearizable order is searched for at the end.
     pub(super) looks_for_orders: bool,
     pub(super) invariants: Invariants,
@@ -60,15 +59,15 @@ pub(super) struct World {
     sent: u64,
     /// The calls that nodes serve, in the order in which they were delivered. When a node dies they break in this order; its
     /// runtime would drop its tasks in an order that no seed controls.
-    serving: BTreeMap<u64, Serving>,
+    serving: BTreeMap<u64, (Route, Reply)>,
     delivered: u64,
     /// Callers whose call or answer is lost wait for their timeouts.
     unanswered: Vec<Reply>,
-    /// What nodes sent to each other since the last [`World::take_messages`], and how often in a row.
-    messages: Vec<(String, u32)>,
+    /// What nodes sent to each other, without appends and hellos, and how often in a row.
+    pub(super) messages: Vec<(String, u32)>,
     telemetry: Telemetry,
     /// The digest of all events.
-    events: DefaultHasher,
+    pub(super) events: DefaultHasher,
     shows_events: bool,
 }
 
@@ -85,6 +84,7 @@ impl World {
             history: History::default(),
             clients: (0..CLIENTS).map(Client::new).collect(),
             clients_act: false,
+            is_observed: true,
             looks_for_orders: true,
             invariants: Invariants::default(),
             outbox: Arc::default(),
@@ -101,12 +101,6 @@ impl World {
         }
     }
 
-    /// The digest of all events.
-    pub(super) fn events(&self) -> u64 {
-        self.events.finish()
-    }
-
-    /// Records an event.
     pub(super) fn note(&mut self, event: impl Hash + std::fmt::Debug) {
         self.now_ms.hash(&mut self.events);
         event.hash(&mut self.events);
@@ -115,34 +109,26 @@ impl World {
         }
     }
 
-    /// Starts a node.
     pub(super) fn start(&mut self, number: usize) {
         self.note(("start", number));
-        let (now_ms, outbox, telemetry) = (self.now_ms, self.outbox.clone(), self.telemetry.clone());
-        if let Some(node) = self.nodes.get_mut(number) {
-            node.start(now_ms, outbox, telemetry);
-        }
+        self.nodes[number].start(self.now_ms, self.outbox.clone(), self.telemetry.clone());
     }
 
     /// Kills a node at a random poll.
     pub(super) fn crash(&mut self, number: usize, is_host_up: bool) {
         let polls = self.rng.u32(0..80);
         self.note(("crash", number, polls, is_host_up));
-        let now_ms = self.now_ms;
-        if let Some(node) = self.nodes.get_mut(number) {
-            // A paused node must not run: its clock is behind the world's.
-            node.crash(if node.is_paused(now_ms) { 0 } else { polls });
-            node.is_host_up = is_host_up;
-        }
+        let node = &mut self.nodes[number];
+        // A paused node must not run: its clock is behind the world's.
+        node.crash(if node.is_paused(self.now_ms) { 0 } else { polls });
+        node.is_host_up = is_host_up;
         self.collect();
-        self.serving.retain(|_, serving| serving.from != number);
+        self.serving.retain(|_, (route, _)| route.to != number);
         self.invariants.crashed(number);
-        let lost: Vec<_> = self.clients.iter().filter_map(Client::waits_for).collect();
+        let is_here = |id: &Unique| self.history.operations[*id].node == number;
+        let lost: Vec<_> = self.clients.iter().filter_map(Client::waits_for).filter(is_here).collect();
         for id in lost {
-            let was_here = self.history.operations.get(index(id)).is_some_and(|operation| operation.node == number);
-            if was_here {
-                self.give_back(id, Response::Lost);
-            }
+            self.give_back(id, Response::Lost);
         }
     }
 
@@ -154,21 +140,14 @@ impl World {
             self.let_clients_act();
         }
         for number in 0..self.nodes.len() {
-            let now_ms = self.now_ms;
-            let Some(node) = self.nodes.get_mut(number) else { continue };
-            if node.is_paused(now_ms) {
-                continue;
-            }
-            let was_paused = node.paused_until_ms.take().is_some();
-            let Some(running) = &mut node.running else { continue };
-            let started = running.run_until(now_ms, was_paused);
+            let started = self.nodes[number].run_until(self.now_ms);
             started.map_err(|error| Violation::new("availability", format!("node {number} cannot start: {error}")))?;
             self.collect();
         }
         if has_panicked() {
             return Err(Violation::new("availability", "a node has panicked"));
         }
-        if self.now_ms.is_multiple_of(LOOK_INTERVAL_MS) {
+        if self.is_observed && self.now_ms.is_multiple_of(LOOK_INTERVAL_MS) {
             for node in &self.nodes {
                 self.invariants.observe(node)?;
             }
@@ -183,15 +162,14 @@ impl World {
             self.give_back(id, Response::Lost);
         }
         for number in 0..self.clients.len() {
-            let running: Vec<usize> =
-                self.nodes.iter().filter(|node| node.handle().is_some()).map(|node| node.number).collect();
-            let Some(client) = self.clients.get_mut(number).filter(|client| client.is_ready(self.now_ms)) else {
+            let running: Vec<&Node> = self.nodes.iter().filter(|node| node.handle().is_some()).collect();
+            let client = &mut self.clients[number];
+            if !client.is_ready(self.now_ms) {
                 continue;
-            };
-            let Some(&target) = self.rng.choice(&running) else { continue };
-            let Some(running) = self.nodes.get(target).and_then(|node| node.running.as_ref()) else { continue };
-            let Some(handle) = &running.handle else { continue };
-            client.act(&mut self.rng, &mut self.history, (target, running, handle), &self.inbox, self.now_ms);
+            }
+            let Some(&node) = self.rng.choice(&running) else { continue };
+            let target = node.number;
+            client.act(&mut self.rng, &mut self.history, node, &self.inbox, self.now_ms);
             let request = self.history.operations.last().map(|operation| format!("{:?}", operation.request));
             self.note(("client", number, target, request));
         }
@@ -199,22 +177,23 @@ impl World {
 
     /// Begins an operation on a node, without a client that waits for it. Does nothing if the node does not run.
     pub(super) fn begin(&mut self, target: usize, request: Request) {
-        let Some(node) = self.nodes.get(target) else { return };
-        let (Some(running), Some(handle)) = (&node.running, node.handle()) else { return };
+        let node = &self.nodes[target];
+        if node.handle().is_none() {
+            return;
+        }
         let id = self.history.call(CLIENTS, target, request.clone(), self.now_ms);
-        clients::begin((running, handle), &self.inbox, request, (id, id), self.now_ms);
+        clients::begin(node, &self.inbox, request, (id, id), self.now_ms);
         self.note(("begin", id, target));
     }
 
-    /// Collects the messages that nodes have sent.
     fn collect(&mut self) {
         let Outbox { calls, served } = std::mem::take(&mut *self.outbox.lock());
         for call in calls {
             self.send(call);
         }
         for (number, result) in served {
-            let Some(Serving { from, to, call, reply }) = self.serving.remove(&number) else { continue };
-            self.answer(Answer { from, to, call, result, reply });
+            let Some((route, reply)) = self.serving.remove(&number) else { continue };
+            self.answer(route, result, reply);
         }
         let responses = std::mem::take(&mut *self.inbox.lock());
         for (id, response) in responses {
@@ -222,14 +201,13 @@ impl World {
         }
     }
 
-    fn give_back(&mut self, id: u64, response: Response) {
+    fn give_back(&mut self, id: Unique, response: Response) {
         self.note(("answer", id, format!("{response:?}")));
         if !self.history.give_back(id, response.clone()) {
             return;
         }
-        let Some(operation) = self.history.operations.get(index(id)) else { return };
-        let number = usize::try_from(operation.client).unwrap_or(usize::MAX);
-        if let Some(client) = self.clients.get_mut(number) {
+        let operation = &self.history.operations[id];
+        if let Some(client) = self.clients.get_mut(operation.client as usize) {
             client.take(&mut self.rng, &operation.request, &response, self.now_ms);
         }
     }
@@ -237,16 +215,14 @@ impl World {
     fn send(&mut self, outgoing: Outgoing) {
         let Outgoing { from, url, envelope, call, mut body, reply } = outgoing;
         self.note(("send", from, &url, name(call), digest(&body)));
-        let Some(target) = self.nodes.iter().position(|node| node.url == url) else {
-            let _ = reply.send(Err(CallError::NotSent { url, reason: "there is no such host".to_owned() }));
-            return;
+        let Some(to) = self.nodes.iter().position(|node| node.url == url) else {
+            return drop(reply.send(Err(CallError::new(Failure::NotSent, url, "there is no such host"))));
         };
         if !matches!(call, Call::Append | Call::Hello) {
-            self.remember(format!("{from} -> {target}: {}", name(call)));
+            self.remember(format!("{from} -> {to}: {}", name(call)));
         }
         if self.weather.loses(&mut self.rng) {
-            self.unanswered.push(reply);
-            return;
+            return self.unanswered.push(reply);
         }
         if let Body::Frames { frames, is_whole } = &mut body
             && self.weather.loses(&mut self.rng)
@@ -254,20 +230,12 @@ impl World {
             frames.truncate(self.rng.usize(0..=frames.len()));
             *is_whole = false;
         }
-        let delay_ms = self.weather.delay(&mut self.rng);
+        let (route, delay_ms) = (Route { from, to, call }, self.weather.delay(&mut self.rng));
         if self.weather.repeats(call, &mut self.rng) {
             let again_ms = self.weather.delay(&mut self.rng) + delay_ms;
-            let body = body.clone();
-            self.under_way_in(again_ms, Message::Call(Delivery { from, target, envelope, call, body, reply: None }));
+            self.under_way_in(again_ms, Message::Call(route, envelope, body.clone(), None));
         }
-        let delivery = Delivery { from, target, envelope, call, body, reply: Some(reply) };
-        self.under_way_in(delay_ms, Message::Call(delivery));
-    }
-
-    /// The messages that nodes sent to each other since the last call, without appends and hellos, and how often each was
-    /// sent in a row.
-    pub(super) fn take_messages(&mut self) -> Vec<(String, u32)> {
-        std::mem::take(&mut self.messages)
+        self.under_way_in(delay_ms, Message::Call(route, envelope, body, Some(reply)));
     }
 
     fn remember(&mut self, message: String) {
@@ -277,18 +245,18 @@ impl World {
         }
     }
 
-    fn answer(&mut self, answer: Answer) {
-        let result = answer.result.as_ref().map(|body| digest(&Body::Whole(body.clone()))).map_err(ToString::to_string);
-        self.note(("reply", answer.from, answer.to, name(answer.call), result));
-        if let Err(CallError::Refused { reason, .. }) = &answer.result {
-            self.remember(format!("{} refuses {} from {}: {reason}", answer.from, name(answer.call), answer.to));
+    fn answer(&mut self, route: Route, result: Result<Bytes, CallError>, reply: Reply) {
+        let Route { from, to, call } = route;
+        let digest = result.as_ref().map(|body| crc32fast::hash(body)).map_err(ToString::to_string);
+        self.note(("reply", to, from, name(call), digest));
+        if let Err(CallError { failure: Failure::Refused, reason, .. }) = &result {
+            self.remember(format!("{to} refuses {} from {from}: {reason}", name(call)));
         }
         if self.weather.loses(&mut self.rng) {
-            self.unanswered.push(answer.reply);
-            return;
+            return self.unanswered.push(reply);
         }
         let delay_ms = self.weather.delay(&mut self.rng);
-        self.under_way_in(delay_ms, Message::Answer(answer));
+        self.under_way_in(delay_ms, Message::Answer(route, result, reply));
     }
 
     fn under_way_in(&mut self, delay_ms: u64, message: Message) {
@@ -299,51 +267,43 @@ impl World {
     fn deliver(&mut self) {
         while let Some(first) = self.under_way.first_entry().filter(|first| first.key().0 <= self.now_ms) {
             match first.remove() {
-                Message::Call(delivery) => self.deliver_call(delivery),
-                Message::Answer(answer) if self.cuts.is_cut(answer.from, answer.to) => {
-                    self.unanswered.push(answer.reply);
+                Message::Call(route, envelope, body, reply) => self.deliver_call(route, envelope, body, reply),
+                Message::Answer(route, _, reply) if self.cuts.is_cut(route.to, route.from) => {
+                    self.unanswered.push(reply);
                 }
                 // Sending fails if the caller has stopped waiting.
-                Message::Answer(answer) => drop(answer.reply.send(answer.result)),
+                Message::Answer(_, result, reply) => drop(reply.send(result)),
             }
         }
     }
 
-    fn deliver_call(&mut self, delivery: Delivery) {
-        let (from, target, call) = (delivery.from, delivery.target, delivery.call);
-        if self.cuts.is_cut(from, target) {
+    fn deliver_call(&mut self, route: Route, envelope: Envelope, body: Body, reply: Option<Reply>) {
+        let Route { from, to, call } = route;
+        if self.cuts.is_cut(from, to) {
             // The message is lost, or arrives once the network has healed.
-            match self.rng.bool() {
-                true => self.unanswered.extend(delivery.reply),
-                false => {
-                    let delay_ms = self.rng.u64(50..500);
-                    self.under_way_in(delay_ms, Message::Call(delivery));
-                }
+            if self.rng.bool() {
+                return self.unanswered.extend(reply);
             }
-            return;
+            let delay_ms = self.rng.u64(50..500);
+            return self.under_way_in(delay_ms, Message::Call(route, envelope, body, reply));
         }
-        let Some(node) = self.nodes.get(target) else { return };
+        let node = &self.nodes[to];
         if let Some(until) = node.paused_until_ms.filter(|until| self.now_ms < *until) {
-            let delay_ms = until - self.now_ms;
-            return self.under_way_in(delay_ms, Message::Call(delivery));
+            return self.under_way_in(until - self.now_ms, Message::Call(route, envelope, body, reply));
         }
-        let Delivery { envelope, body, reply, .. } = delivery;
-        let (Some(running), Some(handle)) = (&node.running, node.handle()) else {
+        let url = node.url.clone();
+        if node.handle().is_none() {
             let Some(reply) = reply else { return };
             if !node.is_host_up {
-                self.unanswered.push(reply);
-                return;
+                return self.unanswered.push(reply);
             }
-            let result = Err(CallError::NotSent { url: node.url.clone(), reason: "connection refused".to_owned() });
-            return self.under_way_in(1, Message::Answer(Answer { from: target, to: from, call, result, reply }));
-        };
-        self.delivered += 1;
-        let delivered = self.delivered;
-        if let Some(reply) = reply {
-            self.serving.insert(delivered, Serving { from: target, to: from, call, reply });
+            let refused = Err(CallError::new(Failure::NotSent, url, "connection refused"));
+            return self.under_way_in(1, Message::Answer(route, refused, reply));
         }
-        let (handle, outbox, url) = (handle.clone(), self.outbox.clone(), node.url.clone());
-        running.spawn(async move {
+        self.delivered += 1;
+        let (delivered, outbox) = (self.delivered, self.outbox.clone());
+        self.serving.extend(reply.map(|reply| (delivered, (route, reply))));
+        node.spawn(async move |handle| {
             let served = match body {
                 Body::Whole(body) => handle.serve(call, envelope, body).await,
                 Body::Frames { frames, is_whole } => {
@@ -352,16 +312,14 @@ impl World {
                     handle.serve_snapshot(envelope, futures::stream::iter(frames)).await
                 }
             };
-            let result = served.map_err(|error| {
-                let reason = error.to_string();
-                match error.outcome() {
-                    WriteOutcome::NotWritten => CallError::Refused { url, reason },
-                    WriteOutcome::Unknown => CallError::NoAnswer { url, reason },
-                }
-            });
+            let failure = |outcome| match outcome {
+                WriteOutcome::NotWritten => Failure::Refused,
+                WriteOutcome::Unknown => Failure::NoAnswer,
+            };
+            let result = served.map_err(|error| CallError::new(failure(error.outcome()), url, error));
             outbox.lock().served.push((delivered, result));
         });
-        self.note(("deliver", from, target, name(call)));
+        self.note(("deliver", from, to, name(call)));
     }
 }
 
@@ -374,10 +332,6 @@ fn digest(body: &Body) -> u32 {
         Body::Whole(body) => crc32fast::hash(body),
         Body::Frames { frames, .. } => frames.iter().fold(0, |digest, frame: &Bytes| digest ^ crc32fast::hash(frame)),
     }
-}
-
-fn index(id: u64) -> usize {
-    usize::try_from(id).unwrap_or(usize::MAX)
 }
 
 thread_local! {

@@ -1,7 +1,6 @@
 //! Durability: every acknowledged write is in the committed log, with the revision that its client was told.
 
-use super::replay::Replay;
-use super::view::Violation;
+use super::{Violation, replay::Replay};
 use crate::replication::sim::clients::applied_revision;
 use crate::replication::sim::history::{History, Unique};
 

@@ -7,9 +7,8 @@
 
 use std::collections::HashMap;
 
-use super::log_matching::LogMatching;
-use super::state_machine_safety::StateMachineSafety;
-use super::view::{Leadership, View, Violation};
+use super::{Leadership, View, Violation};
+use super::{log_matching::LogMatching, state_machine_safety::StateMachineSafety};
 
 const NAME: &str = "election-safety";
 
@@ -39,19 +38,15 @@ impl ElectionSafety {
         // A new leader must hold every entry committed under earlier leaders.
         let applied = view.applied.map_or(0, |applied| applied.index);
         let earlier = machine.committed().iter().rev().find(|(_, (writer, _))| *writer < leadership);
-        match earlier {
-            Some((index, (writer, _))) if *index > applied => match logs.entry(view.number, *index) {
-                Some((held, _)) if held == *writer => Ok(()),
-                held => Err(Violation::new(
-                    NAME,
-                    format!(
-                        "node {} leads as {leadership:?} without entry {index} of {writer:?}, which is committed; it holds {:?}",
-                        view.number,
-                        held.map(|(writer, _)| writer)
-                    ),
-                )),
-            },
-            _ => Ok(()),
+        let Some((index, (writer, _))) = earlier.filter(|(index, _)| **index > applied) else { return Ok(()) };
+        let held = logs.entry(view.number, *index).map(|(writer, _)| writer);
+        if held == Some(*writer) {
+            return Ok(());
         }
+        let node = view.number;
+        let detail = format!(
+            "node {node} leads as {leadership:?} without the committed entry {index} of {writer:?}; it holds {held:?}"
+        );
+        Err(Violation::new(NAME, detail))
     }
 }

@@ -2,9 +2,8 @@
 
 use std::collections::HashMap;
 
-use super::view::Violation;
-use crate::replication::sim::clients::once;
-use crate::replication::sim::history::History;
+use super::Violation;
+use crate::replication::sim::{clients::once, history::History};
 use crate::storage::{Data, Space};
 
 const NAME: &str = "idempotency";

@@ -8,8 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use porcupine_rs::{Model, Operation as Step};
 
-use super::replay::Replay;
-use super::view::Violation;
+use super::{Violation, replay::Replay};
 use crate::replication::sim::clients::{KEYS, applied_revision};
 use crate::replication::sim::history::{History, Operation, Request, Response, Seen, Unique};
 use crate::storage::Outcome;
@@ -19,7 +18,6 @@ const NAME: &str = "linearizability";
 /// Later than everything.
 const NEVER: i64 = i64::MAX / 2;
 
-/// One key.
 #[derive(Clone, Debug)]
 struct Register;
 

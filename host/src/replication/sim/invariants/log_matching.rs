@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 
-use super::view::{Leadership, View, Violation};
+use super::{Leadership, View, Violation};
 use crate::replication::types::{LogEntry, decode};
 use openraft::entry::RaftEntry;
 
@@ -64,17 +64,13 @@ impl LogMatching {
 
     /// The entry that a node holds at an index, as of the last check.
     pub(super) fn entry(&self, number: usize, index: u64) -> Option<(Leadership, Bytes)> {
-        let leadership = held_at(&self.logs, number, index)?;
+        let leadership = *self.logs.get(&number)?.get(&index)?;
         Some((leadership, self.positions.get(&(index, leadership))?.entry.clone()))
     }
 
     pub(super) fn crashed(&mut self, number: usize) {
         self.logs.remove(&number);
     }
-}
-
-fn held_at(logs: &HashMap<usize, BTreeMap<u64, Leadership>>, number: usize, index: u64) -> Option<Leadership> {
-    logs.get(&number)?.get(&index).copied()
 }
 
 fn leadership_of(bytes: &[u8]) -> Result<Leadership, Violation> {

@@ -12,18 +12,12 @@ mod outcomes;
 mod replay;
 mod revisions;
 mod state_machine_safety;
-mod view;
 
 use self::replay::Replay;
-use self::view::View;
-pub(super) use self::view::Violation;
-use super::history::History;
-use super::node::{Node, metrics_of};
-use crate::replication::raft::state_machine::APPLIED;
-use crate::replication::types::{LogId, decode};
-use crate::storage::Data;
+use super::{history::History, node::Node};
+use crate::replication::{raft::state_machine::APPLIED, types::LogId, types::decode_stored};
+use crate::storage::{Data, Log};
 
-/// All invariants.
 #[derive(Default)]
 pub(super) struct Invariants {
     election_safety: election_safety::ElectionSafety,
@@ -33,21 +27,20 @@ pub(super) struct Invariants {
 }
 
 impl Invariants {
-    /// Checks a node.
     pub(super) fn observe(&mut self, node: &Node) -> Result<(), Violation> {
-        let Some(running) = &node.running else { return Ok(()) };
-        let Some(handle) = &running.handle else { return Ok(()) };
-        let leads = {
-            let metrics = metrics_of(handle);
-            if let Err(error) = &metrics.running_state {
-                return Err(Violation::new("availability", format!("node {} has stopped: {error}", node.number)));
-            }
-            let leader = metrics.vote.leader_id;
-            (metrics.state == openraft::ServerState::Leader).then_some((leader.term, leader.node_id))
+        let (Some(running), Some(metrics)) = (&node.running, node.metrics()) else { return Ok(()) };
+        if let Err(error) = &metrics.running_state {
+            return Err(Violation::new("availability", format!("node {} has stopped: {error}", node.number)));
+        }
+        let leader = metrics.vote.leader_id;
+        let view = View {
+            number: node.number,
+            start: node.starts,
+            log: &running.log,
+            data: &running.data,
+            leads: (metrics.state == openraft::ServerState::Leader).then_some((leader.term, leader.node_id)),
+            applied: decode_stored(running.data.meta(APPLIED)).ok().flatten(),
         };
-        let applied = running.data.meta(APPLIED).ok().flatten().and_then(|bytes| decode::<LogId>(&bytes).ok());
-        let (number, start) = (node.number, node.starts);
-        let view = View { number, start, log: &running.log, data: &running.data, leads, applied };
         self.log_matching.observe(&view)?;
         self.election_safety.observe(&view, &self.state_machine_safety, &self.log_matching)?;
         self.state_machine_safety.observe(&view, &self.log_matching)?;
@@ -64,8 +57,7 @@ impl Invariants {
     /// searched for if `orders` is set.
     pub(super) fn conclude(&self, history: &History, nodes: &[&Node], orders: bool) -> Result<(), Violation> {
         let replay = Replay::of(self.state_machine_safety.committed())?;
-        let datas: Vec<&Data> =
-            nodes.iter().filter_map(|node| node.running.as_ref()).map(|running| &running.data).collect();
+        let datas: Vec<&Data> = nodes.iter().map(|node| node.data()).collect();
         idempotency::conclude(history, &datas)?;
         revisions::conclude(history)?;
         durability::conclude(history, &replay)?;
@@ -73,4 +65,31 @@ impl Invariants {
         linearizability::conclude(history, &replay, orders)?;
         state_machine_safety::conclude(&replay, &datas)
     }
+}
+
+/// A leadership: a term and the leader's id. openraft may have several leaders in one term; it orders them by id.
+type Leadership = (u64, u64);
+
+#[derive(Debug, Clone)]
+pub(super) struct Violation {
+    pub(super) invariant: &'static str,
+    pub(super) detail: String,
+}
+
+impl Violation {
+    pub(super) fn new(invariant: &'static str, detail: impl Into<String>) -> Self {
+        Self { invariant, detail: detail.into() }
+    }
+}
+
+struct View<'a> {
+    number: usize,
+    /// The number of its start.
+    start: u64,
+    log: &'a Log,
+    data: &'a Data,
+    /// The leadership it believes that it has.
+    leads: Option<Leadership>,
+    /// The last entry it has applied.
+    applied: Option<LogId>,
 }

@@ -1,7 +1,6 @@
 //! Honest outcomes: a write that its client was told will never happen has not happened.
 
-use super::replay::Replay;
-use super::view::Violation;
+use super::{Violation, replay::Replay};
 use crate::replication::sim::history::History;
 
 const NAME: &str = "honest-outcomes";

@@ -5,13 +5,11 @@ use std::collections::{BTreeMap, HashMap};
 use bytes::Bytes;
 use openraft::EntryPayload;
 
-use super::view::{Leadership, Violation};
-use crate::replication::sim::clients::unique;
-use crate::replication::sim::history::Unique;
+use super::{Leadership, Violation};
+use crate::replication::sim::{clients::unique, history::Unique};
 use crate::replication::types::{LogEntry, decode};
 use crate::storage::{Action, Fact, GuardedWrite};
 
-/// The result of the replay.
 #[derive(Default)]
 pub(super) struct Replay {
     /// By unique value: the revision of each write that was applied.
@@ -25,7 +23,6 @@ pub(super) struct Replay {
 }
 
 impl Replay {
-    /// Replays a log.
     pub(super) fn of(committed: &BTreeMap<u64, (Leadership, Bytes)>) -> Result<Self, Violation> {
         let mut replay = Self::default();
         for (expected, (index, (_, bytes))) in (0..).zip(committed) {
@@ -35,7 +32,7 @@ impl Replay {
             let entry: LogEntry = decode(bytes).map_err(|error| Violation::new("replay", error.to_string()))?;
             let EntryPayload::Normal(round) = entry.payload else { continue };
             for write in &round.writes {
-                let write = write.decode().map_err(|error| Violation::new("replay", error.to_string()))?;
+                let write = decode(&write.command).map_err(|error| Violation::new("replay", error.to_string()))?;
                 replay.apply(&write);
             }
         }

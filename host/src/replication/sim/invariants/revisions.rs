@@ -3,9 +3,8 @@
 
 use std::collections::HashMap;
 
-use super::view::{View, Violation};
-use crate::replication::sim::clients::applied_revision;
-use crate::replication::sim::history::History;
+use super::{View, Violation};
+use crate::replication::sim::{clients::applied_revision, history::History};
 
 const NAME: &str = "monotonic-revisions";
 

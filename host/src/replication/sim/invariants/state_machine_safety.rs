@@ -5,9 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 
-use super::log_matching::LogMatching;
-use super::replay::Replay;
-use super::view::{Leadership, View, Violation};
+use super::{Leadership, View, Violation};
+use super::{log_matching::LogMatching, replay::Replay};
 use crate::storage::{Data, RangeQuery, simulated_data};
 
 const NAME: &str = "state-machine-safety";
