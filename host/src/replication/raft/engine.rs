@@ -172,7 +172,7 @@ fn name(index: Option<u64>) -> String {
 
 fn index(bytes: Option<bytes::Bytes>) -> Result<Option<u64>, storage::Error> {
     let log_id = bytes.map(|bytes| decode::<LogId>(&bytes)).transpose();
-    let log_id = log_id.map_err(|_| storage::Error::Corrupt { what: "a log id".to_owned() })?;
+    let log_id = log_id.map_err(|_| storage::Error::Corrupt("a log id".to_owned()))?;
     Ok(log_id.map(|log_id| log_id.index()))
 }
 
