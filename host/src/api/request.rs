@@ -29,20 +29,15 @@ use crate::telemetry::Telemetry;
 use crate::write_path::WritePath;
 
 /// The parts of a node that handlers work with.
-pub struct App {
-    /// Takes writes to their commit.
+pub(crate) struct App {
     pub write_path: WritePath,
-    /// The node's part in the cluster.
     pub replication: replication::Handle,
-    /// Plugins and hooks.
     pub registry: Registry,
     /// Lines and figures of the plugins on this node.
     pub plugin_record: Record,
     /// Cancelled once the node stops; endless responses end then.
     pub draining: CancellationToken,
-    /// The node's own state.
     pub data: Data,
-    /// Metrics and traces.
     pub telemetry: Telemetry,
 }
 
@@ -268,9 +263,11 @@ pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Pro
 
 /// The person who changes the registry, as the client says in `Brink-User`.
 pub(super) fn author(headers: &HeaderMap) -> Result<Author, Problem> {
-    let Some(by) = headers.get("brink-user") else { return Ok(Author::named(None)) };
+    let Some(by) = headers.get("brink-user") else { return Ok(Author::default()) };
     match by.to_str() {
-        Ok(by) if (1..=NAME_BYTES_MAX).contains(&by.len()) => Ok(Author::named(Some(by.to_owned()))),
+        Ok(by) if (1..=NAME_BYTES_MAX).contains(&by.len()) => {
+            Ok(Author { by: Some(by.to_owned()), ..Author::default() })
+        }
         _ => {
             let allowed = format!("1 to {NAME_BYTES_MAX} visible characters of ASCII");
             Err(not_allowed("Brink-User", &format!("{by:?}"), &allowed))

@@ -15,7 +15,7 @@ use super::{cluster, health, kv, peer, registry};
 use crate::net::BASE_PATH;
 
 /// The whole API of a node, for clients and for other nodes.
-pub fn router(app: App) -> Router {
+pub(crate) fn router(app: App) -> Router {
     let app = Arc::new(app);
     let key = || get(kv::one::get).put(kv::one::put).delete(kv::one::delete);
     let clients = Router::new().route("/kv/{*key}", key()).merge(with_or_without_slash([

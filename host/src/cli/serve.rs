@@ -89,7 +89,7 @@ async fn serve(settings: Settings) -> ExitCode {
         Ok(node) => node,
         Err(error) => return report(&error),
     };
-    println!("brink serves {} on {}", node.url(), node.address());
+    println!("brink serves {} on {}", node.url, node.address);
     tokio::select! {
         signal = stop => tracing::info!(signal, "stopping"),
         failure = node.failed() => fail(&failure, telemetry.clone()).await,

@@ -8,9 +8,20 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::layout::{DATA, LOG, QUARANTINE_PREFIX, WATERMARK};
 use crate::clock;
 use crate::storage::dir;
+
+/// The log's database, below the data directory.
+pub(super) const LOG: &str = "log";
+
+/// The state's database.
+pub(super) const DATA: &str = "data";
+
+/// The log's watermark, beside its database.
+const WATERMARK: &str = "log.watermark";
+
+/// Prefix of the directories that hold damaged data.
+const PREFIX: &str = "damaged-";
 
 /// Moved in this order. The watermark goes last: if the move is interrupted, the rest is still recognized as damaged.
 const PARTS: [&str; 3] = [DATA, LOG, WATERMARK];
@@ -19,7 +30,7 @@ const PARTS: [&str; 3] = [DATA, LOG, WATERMARK];
 pub(super) fn set_aside(data_dir: &Path) -> io::Result<PathBuf> {
     let earlier = all(data_dir)?;
     let now = humantime::format_rfc3339_millis(clock::now()).to_string().replace(':', "-");
-    let aside = data_dir.join(format!("{QUARANTINE_PREFIX}{now}"));
+    let aside = data_dir.join(format!("{PREFIX}{now}"));
     dir::create(&aside)?;
     for part in PARTS {
         match std::fs::rename(data_dir.join(part), aside.join(part)) {
@@ -44,7 +55,7 @@ fn all(data_dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(data_dir)? {
         let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with(QUARANTINE_PREFIX) {
+        if entry.file_name().to_string_lossy().starts_with(PREFIX) {
             found.push(entry.path());
         }
     }

@@ -10,15 +10,14 @@ use parking_lot::Mutex;
 
 use super::components;
 use super::error::Error;
-use crate::hooks::{self, Binding, Hook, Plugin, Runtime};
+use crate::hooks::{self, Hook, Plugin, Runtime};
 use crate::storage::Data;
 
-/// A version of a plugin: its name and digest.
+/// The name of a plugin, and the digest of the version.
 type Version = (String, String);
 
-/// The compiled versions of this node.
 pub(super) struct CompiledPlugins {
-    runtime: Runtime,
+    pub(super) runtime: Runtime,
     data: Data,
     /// Never locked while a plugin compiles: two threads may compile the same version, and the later one replaces it.
     by_version: Mutex<HashMap<Version, Arc<Plugin>>>,
@@ -29,12 +28,8 @@ impl CompiledPlugins {
         Self { runtime, data, by_version: Mutex::default() }
     }
 
-    /// The compiled form of a version in the registry.
-    ///
-    /// # Errors
-    ///
-    /// [`hooks::Error::PluginMissing`] if the registry does not have all its bytes; else as for
-    /// [`CompiledPlugins::compile`].
+    /// The compiled form of a version in the registry. [`hooks::Error::PluginMissing`] if the registry does not have all
+    /// its bytes.
     pub(super) fn get(&self, name: &str, digest: &str) -> Result<Arc<Plugin>, Error> {
         let version = (name.to_owned(), digest.to_owned());
         if let Some(plugin) = self.in_memory(&version) {
@@ -47,10 +42,6 @@ impl CompiledPlugins {
     }
 
     /// Compiles the bytes of a plugin, unless that was done before.
-    ///
-    /// # Errors
-    ///
-    /// If the bytes are not a plugin.
     pub(super) fn compile(&self, name: &str, bytes: &[u8]) -> Result<Arc<Plugin>, Error> {
         let version = (name.to_owned(), hooks::digest(bytes));
         if let Some(plugin) = self.in_memory(&version) {
@@ -59,32 +50,8 @@ impl CompiledPlugins {
         Ok(self.keep(version, self.runtime.compile(name, bytes)?))
     }
 
-    /// Runs the plugin once to check the configuration in a binding.
-    ///
-    /// # Errors
-    ///
-    /// If the plugin is missing, refuses the configuration or fails.
-    pub(super) fn check(&self, name: &str, binding: Binding) -> Result<(), Error> {
-        let plugin = self.get(&binding.plugin, binding.digest())?;
-        self.runtime.bind(name, binding, &plugin)?;
-        Ok(())
-    }
-
-    /// Makes a hook from a binding in the registry.
-    ///
-    /// # Errors
-    ///
-    /// If the plugin is missing or does not compile.
-    pub(super) fn load(&self, name: &str, binding: Binding) -> Result<Hook, Error> {
-        let plugin = self.get(&binding.plugin, binding.digest())?;
-        Ok(self.runtime.load(name, binding, &plugin)?)
-    }
-
-    /// Pre-initializes the plugin of a hook with the hook's configuration. The hook keeps the result, also if it failed.
-    ///
-    /// # Errors
-    ///
-    /// If the bytes of the plugin are missing.
+    /// Pre-initializes the plugin of a hook with the hook's configuration. The hook keeps the result, also if it failed;
+    /// an error means that the bytes of the plugin are missing.
     pub(super) fn pre_initialize(&self, hook: &Hook) -> Result<(), Error> {
         let component = self.component(hook.plugin().name(), hook.plugin().digest())?;
         hook.pre_initialize(&component);
@@ -94,11 +61,6 @@ impl CompiledPlugins {
     /// Drops all other versions from memory.
     pub(super) fn retain(&self, versions: &BTreeSet<Version>) {
         self.by_version.lock().retain(|version, _| versions.contains(version));
-    }
-
-    /// Removes compiled code from the disk, except that of these digests and hooks.
-    pub(super) fn retain_on_disk(&self, digests: impl Iterator<Item = String>, hooks: &[Hook]) {
-        self.runtime.keep_compiled(digests, hooks);
     }
 
     /// The bytes of a version, checked against its digest.

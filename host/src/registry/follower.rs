@@ -35,9 +35,8 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// After a start, this node keeps all compiled code for so long: entries it has not applied yet may need it.
 const KEEP_ALL_COMPILED: Duration = Duration::from_secs(60);
 
-/// Prepares what the registry names on this node.
 pub(super) struct Follower {
-    pub(super) plugins: Arc<CompiledPlugins>,
+    pub(super) plugins: CompiledPlugins,
     pub(super) active: Active,
     pub(super) replication: replication::Handle,
     pub(super) data: Data,
@@ -48,11 +47,10 @@ pub(super) struct Follower {
 
 impl Follower {
     /// Starts the three tasks.
-    pub(super) fn start(self, tasks: &TaskTracker) {
-        let follower = Arc::new(self);
-        tasks.spawn(follower.clone().keep_in_force());
-        tasks.spawn(follower.clone().keep_compiled());
-        tasks.spawn(follower.keep_pre_initialized());
+    pub(super) fn start(self: &Arc<Self>, tasks: &TaskTracker) {
+        tasks.spawn(self.clone().keep_in_force());
+        tasks.spawn(self.clone().keep_compiled());
+        tasks.spawn(self.clone().keep_pre_initialized());
     }
 
     async fn keep_in_force(self: Arc<Self>) {
@@ -146,7 +144,10 @@ impl Follower {
                 let is_same = |old: &&Hook| old.name() == hook.name && *old.binding() == hook.binding;
                 match current.hooks().iter().find(is_same) {
                     Some(old) => hooks.push(old.clone()),
-                    None => hooks.push(self.plugins.load(&hook.name, hook.binding)?),
+                    None => {
+                        let plugin = self.plugins.get(&hook.binding.plugin, hook.binding.digest())?;
+                        hooks.push(self.plugins.runtime.load(&hook.name, hook.binding, &plugin)?);
+                    }
                 }
             }
             tracing::info!(epoch, hooks = hooks.len(), "hooks in force");
@@ -195,7 +196,7 @@ impl Follower {
         }
         // Versions that a hook can be rolled back to stay compiled.
         let digests = Catalog::read(&self.data)?.digests().into_iter().chain(History::read(&self.data)?.digests());
-        self.plugins.retain_on_disk(digests, set.hooks());
+        self.plugins.runtime.keep_compiled(digests, set.hooks());
         Ok(())
     }
 }

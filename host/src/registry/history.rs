@@ -5,8 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use serde::{Deserialize, Serialize};
+
 use super::catalog::Catalog;
-use super::change::{Change, Edit};
 use super::components::StoredPieces;
 use super::entry::{decode, delete, put_json, read_prefix};
 use super::error::Error;
@@ -18,10 +19,68 @@ use crate::storage::{Data, Operation, Precondition};
 /// number.
 const HISTORY_PREFIX: &str = "history/";
 
-/// The kept changes, oldest first.
+/// One change of the registry: what was changed, when and by whom.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Change {
+    /// The first change of a store is 1.
+    pub number: u64,
+    /// Unix time in milliseconds, by the clock of the node that made the change.
+    pub at_ms: u64,
+    /// The author as named by the client. Nobody has verified it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// The URL of the node that made the change.
+    pub node: String,
+    #[serde(flatten)]
+    pub edit: Edit,
+    /// The change that a rollback restored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rolled_back_to: Option<u64>,
+}
+
+/// What a change does to the registry.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "kebab-case")]
+pub(crate) enum Edit {
+    PluginUploaded { plugin: String, digest: String, size_bytes: u64 },
+    PluginRemoved { plugin: String },
+    HookSet { hook: String, binding: Binding },
+    HookRemoved { hook: String },
+}
+
+impl Edit {
+    /// The hook that was changed, if it was one.
+    fn hook(&self) -> Option<&str> {
+        match self {
+            Self::HookSet { hook, .. } | Self::HookRemoved { hook } => Some(hook),
+            Self::PluginUploaded { .. } | Self::PluginRemoved { .. } => None,
+        }
+    }
+
+    /// The plugin and digest that it names.
+    fn version(&self) -> Option<(&str, &str)> {
+        match self {
+            Self::PluginUploaded { plugin, digest, .. } => Some((plugin, digest)),
+            Self::HookSet { binding, .. } => Some((&binding.plugin, binding.digest())),
+            Self::PluginRemoved { .. } | Self::HookRemoved { .. } => None,
+        }
+    }
+
+    /// The size of its configuration, the only part of a change that may be large.
+    fn config_bytes(&self) -> usize {
+        match self {
+            Self::HookSet { binding, .. } => binding.config.to_string().len(),
+            _ => 0,
+        }
+    }
+}
+
+/// The kept changes.
 pub(super) struct History {
-    changes: VecDeque<Change>,
-    unchanged: Precondition,
+    /// Oldest first.
+    pub(super) changes: VecDeque<Change>,
+    /// The precondition that no change was recorded since this was read.
+    pub(super) unchanged: Precondition,
 }
 
 impl History {
@@ -30,17 +89,6 @@ impl History {
         Ok(Self { changes: entries.iter().map(decode).collect::<Result<_, _>>()?, unchanged })
     }
 
-    /// The changes, newest first.
-    pub(super) fn into_changes(self) -> Vec<Change> {
-        self.changes.into_iter().rev().collect()
-    }
-
-    /// The precondition that no change was recorded since this was read.
-    pub(super) fn unchanged(&self) -> &Precondition {
-        &self.unchanged
-    }
-
-    /// The number of the next change.
     pub(super) fn next_number(&self) -> u64 {
         self.changes.back().map_or(1, |last| last.number + 1)
     }
@@ -61,19 +109,14 @@ impl History {
     }
 
     /// The binding with its digest filled in: the newest version of the plugin unless the binding names one. A named
-    /// version must be in the catalog or in the history.
-    ///
-    /// # Errors
-    ///
-    /// [`hooks::Error::PluginMissing`] if there is no such plugin or version.
+    /// version must be in the catalog or in the history, else it is an error ([`hooks::Error::PluginMissing`]).
     pub(super) fn pin(&self, catalog: &Catalog, binding: Binding) -> Result<Binding, Error> {
         let digest = match &binding.digest {
             None => catalog.plugins.get(&binding.plugin).map(|info| info.digest.clone()),
             Some(digest) => {
+                let is_recorded = self.versions().any(|version| version == (&*binding.plugin, &**digest));
                 let is_in_catalog = || catalog.versions().contains(&(binding.plugin.clone(), digest.clone()));
-                let is_kept =
-                    self.versions().any(|version| version == (&*binding.plugin, &**digest)) || is_in_catalog();
-                is_kept.then(|| digest.clone())
+                (is_recorded || is_in_catalog()).then(|| digest.clone())
             }
         };
         match digest {
@@ -89,7 +132,7 @@ impl History {
         pieces: &StoredPieces,
         change: Change,
     ) -> Result<Vec<Operation>, Error> {
-        let needed = catalog.digests_after(&change.edit);
+        let needed = digests_after(catalog, &change.edit);
         let now_ms = change.at_ms;
         let mut operations = vec![put_json(key(change.number), &change)?];
         self.changes.push_back(change);
@@ -119,6 +162,20 @@ impl History {
             || config_bytes > HISTORY_BYTES_MAX
             || versions_bytes > HISTORY_VERSIONS_BYTES_MAX
     }
+}
+
+/// The digests that plugins and hooks name once an edit is made.
+fn digests_after(catalog: &Catalog, edit: &Edit) -> BTreeSet<String> {
+    let newest = catalog.plugins.values().map(|info| (info.name.as_str(), info.digest.as_str()));
+    let run = catalog.hooks.values().map(|hook| (hook.name.as_str(), hook.binding.digest()));
+    let (mut newest, mut run): (BTreeMap<_, _>, BTreeMap<_, _>) = (newest.collect(), run.collect());
+    match edit {
+        Edit::PluginUploaded { plugin, digest, .. } => newest.insert(plugin, digest),
+        Edit::PluginRemoved { plugin } => newest.remove(plugin.as_str()),
+        Edit::HookSet { hook, binding } => run.insert(hook, binding.digest()),
+        Edit::HookRemoved { hook } => run.remove(hook.as_str()),
+    };
+    newest.into_values().chain(run.into_values()).map(str::to_owned).collect()
 }
 
 fn key(number: u64) -> String {

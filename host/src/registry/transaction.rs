@@ -11,15 +11,14 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::catalog::Catalog;
-use super::change::{Author, Change, Edit};
 use super::components::StoredPieces;
 use super::error::Error;
-use super::history::History;
+use super::history::{Change, Edit, History};
 use crate::clock;
 use crate::limits::{PROMPT_READ_DEADLINE, WRITE_DEADLINE};
 use crate::replication;
 use crate::storage::{Data, Operation, Precondition};
-use crate::write_path::{self, Request, WritePath};
+use crate::write_path::{self, WritePath};
 
 /// Attempts at a transaction while others change the registry at the same time.
 const ATTEMPTS_MAX: usize = 4;
@@ -52,26 +51,27 @@ pub(super) struct Commit {
     pub(super) edit: Edit,
 }
 
+/// Who changes the registry, and why.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Author {
+    /// The name given by the client; none if it is anonymous.
+    pub by: Option<String>,
+    /// The change to restore, if this is a rollback.
+    pub rolls_back_to: Option<u64>,
+}
+
 /// Runs transactions on the registry. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Transactions {
-    write_path: WritePath,
-    data: Data,
-    node_url: Arc<str>,
+    pub(super) write_path: WritePath,
+    pub(super) data: Data,
+    pub(super) node_url: Arc<str>,
 }
 
 impl Transactions {
-    pub(super) fn new(write_path: WritePath, data: Data, node_url: &str) -> Self {
-        Self { write_path, data, node_url: node_url.into() }
-    }
-
     /// Runs one transaction. Returns its answer and, if it wrote anything, the revision of the write.
     ///
     /// `decide` is called again for each attempt, on a new read of the registry.
-    ///
-    /// # Errors
-    ///
-    /// The error of `decide`, or if the write was not committed.
     pub(super) async fn run<T, F>(
         &self,
         author: &Author,
@@ -96,10 +96,6 @@ impl Transactions {
     }
 
     /// The registry with every change that any node has acknowledged.
-    ///
-    /// # Errors
-    ///
-    /// If this node cannot catch up in time.
     pub(super) async fn read(&self, deadline: Instant) -> Result<ReadSet, Error> {
         self.write_path.catch_up(deadline.min(Instant::now() + WRITE_DEADLINE)).await?;
         self.read_local().await
@@ -107,10 +103,6 @@ impl Transactions {
 
     /// The registry with every change that any node has acknowledged, if this node can catch up promptly; else as it is
     /// here.
-    ///
-    /// # Errors
-    ///
-    /// If the registry cannot be read.
     pub(super) async fn read_promptly(&self) -> Result<ReadSet, Error> {
         if let Err(error) = self.write_path.catch_up(Instant::now() + PROMPT_READ_DEADLINE).await {
             tracing::debug!(%error, "the registry is read without catching up");
@@ -119,10 +111,6 @@ impl Transactions {
     }
 
     /// The registry as it is on this node.
-    ///
-    /// # Errors
-    ///
-    /// If the registry cannot be read.
     pub(super) async fn read_local(&self) -> Result<ReadSet, Error> {
         let data = self.data.clone();
         blocking(move || Ok(ReadSet { catalog: Catalog::read(&data)?, history: History::read(&data)? })).await
@@ -130,10 +118,6 @@ impl Transactions {
 
     /// Stores the missing pieces of a version. Returns the preconditions that all its pieces still exist, or `None` if
     /// any was missing: the registry must then be read again.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Piece`] if a piece was not committed.
     pub(super) async fn store_pieces(
         &self,
         read: &ReadSet,
@@ -154,8 +138,7 @@ impl Transactions {
     }
 
     async fn store_piece(&self, piece: Operation, deadline: Instant) -> Result<(), Error> {
-        let request = Request { operations: vec![piece], preconditions: Vec::new(), idempotency_key: None };
-        while let Err(error) = self.write_path.write_unjudged(request.clone(), deadline).await {
+        while let Err(error) = self.write_path.write_unjudged(vec![piece.clone()], Vec::new(), deadline).await {
             // The piece may have been committed. Writing it again is harmless.
             let is_in_doubt = matches!(error, write_path::Error::Replication(replication::Error::LeaderLost));
             if !is_in_doubt || Instant::now() >= deadline {
@@ -170,9 +153,8 @@ impl Transactions {
     async fn commit(&self, commit: Commit, author: &Author, deadline: Instant) -> Result<Option<u64>, Error> {
         let pieces = self.stored_pieces(&commit.read).await?;
         let ReadSet { catalog, history } = commit.read;
-        let mut preconditions = catalog.unchanged().to_vec();
-        preconditions.push(history.unchanged().clone());
-        preconditions.extend(commit.preconditions);
+        let mut preconditions = commit.preconditions;
+        preconditions.extend(catalog.unchanged.iter().chain([&history.unchanged]).cloned());
         let change = Change {
             number: history.next_number(),
             at_ms: clock::unix_ms(),
@@ -183,12 +165,7 @@ impl Transactions {
         };
         let mut operations = vec![commit.operation];
         operations.extend(history.record(&catalog, &pieces, change)?);
-        let request = Request { operations, preconditions, idempotency_key: None };
-        match self.write_path.write_unjudged(request, deadline).await {
-            Ok(written) => Ok(Some(written.revision)),
-            Err(write_path::Error::PreconditionFailed { .. }) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        Ok(self.write_path.write_unjudged(operations, preconditions, deadline).await?)
     }
 
     async fn stored_pieces(&self, read: &ReadSet) -> Result<StoredPieces, Error> {
@@ -199,10 +176,6 @@ impl Transactions {
 }
 
 /// Runs work that may block on a thread for that.
-///
-/// # Errors
-///
-/// [`Error::Stopping`] if the runtime shuts down first; else the error of `work`.
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
