@@ -11,13 +11,9 @@ use axum::response::{IntoResponse, Response};
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
-use crate::hooks;
-use crate::registry;
 use crate::replication::{self, WriteOutcome};
-use crate::storage;
-use crate::write_path;
+use crate::{hooks, registry, storage, write_path};
 
-/// A type of problem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub(crate) struct Kind {
     r#type: &'static str,
@@ -115,7 +111,6 @@ impl Problem {
         Self { outcome: Some(self.outcome.unwrap_or(WriteOutcome::NotWritten)), ..self }
     }
 
-    /// Adds a member.
     pub(crate) fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
         self.extra.insert(name.to_owned(), value.into());
         self

@@ -18,13 +18,11 @@ use super::{answer, schema};
 use crate::hooks::{Binding, Line};
 use crate::limits::{HOOK_BODY_BYTES_MAX, PLUGIN_BYTES_MAX, ROLL_BACK_BODY_BYTES_MAX, UPLOAD_BODY_DEADLINE};
 
-/// `GET /plugins/`.
 pub(super) async fn plugins(call: Call) -> Result<Response, Problem> {
     let plugins: Vec<_> = call.app.registry.catalog().await?.plugins.into_values().collect();
     answer::ok(&BTreeMap::from([("plugins", plugins)]))
 }
 
-/// `GET /plugins/<name>/`.
 pub(super) async fn plugin(Path(name): Path<String>, call: Call) -> Result<Response, Problem> {
     let catalog = call.app.registry.catalog().await?;
     answer::ok(catalog.plugins.get(&name).ok_or_else(|| absent("plugin", &name))?)
@@ -45,7 +43,6 @@ pub(super) async fn put_plugin(Path(name): Path<String>, call: Call) -> Result<R
     answer::ok(&call.app.registry.put_plugin(&name, bytes, &author, upload).await?)
 }
 
-/// `DELETE /plugins/<name>/`.
 pub(super) async fn delete_plugin(Path(name): Path<String>, call: Call) -> Result<Response, Problem> {
     match call.app.registry.delete_plugin(&name, &request::author(&call.headers)?).await? {
         true => Ok(StatusCode::NO_CONTENT.into_response()),
@@ -59,7 +56,6 @@ pub(super) async fn hooks(call: Call) -> Result<Response, Problem> {
     answer::ok(&schema::Hooks { hooks, nodes: call.app.registry.readiness().await? })
 }
 
-/// `GET /hooks/<name>/`.
 pub(super) async fn hook(Path(name): Path<String>, call: Call) -> Result<Response, Problem> {
     let catalog = call.app.registry.catalog().await?;
     answer::ok(catalog.hooks.get(&name).ok_or_else(|| absent("hook", &name))?)
@@ -72,7 +68,6 @@ pub(super) async fn put_hook(Path(name): Path<String>, call: Call) -> Result<Res
     answer::ok(&call.app.registry.put_hook(&name, binding, &request::author(&call.headers)?).await?)
 }
 
-/// `DELETE /hooks/<name>/`.
 pub(super) async fn delete_hook(Path(name): Path<String>, call: Call) -> Result<Response, Problem> {
     match call.app.registry.delete_hook(&name, &request::author(&call.headers)?).await? {
         true => Ok(StatusCode::NO_CONTENT.into_response()),

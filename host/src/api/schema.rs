@@ -81,7 +81,6 @@ pub(super) struct NewLeader {
 #[derive(Serialize)]
 pub(super) struct Hooks {
     pub(super) hooks: Vec<HookInfo>,
-    /// The nodes that can be reached.
     pub(super) nodes: Vec<NodeReadiness>,
 }
 

@@ -1,22 +1,31 @@
 //! Opens a node's databases, and handles those that are damaged.
+//!
+//! A node whose log has lost entries that it had made durable must not go on under its old identity. Its databases are set
+//! aside, not deleted, since someone may want to look at them: they move to a directory below the data directory, named by
+//! the time, and the node starts with empty ones. Only the newest such directory is kept. While there is one, the node never
+//! founds a cluster: if all nodes lose their data, they must not quietly start over.
 
-use std::path::PathBuf;
+use std::fs::DirEntry;
+use std::io;
+use std::path::{Path, PathBuf};
 
-use super::quarantine::{self, DATA, LOG};
 use super::settings::Settings;
-use crate::replication;
-use crate::storage::{self, Data, Log, OnFsync};
+use crate::storage::{self, Data, Log, OnFsync, dir};
+use crate::{clock, replication};
 
-/// Directory for snapshots from other nodes.
+// Directories and files below the data directory: both databases, the log's watermark, the prefix of the directories that
+// hold damaged databases, and the directory for snapshots from other nodes.
+const LOG: &str = "log";
+const DATA: &str = "data";
+const WATERMARK: &str = "log.watermark";
+const ASIDE_PREFIX: &str = "damaged-";
 pub(super) const SPOOL: &str = "spool";
 
 /// Why the databases cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// The data directory cannot be used.
     #[error("--data-dir: {}: {source}", path.display())]
-    Dir { path: PathBuf, source: std::io::Error },
-    /// The data in the directory cannot be opened.
+    Dir { path: PathBuf, source: io::Error },
     #[error("--data-dir: {}: {source}", path.display())]
     Storage { path: PathBuf, source: storage::Error },
     /// Durable entries are gone, and there is no other node to get them from.
@@ -33,10 +42,10 @@ pub(crate) enum Error {
 pub(super) fn open(settings: &Settings, on_fsync: impl Fn() -> OnFsync) -> Result<(Log, Data), Error> {
     let path = || settings.data_dir.clone();
     let refused = |source| Error::Dir { path: path(), source };
-    storage::dir::create(&settings.data_dir.join(SPOOL)).map_err(refused)?;
+    dir::create(&settings.data_dir.join(SPOOL)).map_err(refused)?;
     let opened = match try_open(settings, on_fsync()) {
         Err(lost @ storage::Error::Lost { .. }) if !settings.peer_urls.is_empty() => {
-            let aside = quarantine::set_aside(&settings.data_dir).map_err(refused)?;
+            let aside = set_aside(&settings.data_dir).map_err(refused)?;
             tracing::error!(
                 error = %lost,
                 aside = %aside.display(),
@@ -50,7 +59,7 @@ pub(super) fn open(settings: &Settings, on_fsync: impl Fn() -> OnFsync) -> Resul
     };
     let opened = opened.map_err(|source| Error::Storage { path: path(), source })?;
     // The databases sync the content of their directories, but not the data directory that contains these.
-    storage::dir::sync(&settings.data_dir).map_err(refused)?;
+    dir::sync(&settings.data_dir).map_err(refused)?;
     Ok(opened)
 }
 
@@ -70,25 +79,50 @@ fn open_both(settings: &Settings, on_fsync: OnFsync) -> Result<(Log, Data), stor
         true => Log::open_with_losses(&dir, on_fsync)?,
         false => Log::open(&dir, on_fsync)?,
     };
-    let checked = Data::open(&settings.data_dir.join(DATA), settings.cache_bytes)
-        .and_then(|data| check(settings, &log, &data).map(|()| data));
-    match checked {
-        Ok(data) => Ok((log, data)),
-        Err(error) => {
-            log.close();
-            Err(error)
-        }
-    }
+    let data =
+        Data::open(&settings.data_dir.join(DATA), settings.cache_bytes).and_then(
+            |data| match replication::check_storage(&log, &data, &settings.data_dir) {
+                Err(error @ storage::Error::Lost { .. }) if settings.accept_data_loss => {
+                    tracing::error!(%error, "the loss is accepted");
+                    Ok(data)
+                }
+                checked => checked.map(|()| data),
+            },
+        );
+    let data = data.inspect_err(|_| log.close())?;
+    Ok((log, data))
 }
 
-fn check(settings: &Settings, log: &Log, data: &Data) -> Result<(), storage::Error> {
-    match replication::check_storage(log, data, &settings.data_dir) {
-        Err(error @ storage::Error::Lost { .. }) if settings.accept_data_loss => {
-            tracing::error!(%error, "the loss is accepted");
-            Ok(())
+/// Sets the databases aside. Returns the directory they are in now.
+fn set_aside(data_dir: &Path) -> io::Result<PathBuf> {
+    let earlier = all_aside(data_dir)?;
+    let now = humantime::format_rfc3339_millis(clock::now()).to_string().replace(':', "-");
+    let aside = data_dir.join(format!("{ASIDE_PREFIX}{now}"));
+    dir::create(&aside)?;
+    // The watermark goes last: if the move is interrupted, the rest is still recognized as damaged.
+    for part in [DATA, LOG, WATERMARK] {
+        match std::fs::rename(data_dir.join(part), aside.join(part)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
         }
-        checked => checked,
+        dir::sync(&aside)?;
+        dir::sync(data_dir)?;
     }
+    for dir in earlier {
+        std::fs::remove_dir_all(dir)?;
+    }
+    Ok(aside)
+}
+
+/// Whether databases were set aside here and are still there.
+pub(super) fn have_been_set_aside(data_dir: &Path) -> io::Result<bool> {
+    Ok(!all_aside(data_dir)?.is_empty())
+}
+
+fn all_aside(data_dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries: Vec<_> = std::fs::read_dir(data_dir)?.collect::<Result<_, _>>()?;
+    let is_aside = |entry: &DirEntry| entry.file_name().to_string_lossy().starts_with(ASIDE_PREFIX);
+    Ok(entries.into_iter().filter(is_aside).map(|entry| entry.path()).collect())
 }
 
 #[cfg(test)]
@@ -127,7 +161,7 @@ mod tests {
         damaged(&dir);
         let (log, _data) = open(&dir, true, false).unwrap();
         assert_eq!(log.first_last(), None);
-        assert!(quarantine::exists(&dir.path().join("new/data")).unwrap());
+        assert!(have_been_set_aside(&dir.path().join("new/data")).unwrap());
         log.close();
     }
 
@@ -142,5 +176,25 @@ mod tests {
         log.close();
         drop((log, data));
         open(&dir, false, false).unwrap().0.close();
+    }
+
+    #[test]
+    fn data_that_was_set_aside_is_kept_until_the_next_time() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!have_been_set_aside(dir.path()).unwrap());
+        let fill = |text: &str| {
+            std::fs::create_dir(dir.path().join("log")).unwrap();
+            std::fs::write(dir.path().join("log/0"), text).unwrap();
+            std::fs::write(dir.path().join(WATERMARK), text).unwrap();
+        };
+        fill("first");
+        let first = set_aside(dir.path()).unwrap();
+        assert!(have_been_set_aside(dir.path()).unwrap() && !dir.path().join("log").exists());
+        assert_eq!(std::fs::read(first.join("log/0")).unwrap(), b"first");
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        fill("second");
+        let second = set_aside(dir.path()).unwrap();
+        assert_eq!(std::fs::read(second.join(WATERMARK)).unwrap(), b"second");
+        assert!(!first.exists());
     }
 }

@@ -13,10 +13,9 @@
 //! # Failure
 //!
 //! After a failed write or sync the node must not write again: [`Node::failed`] tells, and the process ends at once.
-//! Lost or damaged data is handled before anything starts (see `databases` and `quarantine`).
+//! Lost or damaged data is handled before anything starts (see `databases`).
 
 mod databases;
-mod quarantine;
 mod settings;
 
 use std::net::SocketAddr;
@@ -46,7 +45,6 @@ const FREE_SPACE_INTERVAL: Duration = Duration::from_millis(500);
 /// How long to wait for the disk's own error after consensus has stopped.
 const FAILURE_PATIENCE: Duration = Duration::from_millis(200);
 
-/// Why a node could not start.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
     #[error(transparent)]
@@ -57,7 +55,6 @@ pub(crate) enum StartError {
     Data(#[from] DataError),
     #[error(transparent)]
     Hooks(#[from] hooks::Error),
-    /// The client for other nodes.
     #[error("the HTTP client cannot be built")]
     Http(#[from] reqwest::Error),
     #[error(transparent)]
@@ -67,18 +64,13 @@ pub(crate) enum StartError {
     Cancelled(#[from] tokio::task::JoinError),
 }
 
-/// A running node.
 pub(crate) struct Node {
     /// The base URL under which others reach this node.
     pub url: String,
     /// The address it listens on.
     pub address: SocketAddr,
     log: Log,
-    data: Data,
-    replication: replication::Handle,
-    registry: Registry,
-    /// Stops the server: no more connections, and open streams end.
-    draining: CancellationToken,
+    app: Arc<api::App>,
     server: JoinHandle<std::io::Result<()>>,
     /// Stops the tasks.
     stopping: CancellationToken,
@@ -97,8 +89,9 @@ impl Node {
         let (log, data) = open_storage(&settings, &telemetry).await?;
         let free_space = FreeSpace::new(&settings.data_dir, settings.disk_reserve_bytes);
         let (stopping, tasks) = (CancellationToken::new(), TaskTracker::new());
-        watch_free_space(free_space.clone(), stopping.clone(), &tasks).await?;
-        let has_set_data_aside = quarantine::exists(&settings.data_dir)
+        free_space.measure();
+        tasks.spawn(watch_free_space(free_space.clone(), stopping.clone()));
+        let has_set_data_aside = databases::have_been_set_aside(&settings.data_dir)
             .map_err(|source| DataError::Dir { path: settings.data_dir.clone(), source })?;
         let options = replication::Options {
             self_url: url.clone(),
@@ -122,18 +115,11 @@ impl Node {
         let registry = Registry::start(runtime, &pipeline, write_path.clone(), replication.clone(), data.clone());
 
         let draining = CancellationToken::new();
-        let app = api::App {
-            write_path,
-            replication: replication.clone(),
-            registry: registry.clone(),
-            plugin_record: record,
-            draining: draining.clone(),
-            data: data.clone(),
-            telemetry,
-        };
-        let server = tokio::spawn(net::serve(listener, api::router(app), draining.clone()));
+        let app =
+            Arc::new(api::App { write_path, replication, registry, plugin_record: record, draining, data, telemetry });
+        let server = tokio::spawn(net::serve(listener, api::router(app.clone()), app.draining.clone()));
         tracing::info!(%url, %address, peers = settings.peer_urls.len(), data_dir = %settings.data_dir.display(), "started");
-        Ok(Self { url, address, log, data, replication, registry, draining, server, stopping, tasks })
+        Ok(Self { url, address, log, app, server, stopping, tasks })
     }
 
     /// Waits until the node cannot go on, because its disk has failed or consensus has stopped by itself. The process must
@@ -142,7 +128,7 @@ impl Node {
         tokio::select! {
             biased;
             failure = self.disk_failed() => failure,
-            reason = self.replication.failed() => {
+            reason = self.app.replication.failed() => {
                 // The disk's own error says more, and may arrive a moment later.
                 let failed = timeout(FAILURE_PATIENCE, self.disk_failed()).await;
                 failed.unwrap_or(Failure::Consensus { reason })
@@ -152,7 +138,7 @@ impl Node {
 
     async fn disk_failed(&self) -> Failure {
         let failure = |poison: &storage::Poison, error| Failure::Disk { path: poison.path().to_path_buf(), error };
-        let (log, data) = (self.log.poison(), self.data.poison());
+        let (log, data) = (self.log.poison(), self.app.data.poison());
         tokio::select! {
             error = log.poisoned() => failure(log, error),
             error = data.poisoned() => failure(data, error),
@@ -163,19 +149,19 @@ impl Node {
     /// acknowledged is on disk.
     pub async fn stop(self) {
         // First, so that writes go on elsewhere while this node answers its requests.
-        self.replication.hand_over().await;
-        self.draining.cancel();
+        self.app.replication.hand_over().await;
+        self.app.draining.cancel();
         let deadline = Instant::now() + DRAIN_DEADLINE;
         if timeout_at(deadline, self.server).await.is_err() {
             tracing::warn!(deadline = ?DRAIN_DEADLINE, "some requests were cut off");
         }
         self.stopping.cancel();
         self.tasks.close();
-        let tasks = async { tokio::join!(self.tasks.wait(), self.registry.stop()) };
+        let tasks = async { tokio::join!(self.tasks.wait(), self.app.registry.stop()) };
         if timeout_at(deadline, tasks).await.is_err() {
             tracing::warn!(deadline = ?DRAIN_DEADLINE, "a plugin is still being compiled");
         }
-        self.replication.shutdown().await;
+        self.app.replication.shutdown().await;
         let log = self.log;
         if spawn_blocking(move || log.close()).await.is_err() {
             tracing::error!("the log was not closed cleanly");
@@ -183,7 +169,6 @@ impl Node {
     }
 }
 
-/// Why a node cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
     #[error("{}: {error}; this node stops, since it is unknown what its disk holds", path.display())]
@@ -192,26 +177,15 @@ pub(crate) enum Failure {
     Consensus { reason: String },
 }
 
-/// Measures the free space now, and again at every interval until `stop`.
-async fn watch_free_space(
-    free_space: FreeSpace,
-    stop: CancellationToken,
-    tasks: &TaskTracker,
-) -> Result<(), StartError> {
-    let measure = move || {
+/// Measures the free space at every interval until `stop`.
+async fn watch_free_space(free_space: FreeSpace, stop: CancellationToken) {
+    while stop.run_until_cancelled(sleep(FREE_SPACE_INTERVAL)).await.is_some() {
         let free_space = free_space.clone();
-        spawn_blocking(move || free_space.measure())
-    };
-    measure().await?;
-    tasks.spawn(async move {
-        while stop.run_until_cancelled(sleep(FREE_SPACE_INTERVAL)).await.is_some() {
-            // An error means that the runtime shuts down.
-            if measure().await.is_err() {
-                return;
-            }
+        // An error means that the runtime shuts down.
+        if spawn_blocking(move || free_space.measure()).await.is_err() {
+            return;
         }
-    });
-    Ok(())
+    }
 }
 
 async fn open_storage(settings: &Settings, telemetry: &Telemetry) -> Result<(Log, Data), StartError> {

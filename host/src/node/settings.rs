@@ -161,18 +161,15 @@ impl Given {
     }
 }
 
-/// Checked settings.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     pub listen: SocketAddr,
     pub data_dir: PathBuf,
     /// The URL under which the others reach this node. The default depends on the bound port.
     pub advertise_url: Option<String>,
-    /// The base URLs of the other nodes.
     pub peer_urls: Vec<String>,
     /// Memory for cached blocks, in bytes.
     pub cache_bytes: u64,
-    /// Log entries between snapshots.
     pub snapshot_entries: u64,
     /// Free space below which writes are refused, in bytes.
     pub disk_reserve_bytes: u64,
@@ -181,7 +178,6 @@ pub(crate) struct Settings {
     pub timing: Timing,
     /// The format of log lines. `None`: text if standard error is a terminal, else JSON.
     pub log_format: Option<LogFormat>,
-    /// The log filter.
     pub log: String,
 }
 

@@ -9,7 +9,6 @@ use super::error::Error;
 use crate::hooks::Binding;
 use crate::storage::{Data, HOOKS_PREFIX, PLUGINS_PREFIX, Precondition};
 
-/// A plugin in the registry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct PluginInfo {
     #[serde(default)]
@@ -36,7 +35,6 @@ pub(crate) struct HookInfo {
     pub name: String,
     #[serde(flatten)]
     pub binding: Binding,
-    /// The store's revision at which it was set.
     pub revision: u64,
 }
 
@@ -65,11 +63,6 @@ impl Catalog {
             hooks.insert(name.clone(), HookInfo { name, binding, revision: entry.meta.revision });
         }
         Ok(Self { plugins, hooks, unchanged: [plugins_unchanged, hooks_unchanged] })
-    }
-
-    /// The hooks that run a plugin.
-    pub(super) fn hooks_of<'a>(&'a self, plugin: &'a str) -> impl Iterator<Item = &'a str> {
-        self.hooks.values().filter(move |hook| hook.binding.plugin == plugin).map(|hook| hook.name.as_str())
     }
 
     /// The newest version of each plugin and the versions that hooks run, by name and digest.

@@ -2,7 +2,7 @@
 //!
 //! Everything here may compile or run a plugin, which takes up to seconds: call it on blocking threads.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use super::components;
 use super::error::Error;
-use crate::hooks::{self, Hook, Plugin, Runtime};
+use crate::hooks::{self, Plugin, Runtime};
 use crate::storage::Data;
 
 /// The name of a plugin, and the digest of the version.
@@ -18,16 +18,12 @@ type Version = (String, String);
 
 pub(super) struct CompiledPlugins {
     pub(super) runtime: Runtime,
-    data: Data,
+    pub(super) data: Data,
     /// Never locked while a plugin compiles: two threads may compile the same version, and the later one replaces it.
-    by_version: Mutex<HashMap<Version, Arc<Plugin>>>,
+    pub(super) by_version: Mutex<HashMap<Version, Arc<Plugin>>>,
 }
 
 impl CompiledPlugins {
-    pub(super) fn new(runtime: Runtime, data: Data) -> Self {
-        Self { runtime, data, by_version: Mutex::default() }
-    }
-
     /// The compiled form of a version in the registry. [`hooks::Error::PluginMissing`] if the registry does not have all
     /// its bytes.
     pub(super) fn get(&self, name: &str, digest: &str) -> Result<Arc<Plugin>, Error> {
@@ -50,21 +46,8 @@ impl CompiledPlugins {
         Ok(self.keep(version, self.runtime.compile(name, bytes)?))
     }
 
-    /// Pre-initializes the plugin of a hook with the hook's configuration. The hook keeps the result, also if it failed;
-    /// an error means that the bytes of the plugin are missing.
-    pub(super) fn pre_initialize(&self, hook: &Hook) -> Result<(), Error> {
-        let component = self.component(hook.plugin().name(), hook.plugin().digest())?;
-        hook.pre_initialize(&component);
-        Ok(())
-    }
-
-    /// Drops all other versions from memory.
-    pub(super) fn retain(&self, versions: &BTreeSet<Version>) {
-        self.by_version.lock().retain(|version, _| versions.contains(version));
-    }
-
     /// The bytes of a version, checked against its digest.
-    fn component(&self, name: &str, digest: &str) -> Result<Bytes, Error> {
+    pub(super) fn component(&self, name: &str, digest: &str) -> Result<Bytes, Error> {
         let component = components::read(&self.data, digest)?.filter(|component| hooks::digest(component) == digest);
         let missing = || hooks::Error::PluginMissing { plugin: name.to_owned(), digest: Some(digest.to_owned()) };
         component.ok_or_else(|| missing().into())

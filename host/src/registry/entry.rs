@@ -30,7 +30,6 @@ pub(super) fn precondition(fact: Fact) -> Precondition {
     Precondition { asked_by: AskedBy::Client, space: Space::System, fact }
 }
 
-/// The part of an entry's key after the prefix.
 pub(super) fn name_of(entry: &Entry, prefix: &str) -> String {
     entry.key.strip_prefix(prefix).unwrap_or(&entry.key).to_owned()
 }
@@ -39,7 +38,6 @@ pub(super) fn decode<T: DeserializeOwned>(entry: &Entry) -> Result<T, Error> {
     serde_json::from_slice(&entry.value.bytes).map_err(|source| Error::Undecodable { key: entry.key.clone(), source })
 }
 
-/// The operation that stores a value as JSON.
 pub(super) fn put_json<T: Serialize>(key: String, value: &T) -> Result<Operation, Error> {
     match serde_json::to_vec(value) {
         Ok(text) => Ok(put(key, Value::json(text))),

@@ -1,9 +1,7 @@
 //! Why the registry was not changed or read.
 
-use crate::hooks;
 use crate::limits::{HOOKS_MAX, PLUGINS_MAX, UPLOADS_MAX};
-use crate::storage;
-use crate::write_path;
+use crate::{hooks, storage, write_path};
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {

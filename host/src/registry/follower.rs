@@ -46,7 +46,6 @@ pub(super) struct Follower {
 }
 
 impl Follower {
-    /// Starts the three tasks.
     pub(super) fn start(self: &Arc<Self>, tasks: &TaskTracker) {
         tasks.spawn(self.clone().keep_in_force());
         tasks.spawn(self.clone().keep_compiled());
@@ -159,7 +158,7 @@ impl Follower {
     fn compile_ahead(&self) -> Result<(), Error> {
         let revision = self.data.revision();
         let versions = Catalog::read(&self.data)?.versions();
-        self.plugins.retain(&versions);
+        self.plugins.by_version.lock().retain(|version, _| versions.contains(version));
         for (name, digest) in versions {
             if self.stop.is_cancelled() {
                 return Ok(());
@@ -182,8 +181,10 @@ impl Follower {
                 return Ok(());
             }
             let began = Instant::now();
-            self.plugins.pre_initialize(hook)?;
-            let (name, plugin, ms) = (hook.name(), hook.plugin().name(), began.elapsed().as_millis());
+            let (name, plugin) = (hook.name(), hook.plugin().name());
+            // The hook keeps the result, also if it failed.
+            hook.pre_initialize(&self.plugins.component(plugin, hook.plugin().digest())?);
+            let ms = began.elapsed().as_millis();
             match hook.pre_initialized() {
                 Some(Err(reason)) => {
                     tracing::info!(hook = name, plugin, reason, "the plugin is configured before each call")

@@ -38,7 +38,6 @@ pub(crate) struct Change {
     pub rolled_back_to: Option<u64>,
 }
 
-/// What a change does to the registry.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "action", rename_all = "kebab-case")]
 pub(crate) enum Edit {
@@ -48,34 +47,6 @@ pub(crate) enum Edit {
     HookRemoved { hook: String },
 }
 
-impl Edit {
-    /// The hook that was changed, if it was one.
-    fn hook(&self) -> Option<&str> {
-        match self {
-            Self::HookSet { hook, .. } | Self::HookRemoved { hook } => Some(hook),
-            Self::PluginUploaded { .. } | Self::PluginRemoved { .. } => None,
-        }
-    }
-
-    /// The plugin and digest that it names.
-    fn version(&self) -> Option<(&str, &str)> {
-        match self {
-            Self::PluginUploaded { plugin, digest, .. } => Some((plugin, digest)),
-            Self::HookSet { binding, .. } => Some((&binding.plugin, binding.digest())),
-            Self::PluginRemoved { .. } | Self::HookRemoved { .. } => None,
-        }
-    }
-
-    /// The size of its configuration, the only part of a change that may be large.
-    fn config_bytes(&self) -> usize {
-        match self {
-            Self::HookSet { binding, .. } => binding.config.to_string().len(),
-            _ => 0,
-        }
-    }
-}
-
-/// The kept changes.
 pub(super) struct History {
     /// Oldest first.
     pub(super) changes: VecDeque<Change>,
@@ -89,11 +60,6 @@ impl History {
         Ok(Self { changes: entries.iter().map(decode).collect::<Result<_, _>>()?, unchanged })
     }
 
-    pub(super) fn next_number(&self) -> u64 {
-        self.changes.back().map_or(1, |last| last.number + 1)
-    }
-
-    /// The digests of all versions that the changes name.
     pub(super) fn digests(&self) -> BTreeSet<String> {
         self.versions().map(|(_, digest)| digest.to_owned()).collect()
     }
@@ -101,7 +67,11 @@ impl History {
     /// The change that brought a hook to its state as of change `to`, or, if `to` is `None`, to its state before its last
     /// change. `None` if the history does not reach back that far.
     pub(super) fn state_of(&self, hook: &str, to: Option<u64>) -> Option<&Change> {
-        let mut of_hook = self.changes.iter().rev().filter(|change| change.edit.hook() == Some(hook));
+        let is_of_hook = |change: &&Change| match &change.edit {
+            Edit::HookSet { hook: changed, .. } | Edit::HookRemoved { hook: changed } => changed == hook,
+            Edit::PluginUploaded { .. } | Edit::PluginRemoved { .. } => false,
+        };
+        let mut of_hook = self.changes.iter().rev().filter(is_of_hook);
         match to {
             Some(to) => of_hook.find(|change| change.number <= to),
             None => of_hook.nth(1),
@@ -144,8 +114,13 @@ impl History {
         Ok(operations)
     }
 
+    /// The plugins and digests that the changes name.
     fn versions(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.changes.iter().filter_map(|change| change.edit.version())
+        self.changes.iter().filter_map(|change| match &change.edit {
+            Edit::PluginUploaded { plugin, digest, .. } => Some((&**plugin, &**digest)),
+            Edit::HookSet { binding, .. } => Some((&*binding.plugin, binding.digest())),
+            Edit::PluginRemoved { .. } | Edit::HookRemoved { .. } => None,
+        })
     }
 
     fn is_too_large(&self, catalog: &Catalog, needed: &BTreeSet<String>) -> bool {
@@ -157,9 +132,13 @@ impl History {
         let sizes: BTreeMap<&str, u64> = uploaded.chain(newest).collect();
         let only_here = self.digests().into_iter().filter(|digest| !needed.contains(digest));
         let versions_bytes: u64 = only_here.filter_map(|digest| sizes.get(digest.as_str())).sum();
-        let config_bytes: usize = self.changes.iter().map(|change| change.edit.config_bytes()).sum();
+        // The configurations are the only parts of changes that may be large.
+        let configs = self.changes.iter().filter_map(|change| match &change.edit {
+            Edit::HookSet { binding, .. } => Some(binding.config.to_string().len()),
+            _ => None,
+        });
         self.changes.len() > HISTORY_CHANGES_MAX
-            || config_bytes > HISTORY_BYTES_MAX
+            || configs.sum::<usize>() > HISTORY_BYTES_MAX
             || versions_bytes > HISTORY_VERSIONS_BYTES_MAX
     }
 }

@@ -51,6 +51,7 @@ mod transaction;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
@@ -89,7 +90,6 @@ pub(crate) struct HookStart {
     digest: String,
     /// Whether the hook is pre-initialized. Otherwise each call is configured first.
     starts_configured: bool,
-    /// The reason if it is not.
     #[serde(skip_serializing_if = "Option::is_none")]
     why_not: Option<String>,
 }
@@ -102,7 +102,6 @@ pub(crate) struct NodeReadiness {
 }
 
 impl Registry {
-    /// Starts following the registry.
     pub fn start(
         runtime: Runtime,
         pipeline: &Pipeline,
@@ -112,7 +111,7 @@ impl Registry {
     ) -> Self {
         let transactions = Transactions { write_path, data: data.clone(), node_url: replication.url().into() };
         let follower = Arc::new(Follower {
-            plugins: CompiledPlugins::new(runtime, data.clone()),
+            plugins: CompiledPlugins { runtime, data: data.clone(), by_version: Mutex::default() },
             active: pipeline.active().clone(),
             replication,
             data,
@@ -194,7 +193,8 @@ impl Registry {
             if !read.catalog.plugins.contains_key(name) {
                 return Ok(Decision::Done(false));
             }
-            let hooks: Vec<String> = read.catalog.hooks_of(name).map(str::to_owned).collect();
+            let hooks = read.catalog.hooks.values().filter(|hook| hook.binding.plugin == name);
+            let hooks: Vec<String> = hooks.map(|hook| hook.name.clone()).collect();
             if !hooks.is_empty() {
                 return Err(Error::PluginInUse { plugin: name.to_owned(), hooks });
             }
@@ -269,7 +269,6 @@ impl Registry {
         }
     }
 
-    /// The plugins and hooks.
     pub async fn catalog(&self) -> Result<Catalog, Error> {
         Ok(self.transactions.read_promptly().await?.catalog)
     }
@@ -284,7 +283,6 @@ impl Registry {
         self.follower.active.current().epoch() >= self.follower.data.hook_epoch()
     }
 
-    /// The readiness of the reachable nodes.
     pub async fn readiness(&self) -> Result<Vec<NodeReadiness>, Error> {
         let catalog = self.transactions.read_local().await?.catalog;
         let plugins = catalog.plugins.values().map(|plugin| plugin.revision);

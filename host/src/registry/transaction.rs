@@ -14,11 +14,10 @@ use super::catalog::Catalog;
 use super::components::StoredPieces;
 use super::error::Error;
 use super::history::{Change, Edit, History};
-use crate::clock;
 use crate::limits::{PROMPT_READ_DEADLINE, WRITE_DEADLINE};
-use crate::replication;
 use crate::storage::{Data, Operation, Precondition};
 use crate::write_path::{self, WritePath};
+use crate::{clock, replication};
 
 /// Attempts at a transaction while others change the registry at the same time.
 const ATTEMPTS_MAX: usize = 4;
@@ -34,9 +33,7 @@ pub(super) struct ReadSet {
 
 /// The result of one attempt at a transaction, before anything is written. `T` is the answer to the caller.
 pub(super) enum Decision<T> {
-    /// Nothing needs to be written.
     Done(T),
-    /// Commit this.
     Commit(Box<Commit>, T),
     /// Read the registry again: it was changed on purpose.
     Again,
@@ -156,7 +153,7 @@ impl Transactions {
         let mut preconditions = commit.preconditions;
         preconditions.extend(catalog.unchanged.iter().chain([&history.unchanged]).cloned());
         let change = Change {
-            number: history.next_number(),
+            number: history.changes.back().map_or(1, |last| last.number + 1),
             at_ms: clock::unix_ms(),
             by: author.by.clone(),
             node: self.node_url.to_string(),

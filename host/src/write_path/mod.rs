@@ -78,7 +78,6 @@ pub(crate) struct Written {
     pub repeated: bool,
 }
 
-/// Why a write was not acknowledged.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     /// A precondition of the client does not hold. `current` is the revision of the key; `None` if it has no entry.
@@ -89,10 +88,8 @@ pub(crate) enum Error {
     /// The hooks, or something they had read, changed during each attempt.
     #[error("the write was judged {attempts} times, and each time what its hooks had read changed before it committed")]
     Contended { attempts: usize },
-    /// A hook refused the write or failed.
     #[error(transparent)]
     Hook(#[from] hooks::Error),
-    /// The cluster did not commit it.
     #[error(transparent)]
     Replication(#[from] replication::Error),
     /// This node could not look up an earlier write of the same name. Nothing was written now.
@@ -110,7 +107,6 @@ pub(crate) struct WritePath {
     telemetry: Telemetry,
 }
 
-/// A write on its way.
 struct Write<'a> {
     request: &'a Request,
     name: Option<&'a Idempotency>,
@@ -160,8 +156,7 @@ impl WritePath {
         Ok(self.replication.read_barrier(deadline).await?)
     }
 
-    /// A write with a name: attempted again while its outcome is unknown, since its name keeps it from being applied
-    /// twice.
+    /// Attempts a write again while its outcome is unknown: its name keeps it from being applied twice.
     async fn write_named(&self, write: &Write<'_>) -> Result<Written, Error> {
         if let Some(written) = self.recall(write).await? {
             return Ok(written);
@@ -210,8 +205,7 @@ impl WritePath {
         Err(Error::Contended { attempts: REJUDGE_MAX })
     }
 
-    /// The outcome of an earlier write of the same name, as far as this node knows. `None` if there is none, or the write
-    /// has no name.
+    /// The outcome of an earlier write of the same name. `None` if this node knows of none, or the write has no name.
     async fn recall(&self, write: &Write<'_>) -> Result<Option<Written>, Error> {
         let Some(name) = write.name.cloned() else { return Ok(None) };
         let data = self.data.clone();
@@ -253,8 +247,7 @@ impl WritePath {
         outcome
     }
 
-    /// Turns an outcome into the answer to the client. `None` if the write must be judged again; this node is then ready
-    /// for that.
+    /// Turns an outcome into the answer to the client. `None`: this node is ready to judge the write again.
     async fn conclude(
         &self,
         write: &Write<'_>,

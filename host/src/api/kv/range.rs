@@ -22,7 +22,6 @@ pub(crate) struct Range {
     query: RangeQuery,
 }
 
-/// `GET`: a page of a range.
 pub(crate) async fn list(Call { app, parameters, .. }: Call<Range>) -> Result<Response, Problem> {
     let Range { consistency, query } = parameters;
     let freshness = Freshness::establish(&app, consistency).await?;
