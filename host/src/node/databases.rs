@@ -115,8 +115,9 @@ fn set_aside(data_dir: &Path) -> io::Result<PathBuf> {
 }
 
 /// Whether databases were set aside here and are still there.
-pub(super) fn have_been_set_aside(data_dir: &Path) -> io::Result<bool> {
-    Ok(!all_aside(data_dir)?.is_empty())
+pub(super) fn have_been_set_aside(data_dir: &Path) -> Result<bool, Error> {
+    let aside = all_aside(data_dir).map_err(|source| Error::Dir { path: data_dir.to_path_buf(), source })?;
+    Ok(!aside.is_empty())
 }
 
 fn all_aside(data_dir: &Path) -> io::Result<Vec<PathBuf>> {

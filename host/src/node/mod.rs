@@ -7,12 +7,12 @@
 //!
 //! # Stop
 //!
-//! [`Node::stop`] hands the leadership over, so that writes go on elsewhere, then drains the requests and the tasks for at
+//! `Node::stop` hands the leadership over, so that writes go on elsewhere, then drains the requests and the tasks for at
 //! most [`DRAIN_DEADLINE`], stops replication, and closes the log.
 //!
 //! # Failure
 //!
-//! After a failed write or sync the node must not write again: [`Node::failed`] tells, and the process ends at once.
+//! After a failed write or sync the node must not write again: `Node::failed` tells, and the process ends at once.
 //! Lost or damaged data is handled before anything starts (see `databases`).
 
 mod databases;
@@ -91,13 +91,11 @@ impl Node {
         let (stopping, tasks) = (CancellationToken::new(), TaskTracker::new());
         free_space.measure();
         tasks.spawn(watch_free_space(free_space.clone(), stopping.clone()));
-        let has_set_data_aside = databases::have_been_set_aside(&settings.data_dir)
-            .map_err(|source| DataError::Dir { path: settings.data_dir.clone(), source })?;
         let options = replication::Options {
             self_url: url.clone(),
             peer_urls: settings.peer_urls.clone(),
             spool_dir: settings.data_dir.join(databases::SPOOL),
-            may_found: !has_set_data_aside,
+            may_found: !databases::have_been_set_aside(&settings.data_dir)?,
             free_space,
             timing: settings.timing,
             snapshot_entries: settings.snapshot_entries,

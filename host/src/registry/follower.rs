@@ -8,10 +8,13 @@
 //!
 //! They are separate because each takes longer than the one before, and must not delay it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::future::OptionFuture;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
@@ -19,10 +22,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::catalog::Catalog;
-use super::compiled::CompiledPlugins;
+use super::components;
 use super::error::Error;
 use super::history::History;
-use crate::hooks::{self, Active, Hook};
+use crate::hooks::{self, Active, Hook, Plugin, Runtime};
 use crate::replication;
 use crate::storage::Data;
 
@@ -199,5 +202,59 @@ impl Follower {
         let digests = Catalog::read(&self.data)?.digests().into_iter().chain(History::read(&self.data)?.digests());
         self.plugins.runtime.keep_compiled(digests, set.hooks());
         Ok(())
+    }
+}
+
+/// The name of a plugin, and the digest of the version.
+type Version = (String, String);
+
+/// The compiled versions of plugins on this node: in memory, from the cache on disk, or compiled from the registry.
+///
+/// Its methods may compile a plugin, which takes up to seconds: call them on blocking threads.
+pub(super) struct CompiledPlugins {
+    pub(super) runtime: Runtime,
+    pub(super) data: Data,
+    /// Never locked while a plugin compiles: two threads may compile the same version, and the later one replaces it.
+    pub(super) by_version: Mutex<HashMap<Version, Arc<Plugin>>>,
+}
+
+impl CompiledPlugins {
+    /// The compiled form of a version in the registry. [`hooks::Error::PluginMissing`] if the registry does not have all
+    /// its bytes.
+    pub(super) fn get(&self, name: &str, digest: &str) -> Result<Arc<Plugin>, Error> {
+        let version = (name.to_owned(), digest.to_owned());
+        if let Some(plugin) = self.in_memory(&version) {
+            return Ok(plugin);
+        }
+        if let Some(plugin) = self.runtime.compiled_before(name, digest) {
+            return Ok(self.keep(version, plugin));
+        }
+        self.compile(name, &self.component(name, digest)?)
+    }
+
+    /// Compiles the bytes of a plugin, unless that was done before.
+    pub(super) fn compile(&self, name: &str, bytes: &[u8]) -> Result<Arc<Plugin>, Error> {
+        let version = (name.to_owned(), hooks::digest(bytes));
+        if let Some(plugin) = self.in_memory(&version) {
+            return Ok(plugin);
+        }
+        Ok(self.keep(version, self.runtime.compile(name, bytes)?))
+    }
+
+    /// The bytes of a version, checked against its digest.
+    fn component(&self, name: &str, digest: &str) -> Result<Bytes, Error> {
+        let component = components::read(&self.data, digest)?.filter(|component| hooks::digest(component) == digest);
+        let missing = || hooks::Error::PluginMissing { plugin: name.to_owned(), digest: Some(digest.to_owned()) };
+        component.ok_or_else(|| missing().into())
+    }
+
+    fn in_memory(&self, version: &Version) -> Option<Arc<Plugin>> {
+        self.by_version.lock().get(version).cloned()
+    }
+
+    fn keep(&self, version: Version, plugin: Plugin) -> Arc<Plugin> {
+        let plugin = Arc::new(plugin);
+        self.by_version.lock().insert(version, plugin.clone());
+        plugin
     }
 }

@@ -17,8 +17,8 @@
 //! | `history/<number>` | a change: what was changed, when and by whom | `history` |
 //!
 //! `Registry` is the facade. All changes go through `transaction`, one read-modify-write loop. On every node `follower`
-//! watches the applied entries: it compiles what the registry names (`compiled`), puts the hooks in force and then
-//! pre-initializes them. Until a hook is pre-initialized, its calls are configured one by one.
+//! watches the applied entries: it compiles what the registry names, puts the hooks in force and then pre-initializes them.
+//! Until a hook is pre-initialized, its calls are configured one by one.
 //!
 //! # Guarantees
 //!
@@ -40,7 +40,6 @@
 //! A change reads the whole registry, without the bytes of plugins, and is one write. An upload is one more write per MiB.
 
 mod catalog;
-mod compiled;
 mod components;
 mod entry;
 mod error;
@@ -59,10 +58,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub(crate) use self::catalog::{Catalog, HookInfo, PluginInfo};
-use self::compiled::CompiledPlugins;
 use self::entry::{delete, put_json};
 pub(crate) use self::error::Error;
-use self::follower::Follower;
+use self::follower::{CompiledPlugins, Follower};
 use self::history::{Change, Edit};
 pub(crate) use self::transaction::Author;
 use self::transaction::{Commit, Decision, ReadSet, Transactions, blocking};
@@ -72,8 +70,7 @@ use crate::replication;
 use crate::storage::{Data, HOOKS_PREFIX, PLUGINS_PREFIX};
 use crate::write_path::WritePath;
 
-/// The registry of this node. Cheap to clone.
-#[derive(Clone)]
+/// The registry of this node.
 pub(crate) struct Registry {
     follower: Arc<Follower>,
     transactions: Transactions,
@@ -109,7 +106,7 @@ impl Registry {
         replication: replication::Handle,
         data: Data,
     ) -> Self {
-        let transactions = Transactions { write_path, data: data.clone(), node_url: replication.url().into() };
+        let transactions = Transactions { write_path, data: data.clone(), node_url: replication.url().to_owned() };
         let follower = Arc::new(Follower {
             plugins: CompiledPlugins { runtime, data: data.clone(), by_version: Mutex::default() },
             active: pipeline.active().clone(),
@@ -318,11 +315,8 @@ impl Registry {
     async fn wait_everywhere(&self, revision: u64) {
         let late = self.follower.replication.wait_prepared(revision, Instant::now() + PREPARE_DEADLINE).await;
         if !late.is_empty() {
-            tracing::warn!(
-                nodes = late.join(", "),
-                revision,
-                "some nodes are not ready for the change of the registry yet"
-            );
+            let nodes = late.join(", ");
+            tracing::warn!(nodes, revision, "some nodes are not ready for the change of the registry yet");
         }
     }
 }

@@ -4,7 +4,6 @@
 //! it is unchanged, so transactions are serializable and need no locks. The record of the change in the history is part
 //! of the same write.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -57,12 +56,11 @@ pub(crate) struct Author {
     pub rolls_back_to: Option<u64>,
 }
 
-/// Runs transactions on the registry. Cheap to clone.
-#[derive(Clone)]
+/// Runs transactions on the registry.
 pub(super) struct Transactions {
     pub(super) write_path: WritePath,
     pub(super) data: Data,
-    pub(super) node_url: Arc<str>,
+    pub(super) node_url: String,
 }
 
 impl Transactions {
@@ -129,21 +127,16 @@ impl Transactions {
         }
         // One by one, so that other writes go between them.
         for piece in missing {
-            self.store_piece(piece, deadline).await?;
+            while let Err(error) = self.write_path.write_unjudged(vec![piece.clone()], Vec::new(), deadline).await {
+                // The piece may have been committed. Writing it again is harmless.
+                let is_in_doubt = matches!(error, write_path::Error::Replication(replication::Error::LeaderLost));
+                if !is_in_doubt || Instant::now() >= deadline {
+                    return Err(Error::Piece(error));
+                }
+                tokio::time::sleep(PIECE_RETRY_PAUSE).await;
+            }
         }
         Ok(None)
-    }
-
-    async fn store_piece(&self, piece: Operation, deadline: Instant) -> Result<(), Error> {
-        while let Err(error) = self.write_path.write_unjudged(vec![piece.clone()], Vec::new(), deadline).await {
-            // The piece may have been committed. Writing it again is harmless.
-            let is_in_doubt = matches!(error, write_path::Error::Replication(replication::Error::LeaderLost));
-            if !is_in_doubt || Instant::now() >= deadline {
-                return Err(Error::Piece(error));
-            }
-            tokio::time::sleep(PIECE_RETRY_PAUSE).await;
-        }
-        Ok(())
     }
 
     /// Commits a change of the registry with its record. Returns the revision, or `None` if the read set has changed.
@@ -156,7 +149,7 @@ impl Transactions {
             number: history.changes.back().map_or(1, |last| last.number + 1),
             at_ms: clock::unix_ms(),
             by: author.by.clone(),
-            node: self.node_url.to_string(),
+            node: self.node_url.clone(),
             edit: commit.edit,
             rolled_back_to: author.rolls_back_to,
         };
