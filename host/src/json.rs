@@ -38,10 +38,6 @@ pub struct Error {
 }
 
 /// Checks a JSON text and removes the white space between its tokens. Text without any is returned as it is.
-///
-/// # Errors
-///
-/// If the text breaks the rules of this module.
 pub fn compact(text: Bytes) -> Result<Bytes, Error> {
     let utf8 = std::str::from_utf8(&text)
         .map_err(|error| Error { at: error.valid_up_to(), reason: "invalid UTF-8".to_owned() })?;

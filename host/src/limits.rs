@@ -9,13 +9,10 @@ use std::time::Duration;
 
 /// Longest key, in bytes of UTF-8.
 pub const KEY_BYTES_MAX: usize = 1_024;
-
 /// Largest value, in bytes, before and after transformers.
 pub const VALUE_BYTES_MAX: usize = 4 * 1024 * 1024;
-
 /// Longest content type that is kept with a value, in bytes.
 pub const CONTENT_TYPE_BYTES_MAX: usize = 255;
-
 /// Deepest nesting of arrays and objects in a JSON value.
 pub const JSON_LEVELS_MAX: usize = 128;
 
@@ -23,25 +20,18 @@ pub const JSON_LEVELS_MAX: usize = 128;
 
 /// Largest body of a `PUT` of one key, in bytes.
 pub const BODY_BYTES_MAX: usize = VALUE_BYTES_MAX + 64 * 1024;
-
 /// Most items in a batch.
 pub const BATCH_ITEMS_MAX: usize = 10_000;
-
 /// Largest body of a batch, in bytes.
 pub const BATCH_BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
-
 /// Most entries on a page of a range.
 pub const PAGE_ENTRIES_MAX: usize = 10_000;
-
 /// Entries on a page of a range if the client sets no limit.
 pub const PAGE_ENTRIES_DEFAULT: usize = 100;
-
 /// Bytes of values after which a page ends early.
 pub const PAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
-
 /// Bytes read and discarded of a body that is too large, so that its sender sees the refusal.
 pub const REFUSED_BODY_BYTES_MAX: usize = 128 * 1024 * 1024;
-
 /// Time for reading and discarding such a body.
 pub const REFUSED_BODY_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -49,16 +39,12 @@ pub const REFUSED_BODY_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Time for a write, from its arrival to its answer.
 pub const WRITE_DEADLINE: Duration = Duration::from_millis(2_500);
-
 /// Time for a strong read.
 pub const STRONG_READ_DEADLINE: Duration = Duration::from_millis(2_500);
-
 /// Time for a read without `consistency=` to be strong before it falls back to local.
 pub const PROMPT_READ_DEADLINE: Duration = Duration::from_millis(150);
-
 /// Writes that wait to be proposed on a node. Beyond it, a write is refused with 503.
 pub const PROPOSE_QUEUE_MAX: usize = 16_384;
-
 /// Times that a write is judged while its hooks, or the entries they read, keep changing.
 pub const REJUDGE_MAX: usize = 8;
 
@@ -66,13 +52,10 @@ pub const REJUDGE_MAX: usize = 8;
 
 /// Longest `Idempotency-Key`, in bytes.
 pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
-
 /// Outcomes remembered by `Idempotency-Key`. Beyond it, the oldest are forgotten.
 pub const IDEMPOTENCY_KEYS_MAX: u64 = 1_000_000;
-
 /// Bytes of the remembered outcomes. Beyond it, the oldest are forgotten.
 pub const IDEMPOTENCY_BYTES_MAX: u64 = 256 * 1024 * 1024;
-
 /// Time for which an outcome is remembered, unless newer ones displace it.
 pub const IDEMPOTENCY_AGE_MAX: Duration = Duration::from_secs(24 * 3_600);
 
@@ -80,43 +63,30 @@ pub const IDEMPOTENCY_AGE_MAX: Duration = Duration::from_secs(24 * 3_600);
 
 /// Longest name of a plugin or a hook, in bytes.
 pub const NAME_BYTES_MAX: usize = 64;
-
 /// Most plugins in the registry.
 pub const PLUGINS_MAX: usize = 256;
-
 /// Largest component of a plugin, in bytes.
 pub const PLUGIN_BYTES_MAX: usize = 64 * 1024 * 1024;
-
 /// Uploads that a node receives at once, each in memory. Beyond it, one is refused with 503.
 pub const UPLOADS_MAX: usize = 4;
-
 /// Time for the body of an upload to arrive; the largest needs a line of 1 Mbit/s.
 pub const UPLOAD_BODY_DEADLINE: Duration = Duration::from_secs(600);
-
 /// Most hooks in force at once.
 pub const HOOKS_MAX: usize = 64;
-
 /// Largest configuration of a hook, in bytes of JSON.
 pub const HOOK_CONFIG_BYTES_MAX: usize = 1024 * 1024;
-
 /// Largest body of a `PUT` of a hook, in bytes: its configuration, and room for the other fields.
 pub const HOOK_BODY_BYTES_MAX: usize = HOOK_CONFIG_BYTES_MAX + 16 * 1024;
-
 /// Largest body of a rollback, in bytes.
 pub const ROLL_BACK_BODY_BYTES_MAX: usize = 1024;
-
 /// Changes of the registry kept in its history.
 pub const HISTORY_CHANGES_MAX: usize = 200;
-
 /// Bytes of hook configurations in the history.
 pub const HISTORY_BYTES_MAX: usize = 16 * 1024 * 1024;
-
 /// Bytes of plugin versions that only the history names.
 pub const HISTORY_VERSIONS_BYTES_MAX: u64 = 256 * 1024 * 1024;
-
 /// Time for a change of the registry. It stores plugins, and waits until hooks are in force.
 pub const REGISTRY_DEADLINE: Duration = Duration::from_secs(60);
-
 /// Time that a change of the registry waits for other nodes to compile its plugins.
 pub const PREPARE_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -124,55 +94,38 @@ pub const PREPARE_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Time for a call, unless its hook sets another.
 pub const PLUGIN_DEADLINE: Duration = Duration::from_millis(100);
-
 /// Longest deadline that a hook may set for a call.
 pub const PLUGIN_DEADLINE_MAX: Duration = Duration::from_secs(10);
-
 /// Time for `configure` when a hook is created.
 pub const PLUGIN_CONFIGURE_DEADLINE: Duration = Duration::from_secs(5);
-
 /// Linear memory of an instance, in bytes.
 pub const PLUGIN_MEMORY_BYTES_MAX: usize = 64 * 1024 * 1024;
-
 /// The smallest memory that a hook may grant, in bytes: one page of WebAssembly.
 pub const PLUGIN_MEMORY_BYTES_MIN: usize = 64 * 1024;
-
 /// Linear memories of an instance. Together they share [`PLUGIN_MEMORY_BYTES_MAX`].
 pub const PLUGIN_MEMORIES_MAX: usize = 4;
-
 /// Table elements of an instance.
 pub const PLUGIN_TABLE_ELEMENTS_MAX: usize = 100_000;
-
 /// Tables of an instance. Together they share [`PLUGIN_TABLE_ELEMENTS_MAX`].
 pub const PLUGIN_TABLES_MAX: usize = 16;
-
 /// Core WebAssembly instances in a component.
 pub const PLUGIN_CORE_INSTANCES_MAX: usize = 64;
-
 /// Bytes that a call may return or pass to the host.
 pub const PLUGIN_OUTPUT_BYTES_MAX: usize = 16 * 1024 * 1024;
-
 /// The smallest output that a hook may grant, in bytes: enough for a refusal with a few violations.
 pub const PLUGIN_OUTPUT_BYTES_MIN: usize = 4 * 1024;
-
 /// Reads (`get`, `exists`, `list`) in a call.
 pub const PLUGIN_READS_MAX: usize = 1_000;
-
 /// Bytes of keys and values that a call may read from the store.
 pub const PLUGIN_READ_BYTES_MAX: usize = 16 * 1024 * 1024;
-
 /// Keys in one answer of `list`.
 pub const PLUGIN_LIST_MAX: usize = 1_000;
-
 /// Violations kept from a rejection.
 pub const PLUGIN_VIOLATIONS_MAX: usize = 100;
-
 /// Bytes kept from each text of a rejection.
 pub const PLUGIN_TEXT_BYTES_MAX: usize = 1_024;
-
 /// Log lines kept from a call.
 pub const PLUGIN_LOG_LINES_MAX: usize = 64;
-
 /// Bytes kept from a log line.
 pub const PLUGIN_LOG_LINE_BYTES_MAX: usize = 4 * 1024;
 
@@ -180,20 +133,15 @@ pub const PLUGIN_LOG_LINE_BYTES_MAX: usize = 4 * 1024;
 
 /// Instances that run at once for writes. Further writes wait their turn.
 pub const PLUGIN_INSTANCES_MAX: usize = 32;
-
 /// Instances that run at once for the creation of hooks and for dry runs.
 pub const PLUGIN_SIDE_INSTANCES_MAX: usize = 4;
-
 /// Writes that wait for an instance. Beyond it, a write is refused with 503.
 pub const PLUGIN_QUEUE_MAX: usize = 4_096;
-
 /// Memory of idle instances, and of the copy that each of their hooks needs to reset them, in MiB; each counts in full, and
 /// as at least one. Beyond it, instances are dropped after their calls.
 pub const PLUGIN_KEPT_MIB_MAX: usize = 256;
-
 /// Bytes that a call may have written for its instance to be reset. Beyond it, the instance is dropped.
 pub const PLUGIN_KEPT_WRITTEN_BYTES_MAX: usize = 4 * 1024 * 1024;
-
 /// Log lines of plugins that a node keeps.
 pub const PLUGIN_LINES_KEPT: usize = 1_000;
 
@@ -201,10 +149,8 @@ pub const PLUGIN_LINES_KEPT: usize = 1_000;
 
 /// Time that a change of the cluster waits until it is in force.
 pub const MEMBERSHIP_DEADLINE: Duration = Duration::from_secs(30);
-
 /// Largest body of a change of the cluster, in bytes.
 pub const MEMBERSHIP_BODY_BYTES_MAX: usize = 4 * 1024;
-
 /// Rate at which a snapshot is sent, in bytes per second, so that writes keep their share of the network and the disks.
 pub const SNAPSHOT_BYTES_PER_SECOND_MAX: u64 = 32 * 1024 * 1024;
 
@@ -212,10 +158,8 @@ pub const SNAPSHOT_BYTES_PER_SECOND_MAX: u64 = 32 * 1024 * 1024;
 
 /// Fewest log entries between two snapshots.
 pub const SNAPSHOT_ENTRIES_MIN: u64 = 10;
-
 /// Free space of the data directory below which writes are refused, in bytes, unless set. It leaves room for journals and
 /// tables that are being written.
 pub const DISK_RESERVE_BYTES: u64 = 256 * 1024 * 1024;
-
 /// Time that a stopping node waits for the requests under way.
 pub const DRAIN_DEADLINE: Duration = Duration::from_secs(5);

@@ -12,12 +12,10 @@ use serde::Serialize;
 use super::problem::Problem;
 use super::request::etag;
 
-/// A response of status 200 with a body of [`super::schema`].
 pub(super) fn ok(body: &impl Serialize) -> Result<Response, Problem> {
     serde_json::to_string(body).map(|text| json(StatusCode::OK, text)).map_err(Problem::internal)
 }
 
-/// A response of JSON text.
 pub(super) fn json(status: StatusCode, text: impl Into<Body>) -> Response {
     (status, [(header::CONTENT_TYPE, "application/json")], text.into()).into_response()
 }
@@ -36,7 +34,6 @@ pub(super) fn header_value(text: &str) -> HeaderValue {
     HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
-/// Sets the entity tag of an entry.
 pub(super) fn set_etag(response: &mut Response, revision: u64) {
     response.headers_mut().insert(header::ETAG, header_value(&etag(revision)));
 }

@@ -80,7 +80,6 @@ fn members_of(status: &Status) -> schema::Members<'_> {
     schema::Members { cluster: status.cluster.map(|cluster| cluster.to_string()), members }
 }
 
-/// Checks the base URL of a node and returns its normal form.
 fn base_url(url: &str) -> Result<String, Problem> {
     net::base_url(url, net::Path::Required).map_err(|error| {
         let detail = format!("url is {url:?}: {error}; it must be a node's base URL, as /health/ shows");

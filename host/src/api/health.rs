@@ -14,7 +14,6 @@ use super::{App, answer, schema};
 use crate::replication::Status;
 use crate::storage::DiskFull;
 
-/// The media type of Prometheus' text format.
 const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// `GET /health/`: the cluster as this node sees it; 200 with or without quorum.

@@ -46,5 +46,5 @@ mod request;
 mod router;
 mod schema;
 
-pub use self::request::App;
-pub use self::router::router;
+pub(crate) use self::request::App;
+pub(crate) use self::router::router;

@@ -17,8 +17,8 @@ const TRACE_ID: HeaderName = HeaderName::from_static("brink-trace-id");
 pub(super) async fn observe(State(telemetry): State<Telemetry>, request: Request, next: Next) -> Response {
     let began = Instant::now();
     let method = request.method().clone();
-    let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().trim_end_matches('/').to_owned());
-    let route = route.unwrap_or_else(|| "unmatched".to_owned());
+    let route = request.extensions().get::<MatchedPath>();
+    let route = route.map_or("unmatched", |path| path.as_str().trim_end_matches('/')).to_owned();
 
     let parent = TraceContext::extract(request.headers());
     // A field that is recorded after the span was made costs more than all others, so the trace id is found first unless

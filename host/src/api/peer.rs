@@ -14,7 +14,6 @@ use crate::replication::{
     CLUSTER_HEADER, ClusterId, Envelope, Error, Handle, PROTOCOL, REFUSAL_HEADER, TO_HEADER, WriteOutcome,
 };
 
-/// The routes below the base path.
 pub(super) fn router(replication: Handle) -> Router {
     Router::new().route("/peer/line", post(connection)).route("/peer/snapshot", post(snapshot)).with_state(replication)
 }

@@ -8,27 +8,32 @@ use std::fmt::Display;
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
-use super::schema;
-use crate::hooks;
-use crate::registry;
 use crate::replication::{self, WriteOutcome};
-use crate::storage;
-use crate::write_path;
+use crate::{hooks, registry, storage, write_path};
 
-/// A type of problem: the last part of its `type`, its status and its title.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub(crate) struct Kind {
-    slug: &'static str,
-    status: StatusCode,
+    r#type: &'static str,
     title: &'static str,
+    #[serde(serialize_with = "as_number")]
+    status: StatusCode,
+}
+
+fn as_number<S: Serializer>(status: &StatusCode, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u16(status.as_u16())
 }
 
 macro_rules! kinds {
     ($($name:ident = $slug:literal $status:ident $title:literal;)*) => {
         impl Kind {
-            $(pub(crate) const $name: Self = Self { slug: $slug, status: StatusCode::$status, title: $title };)*
+            $(pub(crate) const $name: Self = Self {
+                r#type: concat!("urn:brink:problem:", $slug),
+                title: $title,
+                status: StatusCode::$status,
+            };)*
             #[cfg(test)]
             const ALL: &'static [Self] = &[$(Self::$name),*];
         }
@@ -76,14 +81,17 @@ kinds! {
     INTERNAL = "internal" INTERNAL_SERVER_ERROR "The node failed";
 }
 
-/// A problem on its way to a client.
-#[derive(Debug, Clone)]
+/// A problem on its way to a client; its fields are members in this order.
+#[derive(Debug, Clone, Serialize)]
 pub(crate) struct Problem {
+    #[serde(flatten)]
     kind: Kind,
     detail: String,
     /// Whether the write happened, if the request was one.
+    #[serde(skip_serializing_if = "Option::is_none")]
     outcome: Option<WriteOutcome>,
     /// Further members, in their order. Boxed, since a problem is the error of most functions here and moves often.
+    #[serde(flatten)]
     extra: Box<Map<String, Value>>,
 }
 
@@ -103,28 +111,19 @@ impl Problem {
         Self { outcome: Some(self.outcome.unwrap_or(WriteOutcome::NotWritten)), ..self }
     }
 
-    /// Adds a member.
     pub(crate) fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
         self.extra.insert(name.to_owned(), value.into());
         self
     }
 
-    /// The whole response.
+    /// The whole response. The trace id becomes the last member.
     pub(crate) fn render(self, trace_id: &str) -> Response {
-        let body = schema::Problem {
-            r#type: format!("urn:brink:problem:{}", self.kind.slug),
-            title: self.kind.title,
-            status: self.kind.status.as_u16(),
-            detail: &self.detail,
-            outcome: self.outcome,
-            extra: &self.extra,
-            trace_id,
-        };
+        let problem = self.with("trace_id", trace_id);
         // Strings, numbers and JSON values can always be written.
-        let text = serde_json::to_string(&body).unwrap_or_default();
+        let text = serde_json::to_string(&problem).unwrap_or_default();
         let mut response =
-            (self.kind.status, [(header::CONTENT_TYPE, "application/problem+json")], text).into_response();
-        if [Kind::BUSY, Kind::DISK_FULL, Kind::MEMBERSHIP_PENDING].contains(&self.kind) {
+            (problem.kind.status, [(header::CONTENT_TYPE, "application/problem+json")], text).into_response();
+        if [Kind::BUSY, Kind::DISK_FULL, Kind::MEMBERSHIP_PENDING].contains(&problem.kind) {
             // In seconds.
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
@@ -249,7 +248,8 @@ mod tests {
     fn every_kind_of_problem_is_documented() {
         let page = include_str!("../../../docs/problems.md");
         for kind in Kind::ALL {
-            let row = format!("| `{}` | {} |", kind.slug, kind.status.as_u16());
+            let slug = kind.r#type.strip_prefix("urn:brink:problem:").unwrap();
+            let row = format!("| `{slug}` | {} |", kind.status.as_u16());
             assert!(page.contains(&row), "docs/problems.md lacks {row}");
         }
     }

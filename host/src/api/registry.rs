@@ -1,6 +1,8 @@
 //! Plugins and hooks, their history, and the activity of plugins on this node: `<base>/plugins/…`, `<base>/hooks/…` and
 //! `<base>/registry/…`.
 
+use std::collections::BTreeMap;
+
 use axum::extract::Path;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
@@ -16,14 +18,14 @@ use super::{answer, schema};
 use crate::hooks::{Binding, Line};
 use crate::limits::{HOOK_BODY_BYTES_MAX, PLUGIN_BYTES_MAX, ROLL_BACK_BODY_BYTES_MAX, UPLOAD_BODY_DEADLINE};
 
-/// `GET /plugins/`.
 pub(super) async fn plugins(call: Call) -> Result<Response, Problem> {
-    answer::ok(&schema::Plugins { plugins: call.app.registry.plugins().await? })
+    let plugins: Vec<_> = call.app.registry.catalog().await?.plugins.into_values().collect();
+    answer::ok(&BTreeMap::from([("plugins", plugins)]))
 }
 
-/// `GET /plugins/<name>/`.
 pub(super) async fn plugin(Path(name): Path<String>, call: Call) -> Result<Response, Problem> {
-    answer::ok(&call.app.registry.plugin(&name).await?.ok_or_else(|| absent("plugin", &name))?)
+    let catalog = call.app.registry.catalog().await?;
+    answer::ok(catalog.plugins.get(&name).ok_or_else(|| absent("plugin", &name))?)
 }
 
 /// `PUT /plugins/<name>/`: uploads a component.
@@ -41,7 +43,6 @@ pub(super) async fn put_plugin(Path(name): Path<String>, call: Call) -> Result<R
     answer::ok(&call.app.registry.put_plugin(&name, bytes, &author, upload).await?)
 }
 
-/// `DELETE /plugins/<name>/`.
 pub(super) async fn delete_plugin(Path(name): Path<String>, call: Call) -> Result<Response, Problem> {
     match call.app.registry.delete_plugin(&name, &request::author(&call.headers)?).await? {
         true => Ok(StatusCode::NO_CONTENT.into_response()),
@@ -51,14 +52,13 @@ pub(super) async fn delete_plugin(Path(name): Path<String>, call: Call) -> Resul
 
 /// `GET /hooks/`: the hooks, and which of the nodes that can be reached have them in force.
 pub(super) async fn hooks(call: Call) -> Result<Response, Problem> {
-    let (hooks, nodes) = (call.app.registry.hooks().await?, call.app.registry.readiness().await?);
-    let nodes = nodes.into_iter().map(|(url, ready)| schema::NodeReadiness { url, ready }).collect();
-    answer::ok(&schema::Hooks { hooks, nodes })
+    let hooks = call.app.registry.catalog().await?.hooks.into_values().collect();
+    answer::ok(&schema::Hooks { hooks, nodes: call.app.registry.readiness().await? })
 }
 
-/// `GET /hooks/<name>/`.
 pub(super) async fn hook(Path(name): Path<String>, call: Call) -> Result<Response, Problem> {
-    answer::ok(&call.app.registry.hook(&name).await?.ok_or_else(|| absent("hook", &name))?)
+    let catalog = call.app.registry.catalog().await?;
+    answer::ok(catalog.hooks.get(&name).ok_or_else(|| absent("hook", &name))?)
 }
 
 /// `PUT /hooks/<name>/`: sets which plugin judges which writes.
@@ -68,7 +68,6 @@ pub(super) async fn put_hook(Path(name): Path<String>, call: Call) -> Result<Res
     answer::ok(&call.app.registry.put_hook(&name, binding, &request::author(&call.headers)?).await?)
 }
 
-/// `DELETE /hooks/<name>/`.
 pub(super) async fn delete_hook(Path(name): Path<String>, call: Call) -> Result<Response, Problem> {
     match call.app.registry.delete_hook(&name, &request::author(&call.headers)?).await? {
         true => Ok(StatusCode::NO_CONTENT.into_response()),
@@ -76,11 +75,10 @@ pub(super) async fn delete_hook(Path(name): Path<String>, call: Call) -> Result<
     }
 }
 
-/// The body of `POST /hooks/<name>/rollback/`; an empty one means the state before the last change.
+/// The body of `POST /hooks/<name>/rollback/`: the number of a change. An empty body means the state before the last one.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RollBack {
-    /// The number of a change.
     to: Option<u64>,
 }
 
@@ -104,7 +102,7 @@ fn absent(what: &str, name: &str) -> Problem {
 
 /// `GET /registry/history/`: the changes of plugins and hooks, newest first.
 pub(super) async fn history(call: Call) -> Result<Response, Problem> {
-    answer::ok(&schema::History { changes: call.app.registry.history().await? })
+    answer::ok(&BTreeMap::from([("changes", call.app.registry.history().await?)]))
 }
 
 /// `GET /registry/stats/`: figures of the plugin calls on this node since it started.
@@ -113,13 +111,11 @@ pub(super) async fn stats(Call { app, .. }: Call) -> Result<Response, Problem> {
     answer::ok(&schema::Stats { node: app.replication.url(), calls, hooks })
 }
 
-/// The parameters of `GET /registry/lines/`.
+/// The parameters of `GET /registry/lines/`: only lines of a hook or a plugin, and whether the response continues with new
+/// lines until the node stops.
 pub(super) struct Lines {
-    /// Whether the response continues with new lines until the node stops.
     follow: bool,
-    /// Only lines of this hook.
     hook: Option<String>,
-    /// Only lines of this plugin.
     plugin: Option<String>,
 }
 

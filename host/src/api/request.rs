@@ -11,8 +11,8 @@ use std::sync::Arc;
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, HeaderName, Uri, header};
-use futures::StreamExt as _;
-use http_body_util::LengthLimitError;
+use futures::{TryStreamExt as _, future};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
@@ -29,25 +29,20 @@ use crate::telemetry::Telemetry;
 use crate::write_path::WritePath;
 
 /// The parts of a node that handlers work with.
-pub struct App {
-    /// Takes writes to their commit.
+pub(crate) struct App {
     pub write_path: WritePath,
-    /// The node's part in the cluster.
     pub replication: replication::Handle,
-    /// Plugins and hooks.
     pub registry: Registry,
     /// Lines and figures of the plugins on this node.
     pub plugin_record: Record,
-    /// Cancelled once the node stops; endless responses end then.
+    /// Cancelled once the node stops: it accepts no more connections, and endless responses end.
     pub draining: CancellationToken,
-    /// The node's own state.
     pub data: Data,
-    /// Metrics and traces.
     pub telemetry: Telemetry,
 }
 
 /// A request whose query parameters are checked, and the node that serves it.
-pub(crate) struct Call<P = NoParameters> {
+pub(crate) struct Call<P = ()> {
     pub(super) app: Arc<App>,
     pub(super) parameters: P,
     pub(super) uri: Uri,
@@ -59,10 +54,8 @@ pub(crate) struct Call<P = NoParameters> {
 #[derive(Clone)]
 pub(crate) struct Sealed(Arc<App>);
 
-impl Sealed {
-    pub(super) fn new(app: Arc<App>) -> Self {
-        Self(app)
-    }
+pub(super) fn seal(app: Arc<App>) -> Sealed {
+    Sealed(app)
 }
 
 impl<P: Parameters> FromRequest<Sealed> for Call<P> {
@@ -79,7 +72,6 @@ impl<P: Parameters> FromRequest<Sealed> for Call<P> {
 pub(crate) trait Parameters: Sized {
     const NAMES: &'static [&'static str];
 
-    /// Takes them from the values in a query.
     fn from_values(values: &mut Values<'_>) -> Result<Self, Problem>;
 }
 
@@ -87,7 +79,6 @@ pub(crate) trait Parameters: Sized {
 pub(crate) struct Values<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
 
 impl Values<'_> {
-    /// Takes the value of a parameter.
     pub(super) fn text(&mut self, name: &str) -> Option<String> {
         let position = self.0.iter().position(|(found, _)| found == name)?;
         Some(self.0.swap_remove(position).1.into_owned())
@@ -103,14 +94,11 @@ impl Values<'_> {
     }
 }
 
-/// For routes without parameters.
-pub(crate) struct NoParameters;
-
-impl Parameters for NoParameters {
+impl Parameters for () {
     const NAMES: &'static [&'static str] = &[];
 
     fn from_values(_: &mut Values<'_>) -> Result<Self, Problem> {
-        Ok(Self)
+        Ok(())
     }
 }
 
@@ -156,7 +144,6 @@ fn parameters<P: Parameters>(query: &str) -> Result<P, Problem> {
     P::from_values(&mut values)
 }
 
-/// The problem of a parameter whose value is not allowed.
 pub(super) fn not_allowed(name: &str, found: &str, allowed: &str) -> Problem {
     Problem::new(Kind::BAD_PARAMETER, format!("{name} is {found:?}; allowed: {allowed}"))
 }
@@ -170,7 +157,6 @@ pub(super) fn key(uri: &Uri) -> Result<String, Problem> {
     Ok(key)
 }
 
-/// Checks the length of a key.
 pub(super) fn check_key(key: &str) -> Result<(), Problem> {
     let detail = match key.len() {
         0 => "the key is empty; a key has 1 to 1,024 bytes".to_owned(),
@@ -268,9 +254,11 @@ pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Pro
 
 /// The person who changes the registry, as the client says in `Brink-User`.
 pub(super) fn author(headers: &HeaderMap) -> Result<Author, Problem> {
-    let Some(by) = headers.get("brink-user") else { return Ok(Author::named(None)) };
+    let Some(by) = headers.get("brink-user") else { return Ok(Author::default()) };
     match by.to_str() {
-        Ok(by) if (1..=NAME_BYTES_MAX).contains(&by.len()) => Ok(Author::named(Some(by.to_owned()))),
+        Ok(by) if (1..=NAME_BYTES_MAX).contains(&by.len()) => {
+            Ok(Author { by: Some(by.to_owned()), ..Author::default() })
+        }
         _ => {
             let allowed = format!("1 to {NAME_BYTES_MAX} visible characters of ASCII");
             Err(not_allowed("Brink-User", &format!("{by:?}"), &allowed))
@@ -295,21 +283,11 @@ pub(super) async fn body(headers: &HeaderMap, body: Body, bytes_max: usize) -> R
 pub(super) async fn refuse(headers: &HeaderMap, body: Body, problem: Problem) -> Problem {
     // A client that asks before it sends has sent nothing yet (RFC 9110, section 10.1.1).
     if !headers.contains_key(header::EXPECT) {
-        // After the deadline the client is cut off all the same.
-        let _ = tokio::time::timeout(REFUSED_BODY_DEADLINE, discard(body)).await;
+        let rest = Limited::new(body, REFUSED_BODY_BYTES_MAX).into_data_stream().try_for_each(|_| future::ok(()));
+        // After the deadline, or after so many bytes, the client is cut off all the same.
+        let _ = tokio::time::timeout(REFUSED_BODY_DEADLINE, rest).await;
     }
     problem
-}
-
-async fn discard(body: Body) {
-    let mut chunks = body.into_data_stream();
-    let mut left = REFUSED_BODY_BYTES_MAX;
-    while let Some(Ok(bytes)) = chunks.next().await {
-        left = left.saturating_sub(bytes.len());
-        if left == 0 {
-            return;
-        }
-    }
 }
 
 /// Reads a JSON object that a handler takes; `shape` shows it to people.
@@ -322,28 +300,15 @@ pub(super) fn json<'a, T: Deserialize<'a>>(body: &'a [u8], shape: &str) -> Resul
 mod tests {
     use super::*;
 
-    struct Page {
-        limit: Option<String>,
-        reverse: bool,
-    }
-
-    impl Parameters for Page {
-        const NAMES: &'static [&'static str] = &["limit", "reverse"];
-
-        fn from_values(values: &mut Values<'_>) -> Result<Self, Problem> {
-            Ok(Self { limit: values.text("limit"), reverse: values.flag("reverse")? })
-        }
-    }
-
     #[test]
     fn unknown_and_repeated_parameters_are_refused() {
-        assert!(parameters::<Page>("limt=1").is_err());
-        assert!(parameters::<Page>("limit=1&limit=2").is_err());
-        let page: Page = parameters("limit=1&reverse").unwrap();
-        assert_eq!(page.limit.unwrap(), "1");
-        assert!(page.reverse);
-        assert!(parameters::<NoParameters>("").is_ok());
-        assert!(parameters::<NoParameters>("consistency=local").is_err());
+        assert!(parameters::<Consistency>("consistensy=local").is_err());
+        assert!(parameters::<Consistency>("consistency=local&consistency=local").is_err());
+        assert!(parameters::<()>("").is_ok());
+        assert!(parameters::<()>("consistency=local").is_err());
+        let mut values = Values(vec![("limit".into(), "1".into()), ("reverse".into(), "".into())]);
+        assert_eq!(values.text("limit").unwrap(), "1");
+        assert!(values.flag("reverse").unwrap());
     }
 
     #[test]

@@ -10,13 +10,12 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use super::observe::observe;
 use super::problem::{Kind, Problem};
-use super::request::{App, Sealed};
+use super::request::{App, seal};
 use super::{cluster, health, kv, peer, registry};
 use crate::net::BASE_PATH;
 
 /// The whole API of a node, for clients and for other nodes.
-pub fn router(app: App) -> Router {
-    let app = Arc::new(app);
+pub(crate) fn router(app: Arc<App>) -> Router {
     let key = || get(kv::one::get).put(kv::one::put).delete(kv::one::delete);
     let clients = Router::new().route("/kv/{*key}", key()).merge(with_or_without_slash([
         ("/kv", get(kv::range::list)),
@@ -38,7 +37,7 @@ pub fn router(app: App) -> Router {
     let root = probes.clone().into_iter().fold(Router::new(), |root, (path, probe)| root.route(path, probe));
     let probes = with_or_without_slash(probes.into_iter().chain([("/health", get(health::health))]));
     Router::new()
-        .nest(BASE_PATH, clients.with_state(Sealed::new(app.clone())).merge(probes.with_state(app.clone())))
+        .nest(BASE_PATH, clients.with_state(seal(app.clone())).merge(probes.with_state(app.clone())))
         .merge(root.with_state(app.clone()))
         .fallback(|| async {
             Problem::new(Kind::NOT_FOUND, format!("there is no such path; the API is under {BASE_PATH}/"))

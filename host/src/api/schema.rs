@@ -3,28 +3,10 @@
 //! IMPORTANT: the order of the fields is the order on the wire; clients and golden scripts see it.
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
 use crate::hooks::Tally;
-use crate::registry::{Change, HookInfo, HookStart, PluginInfo};
-use crate::replication::WriteOutcome;
+use crate::registry::{HookInfo, HookStart, NodeReadiness};
 use crate::storage::DiskFull;
-
-/// Any error, as a problem object (RFC 9457).
-#[derive(Serialize)]
-pub(super) struct Problem<'a> {
-    pub(super) r#type: String,
-    pub(super) title: &'static str,
-    pub(super) status: u16,
-    pub(super) detail: &'a str,
-    /// Whether the write happened, if the request was one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) outcome: Option<WriteOutcome>,
-    /// The members that this type of problem adds.
-    #[serde(flatten)]
-    pub(super) extra: &'a Map<String, Value>,
-    pub(super) trace_id: &'a str,
-}
 
 /// `GET /health/`.
 #[derive(Serialize)]
@@ -95,31 +77,11 @@ pub(super) struct NewLeader {
     pub(super) url: String,
 }
 
-/// `GET /plugins/`.
-#[derive(Serialize)]
-pub(super) struct Plugins {
-    pub(super) plugins: Vec<PluginInfo>,
-}
-
 /// `GET /hooks/`.
 #[derive(Serialize)]
 pub(super) struct Hooks {
     pub(super) hooks: Vec<HookInfo>,
-    /// The nodes that can be reached.
     pub(super) nodes: Vec<NodeReadiness>,
-}
-
-/// Whether the hooks are in force on a node.
-#[derive(Serialize)]
-pub(super) struct NodeReadiness {
-    pub(super) url: String,
-    pub(super) ready: bool,
-}
-
-/// `GET /registry/history/`.
-#[derive(Serialize)]
-pub(super) struct History {
-    pub(super) changes: Vec<Change>,
 }
 
 /// `GET /registry/stats/`: figures of the calls since the node started, and how the calls of each hook start.

@@ -65,7 +65,7 @@ async fn serve(settings: Settings) -> Result<ExitCode, ExitCode> {
     // The handlers are installed before the node starts, so that a signal during the start is not lost.
     let stop = stop_signal().map_err(|error| report(1, format!("signals cannot be received: {error}")))?;
     let node = Node::start(settings, telemetry.clone()).await.map_err(|error| report_start(&error))?;
-    println!("brink serves {} on {}", node.url(), node.address());
+    println!("brink serves {} on {}", node.url, node.address);
     tokio::select! {
         signal = stop => tracing::info!(signal, "stopping"),
         failure = node.failed() => fail(&failure, telemetry.clone()).await,

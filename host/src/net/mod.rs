@@ -12,44 +12,33 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 /// The path under which every node serves its API.
-pub const BASE_PATH: &str = "/kv-store/v1";
+pub(crate) const BASE_PATH: &str = "/kv-store/v1";
 
 /// Whether a base URL must name its path.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Path {
-    /// The URL must name [`BASE_PATH`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Path {
     Required,
     /// The URL may end after the port; [`BASE_PATH`] is added then.
     Optional,
 }
 
 /// The reason why a text is not the base URL of a node.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum UrlError {
-    /// It cannot be parsed.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum UrlError {
     #[error("it is not a URL ({reason})")]
-    Malformed {
-        /// The parser's message.
-        reason: String,
-    },
-    /// The scheme is not `http`.
+    Malformed { reason: String },
     #[error("only http:// is supported")]
     Scheme,
-    /// The path is not [`BASE_PATH`], or there is a query or a fragment.
+    /// The path is another, or there is a query or a fragment.
     #[error("its path must be {BASE_PATH}")]
     Path,
-    /// There is a user or a password.
     #[error("it must not contain a user or password")]
     Credentials,
 }
 
 /// Checks the base URL of a node and returns it in its normal form: `http://host:port/kv-store/v1`, without a trailing
 /// slash.
-///
-/// # Errors
-///
-/// See [`UrlError`].
-pub fn base_url(found: &str, path: Path) -> Result<String, UrlError> {
+pub(crate) fn base_url(found: &str, path: Path) -> Result<String, UrlError> {
     let mut url =
         reqwest::Url::parse(found.trim()).map_err(|error| UrlError::Malformed { reason: error.to_string() })?;
     if url.scheme() != "http" {
@@ -68,7 +57,7 @@ pub fn base_url(found: &str, path: Path) -> Result<String, UrlError> {
 }
 
 /// Splits a base URL into the parts that a request needs: `host:port` and the path.
-pub fn authority_and_path(base_url: &str) -> (&str, &str) {
+pub(crate) fn authority_and_path(base_url: &str) -> (&str, &str) {
     let rest = base_url.strip_prefix("http://").unwrap_or(base_url);
     rest.split_at(rest.find('/').unwrap_or(rest.len()))
 }
@@ -76,14 +65,10 @@ pub fn authority_and_path(base_url: &str) -> (&str, &str) {
 /// The port of a URL that names none.
 const HTTP_PORT: u16 = 80;
 
-/// Connects to the node at a base URL.
+/// Connects to the node at a base URL. There is no timeout; the caller sets one.
 ///
 /// The kernel breaks the connection once sent bytes have been unacknowledged for `unacknowledged_max`.
-///
-/// # Errors
-///
-/// The system's. There is no timeout; the caller sets one.
-pub async fn connect(base_url: &str, unacknowledged_max: Option<Duration>) -> io::Result<TcpStream> {
+pub(crate) async fn connect(base_url: &str, unacknowledged_max: Option<Duration>) -> io::Result<TcpStream> {
     let (authority, _) = authority_and_path(base_url);
     let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
     let stream = match has_port {
@@ -98,7 +83,7 @@ pub async fn connect(base_url: &str, unacknowledged_max: Option<Duration>) -> io
 }
 
 /// The builder of an HTTP/1.1 client, which has connections of its own. The caller may add options before it builds.
-pub fn http_client(connect_timeout: Duration) -> reqwest::ClientBuilder {
+pub(crate) fn http_client(connect_timeout: Duration) -> reqwest::ClientBuilder {
     reqwest::Client::builder()
         .http1_only()
         .connect_timeout(connect_timeout)
@@ -106,44 +91,22 @@ pub fn http_client(connect_timeout: Duration) -> reqwest::ClientBuilder {
         .user_agent(concat!("brink/", env!("CARGO_PKG_VERSION")))
 }
 
-/// A bound port that serves nobody yet.
-#[derive(Debug)]
-pub struct Listener {
-    listener: TcpListener,
-    address: SocketAddr,
+/// Binds an address; port 0 lets the system choose. Returns the bound address, too.
+pub(crate) async fn bind(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind(address).await?;
+    let address = listener.local_addr()?;
+    Ok((listener, address))
 }
 
-impl Listener {
-    /// Binds an address; port 0 lets the system choose.
-    ///
-    /// # Errors
-    ///
-    /// If the address cannot be bound.
-    pub async fn bind(address: SocketAddr) -> io::Result<Self> {
-        let listener = TcpListener::bind(address).await?;
-        let address = listener.local_addr()?;
-        Ok(Self { listener, address })
-    }
-
-    /// The bound address, with the port that the system chose.
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
-    /// Serves HTTP until `draining` is cancelled. Then it accepts no more connections, and returns once every request in
-    /// progress is answered.
-    ///
-    /// # Errors
-    ///
-    /// If the listener fails.
-    pub async fn serve(self, routes: axum::Router, draining: CancellationToken) -> io::Result<()> {
-        let listener = self.listener.tap_io(|stream| {
-            if let Err(error) = stream.set_nodelay(true) {
-                tracing::debug!(%error, "TCP_NODELAY could not be set");
-            }
-        });
-        axum::serve(listener, routes).with_graceful_shutdown(draining.cancelled_owned()).await
-    }
+/// Serves HTTP until `draining` is cancelled. Then it accepts no more connections, and returns once every request in progress
+/// is answered.
+pub(crate) async fn serve(listener: TcpListener, routes: axum::Router, draining: CancellationToken) -> io::Result<()> {
+    let listener = listener.tap_io(|stream| {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY could not be set");
+        }
+    });
+    axum::serve(listener, routes).with_graceful_shutdown(draining.cancelled_owned()).await
 }
 
 #[cfg(test)]

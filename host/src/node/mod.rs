@@ -7,22 +7,19 @@
 //!
 //! # Stop
 //!
-//! [`Node::stop`] hands the leadership over, so that writes go on elsewhere, then drains the requests and the tasks for at
+//! `Node::stop` hands the leadership over, so that writes go on elsewhere, then drains the requests and the tasks for at
 //! most [`DRAIN_DEADLINE`], stops replication, and closes the log.
 //!
 //! # Failure
 //!
-//! After a failed write or sync the node must not write again: [`Node::failed`] tells, and the process ends at once.
-//! Lost or damaged data is handled before anything starts (see `databases` and `quarantine`).
+//! After a failed write or sync the node must not write again: `Node::failed` tells, and the process ends at once.
+//! Lost or damaged data is handled before anything starts (see `databases`).
 
 mod databases;
-mod layout;
-mod observer;
-mod quarantine;
 mod settings;
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,18 +28,16 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use self::databases::Error as DataError;
-use self::observer::PluginObserver;
-pub use self::settings::{Error as SettingsError, Given, Settings};
-use crate::api;
-use crate::hooks;
+pub(crate) use self::databases::Error as DataError;
+pub(crate) use self::settings::{Error as SettingsError, Given, Settings};
+use crate::hooks::{self, Calls, Line, LogSink, LogSource, Observer, Record};
 use crate::limits::DRAIN_DEADLINE;
-use crate::net::Listener;
 use crate::registry::Registry;
 use crate::replication::{self, HttpTransport};
 use crate::storage::{self, Data, FreeSpace, Log};
-use crate::telemetry::Telemetry;
+use crate::telemetry::{Telemetry, request_trace_id};
 use crate::write_path::WritePath;
+use crate::{api, clock, net};
 
 /// Interval between two looks at the free space.
 const FREE_SPACE_INTERVAL: Duration = Duration::from_millis(500);
@@ -50,30 +45,18 @@ const FREE_SPACE_INTERVAL: Duration = Duration::from_millis(500);
 /// How long to wait for the disk's own error after consensus has stopped.
 const FAILURE_PATIENCE: Duration = Duration::from_millis(200);
 
-/// Why a node could not start.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// A setting is wrong.
+pub(crate) enum StartError {
     #[error(transparent)]
     Settings(#[from] SettingsError),
-    /// The address cannot be listened on.
     #[error("--listen: {address}: {source}")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// The system's error.
-        source: std::io::Error,
-    },
-    /// The data cannot be used.
+    Listen { address: SocketAddr, source: std::io::Error },
     #[error(transparent)]
     Data(#[from] DataError),
-    /// The plugin runtime cannot start.
     #[error(transparent)]
     Hooks(#[from] hooks::Error),
-    /// The HTTP client for other nodes cannot be built.
     #[error("the HTTP client cannot be built")]
     Http(#[from] reqwest::Error),
-    /// Replication cannot start.
     #[error(transparent)]
     Replication(#[from] replication::StartError),
     /// The runtime shut down during the start.
@@ -81,16 +64,13 @@ pub enum StartError {
     Cancelled(#[from] tokio::task::JoinError),
 }
 
-/// A running node.
-pub struct Node {
-    url: String,
-    address: SocketAddr,
+pub(crate) struct Node {
+    /// The base URL under which others reach this node.
+    pub url: String,
+    /// The address it listens on.
+    pub address: SocketAddr,
     log: Log,
-    data: Data,
-    replication: replication::Handle,
-    registry: Registry,
-    /// Stops the server: no more connections, and open streams end.
-    draining: CancellationToken,
+    app: Arc<api::App>,
     server: JoinHandle<std::io::Result<()>>,
     /// Stops the tasks.
     stopping: CancellationToken,
@@ -98,27 +78,24 @@ pub struct Node {
 }
 
 impl Node {
-    /// Starts a node. When this returns, it answers requests; it finds its cluster on its own.
-    ///
-    /// # Errors
-    ///
-    /// See [`StartError`]. Directories that were created are left behind, valid and empty.
+    /// Starts a node. When this returns, it answers requests; it finds its cluster on its own. After an error, directories
+    /// that were created are left behind, valid and empty.
     pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Self, StartError> {
-        let listener = Listener::bind(settings.listen)
+        let (listener, address) = net::bind(settings.listen)
             .await
             .map_err(|source| StartError::Listen { address: settings.listen, source })?;
-        let address = listener.address();
         let url = settings.self_url(address)?;
 
         let (log, data) = open_storage(&settings, &telemetry).await?;
         let free_space = FreeSpace::new(&settings.data_dir, settings.disk_reserve_bytes);
         let (stopping, tasks) = (CancellationToken::new(), TaskTracker::new());
-        watch_free_space(free_space.clone(), stopping.clone(), &tasks).await?;
+        free_space.measure();
+        tasks.spawn(watch_free_space(free_space.clone(), stopping.clone()));
         let options = replication::Options {
             self_url: url.clone(),
             peer_urls: settings.peer_urls.clone(),
-            spool_dir: layout::spool(&settings.data_dir),
-            may_found: !has_set_data_aside(&settings.data_dir)?,
+            spool_dir: settings.data_dir.join(databases::SPOOL),
+            may_found: !databases::have_been_set_aside(&settings.data_dir)?,
             free_space,
             snapshot_entries: settings.snapshot_entries,
             blocking: replication::Blocking::Threads,
@@ -126,36 +103,19 @@ impl Node {
         let transport = Arc::new(HttpTransport::new()?);
         let replication =
             replication::Handle::start(options, log.clone(), data.clone(), transport, telemetry.clone()).await?;
-        let record = hooks::Record::default();
+        let record = Record::default();
         let observer = Arc::new(PluginObserver { telemetry: telemetry.clone(), record: record.clone() });
-        let runtime = hooks::Runtime::new(observer, Some(&layout::compiled(&settings.data_dir)))?;
+        let runtime = hooks::Runtime::new(observer, Some(&settings.data_dir.join("compiled")))?;
         let pipeline = hooks::Pipeline::new(hooks::Active::default());
         let write_path = WritePath::new(pipeline.clone(), replication.clone(), data.clone(), telemetry.clone());
         let registry = Registry::start(runtime, &pipeline, write_path.clone(), replication.clone(), data.clone());
 
         let draining = CancellationToken::new();
-        let app = api::App {
-            write_path,
-            replication: replication.clone(),
-            registry: registry.clone(),
-            plugin_record: record,
-            draining: draining.clone(),
-            data: data.clone(),
-            telemetry,
-        };
-        let server = tokio::spawn(listener.serve(api::router(app), draining.clone()));
+        let app =
+            Arc::new(api::App { write_path, replication, registry, plugin_record: record, draining, data, telemetry });
+        let server = tokio::spawn(net::serve(listener, api::router(app.clone()), app.draining.clone()));
         tracing::info!(%url, %address, peers = settings.peer_urls.len(), data_dir = %settings.data_dir.display(), "started");
-        Ok(Self { url, address, log, data, replication, registry, draining, server, stopping, tasks })
-    }
-
-    /// The base URL under which others reach this node.
-    pub fn url(&self) -> &str {
-        &self.url
-    }
-
-    /// The address it listens on.
-    pub fn address(&self) -> SocketAddr {
-        self.address
+        Ok(Self { url, address, log, app, server, stopping, tasks })
     }
 
     /// Waits until the node cannot go on, because its disk has failed or consensus has stopped by itself. The process must
@@ -164,7 +124,7 @@ impl Node {
         tokio::select! {
             biased;
             failure = self.disk_failed() => failure,
-            reason = self.replication.failed() => {
+            reason = self.app.replication.failed() => {
                 // The disk's own error says more, and may arrive a moment later.
                 let failed = timeout(FAILURE_PATIENCE, self.disk_failed()).await;
                 failed.unwrap_or(Failure::Consensus { reason })
@@ -174,7 +134,7 @@ impl Node {
 
     async fn disk_failed(&self) -> Failure {
         let failure = |poison: &storage::Poison, error| Failure::Disk { path: poison.path().to_path_buf(), error };
-        let (log, data) = (self.log.poison(), self.data.poison());
+        let (log, data) = (self.log.poison(), self.app.data.poison());
         tokio::select! {
             error = log.poisoned() => failure(log, error),
             error = data.poisoned() => failure(data, error),
@@ -185,19 +145,19 @@ impl Node {
     /// acknowledged is on disk.
     pub async fn stop(self) {
         // First, so that writes go on elsewhere while this node answers its requests.
-        self.replication.hand_over().await;
-        self.draining.cancel();
+        self.app.replication.hand_over().await;
+        self.app.draining.cancel();
         let deadline = Instant::now() + DRAIN_DEADLINE;
         if timeout_at(deadline, self.server).await.is_err() {
             tracing::warn!(deadline = ?DRAIN_DEADLINE, "some requests were cut off");
         }
         self.stopping.cancel();
         self.tasks.close();
-        let tasks = async { tokio::join!(self.tasks.wait(), self.registry.stop()) };
+        let tasks = async { tokio::join!(self.tasks.wait(), self.app.registry.stop()) };
         if timeout_at(deadline, tasks).await.is_err() {
             tracing::warn!(deadline = ?DRAIN_DEADLINE, "a plugin is still being compiled");
         }
-        self.replication.shutdown().await;
+        self.app.replication.shutdown().await;
         let log = self.log;
         if spawn_blocking(move || log.close()).await.is_err() {
             tracing::error!("the log was not closed cleanly");
@@ -205,63 +165,58 @@ impl Node {
     }
 }
 
-/// Why a node cannot go on.
 #[derive(Debug, thiserror::Error)]
-pub enum Failure {
-    /// Its disk has failed.
+pub(crate) enum Failure {
     #[error("{}: {error}; this node stops, since it is unknown what its disk holds", path.display())]
-    Disk {
-        /// The database.
-        path: PathBuf,
-        /// Its error.
-        error: storage::Error,
-    },
-    /// Consensus has stopped by itself.
+    Disk { path: PathBuf, error: storage::Error },
     #[error("this node stops, since its consensus engine has: {reason}")]
-    Consensus {
-        /// The reason it gave.
-        reason: String,
-    },
+    Consensus { reason: String },
 }
 
-/// Measures the free space now, and again at every interval until `stop`.
-async fn watch_free_space(
-    free_space: FreeSpace,
-    stop: CancellationToken,
-    tasks: &TaskTracker,
-) -> Result<(), StartError> {
-    let measure = move || {
+/// Measures the free space at every interval until `stop`.
+async fn watch_free_space(free_space: FreeSpace, stop: CancellationToken) {
+    while stop.run_until_cancelled(sleep(FREE_SPACE_INTERVAL)).await.is_some() {
         let free_space = free_space.clone();
-        spawn_blocking(move || free_space.measure())
-    };
-    measure().await?;
-    tasks.spawn(async move {
-        while stop.run_until_cancelled(sleep(FREE_SPACE_INTERVAL)).await.is_some() {
-            // An error means that the runtime shuts down.
-            if measure().await.is_err() {
-                return;
-            }
+        // An error means that the runtime shuts down.
+        if spawn_blocking(move || free_space.measure()).await.is_err() {
+            return;
         }
-    });
-    Ok(())
+    }
 }
 
-fn has_set_data_aside(data_dir: &Path) -> Result<bool, DataError> {
-    quarantine::exists(data_dir).map_err(|source| DataError::Dir { path: data_dir.to_path_buf(), source })
-}
-
-/// Opens both databases, creating what is missing.
 async fn open_storage(settings: &Settings, telemetry: &Telemetry) -> Result<(Log, Data), StartError> {
-    let opening = databases::Opening {
-        data_dir: settings.data_dir.clone(),
-        cache_bytes: settings.cache_bytes,
-        has_peers: !settings.peer_urls.is_empty(),
-        accepts_loss: settings.accept_data_loss,
-    };
-    let metrics = telemetry.metrics().clone();
+    let (settings, metrics) = (settings.clone(), telemetry.metrics().clone());
     let on_fsync = move || -> storage::OnFsync {
         let metrics = metrics.clone();
         Box::new(move |duration, entries| metrics.fsync(duration, entries))
     };
-    Ok(spawn_blocking(move || opening.open(on_fsync)).await??)
+    Ok(spawn_blocking(move || databases::open(&settings, on_fsync)).await??)
+}
+
+/// Counts the calls of this node's plugins in the metrics, and keeps the lines they log.
+struct PluginObserver {
+    telemetry: Telemetry,
+    record: Record,
+}
+
+impl Observer for PluginObserver {
+    fn calls_of(&self, hook: &str, plugin: &str) -> Calls {
+        let metrics = self.telemetry.metrics().of_hook(hook, plugin);
+        let figures = self.record.of_hook(hook, plugin);
+        Box::new(move |took, result, memory_bytes| {
+            metrics.call(took, result, memory_bytes);
+            if let Some(figures) = &figures {
+                figures.count(took, result, memory_bytes);
+            }
+        })
+    }
+}
+
+impl LogSink for PluginObserver {
+    fn log(&self, source: &LogSource, level: &'static str, message: String) {
+        let LogSource { hook, plugin, digest } = source;
+        let (hook, plugin, digest) = (hook.clone(), plugin.clone(), digest.clone());
+        let trace_id = request_trace_id().map(|id| id.to_string());
+        self.record.say(Line { at_ms: clock::unix_ms(), hook, plugin, digest, trace_id, level, message });
+    }
 }

@@ -2,6 +2,7 @@
 //!
 //! The error for a wrong setting is one line that names the setting, its value and what is allowed.
 
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -21,7 +22,7 @@ const LOG_DEFAULT: &str = "info,openraft=error";
 /// The settings in one source, unchecked. All are optional.
 #[derive(Debug, Clone, Default, clap::Args, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Given {
+pub(crate) struct Given {
     /// Address and port to listen on [default: 127.0.0.1:8000]
     ///
     /// Any address that is not a loopback one needs --allow-anonymous, since there are no tokens yet. Port 0 lets the
@@ -84,35 +85,25 @@ fn nodes_as_json<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Op
 }
 
 /// Another node: `{"url": "…"}`, or only the URL.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
+#[derive(Deserialize)]
+#[serde(untagged, deny_unknown_fields)]
 enum NodeEntry {
     Url(String),
-    Table(NodeTable),
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct NodeTable {
-    url: String,
+    Table { url: String },
 }
 
 impl NodeEntry {
     fn into_url(self) -> String {
         match self {
-            Self::Url(url) | Self::Table(NodeTable { url }) => url,
+            Self::Url(url) | Self::Table { url } => url,
         }
     }
 }
 
 impl Given {
-    /// Reads settings from a TOML file.
-    ///
-    /// # Errors
-    ///
-    /// If the file cannot be read, or has an unknown setting.
+    /// Reads settings from a TOML file. An unknown setting is an error.
     pub fn from_file(path: &Path) -> Result<Self, Error> {
-        let wrong = |reason: String| Error { setting: "--config", found: path.display().to_string(), reason };
+        let wrong = |reason| wrong("--config", path.display(), reason);
         let text = std::fs::read_to_string(path).map_err(|error| wrong(format!("it cannot be read: {error}")))?;
         toml::from_str(&text).map_err(|error| wrong(error.message().to_owned()))
     }
@@ -135,36 +126,23 @@ impl Given {
         }
     }
 
-    /// Checks the settings and fills in the defaults.
-    ///
-    /// # Errors
-    ///
-    /// The first wrong setting.
+    /// Checks the settings and fills in the defaults. The first wrong setting is the error.
     pub fn check(self) -> Result<Settings, Error> {
         let listen = self.listen.unwrap_or_else(|| "127.0.0.1:8000".to_owned());
-        let listen: SocketAddr = listen.parse().map_err(|_| Error {
-            setting: "--listen",
-            found: listen.clone(),
-            reason: "it must be an IP address and a port, such as 127.0.0.1:8000 or [::]:8000".to_owned(),
+        let listen: SocketAddr = listen.parse().map_err(|_| {
+            wrong("--listen", &listen, "it must be an IP address and a port, such as 127.0.0.1:8000 or [::]:8000")
         })?;
         if !listen.ip().is_loopback() && !self.allow_anonymous.unwrap_or(false) {
-            return Err(Error {
-                setting: "--listen",
-                found: listen.to_string(),
-                reason: "it is reachable from other machines, and anyone there could read and write; \
-                         use a loopback address, or allow it with --allow-anonymous"
-                    .to_owned(),
-            });
+            let reason = "it is reachable from other machines, and anyone there could read and write; \
+                          use a loopback address, or allow it with --allow-anonymous";
+            return Err(wrong("--listen", listen, reason));
         }
         let advertise_url = self.advertise_url.map(|url| base_url("--advertise-url", &url)).transpose()?;
         let peer_urls = parse_nodes(self.replica_nodes.as_deref().unwrap_or_default())?;
         let snapshot_entries = self.snapshot_entries.unwrap_or(SNAPSHOT_ENTRIES_DEFAULT);
         if snapshot_entries < SNAPSHOT_ENTRIES_MIN {
-            return Err(Error {
-                setting: "--snapshot-entries",
-                found: snapshot_entries.to_string(),
-                reason: format!("it must be at least {SNAPSHOT_ENTRIES_MIN}"),
-            });
+            let reason = format!("it must be at least {SNAPSHOT_ENTRIES_MIN}");
+            return Err(wrong("--snapshot-entries", snapshot_entries, reason));
         }
         Ok(Settings {
             listen,
@@ -181,20 +159,15 @@ impl Given {
     }
 }
 
-/// Checked settings.
 #[derive(Debug, Clone)]
-pub struct Settings {
-    /// The address to listen on.
+pub(crate) struct Settings {
     pub listen: SocketAddr,
-    /// The data directory.
     pub data_dir: PathBuf,
     /// The URL under which the others reach this node. The default depends on the bound port.
     pub advertise_url: Option<String>,
-    /// The base URLs of the other nodes.
     pub peer_urls: Vec<String>,
     /// Memory for cached blocks, in bytes.
     pub cache_bytes: u64,
-    /// Log entries between snapshots.
     pub snapshot_entries: u64,
     /// Free space below which writes are refused, in bytes.
     pub disk_reserve_bytes: u64,
@@ -202,41 +175,35 @@ pub struct Settings {
     pub accept_data_loss: bool,
     /// The format of log lines. `None`: text if standard error is a terminal, else JSON.
     pub log_format: Option<LogFormat>,
-    /// The log filter.
     pub log: String,
 }
 
 impl Settings {
-    /// The URL under which the others reach this node, once the port is known.
-    ///
-    /// # Errors
-    ///
-    /// If it is in the list of the other nodes.
+    /// The URL under which the others reach this node, once the port is known. It must not be in the list of the others.
     pub fn self_url(&self, bound: SocketAddr) -> Result<String, Error> {
         let url = self.advertise_url.clone().unwrap_or_else(|| {
             format!("http://{}:{}{BASE_PATH}", gethostname::gethostname().to_string_lossy(), bound.port())
         });
         if self.peer_urls.contains(&url) {
-            return Err(Error {
-                setting: "REPLICA_NODES",
-                found: url,
-                reason: "that is this node's own URL; the list names the other nodes only".to_owned(),
-            });
+            let reason = "that is this node's own URL; the list names the other nodes only";
+            return Err(wrong("REPLICA_NODES", url, reason));
         }
         Ok(url)
     }
 }
 
 /// A wrong setting.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 #[error("{setting}: {found:?}: {reason}")]
-pub struct Error {
-    /// The setting.
-    pub setting: &'static str,
-    /// The value found.
-    pub found: String,
+pub(crate) struct Error {
+    setting: &'static str,
+    found: String,
     /// The fault, and what is allowed.
-    pub reason: String,
+    reason: String,
+}
+
+fn wrong(setting: &'static str, found: impl Display, reason: impl Into<String>) -> Error {
+    Error { setting, found: found.to_string(), reason: reason.into() }
 }
 
 fn parse_nodes(json: &str) -> Result<Vec<String>, Error> {
@@ -244,18 +211,16 @@ fn parse_nodes(json: &str) -> Result<Vec<String>, Error> {
     if json.trim().is_empty() {
         return Ok(Vec::new());
     }
-    let nodes: Vec<NodeEntry> = serde_json::from_str(json).map_err(|error| Error {
-        setting: SETTING,
-        found: json.to_owned(),
-        reason: format!(
-            "it must be a JSON list of the other nodes, such as [{{\"url\": \"http://node2:8000{BASE_PATH}\"}}] ({error})"
-        ),
+    let nodes: Vec<NodeEntry> = serde_json::from_str(json).map_err(|error| {
+        let allowed =
+            format!("a JSON list of the other nodes, such as [{{\"url\": \"http://node2:8000{BASE_PATH}\"}}]");
+        wrong(SETTING, json, format!("it must be {allowed} ({error})"))
     })?;
     let mut urls = Vec::with_capacity(nodes.len());
     for node in nodes {
         let url = base_url(SETTING, &node.into_url())?;
         if urls.contains(&url) {
-            return Err(Error { setting: SETTING, found: url, reason: "it is in the list twice".to_owned() });
+            return Err(wrong(SETTING, url, "it is in the list twice"));
         }
         urls.push(url);
     }
@@ -264,23 +229,16 @@ fn parse_nodes(json: &str) -> Result<Vec<String>, Error> {
 
 /// Checks the base URL of a node and normalizes it; the result has no trailing slash.
 fn base_url(setting: &'static str, found: &str) -> Result<String, Error> {
-    let wrong = |reason: net::UrlError| Error {
-        setting,
-        found: found.to_owned(),
-        reason: format!("{reason}; a node's URL looks like http://node2:8000{BASE_PATH}"),
-    };
-    net::base_url(found, net::Path::Required).map_err(wrong)
+    net::base_url(found, net::Path::Required).map_err(|error| {
+        wrong(setting, found, format!("{error}; a node's URL looks like http://node2:8000{BASE_PATH}"))
+    })
 }
 
 fn parse_log_format(found: &str) -> Result<LogFormat, Error> {
     match found {
         "text" => Ok(LogFormat::Text),
         "json" => Ok(LogFormat::Json),
-        _ => Err(Error {
-            setting: "--log-format",
-            found: found.to_owned(),
-            reason: "it must be `text` or `json`".to_owned(),
-        }),
+        _ => Err(wrong("--log-format", found, "it must be `text` or `json`")),
     }
 }
 

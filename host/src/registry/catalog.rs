@@ -4,21 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::change::Edit;
 use super::entry::{decode, name_of, read_prefix};
 use super::error::Error;
 use crate::hooks::Binding;
 use crate::storage::{Data, HOOKS_PREFIX, PLUGINS_PREFIX, Precondition};
 
-/// A plugin in the registry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PluginInfo {
-    /// Its name.
+pub(crate) struct PluginInfo {
     #[serde(default)]
     pub name: String,
     /// SHA-256 of its bytes, in hexadecimal.
     pub digest: String,
-    /// Its size in bytes.
     pub size_bytes: u64,
     /// Its exports: `validator`, `transformer` or both.
     pub roles: Vec<String>,
@@ -35,22 +31,19 @@ pub struct PluginInfo {
 
 /// A hook in force.
 #[derive(Debug, Clone, Serialize)]
-pub struct HookInfo {
-    /// Its name.
+pub(crate) struct HookInfo {
     pub name: String,
-    /// The plugin it runs, and on which writes.
     #[serde(flatten)]
     pub binding: Binding,
-    /// The store's revision at which it was set.
     pub revision: u64,
 }
 
 /// The plugins and hooks at one moment.
-pub(super) struct Catalog {
-    pub(super) plugins: BTreeMap<String, PluginInfo>,
-    pub(super) hooks: BTreeMap<String, HookInfo>,
-    /// The preconditions that no plugin and no hook has changed.
-    unchanged: [Precondition; 2],
+pub(crate) struct Catalog {
+    pub plugins: BTreeMap<String, PluginInfo>,
+    pub hooks: BTreeMap<String, HookInfo>,
+    /// The preconditions that no plugin and no hook has changed since this was read.
+    pub(super) unchanged: [Precondition; 2],
 }
 
 impl Catalog {
@@ -72,16 +65,6 @@ impl Catalog {
         Ok(Self { plugins, hooks, unchanged: [plugins_unchanged, hooks_unchanged] })
     }
 
-    /// The preconditions that no plugin and no hook has changed since this was read.
-    pub(super) fn unchanged(&self) -> &[Precondition] {
-        &self.unchanged
-    }
-
-    /// The hooks that run a plugin.
-    pub(super) fn hooks_of<'a>(&'a self, plugin: &'a str) -> impl Iterator<Item = &'a str> {
-        self.hooks.values().filter(move |hook| hook.binding.plugin == plugin).map(|hook| hook.name.as_str())
-    }
-
     /// The newest version of each plugin and the versions that hooks run, by name and digest.
     pub(super) fn versions(&self) -> BTreeSet<(String, String)> {
         let newest = self.plugins.values().map(|info| (info.name.clone(), info.digest.clone()));
@@ -93,20 +76,5 @@ impl Catalog {
     /// As [`Catalog::versions`], by digest only.
     pub(super) fn digests(&self) -> BTreeSet<String> {
         self.versions().into_iter().map(|(_, digest)| digest).collect()
-    }
-
-    /// As [`Catalog::digests`], once an edit is made.
-    pub(super) fn digests_after(&self, edit: &Edit) -> BTreeSet<String> {
-        let mut newest: BTreeMap<&str, &str> =
-            self.plugins.values().map(|info| (info.name.as_str(), info.digest.as_str())).collect();
-        let mut run: BTreeMap<&str, &str> =
-            self.hooks.values().map(|hook| (hook.name.as_str(), hook.binding.digest())).collect();
-        match edit {
-            Edit::PluginUploaded { plugin, digest, .. } => newest.insert(plugin, digest),
-            Edit::PluginRemoved { plugin } => newest.remove(plugin.as_str()),
-            Edit::HookSet { hook, binding } => run.insert(hook, binding.digest()),
-            Edit::HookRemoved { hook } => run.remove(hook.as_str()),
-        };
-        newest.into_values().chain(run.into_values()).map(str::to_owned).collect()
     }
 }

@@ -2,10 +2,9 @@
 //!
 //! The keys are `components/<digest>/<number>`. An upload commits its pieces one by one, and then the entry that names the
 //! version, with the precondition that all pieces still exist. Nobody reads the pieces before that. An upload that fails
-//! leaves pieces that no entry names; the next change of the registry after [`ABANDONED_AFTER`] removes them.
+//! leaves pieces that no entry names; the next change of the registry after [`ABANDONED_AFTER_MS`] removes them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -14,14 +13,13 @@ use super::error::Error;
 use crate::limits::PLUGIN_BYTES_MAX;
 use crate::storage::{Data, Fact, Operation, Precondition, Space, Value};
 
-/// Keys of the system space under this prefix are the bytes of plugin versions.
 const PREFIX: &str = "components/";
 
 /// Size of a piece in bytes; the last piece of a version may be smaller. Four pieces share a proposal round.
 const PIECE_BYTES: usize = 1024 * 1024;
 
 /// Age after which pieces that no entry names belong to a failed upload.
-const ABANDONED_AFTER: Duration = Duration::from_secs(15 * 60);
+const ABANDONED_AFTER_MS: u64 = 15 * 60 * 1000;
 
 /// The keys of the stored pieces at one moment.
 pub(super) struct StoredPieces {
@@ -62,11 +60,9 @@ impl StoredPieces {
 
     /// The operations that remove all pieces that are not `needed`, except those of uploads that may still be running.
     pub(super) fn removals(&self, needed: &BTreeSet<String>, now_ms: u64) -> Vec<Operation> {
-        let abandoned_after_ms = u64::try_from(ABANDONED_AFTER.as_millis()).unwrap_or(u64::MAX);
         let may_be_uploading = |digest: &String| {
-            self.unnamed_since_ms
-                .get(digest)
-                .is_some_and(|since_ms| now_ms <= since_ms.saturating_add(abandoned_after_ms))
+            let since_ms = self.unnamed_since_ms.get(digest);
+            since_ms.is_some_and(|since_ms| now_ms <= since_ms.saturating_add(ABANDONED_AFTER_MS))
         };
         let removed =
             self.by_digest.iter().filter(|(digest, _)| !needed.contains(*digest) && !may_be_uploading(digest));
@@ -165,13 +161,12 @@ mod tests {
     #[test]
     fn what_is_removed_was_let_go_or_abandoned() {
         let (_dir, data) = data();
-        let abandoned_after_ms = u64::try_from(ABANDONED_AFTER.as_millis()).unwrap();
         let version = |number: u8| Bytes::from(vec![number; PIECE_BYTES + 1]);
         let [needed, let_go, abandoned] = [1, 2, 3].map(|number| upload(&data, &version(number), 0));
-        let under_way = upload(&data, &version(4), abandoned_after_ms);
+        let under_way = upload(&data, &version(4), ABANDONED_AFTER_MS);
         let set = |digest: &String| BTreeSet::from([digest.clone()]);
         let named = BTreeSet::from([needed.clone(), let_go]);
-        let removals = StoredPieces::read(&data, &named).unwrap().removals(&set(&needed), abandoned_after_ms + 1);
+        let removals = StoredPieces::read(&data, &named).unwrap().removals(&set(&needed), ABANDONED_AFTER_MS + 1);
         assert_eq!(removals.len(), 4);
         apply(&data, removals, Vec::new(), 0);
         assert_eq!(stored(&data).by_digest.into_keys().collect::<BTreeSet<_>>(), {

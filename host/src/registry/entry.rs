@@ -1,7 +1,5 @@
 //! Entries of the system space: reading a prefix, encoding and decoding JSON, and the operations that change them.
 
-use std::sync::Arc;
-
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -32,20 +30,19 @@ pub(super) fn precondition(fact: Fact) -> Precondition {
     Precondition { asked_by: AskedBy::Client, space: Space::System, fact }
 }
 
-/// The part of an entry's key after the prefix.
 pub(super) fn name_of(entry: &Entry, prefix: &str) -> String {
     entry.key.strip_prefix(prefix).unwrap_or(&entry.key).to_owned()
 }
 
-/// Decodes the JSON of an entry.
 pub(super) fn decode<T: DeserializeOwned>(entry: &Entry) -> Result<T, Error> {
-    serde_json::from_slice(&entry.value.bytes).map_err(|source| undecodable(&entry.key, source))
+    serde_json::from_slice(&entry.value.bytes).map_err(|source| Error::Undecodable { key: entry.key.clone(), source })
 }
 
-/// The operation that stores a value as JSON.
 pub(super) fn put_json<T: Serialize>(key: String, value: &T) -> Result<Operation, Error> {
-    let text = serde_json::to_vec(value).map_err(|source| undecodable(&key, source))?;
-    Ok(put(key, Value::json(text)))
+    match serde_json::to_vec(value) {
+        Ok(text) => Ok(put(key, Value::json(text))),
+        Err(source) => Err(Error::Undecodable { key, source }),
+    }
 }
 
 pub(super) fn put(key: String, value: Value) -> Operation {
@@ -54,8 +51,4 @@ pub(super) fn put(key: String, value: Value) -> Operation {
 
 pub(super) fn delete(key: String) -> Operation {
     Operation { space: Space::System, key, action: Action::Delete }
-}
-
-fn undecodable(key: &str, source: serde_json::Error) -> Error {
-    Error::Undecodable { key: key.to_owned(), source: Arc::new(source) }
 }

@@ -1,43 +1,23 @@
 //! Why the registry was not changed or read.
 
-use std::sync::Arc;
-
-use crate::hooks;
 use crate::limits::{HOOKS_MAX, PLUGINS_MAX, UPLOADS_MAX};
-use crate::storage;
-use crate::write_path;
+use crate::{hooks, storage, write_path};
 
-/// Why the registry was not changed or read.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// A plugin cannot be removed while hooks run it.
+pub(crate) enum Error {
     #[error("plugin {plugin:?} is in use by {}", hooks.join(", "))]
-    PluginInUse {
-        /// The plugin.
-        plugin: String,
-        /// The hooks that run it.
-        hooks: Vec<String>,
-    },
-    /// The registry holds [`PLUGINS_MAX`] plugins.
+    PluginInUse { plugin: String, hooks: Vec<String> },
     #[error("there are {PLUGINS_MAX} plugins, the maximum")]
     TooManyPlugins,
-    /// The history does not reach back to the requested state of a hook.
+    #[error("there are {HOOKS_MAX} hooks, the maximum")]
+    TooManyHooks,
+    #[error("this node is receiving {UPLOADS_MAX} uploads, the maximum")]
+    TooManyUploads,
     #[error(
         "the history has no record of hook {hook:?} {}",
         to.map_or_else(|| "before its last change".to_owned(), |to| format!("as of change {to}"))
     )]
-    NoSuchState {
-        /// The hook.
-        hook: String,
-        /// The requested change; `None` for the state before the last one.
-        to: Option<u64>,
-    },
-    /// The registry holds [`HOOKS_MAX`] hooks.
-    #[error("there are {HOOKS_MAX} hooks, the maximum")]
-    TooManyHooks,
-    /// This node receives [`UPLOADS_MAX`] uploads already.
-    #[error("this node is receiving {UPLOADS_MAX} uploads, the maximum")]
-    TooManyUploads,
+    NoSuchState { hook: String, to: Option<u64> },
     /// A piece of an upload was not committed. The plugin was not changed.
     #[error(transparent)]
     Piece(write_path::Error),
@@ -47,18 +27,10 @@ pub enum Error {
     /// The change was not committed.
     #[error(transparent)]
     Write(#[from] write_path::Error),
-    /// The node's storage failed.
     #[error("the node's storage failed")]
     Storage(#[from] storage::Error),
-    /// An entry of the registry cannot be decoded.
     #[error("registry entry {key:?} cannot be decoded")]
-    Undecodable {
-        /// The entry's key.
-        key: String,
-        /// The decoder's error.
-        source: Arc<serde_json::Error>,
-    },
-    /// The node is stopping.
+    Undecodable { key: String, source: serde_json::Error },
     #[error("this node is stopping")]
     Stopping,
 }

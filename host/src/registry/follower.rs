@@ -8,10 +8,13 @@
 //!
 //! They are separate because each takes longer than the one before, and must not delay it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::future::OptionFuture;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
@@ -19,10 +22,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::catalog::Catalog;
-use super::compiled::CompiledPlugins;
+use super::components;
 use super::error::Error;
 use super::history::History;
-use crate::hooks::{self, Active, Hook};
+use crate::hooks::{self, Active, Hook, Plugin, Runtime};
 use crate::replication;
 use crate::storage::Data;
 
@@ -35,9 +38,8 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// After a start, this node keeps all compiled code for so long: entries it has not applied yet may need it.
 const KEEP_ALL_COMPILED: Duration = Duration::from_secs(60);
 
-/// Prepares what the registry names on this node.
 pub(super) struct Follower {
-    pub(super) plugins: Arc<CompiledPlugins>,
+    pub(super) plugins: CompiledPlugins,
     pub(super) active: Active,
     pub(super) replication: replication::Handle,
     pub(super) data: Data,
@@ -47,12 +49,10 @@ pub(super) struct Follower {
 }
 
 impl Follower {
-    /// Starts the three tasks.
-    pub(super) fn start(self, tasks: &TaskTracker) {
-        let follower = Arc::new(self);
-        tasks.spawn(follower.clone().keep_in_force());
-        tasks.spawn(follower.clone().keep_compiled());
-        tasks.spawn(follower.keep_pre_initialized());
+    pub(super) fn start(self: &Arc<Self>, tasks: &TaskTracker) {
+        tasks.spawn(self.clone().keep_in_force());
+        tasks.spawn(self.clone().keep_compiled());
+        tasks.spawn(self.clone().keep_pre_initialized());
     }
 
     async fn keep_in_force(self: Arc<Self>) {
@@ -146,7 +146,10 @@ impl Follower {
                 let is_same = |old: &&Hook| old.name() == hook.name && *old.binding() == hook.binding;
                 match current.hooks().iter().find(is_same) {
                     Some(old) => hooks.push(old.clone()),
-                    None => hooks.push(self.plugins.load(&hook.name, hook.binding)?),
+                    None => {
+                        let plugin = self.plugins.get(&hook.binding.plugin, hook.binding.digest())?;
+                        hooks.push(self.plugins.runtime.load(&hook.name, hook.binding, &plugin)?);
+                    }
                 }
             }
             tracing::info!(epoch, hooks = hooks.len(), "hooks in force");
@@ -158,7 +161,7 @@ impl Follower {
     fn compile_ahead(&self) -> Result<(), Error> {
         let revision = self.data.revision();
         let versions = Catalog::read(&self.data)?.versions();
-        self.plugins.retain(&versions);
+        self.plugins.by_version.lock().retain(|version, _| versions.contains(version));
         for (name, digest) in versions {
             if self.stop.is_cancelled() {
                 return Ok(());
@@ -181,8 +184,10 @@ impl Follower {
                 return Ok(());
             }
             let began = Instant::now();
-            self.plugins.pre_initialize(hook)?;
-            let (name, plugin, ms) = (hook.name(), hook.plugin().name(), began.elapsed().as_millis());
+            let (name, plugin) = (hook.name(), hook.plugin().name());
+            // The hook keeps the result, also if it failed.
+            hook.pre_initialize(&self.plugins.component(plugin, hook.plugin().digest())?);
+            let ms = began.elapsed().as_millis();
             match hook.pre_initialized() {
                 Some(Err(reason)) => {
                     tracing::info!(hook = name, plugin, reason, "the plugin is configured before each call")
@@ -195,7 +200,61 @@ impl Follower {
         }
         // Versions that a hook can be rolled back to stay compiled.
         let digests = Catalog::read(&self.data)?.digests().into_iter().chain(History::read(&self.data)?.digests());
-        self.plugins.retain_on_disk(digests, set.hooks());
+        self.plugins.runtime.keep_compiled(digests, set.hooks());
         Ok(())
+    }
+}
+
+/// The name of a plugin, and the digest of the version.
+type Version = (String, String);
+
+/// The compiled versions of plugins on this node: in memory, from the cache on disk, or compiled from the registry.
+///
+/// Its methods may compile a plugin, which takes up to seconds: call them on blocking threads.
+pub(super) struct CompiledPlugins {
+    pub(super) runtime: Runtime,
+    pub(super) data: Data,
+    /// Never locked while a plugin compiles: two threads may compile the same version, and the later one replaces it.
+    pub(super) by_version: Mutex<HashMap<Version, Arc<Plugin>>>,
+}
+
+impl CompiledPlugins {
+    /// The compiled form of a version in the registry. [`hooks::Error::PluginMissing`] if the registry does not have all
+    /// its bytes.
+    pub(super) fn get(&self, name: &str, digest: &str) -> Result<Arc<Plugin>, Error> {
+        let version = (name.to_owned(), digest.to_owned());
+        if let Some(plugin) = self.in_memory(&version) {
+            return Ok(plugin);
+        }
+        if let Some(plugin) = self.runtime.compiled_before(name, digest) {
+            return Ok(self.keep(version, plugin));
+        }
+        self.compile(name, &self.component(name, digest)?)
+    }
+
+    /// Compiles the bytes of a plugin, unless that was done before.
+    pub(super) fn compile(&self, name: &str, bytes: &[u8]) -> Result<Arc<Plugin>, Error> {
+        let version = (name.to_owned(), hooks::digest(bytes));
+        if let Some(plugin) = self.in_memory(&version) {
+            return Ok(plugin);
+        }
+        Ok(self.keep(version, self.runtime.compile(name, bytes)?))
+    }
+
+    /// The bytes of a version, checked against its digest.
+    fn component(&self, name: &str, digest: &str) -> Result<Bytes, Error> {
+        let component = components::read(&self.data, digest)?.filter(|component| hooks::digest(component) == digest);
+        let missing = || hooks::Error::PluginMissing { plugin: name.to_owned(), digest: Some(digest.to_owned()) };
+        component.ok_or_else(|| missing().into())
+    }
+
+    fn in_memory(&self, version: &Version) -> Option<Arc<Plugin>> {
+        self.by_version.lock().get(version).cloned()
+    }
+
+    fn keep(&self, version: Version, plugin: Plugin) -> Arc<Plugin> {
+        let plugin = Arc::new(plugin);
+        self.by_version.lock().insert(version, plugin.clone());
+        plugin
     }
 }

@@ -5,8 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use serde::{Deserialize, Serialize};
+
 use super::catalog::Catalog;
-use super::change::{Change, Edit};
 use super::components::StoredPieces;
 use super::entry::{decode, delete, put_json, read_prefix};
 use super::error::Error;
@@ -18,10 +19,39 @@ use crate::storage::{Data, Operation, Precondition};
 /// number.
 const HISTORY_PREFIX: &str = "history/";
 
-/// The kept changes, oldest first.
+/// One change of the registry: what was changed, when and by whom.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Change {
+    /// The first change of a store is 1.
+    pub number: u64,
+    /// Unix time in milliseconds, by the clock of the node that made the change.
+    pub at_ms: u64,
+    /// The author as named by the client. Nobody has verified it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// The URL of the node that made the change.
+    pub node: String,
+    #[serde(flatten)]
+    pub edit: Edit,
+    /// The change that a rollback restored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rolled_back_to: Option<u64>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "kebab-case")]
+pub(crate) enum Edit {
+    PluginUploaded { plugin: String, digest: String, size_bytes: u64 },
+    PluginRemoved { plugin: String },
+    HookSet { hook: String, binding: Binding },
+    HookRemoved { hook: String },
+}
+
 pub(super) struct History {
-    changes: VecDeque<Change>,
-    unchanged: Precondition,
+    /// Oldest first.
+    pub(super) changes: VecDeque<Change>,
+    /// The precondition that no change was recorded since this was read.
+    pub(super) unchanged: Precondition,
 }
 
 impl History {
@@ -30,22 +60,6 @@ impl History {
         Ok(Self { changes: entries.iter().map(decode).collect::<Result<_, _>>()?, unchanged })
     }
 
-    /// The changes, newest first.
-    pub(super) fn into_changes(self) -> Vec<Change> {
-        self.changes.into_iter().rev().collect()
-    }
-
-    /// The precondition that no change was recorded since this was read.
-    pub(super) fn unchanged(&self) -> &Precondition {
-        &self.unchanged
-    }
-
-    /// The number of the next change.
-    pub(super) fn next_number(&self) -> u64 {
-        self.changes.back().map_or(1, |last| last.number + 1)
-    }
-
-    /// The digests of all versions that the changes name.
     pub(super) fn digests(&self) -> BTreeSet<String> {
         self.versions().map(|(_, digest)| digest.to_owned()).collect()
     }
@@ -53,7 +67,11 @@ impl History {
     /// The change that brought a hook to its state as of change `to`, or, if `to` is `None`, to its state before its last
     /// change. `None` if the history does not reach back that far.
     pub(super) fn state_of(&self, hook: &str, to: Option<u64>) -> Option<&Change> {
-        let mut of_hook = self.changes.iter().rev().filter(|change| change.edit.hook() == Some(hook));
+        let is_of_hook = |change: &&Change| match &change.edit {
+            Edit::HookSet { hook: changed, .. } | Edit::HookRemoved { hook: changed } => changed == hook,
+            Edit::PluginUploaded { .. } | Edit::PluginRemoved { .. } => false,
+        };
+        let mut of_hook = self.changes.iter().rev().filter(is_of_hook);
         match to {
             Some(to) => of_hook.find(|change| change.number <= to),
             None => of_hook.nth(1),
@@ -61,19 +79,14 @@ impl History {
     }
 
     /// The binding with its digest filled in: the newest version of the plugin unless the binding names one. A named
-    /// version must be in the catalog or in the history.
-    ///
-    /// # Errors
-    ///
-    /// [`hooks::Error::PluginMissing`] if there is no such plugin or version.
+    /// version must be in the catalog or in the history, else it is an error ([`hooks::Error::PluginMissing`]).
     pub(super) fn pin(&self, catalog: &Catalog, binding: Binding) -> Result<Binding, Error> {
         let digest = match &binding.digest {
             None => catalog.plugins.get(&binding.plugin).map(|info| info.digest.clone()),
             Some(digest) => {
+                let is_recorded = self.versions().any(|version| version == (&*binding.plugin, &**digest));
                 let is_in_catalog = || catalog.versions().contains(&(binding.plugin.clone(), digest.clone()));
-                let is_kept =
-                    self.versions().any(|version| version == (&*binding.plugin, &**digest)) || is_in_catalog();
-                is_kept.then(|| digest.clone())
+                (is_recorded || is_in_catalog()).then(|| digest.clone())
             }
         };
         match digest {
@@ -89,7 +102,7 @@ impl History {
         pieces: &StoredPieces,
         change: Change,
     ) -> Result<Vec<Operation>, Error> {
-        let needed = catalog.digests_after(&change.edit);
+        let needed = digests_after(catalog, &change.edit);
         let now_ms = change.at_ms;
         let mut operations = vec![put_json(key(change.number), &change)?];
         self.changes.push_back(change);
@@ -101,8 +114,13 @@ impl History {
         Ok(operations)
     }
 
+    /// The plugins and digests that the changes name.
     fn versions(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.changes.iter().filter_map(|change| change.edit.version())
+        self.changes.iter().filter_map(|change| match &change.edit {
+            Edit::PluginUploaded { plugin, digest, .. } => Some((&**plugin, &**digest)),
+            Edit::HookSet { binding, .. } => Some((&*binding.plugin, binding.digest())),
+            Edit::PluginRemoved { .. } | Edit::HookRemoved { .. } => None,
+        })
     }
 
     fn is_too_large(&self, catalog: &Catalog, needed: &BTreeSet<String>) -> bool {
@@ -114,11 +132,29 @@ impl History {
         let sizes: BTreeMap<&str, u64> = uploaded.chain(newest).collect();
         let only_here = self.digests().into_iter().filter(|digest| !needed.contains(digest));
         let versions_bytes: u64 = only_here.filter_map(|digest| sizes.get(digest.as_str())).sum();
-        let config_bytes: usize = self.changes.iter().map(|change| change.edit.config_bytes()).sum();
+        // The configurations are the only parts of changes that may be large.
+        let configs = self.changes.iter().filter_map(|change| match &change.edit {
+            Edit::HookSet { binding, .. } => Some(binding.config.to_string().len()),
+            _ => None,
+        });
         self.changes.len() > HISTORY_CHANGES_MAX
-            || config_bytes > HISTORY_BYTES_MAX
+            || configs.sum::<usize>() > HISTORY_BYTES_MAX
             || versions_bytes > HISTORY_VERSIONS_BYTES_MAX
     }
+}
+
+/// The digests that plugins and hooks name once an edit is made.
+fn digests_after(catalog: &Catalog, edit: &Edit) -> BTreeSet<String> {
+    let newest = catalog.plugins.values().map(|info| (info.name.as_str(), info.digest.as_str()));
+    let run = catalog.hooks.values().map(|hook| (hook.name.as_str(), hook.binding.digest()));
+    let (mut newest, mut run): (BTreeMap<_, _>, BTreeMap<_, _>) = (newest.collect(), run.collect());
+    match edit {
+        Edit::PluginUploaded { plugin, digest, .. } => newest.insert(plugin, digest),
+        Edit::PluginRemoved { plugin } => newest.remove(plugin.as_str()),
+        Edit::HookSet { hook, binding } => run.insert(hook, binding.digest()),
+        Edit::HookRemoved { hook } => run.remove(hook.as_str()),
+    };
+    newest.into_values().chain(run.into_values()).map(str::to_owned).collect()
 }
 
 fn key(number: u64) -> String {

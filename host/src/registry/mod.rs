@@ -14,11 +14,11 @@
 //! | `plugins/<name>` | the newest version of a plugin | `catalog` |
 //! | `hooks/<name>` | a binding: which plugin runs on which writes | `catalog` |
 //! | `components/<digest>/<number>` | a piece of the bytes of a version | `components` |
-//! | `history/<number>` | a change: what was changed, when and by whom | `change`, `history` |
+//! | `history/<number>` | a change: what was changed, when and by whom | `history` |
 //!
-//! [`Registry`] is the facade. All changes go through `transaction`, one read-modify-write loop. On every node `follower`
-//! watches the applied entries: it compiles what the registry names (`compiled`), puts the hooks in force and then
-//! pre-initializes them. Until a hook is pre-initialized, its calls are configured one by one.
+//! `Registry` is the facade. All changes go through `transaction`, one read-modify-write loop. On every node `follower`
+//! watches the applied entries: it compiles what the registry names, puts the hooks in force and then pre-initializes them.
+//! Until a hook is pre-initialized, its calls are configured one by one.
 //!
 //! # Guarantees
 //!
@@ -40,8 +40,6 @@
 //! A change reads the whole registry, without the bytes of plugins, and is one write. An upload is one more write per MiB.
 
 mod catalog;
-mod change;
-mod compiled;
 mod components;
 mod entry;
 mod error;
@@ -52,61 +50,55 @@ mod transaction;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use self::catalog::{HookInfo, PluginInfo};
-pub use self::change::{Author, Change, Edit};
-use self::compiled::CompiledPlugins;
+pub(crate) use self::catalog::{Catalog, HookInfo, PluginInfo};
 use self::entry::{delete, put_json};
-pub use self::error::Error;
-use self::follower::Follower;
+pub(crate) use self::error::Error;
+use self::follower::{CompiledPlugins, Follower};
+use self::history::{Change, Edit};
+pub(crate) use self::transaction::Author;
 use self::transaction::{Commit, Decision, ReadSet, Transactions, blocking};
-use crate::hooks::{self, Active, Binding, Hook, Pipeline, Runtime};
+use crate::hooks::{self, Binding, Hook, Pipeline, Runtime};
 use crate::limits::{HOOKS_MAX, PLUGINS_MAX, PREPARE_DEADLINE, REGISTRY_DEADLINE, UPLOADS_MAX};
 use crate::replication;
 use crate::storage::{Data, HOOKS_PREFIX, PLUGINS_PREFIX};
 use crate::write_path::WritePath;
 
-/// The registry of this node. Cheap to clone.
-#[derive(Clone)]
-pub struct Registry {
-    inner: Arc<Inner>,
-}
-
-struct Inner {
-    plugins: Arc<CompiledPlugins>,
+/// The registry of this node.
+pub(crate) struct Registry {
+    follower: Arc<Follower>,
     transactions: Transactions,
-    active: Active,
-    replication: replication::Handle,
-    data: Data,
     /// One permit per upload that this node may receive at once.
     uploads: Arc<Semaphore>,
-    stop: CancellationToken,
     tasks: TaskTracker,
 }
 
 /// How the calls of a hook start on this node.
-#[derive(Debug, Clone, Serialize)]
-pub struct HookStart {
-    /// The hook.
-    pub hook: String,
-    /// The plugin's name.
-    pub plugin: String,
-    /// The plugin's version.
-    pub digest: String,
+#[derive(Serialize)]
+pub(crate) struct HookStart {
+    hook: String,
+    plugin: String,
+    digest: String,
     /// Whether the hook is pre-initialized. Otherwise each call is configured first.
-    pub starts_configured: bool,
-    /// The reason if it is not.
+    starts_configured: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub why_not: Option<String>,
+    why_not: Option<String>,
+}
+
+/// Whether a node has compiled and put in force everything in the registry.
+#[derive(Serialize)]
+pub(crate) struct NodeReadiness {
+    url: String,
+    ready: bool,
 }
 
 impl Registry {
-    /// Starts following the registry.
     pub fn start(
         runtime: Runtime,
         pipeline: &Pipeline,
@@ -114,44 +106,36 @@ impl Registry {
         replication: replication::Handle,
         data: Data,
     ) -> Self {
-        let (plugins, active) = (Arc::new(CompiledPlugins::new(runtime, data.clone())), pipeline.active().clone());
-        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let follower = Follower {
-            plugins: plugins.clone(),
-            active: active.clone(),
-            replication: replication.clone(),
-            data: data.clone(),
+        let transactions = Transactions { write_path, data: data.clone(), node_url: replication.url().to_owned() };
+        let follower = Arc::new(Follower {
+            plugins: CompiledPlugins { runtime, data: data.clone(), by_version: Mutex::default() },
+            active: pipeline.active().clone(),
+            replication,
+            data,
             started: Instant::now(),
-            stop: stop.clone(),
-        };
+            stop: CancellationToken::new(),
+        });
+        let tasks = TaskTracker::new();
         follower.start(&tasks);
-        let transactions = Transactions::new(write_path, data.clone(), replication.url());
-        let uploads = Arc::new(Semaphore::new(UPLOADS_MAX));
-        Self { inner: Arc::new(Inner { plugins, transactions, active, replication, data, uploads, stop, tasks }) }
+        Self { follower, transactions, uploads: Arc::new(Semaphore::new(UPLOADS_MAX)), tasks }
     }
 
     /// Stops following. Returns once the steps that were running have ended, which takes as long as compiling one plugin.
     pub async fn stop(&self) {
-        self.inner.stop.cancel();
-        self.inner.tasks.close();
-        self.inner.tasks.wait().await;
+        self.follower.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
     }
 
     /// Reserves one of the uploads that this node receives at once. Call it before reading the body.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::TooManyUploads`] if all are taken.
     pub fn reserve_upload(&self) -> Result<OwnedSemaphorePermit, Error> {
-        Arc::clone(&self.inner.uploads).try_acquire_owned().map_err(|_| Error::TooManyUploads)
+        Arc::clone(&self.uploads).try_acquire_owned().map_err(|_| Error::TooManyUploads)
     }
 
     /// Uploads a plugin, or a new version of it. Existing hooks keep the version they were bound to.
     ///
-    /// # Errors
-    ///
-    /// If the bytes are not a plugin, or the upload was not committed. The plugin is unchanged then, unless the leader was
-    /// lost during the last write ([`Error::Write`]), which may still commit. Pieces that were stored are removed later.
+    /// After an error the plugin is unchanged, unless the leader was lost during the last write ([`Error::Write`]), which
+    /// may still commit. Pieces that were stored are removed later.
     pub async fn put_plugin(
         &self,
         name: &str,
@@ -162,9 +146,9 @@ impl Registry {
         hooks::check_name("name", name)?;
         let deadline = Instant::now() + REGISTRY_DEADLINE;
         let (plugin, _upload) = {
-            let (plugins, name, bytes) = (self.inner.plugins.clone(), name.to_owned(), bytes.clone());
+            let (follower, name, bytes) = (self.follower.clone(), name.to_owned(), bytes.clone());
             // The compiler holds the permit while it runs, even if the client goes away.
-            blocking(move || Ok((plugins.compile(&name, &bytes)?, upload))).await?
+            blocking(move || Ok((follower.plugins.compile(&name, &bytes)?, upload))).await?
         };
         let info = PluginInfo {
             name: name.to_owned(),
@@ -175,7 +159,7 @@ impl Registry {
             start_us: u64::try_from(plugin.start_time().as_micros()).unwrap_or(u64::MAX),
             revision: 0,
         };
-        let (transactions, info, bytes) = (&self.inner.transactions, &info, &bytes);
+        let (transactions, info, bytes) = (&self.transactions, &info, &bytes);
         let decide = move |read: ReadSet| async move {
             let plugins = &read.catalog.plugins;
             if let Some(known) = plugins.get(name).filter(|known| known.digest == info.digest) {
@@ -200,17 +184,14 @@ impl Registry {
         Ok(info)
     }
 
-    /// Removes a plugin. False if there is no plugin of that name.
-    ///
-    /// # Errors
-    ///
-    /// If a hook runs it, or the removal was not committed.
+    /// Removes a plugin, unless a hook runs it. False if there is no plugin of that name.
     pub async fn delete_plugin(&self, name: &str, author: &Author) -> Result<bool, Error> {
         let decide = move |read: ReadSet| async move {
             if !read.catalog.plugins.contains_key(name) {
                 return Ok(Decision::Done(false));
             }
-            let hooks: Vec<String> = read.catalog.hooks_of(name).map(str::to_owned).collect();
+            let hooks = read.catalog.hooks.values().filter(|hook| hook.binding.plugin == name);
+            let hooks: Vec<String> = hooks.map(|hook| hook.name.clone()).collect();
             if !hooks.is_empty() {
                 return Err(Error::PluginInUse { plugin: name.to_owned(), hooks });
             }
@@ -219,14 +200,10 @@ impl Registry {
             Ok(Decision::Commit(Box::new(Commit { read, operation, preconditions: Vec::new(), edit }), true))
         };
         let deadline = Instant::now() + REGISTRY_DEADLINE;
-        Ok(self.inner.transactions.run(author, deadline, decide).await?.0)
+        Ok(self.transactions.run(author, deadline, decide).await?.0)
     }
 
     /// Creates or replaces a hook. When this returns, no write commits that the hook did not see.
-    ///
-    /// # Errors
-    ///
-    /// If the plugin is missing or refuses the configuration, or the change was not committed. Nothing is changed then.
     pub async fn put_hook(&self, name: &str, binding: Binding, author: &Author) -> Result<HookInfo, Error> {
         hooks::check_name("name", name)?;
         let deadline = Instant::now() + REGISTRY_DEADLINE;
@@ -237,18 +214,24 @@ impl Registry {
             }
             let binding = read.history.pin(&read.catalog, binding.clone())?;
             {
-                let (plugins, name, binding) = (self.inner.plugins.clone(), name.to_owned(), binding.clone());
-                blocking(move || plugins.check(&name, binding)).await?;
+                let (follower, name, binding) = (self.follower.clone(), name.to_owned(), binding.clone());
+                // Checks the binding: runs the plugin once with the configuration.
+                blocking(move || {
+                    let plugin = follower.plugins.get(&binding.plugin, binding.digest())?;
+                    follower.plugins.runtime.bind(&name, binding, &plugin)?;
+                    Ok(())
+                })
+                .await?;
             }
             let operation = put_json(format!("{HOOKS_PREFIX}{name}"), &binding)?;
             let edit = Edit::HookSet { hook: name.to_owned(), binding: binding.clone() };
             let hook = HookInfo { name: name.to_owned(), binding, revision: 0 };
             Ok(Decision::Commit(Box::new(Commit { read, operation, preconditions: Vec::new(), edit }), hook))
         };
-        let (mut hook, committed) = self.inner.transactions.run(author, deadline, decide).await?;
+        let (mut hook, committed) = self.transactions.run(author, deadline, decide).await?;
         if let Some(revision) = committed {
             // Committed, so the epoch has changed: if this node cannot put the hook in force, its writes wait.
-            if let Err(error) = self.inner.active.wait_for(revision, deadline.into_std()).await {
+            if let Err(error) = self.follower.active.wait_for(revision, deadline.into_std()).await {
                 tracing::warn!(name, %error, "the hook is committed but not in force on this node yet");
             }
             self.wait_everywhere(revision).await;
@@ -258,10 +241,6 @@ impl Registry {
     }
 
     /// Removes a hook. False if there is no hook of that name.
-    ///
-    /// # Errors
-    ///
-    /// If the removal was not committed.
     pub async fn delete_hook(&self, name: &str, author: &Author) -> Result<bool, Error> {
         let decide = move |read: ReadSet| async move {
             if !read.catalog.hooks.contains_key(name) {
@@ -272,17 +251,13 @@ impl Registry {
             Ok(Decision::Commit(Box::new(Commit { read, operation, preconditions: Vec::new(), edit }), true))
         };
         let deadline = Instant::now() + REGISTRY_DEADLINE;
-        Ok(self.inner.transactions.run(author, deadline, decide).await?.0)
+        Ok(self.transactions.run(author, deadline, decide).await?.0)
     }
 
     /// Restores a hook to its state as of change `to`, or, if `to` is `None`, to its state before its last change.
     /// Returns `None` if the hook did not exist then, and is removed.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NoSuchState`] if the history does not reach back that far; else as for [`Registry::put_hook`].
     pub async fn roll_back(&self, name: &str, to: Option<u64>, author: &Author) -> Result<Option<HookInfo>, Error> {
-        let history = self.inner.transactions.read(Instant::now() + REGISTRY_DEADLINE).await?.history;
+        let history = self.transactions.read(Instant::now() + REGISTRY_DEADLINE).await?.history;
         let change = history.state_of(name, to).ok_or_else(|| Error::NoSuchState { hook: name.to_owned(), to })?;
         let author = Author { rolls_back_to: Some(change.number), ..author.clone() };
         match &change.edit {
@@ -291,70 +266,28 @@ impl Registry {
         }
     }
 
-    /// The plugins, by name.
-    ///
-    /// # Errors
-    ///
-    /// If the registry cannot be read.
-    pub async fn plugins(&self) -> Result<Vec<PluginInfo>, Error> {
-        Ok(self.inner.transactions.read_promptly().await?.catalog.plugins.into_values().collect())
-    }
-
-    /// One plugin.
-    ///
-    /// # Errors
-    ///
-    /// If the registry cannot be read.
-    pub async fn plugin(&self, name: &str) -> Result<Option<PluginInfo>, Error> {
-        Ok(self.inner.transactions.read_promptly().await?.catalog.plugins.remove(name))
-    }
-
-    /// The hooks, by name.
-    ///
-    /// # Errors
-    ///
-    /// If the registry cannot be read.
-    pub async fn hooks(&self) -> Result<Vec<HookInfo>, Error> {
-        Ok(self.inner.transactions.read_promptly().await?.catalog.hooks.into_values().collect())
-    }
-
-    /// One hook.
-    ///
-    /// # Errors
-    ///
-    /// If the registry cannot be read.
-    pub async fn hook(&self, name: &str) -> Result<Option<HookInfo>, Error> {
-        Ok(self.inner.transactions.read_promptly().await?.catalog.hooks.remove(name))
+    pub async fn catalog(&self) -> Result<Catalog, Error> {
+        Ok(self.transactions.read_promptly().await?.catalog)
     }
 
     /// The kept changes, newest first.
-    ///
-    /// # Errors
-    ///
-    /// If the registry cannot be read.
     pub async fn history(&self) -> Result<Vec<Change>, Error> {
-        Ok(self.inner.transactions.read_promptly().await?.history.into_changes())
+        Ok(self.transactions.read_promptly().await?.history.changes.into_iter().rev().collect())
     }
 
     /// Whether the hooks of the newest epoch known to this node are in force here. Otherwise its writes wait.
     pub fn is_ready(&self) -> bool {
-        self.inner.active.current().epoch() >= self.inner.data.hook_epoch()
+        self.follower.active.current().epoch() >= self.follower.data.hook_epoch()
     }
 
-    /// The reachable nodes, and whether each has compiled and put in force everything in the registry.
-    ///
-    /// # Errors
-    ///
-    /// If the registry cannot be read.
-    pub async fn readiness(&self) -> Result<Vec<(String, bool)>, Error> {
-        let catalog = self.inner.transactions.read_local().await?.catalog;
+    pub async fn readiness(&self) -> Result<Vec<NodeReadiness>, Error> {
+        let catalog = self.transactions.read_local().await?.catalog;
         let plugins = catalog.plugins.values().map(|plugin| plugin.revision);
         let newest = plugins.chain(catalog.hooks.values().map(|hook| hook.revision)).max().unwrap_or(0);
-        let readiness = self.inner.replication.prepared().into_iter().map(|(url, prepared)| {
+        let readiness = self.follower.replication.prepared().into_iter().map(|(url, prepared)| {
             // This node knows its own state before it has told the others.
-            let is_own = url == self.inner.replication.url();
-            let is_ready = if is_own { self.is_ready() } else { prepared >= newest };
-            (url, is_ready)
+            let is_own = url == self.follower.replication.url();
+            NodeReadiness { url, ready: if is_own { self.is_ready() } else { prepared >= newest } }
         });
         Ok(readiness.collect())
     }
@@ -375,18 +308,15 @@ impl Registry {
                 },
             }
         };
-        self.inner.active.current().hooks().iter().map(start).collect()
+        self.follower.active.current().hooks().iter().map(start).collect()
     }
 
     /// Waits until every reachable node is ready for a change, but not longer than [`PREPARE_DEADLINE`].
     async fn wait_everywhere(&self, revision: u64) {
-        let late = self.inner.replication.wait_prepared(revision, Instant::now() + PREPARE_DEADLINE).await;
+        let late = self.follower.replication.wait_prepared(revision, Instant::now() + PREPARE_DEADLINE).await;
         if !late.is_empty() {
-            tracing::warn!(
-                nodes = late.join(", "),
-                revision,
-                "some nodes are not ready for the change of the registry yet"
-            );
+            let nodes = late.join(", ");
+            tracing::warn!(nodes, revision, "some nodes are not ready for the change of the registry yet");
         }
     }
 }

@@ -4,22 +4,19 @@
 //! it is unchanged, so transactions are serializable and need no locks. The record of the change in the history is part
 //! of the same write.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::catalog::Catalog;
-use super::change::{Author, Change, Edit};
 use super::components::StoredPieces;
 use super::error::Error;
-use super::history::History;
-use crate::clock;
+use super::history::{Change, Edit, History};
 use crate::limits::{PROMPT_READ_DEADLINE, WRITE_DEADLINE};
-use crate::replication;
 use crate::storage::{Data, Operation, Precondition};
-use crate::write_path::{self, Request, WritePath};
+use crate::write_path::{self, WritePath};
+use crate::{clock, replication};
 
 /// Attempts at a transaction while others change the registry at the same time.
 const ATTEMPTS_MAX: usize = 4;
@@ -35,9 +32,7 @@ pub(super) struct ReadSet {
 
 /// The result of one attempt at a transaction, before anything is written. `T` is the answer to the caller.
 pub(super) enum Decision<T> {
-    /// Nothing needs to be written.
     Done(T),
-    /// Commit this.
     Commit(Box<Commit>, T),
     /// Read the registry again: it was changed on purpose.
     Again,
@@ -52,26 +47,26 @@ pub(super) struct Commit {
     pub(super) edit: Edit,
 }
 
-/// Runs transactions on the registry. Cheap to clone.
-#[derive(Clone)]
+/// Who changes the registry, and why.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Author {
+    /// The name given by the client; none if it is anonymous.
+    pub by: Option<String>,
+    /// The change to restore, if this is a rollback.
+    pub rolls_back_to: Option<u64>,
+}
+
+/// Runs transactions on the registry.
 pub(super) struct Transactions {
-    write_path: WritePath,
-    data: Data,
-    node_url: Arc<str>,
+    pub(super) write_path: WritePath,
+    pub(super) data: Data,
+    pub(super) node_url: String,
 }
 
 impl Transactions {
-    pub(super) fn new(write_path: WritePath, data: Data, node_url: &str) -> Self {
-        Self { write_path, data, node_url: node_url.into() }
-    }
-
     /// Runs one transaction. Returns its answer and, if it wrote anything, the revision of the write.
     ///
     /// `decide` is called again for each attempt, on a new read of the registry.
-    ///
-    /// # Errors
-    ///
-    /// The error of `decide`, or if the write was not committed.
     pub(super) async fn run<T, F>(
         &self,
         author: &Author,
@@ -96,10 +91,6 @@ impl Transactions {
     }
 
     /// The registry with every change that any node has acknowledged.
-    ///
-    /// # Errors
-    ///
-    /// If this node cannot catch up in time.
     pub(super) async fn read(&self, deadline: Instant) -> Result<ReadSet, Error> {
         self.write_path.catch_up(deadline.min(Instant::now() + WRITE_DEADLINE)).await?;
         self.read_local().await
@@ -107,10 +98,6 @@ impl Transactions {
 
     /// The registry with every change that any node has acknowledged, if this node can catch up promptly; else as it is
     /// here.
-    ///
-    /// # Errors
-    ///
-    /// If the registry cannot be read.
     pub(super) async fn read_promptly(&self) -> Result<ReadSet, Error> {
         if let Err(error) = self.write_path.catch_up(Instant::now() + PROMPT_READ_DEADLINE).await {
             tracing::debug!(%error, "the registry is read without catching up");
@@ -119,10 +106,6 @@ impl Transactions {
     }
 
     /// The registry as it is on this node.
-    ///
-    /// # Errors
-    ///
-    /// If the registry cannot be read.
     pub(super) async fn read_local(&self) -> Result<ReadSet, Error> {
         let data = self.data.clone();
         blocking(move || Ok(ReadSet { catalog: Catalog::read(&data)?, history: History::read(&data)? })).await
@@ -130,10 +113,6 @@ impl Transactions {
 
     /// Stores the missing pieces of a version. Returns the preconditions that all its pieces still exist, or `None` if
     /// any was missing: the registry must then be read again.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Piece`] if a piece was not committed.
     pub(super) async fn store_pieces(
         &self,
         read: &ReadSet,
@@ -148,47 +127,35 @@ impl Transactions {
         }
         // One by one, so that other writes go between them.
         for piece in missing {
-            self.store_piece(piece, deadline).await?;
+            while let Err(error) = self.write_path.write_unjudged(vec![piece.clone()], Vec::new(), deadline).await {
+                // The piece may have been committed. Writing it again is harmless.
+                let is_in_doubt = matches!(error, write_path::Error::Replication(replication::Error::LeaderLost));
+                if !is_in_doubt || Instant::now() >= deadline {
+                    return Err(Error::Piece(error));
+                }
+                tokio::time::sleep(PIECE_RETRY_PAUSE).await;
+            }
         }
         Ok(None)
-    }
-
-    async fn store_piece(&self, piece: Operation, deadline: Instant) -> Result<(), Error> {
-        let request = Request { operations: vec![piece], preconditions: Vec::new(), idempotency_key: None };
-        while let Err(error) = self.write_path.write_unjudged(request.clone(), deadline).await {
-            // The piece may have been committed. Writing it again is harmless.
-            let is_in_doubt = matches!(error, write_path::Error::Replication(replication::Error::LeaderLost));
-            if !is_in_doubt || Instant::now() >= deadline {
-                return Err(Error::Piece(error));
-            }
-            tokio::time::sleep(PIECE_RETRY_PAUSE).await;
-        }
-        Ok(())
     }
 
     /// Commits a change of the registry with its record. Returns the revision, or `None` if the read set has changed.
     async fn commit(&self, commit: Commit, author: &Author, deadline: Instant) -> Result<Option<u64>, Error> {
         let pieces = self.stored_pieces(&commit.read).await?;
         let ReadSet { catalog, history } = commit.read;
-        let mut preconditions = catalog.unchanged().to_vec();
-        preconditions.push(history.unchanged().clone());
-        preconditions.extend(commit.preconditions);
+        let mut preconditions = commit.preconditions;
+        preconditions.extend(catalog.unchanged.iter().chain([&history.unchanged]).cloned());
         let change = Change {
-            number: history.next_number(),
+            number: history.changes.back().map_or(1, |last| last.number + 1),
             at_ms: clock::unix_ms(),
             by: author.by.clone(),
-            node: self.node_url.to_string(),
+            node: self.node_url.clone(),
             edit: commit.edit,
             rolled_back_to: author.rolls_back_to,
         };
         let mut operations = vec![commit.operation];
         operations.extend(history.record(&catalog, &pieces, change)?);
-        let request = Request { operations, preconditions, idempotency_key: None };
-        match self.write_path.write_unjudged(request, deadline).await {
-            Ok(written) => Ok(Some(written.revision)),
-            Err(write_path::Error::PreconditionFailed { .. }) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        Ok(self.write_path.write_unjudged(operations, preconditions, deadline).await?)
     }
 
     async fn stored_pieces(&self, read: &ReadSet) -> Result<StoredPieces, Error> {
@@ -199,10 +166,6 @@ impl Transactions {
 }
 
 /// Runs work that may block on a thread for that.
-///
-/// # Errors
-///
-/// [`Error::Stopping`] if the runtime shuts down first; else the error of `work`.
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {

@@ -33,11 +33,8 @@
 //!
 //! # Failure model
 //!
-//! Every error but [`Error::Replication`] means *not written*; that one knows its own outcome. If an earlier attempt may
+//! Every error but `Error::Replication` means *not written*; that one knows its own outcome. If an earlier attempt may
 //! still commit, so does the error of a later one.
-
-mod error;
-mod view;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,13 +42,14 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::Instrument;
 
-pub use self::error::Error;
-use self::view::LocalView;
 use crate::clock;
-use crate::hooks::{self, Judged, Pipeline, View};
+use crate::hooks::{self, Judged, Pipeline, View, ViewError};
 use crate::limits::REJUDGE_MAX;
 use crate::replication::{self, WriteOutcome};
-use crate::storage::{Data, Effect, Fact, Fingerprint, GuardedWrite, Idempotency, Operation, Outcome, Precondition};
+use crate::storage::{
+    self, Data, Effect, Entry, Fact, Fingerprint, GuardedWrite, Idempotency, Operation, Outcome, Precondition,
+    RangeDigest, Space,
+};
 use crate::telemetry::{Stage, Telemetry, TraceContext, names};
 
 /// Pause before a write is proposed again because the leader was lost.
@@ -59,18 +57,17 @@ const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
 /// A write as a client requests it.
 #[derive(Debug, Clone)]
-pub struct Request {
+pub(crate) struct Request {
     /// Applied in order, all or none. No key occurs twice.
     pub operations: Vec<Operation>,
-    /// The client's preconditions.
     pub preconditions: Vec<Precondition>,
     /// The client's name for the write, if it has one.
     pub idempotency_key: Option<String>,
 }
 
 /// A committed write.
-#[derive(Debug, Clone)]
-pub struct Written {
+#[derive(Debug)]
+pub(crate) struct Written {
     /// The store's revision after the write.
     pub revision: u64,
     /// One effect per operation.
@@ -81,9 +78,28 @@ pub struct Written {
     pub repeated: bool,
 }
 
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// A precondition of the client does not hold. `current` is the revision of the key; `None` if it has no entry.
+    #[error("the precondition on key {key:?} does not hold")]
+    PreconditionFailed { key: String, current: Option<u64> },
+    #[error("the Idempotency-Key was used before, for a request that asked for something else")]
+    IdempotencyKeyReused,
+    /// The hooks, or something they had read, changed during each attempt.
+    #[error("the write was judged {attempts} times, and each time what its hooks had read changed before it committed")]
+    Contended { attempts: usize },
+    #[error(transparent)]
+    Hook(#[from] hooks::Error),
+    #[error(transparent)]
+    Replication(#[from] replication::Error),
+    /// This node could not look up an earlier write of the same name. Nothing was written now.
+    #[error("this node's storage failed")]
+    Storage(#[source] storage::Error),
+}
+
 /// The way of writes on this node. Cheap to clone.
 #[derive(Clone)]
-pub struct WritePath {
+pub(crate) struct WritePath {
     pipeline: Pipeline,
     replication: replication::Handle,
     data: Data,
@@ -91,7 +107,6 @@ pub struct WritePath {
     telemetry: Telemetry,
 }
 
-/// A write on its way.
 struct Write<'a> {
     request: &'a Request,
     name: Option<&'a Idempotency>,
@@ -99,16 +114,11 @@ struct Write<'a> {
 }
 
 impl WritePath {
-    /// A way through these hooks to this cluster.
     pub fn new(pipeline: Pipeline, replication: replication::Handle, data: Data, telemetry: Telemetry) -> Self {
         Self { pipeline, replication, view: Arc::new(LocalView(data.clone())), data, telemetry }
     }
 
-    /// Judges and commits a write.
-    ///
-    /// # Errors
-    ///
-    /// See [`Error`]. Only after [`Error::Replication`] may the write still appear.
+    /// Judges and commits a write. Only after [`Error::Replication`] may a failed write still appear.
     pub async fn write(&self, request: Request, deadline: Instant) -> Result<Written, Error> {
         let began = std::time::Instant::now();
         let request = &request;
@@ -125,33 +135,28 @@ impl WritePath {
         Ok(written)
     }
 
-    /// Commits a write to the registry, which no hook judges.
-    ///
-    /// # Errors
-    ///
-    /// As for [`WritePath::write`].
-    pub async fn write_unjudged(&self, request: Request, deadline: Instant) -> Result<Written, Error> {
-        let Request { operations, preconditions, .. } = request;
+    /// Commits a write to the registry, which no hook judges. Returns its revision; `None` if a precondition failed.
+    pub async fn write_unjudged(
+        &self,
+        operations: Vec<Operation>,
+        preconditions: Vec<Precondition>,
+        deadline: Instant,
+    ) -> Result<Option<u64>, Error> {
         let proposed_at_ms = clock::unix_ms();
         let guarded = GuardedWrite { operations, preconditions, hook_epoch: None, proposed_at_ms, idempotency: None };
-        let outcome = self.propose(&guarded, deadline).await?;
-        let GuardedWrite { operations, preconditions, .. } = guarded;
-        let request = &Request { operations: Vec::new(), preconditions, idempotency_key: None };
-        let written = self.conclude(&Write { request, name: None, deadline }, operations, outcome).await?;
-        written.ok_or(Error::Contended { attempts: 1 })
+        match self.propose(&guarded, deadline).await? {
+            Outcome::Applied { revision, .. } => Ok(Some(revision)),
+            // The other outcomes presuppose a hook epoch or a name.
+            _ => Ok(None),
+        }
     }
 
     /// Waits until this node's state holds everything acknowledged so far.
-    ///
-    /// # Errors
-    ///
-    /// If that cannot be established by the deadline.
     pub async fn catch_up(&self, deadline: Instant) -> Result<(), Error> {
         Ok(self.replication.read_barrier(deadline).await?)
     }
 
-    /// A write with a name: attempted again while its outcome is unknown, since its name keeps it from being applied
-    /// twice.
+    /// Attempts a write again while its outcome is unknown: its name keeps it from being applied twice.
     async fn write_named(&self, write: &Write<'_>) -> Result<Written, Error> {
         if let Some(written) = self.recall(write).await? {
             return Ok(written);
@@ -200,8 +205,7 @@ impl WritePath {
         Err(Error::Contended { attempts: REJUDGE_MAX })
     }
 
-    /// The outcome of an earlier write of the same name, as far as this node knows. `None` if there is none, or the write
-    /// has no name.
+    /// The outcome of an earlier write of the same name. `None` if this node knows of none, or the write has no name.
     async fn recall(&self, write: &Write<'_>) -> Result<Option<Written>, Error> {
         let Some(name) = write.name.cloned() else { return Ok(None) };
         let data = self.data.clone();
@@ -243,8 +247,7 @@ impl WritePath {
         outcome
     }
 
-    /// Turns an outcome into the answer to the client. `None` if the write must be judged again; this node is then ready
-    /// for that.
+    /// Turns an outcome into the answer to the client. `None`: this node is ready to judge the write again.
     async fn conclude(
         &self,
         write: &Write<'_>,
@@ -300,5 +303,19 @@ fn key_of(precondition: &Precondition) -> String {
     match &precondition.fact {
         Fact::Revision { key, .. } | Fact::Exists { key } => key.clone(),
         Fact::Range { start, .. } => start.clone(),
+    }
+}
+
+/// The store as plugins see it: the state of this node, which may lag. Each read becomes a precondition, so a stale read
+/// never decides a write.
+struct LocalView(Data);
+
+impl View for LocalView {
+    fn get(&self, key: &str) -> Result<Option<Entry>, ViewError> {
+        self.0.get(Space::Kv, key).map_err(|error| ViewError(error.into()))
+    }
+
+    fn list(&self, start: &str, end: &str, limit: u32) -> Result<(Vec<String>, RangeDigest), ViewError> {
+        self.0.digest_range(start, end, limit).map_err(|error| ViewError(error.into()))
     }
 }

@@ -52,7 +52,6 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawV
     Box::<RawValue>::deserialize(deserializer).map(Some)
 }
 
-/// `POST`: applies all items or none.
 pub(crate) async fn post(Call { app, headers, body, .. }: Call) -> Result<Response, Problem> {
     let body = request::body(&headers, body, BATCH_BODY_BYTES_MAX).await?;
     let shape = "{\"items\": [{\"key\", \"value\"} or {\"op\": \"delete\", \"key\"}, …]}";

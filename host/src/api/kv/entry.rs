@@ -16,7 +16,6 @@ use crate::write_path::Written;
 /// Room for the members of an entry other than its key and its value, in bytes.
 const ENTRY_SPARE_BYTES: usize = 192;
 
-/// One entry.
 pub(super) fn one(key: &str, meta: EntryMeta, value: &Value) -> Vec<u8> {
     let mut text = Vec::with_capacity(ENTRY_SPARE_BYTES + key.len() + value.bytes.len());
     push_entry(&mut text, key, meta, Some(value));
@@ -35,7 +34,6 @@ pub(super) fn page(page: &Page, keys_only: bool, next_cursor: Option<String>) ->
     text
 }
 
-/// The result of a batch.
 pub(super) fn batch(written: &Written) -> Vec<u8> {
     let (count, revision) = (written.operations.len(), written.revision);
     let mut text = format!("{{\"count\":{count},\"revision\":{revision},\"results\":[").into_bytes();

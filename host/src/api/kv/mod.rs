@@ -1,11 +1,5 @@
-//! Keys and values: everything below `/kv/`.
-//!
-//! - `one`: `PUT`, `GET` and `DELETE` of a key.
-//! - `batch`: many writes, all or none.
-//! - `range`: many keys in order, in pages.
-//!
-//! They share `value` (values as requests bring them), `entry` (entries as responses show them) and `read` (how fresh a
-//! read is).
+//! Keys and values: everything below `/kv/`. The handlers are in `one`, `batch` and `range`. They share `value` (values as
+//! requests bring them), `entry` (entries as responses show them) and `read` (how fresh a read is).
 
 pub(super) mod batch;
 mod entry;

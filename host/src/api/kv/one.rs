@@ -13,7 +13,6 @@ use crate::limits::{BODY_BYTES_MAX, WRITE_DEADLINE};
 use crate::storage::{Action, Effect, Operation, Space};
 use crate::write_path::Request;
 
-/// `PUT`: sets the value of a key.
 pub(crate) async fn put(Call { app, uri, headers, body, .. }: Call) -> Result<Response, Problem> {
     let key = request::key(&uri)?;
     let preconditions = request::preconditions(&headers, &key)?;
@@ -38,7 +37,6 @@ pub(crate) async fn put(Call { app, uri, headers, body, .. }: Call) -> Result<Re
     Ok(response)
 }
 
-/// `DELETE`: removes a key.
 pub(crate) async fn delete(Call { app, uri, headers, .. }: Call) -> Result<Response, Problem> {
     let key = request::key(&uri)?;
     let preconditions = request::preconditions(&headers, &key)?;

@@ -22,7 +22,6 @@ pub(crate) struct Range {
     query: RangeQuery,
 }
 
-/// `GET`: a page of a range.
 pub(crate) async fn list(Call { app, parameters, .. }: Call<Range>) -> Result<Response, Problem> {
     let Range { consistency, query } = parameters;
     let freshness = Freshness::establish(&app, consistency).await?;
@@ -53,19 +52,15 @@ impl Parameters for Range {
                 _ => return Err(not_allowed("limit", &found, &format!("1 to {PAGE_ENTRIES_MAX}"))),
             },
         };
-        let after = match values.text("cursor") {
-            None => None,
-            Some(cursor) => {
-                let allowed = "the next_cursor of an earlier page, in the same direction";
-                Some(read_cursor(&cursor, reverse).ok_or_else(|| not_allowed("cursor", &cursor, allowed))?)
-            }
-        };
+        let allowed = "the next_cursor of an earlier page, in the same direction";
+        let after =
+            |cursor: String| read_cursor(&cursor, reverse).ok_or_else(|| not_allowed("cursor", &cursor, allowed));
         let query = RangeQuery {
             space: Space::Kv,
             start: values.text("start"),
             end: values.text("end").filter(|end| !end.is_empty()),
             prefix: values.text("prefix"),
-            after,
+            after: values.text("cursor").map(after).transpose()?,
             reverse,
             keys_only: values.flag("keys_only")?,
             limit: Some(limit),
@@ -77,9 +72,7 @@ impl Parameters for Range {
 
 /// A cursor: the format, the direction, and the last key of the page.
 fn cursor_after(key: &str, reverse: bool) -> String {
-    let mut cursor = vec![CURSOR_FORMAT, u8::from(reverse)];
-    cursor.extend_from_slice(key.as_bytes());
-    BASE64.encode(cursor)
+    BASE64.encode([&[CURSOR_FORMAT, u8::from(reverse)][..], key.as_bytes()].concat())
 }
 
 fn read_cursor(cursor: &str, reverse: bool) -> Option<String> {

@@ -51,7 +51,6 @@ impl Freshness {
         }
     }
 
-    /// Counts the read.
     pub(super) fn count(&self, app: &App) {
         app.telemetry.metrics().read(self.word(), self.began.elapsed());
     }

@@ -58,7 +58,6 @@ pub(super) fn of_json(text: Bytes) -> Result<Value, Problem> {
     within_limit(Value::json(compact))
 }
 
-/// Refuses a value that is too large.
 pub(super) fn within_limit(value: Value) -> Result<Value, Problem> {
     match value.bytes.len() {
         0..=VALUE_BYTES_MAX => Ok(value),
