@@ -139,7 +139,7 @@ mod tests {
         super::open(&given.check().unwrap(), || Box::new(|_, _| {}))
     }
 
-    /// Fills the log, then removes an entry without its knowledge.
+    /// Fills the log, then damages its last entry.
     fn damaged(dir: &tempfile::TempDir) {
         let (log, data) = open(dir, false, false).unwrap();
         let (done, is_done) = std::sync::mpsc::channel();
@@ -148,9 +148,13 @@ mod tests {
         is_done.recv().unwrap().unwrap();
         log.close();
         drop((log, data));
-        let db = fjall::Database::builder(dir.path().join("new/data/log")).open().unwrap();
-        let entries = db.keyspace("entries", fjall::KeyspaceCreateOptions::default).unwrap();
-        entries.remove(9_u64.to_be_bytes()).unwrap();
+        let segments = std::fs::read_dir(dir.path().join("new/data/log")).unwrap().map(|file| file.unwrap().path());
+        let newest = segments.filter(|path| path.extension().is_some_and(|extension| extension == "segment")).max();
+        let (path, entry) = (newest.unwrap(), b"entry");
+        let mut bytes = std::fs::read(&path).unwrap();
+        let last = bytes.windows(entry.len()).rposition(|window| window == entry).unwrap();
+        bytes[last] ^= 1;
+        std::fs::write(path, bytes).unwrap();
     }
 
     #[test]
@@ -168,7 +172,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         damaged(&dir);
         let refusal = open(&dir, false, false).err().unwrap().to_string();
-        assert!(refusal.contains("entries 9 to 9 are gone") && refusal.contains("--accept-data-loss"), "{refusal}");
+        assert!(
+            refusal.contains("entry 9 is damaged or missing") && refusal.contains("--accept-data-loss"),
+            "{refusal}"
+        );
         let (log, data) = open(&dir, false, true).unwrap();
         assert_eq!(log.first_last(), Some((1, 8)));
         log.close();

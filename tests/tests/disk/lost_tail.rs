@@ -11,22 +11,23 @@ use crate::setup::Setup;
 /// Time for a node to rejoin.
 const JOIN_LIMIT: Duration = Duration::from_secs(30);
 
-/// Bytes to cut from the end of a journal: more than was written after the last watermark.
+/// Bytes to cut from the end of a log: more than was written after the last watermark.
 const GONE_BYTES: usize = 4_000;
 
-/// Cuts the end of a log's journal, as the storage engine does with bytes that it cannot read.
-fn cut_journal(data_dir: &Path) {
-    change_journal(data_dir, |bytes, end| bytes.truncate(end.saturating_sub(GONE_BYTES)));
+/// Cuts the end of a log.
+fn cut_log(data_dir: &Path) {
+    change_log(data_dir, |bytes, end| bytes.truncate(end.saturating_sub(GONE_BYTES)));
 }
 
-/// Changes bytes near the end of a log's journal, as a bad disk does.
-fn scramble_journal(data_dir: &Path) {
-    change_journal(data_dir, |bytes, end| bytes[end - GONE_BYTES..end - GONE_BYTES + 40].fill(0));
+/// Changes bytes near the end of a log, as a bad disk does.
+fn scramble_log(data_dir: &Path) {
+    change_log(data_dir, |bytes, end| bytes[end - GONE_BYTES..end - GONE_BYTES + 40].fill(0));
 }
 
-fn change_journal(data_dir: &Path, change: impl FnOnce(&mut Vec<u8>, usize)) {
-    let journals = std::fs::read_dir(data_dir.join("log")).unwrap().map(|entry| entry.unwrap().path());
-    let newest = journals.filter(|path| path.extension().is_some_and(|extension| extension == "jnl")).max().unwrap();
+fn change_log(data_dir: &Path, change: impl FnOnce(&mut Vec<u8>, usize)) {
+    let segments = std::fs::read_dir(data_dir.join("log")).unwrap().map(|entry| entry.unwrap().path());
+    let newest =
+        segments.filter(|path| path.extension().is_some_and(|extension| extension == "segment")).max().unwrap();
     let mut bytes = std::fs::read(&newest).unwrap();
     let end = bytes.iter().rposition(|byte| *byte != 0).unwrap();
     change(&mut bytes, end);
@@ -40,13 +41,13 @@ async fn member_ids(cluster: &Cluster) -> Vec<(String, String)> {
 }
 
 #[tokio::test]
-async fn a_node_whose_journal_was_cut_joins_as_a_new_member() {
+async fn a_node_whose_log_was_cut_joins_as_a_new_member() {
     let mut cluster = Cluster::start(3).await;
     let load = Load::start(&cluster, "load", 2);
     tokio::time::sleep(Duration::from_millis(500)).await;
     let before = member_ids(&cluster).await;
     cluster.nodes[2].kill();
-    cut_journal(&cluster.nodes[2].data_dir());
+    cut_log(&cluster.nodes[2].data_dir());
     cluster.nodes[2].start();
     cluster.ready().await;
     let log = cluster.nodes[2].log();
@@ -71,7 +72,7 @@ async fn a_node_whose_journal_was_cut_joins_as_a_new_member() {
         cluster.client(0).put(&format!("more/{number}"), &json!(number)).await.expect(201);
     }
     cluster.nodes[2].kill();
-    scramble_journal(&cluster.nodes[2].data_dir());
+    scramble_log(&cluster.nodes[2].data_dir());
     cluster.nodes[2].start();
     cluster.ready().await;
     let second = aside(&cluster);
@@ -111,7 +112,7 @@ async fn nodes_that_have_all_set_their_data_aside_form_no_cluster() {
     };
     let formed_before = formed(&cluster);
     for node in &mut cluster.nodes {
-        cut_journal(&node.data_dir());
+        cut_log(&node.data_dir());
         node.start();
     }
     for node in &cluster.nodes {
@@ -132,7 +133,7 @@ async fn a_single_node_does_not_start_until_the_loss_is_accepted() {
         cluster.client(0).put(&format!("k/{number}"), &json!(number)).await.expect(201);
     }
     cluster.nodes[0].kill();
-    cut_journal(&cluster.nodes[0].data_dir());
+    cut_log(&cluster.nodes[0].data_dir());
     cluster.nodes[0].start();
     assert_eq!(cluster.nodes[0].ended(JOIN_LIMIT).await, 3);
     let log = cluster.nodes[0].log();

@@ -78,7 +78,7 @@ impl Acceptor {
     }
 
     fn stored(log: &Log) -> Result<Self, Error> {
-        Ok(decode_stored(log.meta(ACCEPTOR))?.unwrap_or_default())
+        Ok(decode_stored(Ok(log.named(ACCEPTOR)))?.unwrap_or_default())
     }
 }
 

@@ -86,7 +86,7 @@ impl Stage {
 
     /// The stage that the disk shows.
     pub(crate) fn stored(log: &Log) -> Result<Self, Error> {
-        Ok(match decode_stored::<Stored>(log.meta(IDENTITY))? {
+        Ok(match decode_stored::<Stored>(Ok(log.named(IDENTITY)))? {
             None => Self::Unidentified,
             Some((id, None)) => Self::Waiting { id },
             Some((id, Some(cluster))) => Self::Member { id, cluster },
@@ -108,7 +108,7 @@ type Stored = (u64, Option<ClusterId>);
 /// Stores a value in the log's database; returns once it is durable.
 pub(super) async fn store<T: Serialize>(log: &Log, key: &'static str, value: &T) -> Result<(), Error> {
     let (done, stored) = oneshot::channel();
-    log.save_meta(key, Some(encode(value)?), true, Box::new(|result| drop(done.send(result))));
+    log.save_named(key, Some(encode(value)?), Box::new(|result| drop(done.send(result))));
     Ok(stored.await.map_err(|_| Error::Stopped { outcome: WriteOutcome::NotWritten })??)
 }
 

@@ -141,7 +141,7 @@ pub(crate) fn matched(metrics: &Metrics) -> BTreeMap<u64, u64> {
 /// [`storage::Error::Lost`] if one of them lacks entries that it once had, as the other shows; other errors if they cannot be read.
 pub fn check_storage(log: &Log, data: &Data, dir: &Path) -> Result<(), storage::Error> {
     let lost = |what: String| storage::Error::Lost { path: dir.to_path_buf(), what };
-    let purged = index(log.purged_marker()?)?;
+    let purged = index(log.purged_marker())?;
     let range = log.first_last();
     if let Some((first, _)) = range {
         let expected = purged.map_or(FIRST_INDEX_MAX, |purged| purged + 1);

@@ -94,7 +94,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
-        stored(self.log.meta(VOTE))
+        stored(Ok(self.log.named(VOTE)))
     }
 }
 
@@ -102,7 +102,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     type LogReader = Self;
 
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
-        let last_purged_log_id: Option<LogId> = stored(self.log.purged_marker())?;
+        let last_purged_log_id: Option<LogId> = stored(Ok(self.log.purged_marker()))?;
         let last_log_id = match self.log.first_last() {
             Some((_, last)) => {
                 let entry: Option<LogEntry> = stored(self.log.get(last))?;
@@ -119,19 +119,19 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
         let vote = encode(vote).map_err(io::Error::other)?;
-        wait_for(|done| self.log.save_meta(VOTE, Some(vote), true, done)).await
+        wait_for(|done| self.log.save_named(VOTE, Some(vote), done)).await
     }
 
     /// Not fsynced: after a crash the leader tells the commit position again. Reads do not go back in time, since the node
     /// serves none before it has rebuilt `data/` from the log.
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
         let committed = encode(&committed).map_err(io::Error::other)?;
-        self.log.save_meta(COMMITTED, Some(committed), false, Box::new(|_| {}));
+        self.log.note_named(COMMITTED, committed);
         Ok(())
     }
 
     async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
-        Ok(stored(self.log.meta(COMMITTED))?.flatten())
+        Ok(stored(Ok(self.log.named(COMMITTED)))?.flatten())
     }
 
     async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> Result<(), io::Error>

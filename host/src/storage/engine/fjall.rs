@@ -104,7 +104,6 @@ impl StorageEngine for FjallEngine {
     fn write(&self, batch: WriteBatch, durability: Durability) -> Result<(), Error> {
         let mode = match durability {
             Durability::None => None,
-            Durability::Data => Some(PersistMode::SyncData),
             Durability::All => Some(PersistMode::SyncAll),
         };
         let mut changes = OwnedWriteBatch::with_capacity(self.db.clone(), batch.changes.len()).durability(mode);

@@ -24,6 +24,9 @@ use parking_lot::Mutex;
 use super::{Bounds, Change, Durability, EVERYTHING, ReadTables, Rows, Slice, StorageEngine, Table, WriteBatch};
 use crate::storage::Error;
 
+/// What a disk writes as a whole.
+const SECTOR_BYTES: usize = 512;
+
 /// Versions of the sidecar, any of which a power loss may leave.
 const SIDECARS_MAX: usize = 16;
 
@@ -46,6 +49,8 @@ struct DiskState {
     journal: Vec<Vec<Change>>,
     /// Number of durable records.
     synced: usize,
+    /// Whether any sectors of the first lost record survive.
+    tears: bool,
     /// Number of the current opening. Earlier openings can no longer write.
     opening: u64,
     is_open: bool,
@@ -66,6 +71,7 @@ impl SimDisk {
             rng: fastrand::Rng::with_seed(seed),
             journal: Vec::new(),
             synced: 0,
+            tears: false,
             opening: 0,
             is_open: false,
             fails_next: None,
@@ -80,9 +86,13 @@ impl SimDisk {
         let mut state = self.state.lock();
         let (synced, written) = (state.synced, state.journal.len());
         let kept = state.rng.usize(synced..=written);
-        state.journal.truncate(kept);
+        let torn = state.journal.drain(kept..).next();
+        if let Some(record) = torn.filter(|_| state.tears) {
+            let torn = record.into_iter().map(|change| state.tear(change)).collect();
+            state.journal.push(torn);
+        }
         // The next start reads these records back from the disk, so they are durable.
-        state.synced = kept;
+        state.synced = state.journal.len();
         if !state.sidecars.is_empty() {
             let count = state.sidecars.len();
             let kept = state.rng.usize(..count);
@@ -109,6 +119,11 @@ impl SimDisk {
     /// Makes the next write or sync fail, once.
     pub(crate) fn fail_next(&self, operation: Operation, error: io::ErrorKind) {
         self.state.lock().fails_next = Some((operation, error));
+    }
+
+    /// Makes a power loss leave any sectors of the first record that it takes, as of a file that is written to.
+    pub(crate) fn set_tears(&self) {
+        self.state.lock().tears = true;
     }
 
     /// Sets how long a sync takes, in milliseconds.
@@ -163,6 +178,13 @@ impl SimDisk {
 }
 
 impl DiskState {
+    /// The change as a power loss may leave it: with zeros in some sectors of its value.
+    fn tear(&mut self, change: Change) -> Change {
+        let mut value = change.value.as_deref().unwrap_or_default().to_vec();
+        value.chunks_mut(SECTOR_BYTES).filter(|_| self.rng.bool()).for_each(|sector| sector.fill(0));
+        Change { value: change.value.map(|_| value.into()), ..change }
+    }
+
     fn shut_out(&mut self) {
         self.opening += 1;
         self.is_open = false;
@@ -188,7 +210,7 @@ impl DiskState {
 
     fn attempt(&mut self, operation: Operation) -> Result<(), Error> {
         match self.fails_next.take_if(|(failing, _)| *failing == operation) {
-            Some((_, error)) => Err(fjall::Error::Io(error.into()).into()),
+            Some((_, error)) => Err(io::Error::from(error).into()),
             None => Ok(()),
         }
     }
@@ -318,7 +340,7 @@ mod tests {
             let disk = SimDisk::new(seed);
             let db = disk.open(true).unwrap();
             for key in 0..10 {
-                put(&db, &[key, 100 + key], if key == 4 { Durability::Data } else { Durability::None }).unwrap();
+                put(&db, &[key, 100 + key], if key == 4 { Durability::All } else { Durability::None }).unwrap();
             }
             disk.lose_power();
             let db = disk.open(true).unwrap();
@@ -337,7 +359,7 @@ mod tests {
         let before = disk.open(true).unwrap();
         disk.lose_power();
         let _after = disk.open(true).unwrap();
-        assert!(matches!(put(&before, &[1], Durability::Data), Err(Error::Closed)));
+        assert!(matches!(put(&before, &[1], Durability::All), Err(Error::Closed)));
         drop(before);
         assert!(matches!(disk.open(true), Err(Error::Locked { .. })));
     }
@@ -349,11 +371,11 @@ mod tests {
             let db = disk.open(true).unwrap();
             disk.fail_next(operation, io::ErrorKind::Other);
             for _ in 0..2 {
-                put(&db, &[1], Durability::Data).unwrap_err();
+                put(&db, &[1], Durability::All).unwrap_err();
             }
             assert!(db.get(TABLE, &[1]).unwrap().is_none());
             drop(db);
-            put(&disk.open(true).unwrap(), &[1], Durability::Data).unwrap();
+            put(&disk.open(true).unwrap(), &[1], Durability::All).unwrap();
             assert_eq!(disk.records(), if operation == Operation::Write { (1, 1) } else { (2, 2) });
         }
     }

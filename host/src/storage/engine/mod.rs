@@ -75,9 +75,7 @@ pub(super) trait StorageEngine: ReadTables {
 pub(super) enum Durability {
     /// Nothing: a crash may take the batch and all later ones.
     None,
-    /// The batch and everything before it (fdatasync).
-    Data,
-    /// The same, with file metadata (fsync).
+    /// The batch and everything before it (fsync).
     All,
 }
 

@@ -18,9 +18,15 @@
 //!
 //! One fsync for all appends that wait at one moment, and 8 MiB of recent entries in memory.
 
+mod examine;
+mod files;
+mod migrate;
+mod open_segment;
+mod record;
+mod segment_dir;
+mod segments;
 #[cfg(test)]
 pub(crate) mod simulated;
-mod tables;
 mod tail;
 #[cfg(test)]
 mod tests;
@@ -36,12 +42,18 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
-use self::tables::{LogTables, damaged};
+use self::examine::examine;
+use self::migrate::migrate;
+use self::segment_dir::SegmentDir;
+use self::segments::{SEGMENT_BYTES, SegmentWriter, damaged};
 use self::tail::Tail;
-use self::watermark::WatermarkFile;
-use self::writer::{Change, PURGED, Shared, Writer};
+use self::watermark::{Watermark, WatermarkFile};
+use self::writer::{Change, Shared, Writer};
 pub use self::writer::{Done, OnFsync};
 use super::{Error, Poison};
+
+/// The name of the value that stands in for purged entries.
+const PURGED: &str = "purged";
 
 /// A Raft log. Cheap to clone; all clones are the same log.
 #[derive(Clone)]
@@ -60,22 +72,30 @@ struct Inner {
 impl Log {
     /// Opens the log in `dir`, creating it if it is missing, and starts its writer thread. A log that has lost durable
     /// data is refused ([`Error::Lost`]), or opened with what is left up to the first damaged entry if the loss is
-    /// accepted. The watermark is a file beside the directory, with the extension `.watermark`.
+    /// accepted. The watermark is a file beside the directory, with the extension `.watermark`. A log of format 3 is
+    /// migrated first.
     pub fn open(dir: &Path, on_fsync: OnFsync, accepts_loss: bool) -> Result<Self, Error> {
-        let (tables, path, poison) = (LogTables::open(dir)?, dir.with_extension("watermark"), Poison::new(dir));
-        let (range, mark) = tables.examine(watermark::read(&path), dir, accepts_loss)?;
+        migrate(dir, accepts_loss)?;
+        let (path, poison) = (dir.with_extension("watermark"), Poison::new(dir));
+        let files = Box::new(SegmentDir::open(dir, SEGMENT_BYTES)?);
+        let (segments, tail, mark) = examine(files, watermark::read(&path), dir, accepts_loss)?;
         let watermark = WatermarkFile::create(&path, mark, poison.clone())?;
-        let (log, writer) =
-            Self::new(Shared { tables, tail: Mutex::new(Tail::new(range)), poison, watermark }, on_fsync);
+        let (log, writer) = Self::new(segments, tail, poison, watermark, on_fsync);
         log.start(writer)?;
         Ok(log)
     }
 
     /// An examined log with its writer, which does not run yet.
-    fn new(shared: Shared, on_fsync: OnFsync) -> (Self, Writer) {
-        let shared = Arc::new(shared);
+    fn new(
+        segments: SegmentWriter,
+        tail: Tail,
+        poison: Poison,
+        watermark: Arc<dyn Watermark>,
+        on_fsync: OnFsync,
+    ) -> (Self, Writer) {
+        let shared = Arc::new(Shared { segments: segments.segments(), tail: Mutex::new(tail), poison, watermark });
         let (sender, queue) = unbounded_channel();
-        let writer = Writer { queue, log: shared.clone(), on_fsync };
+        let writer = Writer { queue, log: shared.clone(), segments, on_fsync };
         let inner = Inner { shared, queue: Mutex::new(Some(sender)), thread: Mutex::new(None) };
         (Self { inner: Arc::new(inner) }, writer)
     }
@@ -98,34 +118,38 @@ impl Log {
     /// Removes all entries after `index`; every entry, without an index.
     pub fn truncate_after(&self, index: Option<u64>, done: Done) {
         let mut tail = self.inner.shared.tail.lock();
-        let removed = tail.truncate_after(index);
-        self.queue(Change::Truncate(removed), done);
+        let end = tail.truncate_after(index);
+        self.queue(Change::Truncate(end), done);
     }
 
     /// Removes all entries up to `index`, inclusive, and keeps `marker` in their place.
     pub fn purge_upto(&self, index: u64, marker: Bytes, done: Done) {
         let mut tail = self.inner.shared.tail.lock();
-        let range = tail.purge_upto(index);
-        tail.named.insert(PURGED, Some(marker.clone()));
-        self.queue(Change::Purge { range, marker }, done);
+        tail.purge_upto(index);
+        tail.set_named(PURGED, Some(marker));
+        self.queue(Change::Purge(index + 1), done);
     }
 
-    /// Sets or removes a named value, in order with appends. With `sync`, it is durable when `done` is called.
-    pub fn save_meta(&self, name: &'static str, value: Option<Bytes>, sync: bool, done: Done) {
+    /// Sets or removes a named value. It is durable when `done` is called.
+    pub fn save_named(&self, name: &str, value: Option<Bytes>, done: Done) {
         let mut tail = self.inner.shared.tail.lock();
-        tail.named.insert(name, value.clone());
-        self.queue(Change::Named { name, value, sync }, done);
+        tail.set_named(name, value);
+        self.queue(Change::Named, done);
+    }
+
+    /// Sets a named value that a crash may take back. It is written with the next entries, or when the log is closed.
+    pub fn note_named(&self, name: &str, value: Bytes) {
+        self.inner.shared.tail.lock().set_named(name, Some(value));
     }
 
     /// A named value, as last set.
-    pub fn meta(&self, name: &str) -> Result<Option<Bytes>, Error> {
-        let in_memory = self.inner.shared.tail.lock().named.get(name).cloned();
-        in_memory.map_or_else(|| self.inner.shared.tables.named(name), Ok)
+    pub fn named(&self, name: &str) -> Option<Bytes> {
+        self.inner.shared.tail.lock().named.get(name).cloned()
     }
 
     /// The marker of the last purge.
-    pub fn purged_marker(&self) -> Result<Option<Bytes>, Error> {
-        self.meta(PURGED)
+    pub fn purged_marker(&self) -> Option<Bytes> {
+        self.named(PURGED)
     }
 
     /// First and last index; none if the log is empty.
@@ -141,16 +165,21 @@ impl Log {
 
     /// The first entries of a range that the log holds: at least one, and no more once they reach `bytes_max`.
     pub fn read(&self, range: Range<u64>, bytes_max: usize) -> Result<Vec<Bytes>, Error> {
-        let (on_disk, in_memory) = self.inner.shared.tail.lock().read(range);
+        let (mut on_disk, in_memory) = self.inner.shared.tail.lock().read(range);
         let mut entries = Vec::new();
         let mut bytes = 0;
-        for entry in on_disk.map(|index| self.read_from_disk(index)).chain(in_memory.into_iter().map(Ok)) {
-            let entry = entry?;
-            bytes += entry.len();
-            entries.push(entry);
-            if bytes >= bytes_max {
+        while !on_disk.is_empty() && (entries.is_empty() || bytes < bytes_max) {
+            let read = self.read_from_disk(on_disk.clone(), bytes_max.saturating_sub(bytes))?;
+            on_disk.start += read.len() as u64;
+            bytes += read.iter().map(Bytes::len).sum::<usize>();
+            entries.extend(read);
+        }
+        for entry in in_memory {
+            if !entries.is_empty() && bytes >= bytes_max {
                 break;
             }
+            bytes += entry.len();
+            entries.push(entry);
         }
         Ok(entries)
     }
@@ -169,13 +198,15 @@ impl Log {
         &self.inner.shared.poison
     }
 
-    fn read_from_disk(&self, index: u64) -> Result<Bytes, Error> {
-        let error = match self.inner.shared.tables.entry(index) {
-            Ok(Some(entry)) => return Ok(entry),
-            // A missing entry may have been removed since it was requested.
-            Ok(None) if !self.inner.shared.tail.lock().range.contains(&index) => return Err(damaged(index)),
-            Ok(None) => damaged(index),
-            Err(error @ Error::Corrupt { .. }) => error,
+    /// The first entries of a range that is not in memory.
+    fn read_from_disk(&self, range: Range<u64>, bytes_max: usize) -> Result<Vec<Bytes>, Error> {
+        let first = range.start;
+        let error = match self.inner.shared.segments.read(range, bytes_max) {
+            Ok(entries) if !entries.is_empty() => return Ok(entries),
+            // It may have been removed since it was requested.
+            _ if !self.inner.shared.tail.lock().range.contains(&first) => return Err(damaged(first)),
+            Ok(_) => damaged(first),
+            Err(error @ Error::Corrupt(_)) => error,
             Err(error) => return Err(error),
         };
         // Other entries may be damaged too, so the use of the log ends, now and after a restart.

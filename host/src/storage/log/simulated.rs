@@ -1,18 +1,21 @@
 //! A log on a simulated disk. For tests.
 
+use std::ops::Bound;
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 
 use super::Log;
-use super::tables::LogTables;
-use super::tail::Tail;
+use super::examine::examine;
+use super::files::{SegmentFile, SegmentFiles};
 use super::watermark::{self, Mark, Watermark};
-use super::writer::{Shared, Writer};
-use crate::storage::engine::{Durability, memory::SimDisk};
+use super::writer::Writer;
+use crate::storage::engine::memory::{MemoryEngine, SimDisk};
+use crate::storage::engine::{Durability, EVERYTHING, ReadTables, Rows, StorageEngine, Table, WriteBatch};
 use crate::storage::{Error, Poison};
+
+const SEGMENTS: Table = Table(0);
 
 /// Opens a log that is written by a task of the current runtime. A sync takes simulated time.
 pub(crate) fn open(disk: &SimDisk) -> Result<Log, Error> {
@@ -29,26 +32,92 @@ pub(crate) fn open_on_thread(disk: &SimDisk) -> Result<Log, Error> {
 }
 
 fn load(disk: &SimDisk, waits: bool) -> Result<(Log, Writer), Error> {
-    let (dir, engine) = (Path::new("disk"), disk.open(waits)?);
+    let (dir, engine) = (Path::new("disk"), Arc::new(disk.open(waits)?));
+    disk.set_tears();
     let sidecar = Sidecar { disk: disk.clone(), opening: engine.opening };
-    let tables = LogTables::new(Box::new(engine), dir)?;
-    let (range, mark) = tables.examine(sidecar.read(), dir, false)?;
+    let (segments, tail, mark) = examine(Box::new(SimSegments(engine)), sidecar.read(), dir, false)?;
     sidecar.set(mark, true)?;
-    let (tail, poison, watermark) = (Mutex::new(Tail::new(range)), Poison::new(dir), Arc::new(sidecar));
-    Ok(Log::new(Shared { tables, tail, poison, watermark }, Box::new(|_, _| {})))
+    Ok(Log::new(segments, tail, Poison::new(dir), Arc::new(sidecar), Box::new(|_, _| {})))
 }
 
 /// [`Writer::run`] as a task: the same, except that time passes between the write and the sync.
 async fn run(mut writer: Writer, disk: SimDisk) {
     while let Some(first) = writer.queue.recv().await {
-        let staged = writer.gather(first);
-        let mut result = writer.commit(&staged, Durability::None);
-        if staged.sync {
-            tokio::time::sleep(disk.next_sync_time()).await;
-            result = result.and_then(|()| writer.log.poison.attempt(|| writer.log.tables.engine.sync()));
-            result = result.and_then(|()| writer.raise_mark(&staged));
+        let mut batch = writer.gather(first);
+        let mut result = writer.write(&mut batch);
+        tokio::time::sleep(disk.next_sync_time()).await;
+        result = result.and_then(|()| writer.sync());
+        writer.finish(batch, &result);
+    }
+    writer.close();
+}
+
+/// The segments as a table of a simulated disk: each write is a row, by segment and offset.
+struct SimSegments(Arc<MemoryEngine>);
+
+struct SimSegment {
+    engine: Arc<MemoryEngine>,
+    number: u64,
+}
+
+fn key(segment: u64, offset: u64) -> Vec<u8> {
+    [segment.to_be_bytes(), offset.to_be_bytes()].concat()
+}
+
+fn rows(engine: &MemoryEngine, segment: u64) -> Result<Rows, Error> {
+    engine.range(SEGMENTS, (Bound::Included(key(segment, 0)), Bound::Excluded(key(segment + 1, 0))))
+}
+
+fn write(engine: &MemoryEngine, segment: u64, offset: u64, bytes: &[u8], durability: Durability) -> Result<(), Error> {
+    let mut batch = WriteBatch::default();
+    batch.insert(SEGMENTS, key(segment, offset), bytes);
+    engine.write(batch, durability)
+}
+
+impl SegmentFiles for SimSegments {
+    fn list(&self) -> Result<Vec<u64>, Error> {
+        let keys = self.0.keys(SEGMENTS, EVERYTHING)?.collect::<Result<Vec<_>, _>>()?;
+        let mut segments: Vec<u64> =
+            keys.iter().filter_map(|key| Some(u64::from_be_bytes(*key.first_chunk()?))).collect();
+        segments.dedup();
+        Ok(segments)
+    }
+
+    fn read(&self, segment: u64, offset: u64, bytes_max: u64) -> Result<Vec<u8>, Error> {
+        let mut content = Vec::new();
+        for row in rows(&self.0, segment)? {
+            content.extend_from_slice(&row?.1);
         }
-        writer.finish(staged, &result);
+        let start = content.len().min(offset as usize);
+        let end = content.len().min(start.saturating_add(bytes_max as usize));
+        Ok(content[start..end].to_vec())
+    }
+
+    fn create(&self, segment: u64, content: &[u8]) -> Result<Box<dyn SegmentFile>, Error> {
+        write(&self.0, segment, 0, content, Durability::All)?;
+        Ok(Box::new(SimSegment { engine: self.0.clone(), number: segment }))
+    }
+
+    fn sync(&self, _segment: u64) -> Result<(), Error> {
+        self.0.sync()
+    }
+
+    fn remove(&self, segment: u64) -> Result<(), Error> {
+        let mut batch = WriteBatch::default();
+        for row in rows(&self.0, segment)? {
+            batch.remove(SEGMENTS, row?.0);
+        }
+        self.0.write(batch, Durability::None)
+    }
+}
+
+impl SegmentFile for SimSegment {
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        write(&self.engine, self.number, offset, bytes, Durability::None)
+    }
+
+    fn sync(&mut self) -> Result<(), Error> {
+        self.engine.sync()
     }
 }
 

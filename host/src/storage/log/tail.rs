@@ -2,7 +2,7 @@
 //!
 //! Readers see it ahead of the disk: it includes changes that are still queued for the writer.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -18,13 +18,14 @@ pub(super) struct Tail {
     bytes: usize,
     /// Entries below this index are synced.
     synced: u64,
-    /// Named values that were set since the log was opened; none for removed ones.
-    pub(super) named: HashMap<&'static str, Option<Bytes>>,
+    pub(super) named: BTreeMap<String, Bytes>,
+    /// Whether a named value has changed since the writer took them.
+    have_named_changed: bool,
 }
 
 impl Tail {
-    pub(super) fn new(range: Range<u64>) -> Self {
-        Self { synced: range.end, range, entries: BTreeMap::new(), bytes: 0, named: HashMap::new() }
+    pub(super) fn new(range: Range<u64>, named: BTreeMap<String, Bytes>) -> Self {
+        Self { synced: range.end, range, entries: BTreeMap::new(), bytes: 0, named, have_named_changed: false }
     }
 
     /// The part of a range that must be read from disk, and the entries that follow it from memory.
@@ -36,6 +37,21 @@ impl Tail {
         let mut in_memory = self.entries.range(range.clone()).peekable();
         let on_disk_end = in_memory.peek().map_or(range.end, |(index, _)| **index);
         (range.start..on_disk_end, in_memory.map(|(_, entry)| entry.clone()).collect())
+    }
+
+    /// Sets or removes a named value.
+    pub(super) fn set_named(&mut self, name: &str, value: Option<Bytes>) {
+        match (value, self.named.get_mut(name)) {
+            (Some(value), Some(present)) => *present = value,
+            (Some(value), None) => drop(self.named.insert(name.to_owned(), value)),
+            (None, _) => drop(self.named.remove(name)),
+        }
+        self.have_named_changed = true;
+    }
+
+    /// The named values, and whether they have changed since they were last taken.
+    pub(super) fn take_named(&mut self) -> (BTreeMap<String, Bytes>, bool) {
+        (self.named.clone(), std::mem::take(&mut self.have_named_changed))
     }
 
     pub(super) fn append(&mut self, entries: &[(u64, Bytes)]) {
@@ -50,27 +66,24 @@ impl Tail {
         }
     }
 
-    /// Removes all entries after `index`; every entry, without an index. Returns the removed indexes.
-    pub(super) fn truncate_after(&mut self, index: Option<u64>) -> Range<u64> {
+    /// Removes all entries after `index`; every entry, without an index. Returns the index after the last one left.
+    pub(super) fn truncate_after(&mut self, index: Option<u64>) -> u64 {
         let end = index.map_or(self.range.start, |index| index + 1).clamp(self.range.start, self.range.end);
-        let removed = end..self.range.end;
         for (_, entry) in self.entries.split_off(&end) {
             self.bytes = self.bytes.saturating_sub(entry.len());
         }
         self.range.end = end;
         self.synced = self.synced.min(end);
-        removed
+        end
     }
 
-    /// Removes all entries up to `index`, inclusive. Returns the removed indexes.
-    pub(super) fn purge_upto(&mut self, index: u64) -> Range<u64> {
+    /// Removes all entries up to `index`, inclusive.
+    pub(super) fn purge_upto(&mut self, index: u64) {
         let next = index + 1;
-        let removed = self.range.start..next.min(self.range.end);
         self.entries = self.entries.split_off(&next);
         self.bytes = self.entries.values().map(Bytes::len).sum();
         self.range = next.max(self.range.start)..next.max(self.range.end);
         self.synced = self.synced.max(next).min(self.range.end);
-        removed
     }
 
     /// Records that entries below `end` are synced, and drops the oldest of them beyond the allowed memory.
