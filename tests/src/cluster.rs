@@ -107,6 +107,13 @@ impl Cluster {
         &self.nodes[index].client
     }
 
+    /// The URL and the id of each member, as a node sees them.
+    pub async fn member_ids(&self, node: usize) -> Vec<(String, String)> {
+        let members = self.client(node).get("/cluster/members/").await.expect(200).json;
+        let members = members["members"].as_array().cloned().unwrap_or_default();
+        members.iter().map(|member| (member["url"].to_string(), member["id"].to_string())).collect()
+    }
+
     /// The index of the leader. Waits until all running nodes name the same one.
     pub async fn leader(&self) -> usize {
         eventually(FORM_LIMIT, "the nodes agree on a leader", || async {

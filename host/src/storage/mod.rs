@@ -7,14 +7,13 @@
 //!
 //! # Approach
 //!
-//! The node keeps two databases, because the engine locks its journal while it syncs:
-//!
-//! - [`Log`], in `log/`: entries by index, with one fsync for all appends that wait at one moment.
+//! - [`Log`], in `log/`: entries by index in append-only segments, with one fsync for all appends that wait at one
+//!   moment.
 //! - [`Data`], in `data/`: entries by key, the registry, and all else that applying the log results in. Many log entries
-//!   are applied as one batch, without an fsync: the log holds whatever a crash takes from it.
+//!   are applied as one batch, without an fsync: the log holds whatever a crash takes from it. It is a database behind
+//!   the traits of `engine`, which is fjall in production and a simulated disk in tests that cut its power.
 //!
-//! Both use the traits of `engine`, which is fjall in production and a simulated disk in tests that cut its power. Their
-//! chapters list what each guarantees.
+//! Their chapters list what each guarantees.
 //!
 //! Every change of the store is a [`GuardedWrite`] (see [`command`]). [`Data::apply`] is the only way in, and depends
 //! on the state and the write alone. This module knows neither how writes are agreed on nor who sends them.
@@ -22,14 +21,13 @@
 //! # Failure model
 //!
 //! Processes stop at any point; disks keep what was synced and may lose the rest. After a failed write or sync nothing
-//! more is written to that database ([`Error::Poisoned`], `poison`), and the node stops. [`FreeSpace`] warns before the
+//! more is written there ([`Error::Poisoned`], `poison`), and the node stops. [`FreeSpace`] warns before the
 //! disk is full. A directory of another format is refused ([`Error::Format`]).
 //!
 //! # Cost
 //!
-//! Recent writes are held in tables of 16 MiB (data) and 8 MiB (log), of which up to five exist at once, and the
-//! journals that a restart reads are cut at 128 MiB each. Opened after a crash with 1,000,000 entries of 256 bytes, both
-//! take about a second.
+//! Recent writes of the state are held in tables of 16 MiB, of which up to five exist at once, and the journal that a
+//! restart reads is cut at 128 MiB. Opened after a crash with 1,000,000 entries of 256 bytes, it takes about a second.
 
 pub mod command;
 pub mod dir;

@@ -34,18 +34,12 @@ fn change_log(data_dir: &Path, change: impl FnOnce(&mut Vec<u8>, usize)) {
     std::fs::write(&newest, bytes).unwrap();
 }
 
-async fn member_ids(cluster: &Cluster) -> Vec<(String, String)> {
-    let members = cluster.client(0).get("/cluster/members/").await.expect(200).json;
-    let members = members["members"].as_array().unwrap().clone();
-    members.iter().map(|member| (member["url"].to_string(), member["id"].to_string())).collect()
-}
-
 #[tokio::test]
 async fn a_node_whose_log_was_cut_joins_as_a_new_member() {
     let mut cluster = Cluster::start(3).await;
     let load = Load::start(&cluster, "load", 2);
     tokio::time::sleep(Duration::from_millis(500)).await;
-    let before = member_ids(&cluster).await;
+    let before = cluster.member_ids(0).await;
     cluster.nodes[2].kill();
     cut_log(&cluster.nodes[2].data_dir());
     cluster.nodes[2].start();
@@ -57,7 +51,7 @@ async fn a_node_whose_log_was_cut_joins_as_a_new_member() {
     let acknowledged = load.stop().await;
     let found = entries(cluster.client(2), "load/", "strong").await;
     assert!(acknowledged.keys().all(|key| found.contains_key(key)));
-    eventually(JOIN_LIMIT, "the node has a new id", || async { (member_ids(&cluster).await != before).then_some(()) })
+    eventually(JOIN_LIMIT, "the node has a new id", || async { (cluster.member_ids(0).await != before).then_some(()) })
         .await;
     let aside = |cluster: &Cluster| {
         let names = std::fs::read_dir(cluster.nodes[2].data_dir()).unwrap();

@@ -2,13 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use brink_tests::{Client, Options};
+use brink_tests::{Client, Options, entries};
 use serde_json::json;
 
 use crate::setup::Setup;
 
 /// Duration of each sync of the slow disk.
 const SYNC: Duration = Duration::from_millis(400);
+
+/// Duration of each sync of a disk that is slower than any test waits.
+const STUCK: Duration = Duration::from_secs(3);
 
 /// Number of writes in each half of the test.
 const WRITES: usize = 40;
@@ -35,4 +38,27 @@ async fn slow_syncs_of_one_follower_do_not_delay_writes() {
     let meanwhile = median_of_writes(client, "meanwhile").await;
     assert!(meanwhile < before * 3 + Duration::from_millis(20), "{meanwhile:?} instead of {before:?}");
     assert_eq!(setup.cluster.leader().await, leader, "there was an election");
+}
+
+/// The leader applies what the followers have committed, before its own disk has it. So after a crash its state is ahead of
+/// its log, and nothing that it promised is lost.
+#[tokio::test]
+async fn a_leader_that_crashes_with_its_log_behind_its_state_stays_the_member_it_was() {
+    let mut setup = Setup::start(3, Options::default()).await;
+    let leader = setup.cluster.leader().await;
+    let other = (leader + 1) % 3;
+    let before = setup.cluster.member_ids(other).await;
+    setup.disks[leader].slow_syncs("data/log", STUCK);
+    for number in 0..20 {
+        setup.cluster.client(leader).put(&format!("k/{number}"), &json!(number)).await.expect(201);
+    }
+    setup.cluster.nodes[leader].kill();
+    setup.disks[leader].heal();
+    setup.cluster.nodes[leader].start();
+    setup.cluster.ready().await;
+    let log = setup.cluster.nodes[leader].log();
+    assert!(log.contains("the state is ahead of the log"), "the crash came too late: {log}");
+    assert!(!log.contains("set aside"), "{log}");
+    assert_eq!(setup.cluster.member_ids(other).await, before);
+    assert_eq!(entries(setup.cluster.client(leader), "k/", "strong").await.len(), 20);
 }

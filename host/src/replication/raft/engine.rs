@@ -7,8 +7,9 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 use openraft::{async_runtime::watch::WatchReceiver, error::Fatal};
 use parking_lot::RwLock;
 
-use super::state_machine::{APPLIED, Applied, INSTALLED, StateMachine};
-use super::{log_store::LogStore, network::Network};
+use super::log_store::{LogStore, VOTE};
+use super::network::Network;
+use super::state_machine::{APPLIED, Applied, StateMachine};
 use crate::replication::types::{LogId, Metrics, TypeConfig, decode};
 use crate::storage::{self, Data, Log};
 
@@ -133,37 +134,46 @@ pub(crate) fn matched(metrics: &Metrics) -> BTreeMap<u64, u64> {
     matched.filter_map(|(id, matched)| Some((*id, matched.as_ref()?.index()))).collect()
 }
 
-/// Checks that the log and the state in `dir` belong together, before a node takes part with them. They are two databases,
-/// and each may have lost entries that the other still shows; losses of the log alone show in its watermark.
+/// Checks that the log and the state in `dir` belong together, before a node takes part with them. They are stored apart, and
+/// each may have lost entries that the other still shows; losses of the log alone show in its watermark.
+///
+/// A state that is ahead of the log is no loss: a node applies what a majority of the others has committed, even before its own disk
+/// has the entry, and the watermark knows what the node itself has promised. Such a state is made durable here, since the
+/// log will go on after it.
 ///
 /// # Errors
 ///
 /// [`storage::Error::Lost`] if one of them lacks entries that it once had, as the other shows; other errors if they cannot be read.
 pub fn check_storage(log: &Log, data: &Data, dir: &Path) -> Result<(), storage::Error> {
-    let lost = |what: String| storage::Error::Lost { path: dir.to_path_buf(), what };
+    let lost = |what: String| Err(storage::Error::Lost { path: dir.to_path_buf(), what });
     let purged = index(log.purged_marker())?;
     let range = log.first_last();
-    if let Some((first, _)) = range {
-        let expected = purged.map_or(FIRST_INDEX_MAX, |purged| purged + 1);
-        if first > expected {
-            return Err(lost(format!(
-                "the log begins with entry {first}, though only those before {expected} were cut"
-            )));
-        }
+    let expected = purged.map_or(FIRST_INDEX_MAX, |purged| purged + 1);
+    if let Some((first, _)) = range.filter(|(first, _)| *first > expected) {
+        return lost(format!("the log begins with entry {first}, though only those before {expected} were cut"));
     }
-    // After a snapshot was installed, the state is ahead of the log until the log is purged.
-    let known = [range.map(|(_, last)| last), purged, index(data.meta(INSTALLED)?)?].into_iter().max().flatten();
-    match (index(data.meta(APPLIED)?)?, known) {
-        (applied, _) if applied < purged => Err(lost(format!(
+    let applied = index(data.meta(APPLIED)?)?;
+    if applied < purged {
+        return lost(format!(
             "the log was cut up to entry {}, and the state ends with {}",
             name(purged),
             name(applied)
-        ))),
-        (Some(applied), known) if known.is_none_or(|known| applied > known) => {
-            Err(lost(format!("the state holds entry {applied}, and the log ends with {}", name(known))))
-        }
-        _ => Ok(()),
+        ));
     }
+    // A node votes before it takes entries, so a log without a vote was never the one of this state.
+    if applied.is_some() && log.named(VOTE).is_none() {
+        return lost(format!("the state holds entry {}, and the log is empty", name(applied)));
+    }
+    let last = range.map(|(_, last)| last).max(purged);
+    if applied > last {
+        tracing::info!(
+            applied = name(applied),
+            log = name(last),
+            "the state is ahead of the log, which goes on after it"
+        );
+        data.sync()?;
+    }
+    Ok(())
 }
 
 fn name(index: Option<u64>) -> String {

@@ -17,7 +17,7 @@ use crate::replication::types::{LogEntry, LogId, TypeConfig, Vote, decode, encod
 use crate::storage::{self, Log};
 use crate::telemetry::{Stage, Telemetry, TraceContext, names};
 
-const VOTE: &str = "vote";
+pub(super) const VOTE: &str = "vote";
 const COMMITTED: &str = "committed";
 
 /// Maximum bytes of entries returned by one read of the log for replication or apply; at least one entry is returned.

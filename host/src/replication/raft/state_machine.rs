@@ -23,8 +23,6 @@ use crate::telemetry::{Stage, Telemetry, names};
 
 /// Key of the log id of the last applied entry.
 pub(crate) const APPLIED: &str = "applied";
-/// Key of the log id of the last installed snapshot: the state is ahead of the log until the log is purged up to there.
-pub(super) const INSTALLED: &str = "installed";
 /// Key of the last applied membership.
 const MEMBERSHIP: &str = "membership";
 /// Key that is present once a snapshot was built or installed: from then on the log may begin after the first entry.
@@ -186,10 +184,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotSource) -> Result<(), io::Error> {
         let data = self.data.clone();
-        let mut own = vec![(SNAPSHOT_TAKEN, bytes::Bytes::new())];
-        if let Some(last) = meta.last_log_id() {
-            own.push((INSTALLED, encode(&last).map_err(io::Error::other)?));
-        }
+        let own = [(SNAPSHOT_TAKEN, bytes::Bytes::new())];
         let install = move || -> io::Result<_> { data.install(snapshot.chunks()?, &own).map_err(io::Error::other) };
         self.blocking.run(install).await??;
         if let Some(last) = meta.last_log_id() {

@@ -3,8 +3,9 @@
 //! # Approach
 //!
 //! An append puts entries into memory (`tail`), where they are readable at once, and into the queue of the `writer`.
-//! The writer runs on a thread of its own and is the only one to change the disk: `tables` stores the entries, and the
-//! `watermark` records outside of them how far they are durable. When a log is opened, the two are compared.
+//! The writer runs on a thread of its own and is the only one to change the disk: it appends records (`record`) to the
+//! newest of the `segments`, and the `watermark` records outside of them how far they are durable. When a log is opened,
+//! the two are compared (`examine`): whatever the watermark does not know of was promised to nobody, and may be torn.
 //!
 //! # Guarantees
 //!
@@ -16,7 +17,9 @@
 //!
 //! # Cost
 //!
-//! One fsync for all appends that wait at one moment, and 8 MiB of recent entries in memory.
+//! One write and one fsync for all appends that wait at one moment; two copies of each entry. A new segment, every
+//! 16 MiB, costs an fsync and one of the directory. In memory are 8 MiB of recent entries, and 4 bytes for each older one.
+//! Opening a log reads all of it.
 
 mod examine;
 mod files;

@@ -2,8 +2,8 @@
 //!
 //! # Problem
 //!
-//! The engine cuts its journal at the first record it cannot read, and reports nothing. A log that lost its tail looks
-//! like a shorter log, and a node that votes with it may elect a leader that lacks acknowledged entries.
+//! A log ends at the first record that cannot be read. A log that lost its tail looks like a shorter log, and a node that
+//! votes with it may elect a leader that lacks acknowledged entries.
 //!
 //! # Approach
 //!
