@@ -161,5 +161,8 @@ pub const SNAPSHOT_ENTRIES_MIN: u64 = 10;
 /// Free space of the data directory below which writes are refused, in bytes, unless set. It leaves room for journals and
 /// tables that are being written.
 pub const DISK_RESERVE_BYTES: u64 = 256 * 1024 * 1024;
+/// Files that a node keeps for its disk and for other nodes, of those that the system lets it open. Clients may use the others for
+/// connections.
+pub const FILES_RESERVED: u64 = 512;
 /// Time that a stopping node waits for the requests under way.
 pub const DRAIN_DEADLINE: Duration = Duration::from_secs(5);

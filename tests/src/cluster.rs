@@ -206,6 +206,11 @@ impl Node {
         self.advertise_url = Some(url.to_owned());
     }
 
+    /// Starts the node by another command, as [`Place::wrapper`] says, from its next start on.
+    pub fn wrap(&mut self, wrapper: Vec<String>) {
+        self.place.wrapper = wrapper;
+    }
+
     /// Puts the node's data on a disk, from its next start on.
     pub fn keep_data_on(&mut self, disk: &FaultFs) {
         self.data_dir = Some(disk.path().join("data"));

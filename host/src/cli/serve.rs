@@ -1,19 +1,24 @@
 //! `brink serve`: runs a node until it is told to stop.
 
 use std::error::Error as _;
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
 use crate::node::{DataError, Failure, Given, Node, Settings, StartError};
 use crate::telemetry::{LogFormat, Telemetry};
 
 /// Maximum time to export the last traces and metrics at the end.
-const FLUSH_DEADLINE: Duration = Duration::from_secs(5);
+const FLUSH_DEADLINE: Duration = Duration::from_millis(800);
 
 /// As [`FLUSH_DEADLINE`], for a node that failed.
 const FAILURE_FLUSH_DEADLINE: Duration = Duration::from_millis(500);
+
+/// Maximum time to write a line to standard error.
+const LAST_LINE_DEADLINE: Duration = Duration::from_millis(500);
 
 /// Exit code if a setting is wrong, or the data directory cannot be used.
 const WRONG_SETTING: u8 = 2;
@@ -45,7 +50,7 @@ pub(super) fn run(args: Args) -> ExitCode {
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     // Half of the cores: the log's writer, apply and plugins have their own threads. TOKIO_WORKER_THREADS overrides it.
     if std::env::var_os("TOKIO_WORKER_THREADS").is_none() {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let cores = thread::available_parallelism().map_or(1, usize::from);
         runtime.worker_threads(cores.div_ceil(2));
     }
     match runtime.enable_all().thread_name("brink").build() {
@@ -59,13 +64,14 @@ async fn serve(settings: Settings) -> Result<ExitCode, ExitCode> {
     let name = settings.advertise_url.clone().unwrap_or_else(|| settings.listen.to_string());
     let format = settings
         .log_format
-        .unwrap_or_else(|| if std::io::stderr().is_terminal() { LogFormat::Text } else { LogFormat::Json });
+        .unwrap_or_else(|| if io::stderr().is_terminal() { LogFormat::Text } else { LogFormat::Json });
     let telemetry =
         Telemetry::init(name, format, &settings.log).map_err(|error| report(WRONG_SETTING, error.to_string()))?;
     // The handlers are installed before the node starts, so that a signal during the start is not lost.
     let stop = stop_signal().map_err(|error| report(1, format!("signals cannot be received: {error}")))?;
     let node = Node::start(settings, telemetry.clone()).await.map_err(|error| report_start(&error))?;
-    println!("brink serves {} on {}", node.url, node.address);
+    // Nobody has to read it.
+    let _ = writeln!(io::stdout(), "brink serves {} on {}", node.url, node.address);
     tokio::select! {
         signal = stop => tracing::info!(signal, "stopping"),
         failure = node.failed() => fail(&failure, telemetry.clone()).await,
@@ -78,7 +84,7 @@ async fn serve(settings: Settings) -> Result<ExitCode, ExitCode> {
 /// Ends the process at once. The node is not stopped in good order, since that would write to a failed disk.
 async fn fail(failure: &Failure, telemetry: Telemetry) {
     telemetry.shutdown(FAILURE_FLUSH_DEADLINE).await;
-    eprintln!("brink: {failure}");
+    say(format!("brink: {failure}"));
     let code = match failure {
         Failure::Disk { .. } => DISK_FAILED,
         Failure::Consensus { .. } => 1,
@@ -87,7 +93,7 @@ async fn fail(failure: &Failure, telemetry: Telemetry) {
 }
 
 /// Installs the signal handlers. The future resolves to the name of the first signal.
-fn stop_signal() -> std::io::Result<impl Future<Output = &'static str>> {
+fn stop_signal() -> io::Result<impl Future<Output = &'static str>> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -116,6 +122,13 @@ fn report_start(error: &StartError) -> ExitCode {
 }
 
 fn report(code: u8, message: String) -> ExitCode {
-    eprintln!("brink: {message}");
+    say(format!("brink: {message}"));
     ExitCode::from(code)
+}
+
+/// Writes a line to standard error, which may be a pipe that nobody reads: then the process ends without it.
+fn say(line: String) {
+    let (done, is_done) = mpsc::channel();
+    thread::spawn(move || drop((writeln!(io::stderr(), "{line}"), done)));
+    let _: Result<(), _> = is_done.recv_timeout(LAST_LINE_DEADLINE);
 }

@@ -3,13 +3,16 @@
 //! Every socket that carries small messages has `TCP_NODELAY` set: a call or an answer must not wait for the
 //! acknowledgement of an earlier one.
 
+mod listener;
+
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use axum::serve::ListenerExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
+
+use self::listener::BoundedListener;
 
 /// The path under which every node serves its API.
 pub(crate) const BASE_PATH: &str = "/kv-store/v1";
@@ -101,12 +104,7 @@ pub(crate) async fn bind(address: SocketAddr) -> io::Result<(TcpListener, Socket
 /// Serves HTTP until `draining` is cancelled. Then it accepts no more connections, and returns once every request in progress
 /// is answered.
 pub(crate) async fn serve(listener: TcpListener, routes: axum::Router, draining: CancellationToken) -> io::Result<()> {
-    let listener = listener.tap_io(|stream| {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY could not be set");
-        }
-    });
-    axum::serve(listener, routes).with_graceful_shutdown(draining.cancelled_owned()).await
+    axum::serve(BoundedListener::new(listener), routes).with_graceful_shutdown(draining.cancelled_owned()).await
 }
 
 #[cfg(test)]

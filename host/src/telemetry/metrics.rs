@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use opentelemetry::KeyValue;
-use opentelemetry::metrics::{Counter, Gauge, Histogram, MeterProvider as _, UpDownCounter};
+use opentelemetry::metrics::{AsyncInstrument, Counter, Gauge, Histogram, MeterProvider as _, UpDownCounter};
 use opentelemetry_sdk::metrics::{MeterProviderBuilder, SdkMeterProvider};
 use prometheus::{Registry, TextEncoder};
 
@@ -80,7 +80,10 @@ pub struct HookMetrics {
 
 impl Metrics {
     /// Builds the provider, with a reader for `/metrics` beside those that `builder` has, and the instruments.
-    pub(super) fn start(builder: MeterProviderBuilder) -> Arc<Self> {
+    pub(super) fn start(
+        builder: MeterProviderBuilder,
+        dropped_lines: impl Fn() -> u64 + Send + Sync + 'static,
+    ) -> Arc<Self> {
         let registry = Registry::new();
         let provider = match opentelemetry_prometheus::exporter().with_registry(registry.clone()).build() {
             Ok(exporter) => builder.with_reader(exporter).build(),
@@ -93,6 +96,8 @@ impl Metrics {
         let meter = provider.meter("brink");
         let histogram = |name: &'static str, bounds: &[f64]| meter.f64_histogram(name).with_boundaries(bounds.to_vec());
         let seconds = |name: &'static str| histogram(name, &SECONDS).with_unit("s").build();
+        let dropped_lines = move |counter: &dyn AsyncInstrument<u64>| counter.observe(dropped_lines(), &[]);
+        meter.u64_observable_counter(names::LINES_DROPPED).with_callback(dropped_lines).build();
         Arc::new(Self {
             write: seconds(names::WRITE_DURATION),
             rtt: seconds(names::REPLICATION_RTT),
@@ -211,7 +216,7 @@ mod tests {
 
     #[test]
     fn every_metric_is_rendered_in_seconds_with_fine_buckets() {
-        let [metrics, other] = [(), ()].map(|()| Metrics::start(SdkMeterProvider::builder()));
+        let [metrics, other] = [(), ()].map(|()| Metrics::start(SdkMeterProvider::builder(), || 0));
         metrics.write_stage(Stage::Append, Duration::from_micros(70));
         metrics.replication_rtt("http://b", Duration::from_millis(1));
         metrics.set_replication_lag("http://b", 3);

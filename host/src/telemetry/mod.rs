@@ -11,12 +11,20 @@
 //! created while traces are off. Between nodes, the trace context is part of the log entries, so each node adds its appends
 //! and applies to the traces of the writes.
 //!
+//! Log lines are written by a thread of their own, so that a pipe that nobody reads stops no request. Lines that do not fit its
+//! queue are dropped and counted. A collector that does not answer is logged once, and delays the end of the process by a
+//! bounded time.
+//!
 //! Only the `tracing` subscriber is global to the process. Two nodes in one process have separate metrics.
 
 mod context;
 mod metrics;
 pub mod names;
+mod watched;
 
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -24,14 +32,21 @@ use opentelemetry::KeyValue;
 use opentelemetry::trace::{Span as _, SpanBuilder, Tracer as _, TracerProvider as _};
 use opentelemetry_otlp::{MetricExporter, SpanExporter};
 use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
+use parking_lot::Mutex;
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::{EnvFilter, LevelFilter, Targets};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
 pub use self::context::{TraceContext, new_trace_id, request_trace_id, within_request, within_request_sync};
 pub use self::metrics::{HookMetrics, Metrics, Stage};
+use self::watched::Watched;
+
+/// Log lines that wait for whoever reads them.
+const LINES_MAX: usize = 16 * 1024;
 
 /// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +66,9 @@ pub enum Error {
     /// The `OTEL_*` variables do not describe an exporter.
     #[error("OTEL_*: {0}")]
     Exporter(#[from] opentelemetry_otlp::ExporterBuildError),
+    /// Standard error cannot be written to.
+    #[error("standard error: {0}")]
+    Lines(#[from] io::Error),
     /// The process already has a `tracing` subscriber.
     #[error("logging is set up already")]
     Subscriber(#[from] tracing_subscriber::util::TryInitError),
@@ -62,6 +80,8 @@ pub struct Telemetry {
     metrics: Arc<Metrics>,
     /// The provider and its tracer; `None` while traces are off.
     traces: Option<(SdkTracerProvider, SdkTracer)>,
+    /// Writes the remaining log lines when it is dropped.
+    lines: Arc<Mutex<Option<WorkerGuard>>>,
 }
 
 impl Telemetry {
@@ -75,6 +95,7 @@ impl Telemetry {
         let traces = match exports("TRACES") {
             true => {
                 let exporter = on_own_thread(|| SpanExporter::builder().with_http().build())?;
+                let exporter = Watched::new(exporter, "traces");
                 let provider = SdkTracerProvider::builder().with_batch_exporter(exporter);
                 let provider = provider.with_resource(resource.clone()).build();
                 let tracer = provider.tracer("brink");
@@ -85,26 +106,32 @@ impl Telemetry {
         let mut metrics = SdkMeterProvider::builder().with_resource(resource);
         if exports("METRICS") {
             let exporter = on_own_thread(|| MetricExporter::builder().with_http().build())?;
+            let exporter = Watched::new(exporter, "metrics");
             metrics = metrics.with_reader(PeriodicReader::builder(exporter).build());
         }
-        let metrics = Metrics::start(metrics);
+        // Past the lock of `std::io::stderr`, which a blocked line would keep.
+        let stderr = File::from(io::stderr().as_fd().try_clone_to_owned()?);
+        let lines = NonBlockingBuilder::default().buffered_lines_limit(LINES_MAX).thread_name("brink-lines");
+        let (writer, guard) = lines.finish(stderr);
+        let dropped = writer.error_counter();
+        let metrics = Metrics::start(metrics, move || dropped.dropped_lines() as u64);
         let spans = traces.as_ref().map(|(_, tracer)| {
             let targets = [names::TRACE_TARGET, names::REQUEST_TARGET].map(|target| (target, LevelFilter::INFO));
             let spans = tracing_opentelemetry::layer().with_tracer(tracer.clone());
             spans.with_location(false).with_threads(false).with_filter(Targets::from_iter(targets))
         });
-        let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+        let lines = tracing_subscriber::fmt::layer().with_writer(writer);
         let lines = match format {
             LogFormat::Text => lines.boxed(),
             LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).with_span_list(true).boxed(),
         };
         tracing_subscriber::registry().with(spans).with(lines.with_filter(line_filter)).try_init()?;
-        Ok(Self { metrics, traces })
+        Ok(Self { metrics, traces, lines: Arc::new(Mutex::new(Some(guard))) })
     }
 
     /// Telemetry without logs and exports; the metrics are only kept for `/metrics`.
     pub fn disabled() -> Self {
-        Self { metrics: Metrics::start(SdkMeterProvider::builder()), traces: None }
+        Self { metrics: Metrics::start(SdkMeterProvider::builder(), || 0), traces: None, lines: Arc::default() }
     }
 
     pub(crate) fn metrics(&self) -> &Arc<Metrics> {
@@ -130,21 +157,25 @@ impl Telemetry {
         tracer.build_with_context(builder, &parent.to_parent()).end_with_timestamp(ended);
     }
 
-    /// Exports the remaining traces and metrics within a deadline. Call it once, at the end.
+    /// Exports the remaining traces and metrics and writes the remaining log lines, within a deadline. Call it once, at the end.
     pub async fn shutdown(self, deadline: Duration) {
-        let ended = tokio::task::spawn_blocking(move || {
-            if let Some((traces, _)) = &self.traces
-                && let Err(error) = traces.shutdown_with_timeout(deadline)
-            {
-                tracing::warn!(%error, "the last traces were not exported");
-            }
-            if let Err(error) = self.metrics.provider.shutdown_with_timeout(deadline) {
-                tracing::warn!(%error, "the last metrics were not exported");
-            }
-        });
-        if tokio::time::timeout(deadline * 2, ended).await.is_err() {
-            tracing::warn!("the export of the last traces and metrics was abandoned");
+        let lines = self.lines.clone();
+        let (traces, metrics) = (self.traces.map(|(traces, _)| traces), self.metrics);
+        let traces = ended("traces", move || traces.map_or(Ok(()), |traces| traces.shutdown_with_timeout(deadline)));
+        let metrics = ended("metrics", move || metrics.provider.shutdown_with_timeout(deadline));
+        if tokio::time::timeout(deadline, async { tokio::join!(traces, metrics) }).await.is_err() {
+            tracing::warn!("the last traces and metrics were not exported: the collector does not answer");
         }
+        drop(lines.lock().take());
+    }
+}
+
+/// Ends the exports of a signal on a thread that nobody waits for any longer than for the result.
+async fn ended(signal: &'static str, end: impl FnOnce() -> OTelSdkResult + Send + 'static) {
+    let (done, result) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || drop(done.send(end())));
+    if let Ok(Err(error)) = result.await {
+        tracing::warn!(%error, "the last {signal} were not exported");
     }
 }
 

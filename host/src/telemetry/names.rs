@@ -43,6 +43,8 @@ names! {
     HOOK_TRAPS = "brink.hook.traps";
     /// Linear memory at the end of a plugin's call in bytes, by `hook` and `plugin`.
     HOOK_MEMORY = "brink.hook.memory";
+    /// Log lines that were dropped because nobody read them in time.
+    LINES_DROPPED = "brink.lines.dropped";
     /// Duration of a request in seconds, by method, route and status.
     HTTP_DURATION = "http.server.request.duration";
 }

@@ -7,4 +7,5 @@ mod learners;
 mod membership;
 mod node_loss;
 mod snapshot;
+mod surroundings;
 mod trace;

@@ -49,8 +49,10 @@ async fn a_leader_that_crashes_with_its_log_behind_its_state_stays_the_member_it
     let other = (leader + 1) % 3;
     let before = setup.cluster.member_ids(other).await;
     setup.disks[leader].slow_syncs("data/log", STUCK);
-    for number in 0..20 {
-        setup.cluster.client(leader).put(&format!("k/{number}"), &json!(number)).await.expect(201);
+    // More than the state keeps in the memory of the process, which a crash takes.
+    let value = json!("v".repeat(10_000));
+    for number in 0..40 {
+        setup.cluster.client(leader).put(&format!("k/{number}"), &value).await.expect(201);
     }
     setup.cluster.nodes[leader].kill();
     setup.disks[leader].heal();
@@ -60,5 +62,5 @@ async fn a_leader_that_crashes_with_its_log_behind_its_state_stays_the_member_it
     assert!(log.contains("the state is ahead of the log"), "the crash came too late: {log}");
     assert!(!log.contains("set aside"), "{log}");
     assert_eq!(setup.cluster.member_ids(other).await, before);
-    assert_eq!(entries(setup.cluster.client(leader), "k/", "strong").await.len(), 20);
+    assert_eq!(entries(setup.cluster.client(leader), "k/", "strong").await.len(), 40);
 }

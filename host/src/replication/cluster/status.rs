@@ -94,7 +94,9 @@ impl ClusterView {
             .collect();
         let required = voters.len() / 2 + 1;
         let leader = self.known_leader(&metrics).and_then(|leader| nodes.get(&leader).cloned());
-        let acked = !leads || metrics.last_quorum_acked.is_some_and(|acked| acked.elapsed() < LEASE * 2);
+        // A leader without other voters needs nobody's acknowledgement.
+        let acked =
+            !leads || required == 1 || metrics.last_quorum_acked.is_some_and(|acked| acked.elapsed() < LEASE * 2);
         Status {
             replication_enabled: nodes.len() > 1,
             cluster,

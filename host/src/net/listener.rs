@@ -1,0 +1,121 @@
+//! The listener of a node: a bounded number of connections, so that clients leave files for the disk and for other nodes.
+
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
+
+use crate::limits::FILES_RESERVED;
+
+/// Accepts connections, and waits while there are as many as allowed.
+pub(super) struct BoundedListener {
+    listener: TcpListener,
+    permits: Arc<Semaphore>,
+    max: usize,
+    /// Whether the bound has been met since there was room the last time.
+    is_full: bool,
+}
+
+/// A connection that counts until it is dropped.
+pub(super) struct BoundedStream {
+    stream: TcpStream,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// Raises the number of files that the process may open as far as the system allows. Returns it.
+fn raise_file_limit() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of open files could not be raised");
+    }
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+impl BoundedListener {
+    /// Leaves [`FILES_RESERVED`] of the files that the process may open, or half of them if they are few.
+    pub(super) fn new(listener: TcpListener) -> Self {
+        let files = raise_file_limit();
+        let max = files.saturating_sub(FILES_RESERVED).max(files / 2);
+        let max = usize::try_from(max).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
+        Self { listener, permits: Arc::new(Semaphore::new(max)), max, is_full: false }
+    }
+
+    async fn permit(&mut self) -> Option<OwnedSemaphorePermit> {
+        match self.permits.clone().try_acquire_owned() {
+            Err(TryAcquireError::NoPermits) => {
+                if !std::mem::replace(&mut self.is_full, true) {
+                    tracing::warn!(connections = self.max, "new connections wait until others end");
+                }
+                self.permits.clone().acquire_owned().await.ok()
+            }
+            permit => {
+                self.is_full &= self.permits.available_permits() < self.max / 8;
+                permit.ok()
+            }
+        }
+    }
+}
+
+impl axum::serve::Listener for BoundedListener {
+    type Io = BoundedStream;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (BoundedStream, SocketAddr) {
+        loop {
+            let Some(permit) = self.permit().await else { continue };
+            // axum's own way with errors of `accept`: it logs them and waits.
+            let (stream, address) = axum::serve::Listener::accept(&mut self.listener).await;
+            if let Err(error) = stream.set_nodelay(true) {
+                tracing::debug!(%error, "TCP_NODELAY could not be set");
+            }
+            return (BoundedStream { stream, _permit: permit }, address);
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}
+
+impl AsyncRead for BoundedStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for BoundedStream {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffers: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, buffers)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
