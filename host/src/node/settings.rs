@@ -181,9 +181,17 @@ pub(crate) struct Settings {
 impl Settings {
     /// The URL under which the others reach this node, once the port is known. It must not be in the list of the others.
     pub fn self_url(&self, bound: SocketAddr) -> Result<String, Error> {
-        let url = self.advertise_url.clone().unwrap_or_else(|| {
-            format!("http://{}:{}{BASE_PATH}", gethostname::gethostname().to_string_lossy(), bound.port())
-        });
+        let url = match &self.advertise_url {
+            Some(url) => url.clone(),
+            None => {
+                let host = gethostname::gethostname();
+                let url = format!("http://{}:{}{BASE_PATH}", host.to_string_lossy(), bound.port());
+                // In its normal form, as others find it in their lists.
+                let reason = |error| format!("the host's name makes no URL: {error}");
+                net::base_url(&url, net::Path::Required)
+                    .map_err(|error| wrong("--advertise-url", url, reason(error)))?
+            }
+        };
         if self.peer_urls.contains(&url) {
             let reason = "that is this node's own URL; the list names the other nodes only";
             return Err(wrong("REPLICA_NODES", url, reason));

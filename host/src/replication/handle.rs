@@ -303,6 +303,7 @@ impl Parts {
             identity: identity.clone(),
             view: view.clone(),
             transport: transport.clone(),
+            other_lists: Mutex::default(),
         });
         let membership = Arc::new(Membership {
             identity: identity.clone(),

@@ -9,8 +9,10 @@
 //! An identified node takes part in no formation, so that nobody learns from it an id that was chosen before: a node that
 //! asks then is too late, or has lost its disk (P8).
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::collections::{BTreeMap, BTreeSet};
+use std::{sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::identity::{self, Identity};
@@ -24,6 +26,9 @@ const ACCEPTOR: &str = "formation";
 
 /// Maximum time for a node to answer.
 const FORM_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Maximum number of other lists to warn about.
+const OTHER_LISTS_MAX: usize = 16;
 
 /// A number and the proposer's id, so that no two ballots are equal.
 type Ballot = (u64, u64);
@@ -88,6 +93,8 @@ pub(crate) struct Formation {
     pub(crate) identity: Arc<Identity>,
     pub(crate) view: Arc<ClusterView>,
     pub(crate) transport: Arc<dyn Transport>,
+    /// Lists of other nodes that differ from this node's, and were warned about.
+    pub(crate) other_lists: Mutex<BTreeSet<Vec<String>>>,
 }
 
 impl Formation {
@@ -135,13 +142,25 @@ impl Formation {
         Ok(self.view.founders.is_majority(granted.len()).then_some(granted))
     }
 
+    /// Warns of another list of nodes, the first time.
+    fn warn_of_list(&self, theirs: Vec<String>) {
+        let mut known = self.other_lists.lock();
+        if known.len() < OTHER_LISTS_MAX && known.insert(theirs.clone()) {
+            let ours = self.view.founders.nodes.values();
+            tracing::warn!(
+                ?theirs,
+                ?ours,
+                "lists of nodes differ: each node's REPLICA_NODES must name all others, by the URLs that they advertise"
+            );
+        }
+    }
+
     /// Answers a step, as an acceptor.
     pub(crate) async fn answer(&self, proposal: &Proposal) -> Result<Reply, Error> {
         let decision = self.identity.decide().await;
         let mut acceptor = Acceptor::stored(&decision.identity.log)?;
         if proposal.founders != self.view.founders.nodes {
-            let (theirs, ours) = (proposal.founders.values(), self.view.founders.nodes.values());
-            tracing::warn!(?theirs, ?ours, "lists of nodes differ");
+            self.warn_of_list(proposal.founders.values().cloned().collect());
             return Ok(Reply::Refused(acceptor.promised));
         }
         if !self.may_found || decision.identity.is_identified() {
