@@ -186,26 +186,26 @@ impl Segments {
         Some((segment.number, u64::from(start)..u64::from(end)))
     }
 
-    /// Creates a segment that goes on with the entry `first`. Returns its file, and how much of it is written.
+    /// Creates a segment that goes on with the entry `first`. Returns its file, and how much of it is written. Segments
+    /// without an earlier entry are deleted.
     fn start(&self, number: u64, first: u64, named: &Named) -> Result<(Box<dyn SegmentFile>, u64), Error> {
         let mut content = Vec::new();
         record::put_header(&mut content, number, first);
         record::put_named(&mut content, number, named)?;
         let file = self.files.create(number, &content)?;
         let written = content.len() as u64;
-        let mut index = self.index.lock();
-        cut(&mut index, first);
-        index.push_back(Segment { number, first, offsets: Vec::new(), end: position(written) });
+        let dead = {
+            let mut index = self.index.lock();
+            let dead = cut(&mut index, first);
+            index.push_back(Segment { number, first, offsets: Vec::new(), end: position(written) });
+            dead
+        };
+        self.remove_cut(dead)?;
         Ok((file, written))
     }
 
     fn newest(&self) -> Option<u64> {
         self.index.lock().back().map(|segment| segment.number)
-    }
-
-    /// The segments that hold no entry before `end`.
-    fn dead(&self, end: u64) -> Vec<u64> {
-        self.index.lock().iter().filter(|segment| segment.first >= end).map(|segment| segment.number).collect()
     }
 
     /// Forgets the segments of which all entries are below an index, except for the last segment.
@@ -222,7 +222,8 @@ impl Segments {
     }
 
     /// Deletes segments whose entries were truncated, the newest first: a crash leaves no hole between the others.
-    fn remove_cut(&self, numbers: Vec<u64>) -> Result<(), Error> {
+    fn remove_cut(&self, mut numbers: Vec<u64>) -> Result<(), Error> {
+        numbers.sort_unstable();
         numbers.into_iter().rev().try_for_each(|number| self.files.remove(number))
     }
 }
@@ -394,9 +395,8 @@ impl SegmentWriter {
         self.write()?;
         self.sync()?;
         self.number += 1;
-        let dead = self.segments.dead(first);
         (self.file, self.written) = self.segments.start(self.number, first, &self.named)?;
-        self.segments.remove_cut(dead)
+        Ok(())
     }
 
     /// Where the next record goes.

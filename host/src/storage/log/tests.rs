@@ -1,6 +1,7 @@
 //! Tests of the log alone, on a real disk and on one that loses power, lies and fails.
 
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -399,4 +400,52 @@ fn an_entry_that_would_leave_a_gap_is_refused() {
     let (_dir, log) = new_log();
     append(&log, 1..4);
     assert!(matches!(wait(|done| log.append(entries(5..6), done)), Err(Error::Corrupt(_))));
+}
+
+/// Whatever bit of a log's files flips: the log is refused, or holds what it held.
+#[test]
+fn a_flipped_bit_is_noticed_or_changes_nothing() {
+    let (dir, log) = new_log();
+    append(&log, 1..5);
+    wait(|done| log.save_named("vote", Some("mine".into()), done)).unwrap();
+    wait(|done| log.truncate_after(Some(3), done)).unwrap();
+    append(&log, 4..8);
+    shut(log);
+    shut(open(&dir).unwrap());
+    let files = std::fs::read_dir(dir.path().join("log")).unwrap().map(|file| file.unwrap().path());
+    let segments = files.filter(|path| path.extension().is_some_and(|extension| extension == "segment"));
+    let segments: Vec<(PathBuf, Vec<u8>)> = segments.map(|path| (path.clone(), used(&path))).collect();
+    let expected: Vec<Bytes> = entries(1..8).into_iter().map(|(_, entry)| entry).collect();
+    let mut noticed = 0;
+    for (number, (path, bytes)) in segments.iter().enumerate() {
+        for place in (0..bytes.len()).step_by(3) {
+            let copy = tempfile::tempdir().unwrap();
+            std::fs::create_dir(copy.path().join("log")).unwrap();
+            std::fs::copy(dir.path().join("log.watermark"), copy.path().join("log.watermark")).unwrap();
+            for (other, (path, bytes)) in segments.iter().enumerate() {
+                let mut bytes = bytes.clone();
+                if other == number {
+                    bytes[place] ^= 1 << (place % 8);
+                }
+                std::fs::write(copy.path().join("log").join(path.file_name().unwrap()), bytes).unwrap();
+            }
+            match open(&copy) {
+                Ok(log) => {
+                    assert_eq!(log.read(0..9, usize::MAX).unwrap(), expected, "{} at {place}", path.display());
+                    assert_eq!(log.named("vote").unwrap(), "mine", "{} at {place}", path.display());
+                    shut(log);
+                }
+                Err(Error::Lost { .. }) => noticed += 1,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+    assert!(noticed > 50, "{noticed} of the flipped bits were noticed");
+}
+
+/// The part of a segment that was written.
+fn used(path: &Path) -> Vec<u8> {
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes.truncate(bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1);
+    bytes
 }

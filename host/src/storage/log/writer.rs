@@ -106,7 +106,7 @@ impl Writer {
                         entries.iter().try_for_each(|(index, entry)| self.segments.push_entry(*index, entry))?;
                     }
                     Change::Truncate(end) => self.truncate(end)?,
-                    Change::Purge(start) => self.segments.set_named(|named| named.start = start)?,
+                    Change::Purge(start) => self.segments.set_named(|named| named.start = named.start.max(start))?,
                     Change::Named => promises += 1,
                 }
             }
