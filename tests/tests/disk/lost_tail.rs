@@ -73,6 +73,27 @@ async fn a_node_whose_log_was_cut_joins_as_a_new_member() {
     assert!(second.len() == 1 && second != first, "{first:?} {second:?}");
 }
 
+/// A crash in the middle of a write leaves bytes that nobody was told of.
+#[tokio::test]
+async fn a_torn_end_of_the_log_costs_a_node_nothing() {
+    for size in [1, 3] {
+        let mut cluster = Cluster::start(size).await;
+        for number in 0..50 {
+            cluster.client(0).put(&format!("k/{number}"), &json!(number)).await.expect(201);
+        }
+        let before = cluster.member_ids(0).await;
+        let last = size - 1;
+        cluster.nodes[last].kill();
+        change_log(&cluster.nodes[last].data_dir(), |bytes, end| bytes[end + 1..end + 700].fill(0x5a));
+        cluster.nodes[last].start();
+        cluster.ready().await;
+        assert!(!cluster.nodes[last].log().contains("has lost"), "{}", cluster.nodes[last].log());
+        assert_eq!(cluster.member_ids(0).await, before);
+        assert_eq!(entries(cluster.client(last), "k/", "strong").await.len(), 50);
+        cluster.client(last).put("k/after", &json!(1)).await.expect(201);
+    }
+}
+
 /// The disk does not sync the log but syncs the watermark. A power cut exposes this.
 #[tokio::test]
 async fn false_syncs_are_detected_after_a_power_cut() {
