@@ -63,13 +63,21 @@ pub(super) fn migrate(dir: &Path, accepts_loss: bool) -> Result<(), Error> {
         std::fs::rename(&new, dir)?;
         dir::sync(parent)?;
     }
-    absent(std::fs::remove_dir_all(&old))
+    absent(std::fs::remove_dir_all(&old))?;
+    // Left by a migration that was refused.
+    absent(std::fs::remove_dir_all(&new))?;
+    absent(std::fs::remove_file(new.with_extension("watermark")))
+}
+
+fn open_old(dir: &Path) -> Result<Box<dyn StorageEngine>, Error> {
+    let table = |name| TableOptions { name, memtable_bytes_max: MEMTABLE_BYTES_MAX, separate_bytes_min: None };
+    let engine = fjall::open(dir, CACHE_BYTES, &[table("entries"), table("meta")])?;
+    format::check(engine.as_ref(), NAMED, dir)?;
+    Ok(engine)
 }
 
 fn copy(old: &Path, new: &Path, accepts_loss: bool) -> Result<(), Error> {
-    let table = |name| TableOptions { name, memtable_bytes_max: MEMTABLE_BYTES_MAX, separate_bytes_min: None };
-    let engine = fjall::open(old, CACHE_BYTES, &[table("entries"), table("meta")])?;
-    format::check(engine.as_ref(), NAMED, old)?;
+    let engine = open_old(old)?;
     let stored = watermark::read(&old.with_extension("watermark"));
     let mark = stored.as_ref().ok().cloned().flatten().unwrap_or_default();
 
@@ -148,5 +156,92 @@ fn absent(removed: std::io::Result<()>) -> Result<(), Error> {
     match removed {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::storage::Log;
+    use crate::storage::engine::{Durability, WriteBatch};
+
+    /// A log of format 3 with the entries 5 to 7, whose watermark names the entry `last`.
+    fn old_log(last: u64) -> TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = open_old(&dir.path().join("log")).unwrap();
+        let record = |index: u64| {
+            let content = format!("entry {index}").into_bytes();
+            let checksum = crc32fast::hash(&[&index.to_be_bytes()[..], &content].concat());
+            (checksum, [&checksum.to_be_bytes()[..], &content].concat())
+        };
+        let mut batch = WriteBatch::default();
+        for index in 5..8_u64 {
+            batch.insert(ENTRIES, index.to_be_bytes(), record(index).1);
+        }
+        batch.insert(NAMED, "vote", "mine".as_bytes());
+        batch.insert(NAMED, PROMISES, 1_u64.to_be_bytes());
+        engine.write(batch, Durability::All).unwrap();
+        let mark = Mark { promises: 1, last: Some((last, record(last).0)), is_damaged: false };
+        let watermark = dir.path().join("log.watermark");
+        WatermarkFile::create(&watermark, mark, Poison::new(dir.path())).unwrap().close();
+        dir
+    }
+
+    fn open(dir: &TempDir, accepts_loss: bool) -> Result<Log, Error> {
+        Log::open(&dir.path().join("log"), Box::new(|_, _| {}), accepts_loss)
+    }
+
+    /// Opens the log twice: it is migrated once.
+    fn check(dir: &TempDir) {
+        for _ in 0..2 {
+            let log = open(dir, false).unwrap();
+            assert_eq!(log.read(0..100, usize::MAX).unwrap(), ["entry 5", "entry 6", "entry 7"]);
+            assert_eq!(log.named("vote").unwrap(), "mine");
+            log.close();
+        }
+        let mut left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["log", "log.watermark"]);
+    }
+
+    #[test]
+    fn a_log_of_format_3_is_migrated() {
+        check(&old_log(7));
+    }
+
+    #[test]
+    fn a_migration_that_a_crash_interrupted_begins_anew_or_is_finished() {
+        let copied = || {
+            let dir = old_log(7);
+            copy(&dir.path().join("log"), &dir.path().join("log-new"), false).unwrap();
+            dir
+        };
+        let rename = |dir: &TempDir, from: &str, to: &str| {
+            std::fs::rename(dir.path().join(from), dir.path().join(to)).unwrap();
+        };
+        check(&copied());
+        let renamed = copied();
+        rename(&renamed, "log", "log-old");
+        check(&renamed);
+        let has_watermark = copied();
+        rename(&has_watermark, "log", "log-old");
+        rename(&has_watermark, "log-new.watermark", "log.watermark");
+        check(&has_watermark);
+        let is_complete = copied();
+        rename(&is_complete, "log", "log-old");
+        rename(&is_complete, "log-new.watermark", "log.watermark");
+        rename(&is_complete, "log-new", "log");
+        check(&is_complete);
+    }
+
+    #[test]
+    fn an_old_log_that_lost_entries_is_refused_until_the_loss_is_accepted() {
+        let dir = old_log(8);
+        let Err(Error::Lost { what, .. }) = open(&dir, false) else { panic!("the loss is not noticed") };
+        assert_eq!(what, "entry 8 is damaged or missing");
+        open(&dir, true).unwrap().close();
+        check(&dir);
     }
 }
