@@ -89,7 +89,8 @@ impl Node {
         let (log, data) = open_storage(&settings, &telemetry).await?;
         let free_space = FreeSpace::new(&settings.data_dir, settings.disk_reserve_bytes);
         let (stopping, tasks) = (CancellationToken::new(), TaskTracker::new());
-        free_space.measure();
+        let measured = free_space.clone();
+        spawn_blocking(move || measured.measure()).await?;
         tasks.spawn(watch_free_space(free_space.clone(), stopping.clone()));
         let options = replication::Options {
             self_url: url.clone(),

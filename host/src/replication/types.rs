@@ -6,7 +6,7 @@
 use std::{fmt, num::NonZeroU64};
 
 use bytes::Bytes;
-use openraft::EntryPayload;
+use openraft::{BasicNode, EntryPayload};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::error::Error;
@@ -112,6 +112,11 @@ impl fmt::Display for Round {
     }
 }
 
+/// The base URL of a member in its normal form. Earlier versions stored a host's name as the host writes it, with capitals.
+pub(super) fn url_of(node: &BasicNode) -> String {
+    node.addr.to_ascii_lowercase()
+}
+
 /// The sampled traces of the writes in an entry.
 pub(super) fn traces_of(entry: &LogEntry) -> impl Iterator<Item = TraceContext> + '_ {
     let writes = match &entry.payload {
@@ -137,4 +142,14 @@ where
 /// Decodes a value that [`encode`] wrote.
 pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
     postcard::from_bytes(bytes).map_err(Error::Codec)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_is_found_by_the_normal_form_of_its_url() {
+        assert_eq!(url_of(&BasicNode::new("http://NODEA:8000/kv-store/v1")), "http://nodea:8000/kv-store/v1");
+    }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::replication::types::Metrics;
+use crate::replication::types::{Metrics, url_of};
 
 /// Log entries that a node may lack and still become a voter or the leader: it has received them by the time that is
 /// decided.
@@ -68,7 +68,7 @@ impl Members {
         let membership = metrics.membership_config.membership();
         let matched = metrics.replication.iter().flatten();
         Self {
-            nodes: membership.nodes().map(|(id, node)| (*id, node.addr.clone())).collect(),
+            nodes: membership.nodes().map(|(id, node)| (*id, url_of(node))).collect(),
             voters: membership.voter_ids().collect(),
             matched: matched.map(|(id, matched)| (*id, matched.map_or(0, |log_id| log_id.index()))).collect(),
             last_log_index: metrics.last_log_index.unwrap_or(0),

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use super::peer_table::PeerTable;
 use crate::replication::error::{Error, WriteOutcome};
 use crate::replication::raft::engine::RaftHandle;
-use crate::replication::types::{Metrics, Vote, node_id};
+use crate::replication::types::{Metrics, Vote, node_id, url_of};
 
 pub(crate) struct ClusterView {
     pub(crate) raft: RaftHandle,
@@ -26,7 +26,7 @@ impl ClusterView {
         self.raft.with_metrics(|metrics| {
             let leader = self.known_leader(metrics)?;
             let node = metrics.membership_config.membership().get_node(&leader)?;
-            Some((leader, node.addr.clone()))
+            Some((leader, url_of(node)))
         })
     }
 
@@ -49,7 +49,7 @@ impl ClusterView {
     /// The URLs of the cluster's nodes by id; before it is formed, of its founders.
     pub(crate) fn nodes(&self, metrics: &Metrics) -> BTreeMap<u64, String> {
         let nodes: BTreeMap<u64, String> =
-            metrics.membership_config.nodes().map(|(id, node)| (*id, node.addr.clone())).collect();
+            metrics.membership_config.nodes().map(|(id, node)| (*id, url_of(node))).collect();
         if nodes.is_empty() { self.founders.nodes.clone() } else { nodes }
     }
 
@@ -63,7 +63,7 @@ impl ClusterView {
     /// it has caught up.
     pub(crate) fn has_its_place(&self, metrics: &Metrics) -> bool {
         let own_url = &self.founders.own_url;
-        let mut with_url = metrics.membership_config.nodes().filter(|(_, node)| node.addr == *own_url);
+        let mut with_url = metrics.membership_config.nodes().filter(|(_, node)| url_of(node) == *own_url);
         with_url.next().is_some_and(|(id, _)| *id == metrics.id) && with_url.next().is_none()
     }
 

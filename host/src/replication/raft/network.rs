@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 
 use crate::replication::peer::protocol::{Call, CallError, Failure, Transport};
 use crate::replication::peer::snapshot::{Outgoing, RESUME_PAUSE, RESUME_TRIES_MAX, SnapshotSource};
-use crate::replication::types::{TypeConfig, Vote, decode, encode};
+use crate::replication::types::{TypeConfig, Vote, decode, encode, url_of};
 use crate::replication::{blocking::Blocking, error::Error};
 use crate::{limits::SNAPSHOT_BYTES_PER_SECOND_MAX, telemetry::Telemetry};
 
@@ -47,7 +47,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = PeerNetwork;
 
     async fn new_client(&mut self, target: u64, node: &openraft::BasicNode) -> PeerNetwork {
-        PeerNetwork { to: target, url: node.addr.clone(), network: self.clone() }
+        PeerNetwork { to: target, url: url_of(node), network: self.clone() }
     }
 }
 
