@@ -100,6 +100,7 @@ impl Node {
             free_space,
             snapshot_entries: settings.snapshot_entries,
             blocking: replication::Blocking::Threads,
+            clock: clock::Clock::system(),
         };
         let transport = Arc::new(HttpTransport::new()?);
         let replication =

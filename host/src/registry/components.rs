@@ -109,8 +109,7 @@ mod tests {
     }
 
     fn apply(data: &Data, operations: Vec<Operation>, preconditions: Vec<Precondition>, at_ms: u64) -> Outcome {
-        let write =
-            GuardedWrite { operations, preconditions, hook_epoch: None, proposed_at_ms: at_ms, idempotency: None };
+        let write = GuardedWrite { operations, preconditions, proposed_at_ms: at_ms, ..GuardedWrite::default() };
         data.apply(&[write], &[]).unwrap().remove(0)
     }
 

@@ -12,7 +12,7 @@ use super::cluster::identity::{Identity, Stage};
 use super::cluster::view::{ClusterView, Founders};
 use super::cluster::{
     discovery::Discovery, formation::Formation, hello::Greeter, leadership::Leadership, membership::Membership,
-    peer_table::PeerTable, status::Status,
+    peer_table::PeerTable, status::Status, upgrade,
 };
 use super::raft::engine::{EngineParts, RaftHandle};
 use super::raft::state_machine::{Applied, StateMachine};
@@ -106,6 +106,7 @@ impl Handle {
                 blocking: options.blocking.clone(),
             },
         };
+        upgrade::check_level(engine_parts.state_machine.applied.level())?;
         let id = stage.id().unwrap_or_else(|| founders.own_id());
         let raft = RaftHandle::start(engine_parts, id).await?;
         let view = Arc::new(ClusterView { raft, founders, peers: PeerTable::default(), heard: Mutex::default() });
@@ -135,6 +136,7 @@ impl Handle {
         }
         self.spawn(|stop| parts.greeter.clone().watch_peers(parts.tasks.clone(), stop));
         self.spawn(|stop| parts.membership.clone().finish_joint(stop));
+        self.spawn(|stop| parts.membership.clone().raise_level_of_new_cluster(stop));
         if !is_restart && founders.is_alone() {
             raft.initialize(&BTreeMap::from([(raft.id(), founders.own_url.clone())])).await;
         } else {
@@ -215,6 +217,12 @@ impl Handle {
         self.0.membership.change(&Change::Transfer { url: url.to_owned() }, deadline).await
     }
 
+    /// Raises the cluster's feature level to the highest that this version supports. Fails as [`Handle::add_member`] does, and if a
+    /// node does not support it.
+    pub async fn upgrade(&self, deadline: Instant) -> Result<(), Error> {
+        self.0.membership.change(&Change::Upgrade, deadline).await
+    }
+
     /// Hands the leadership to another voter if this node leads, so that stopping it costs no election.
     pub async fn hand_over(&self) {
         self.0.leadership.hand_over(Instant::now() + HAND_OVER_DEADLINE).await;
@@ -286,7 +294,7 @@ impl Parts {
         transport: Arc<dyn Transport>,
         telemetry: Telemetry,
     ) -> Self {
-        let Options { free_space, spool_dir, blocking, may_found, .. } = options;
+        let Options { free_space, spool_dir, blocking, may_found, clock, .. } = options;
         let lease = Arc::new(Lease::default());
         let leadership = Arc::new(Leadership { view: view.clone(), lease: lease.clone() });
         let greeter = Arc::new(Greeter {
@@ -297,6 +305,8 @@ impl Parts {
             transport: transport.clone(),
             telemetry: telemetry.clone(),
             prepared: AtomicU64::new(0),
+            clock: clock.clone(),
+            run: fastrand::u64(..),
         });
         let formation = Arc::new(Formation {
             may_found,
@@ -314,7 +324,7 @@ impl Parts {
             changing: tokio::sync::Mutex::new(()),
         });
         let proposer =
-            Proposer::start(view.clone(), leadership.clone(), free_space.clone(), transport.clone(), telemetry);
+            Proposer::start(view.clone(), leadership.clone(), free_space.clone(), clock, transport.clone(), telemetry);
         let reads = Reads::start(view.clone(), lease.clone(), transport);
         Self {
             identity,

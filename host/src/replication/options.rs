@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use super::{blocking::Blocking, lease::LEASE};
-use crate::storage::FreeSpace;
+use crate::{clock::Clock, storage::FreeSpace};
 
 /// Interval of the leader's heartbeats. All timing is for nodes within a millisecond or two of each other.
 const HEARTBEAT: Duration = Duration::from_millis(50);
@@ -35,6 +35,8 @@ pub struct Options {
     pub snapshot_entries: u64,
     /// Where blocking work runs.
     pub blocking: Blocking,
+    /// The node's wall clock.
+    pub clock: Clock,
 }
 
 impl Options {

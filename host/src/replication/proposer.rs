@@ -15,9 +15,10 @@ use super::error::{Error, WriteOutcome};
 use super::peer::protocol::{Call, Failure, Transport};
 use super::types::{Round, RoundWrite, TypeConfig, decode, encode};
 use super::{cluster::leadership::Leadership, cluster::view::ClusterView, disk_full};
-use crate::storage::{DiskFull, FreeSpace, GuardedWrite, Outcome};
+use crate::clock::{self, Clock};
+use crate::limits::PROPOSE_QUEUE_MAX;
+use crate::storage::{DiskFull, FeatureLevel, FreeSpace, GuardedWrite, Outcome};
 use crate::telemetry::{Stage, Telemetry, TraceContext, names};
-use crate::{clock, limits::PROPOSE_QUEUE_MAX};
 
 /// Most writes in a proposal round.
 const ROUND_WRITES_MAX: usize = 1_024;
@@ -42,6 +43,7 @@ pub(super) struct Proposer {
     view: Arc<ClusterView>,
     leadership: Arc<Leadership>,
     free_space: FreeSpace,
+    clock: Clock,
     transport: Arc<dyn Transport>,
     telemetry: Telemetry,
     queue: mpsc::Sender<Pending>,
@@ -79,11 +81,12 @@ impl Proposer {
         view: Arc<ClusterView>,
         leadership: Arc<Leadership>,
         free_space: FreeSpace,
+        clock: Clock,
         transport: Arc<dyn Transport>,
         telemetry: Telemetry,
     ) -> Arc<Self> {
         let (queue, writes) = mpsc::channel(PROPOSE_QUEUE_MAX);
-        let proposer = Arc::new(Self { view, leadership, free_space, transport, telemetry, queue });
+        let proposer = Arc::new(Self { view, leadership, free_space, clock, transport, telemetry, queue });
         tokio::spawn(make_rounds(Arc::downgrade(&proposer), writes));
         proposer
     }
@@ -97,7 +100,8 @@ impl Proposer {
     ) -> Result<Outcome, Error> {
         disk_full::check(&self.free_space)?;
         let (reply, answer) = oneshot::channel();
-        let write = RoundWrite { trace, command: encode(write)? };
+        let command = write.encode(self.view.raft.applied().level()).map_err(Error::Codec)?;
+        let write = RoundWrite { trace, command: command.into() };
         let pending = Pending { write, deadline, queued: std::time::Instant::now(), reply };
         self.queue.try_send(pending).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => Error::Busy { limit: PROPOSE_QUEUE_MAX },
@@ -121,7 +125,7 @@ impl Proposer {
         }
         let Some(deadline) = pending.iter().map(|write| write.deadline).min() else { return };
         let (writes, replies): (Vec<_>, Vec<_>) = pending.into_iter().map(|write| (write.write, write.reply)).unzip();
-        match self.commit(Round { writes }, deadline).await {
+        match self.commit(Round { stamped_at_ms: None, writes }, deadline).await {
             Ok(outcomes) => {
                 for (reply, outcome) in replies.into_iter().zip(outcomes) {
                     // Sending fails if the writer has stopped waiting; its write stands.
@@ -157,9 +161,10 @@ impl Proposer {
     }
 
     /// Proposes on this node, which believes that it leads.
-    async fn propose_here(&self, round: Round, deadline: Instant) -> Result<Attempt, Error> {
+    async fn propose_here(&self, mut round: Round, deadline: Instant) -> Result<Attempt, Error> {
         use openraft::{error::ClientWriteError, impls::ProgressResponder};
 
+        round.stamped_at_ms = self.stamp(&round);
         let began = (std::time::Instant::now(), clock::now());
         let traces: Vec<_> = round.writes.iter().filter_map(|write| write.trace).collect();
         let (responder, committed, completed) = ProgressResponder::<TypeConfig, _>::new();
@@ -193,6 +198,15 @@ impl Proposer {
                 outcome: WriteOutcome::Unknown,
             }),
         }
+    }
+
+    /// The time of a round that this node proposes; none while the feature level allows none.
+    fn stamp(&self, round: &Round) -> Option<u64> {
+        let applied = self.view.raft.applied();
+        // This node may not have applied yet what the node that encoded a command has.
+        let is_due = applied.level() >= FeatureLevel::STAMPED
+            || round.writes.iter().any(|write| GuardedWrite::needs_stamp(&write.command));
+        is_due.then(|| self.clock.unix_ms().max(applied.time_ms()))
     }
 
     /// Sends a round to the leader. It may be sent again only if it was certainly not appended.

@@ -29,7 +29,7 @@ impl Handle {
     pub async fn serve(&self, call: Call, envelope: Envelope, body: Bytes) -> Result<Bytes, Error> {
         self.check_envelope(call, envelope).await?;
         match call {
-            Call::Hello => encode(&self.0.greeter.answer(decode(&body)?)),
+            Call::Hello => self.0.greeter.answer(&body),
             Call::Form => encode(&self.0.formation.answer(&decode(&body)?).await?),
             Call::Members => encode(&self.0.membership.step(&decode(&body)?).await),
             Call::Append => self.append(&body).await,

@@ -7,10 +7,11 @@ use std::{fmt, num::NonZeroU64};
 
 use bytes::Bytes;
 use openraft::{BasicNode, EntryPayload};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::de::{self, DeserializeOwned, SeqAccess, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::error::Error;
-use crate::storage::{self, Outcome};
+use crate::storage::{self, GuardedWrite, Outcome};
 use crate::telemetry::TraceContext;
 
 // The runtime is an associated type of openraft's configuration, so it cannot be passed in as a value. Making it a type
@@ -83,10 +84,76 @@ pub(super) type SnapshotMeta = openraft::alias::SnapshotMetaOf<TypeConfig>;
 pub(super) type Metrics = openraft::RaftMetrics<TypeConfig>;
 
 /// The payload of one log entry: the guarded writes that shared a proposal, in order.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+///
+/// Encoded, a round starts with its version. Version 1 has no number of its own: it is the list of its writes, which is never
+/// empty. Later versions start with 0 and the number.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Round {
-    /// At least one, at most `ROUND_WRITES_MAX` (see `proposer`).
+    /// Unix time in milliseconds of the leader that proposed the round; absent below [`storage::FeatureLevel::STAMPED`].
+    pub stamped_at_ms: Option<u64>,
+    /// At most `ROUND_WRITES_MAX` (see `proposer`); none in the round that raises the feature level.
     pub writes: Vec<RoundWrite>,
+}
+
+/// What every version but the first starts with.
+const VERSIONED: u64 = 0;
+
+/// The version with a time.
+const STAMPED: u8 = 2;
+
+impl Round {
+    /// The guarded writes, in order. Those of a stamped round take place at `time_ms`.
+    pub(super) fn guarded_writes(&self, time_ms: u64) -> impl Iterator<Item = Result<GuardedWrite, Error>> + '_ {
+        let time_ms = self.stamped_at_ms.map(|_| time_ms);
+        self.writes.iter().map(move |write| GuardedWrite::decode(&write.command, time_ms).map_err(Error::Codec))
+    }
+}
+
+impl Serialize for Round {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.stamped_at_ms {
+            None => self.writes.serialize(serializer),
+            Some(stamped_at_ms) => (VERSIONED, STAMPED, stamped_at_ms, &self.writes).serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Round {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // A list of unknown length whose items differ in type: `RoundVisitor` knows when to stop.
+        deserializer.deserialize_tuple(usize::MAX, RoundVisitor)
+    }
+}
+
+struct RoundVisitor;
+
+impl<'de> Visitor<'de> for RoundVisitor {
+    type Value = Round;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a round of a version up to 2")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Round, A::Error> {
+        let count = next(&mut items)?;
+        if count != VERSIONED {
+            let mut writes = Vec::new();
+            for _ in 0..count {
+                writes.push(next(&mut items)?);
+            }
+            return Ok(Round { stamped_at_ms: None, writes });
+        }
+        match next(&mut items)? {
+            STAMPED => Ok(Round { stamped_at_ms: Some(next(&mut items)?), writes: next(&mut items)? }),
+            version => {
+                Err(de::Error::invalid_value(Unexpected::Unsigned(u64::from(version)), &"a round of a version up to 2"))
+            }
+        }
+    }
+}
+
+fn next<'de, T: Deserialize<'de>, A: SeqAccess<'de>>(items: &mut A) -> Result<T, A::Error> {
+    items.next_element()?.ok_or_else(|| de::Error::custom("the round ends early"))
 }
 
 /// One write of a [`Round`].
@@ -94,7 +161,7 @@ pub struct Round {
 pub struct RoundWrite {
     /// The span that proposed the write, if its trace is sampled, so that every node can add its part to the trace.
     pub trace: Option<TraceContext>,
-    /// A [`GuardedWrite`](crate::storage::GuardedWrite), encoded by the node that received it.
+    /// A [`storage::GuardedWrite`], encoded by the node that received it.
     pub command: Bytes,
 }
 
@@ -147,6 +214,41 @@ pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A round of version 1, as earlier versions of brink derive its encoding.
+    #[derive(Serialize, Deserialize)]
+    struct FirstRound {
+        writes: Vec<RoundWrite>,
+    }
+
+    fn writes() -> Vec<RoundWrite> {
+        ["one", "two"].map(|command| RoundWrite { trace: None, command: command.into() }).into()
+    }
+
+    #[test]
+    fn a_round_without_a_time_has_the_bytes_that_earlier_versions_read_and_write() {
+        let bytes = encode(&FirstRound { writes: writes() }).unwrap();
+        let round = Round { stamped_at_ms: None, writes: writes() };
+        assert_eq!(encode(&round).unwrap(), bytes);
+        assert_eq!(decode::<Round>(&bytes).unwrap(), round);
+    }
+
+    #[test]
+    fn a_round_with_a_time_is_read_back_even_inside_other_values() {
+        for writes in [writes(), vec![]] {
+            let rounds = vec![(Round { stamped_at_ms: Some(1 << 41), writes }, 7_u64); 2];
+            assert_eq!(decode::<Vec<(Round, u64)>>(&encode(&rounds).unwrap()).unwrap(), rounds);
+        }
+    }
+
+    #[test]
+    fn a_round_of_a_later_version_and_one_that_ends_early_are_refused() {
+        assert!(decode::<Round>(&[0, 3, 1, 0]).is_err());
+        let bytes = encode(&Round { stamped_at_ms: Some(5), writes: writes() }).unwrap();
+        for length in 0..bytes.len() {
+            assert!(decode::<Round>(&bytes[..length]).is_err(), "{length} bytes");
+        }
+    }
 
     #[test]
     fn a_member_is_found_by_the_normal_form_of_its_url() {

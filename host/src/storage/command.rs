@@ -3,13 +3,21 @@
 //! A guarded write is a list of operations, applied as a whole or not at all, and the conditions for applying it: the
 //! client's demands, the facts that a plugin read to decide, and the hook epoch it was judged under. It also carries
 //! the time of its proposal, so that applying it needs no clock.
+//!
+//! # Versions
+//!
+//! A command in the log starts with its version. Version 1 has no number of its own: it starts with the number of its operations,
+//! which is never 0. Later versions start with 0 and the number. Version 2 carries no time, since the leader stamps the round.
+//! Which version a node writes is up to the cluster's [feature level](super::FeatureLevel).
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::FeatureLevel;
+
 /// Operations and the conditions for applying them, as the log carries them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuardedWrite {
     /// Applied in order, all or none. No key occurs twice.
     pub operations: Vec<Operation>,
@@ -21,6 +29,53 @@ pub struct GuardedWrite {
     pub proposed_at_ms: u64,
     /// Present if the client sent an `Idempotency-Key`, so that a repeated write is applied once (P4).
     pub idempotency: Option<Idempotency>,
+    /// The feature level under which the write was proposed: what applying it may leave in the state.
+    #[serde(skip)]
+    pub level: FeatureLevel,
+}
+
+/// What every version but the first starts with.
+const VERSIONED: u8 = 0;
+
+/// The version without a time of its own.
+const STAMPED: u8 = 2;
+
+impl GuardedWrite {
+    /// The bytes for the log of a cluster at this feature level.
+    ///
+    /// # Errors
+    ///
+    /// None that a write can cause.
+    pub fn encode(&self, level: FeatureLevel) -> Result<Vec<u8>, postcard::Error> {
+        if level < FeatureLevel::STAMPED {
+            return postcard::to_stdvec(self);
+        }
+        let fields = (&self.operations, &self.preconditions, &self.hook_epoch, &self.idempotency);
+        postcard::to_extend(&fields, vec![VERSIONED, STAMPED])
+    }
+
+    /// Decodes a command of a round, with the round's time if it was stamped.
+    ///
+    /// # Errors
+    ///
+    /// If the bytes are malformed, of a later version, or have no time.
+    pub fn decode(command: &[u8], stamped_at_ms: Option<u64>) -> Result<Self, postcard::Error> {
+        let level = if stamped_at_ms.is_some() { FeatureLevel::STAMPED } else { FeatureLevel::FIRST };
+        if let [VERSIONED, version, fields @ ..] = command {
+            let (STAMPED, Some(proposed_at_ms)) = (*version, stamped_at_ms) else {
+                return Err(postcard::Error::DeserializeBadEncoding);
+            };
+            let (operations, preconditions, hook_epoch, idempotency) = postcard::from_bytes(fields)?;
+            return Ok(Self { operations, preconditions, hook_epoch, proposed_at_ms, idempotency, level });
+        }
+        let write: Self = postcard::from_bytes(command)?;
+        Ok(Self { proposed_at_ms: stamped_at_ms.unwrap_or(write.proposed_at_ms), level, ..write })
+    }
+
+    /// Whether a command needs a round with a time.
+    pub fn needs_stamp(command: &[u8]) -> bool {
+        command.first() == Some(&VERSIONED)
+    }
 }
 
 /// A client's idempotency key for a write. A write whose key is remembered is not applied; it gets the outcome of the
@@ -239,4 +294,40 @@ pub struct Entry {
     pub meta: EntryMeta,
     /// The value.
     pub value: Value,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write() -> GuardedWrite {
+        let action = Action::Put(Value::json("1"));
+        let operations = vec![Operation { space: Space::Kv, key: "a".to_owned(), action }];
+        GuardedWrite { operations, hook_epoch: Some(3), proposed_at_ms: 7, ..GuardedWrite::default() }
+    }
+
+    #[test]
+    fn a_command_of_the_first_level_has_its_own_time_unless_the_round_has_one() {
+        let bytes = write().encode(FeatureLevel::FIRST).unwrap();
+        assert!(!GuardedWrite::needs_stamp(&bytes));
+        assert_eq!(GuardedWrite::decode(&bytes, None).unwrap(), write());
+        let stamped = GuardedWrite { proposed_at_ms: 9, level: FeatureLevel::STAMPED, ..write() };
+        assert_eq!(GuardedWrite::decode(&bytes, Some(9)).unwrap(), stamped);
+    }
+
+    #[test]
+    fn a_command_without_a_time_takes_that_of_its_round() {
+        let bytes = write().encode(FeatureLevel::STAMPED).unwrap();
+        assert!(GuardedWrite::needs_stamp(&bytes));
+        let stamped = GuardedWrite { proposed_at_ms: 9, level: FeatureLevel::STAMPED, ..write() };
+        assert_eq!(GuardedWrite::decode(&bytes, Some(9)).unwrap(), stamped);
+        assert!(GuardedWrite::decode(&bytes, None).is_err());
+    }
+
+    #[test]
+    fn a_command_of_a_later_version_is_refused() {
+        let mut bytes = write().encode(FeatureLevel::STAMPED).unwrap();
+        bytes[1] += 1;
+        assert!(GuardedWrite::decode(&bytes, Some(9)).is_err());
+    }
 }

@@ -33,6 +33,7 @@ pub mod command;
 pub mod dir;
 mod engine;
 mod error;
+mod feature_level;
 mod format;
 mod free_space;
 mod log;
@@ -45,6 +46,7 @@ pub use self::command::{
     Outcome, PLUGINS_PREFIX, Precondition, RangeDigest, Space, Value,
 };
 pub use self::error::Error;
+pub use self::feature_level::FeatureLevel;
 pub use self::free_space::{DiskFull, FreeSpace};
 pub use self::log::{Done, Log, OnFsync};
 pub use self::poison::Poison;

@@ -143,7 +143,7 @@ impl WritePath {
         deadline: Instant,
     ) -> Result<Option<u64>, Error> {
         let proposed_at_ms = clock::unix_ms();
-        let guarded = GuardedWrite { operations, preconditions, hook_epoch: None, proposed_at_ms, idempotency: None };
+        let guarded = GuardedWrite { operations, preconditions, proposed_at_ms, ..GuardedWrite::default() };
         match self.propose(&guarded, deadline).await? {
             Outcome::Applied { revision, .. } => Ok(Some(revision)),
             // The other outcomes presuppose a hook epoch or a name.
@@ -295,6 +295,7 @@ fn guard(write: &Write<'_>, judged: Judged) -> GuardedWrite {
         hook_epoch: Some(judged.epoch),
         proposed_at_ms: clock::unix_ms(),
         idempotency,
+        ..GuardedWrite::default()
     }
 }
 

@@ -20,12 +20,16 @@ pub(crate) enum Change {
     Remove { url: String },
     /// An operator makes a node the leader.
     Transfer { url: String },
+    /// An operator raises the feature level.
+    Upgrade,
 }
 
 impl Change {
+    /// The node that is to change, if it is one.
     pub(super) fn url(&self) -> &str {
         match self {
             Self::Join { url, .. } | Self::Add { url, .. } | Self::Remove { url } | Self::Transfer { url } => url,
+            Self::Upgrade => "",
         }
     }
 }

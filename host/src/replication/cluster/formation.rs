@@ -15,12 +15,12 @@ use std::{sync::Arc, time::Duration};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::identity::{self, Identity};
+use super::identity::{self, FOUNDED_AT, Identity};
 use super::view::ClusterView;
 use crate::replication::error::Error;
 use crate::replication::peer::protocol::{ANYONE, Call, Transport};
-use crate::replication::types::{ClusterId, decode, decode_stored, encode};
-use crate::storage::Log;
+use crate::replication::types::{ClusterId, decode, encode};
+use crate::storage::{FeatureLevel, Log};
 
 const ACCEPTOR: &str = "formation";
 
@@ -83,7 +83,7 @@ impl Acceptor {
     }
 
     fn stored(log: &Log) -> Result<Self, Error> {
-        Ok(decode_stored(Ok(log.named(ACCEPTOR)))?.unwrap_or_default())
+        Ok(identity::stored(log, ACCEPTOR)?.unwrap_or_default())
     }
 }
 
@@ -172,6 +172,7 @@ impl Formation {
             identity::store(&decision.identity.log, ACCEPTOR, &acceptor).await?;
         }
         if let (Reply::Granted(_), Step::Found(cluster)) = (reply, proposal.step) {
+            identity::store(&decision.identity.log, FOUNDED_AT, &FeatureLevel::NEWEST).await?;
             decision.become_member(self.view.founders.own_id(), cluster).await?;
         }
         Ok(reply)

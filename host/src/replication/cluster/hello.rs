@@ -3,14 +3,16 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{identity::Identity, peer_table::Hello, view::ClusterView};
+use super::peer_table::{CommittedMembership, Hello, HelloMore};
+use super::{identity::Identity, view::ClusterView};
 use crate::replication::peer::protocol::{ANYONE, Call, Transport};
-use crate::replication::types::{decode, encode};
-use crate::replication::{error::Error, lease::Lease, raft::engine::matched};
-use crate::{storage::FreeSpace, telemetry::Telemetry};
+use crate::replication::{error::Error, lease::Lease, raft::engine::matched, types::Metrics};
+use crate::storage::{FeatureLevel, FreeSpace};
+use crate::{clock::Clock, telemetry::Telemetry};
 
 /// Maximum time for a peer to answer.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(1);
@@ -33,6 +35,9 @@ pub(crate) struct Greeter {
     pub(crate) telemetry: Telemetry,
     /// The revision of the store up to which this node has compiled plugins and put hooks in force.
     pub(crate) prepared: AtomicU64,
+    pub(crate) clock: Clock,
+    /// A random number of this run of the process.
+    pub(crate) run: u64,
 }
 
 impl Greeter {
@@ -75,14 +80,16 @@ impl Greeter {
     }
 
     pub(super) async fn ask(&self, url: &str) -> Result<Hello, Error> {
-        let answer = self.transport.call(ANYONE, url, Call::Hello, encode(&self.hello())?, HELLO_TIMEOUT).await;
-        decode(&answer.map_err(|error| Error::Refused(error.to_string()))?)
+        let answer = self.transport.call(ANYONE, url, Call::Hello, self.hello().encode()?, HELLO_TIMEOUT).await;
+        Hello::decode(&answer.map_err(|error| Error::Refused(error.to_string()))?)
     }
 
-    pub(crate) fn answer(&self, greeting: Hello) -> Hello {
+    /// Answers a peer's hello.
+    pub(crate) fn answer(&self, greeting: &[u8]) -> Result<Bytes, Error> {
+        let greeting = Hello::decode(greeting)?;
         let url = greeting.url.clone();
         self.view.peers.note_heard(&url, greeting, None);
-        self.hello()
+        self.hello().encode()
     }
 
     fn hello(&self) -> Hello {
@@ -100,6 +107,12 @@ impl Greeter {
             matched: matched(&metrics),
             prepared_revision: self.prepared.load(Ordering::Relaxed),
             is_full: self.free_space.is_full(),
+            more: Some(HelloMore {
+                supports: FeatureLevel::NEWEST,
+                run: self.run,
+                time_ms: self.clock.unix_ms(),
+                membership: committed_membership(&metrics),
+            }),
         }
     }
 
@@ -115,4 +128,12 @@ impl Greeter {
             tokio::time::sleep(PREPARED_POLL).await;
         }
     }
+}
+
+/// The membership, if this node knows that it is committed.
+pub(super) fn committed_membership(metrics: &Metrics) -> Option<CommittedMembership> {
+    let membership = &metrics.membership_config;
+    let log_id = membership.log_id().as_ref().filter(|log_id| Some(*log_id) <= metrics.last_applied.as_ref())?;
+    let ids = membership.nodes().map(|(id, _)| *id).collect();
+    Some(CommittedMembership { index: log_id.index(), ids })
 }

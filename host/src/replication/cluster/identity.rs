@@ -40,15 +40,18 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use parking_lot::{Mutex, RwLock};
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::oneshot;
 
 use crate::replication::error::{Error, WriteOutcome};
 use crate::replication::types::{ClusterId, decode_stored, encode};
 use crate::replication::{peer::protocol::Transport, raft::engine::RaftHandle};
-use crate::storage::Log;
+use crate::storage::{FeatureLevel, Log};
 
 const IDENTITY: &str = "identity";
+
+/// Name of the feature level that a founder supported when it formed its cluster.
+pub(super) const FOUNDED_AT: &str = "founded-at-level";
 
 /// Maximum number of foreign clusters to warn about.
 const FOREIGN_CLUSTERS_MAX: usize = 16;
@@ -86,7 +89,7 @@ impl Stage {
 
     /// The stage that the disk shows.
     pub(crate) fn stored(log: &Log) -> Result<Self, Error> {
-        Ok(match decode_stored::<Stored>(Ok(log.named(IDENTITY)))? {
+        Ok(match stored::<Stored>(log, IDENTITY)? {
             None => Self::Unidentified,
             Some((id, None)) => Self::Waiting { id },
             Some((id, Some(cluster))) => Self::Member { id, cluster },
@@ -97,6 +100,7 @@ impl Stage {
     /// then loses its disk and is started alone again, it must not be taken for the node it was.
     pub(crate) async fn found_alone(log: &Log) -> Result<Self, Error> {
         let (id, cluster) = (new_node_id(), ClusterId::random());
+        store(log, FOUNDED_AT, &FeatureLevel::NEWEST).await?;
         store(log, IDENTITY, &(id, Some(cluster))).await?;
         Ok(Self::Member { id, cluster })
     }
@@ -110,6 +114,11 @@ pub(super) async fn store<T: Serialize>(log: &Log, key: &'static str, value: &T)
     let (done, stored) = oneshot::channel();
     log.save_named(key, Some(encode(value)?), Box::new(|result| drop(done.send(result))));
     Ok(stored.await.map_err(|_| Error::Stopped { outcome: WriteOutcome::NotWritten })??)
+}
+
+/// A value that [`store`] has stored, if there is one.
+pub(super) fn stored<T: DeserializeOwned>(log: &Log, key: &'static str) -> Result<Option<T>, Error> {
+    decode_stored(Ok(log.named(key)))
 }
 
 /// A random node id, which no node has ever had.

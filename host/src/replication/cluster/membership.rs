@@ -21,7 +21,7 @@ use crate::replication::peer::protocol::{Call, Transport};
 use crate::replication::types::{Metrics, decode, encode};
 
 /// Maximum duration of a step; a longer one is requested again.
-const STEP_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const STEP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Pause between the steps of a change.
 const STEP_PAUSE: Duration = Duration::from_millis(50);
@@ -86,6 +86,7 @@ impl Membership {
             Change::Add { url, role } => self.add(&members, url, *role).await,
             Change::Remove { url } => self.remove(&members, url).await,
             Change::Transfer { url } => self.leadership.transfer(&members, url).await,
+            Change::Upgrade => self.raise_level().await,
         }
     }
 
@@ -230,6 +231,6 @@ impl Membership {
     }
 }
 
-fn leads(metrics: &Metrics) -> bool {
+pub(super) fn leads(metrics: &Metrics) -> bool {
     metrics.state == ServerState::Leader
 }

@@ -3,11 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use crate::replication::error::Error;
 use crate::replication::types::ClusterId;
+use crate::storage::FeatureLevel;
 
 /// A peer that was silent for this long counts as down.
 const PEER_SILENCE_MAX: Duration = Duration::from_millis(1_500);
@@ -16,6 +19,9 @@ const PEER_SILENCE_MAX: Duration = Duration::from_millis(1_500);
 const FAILURES_MIN: u32 = 2;
 
 /// A node's report of its own state.
+///
+/// Encoded, each version of brink appends a part of its own to those of the versions before, and ignores the parts that it does not
+/// know.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Hello {
     pub(super) id: u64,
@@ -35,6 +41,51 @@ pub(crate) struct Hello {
     /// The revision of the store up to which it has compiled plugins and put hooks in force.
     pub(super) prepared_revision: u64,
     pub(super) is_full: bool,
+    /// The second part; none from a version before feature levels.
+    #[serde(skip)]
+    pub(super) more: Option<HelloMore>,
+}
+
+/// The second part of a [`Hello`].
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct HelloMore {
+    /// The highest feature level that the node supports.
+    pub(super) supports: FeatureLevel,
+    /// A random number of this run of the process.
+    pub(super) run: u64,
+    /// Its wall time when it said this, as Unix time in milliseconds.
+    pub(super) time_ms: u64,
+    /// The newest membership that it knows to be committed.
+    pub(super) membership: Option<CommittedMembership>,
+}
+
+/// The nodes of a committed membership.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CommittedMembership {
+    /// Its position in the log: of two, the one with the higher index is in force.
+    pub(super) index: u64,
+    pub(super) ids: BTreeSet<u64>,
+}
+
+impl Hello {
+    pub(super) fn encode(&self) -> Result<Bytes, Error> {
+        let first = postcard::to_stdvec(self).map_err(Error::Codec)?;
+        match &self.more {
+            Some(more) => Ok(postcard::to_extend(more, first).map_err(Error::Codec)?.into()),
+            None => Ok(first.into()),
+        }
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, Error> {
+        let (hello, rest) = postcard::take_from_bytes::<Self>(bytes).map_err(Error::Codec)?;
+        let more = (!rest.is_empty()).then(|| postcard::from_bytes(rest)).transpose().map_err(Error::Codec)?;
+        Ok(Self { more, ..hello })
+    }
+
+    /// The highest feature level that the node supports.
+    pub(super) fn supports(&self) -> FeatureLevel {
+        self.more.as_ref().map_or(FeatureLevel::FIRST, |more| more.supports)
+    }
 }
 
 #[derive(Debug, Clone, Default)]
@@ -161,5 +212,26 @@ impl PeerTable {
     /// Whether a peer that can be reached belongs to the cluster.
     pub(crate) fn sees_cluster(&self, cluster: ClusterId) -> bool {
         self.peers.lock().values().any(|peer| peer.is_healthy() && peer.hello.cluster == Some(cluster))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hello_is_understood_by_versions_that_know_fewer_parts_and_by_those_that_know_more() {
+        let membership = Some(CommittedMembership { index: 9, ids: BTreeSet::from([1, 2]) });
+        let more = HelloMore { supports: FeatureLevel::NEWEST, run: 5, time_ms: 7, membership };
+        let hello = Hello { id: 3, url: "http://a:1".to_owned(), more: Some(more.clone()), ..Hello::default() };
+        let mut bytes = hello.encode().unwrap().to_vec();
+        // The first version decodes the first part and ignores the rest.
+        assert_eq!(postcard::from_bytes::<Hello>(&bytes).unwrap().id, 3);
+        bytes.extend(b"a part of a later version");
+        let decoded = Hello::decode(&bytes).unwrap();
+        assert_eq!((decoded.id, decoded.more.map(|more| more.membership)), (3, Some(more.membership)));
+        let first = Hello { more: None, ..hello };
+        let decoded = Hello::decode(&first.encode().unwrap()).unwrap();
+        assert!(decoded.more.is_none() && decoded.supports() == FeatureLevel::FIRST);
     }
 }

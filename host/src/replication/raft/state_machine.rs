@@ -4,6 +4,7 @@
 //! position of the last one. `data/` is not fsynced per chunk, since the log restores it after a crash. It is fsynced
 //! before a snapshot is reported, because the log may be purged up to a snapshot.
 
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::{io, sync::Arc, time::Instant};
 
 use futures::{Stream, StreamExt};
@@ -15,10 +16,10 @@ use tokio::sync::{Notify, watch};
 use super::log_store::stored;
 use crate::clock;
 use crate::replication::types::{
-    LogEntry, LogId, SnapshotMeta, StoredMembership, TypeConfig, decode, decode_stored, encode, traces_of,
+    LogEntry, LogId, SnapshotMeta, StoredMembership, TypeConfig, decode_stored, encode, traces_of,
 };
 use crate::replication::{blocking::Blocking, error::Error, peer::snapshot::SnapshotSource};
-use crate::storage::{self, Data, GuardedWrite};
+use crate::storage::{self, Data, FeatureLevel, GuardedWrite};
 use crate::telemetry::{Stage, Telemetry, names};
 
 /// Key of the log id of the last applied entry.
@@ -28,14 +29,24 @@ const MEMBERSHIP: &str = "membership";
 /// Key that is present once a snapshot was built or installed: from then on the log may begin after the first entry.
 const SNAPSHOT_TAKEN: &str = "snapshot-taken";
 
+/// Key of the cluster's feature level; absent at the first.
+const LEVEL: &str = "feature-level";
+/// Key of the time of the newest stamped round, as Unix time in milliseconds.
+const TIME: &str = "time";
+
 /// Entries applied in one storage batch.
 const APPLY_ENTRIES_MAX: usize = 256;
 
 type Snapshot = openraft::alias::SnapshotOf<TypeConfig, SnapshotSource>;
 
-/// The index of the last log entry that this node has applied, as a value to wait for.
+/// How far this node has applied the log: the index of the last entry, as a value to wait for, and what the entries up to it say
+/// about the cluster.
 pub(crate) struct Applied {
     index: watch::Sender<u64>,
+    /// The cluster's feature level.
+    level: AtomicU32,
+    /// The time of the newest stamped round; 0 before the first.
+    time_ms: AtomicU64,
     /// Wakes readers that wait for an index.
     ///
     /// IMPORTANT: readers do not wait on `index`: tokio's watch channel wakes its receivers in random order, and a
@@ -44,11 +55,31 @@ pub(crate) struct Applied {
 }
 
 impl Applied {
-    /// The index that a stored state shows; 0 for an empty state.
+    /// What a stored state shows; index 0 for an empty one.
     pub(crate) fn of(data: &Data) -> Result<Self, Error> {
         let last: Option<LogId> = decode_stored(data.meta(APPLIED))?;
         let index = watch::Sender::new(last.map_or(0, |last| last.index()));
-        Ok(Self { index, advanced: Notify::new() })
+        let applied = Self { index, level: AtomicU32::new(0), time_ms: AtomicU64::new(0), advanced: Notify::new() };
+        applied.load(data)?;
+        Ok(applied)
+    }
+
+    /// Takes over what the state says about the cluster.
+    fn load(&self, data: &Data) -> Result<(), Error> {
+        let level = decode_stored::<FeatureLevel>(data.meta(LEVEL))?.unwrap_or_default();
+        self.level.store(level.0, Ordering::Release);
+        self.time_ms.store(decode_stored(data.meta(TIME))?.unwrap_or(0), Ordering::Release);
+        Ok(())
+    }
+
+    /// The cluster's feature level, as far as this node has applied the log.
+    pub(crate) fn level(&self) -> FeatureLevel {
+        FeatureLevel(self.level.load(Ordering::Acquire))
+    }
+
+    /// The time of the newest round that this node has applied, as Unix time in milliseconds; 0 before the first with a time.
+    pub(crate) fn time_ms(&self) -> u64 {
+        self.time_ms.load(Ordering::Acquire)
     }
 
     pub(crate) fn index(&self) -> u64 {
@@ -100,8 +131,8 @@ impl StateMachine {
 
         // fjall may stall a writer with blocking sleeps, so this must not run on an async thread.
         let outcomes = {
-            let (data, entries) = (self.data.clone(), entries.clone());
-            self.blocking.run(move || apply_entries(&data, &entries)).await??
+            let (state, entries) = (self.clone(), entries.clone());
+            self.blocking.run(move || state.apply_entries(&entries)).await??
         };
 
         self.telemetry.metrics().write_stage(Stage::Apply, began.0.elapsed());
@@ -117,35 +148,52 @@ impl StateMachine {
         }
         Ok(())
     }
-}
 
-/// Applies entries in order; returns one list of outcomes per entry.
-fn apply_entries(data: &Data, entries: &[LogEntry]) -> io::Result<Vec<Vec<storage::Outcome>>> {
-    let mut writes: Vec<GuardedWrite> = Vec::with_capacity(entries.len());
-    let mut counts = Vec::with_capacity(entries.len());
-    let mut meta = Vec::with_capacity(2);
-    for entry in entries {
-        let before = writes.len();
-        match &entry.payload {
-            EntryPayload::Blank => {}
-            EntryPayload::Normal(round) => {
-                for write in &round.writes {
-                    writes.push(decode(&write.command).map_err(io::Error::other)?);
+    /// Applies entries in order; returns one list of outcomes per entry.
+    ///
+    /// Time never goes back: a round with an earlier stamp than the newest one before it takes place at that one's time.
+    fn apply_entries(&self, entries: &[LogEntry]) -> io::Result<Vec<Vec<storage::Outcome>>> {
+        let mut writes: Vec<GuardedWrite> = Vec::with_capacity(entries.len());
+        let mut counts = Vec::with_capacity(entries.len());
+        let (mut level, mut time_ms) = (self.applied.level(), self.applied.time_ms());
+        let mut membership = None;
+        for entry in entries {
+            let before = writes.len();
+            match &entry.payload {
+                EntryPayload::Blank => {}
+                EntryPayload::Normal(round) => {
+                    if let Some(stamped_at_ms) = round.stamped_at_ms {
+                        level = level.max(FeatureLevel::STAMPED);
+                        time_ms = time_ms.max(stamped_at_ms);
+                    }
+                    for write in round.guarded_writes(time_ms) {
+                        writes.push(write.map_err(io::Error::other)?);
+                    }
+                }
+                EntryPayload::Membership(changed) => {
+                    membership = Some(StoredMembership::new(Some(entry.log_id()), changed.clone()));
                 }
             }
-            EntryPayload::Membership(membership) => {
-                let stored = StoredMembership::new(Some(entry.log_id()), membership.clone());
-                meta.retain(|(key, _)| *key != MEMBERSHIP);
-                meta.push((MEMBERSHIP, encode(&stored).map_err(io::Error::other)?));
-            }
+            counts.push(writes.len() - before);
         }
-        counts.push(writes.len() - before);
+        let mut meta = Vec::with_capacity(4);
+        if let Some(membership) = membership {
+            meta.push((MEMBERSHIP, encode(&membership).map_err(io::Error::other)?));
+        }
+        if let Some(last) = entries.last() {
+            meta.push((APPLIED, encode(&last.log_id()).map_err(io::Error::other)?));
+        }
+        if time_ms > self.applied.time_ms() {
+            meta.push((TIME, encode(&time_ms).map_err(io::Error::other)?));
+        }
+        if level > self.applied.level() {
+            meta.push((LEVEL, encode(&level).map_err(io::Error::other)?));
+        }
+        let mut outcomes = self.data.apply(&writes, &meta).map_err(io::Error::other)?.into_iter();
+        self.applied.level.store(level.0, Ordering::Release);
+        self.applied.time_ms.store(time_ms, Ordering::Release);
+        Ok(counts.into_iter().map(|count| outcomes.by_ref().take(count).collect()).collect())
     }
-    if let Some(last) = entries.last() {
-        meta.push((APPLIED, encode(&last.log_id()).map_err(io::Error::other)?));
-    }
-    let mut outcomes = data.apply(&writes, &meta).map_err(io::Error::other)?.into_iter();
-    Ok(counts.into_iter().map(|count| outcomes.by_ref().take(count).collect()).collect())
 }
 
 /// A snapshot of the current state, which is durable up to the position it covers.
@@ -187,6 +235,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let own = [(SNAPSHOT_TAKEN, bytes::Bytes::new())];
         let install = move || -> io::Result<_> { data.install(snapshot.chunks()?, &own).map_err(io::Error::other) };
         self.blocking.run(install).await??;
+        self.applied.load(&self.data).map_err(io::Error::other)?;
         if let Some(last) = meta.last_log_id() {
             self.applied.advance(last.index());
         }

@@ -196,7 +196,7 @@ fn guarded(request: &Request, value: Unique, now_ms: u64) -> GuardedWrite {
         let fingerprint = Fingerprint::of(&operations, &preconditions).unwrap();
         Idempotency { key, fingerprint, rewritten: false }
     });
-    GuardedWrite { operations, preconditions, hook_epoch: None, proposed_at_ms: now_ms, idempotency }
+    GuardedWrite { operations, preconditions, proposed_at_ms: now_ms, idempotency, ..GuardedWrite::default() }
 }
 
 /// The revision that a write gave the store; none if it changed nothing.

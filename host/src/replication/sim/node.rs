@@ -16,9 +16,12 @@ use super::network::{Outbox, SimTransport};
 use crate::replication::{Handle, Options, StartError, Status};
 use crate::replication::{blocking::Blocking, types::Metrics};
 use crate::storage::{Data, FreeSpace, Log, simulated_data, simulated_log};
-use crate::{storage::memory::SimDisk, telemetry::Telemetry};
+use crate::{clock::Clock, storage::memory::SimDisk, telemetry::Telemetry};
 
 const CACHE_BYTES: u64 = 64 * 1024;
+
+/// The wall time at which a simulation starts, in milliseconds since the Unix epoch.
+const WALL_START_MS: u64 = 1_700_000_000_000;
 
 pub(super) struct Node {
     pub(super) number: usize,
@@ -86,6 +89,10 @@ impl Node {
             blocking: Blocking::InPlace(random_delay),
             may_found: true,
             free_space: FreeSpace::new("/".as_ref(), 0),
+            clock: Clock::new(move || {
+                let passed_ms = Instant::now().saturating_duration_since(clock_start).as_millis();
+                WALL_START_MS + now_ms + u64::try_from(passed_ms).unwrap()
+            }),
         };
         let transport = Arc::new(SimTransport { from: self.number, outbox, cluster: OnceLock::new() });
         let (started, parts) = (start.clone(), (log.clone(), data.clone()));

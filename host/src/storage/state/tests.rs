@@ -30,7 +30,7 @@ fn write(operations: Vec<Operation>, facts: Vec<Fact>) -> GuardedWrite {
         preconditions: facts.into_iter().map(precondition).collect(),
         hook_epoch: Some(0),
         proposed_at_ms: 7,
-        idempotency: None,
+        ..GuardedWrite::default()
     }
 }
 

@@ -31,9 +31,8 @@ impl Replay {
             }
             let entry: LogEntry = decode(bytes).map_err(|error| Violation::new("replay", error.to_string()))?;
             let EntryPayload::Normal(round) = entry.payload else { continue };
-            for write in &round.writes {
-                let write = decode(&write.command).map_err(|error| Violation::new("replay", error.to_string()))?;
-                replay.apply(&write);
+            for write in round.guarded_writes(0) {
+                replay.apply(&write.map_err(|error| Violation::new("replay", error.to_string()))?);
             }
         }
         Ok(replay)
