@@ -211,6 +211,14 @@ impl Node {
         self.place.wrapper = wrapper;
     }
 
+    /// Moves the node to another port, from its next start on; clients use its new URL at once.
+    pub fn move_to(&mut self, port: u16) {
+        self.place.address.set_port(port);
+        self.port = port;
+        self.url = format!("http://{}/kv-store/v1", self.place.address);
+        self.client = Client::new(&self.url);
+    }
+
     /// Puts the node's data on a disk, from its next start on.
     pub fn keep_data_on(&mut self, disk: &FaultFs) {
         self.data_dir = Some(disk.path().join("data"));
@@ -309,7 +317,7 @@ impl Drop for Node {
 }
 
 /// Free ports in ascending order. All listeners are open at once, so the ports differ.
-fn free_ports(count: usize) -> Vec<u16> {
+pub fn free_ports(count: usize) -> Vec<u16> {
     let listeners: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
     let mut ports: Vec<u16> = listeners.iter().map(|listener| listener.local_addr().unwrap().port()).collect();
     ports.sort_unstable();

@@ -15,6 +15,7 @@ use super::{answer, schema};
 use crate::limits::{MEMBERSHIP_BODY_BYTES_MAX, MEMBERSHIP_DEADLINE};
 use crate::net;
 use crate::replication::{Role, Status};
+use crate::storage::FeatureLevel;
 
 /// `GET /cluster/members/`: the cluster's id, and every node with its id and role, this one included.
 pub(super) async fn members(call: Call) -> Result<Response, Problem> {
@@ -64,24 +65,50 @@ pub(super) async fn transfer(Call { app, headers, body, .. }: Call) -> Result<Re
     answer::ok(&schema::NewLeader { url })
 }
 
+/// `GET /cluster/feature-level/`.
+pub(super) async fn level(call: Call) -> Result<Response, Problem> {
+    answer::ok(&schema::Level { feature_level: call.app.replication.status().level })
+}
+
+/// `PUT /cluster/feature-level/`: raises the level to one that every node supports.
+pub(super) async fn raise_level(Call { app, headers, body, .. }: Call) -> Result<Response, Problem> {
+    let body = request::body(&headers, body, MEMBERSHIP_BODY_BYTES_MAX).await?;
+    let schema::Level { feature_level } = request::json(&body, "{\"feature_level\": <number>}")?;
+    let (level, newest) = (app.replication.status().level, FeatureLevel::NEWEST);
+    if feature_level < level || feature_level > newest {
+        let detail = format!("feature_level is {feature_level}: it must be from {level}, the cluster's, to {newest}");
+        return Err(Problem::new(Kind::BAD_BODY, detail));
+    }
+    if feature_level > level {
+        app.replication.upgrade(Instant::now() + MEMBERSHIP_DEADLINE).await?;
+    }
+    answer::ok(&schema::Level { feature_level })
+}
+
 fn members_of(status: &Status) -> schema::Members<'_> {
-    let member = |id: u64, url, role, healthy, lag_entries| schema::Member {
+    let member = |id: u64, url, role, healthy, lag_entries, supports_level| schema::Member {
         url,
         id: format!("{id:016x}"),
         role,
         leader: status.leader.as_deref() == Some(url),
         healthy,
         lag_entries,
+        supports_level,
     };
-    let own = member(status.self_id, &*status.self_url, status.role, true, Some(status.self_lag_entries));
-    let others = status.nodes.iter().map(|node| member(node.id, &*node.url, node.role, node.healthy, node.lag_entries));
+    let (lag, newest) = (Some(status.self_lag_entries), Some(FeatureLevel::NEWEST));
+    let own = member(status.self_id, &*status.self_url, status.role, true, lag, newest);
+    let others = status
+        .nodes
+        .iter()
+        .map(|node| member(node.id, &*node.url, node.role, node.healthy, node.lag_entries, node.supports));
     let mut members: Vec<_> = Some(own).filter(|_| status.is_member).into_iter().chain(others).collect();
     members.sort_by(|a, b| a.url.cmp(b.url));
-    schema::Members { cluster: status.cluster.map(|cluster| cluster.to_string()), members }
+    let cluster = status.cluster.map(|cluster| cluster.to_string());
+    schema::Members { cluster, feature_level: status.level, members }
 }
 
 fn base_url(url: &str) -> Result<String, Problem> {
-    net::base_url(url, net::Path::Required).map_err(|error| {
+    net::member_url(url).map_err(|error| {
         let detail = format!("url is {url:?}: {error}; it must be a node's base URL, as /health/ shows");
         Problem::new(Kind::BAD_BODY, detail)
     })

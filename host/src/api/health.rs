@@ -23,26 +23,32 @@ pub(super) async fn health(State(app): State<Arc<App>>) -> Result<Response, Prob
 
 fn health_of(status: &Status, disk_full: Option<DiskFull>) -> schema::Health<'_> {
     let has_space = disk_full.is_none();
+    let with_space = status.nodes.iter().filter(|node| node.healthy && node.role == "voter" && !node.disk_full).count();
+    let with_space = with_space + usize::from(has_space && status.role == "voter");
+    let all_have_space = has_space && status.nodes.iter().all(|node| !node.disk_full);
     let nodes = status.nodes.iter().map(|node| schema::NodeHealth {
         url: &node.url,
         healthy: node.healthy,
         role: node.role,
         lag_entries: node.lag_entries,
         rtt_ms: node.rtt.map(|rtt| (rtt.as_secs_f64() * 1e6).round() / 1e3),
+        disk_full: node.disk_full,
     });
     schema::Health {
-        status: match (status.has_quorum, has_space && status.healthy_nodes == status.total_nodes) {
+        status: match (status.has_quorum, all_have_space && status.healthy_nodes == status.total_nodes) {
+            _ if status.barred.is_some() => "not_taking_part",
             (true, true) => "healthy",
             (true, false) => "degraded",
             (false, _) => "no_quorum",
         },
+        reason: status.barred.as_deref(),
         cluster: schema::ClusterHealth {
             replication_enabled: status.replication_enabled,
             total_nodes: status.total_nodes,
             healthy_nodes: status.healthy_nodes,
             required_for_quorum: status.required_for_quorum,
             has_quorum: status.has_quorum,
-            can_accept_writes: status.has_quorum && has_space,
+            can_accept_writes: status.has_quorum && has_space && with_space >= status.required_for_quorum,
             leader: status.leader.as_deref(),
             nodes: nodes.collect(),
         },
@@ -59,6 +65,7 @@ pub(super) async fn livez() -> &'static str {
 pub(super) async fn readyz(State(app): State<Arc<App>>) -> Response {
     let refuse = |why: &'static str| (StatusCode::SERVICE_UNAVAILABLE, why).into_response();
     match app.replication.status() {
+        Status { barred: Some(reason), .. } => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
         Status { ready: true, .. } if app.registry.is_ready() => "ok\n".into_response(),
         Status { ready: true, .. } => refuse("the node is compiling plugins\n"),
         Status { leader: None, .. } => refuse("no leader is known yet\n"),

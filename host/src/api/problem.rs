@@ -72,6 +72,7 @@ kinds! {
     MEMBERSHIP_PENDING = "membership-pending" SERVICE_UNAVAILABLE "The cluster is still changing";
     BUSY = "busy" SERVICE_UNAVAILABLE "The node has too much to do";
     DISK_FULL = "disk-full" SERVICE_UNAVAILABLE "The node's disk is full";
+    NOT_TAKING_PART = "not-taking-part" SERVICE_UNAVAILABLE "The node takes no part in its cluster";
     HOOKS_NOT_READY = "hooks-not-ready" SERVICE_UNAVAILABLE "The node is still preparing its hooks";
     REPLICATION_FAILED = "replication-failed" INTERNAL_SERVER_ERROR "No majority of the nodes took the write";
     QUORUM_UNAVAILABLE = "quorum-unavailable" SERVICE_UNAVAILABLE "A linearizable read is not possible now";
@@ -172,6 +173,7 @@ impl From<replication::Error> for Problem {
                 .with("path", disk_full.path)
                 .with("free_bytes", disk_full.free_bytes)
                 .with("reserve_bytes", disk_full.reserve_bytes),
+            replication::Error::Barred(_) => Self::new(Kind::NOT_TAKING_PART, detail),
             replication::Error::Stopped { .. } => Self::new(Kind::STOPPING, detail),
             replication::Error::Storage(error) => Self::from(error),
             error @ (replication::Error::Codec(_) | replication::Error::Refused(_)) => Self::internal(error),

@@ -23,6 +23,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         ("/kv/batch", key().post(kv::batch::post)),
         ("/cluster/members", get(cluster::members).post(cluster::add)),
         ("/cluster/members/{url}", delete(cluster::remove)),
+        ("/cluster/feature-level", get(cluster::level).put(cluster::raise_level)),
         ("/cluster/leader", get(cluster::leader).put(cluster::transfer)),
         ("/plugins", get(registry::plugins)),
         ("/plugins/{name}", get(registry::plugin).put(registry::put_plugin).delete(registry::delete_plugin)),

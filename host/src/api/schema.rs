@@ -6,13 +6,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::hooks::Tally;
 use crate::registry::{HookInfo, HookStart, NodeReadiness};
-use crate::storage::DiskFull;
+use crate::storage::{DiskFull, FeatureLevel};
 
 /// `GET /health/`.
 #[derive(Serialize)]
 pub(super) struct Health<'a> {
-    /// `healthy`, `degraded` or `no_quorum`.
+    /// `healthy`, `degraded`, `no_quorum` or `not_taking_part`.
     pub(super) status: &'static str,
+    /// Why this node takes no part in its cluster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) reason: Option<&'a str>,
     pub(super) cluster: ClusterHealth<'a>,
     /// Present while the node refuses writes for lack of disk space.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -41,6 +44,9 @@ pub(super) struct NodeHealth<'a> {
     pub(super) lag_entries: Option<u64>,
     /// Round trip of the last exchange in milliseconds, if it answers.
     pub(super) rtt_ms: Option<f64>,
+    /// Present if its disk is full, so that it takes no writes.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(super) disk_full: bool,
 }
 
 /// `GET /cluster/members/`, and the answer to `POST`.
@@ -48,6 +54,7 @@ pub(super) struct NodeHealth<'a> {
 pub(super) struct Members<'a> {
     /// The cluster's id in hexadecimal, once the node has found its cluster.
     pub(super) cluster: Option<String>,
+    pub(super) feature_level: FeatureLevel,
     /// The nodes by URL, this one included.
     pub(super) members: Vec<Member<'a>>,
 }
@@ -61,6 +68,15 @@ pub(super) struct Member<'a> {
     pub(super) leader: bool,
     pub(super) healthy: bool,
     pub(super) lag_entries: Option<u64>,
+    /// The highest feature level that it supports, if it answers.
+    pub(super) supports_level: Option<FeatureLevel>,
+}
+
+/// `GET` and `PUT /cluster/feature-level/`.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Level {
+    pub(super) feature_level: FeatureLevel,
 }
 
 /// `GET /cluster/leader/`.

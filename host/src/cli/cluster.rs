@@ -1,8 +1,9 @@
 //! `brink cluster`: the state and the members of the cluster.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Client, Common, Failure, Format, Method, Request, client, io, name_path};
+use crate::storage::FeatureLevel;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
@@ -29,6 +30,10 @@ pub(super) enum Command {
         #[command(flatten)]
         common: Common,
     },
+    /// Finish an upgrade: enable what needs all nodes to run this version or a newer one
+    ///
+    /// The version before no longer runs in this cluster afterwards. A cluster that this version formed needs no upgrade.
+    Upgrade(Common),
     /// Make a voter the leader
     Transfer {
         /// The node's base URL
@@ -53,6 +58,12 @@ pub(super) async fn run(command: Command) -> Result<(), Failure> {
             Client::new(&common)?.send(&request).await?;
             io::line(&format!("{url} is removed"))
         }
+        Command::Upgrade(common) => {
+            let level = json!({ "feature_level": FeatureLevel::NEWEST });
+            let request = Request::new(Method::PUT, "/cluster/feature-level/").json(&level);
+            let answer = Client::new(&common)?.send(&request).await?.json()?;
+            io::line(&format!("the cluster has feature level {}", answer["feature_level"]))
+        }
         Command::Transfer { node, common } => {
             let url = client::base_url("NODE", &node)?;
             let request = Request::new(Method::PUT, "/cluster/leader/").json(&json!({ "url": url }));
@@ -76,12 +87,21 @@ async fn status(common: &Common) -> Result<(), Failure> {
         cluster["total_nodes"],
         cluster["required_for_quorum"],
     ))?;
+    if health["reason"].is_string() {
+        io::line(&io::text(&health["reason"]))?;
+    }
     io::line("")?;
     let leader = &cluster["leader"];
-    let own = [url.clone(), "yes".to_owned(), either(leader == url, "leader", ""), "-".to_owned(), "-".to_owned()];
+    let own_healthy = if health["disk_full"].is_object() { "disk full" } else { "yes" };
+    let own =
+        [url.clone(), own_healthy.to_owned(), either(leader == url, "leader", ""), "-".to_owned(), "-".to_owned()];
     let others = io::items(&cluster["nodes"]).map(|node| {
         let [url, lag, rtt] = io::texts(node, ["url", "lag_entries", "rtt_ms"]);
-        [url, either(node["healthy"] == true, "yes", "no"), either(node["url"] == *leader, "leader", ""), lag, rtt]
+        let healthy = match (node["healthy"] == true, node["disk_full"] == true) {
+            (true, true) => "disk full".to_owned(),
+            (healthy, _) => either(healthy, "yes", "no"),
+        };
+        [url, healthy, either(node["url"] == *leader, "leader", ""), lag, rtt]
     });
     io::table(["NODE", "HEALTHY", "LEADER", "LAG", "RTT MS"], std::iter::once(own).chain(others))
 }
@@ -97,7 +117,15 @@ async fn print_members(request: &Request, common: &Common) -> Result<(), Failure
         let healthy = either(member["healthy"] == true, "yes", "no");
         [url, id, role, healthy, either(member["leader"] == true, "leader", ""), lag]
     });
-    io::table(["NODE", "ID", "ROLE", "HEALTHY", "LEADER", "LAG"], rows)
+    io::table(["NODE", "ID", "ROLE", "HEALTHY", "LEADER", "LAG"], rows)?;
+    let level = &answer["feature_level"];
+    let can_be_raised = |member: &Value| member["supports_level"].as_u64() > level.as_u64();
+    match io::items(&answer["members"]).all(can_be_raised) {
+        true => {
+            io::line(&format!("\nfeature level {level}: `brink cluster upgrade` finishes the upgrade of all nodes"))
+        }
+        false => Ok(()),
+    }
 }
 
 fn either(condition: bool, yes: &str, no: &str) -> String {

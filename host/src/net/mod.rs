@@ -40,7 +40,7 @@ pub(crate) enum UrlError {
 }
 
 /// Checks the base URL of a node and returns it in its normal form: `http://host:port/kv-store/v1`, without a trailing
-/// slash.
+/// slash and without capitals.
 pub(crate) fn base_url(found: &str, path: Path) -> Result<String, UrlError> {
     let mut url =
         reqwest::Url::parse(found.trim()).map_err(|error| UrlError::Malformed { reason: error.to_string() })?;
@@ -57,6 +57,19 @@ pub(crate) fn base_url(found: &str, path: Path) -> Result<String, UrlError> {
     }
     url.set_path(BASE_PATH);
     Ok(url.into())
+}
+
+/// Checks the base URL of a member of a cluster and returns its normal form, in which each node has one URL.
+pub(crate) fn member_url(found: &str) -> Result<String, UrlError> {
+    base_url(found, Path::Required).map(with_one_localhost)
+}
+
+/// A base URL with 127.0.0.1 for `localhost`.
+pub(crate) fn with_one_localhost(base_url: String) -> String {
+    match base_url.strip_prefix("http://localhost") {
+        Some(rest) if rest.starts_with([':', '/']) => format!("http://127.0.0.1{rest}"),
+        _ => base_url,
+    }
 }
 
 /// Splits a base URL into the parts that a request needs: `host:port` and the path.
@@ -116,6 +129,7 @@ mod tests {
         for text in ["http://h:1/kv-store/v1", " http://h:1/kv-store/v1/ ", "http://H:1/kv-store/v1"] {
             assert_eq!(base_url(text, Path::Required).unwrap(), "http://h:1/kv-store/v1");
         }
+        assert_eq!(member_url("http://LocalHost:1/kv-store/v1").unwrap(), "http://127.0.0.1:1/kv-store/v1");
         assert_eq!(base_url("http://h:1", Path::Optional).unwrap(), "http://h:1/kv-store/v1");
         assert_eq!(base_url("http://h:1/", Path::Optional).unwrap(), "http://h:1/kv-store/v1");
     }

@@ -188,8 +188,7 @@ impl Settings {
                 let url = format!("http://{}:{}{BASE_PATH}", host.to_string_lossy(), bound.port());
                 // In its normal form, as others find it in their lists.
                 let reason = |error| format!("the host's name makes no URL: {error}");
-                net::base_url(&url, net::Path::Required)
-                    .map_err(|error| wrong("--advertise-url", url, reason(error)))?
+                net::member_url(&url).map_err(|error| wrong("--advertise-url", url, reason(error)))?
             }
         };
         if self.peer_urls.contains(&url) {
@@ -237,7 +236,7 @@ fn parse_nodes(json: &str) -> Result<Vec<String>, Error> {
 
 /// Checks the base URL of a node and normalizes it; the result has no trailing slash.
 fn base_url(setting: &'static str, found: &str) -> Result<String, Error> {
-    net::base_url(found, net::Path::Required).map_err(|error| {
+    net::member_url(found).map_err(|error| {
         wrong(setting, found, format!("{error}; a node's URL looks like http://node2:8000{BASE_PATH}"))
     })
 }

@@ -1,5 +1,6 @@
 //! Errors of replication, and what each says about the write that met it.
 
+use super::types::TypeConfig;
 use crate::storage::{self, DiskFull};
 
 /// The fate of a write that was not acknowledged, as far as it is known.
@@ -47,6 +48,9 @@ pub enum Error {
     /// A membership change continues and was not complete by the deadline.
     #[error("the change of the cluster is not done yet; it goes on, and asking for it again waits for it")]
     MembershipPending,
+    /// This node is no member of its cluster any more, or another process has its id.
+    #[error("{0}")]
+    Barred(String),
     /// The node is shutting down, or its consensus engine has stopped after a storage failure.
     #[error("this node has stopped taking part in the cluster")]
     Stopped {
@@ -72,6 +76,7 @@ impl Error {
             Self::LeaderLost | Self::Storage(_) | Self::MembershipPending => WriteOutcome::Unknown,
             Self::Busy { .. }
             | Self::DiskFull(_)
+            | Self::Barred(_)
             | Self::Codec(_)
             | Self::Refused(_)
             | Self::MembershipRefused(_)
@@ -95,11 +100,35 @@ impl Error {
         match self {
             Self::NoQuorum { .. } | Self::LeaderLost | Self::Busy { .. } | Self::Stopped { .. } => true,
             Self::MembershipPending | Self::DiskFull(_) => true,
-            Self::Codec(_)
+            Self::Barred(_)
+            | Self::Codec(_)
             | Self::Storage(_)
             | Self::Refused(_)
             | Self::MembershipRefused(_)
             | Self::NotAMember { .. } => false,
         }
     }
+}
+
+/// Why a node could not start to take part.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// openraft refuses the timing.
+    #[error("the timing of elections is contradictory")]
+    Timing(#[from] openraft::ConfigError),
+    /// Two nodes have the same URL, or this node is in its own list.
+    #[error("the list of other nodes names a node twice, or this node itself")]
+    Ambiguous,
+    /// A node without others would begin a second history.
+    #[error(
+        "REPLICA_NODES is empty, and {0}: start this node with the other nodes of its cluster in REPLICA_NODES, or with an \
+         empty --data-dir to begin a cluster of its own"
+    )]
+    Alone(&'static str),
+    /// The engine could not read its state.
+    #[error("the stored state of this node cannot be read")]
+    Engine(#[from] openraft::error::Fatal<TypeConfig>),
+    /// The stored state cannot be read.
+    #[error(transparent)]
+    State(#[from] Error),
 }

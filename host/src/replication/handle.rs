@@ -12,13 +12,23 @@ use super::cluster::identity::{Identity, Stage};
 use super::cluster::view::{ClusterView, Founders};
 use super::cluster::{
     discovery::Discovery, formation::Formation, hello::Greeter, leadership::Leadership, membership::Membership,
-    peer_table::PeerTable, status::Status, upgrade,
+    peer_table::PeerTable, standing::StandingWatch, status::Status, upgrade,
 };
 use super::raft::engine::{EngineParts, RaftHandle};
 use super::raft::state_machine::{Applied, StateMachine};
 use super::{
-    blocking::Blocking, disk_full, error::Error, lease::Lease, log_cut, options::Options, peer::protocol::Transport,
-    proposer::Proposer, raft::log_store::LogStore, raft::network::Network, reads::Reads, types::TypeConfig,
+    addresses::AddressBook,
+    blocking::Blocking,
+    disk_full,
+    error::{Error, StartError},
+    lease::Lease,
+    log_cut,
+    options::Options,
+    peer::protocol::Transport,
+    proposer::Proposer,
+    raft::log_store::LogStore,
+    raft::network::Network,
+    reads::Reads,
 };
 use crate::storage::{Data, DiskFull, FreeSpace, GuardedWrite, Log, Outcome};
 use crate::telemetry::{Telemetry, TraceContext};
@@ -31,23 +41,6 @@ const HAND_OVER_DEADLINE: Duration = Duration::from_secs(1);
 
 /// Maximum time for the tasks of replication to end.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(1);
-
-/// Why a node could not start to take part.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// openraft refuses the timing.
-    #[error("the timing of elections is contradictory")]
-    Timing(#[from] openraft::ConfigError),
-    /// Two nodes have the same URL, or this node is in its own list.
-    #[error("the list of other nodes names a node twice, or this node itself")]
-    Ambiguous,
-    /// The engine could not read its state.
-    #[error("the stored state of this node cannot be read")]
-    Engine(#[from] openraft::error::Fatal<TypeConfig>),
-    /// The stored state cannot be read.
-    #[error(transparent)]
-    State(#[from] Error),
-}
 
 /// This node's part in the cluster. Cheap to clone.
 #[derive(Clone)]
@@ -88,15 +81,17 @@ impl Handle {
     ) -> Result<Self, StartError> {
         let founders = Founders::new(&options.self_url, &options.peer_urls).ok_or(StartError::Ambiguous)?;
         let stage = match Stage::stored(&log)? {
-            Stage::Unidentified if founders.is_alone() => Stage::found_alone(&log).await?,
+            _ if founders.is_alone() => Formation::alone(&log, options.may_found).await?,
             stage => stage,
         };
+        let addresses = Arc::new(AddressBook::default());
         let engine_parts = EngineParts {
             config: Arc::new(options.openraft().validate()?),
             network: Network {
                 transport: transport.clone(),
                 telemetry: telemetry.clone(),
                 blocking: options.blocking.clone(),
+                addresses: addresses.clone(),
             },
             log_store: LogStore { log: log.clone(), telemetry: telemetry.clone() },
             state_machine: StateMachine {
@@ -109,7 +104,14 @@ impl Handle {
         upgrade::check_level(engine_parts.state_machine.applied.level())?;
         let id = stage.id().unwrap_or_else(|| founders.own_id());
         let raft = RaftHandle::start(engine_parts, id).await?;
-        let view = Arc::new(ClusterView { raft, founders, peers: PeerTable::default(), heard: Mutex::default() });
+        let view = Arc::new(ClusterView {
+            raft,
+            founders,
+            peers: PeerTable::default(),
+            addresses,
+            heard: Mutex::default(),
+            standing: Mutex::default(),
+        });
         let identity = Arc::new(Identity::new(log, transport.clone(), stage));
         let snapshot_entries = options.snapshot_entries;
         let handle = Self(Arc::new(Parts::new(options, view, identity, transport, telemetry)));
@@ -122,18 +124,21 @@ impl Handle {
         let parts = &self.0;
         let (raft, founders) = (&parts.view.raft, &parts.view.founders);
         let is_restart = raft.raft().is_initialized().await?;
+        let standing = StandingWatch { greeter: parts.greeter.clone(), lease: parts.lease.clone() };
         if is_restart && !raft.is_only_voter() {
             // At once, and not in a task: the node answers others as soon as this returns.
             let until = parts.lease.keep_silent();
-            let raft = raft.raft();
+            let (raft, lease) = (raft.raft(), parts.lease.clone());
             self.spawn(async move |stop| {
                 if stop.run_until_cancelled(tokio::time::sleep_until(until)).await.is_some() {
-                    raft.runtime_config().elect(true);
+                    raft.runtime_config().elect(!lease.is_barred());
                 }
             });
+            standing.begin();
         } else {
             raft.raft().runtime_config().elect(true);
         }
+        self.spawn(|stop| standing.watch(stop));
         self.spawn(|stop| parts.greeter.clone().watch_peers(parts.tasks.clone(), stop));
         self.spawn(|stop| parts.membership.clone().finish_joint(stop));
         self.spawn(|stop| parts.membership.clone().raise_level_of_new_cluster(stop));

@@ -18,6 +18,7 @@
 //! The term is that of the log position openraft answers with, since it belongs to the leadership that confirmed the read.
 //! The term of openraft's metrics may be older.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -37,6 +38,8 @@ pub(super) const RESTART_MARGIN: Duration = Duration::from_millis(100);
 pub(super) struct Lease {
     /// The end of the silence after a restart.
     silent_until: Mutex<Option<Instant>>,
+    /// Whether it is silent for another reason (see `cluster/standing`).
+    barred: AtomicBool,
     /// The newest term in which this node is known to lead.
     tenure: Mutex<Option<Tenure>>,
 }
@@ -58,8 +61,18 @@ impl Lease {
         until
     }
 
+    /// Whether the node must neither vote nor stand now.
     pub(super) fn is_silent(&self) -> bool {
-        self.silent_until.lock().is_some_and(|until| Instant::now() < until)
+        self.is_barred() || self.silent_until.lock().is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Keeps the node silent while it is no member, or another process has its id.
+    pub(super) fn bar(&self, barred: bool) {
+        self.barred.store(barred, Ordering::Release);
+    }
+
+    pub(super) fn is_barred(&self) -> bool {
+        self.barred.load(Ordering::Acquire)
     }
 
     /// Whether a lease that was valid in `term` may answer a read that began at `asked`.

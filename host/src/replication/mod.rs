@@ -20,7 +20,7 @@
 //! - `cluster`: who this node is, who the others are, who leads, and how that changes.
 //! - `raft`: openraft's log, state machine, network and engine.
 //! - `peer`: calls between nodes, on connections and as streams.
-//! - `lease`, `blocking`, `types`, `error`: used by all of the above.
+//! - `lease`, `addresses`, `blocking`, `types`, `error`: used by all of the above.
 //! - `sim`: all of it on simulated time, network and disks, from seeds; for tests.
 //!
 //! Each concern owns its state and is shared by `Arc`; a file holds only the concerns it uses. A node's identity goes through
@@ -45,6 +45,7 @@
 //! Nodes stop and return, networks lose and delay messages, disks keep all fsynced data. Clocks may differ, and run at
 //! rates that differ by less than a tenth (leader leases rely on it, see `lease`). Nodes do not lie.
 
+mod addresses;
 mod blocking;
 mod cluster;
 mod disk_full;
@@ -65,8 +66,8 @@ mod types;
 pub use self::blocking::Blocking;
 pub use self::cluster::change::Role;
 pub use self::cluster::status::Status;
-pub use self::error::{Error, WriteOutcome};
-pub use self::handle::{Handle, StartError};
+pub use self::error::{Error, StartError, WriteOutcome};
+pub use self::handle::Handle;
 pub use self::options::Options;
 pub use self::peer::http::HttpTransport;
 pub use self::peer::protocol::{CLUSTER_HEADER, Envelope, PROTOCOL, REFUSAL_HEADER, TO_HEADER};

@@ -98,6 +98,7 @@ impl Proposer {
         trace: Option<TraceContext>,
         deadline: Instant,
     ) -> Result<Outcome, Error> {
+        self.view.check_standing()?;
         disk_full::check(&self.free_space)?;
         let (reply, answer) = oneshot::channel();
         let command = write.encode(self.view.raft.applied().level()).map_err(Error::Codec)?;

@@ -56,6 +56,7 @@ impl Reads {
 
     /// Returns once this node's state holds every write acknowledged before the call.
     pub(super) async fn pass(&self, deadline: Instant) -> Result<(), Error> {
+        self.view.check_standing()?;
         let (reply, answer) = oneshot::channel();
         self.gate.try_send(reply).map_err(|_| Error::Busy { limit: WAITING_READS_MAX })?;
         match tokio::time::timeout_at(deadline, answer).await {

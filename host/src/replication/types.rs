@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::error::Error;
 use crate::storage::{self, GuardedWrite, Outcome};
-use crate::telemetry::TraceContext;
+use crate::{net, telemetry::TraceContext};
 
 // The runtime is an associated type of openraft's configuration, so it cannot be passed in as a value. Making it a type
 // parameter instead would make every type that holds an engine generic, for the sake of the simulation alone.
@@ -179,9 +179,9 @@ impl fmt::Display for Round {
     }
 }
 
-/// The base URL of a member in its normal form. Earlier versions stored a host's name as the host writes it, with capitals.
+/// The base URL of a member in its normal form. Earlier versions stored a host's name as the host writes it.
 pub(super) fn url_of(node: &BasicNode) -> String {
-    node.addr.to_ascii_lowercase()
+    net::with_one_localhost(node.addr.to_ascii_lowercase())
 }
 
 /// The sampled traces of the writes in an entry.
@@ -253,5 +253,7 @@ mod tests {
     #[test]
     fn a_member_is_found_by_the_normal_form_of_its_url() {
         assert_eq!(url_of(&BasicNode::new("http://NODEA:8000/kv-store/v1")), "http://nodea:8000/kv-store/v1");
+        assert_eq!(url_of(&BasicNode::new("http://localhost:8000/kv-store/v1")), "http://127.0.0.1:8000/kv-store/v1");
+        assert_eq!(url_of(&BasicNode::new("http://localhost.lan:1/kv-store/v1")), "http://localhost.lan:1/kv-store/v1");
     }
 }

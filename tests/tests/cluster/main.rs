@@ -1,5 +1,6 @@
 //! Clusters of real processes: formation, membership, loss and recovery of nodes.
 
+mod belonging;
 mod bootstrap;
 mod durability;
 mod idempotency;

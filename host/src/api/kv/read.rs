@@ -9,6 +9,7 @@ use crate::api::App;
 use crate::api::problem::{Kind, Problem};
 use crate::api::request::Consistency;
 use crate::limits::{PROMPT_READ_DEADLINE, STRONG_READ_DEADLINE};
+use crate::replication;
 use crate::storage::{self, Data};
 
 /// The freshness that a read can claim. Established before the read, so that it never claims too much.
@@ -31,8 +32,12 @@ impl Freshness {
             match app.replication.read_barrier(tokio::time::Instant::now() + patience).await {
                 Ok(()) => return Ok(Self { began, staleness: None }),
                 Err(error) if consistency == Consistency::Strong => {
+                    let kind = match error {
+                        replication::Error::Barred(_) => Kind::NOT_TAKING_PART,
+                        _ => Kind::QUORUM_UNAVAILABLE,
+                    };
                     let detail = format!("a linearizable read is not possible now: {error}; consistency=local is");
-                    return Err(Problem::new(Kind::QUORUM_UNAVAILABLE, detail));
+                    return Err(Problem::new(kind, detail));
                 }
                 Err(error) => tracing::debug!(%error, "the read falls back to local"),
             }

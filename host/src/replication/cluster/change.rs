@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::replication::types::{Metrics, url_of};
+use crate::replication::addresses::AddressBook;
+use crate::replication::types::{LogId, Metrics, url_of};
 
 /// Log entries that a node may lack and still become a voter or the leader: it has received them by the time that is
 /// decided.
@@ -59,6 +60,11 @@ pub(crate) enum Progress {
 
 /// The membership in force, as the leader sees it.
 pub(super) struct Members {
+    /// Its position in the log.
+    pub(super) log_id: Option<LogId>,
+    /// The URLs of the nodes by id, as the log has them.
+    pub(super) stored: BTreeMap<u64, String>,
+    /// The URLs at which the nodes are reached now.
     pub(super) nodes: BTreeMap<u64, String>,
     pub(super) voters: BTreeSet<u64>,
     /// For each node, the index up to which its log is known to match the leader's.
@@ -68,11 +74,14 @@ pub(super) struct Members {
 }
 
 impl Members {
-    pub(super) fn of(metrics: &Metrics) -> Self {
+    pub(super) fn of(metrics: &Metrics, addresses: &AddressBook) -> Self {
         let membership = metrics.membership_config.membership();
         let matched = metrics.replication.iter().flatten();
+        let stored: BTreeMap<u64, String> = membership.nodes().map(|(id, node)| (*id, url_of(node))).collect();
         Self {
-            nodes: membership.nodes().map(|(id, node)| (*id, url_of(node))).collect(),
+            log_id: *metrics.membership_config.log_id(),
+            nodes: stored.iter().map(|(id, url)| (*id, addresses.current(*id, url.clone()))).collect(),
+            stored,
             voters: membership.voter_ids().collect(),
             matched: matched.map(|(id, matched)| (*id, matched.map_or(0, |log_id| log_id.index()))).collect(),
             last_log_index: metrics.last_log_index.unwrap_or(0),
@@ -80,8 +89,18 @@ impl Members {
         }
     }
 
+    /// The nodes that an operator means by a URL: those that the membership has there, or the one that is there now.
     pub(super) fn with_url(&self, url: &str) -> Vec<u64> {
+        let stored: Vec<u64> = self.stored_at(url).collect();
+        if !stored.is_empty() {
+            return stored;
+        }
         self.nodes.iter().filter(|(_, found)| *found == url).map(|(id, _)| *id).collect()
+    }
+
+    /// The nodes that the membership has at a URL.
+    pub(super) fn stored_at(&self, url: &str) -> impl Iterator<Item = u64> {
+        self.stored.iter().filter(move |(_, stored)| *stored == url).map(|(id, _)| *id)
     }
 
     pub(super) fn has_caught_up(&self, id: u64) -> bool {

@@ -108,14 +108,16 @@ impl Discovery {
             return;
         }
         let change = Change::Join { id, url: self.view.founders.own_url.clone() };
+        // A node that leads already may still have to change its own URL.
+        let mut progress = self.membership.step(&change).await;
         for url in members {
-            match self.membership.ask(ANYONE, url, &change).await {
-                Ok(Progress::NotLeader) | Err(_) => {}
-                Ok(progress) => {
-                    self.note_join(progress);
-                    break;
-                }
+            if progress != Progress::NotLeader {
+                break;
             }
+            progress = self.membership.ask(ANYONE, url, &change).await.unwrap_or(Progress::NotLeader);
+        }
+        if progress != Progress::NotLeader {
+            self.note_join(progress);
         }
         tokio::time::sleep(JOIN_INTERVAL).await;
     }
@@ -130,6 +132,9 @@ impl Discovery {
                 url = self.view.founders.own_url,
                 "the cluster does not know this node; `brink cluster add` on one of its nodes lets it in"
             ),
+            Progress::Refused(reason) => {
+                tracing::warn!(url = self.view.founders.own_url, reason, "the cluster refuses this node")
+            }
             progress => tracing::info!(?progress, "this node has asked to be let in"),
         }
         self.joining = Some(progress);

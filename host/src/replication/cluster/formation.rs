@@ -15,9 +15,9 @@ use std::{sync::Arc, time::Duration};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::identity::{self, FOUNDED_AT, Identity};
+use super::identity::{self, FOUNDED_AT, Identity, Stage};
 use super::view::ClusterView;
-use crate::replication::error::Error;
+use crate::replication::error::{Error, StartError};
 use crate::replication::peer::protocol::{ANYONE, Call, Transport};
 use crate::replication::types::{ClusterId, decode, encode};
 use crate::storage::{FeatureLevel, Log};
@@ -97,7 +97,33 @@ pub(crate) struct Formation {
     pub(crate) other_lists: Mutex<BTreeSet<Vec<String>>>,
 }
 
+/// Name of the value that marks a cluster founded by one node without others.
+const FOUNDED_ALONE: &str = "founded-alone";
+
 impl Formation {
+    /// The stage of a node that is started without others. It founds a cluster only if its disk has never been part of anything:
+    /// otherwise others may go on with what it founded or joined before.
+    pub(crate) async fn alone(log: &Log, may_found: bool) -> Result<Stage, StartError> {
+        let stage = Stage::stored(log)?;
+        let has_log = log.first_last().is_some() || log.purged_marker().is_some();
+        let founded_alone = log.named(FOUNDED_ALONE).is_some();
+        match stage {
+            Stage::Unidentified if !may_found => Err(StartError::Alone("it has set damaged data aside")),
+            Stage::Unidentified if Acceptor::stored(log)? != Acceptor::default() => {
+                Err(StartError::Alone("it took part in forming a cluster"))
+            }
+            Stage::Unidentified => {
+                identity::store(log, FOUNDED_ALONE, &()).await?;
+                Ok(Stage::found_alone(log).await?)
+            }
+            Stage::Waiting { .. } => Err(StartError::Alone("it waits to be let into a cluster")),
+            Stage::Member { .. } if !has_log && !founded_alone => {
+                Err(StartError::Alone("it belongs to a cluster whose log it does not have yet"))
+            }
+            stage @ Stage::Member { .. } => Ok(stage),
+        }
+    }
+
     /// Forms a cluster with other founders, if a majority agrees. `highest` is the highest ballot number seen so far.
     pub(super) async fn form(&self, others: &[String], highest: &mut u64) -> Result<(), Error> {
         let ballot = (*highest + 1, self.view.founders.own_id());

@@ -7,10 +7,11 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::peer_table::{CommittedMembership, Hello, HelloMore};
+use super::peer_table::{Hello, HelloMore, KnownMembership};
 use super::{identity::Identity, view::ClusterView};
 use crate::replication::peer::protocol::{ANYONE, Call, Transport};
-use crate::replication::{error::Error, lease::Lease, raft::engine::matched, types::Metrics};
+use crate::replication::types::{Metrics, url_of};
+use crate::replication::{error::Error, lease::Lease, raft::engine::matched};
 use crate::storage::{FeatureLevel, FreeSpace};
 use crate::{clock::Clock, telemetry::Telemetry};
 
@@ -56,7 +57,7 @@ impl Greeter {
         }
     }
 
-    fn interval(&self) -> Duration {
+    pub(super) fn interval(&self) -> Duration {
         if self.view.leader().is_some() { HELLO_INTERVAL } else { HELLO_INTERVAL_FORMING }
     }
 
@@ -74,9 +75,32 @@ impl Greeter {
     async fn greet(&self, url: &str) {
         let began = std::time::Instant::now();
         match self.ask(url).await {
-            Ok(hello) => self.view.peers.note_heard(url, hello, Some(began.elapsed())),
+            Ok(hello) if self.is_own(&hello) => self.view.peers.note_failure(url, &"it is this node itself"),
+            Ok(hello) => self.note(url, hello, Some(began.elapsed())),
             Err(error) => self.view.peers.note_failure(url, &error),
         }
+    }
+
+    /// Records a hello, and where its sender is reached if it is a member.
+    fn note(&self, url: &str, hello: Hello, rtt: Option<Duration>) {
+        let is_fellow = hello.cluster.is_some() && hello.cluster == self.identity.stage().cluster();
+        let is_member =
+            || self.view.raft.with_metrics(|metrics| metrics.membership_config.get_node(&hello.id).is_some());
+        if is_fellow && hello.decided && is_member() && !self.is_own(&hello) && !self.view.peers.has_twin(&hello) {
+            self.view.addresses.note(hello.id, &hello.url);
+        }
+        self.view.peers.note_heard(url, hello, rtt);
+    }
+
+    fn is_own(&self, hello: &Hello) -> bool {
+        hello.more.as_ref().is_some_and(|more| more.run == self.run)
+    }
+
+    /// Whether another process than this one answers at a URL under an id.
+    pub(super) async fn has_twin(&self, url: &str, id: u64) -> bool {
+        self.ask(url)
+            .await
+            .is_ok_and(|hello| hello.decided && hello.id == id && hello.more.is_some() && !self.is_own(&hello))
     }
 
     pub(super) async fn ask(&self, url: &str) -> Result<Hello, Error> {
@@ -88,7 +112,7 @@ impl Greeter {
     pub(crate) fn answer(&self, greeting: &[u8]) -> Result<Bytes, Error> {
         let greeting = Hello::decode(greeting)?;
         let url = greeting.url.clone();
-        self.view.peers.note_heard(&url, greeting, None);
+        self.note(&url, greeting, None);
         self.hello().encode()
     }
 
@@ -130,10 +154,15 @@ impl Greeter {
     }
 }
 
-/// The membership, if this node knows that it is committed.
-pub(super) fn committed_membership(metrics: &Metrics) -> Option<CommittedMembership> {
+/// The newest membership that this node has, committed or not.
+pub(super) fn membership_of(metrics: &Metrics) -> Option<KnownMembership> {
     let membership = &metrics.membership_config;
-    let log_id = membership.log_id().as_ref().filter(|log_id| Some(*log_id) <= metrics.last_applied.as_ref())?;
-    let ids = membership.nodes().map(|(id, _)| *id).collect();
-    Some(CommittedMembership { index: log_id.index(), ids })
+    let nodes = membership.nodes().map(|(id, node)| (*id, url_of(node))).collect();
+    membership.log_id().as_ref().map(|log_id| KnownMembership { index: log_id.index(), nodes })
+}
+
+/// The membership, if this node knows that it is committed.
+fn committed_membership(metrics: &Metrics) -> Option<KnownMembership> {
+    let applied = metrics.last_applied.as_ref().map(|log_id| log_id.index());
+    membership_of(metrics).filter(|membership| Some(membership.index) <= applied)
 }

@@ -168,6 +168,10 @@ impl Identity {
             Stage::Member { cluster: own, .. } if own == cluster => Ok(()),
             Stage::Member { cluster: own, .. } => Err(foreign_call(own, cluster)),
             Stage::Unidentified => Err(unidentified()),
+            // Its entries are of no cluster, or of another one than the leader's.
+            Stage::Waiting { .. } if self.log.first_last().is_some() || self.log.purged_marker().is_some() => {
+                Err(Error::Refused("this node has a log of its own; it can join with an empty --data-dir".to_owned()))
+            }
             Stage::Waiting { id } => {
                 decision.become_member(id, cluster).await?;
                 tracing::info!(%cluster, "this node was let into a cluster");

@@ -61,7 +61,7 @@ impl Leadership {
     /// On a leader that is about to stop: hands over, so that writes continue without an election.
     pub(crate) async fn hand_over(&self, deadline: Instant) {
         while self.leads() && Instant::now() < deadline {
-            let members = self.view.raft.with_metrics(Members::of);
+            let members = self.members();
             if members.voters.len() < 2 || self.give_way(&members).await != Progress::Pending {
                 return;
             }
@@ -83,7 +83,7 @@ impl Leadership {
 
     /// The successor of a leader with a full disk, if one has free space.
     pub(crate) fn successor_with_space(&self) -> Option<u64> {
-        let successor = self.successor(&self.view.raft.with_metrics(Members::of));
+        let successor = self.successor(&self.members());
         successor.filter(|successor| !successor.is_full).map(|successor| successor.id)
     }
 
@@ -93,6 +93,10 @@ impl Leadership {
         let successors =
             ready.map(|id| Successor { id, is_full: self.peer(members, id).is_some_and(|peer| peer.hello.is_full) });
         successors.max_by_key(|successor| (!successor.is_full, members.matched.get(&successor.id)))
+    }
+
+    fn members(&self) -> Members {
+        self.view.raft.with_metrics(|metrics| Members::of(metrics, &self.view.addresses))
     }
 
     fn others(&self, members: &Members) -> impl Iterator<Item = u64> {

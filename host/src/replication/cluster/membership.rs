@@ -10,12 +10,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::{sync::Arc, time::Duration};
 
 use openraft::error::{ChangeMembershipError, ClientWriteError, RaftError};
-use openraft::{BasicNode, ChangeMembers, ServerState};
+use openraft::{BasicNode, ChangeMembers, Precondition, ServerState};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::change::{Change, Members, Progress, Role, is_joint};
-use super::{hello::Greeter, identity::Identity, leadership::Leadership, view::ClusterView};
+use super::{hello::Greeter, identity::Identity, leadership::Leadership, peer_table::Hello, view::ClusterView};
 use crate::replication::error::{Error, WriteOutcome};
 use crate::replication::peer::protocol::{Call, Transport};
 use crate::replication::types::{Metrics, decode, encode};
@@ -44,6 +44,7 @@ impl Membership {
     pub(crate) async fn change(&self, change: &Change, deadline: Instant) -> Result<(), Error> {
         let mut began = false;
         loop {
+            self.view.check_standing()?;
             let progress = match self.view.leader() {
                 Some((leader, _)) if leader == self.view.raft.id() => self.step(change).await,
                 Some((leader, url)) => self.ask(leader, &url, change).await.unwrap_or(Progress::Pending),
@@ -76,10 +77,10 @@ impl Membership {
 
     /// On the leader: takes the next step of a change.
     pub(crate) async fn step(&self, change: &Change) -> Progress {
-        let members = self.view.raft.with_metrics(|metrics| leads(metrics).then(|| Members::of(metrics)));
+        let members = self.view.raft.with_metrics(|metrics| leads(metrics).then(|| self.members(metrics)));
         let Some(members) = members else { return Progress::NotLeader };
         if members.is_joint {
-            return self.complete_joint().await;
+            return self.complete_joint(&members).await;
         }
         match change {
             Change::Join { id, url } => self.let_in(&members, *id, url).await,
@@ -90,51 +91,128 @@ impl Membership {
         }
     }
 
+    fn members(&self, metrics: &Metrics) -> Members {
+        Members::of(metrics, &self.view.addresses)
+    }
+
     /// Completes joint memberships left behind by earlier leaders, while this node runs and leads.
     pub(crate) async fn finish_joint(self: Arc<Self>, stop: CancellationToken) {
         while stop.run_until_cancelled(tokio::time::sleep(FINISH_JOINT_INTERVAL)).await.is_some() {
-            let left_behind = |metrics: &_| leads(metrics) && is_joint(metrics);
-            if self.view.raft.with_metrics(left_behind) && self.complete_joint().await == Progress::Pending {
-                tracing::info!("completed a change of the membership that an earlier leader had left behind");
+            let left_behind = |metrics: &_| (leads(metrics) && is_joint(metrics)).then(|| self.members(metrics));
+            if let Some(members) = self.view.raft.with_metrics(left_behind) {
+                self.complete_joint(&members).await;
             }
         }
     }
 
     /// Goes from a joint membership to the newer of its two halves. Voters that it lacks stay as learners: it is unknown
     /// whether they were to be removed or to become learners, and whoever wanted either requests it again.
-    async fn complete_joint(&self) -> Progress {
-        self.apply(ChangeMembers::AddVoterIds(BTreeSet::new()), Progress::Pending).await
+    async fn complete_joint(&self, members: &Members) -> Progress {
+        self.apply(members, ChangeMembers::AddVoterIds(BTreeSet::new()), Progress::Pending).await
     }
 
-    /// A node asks to be let in: it replaces the node that had its URL.
+    /// A node asks for its place: its own under another URL, or that of the node that had its URL.
     async fn let_in(&self, members: &Members, id: u64, url: &str) -> Progress {
-        let with_url = members.with_url(url);
-        if with_url.iter().any(|former| *former != id) {
-            let is_voter = with_url.iter().any(|former| members.voters.contains(former));
-            let role = if is_voter { Role::Voter } else { Role::Learner };
-            return self.admit(members, id, url, role).await;
+        let former: Vec<u64> = members.stored_at(url).filter(|former| *former != id).collect();
+        match members.stored.get(&id) {
+            Some(stored) if stored == url && former.is_empty() => return Progress::Done,
+            Some(stored) if stored != url => return self.follow(members, id, url).await,
+            None if former.is_empty() => return Progress::Unknown,
+            Some(_) | None => {}
         }
-        if members.nodes.contains_key(&id) { Progress::Done } else { Progress::Unknown }
+        // A node that has moved makes room by moving in the membership, and is not replaced.
+        for moved in former.iter().filter_map(|former| Some((*former, self.moved_to(members, *former)?))) {
+            let (former, now_at) = moved;
+            return self.follow(members, former, &now_at).await;
+        }
+        let is_voter = former.iter().any(|former| members.voters.contains(former));
+        let role = if is_voter { Role::Voter } else { Role::Learner };
+        match self.check_newcomer(url).await {
+            Ok(hello) if hello.id == id => self.admit(members, id, url, role).await,
+            Ok(_) => Progress::Refused(format!("another node answers at {url}")),
+            Err(refusal) => refusal,
+        }
+    }
+
+    /// Changes the URL of a member that has moved, and of those that must make room for it.
+    async fn follow(&self, members: &Members, id: u64, url: &str) -> Progress {
+        let mut moved = BTreeMap::from([(id, BasicNode::new(url))]);
+        for other in members.stored_at(url).filter(|other| *other != id) {
+            match self.moved_to(members, other) {
+                Some(now_at) => drop(moved.insert(other, BasicNode::new(now_at))),
+                None => {
+                    return Progress::Refused(format!(
+                        "{url} belongs to a member that does not answer elsewhere; `brink cluster remove {url}` removes it"
+                    ));
+                }
+            }
+        }
+        let Ok(hello) = self.greeter.ask(url).await else {
+            return Progress::Refused(format!("nothing answers at {url}"));
+        };
+        if hello.id != id || !hello.decided || hello.cluster != self.identity.stage().cluster() {
+            return Progress::Refused(format!("another node answers at {url}"));
+        }
+        if let Some(stored) = members.stored.get(&id)
+            && let Ok(former) = self.greeter.ask(stored).await
+            && former.id == id
+            && former.is_of_another_run(&hello)
+        {
+            return Progress::Refused(format!(
+                "this member runs at {stored}; the node at {url} has a copy of its data directory, and must be started with an \
+                 empty --data-dir"
+            ));
+        }
+        self.apply(members, ChangeMembers::SetNodes(moved), Progress::Done).await
+    }
+
+    /// Where a member is heard now, if that is not where the membership says.
+    fn moved_to(&self, members: &Members, id: u64) -> Option<String> {
+        let now_at = members.nodes.get(&id).filter(|now_at| members.stored.get(&id) != Some(*now_at))?;
+        self.view.peers.get(now_at).filter(|peer| peer.is_healthy_as(id)).map(|_| now_at.clone())
+    }
+
+    /// Asks a node that is to be admitted for its state; a refusal if it cannot be.
+    async fn check_newcomer(&self, url: &str) -> Result<Hello, Progress> {
+        let refuse = |reason| Err(Progress::Refused(reason));
+        let hello = match self.greeter.ask(url).await {
+            Ok(hello) => hello,
+            Err(error) => return refuse(format!("the node must answer, so that it can be added: {error}")),
+        };
+        let level = self.view.raft.applied().level();
+        if hello.cluster.is_some() && hello.cluster != self.identity.stage().cluster() {
+            return refuse(format!("{url} belongs to another cluster; it can be added with an empty --data-dir"));
+        }
+        if hello.url != url {
+            return refuse(format!("the node at {url} calls itself {}", hello.url));
+        }
+        if hello.supports() < level {
+            let supported = hello.supports();
+            return refuse(format!(
+                "the cluster has feature level {level}, and the version of brink at {url} supports {supported}: run a newer one"
+            ));
+        }
+        Ok(hello)
     }
 
     /// Adds a node and removes the nodes that had its URL.
     async fn admit(&self, members: &Members, id: u64, url: &str, role: Role) -> Progress {
         if !members.nodes.contains_key(&id) {
             let node = BTreeMap::from([(id, BasicNode::new(url))]);
-            return self.apply(ChangeMembers::AddNodes(node), Progress::Pending).await;
+            return self.apply(members, ChangeMembers::AddNodes(node), Progress::Pending).await;
         }
-        let former: BTreeSet<u64> = members.with_url(url).into_iter().filter(|former| *former != id).collect();
+        let former: BTreeSet<u64> = members.stored_at(url).filter(|former| *former != id).collect();
         if role == Role::Learner {
             return match former.is_empty() {
                 true => Progress::Done,
-                false => self.apply(ChangeMembers::RemoveNodes(former), Progress::Done).await,
+                false => self.apply(members, ChangeMembers::RemoveNodes(former), Progress::Done).await,
             };
         }
         if !members.has_caught_up(id) {
             return Progress::Pending;
         }
         let voters = members.voters.difference(&former).copied().chain([id]).collect();
-        self.apply(ChangeMembers::ReplaceAllVoters(voters), Progress::Done).await
+        self.apply(members, ChangeMembers::ReplaceAllVoters(voters), Progress::Done).await
     }
 
     async fn add(&self, members: &Members, url: &str, role: Role) -> Progress {
@@ -144,22 +222,20 @@ impl Membership {
                 (false, Role::Voter) => self.admit(members, id, url, role).await,
                 (true, Role::Learner) => match self.without(members, id).await {
                     Ok(_) if id == self.view.raft.id() => self.leadership.give_way(members).await,
-                    Ok(_) => self.apply(ChangeMembers::RemoveVoters(BTreeSet::from([id])), Progress::Done).await,
+                    Ok(_) => {
+                        let removed = ChangeMembers::RemoveVoters(BTreeSet::from([id]));
+                        self.apply(members, removed, Progress::Done).await
+                    }
                     Err(refusal) => refusal,
                 },
             };
         }
-        let hello = match self.greeter.ask(url).await {
+        let hello = match self.check_newcomer(url).await {
             Ok(hello) => hello,
-            Err(error) => return Progress::Refused(format!("the node must answer, so that it can be added: {error}")),
+            Err(refusal) => return refusal,
         };
-        if hello.cluster.is_some() && hello.cluster != self.identity.stage().cluster() {
-            return Progress::Refused(format!(
-                "{url} belongs to another cluster; it can be added with an empty --data-dir"
-            ));
-        }
-        if hello.url != url {
-            return Progress::Refused(format!("the node at {url} calls itself {}", hello.url));
+        if hello.decided && members.stored.contains_key(&hello.id) {
+            return self.follow(members, hello.id, url).await;
         }
         if !hello.decided {
             // It takes an id once it sees this cluster, which it does only if it was started with one of its nodes.
@@ -179,7 +255,8 @@ impl Membership {
         let ids = members.with_url(url);
         let Some(&id) = ids.first() else { return Progress::Unknown };
         if !members.voters.contains(&id) {
-            return self.apply(ChangeMembers::RemoveNodes(ids.into_iter().collect()), Progress::Done).await;
+            let removed = ChangeMembers::RemoveNodes(ids.into_iter().collect());
+            return self.apply(members, removed, Progress::Done).await;
         }
         let voters = match self.without(members, id).await {
             Ok(voters) => voters,
@@ -188,7 +265,7 @@ impl Membership {
         if id == self.view.raft.id() {
             return self.leadership.give_way(members).await;
         }
-        self.apply(ChangeMembers::ReplaceAllVoters(voters), Progress::Done).await
+        self.apply(members, ChangeMembers::ReplaceAllVoters(voters), Progress::Done).await
     }
 
     /// The voters without one of them; a refusal if no majority of them can be reached.
@@ -208,13 +285,15 @@ impl Membership {
         }
     }
 
-    /// Makes one change; returns `then` if it succeeds.
-    async fn apply(&self, change: ChangeMembers<u64, BasicNode>, then: Progress) -> Progress {
+    /// Makes one change of the membership that `members` shows, unless it has changed since; returns `then` if it succeeds.
+    async fn apply(&self, members: &Members, change: ChangeMembers<u64, BasicNode>, then: Progress) -> Progress {
         // A former voter stays as a learner if that was requested, or may have been (see `complete_joint`).
         let retain = matches!(change, ChangeMembers::RemoveVoters(_) | ChangeMembers::AddVoterIds(_));
         let Ok(_changing) = self.changing.try_lock() else { return Progress::Pending };
         let raft = self.view.raft.raft();
-        match tokio::time::timeout(STEP_TIMEOUT, raft.change_membership(change.clone(), retain)).await {
+        let is_current = Precondition::LastMembershipLogId { last_membership_log_id: members.log_id };
+        let changed = raft.change_membership_if(change.clone(), retain, [is_current]);
+        match tokio::time::timeout(STEP_TIMEOUT, changed).await {
             Ok(Ok(_)) => {
                 tracing::info!(?change, "membership changed");
                 then
@@ -224,6 +303,7 @@ impl Membership {
             Ok(Err(RaftError::APIError(error))) => match error {
                 ClientWriteError::ForwardToLeader(_) => Progress::NotLeader,
                 ClientWriteError::LogEntryDiscarded(_)
+                | ClientWriteError::PreconditionFailed(_)
                 | ClientWriteError::ChangeMembershipError(ChangeMembershipError::InProgress(_)) => Progress::Pending,
                 error => Progress::Refused(error.to_string()),
             },

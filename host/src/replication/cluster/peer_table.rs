@@ -56,15 +56,16 @@ pub(crate) struct HelloMore {
     /// Its wall time when it said this, as Unix time in milliseconds.
     pub(super) time_ms: u64,
     /// The newest membership that it knows to be committed.
-    pub(super) membership: Option<CommittedMembership>,
+    pub(super) membership: Option<KnownMembership>,
 }
 
-/// The nodes of a committed membership.
+/// The nodes of a membership.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct CommittedMembership {
-    /// Its position in the log: of two, the one with the higher index is in force.
+pub(crate) struct KnownMembership {
+    /// Its position in the log: of two that are committed, the one with the higher index is in force.
     pub(super) index: u64,
-    pub(super) ids: BTreeSet<u64>,
+    /// The URLs of its nodes, by id.
+    pub(super) nodes: BTreeMap<u64, String>,
 }
 
 impl Hello {
@@ -85,6 +86,11 @@ impl Hello {
     /// The highest feature level that the node supports.
     pub(super) fn supports(&self) -> FeatureLevel {
         self.more.as_ref().map_or(FeatureLevel::FIRST, |more| more.supports)
+    }
+
+    /// Whether it comes from another process than `other`. Unknown for earlier versions, which are taken for the same.
+    pub(super) fn is_of_another_run(&self, other: &Self) -> bool {
+        self.more.as_ref().zip(other.more.as_ref()).is_some_and(|(one, other)| one.run != other.run)
     }
 }
 
@@ -176,6 +182,19 @@ impl PeerTable {
         self.peers.lock().get(url).cloned()
     }
 
+    /// Whether another process than the one of this hello answers lately under the same id.
+    pub(super) fn has_twin(&self, hello: &Hello) -> bool {
+        let peers = self.peers.lock();
+        peers.values().any(|peer| peer.is_healthy_as(hello.id) && peer.hello.is_of_another_run(hello))
+    }
+
+    /// The committed memberships that peers of a cluster report.
+    pub(super) fn memberships(&self, cluster: ClusterId) -> Vec<KnownMembership> {
+        let peers = self.peers.lock();
+        let fellows = peers.values().filter(|peer| peer.is_healthy() && peer.hello.cluster == Some(cluster));
+        fellows.filter_map(|peer| peer.hello.more.as_ref()?.membership.clone()).collect()
+    }
+
     /// The URLs of the peers that can be reached, with the revisions of the store that they have prepared.
     pub(crate) fn prepared(&self) -> Vec<(String, u64)> {
         let peers = self.peers.lock();
@@ -221,7 +240,8 @@ mod tests {
 
     #[test]
     fn a_hello_is_understood_by_versions_that_know_fewer_parts_and_by_those_that_know_more() {
-        let membership = Some(CommittedMembership { index: 9, ids: BTreeSet::from([1, 2]) });
+        let nodes = BTreeMap::from([(1, "http://a:1".to_owned())]);
+        let membership = Some(KnownMembership { index: 9, nodes });
         let more = HelloMore { supports: FeatureLevel::NEWEST, run: 5, time_ms: 7, membership };
         let hello = Hello { id: 3, url: "http://a:1".to_owned(), more: Some(more.clone()), ..Hello::default() };
         let mut bytes = hello.encode().unwrap().to_vec();

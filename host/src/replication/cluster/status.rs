@@ -7,6 +7,7 @@ use openraft::{ServerState, async_runtime::Instant as _};
 use super::view::ClusterView;
 use crate::replication::types::{ClusterId, Metrics};
 use crate::replication::{lease::LEASE, raft::engine::matched};
+use crate::storage::FeatureLevel;
 use crate::telemetry::Telemetry;
 
 /// The cluster as one node sees it.
@@ -28,6 +29,10 @@ pub struct Status {
     pub self_lag_entries: u64,
     /// Whether the membership contains this node. It does not contain a node that waits to be let in or was removed.
     pub is_member: bool,
+    /// Why this node takes no part in its cluster; none if it does.
+    pub barred: Option<String>,
+    /// The cluster's feature level.
+    pub level: FeatureLevel,
     /// Raft's term.
     pub term: u64,
     /// The leader's base URL, if one is known.
@@ -59,6 +64,10 @@ pub struct PeerStatus {
     pub lag_entries: Option<u64>,
     /// Round trip of the last exchange, if it is healthy.
     pub rtt: Option<Duration>,
+    /// Whether its disk is full, so that it takes no writes.
+    pub disk_full: bool,
+    /// The highest feature level that it supports, if it is healthy.
+    pub supports: Option<FeatureLevel>,
 }
 
 impl ClusterView {
@@ -79,13 +88,16 @@ impl ClusterView {
         let known = |id: &u64| matched.as_ref().and_then(|matched| matched.get(id).copied());
         let others: Vec<PeerStatus> = nodes
             .iter()
-            .filter(|(_, url)| **url != self.founders.own_url)
+            .filter(|(id, _)| **id != metrics.id)
             .map(|(id, url)| {
                 let peer = peers.get(url).cloned().unwrap_or_default();
+                let healthy = peer.is_healthy_as(*id);
                 PeerStatus {
                     id: *id,
                     url: url.clone(),
-                    healthy: peer.is_healthy_as(*id),
+                    healthy,
+                    disk_full: healthy && peer.hello.is_full,
+                    supports: healthy.then(|| peer.hello.supports()),
                     role: role_of(voters.contains_key(id)),
                     lag_entries: known(id).or(peer.hello.last_log_index).map(|has| newest.saturating_sub(has)),
                     rtt: peer.rtt.filter(|_| peer.is_healthy()),
@@ -106,6 +118,8 @@ impl ClusterView {
             state: state(&metrics),
             role: role_of(voters.contains_key(&metrics.id)),
             is_member: nodes.contains_key(&metrics.id),
+            barred: self.standing.lock().reason(),
+            level: self.raft.applied().level(),
             term: metrics.current_term,
             has_quorum: leader.is_some() && acked && self.reachable_of(&voters) >= required,
             ready: metrics.running_state.is_ok() && leader.is_some() && self.has_its_place(&metrics),

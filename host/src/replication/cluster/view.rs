@@ -3,11 +3,13 @@
 //! It combines the sources of that knowledge: the membership in the log, the founders, and the hellos of the peers.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use openraft::ServerState;
 use parking_lot::Mutex;
 
-use super::peer_table::PeerTable;
+use super::{peer_table::PeerTable, standing::Standing};
+use crate::replication::addresses::AddressBook;
 use crate::replication::error::{Error, WriteOutcome};
 use crate::replication::raft::engine::RaftHandle;
 use crate::replication::types::{Metrics, Vote, node_id, url_of};
@@ -16,8 +18,11 @@ pub(crate) struct ClusterView {
     pub(crate) raft: RaftHandle,
     pub(crate) founders: Founders,
     pub(crate) peers: PeerTable,
+    pub(crate) addresses: Arc<AddressBook>,
     /// The leader that was last heard since this node started: term and id.
     pub(crate) heard: Mutex<Option<(u64, u64)>>,
+    /// Whether this node still is a member, as far as it knows.
+    pub(crate) standing: Mutex<Standing>,
 }
 
 impl ClusterView {
@@ -26,14 +31,19 @@ impl ClusterView {
         self.raft.with_metrics(|metrics| {
             let leader = self.known_leader(metrics)?;
             let node = metrics.membership_config.membership().get_node(&leader)?;
-            Some((leader, url_of(node)))
+            Some((leader, self.addresses.current(leader, url_of(node))))
         })
     }
 
+    /// Fails if this node is no member of its cluster any more.
+    pub(crate) fn check_standing(&self) -> Result<(), Error> {
+        self.standing.lock().reason().map_or(Ok(()), |reason| Err(Error::Barred(reason)))
+    }
+
     /// The leader, if it is this node or was heard since this node started. A vote from before a restart does not tell who
-    /// leads now.
+    /// leads now, and a node that is no member any more does not hear of the next leader.
     pub(crate) fn known_leader(&self, metrics: &Metrics) -> Option<u64> {
-        let leader = metrics.current_leader?;
+        let leader = metrics.current_leader.filter(|_| *self.standing.lock() == Standing::Regular)?;
         let is_known = match leader == metrics.id {
             true => metrics.state == ServerState::Leader,
             false => *self.heard.lock() == Some((metrics.current_term, leader)),
@@ -48,8 +58,8 @@ impl ClusterView {
 
     /// The URLs of the cluster's nodes by id; before it is formed, of its founders.
     pub(crate) fn nodes(&self, metrics: &Metrics) -> BTreeMap<u64, String> {
-        let nodes: BTreeMap<u64, String> =
-            metrics.membership_config.nodes().map(|(id, node)| (*id, url_of(node))).collect();
+        let current = |(id, node): (&u64, _)| (*id, self.addresses.current(*id, url_of(node)));
+        let nodes: BTreeMap<u64, String> = metrics.membership_config.nodes().map(current).collect();
         if nodes.is_empty() { self.founders.nodes.clone() } else { nodes }
     }
 
@@ -69,11 +79,14 @@ impl ClusterView {
 
     /// The URLs of the nodes that this one watches.
     pub(crate) fn watched_urls(&self) -> BTreeSet<String> {
-        let mut urls: BTreeSet<String> = self.raft.with_metrics(|metrics| self.nodes(metrics)).into_values().collect();
-        // A node that waits to be let in also watches the nodes it was started with.
-        if !urls.remove(&self.founders.own_url) {
+        let mut nodes = self.raft.with_metrics(|metrics| self.nodes(metrics));
+        let stored = nodes.remove(&self.raft.id());
+        let mut urls: BTreeSet<String> = nodes.into_values().collect();
+        // A node that waits for its place, or has moved, also watches the nodes it was started with.
+        if stored.is_none_or(|stored| stored != self.founders.own_url) {
             urls.extend(self.founders.peer_urls());
         }
+        urls.remove(&self.founders.own_url);
         urls
     }
 

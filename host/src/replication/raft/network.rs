@@ -17,6 +17,7 @@ use openraft::raft::{
 use openraft::{OptionalSend, entry::RaftEntry};
 use serde::de::DeserializeOwned;
 
+use crate::replication::addresses::AddressBook;
 use crate::replication::peer::protocol::{Call, CallError, Failure, Transport};
 use crate::replication::peer::snapshot::{Outgoing, RESUME_PAUSE, RESUME_TRIES_MAX, SnapshotSource};
 use crate::replication::types::{TypeConfig, Vote, decode, encode, url_of};
@@ -41,13 +42,14 @@ pub(crate) struct Network {
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) telemetry: Telemetry,
     pub(crate) blocking: Blocking,
+    pub(crate) addresses: Arc<AddressBook>,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = PeerNetwork;
 
     async fn new_client(&mut self, target: u64, node: &openraft::BasicNode) -> PeerNetwork {
-        PeerNetwork { to: target, url: url_of(node), network: self.clone() }
+        PeerNetwork { to: target, stored_url: url_of(node), network: self.clone() }
     }
 }
 
@@ -55,7 +57,8 @@ type Answer<A> = Result<A, RPCError<TypeConfig>>;
 
 pub(crate) struct PeerNetwork {
     to: u64,
-    url: String,
+    /// The peer's URL in the membership.
+    stored_url: String,
     network: Network,
 }
 
@@ -81,6 +84,11 @@ where
 }
 
 impl PeerNetwork {
+    /// The URL at which the peer is reached now.
+    fn url(&self) -> String {
+        self.network.addresses.current(self.to, self.stored_url.clone())
+    }
+
     /// Makes a call. It is on its way when this returns.
     fn call<A: DeserializeOwned>(
         &self,
@@ -89,7 +97,7 @@ impl PeerNetwork {
         timeout: Duration,
     ) -> impl Future<Output = Answer<A>> + use<'_, A> {
         let network = |error: Error| RPCError::Network(NetworkError::new(&error));
-        let sent = body.map(|body| self.network.transport.call(self.to, &self.url, call, body, timeout));
+        let sent = body.map(|body| self.network.transport.call(self.to, &self.url(), call, body, timeout));
         async move {
             let answer = sent.map_err(network)?.await.map_err(rpc_error)?;
             decode(&answer).map_err(network)
@@ -108,7 +116,7 @@ impl PeerNetwork {
         async move {
             let answer = answer.await;
             if answer.is_ok() {
-                self.network.telemetry.metrics().replication_rtt(&self.url, began.elapsed());
+                self.network.telemetry.metrics().replication_rtt(&self.url(), began.elapsed());
             }
             answer
         }
@@ -142,9 +150,9 @@ impl PeerNetwork {
 
     /// Number of bytes of a snapshot that the peer has already.
     async fn held_by_peer(&self, outgoing: &Outgoing) -> Result<u64, CallError> {
-        let id = encode(&outgoing.id).map_err(|error| CallError::new(Failure::NoAnswer, &self.url, error))?;
-        let held = self.network.transport.call(self.to, &self.url, Call::SnapshotOffset, id, APPEND_TIMEOUT).await?;
-        decode(&held).map_err(|error| CallError::new(Failure::NoAnswer, &self.url, error))
+        let id = encode(&outgoing.id).map_err(|error| CallError::new(Failure::NoAnswer, &self.url(), error))?;
+        let held = self.network.transport.call(self.to, &self.url(), Call::SnapshotOffset, id, APPEND_TIMEOUT).await?;
+        decode(&held).map_err(|error| CallError::new(Failure::NoAnswer, &self.url(), error))
     }
 
     async fn send_rest(
@@ -153,11 +161,11 @@ impl PeerNetwork {
         offset: u64,
         deadline: tokio::time::Instant,
     ) -> Result<Bytes, CallError> {
-        tracing::info!(url = self.url, id = format!("{:016x}", outgoing.id), offset, "sending a snapshot");
+        tracing::info!(url = self.url(), id = format!("{:016x}", outgoing.id), offset, "sending a snapshot");
         let body = outgoing.body(offset, SNAPSHOT_BYTES_PER_SECOND_MAX, &self.network.blocking);
-        let body = body.map_err(|error| CallError::new(Failure::NoAnswer, &self.url, error))?;
+        let body = body.map_err(|error| CallError::new(Failure::NoAnswer, &self.url(), error))?;
         let left = deadline.saturating_duration_since(tokio::time::Instant::now());
-        self.network.transport.send_snapshot(self.to, &self.url, body, left).await
+        self.network.transport.send_snapshot(self.to, &self.url(), body, left).await
     }
 }
 
