@@ -88,6 +88,7 @@ impl Cluster {
                     advertise_url: None,
                     replica_nodes: if others.is_empty() { None } else { Some(serde_json::json!(others).to_string()) },
                     options: options.clone(),
+                    binary: brink_bin(),
                     child: None,
                 }
             })
@@ -156,6 +157,7 @@ pub struct Node {
     advertise_url: Option<String>,
     replica_nodes: Option<String>,
     options: Options,
+    binary: PathBuf,
     child: Option<Child>,
 }
 
@@ -170,7 +172,7 @@ impl Node {
         assert!(self.child.is_none(), "the node is already running");
         std::fs::create_dir_all(&self.dir).unwrap();
         let log = File::options().create(true).append(true).open(self.log_file()).unwrap();
-        let words = self.place.wrapper.iter().map(OsString::from).chain([brink_bin().into_os_string()]);
+        let words = self.place.wrapper.iter().map(OsString::from).chain([self.binary.clone().into_os_string()]);
         let words: Vec<OsString> = words.collect();
         let mut command = Command::new(&words[0]);
         command
@@ -209,6 +211,11 @@ impl Node {
     /// Starts the node by another command, as [`Place::wrapper`] says, from its next start on.
     pub fn wrap(&mut self, wrapper: Vec<String>) {
         self.place.wrapper = wrapper;
+    }
+
+    /// Sets the binary that the node runs from its next start on.
+    pub fn run_binary(&mut self, binary: PathBuf) {
+        self.binary = binary;
     }
 
     /// Moves the node to another port, from its next start on; clients use its new URL at once.

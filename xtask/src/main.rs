@@ -10,6 +10,7 @@ mod sim;
 mod test;
 #[cfg(test)]
 mod tidy;
+mod upgrade;
 
 use clap::{Parser, Subcommand};
 
@@ -33,6 +34,8 @@ enum Task {
     Sim(sim::Options),
     /// Run the README's examples as they are written; builds nothing
     Readme,
+    /// Build an earlier version, and run it with this one in one cluster: an upgrade, the way back, and the end of it
+    Upgrade(upgrade::Options),
     /// Compare the speed of brink and etcd; installs etcd
     BenchPeers(bench_peers::Options),
     /// Check format, lints, documentation and the shape of the source; changes nothing
@@ -48,6 +51,7 @@ fn main() -> anyhow::Result<()> {
         Task::Faults(options) => faults::run(&options),
         Task::Sim(options) => sim::run(&options),
         Task::Readme => readme::run(),
+        Task::Upgrade(options) => upgrade::run(&options),
         Task::BenchPeers(options) => bench_peers::run(&options),
         Task::Verify => test::verify(),
         Task::Fix => test::fix(),

@@ -10,3 +10,4 @@ mod node_loss;
 mod snapshot;
 mod surroundings;
 mod trace;
+mod upgrade;

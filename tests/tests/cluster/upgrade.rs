@@ -1,0 +1,82 @@
+//! Two versions of brink in one cluster: a rolling upgrade, the way back, and the end of it.
+//!
+//! `cargo xtask upgrade` builds an earlier version, and runs this test with its binary in `BRINK_OLD_BIN`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use brink_tests::{Cluster, brink_bin, eventually};
+use serde_json::{Value, json};
+
+/// Time for a node to be refused, or to catch up.
+const LIMIT: Duration = Duration::from_secs(20);
+
+fn old_bin() -> PathBuf {
+    std::env::var_os("BRINK_OLD_BIN").expect("`cargo xtask upgrade` names an earlier version in BRINK_OLD_BIN").into()
+}
+
+/// Restarts a node with another binary, and waits until it and all others serve.
+async fn restart(cluster: &mut Cluster, node: usize, binary: PathBuf) {
+    assert!(cluster.nodes[node].stop());
+    cluster.nodes[node].run_binary(binary);
+    cluster.nodes[node].start();
+    cluster.ready().await;
+}
+
+/// Writes through every node, and reads everything written so far, strongly and from every node.
+async fn write_and_read(cluster: &Cluster, written: &mut Vec<String>) {
+    for node in 0..cluster.nodes.len() {
+        let key = format!("k/{}", written.len());
+        cluster.client(node).put(&key, &json!(written.len())).await.expect(201);
+        written.push(key);
+    }
+    for node in 0..cluster.nodes.len() {
+        for (number, key) in written.iter().enumerate() {
+            let found = cluster.client(node).get(&format!("/kv/{key}/?consistency=strong")).await.expect(200);
+            assert_eq!(found.json["value"], json!(number));
+        }
+    }
+}
+
+async fn level(cluster: &Cluster, node: usize) -> Value {
+    cluster.client(node).get("/cluster/members/").await.expect(200).json["feature_level"].clone()
+}
+
+#[tokio::test]
+#[ignore = "needs the binary of an earlier version: `cargo xtask upgrade` builds one"]
+async fn a_rolling_upgrade_can_be_undone_until_it_is_finished() {
+    let mut cluster = Cluster::prepare(3, brink_tests::Options::default());
+    let mut written = Vec::new();
+    for node in &mut cluster.nodes {
+        node.run_binary(old_bin());
+        node.start();
+    }
+    cluster.ready().await;
+    write_and_read(&cluster, &mut written).await;
+
+    for binary in [brink_bin(), old_bin(), brink_bin()] {
+        for node in 0..3 {
+            restart(&mut cluster, node, binary.clone()).await;
+            write_and_read(&cluster, &mut written).await;
+        }
+    }
+    assert_eq!(level(&cluster, 0).await, 1, "the operator has not finished the upgrade");
+    cluster.client(1).put_json("/cluster/feature-level/", &json!({ "feature_level": 2 })).await.expect(200);
+    for node in 0..3 {
+        eventually(LIMIT, "every node knows the level", || async { (level(&cluster, node).await == 2).then_some(()) })
+            .await;
+    }
+    write_and_read(&cluster, &mut written).await;
+
+    // From now on the version before is kept out, and harms nobody.
+    assert!(cluster.nodes[2].stop());
+    std::fs::remove_dir_all(cluster.nodes[2].data_dir()).unwrap();
+    cluster.nodes[2].run_binary(old_bin());
+    cluster.nodes[2].start();
+    eventually(LIMIT, "the cluster refuses the old version", || async {
+        cluster.nodes[2].log().contains("run a newer one").then_some(())
+    })
+    .await;
+    restart(&mut cluster, 2, brink_bin()).await;
+    write_and_read(&cluster, &mut written).await;
+}
