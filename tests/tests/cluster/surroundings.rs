@@ -37,6 +37,25 @@ async fn a_node_alone_is_healthy() {
 }
 
 #[tokio::test]
+async fn a_cluster_that_shrank_to_one_is_healthy() {
+    let cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    for other in [(leader + 1) % 3, (leader + 2) % 3] {
+        let url = cluster.nodes[other].url.replace('/', "%2F");
+        cluster.client(leader).delete(&format!("/cluster/members/{url}/")).await.expect(204);
+    }
+    // Longer than any lease that others would have to confirm.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let health = cluster.client(leader).get("/health/").await.expect(200).json;
+    let nodes = &health["cluster"]["total_nodes"];
+    assert_eq!(
+        (&health["status"], nodes, &health["cluster"]["can_accept_writes"]),
+        (&json!("healthy"), &json!(1), &json!(true))
+    );
+    cluster.client(leader).put("alone", &json!(1)).await.expect(201);
+}
+
+#[tokio::test]
 async fn a_node_whose_log_nobody_reads_goes_on() {
     // The node holds both ends of the pipe: it is never closed and never read.
     let options = Options { args: ["--log", "trace"].map(str::to_owned).to_vec(), ..Options::default() };

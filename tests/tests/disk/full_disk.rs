@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use brink_tests::{Client, Options, eventually};
+use brink_tests::{Client, Options, brink, eventually};
 use serde_json::json;
 
 use crate::setup::Setup;
@@ -84,6 +84,15 @@ async fn a_follower_with_a_full_disk_does_not_stop_the_cluster() {
     }
     setup.cluster.client(full).get("/kv/meanwhile/1/?consistency=local").await.expect(404);
     assert_eq!(setup.cluster.leader().await, leader);
+    // The others say so, too, and that they take writes.
+    let url = &setup.cluster.nodes[full].url;
+    let health = setup.cluster.client(other).get("/health/").await.expect(200).json;
+    let nodes = health["cluster"]["nodes"].as_array().unwrap();
+    assert!(nodes.iter().any(|node| node["url"] == **url && node["disk_full"] == true), "{health}");
+    let state = (&health["status"], &health["cluster"]["can_accept_writes"]);
+    assert_eq!(state, (&json!("degraded"), &json!(true)), "{health}");
+    let status = brink(&setup.cluster.nodes[other].url, &["cluster", "status"]).expect(0).out;
+    assert!(status.contains("disk full"), "{status}");
     setup.disks[full].heal();
     until_writable(setup.cluster.client(full)).await;
     setup.cluster.client(full).get("/kv/meanwhile/49/?consistency=strong").await.expect(200);
@@ -119,6 +128,13 @@ async fn a_cluster_without_space_refuses_writes_serves_reads_and_recovers_by_its
         until_full(&node.client).await;
         node.client.get("/kv/kept/?consistency=strong").await.expect(200);
     }
+    // Health does not promise what a write would not get.
+    let health = setup.cluster.client(0).get("/health/").await.expect(200).json;
+    assert_eq!(
+        (&health["status"], &health["cluster"]["can_accept_writes"]),
+        (&json!("degraded"), &json!(false)),
+        "{health}"
+    );
     for disk in &setup.disks {
         disk.heal();
     }
