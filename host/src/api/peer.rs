@@ -4,14 +4,15 @@
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
 use crate::replication::{
-    CLUSTER_HEADER, ClusterId, Envelope, Error, Handle, PROTOCOL, REFUSAL_HEADER, TO_HEADER, WriteOutcome,
+    CLUSTER_HEADER, ClusterId, Envelope, Error, Handle, PROTOCOL, REFUSAL_HEADER, TO_HEADER, VERSION_HEADER,
+    WriteOutcome, common_version,
 };
 
 pub(super) fn router(replication: Handle) -> Router {
@@ -25,6 +26,10 @@ async fn connection(State(replication): State<Handle>, mut request: Request) -> 
         let upgrade = [(header::UPGRADE, HeaderValue::from_static(PROTOCOL))];
         return (StatusCode::UPGRADE_REQUIRED, upgrade, "this is for other nodes").into_response();
     };
+    let version = request.headers().get(VERSION_HEADER).map(|version| version.to_str().unwrap_or_default());
+    let Some(version) = common_version(version) else {
+        return (StatusCode::BAD_REQUEST, format!("the header {VERSION_HEADER} is malformed")).into_response();
+    };
     tokio::spawn(async move {
         match upgrade.await {
             Ok(connection) => replication.serve_connection(TokioIo::new(connection)).await,
@@ -34,6 +39,7 @@ async fn connection(State(replication): State<Handle>, mut request: Request) -> 
     let upgraded = [
         (header::CONNECTION, HeaderValue::from_static("upgrade")),
         (header::UPGRADE, HeaderValue::from_static(PROTOCOL)),
+        (HeaderName::from_static(VERSION_HEADER), HeaderValue::from(version)),
     ];
     (StatusCode::SWITCHING_PROTOCOLS, upgraded).into_response()
 }

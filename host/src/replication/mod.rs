@@ -70,6 +70,8 @@ pub use self::error::{Error, StartError, WriteOutcome};
 pub use self::handle::Handle;
 pub use self::options::Options;
 pub use self::peer::http::HttpTransport;
-pub use self::peer::protocol::{CLUSTER_HEADER, Envelope, PROTOCOL, REFUSAL_HEADER, TO_HEADER};
+pub use self::peer::protocol::{
+    CLUSTER_HEADER, Envelope, PROTOCOL, REFUSAL_HEADER, TO_HEADER, VERSION_HEADER, common_version,
+};
 pub use self::raft::engine::check_storage;
 pub use self::types::ClusterId;

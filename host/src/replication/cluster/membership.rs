@@ -121,8 +121,8 @@ impl Membership {
             Some(_) | None => {}
         }
         // A node that has moved makes room by moving in the membership, and is not replaced.
-        for moved in former.iter().filter_map(|former| Some((*former, self.moved_to(members, *former)?))) {
-            let (former, now_at) = moved;
+        let moved = former.iter().find_map(|former| Some((*former, self.moved_to(members, *former)?)));
+        if let Some((former, now_at)) = moved {
             return self.follow(members, former, &now_at).await;
         }
         let is_voter = former.iter().any(|former| members.voters.contains(former));

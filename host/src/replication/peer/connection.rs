@@ -33,7 +33,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::frames::{self, Frames};
-use super::protocol::{Call, CallError, Envelope, Failure, PROTOCOL};
+use super::protocol::{Call, CallError, Envelope, Failure, PROTOCOL, VERSION, VERSION_HEADER, common_version};
 use crate::net;
 
 /// Calls waiting to be sent on a connection; over it a call fails at once.
@@ -142,11 +142,18 @@ async fn connect(url: &str) -> io::Result<TokioIo<hyper::upgrade::Upgraded>> {
         .header(header::HOST, authority)
         .header(header::CONNECTION, HeaderValue::from_static("upgrade"))
         .header(header::UPGRADE, HeaderValue::from_static(PROTOCOL))
+        .header(VERSION_HEADER, VERSION)
         .body(http_body_util::Empty::<Bytes>::new())
         .map_err(io::Error::other)?;
     let response = sender.send_request(request).await.map_err(io::Error::other)?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         return Err(io::Error::other(format!("it does not speak {PROTOCOL}: {}", response.status())));
+    }
+    let spoken = response.headers().get(VERSION_HEADER).map(|version| version.to_str().unwrap_or_default());
+    if spoken.is_some_and(|spoken| {
+        common_version(Some(spoken)).map(|version| version.to_string()).as_deref() != Some(spoken)
+    }) {
+        return Err(io::Error::other(format!("it speaks a version of {PROTOCOL} that this node does not know")));
     }
     Ok(TokioIo::new(hyper::upgrade::on(response).await.map_err(io::Error::other)?))
 }

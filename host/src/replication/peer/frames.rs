@@ -7,7 +7,8 @@
 //! answer:  length u32 | number u32 | status u8 | body (or the reason, as text)
 //! ```
 //!
-//! where `length` counts the bytes that follow it. An answer has the number of its call.
+//! where `length` counts the bytes that follow it. An answer has the number of its call. Both ends agree on a version of this when the
+//! connection is opened ([`VERSION`](super::protocol::VERSION)).
 //!
 //! The reader is ours. `tokio_util`'s length-delimited codec accepts a connection that ends right after a length as
 //! complete, and a decoder of our own inside its `FramedRead` would be ten lines shorter at the price of one more layer

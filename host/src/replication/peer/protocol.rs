@@ -128,5 +128,31 @@ pub const CLUSTER_HEADER: &str = "brink-cluster";
 /// have acted on the call.
 pub const REFUSAL_HEADER: &str = "brink-peer-refusal";
 
+/// Header: the newest version of frames that the caller knows; in the answer, the version that both ends speak from then on. The first
+/// version has no header.
+pub const VERSION_HEADER: &str = "brink-peer-version";
+
+/// The newest version of frames that this version of brink knows.
+pub const VERSION: u32 = 1;
+
+/// The version of frames to speak with a caller that knows `theirs`; none if there is none.
+pub fn common_version(theirs: Option<&str>) -> Option<u32> {
+    let theirs = theirs.map_or(Some(1), |theirs| theirs.parse().ok());
+    theirs.filter(|theirs| *theirs > 0).map(|theirs| VERSION.min(theirs))
+}
+
 /// The protocol name in the `Upgrade` header that turns an HTTP request into a connection for calls.
 pub const PROTOCOL: &str = "brink-line";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_versions_speak_the_older_one() {
+        assert_eq!(common_version(None), Some(1), "the first version has no header");
+        assert_eq!(common_version(Some("7")), Some(VERSION));
+        assert_eq!(common_version(Some("0")), None);
+        assert_eq!(common_version(Some("seven")), None);
+    }
+}
