@@ -3,7 +3,10 @@
 //!
 //! A client that exceeds a limit gets a clear 4xx or 503 at once, and nothing that was accepted is lost (P9).
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 // Keys and values
 
@@ -30,7 +33,11 @@ pub const PAGE_ENTRIES_MAX: usize = 10_000;
 pub const PAGE_ENTRIES_DEFAULT: usize = 100;
 /// Bytes of values after which a page ends early.
 pub const PAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// Bytes read and discarded of a body that is too large, so that its sender sees the refusal.
+/// Bytes of requests' bodies that a node holds at once, uploads of plugins apart. Beyond it, a request is refused with 503.
+pub const BODIES_BYTES_MAX: usize = 128 * 1024 * 1024;
+/// Time for a body to arrive, uploads of plugins apart; the largest needs a line of 1 Mbit/s.
+pub const BODY_DEADLINE: Duration = Duration::from_secs(150);
+/// Bytes read and discarded of a body that is refused, so that its sender sees the refusal.
 pub const REFUSED_BODY_BYTES_MAX: usize = 128 * 1024 * 1024;
 /// Time for reading and discarding such a body.
 pub const REFUSED_BODY_DEADLINE: Duration = Duration::from_secs(5);
@@ -45,6 +52,14 @@ pub const STRONG_READ_DEADLINE: Duration = Duration::from_millis(2_500);
 pub const PROMPT_READ_DEADLINE: Duration = Duration::from_millis(150);
 /// Writes that wait to be proposed on a node. Beyond it, a write is refused with 503.
 pub const PROPOSE_QUEUE_MAX: usize = 16_384;
+/// Bytes of writes that wait or are in flight on a node, including those that other nodes forwarded to it. Beyond it, a write is
+/// refused with 503.
+pub const PROPOSE_QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Largest write in bytes, as the log carries it: after its hooks, and with all that must hold when it is applied. A request that
+/// no hook enlarges is never as large. Far below what fits into a call between nodes, which carries entries in whole.
+pub const COMMAND_BYTES_MAX: usize = 32 * 1024 * 1024;
+// A key is in the log once more if its item has an `if_revision`. `queue` tests that the rest has at most 64 bytes.
+const _: () = assert!(BATCH_BODY_BYTES_MAX + BATCH_ITEMS_MAX * (KEY_BYTES_MAX + 64) < COMMAND_BYTES_MAX);
 /// Times that a write is judged while its hooks, or the entries they read, keep changing.
 pub const REJUDGE_MAX: usize = 8;
 
@@ -166,3 +181,81 @@ pub const DISK_RESERVE_BYTES: u64 = 256 * 1024 * 1024;
 pub const FILES_RESERVED: u64 = 512;
 /// Time that a stopping node waits for the requests under way.
 pub const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
+
+// Limits in bytes
+
+/// Largest request that counts as small in a [`ByteBudget`], in bytes.
+const SMALL_REQUEST_BYTES_MAX: usize = 64 * 1024;
+
+/// The part of a [`ByteBudget`] that only small requests use: one of so many.
+const SMALL_REQUEST_SHARE: usize = 8;
+
+/// A limit for the bytes that requests hold in memory at once. Nothing waits for it: whatever finds no room is refused. Large
+/// requests leave some room to small ones, so that a flood of large ones does not stop the others.
+#[derive(Clone)]
+pub struct ByteBudget {
+    free: Arc<Semaphore>,
+    reserve: usize,
+}
+
+/// Bytes of a [`ByteBudget`] in use. They are free again when this is dropped.
+pub struct HeldBytes(OwnedSemaphorePermit);
+
+impl ByteBudget {
+    /// A budget of `bytes_max` bytes.
+    pub fn new(bytes_max: usize) -> Self {
+        Self { free: Arc::new(Semaphore::new(bytes_max)), reserve: bytes_max / SMALL_REQUEST_SHARE }
+    }
+
+    /// Takes room for a request; none if there is too little.
+    pub fn take(&self, bytes: usize) -> Option<HeldBytes> {
+        self.permit(bytes, bytes).map(HeldBytes)
+    }
+
+    /// Takes room for more bytes of the same request; false if there is too little.
+    pub fn extend(&self, held: &mut HeldBytes, bytes: usize) -> bool {
+        let more = self.permit(bytes, held.0.num_permits() + bytes);
+        more.map(|more| held.0.merge(more)).is_some()
+    }
+
+    fn permit(&self, bytes: usize, request_bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let is_large = request_bytes > SMALL_REQUEST_BYTES_MAX;
+        if is_large && self.free.available_permits() < bytes.saturating_add(self.reserve) {
+            return None;
+        }
+        self.free.clone().try_acquire_many_owned(u32::try_from(bytes).ok()?).ok()
+    }
+}
+
+impl HeldBytes {
+    /// Adds what another request of the same budget holds.
+    pub fn merge(&mut self, other: Self) {
+        self.0.merge(other.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_refused_over_the_budget_and_free_again_when_dropped() {
+        let budget = ByteBudget::new(80 * SMALL_REQUEST_BYTES_MAX);
+        let mut held = budget.take(60 * SMALL_REQUEST_BYTES_MAX).unwrap();
+        assert!(budget.take(20 * SMALL_REQUEST_BYTES_MAX).is_none());
+        assert!(budget.extend(&mut held, 10 * SMALL_REQUEST_BYTES_MAX));
+        assert!(!budget.extend(&mut held, 1));
+        assert!(budget.take(usize::MAX).is_none());
+        drop(held);
+        assert!(budget.take(70 * SMALL_REQUEST_BYTES_MAX).is_some());
+    }
+
+    #[test]
+    fn large_requests_leave_room_for_small_ones() {
+        let budget = ByteBudget::new(80 * SMALL_REQUEST_BYTES_MAX);
+        let mut large = budget.take(SMALL_REQUEST_BYTES_MAX + 1).unwrap();
+        while budget.extend(&mut large, 1_024) {}
+        let small: Vec<_> = std::iter::from_fn(|| budget.take(SMALL_REQUEST_BYTES_MAX)).collect();
+        assert_eq!(small.len(), 10);
+    }
+}

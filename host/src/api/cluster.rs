@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::problem::{Kind, Problem};
 use super::request::{self, Call};
-use super::{answer, schema};
+use super::{answer, body, schema};
 use crate::limits::{MEMBERSHIP_BODY_BYTES_MAX, MEMBERSHIP_DEADLINE};
 use crate::net;
 use crate::replication::{Role, Status};
@@ -37,9 +37,9 @@ fn voter() -> Role {
 
 /// `POST /cluster/members/`: adds a node, or gives it another role; 200 once that is in force.
 pub(super) async fn add(Call { app, headers, body, .. }: Call) -> Result<Response, Problem> {
-    let body = request::body(&headers, body, MEMBERSHIP_BODY_BYTES_MAX).await?;
+    let body = body::read(&app, &headers, body, MEMBERSHIP_BODY_BYTES_MAX).await?;
     let shape = "{\"url\": \"<base URL>\", \"role\": \"voter\" or \"learner\"}";
-    let NewMember { url, role } = request::json(&body, shape)?;
+    let NewMember { url, role } = request::json(&body.bytes, shape)?;
     app.replication.add_member(&base_url(&url)?, role, Instant::now() + MEMBERSHIP_DEADLINE).await?;
     answer::ok(&members_of(&app.replication.status()))
 }
@@ -58,8 +58,8 @@ pub(super) async fn leader(call: Call) -> Result<Response, Problem> {
 
 /// `PUT /cluster/leader/`: hands the leadership to a voter.
 pub(super) async fn transfer(Call { app, headers, body, .. }: Call) -> Result<Response, Problem> {
-    let body = request::body(&headers, body, MEMBERSHIP_BODY_BYTES_MAX).await?;
-    let schema::NewLeader { url } = request::json(&body, "{\"url\": \"<base URL>\"}")?;
+    let body = body::read(&app, &headers, body, MEMBERSHIP_BODY_BYTES_MAX).await?;
+    let schema::NewLeader { url } = request::json(&body.bytes, "{\"url\": \"<base URL>\"}")?;
     let url = base_url(&url)?;
     app.replication.transfer_leader(&url, Instant::now() + MEMBERSHIP_DEADLINE).await?;
     answer::ok(&schema::NewLeader { url })
@@ -72,8 +72,8 @@ pub(super) async fn level(call: Call) -> Result<Response, Problem> {
 
 /// `PUT /cluster/feature-level/`: raises the level to one that every node supports.
 pub(super) async fn raise_level(Call { app, headers, body, .. }: Call) -> Result<Response, Problem> {
-    let body = request::body(&headers, body, MEMBERSHIP_BODY_BYTES_MAX).await?;
-    let schema::Level { feature_level } = request::json(&body, "{\"feature_level\": <number>}")?;
+    let body = body::read(&app, &headers, body, MEMBERSHIP_BODY_BYTES_MAX).await?;
+    let schema::Level { feature_level } = request::json(&body.bytes, "{\"feature_level\": <number>}")?;
     let (level, newest) = (app.replication.status().level, FeatureLevel::NEWEST);
     if feature_level < level || feature_level > newest {
         let detail = format!("feature_level is {feature_level}: it must be from {level}, the cluster's, to {newest}");

@@ -9,7 +9,7 @@
 //!
 //! A request passes three stages:
 //!
-//! 1. `request` decodes and checks it: parameters, key, conditions, body.
+//! 1. `request` decodes and checks it: parameters, key, conditions; `body` reads its body.
 //! 2. A handler (`kv`, `registry`, `cluster`, `health`) calls the room that does the work: [`crate::write_path`],
 //!    [`crate::storage`], [`crate::registry`] or [`crate::replication`].
 //! 3. The result becomes a response: `schema` has the typed bodies, `answer` makes the response, `problem` every error.
@@ -28,13 +28,14 @@
 //! # Failure model
 //!
 //! A handler that panics answers with 500; the node goes on. A body over its limit is refused, and its rest is discarded
-//! within bounds so that the client gets to read the refusal.
+//! within bounds so that the client gets to read the refusal. So is a body for which the node has no room.
 //!
 //! # Cost
 //!
 //! Headers and bodies are moved, not copied. Entries are the hot responses; `kv` writes their JSON by hand.
 
 mod answer;
+mod body;
 mod cluster;
 mod health;
 mod kv;

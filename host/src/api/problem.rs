@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
+use crate::limits::COMMAND_BYTES_MAX;
 use crate::replication::{self, WriteOutcome};
 use crate::{hooks, registry, storage, write_path};
 
@@ -53,6 +54,7 @@ kinds! {
     PRECONDITION_FAILED = "precondition-failed" PRECONDITION_FAILED "A precondition does not hold";
     IDEMPOTENCY_KEY_REUSED = "idempotency-key-reused" UNPROCESSABLE_ENTITY "The idempotency key belongs to another request";
     CONTENDED = "contended" CONFLICT "Others kept changing what the write depends on";
+    WRITE_TOO_LARGE = "write-too-large" UNPROCESSABLE_ENTITY "The write is too large after its hooks";
     REJECTED = "rejected" UNPROCESSABLE_ENTITY "A plugin refused the write";
     PLUGIN_TIMED_OUT = "plugin-timed-out" INTERNAL_SERVER_ERROR "A plugin did not answer in time";
     PLUGIN_TRAPPED = "plugin-trapped" INTERNAL_SERVER_ERROR "A plugin failed";
@@ -132,6 +134,10 @@ impl Problem {
     }
 }
 
+fn write_too_large(detail: String, bytes: usize) -> Problem {
+    Problem::new(Kind::WRITE_TOO_LARGE, detail).with("bytes", bytes).with("bytes_max", COMMAND_BYTES_MAX)
+}
+
 /// The response carries the problem to `observe`, which knows the trace id and renders it.
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
@@ -169,6 +175,7 @@ impl From<replication::Error> for Problem {
             replication::Error::MembershipPending => Self::new(Kind::MEMBERSHIP_PENDING, detail),
             replication::Error::LeaderLost => Self::new(Kind::LEADER_LOST, detail),
             replication::Error::Busy { .. } => Self::new(Kind::BUSY, detail),
+            replication::Error::TooLarge { bytes } => write_too_large(detail, bytes),
             replication::Error::DiskFull(disk_full) => Self::new(Kind::DISK_FULL, detail)
                 .with("path", disk_full.path)
                 .with("free_bytes", disk_full.free_bytes)
@@ -212,6 +219,7 @@ impl From<hooks::Error> for Problem {
                 Failure::Busy => Self::new(Kind::BUSY, detail),
             },
             Error::BadOutput { hook, plugin, .. } => about(Self::new(Kind::PLUGIN_BAD_OUTPUT, detail), hook, plugin),
+            Error::Enlarged { hook, plugin, bytes } => about(write_too_large(detail, bytes), hook, plugin),
             Error::PluginMissing { .. } => Self::new(Kind::PLUGIN_MISSING, detail),
             Error::BindingInvalid { .. } => Self::new(Kind::BAD_HOOK, detail),
             Error::Busy { .. } => Self::new(Kind::BUSY, detail),

@@ -10,13 +10,12 @@ use futures::{Stream, StreamExt as _, future, stream};
 use serde::Deserialize;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
-use tokio::time::timeout;
 
 use super::problem::{Kind, Problem};
 use super::request::{self, Call, Parameters, Values};
-use super::{answer, schema};
+use super::{answer, body, schema};
 use crate::hooks::{Binding, Line};
-use crate::limits::{HOOK_BODY_BYTES_MAX, PLUGIN_BYTES_MAX, ROLL_BACK_BODY_BYTES_MAX, UPLOAD_BODY_DEADLINE};
+use crate::limits::{HOOK_BODY_BYTES_MAX, ROLL_BACK_BODY_BYTES_MAX};
 
 pub(super) async fn plugins(call: Call) -> Result<Response, Problem> {
     let plugins: Vec<_> = call.app.registry.catalog().await?.plugins.into_values().collect();
@@ -32,13 +31,9 @@ pub(super) async fn plugin(Path(name): Path<String>, call: Call) -> Result<Respo
 pub(super) async fn put_plugin(Path(name): Path<String>, call: Call) -> Result<Response, Problem> {
     let upload = match call.app.registry.reserve_upload() {
         Ok(upload) => upload,
-        Err(error) => return Err(request::refuse(&call.headers, call.body, error.into()).await),
+        Err(error) => return Err(body::refuse(&call.headers, call.body, error.into()).await),
     };
-    let body = request::body(&call.headers, call.body, PLUGIN_BYTES_MAX);
-    let bytes = timeout(UPLOAD_BODY_DEADLINE, body).await.map_err(|_| {
-        let seconds = UPLOAD_BODY_DEADLINE.as_secs();
-        Problem::new(Kind::BAD_BODY, format!("the body did not arrive within {seconds} seconds"))
-    })??;
+    let bytes = body::read_upload(&call.headers, call.body).await?;
     let author = request::author(&call.headers)?;
     answer::ok(&call.app.registry.put_plugin(&name, bytes, &author, upload).await?)
 }
@@ -63,8 +58,8 @@ pub(super) async fn hook(Path(name): Path<String>, call: Call) -> Result<Respons
 
 /// `PUT /hooks/<name>/`: sets which plugin judges which writes.
 pub(super) async fn put_hook(Path(name): Path<String>, call: Call) -> Result<Response, Problem> {
-    let body = request::body(&call.headers, call.body, HOOK_BODY_BYTES_MAX).await?;
-    let binding = Binding::parse(&body)?;
+    let body = body::read(&call.app, &call.headers, call.body, HOOK_BODY_BYTES_MAX).await?;
+    let binding = Binding::parse(&body.bytes)?;
     answer::ok(&call.app.registry.put_hook(&name, binding, &request::author(&call.headers)?).await?)
 }
 
@@ -85,10 +80,10 @@ struct RollBack {
 /// `POST /hooks/<name>/rollback/`: restores an earlier state of a hook; 204 if the hook did not exist then.
 pub(super) async fn roll_back(Path(name): Path<String>, call: Call) -> Result<Response, Problem> {
     let author = request::author(&call.headers)?;
-    let body = request::body(&call.headers, call.body, ROLL_BACK_BODY_BYTES_MAX).await?;
-    let RollBack { to } = match body.is_empty() {
+    let body = body::read(&call.app, &call.headers, call.body, ROLL_BACK_BODY_BYTES_MAX).await?;
+    let RollBack { to } = match body.bytes.is_empty() {
         true => RollBack::default(),
-        false => request::json(&body, "empty or {\"to\": <the number of a change>}")?,
+        false => request::json(&body.bytes, "empty or {\"to\": <the number of a change>}")?,
     };
     match call.app.registry.roll_back(&name, to, &author).await? {
         Some(hook) => answer::ok(&hook),

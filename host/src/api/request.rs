@@ -1,27 +1,22 @@
-//! Requests: their parameters, key, headers and body, decoded and checked.
+//! Requests: their parameters, key and headers, decoded and checked. [`super::body`] reads their bodies.
 //!
 //! Every handler of a client's request takes a [`Call`], and asks the functions below for the parts that it needs. The first
 //! mistake decides the answer. A client that is cut off while it sends a large body does not see the answer, so handlers
 //! read such a body before they check the last headers.
 
 use std::borrow::Cow;
-use std::error::Error as _;
 use std::sync::Arc;
 
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, HeaderName, Uri, header};
-use futures::{TryStreamExt as _, future};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use super::problem::{Kind, Problem};
 use crate::hooks::Record;
-use crate::limits::{
-    IDEMPOTENCY_KEY_BYTES_MAX, KEY_BYTES_MAX, NAME_BYTES_MAX, REFUSED_BODY_BYTES_MAX, REFUSED_BODY_DEADLINE,
-};
+use crate::limits::{ByteBudget, IDEMPOTENCY_KEY_BYTES_MAX, KEY_BYTES_MAX, NAME_BYTES_MAX};
 use crate::registry::{Author, Registry};
 use crate::replication;
 use crate::storage::{AskedBy, Data, Fact, Precondition, Space, Value};
@@ -35,6 +30,8 @@ pub(crate) struct App {
     pub registry: Registry,
     /// Lines and figures of the plugins on this node.
     pub plugin_record: Record,
+    /// Room for the bodies of requests.
+    pub bodies: ByteBudget,
     /// Cancelled once the node stops: it accepts no more connections, and endless responses end.
     pub draining: CancellationToken,
     pub data: Data,
@@ -266,30 +263,6 @@ pub(super) fn author(headers: &HeaderMap) -> Result<Author, Problem> {
     }
 }
 
-/// Reads a body of at most `bytes_max` bytes. A body that announces more is refused without being kept.
-pub(super) async fn body(headers: &HeaderMap, body: Body, bytes_max: usize) -> Result<Bytes, Problem> {
-    let too_large = || Problem::new(Kind::TOO_LARGE, format!("the body has more than {bytes_max} bytes"));
-    let announced = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-    if announced.is_some_and(|bytes: usize| bytes > bytes_max) {
-        return Err(refuse(headers, body, too_large()).await);
-    }
-    axum::body::to_bytes(body, bytes_max).await.map_err(|error| {
-        let is_limit = error.source().is_some_and(|source| source.is::<LengthLimitError>());
-        if is_limit { too_large() } else { Problem::new(Kind::BAD_BODY, "the body ended early") }
-    })
-}
-
-/// Answers with a problem and discards the body: a client that is cut off while it sends does not see the answer.
-pub(super) async fn refuse(headers: &HeaderMap, body: Body, problem: Problem) -> Problem {
-    // A client that asks before it sends has sent nothing yet (RFC 9110, section 10.1.1).
-    if !headers.contains_key(header::EXPECT) {
-        let rest = Limited::new(body, REFUSED_BODY_BYTES_MAX).into_data_stream().try_for_each(|_| future::ok(()));
-        // After the deadline, or after so many bytes, the client is cut off all the same.
-        let _ = tokio::time::timeout(REFUSED_BODY_DEADLINE, rest).await;
-    }
-    problem
-}
-
 /// Reads a JSON object that a handler takes; `shape` shows it to people.
 pub(super) fn json<'a, T: Deserialize<'a>>(body: &'a [u8], shape: &str) -> Result<T, Problem> {
     serde_json::from_slice(body)
@@ -349,18 +322,6 @@ mod tests {
         assert!(has_already(&headers("if-none-match", "*"), 7));
         assert!(!has_already(&headers("if-none-match", "\"6\""), 7));
         assert!(!has_already(&HeaderMap::new(), 7));
-    }
-
-    #[tokio::test]
-    async fn a_body_without_an_announced_length_is_limited_too() {
-        let read = |chunks: usize| {
-            let chunks = vec![Ok::<_, std::convert::Infallible>(Bytes::from_static(b"ab")); chunks];
-            let stream = Body::from_stream(futures::stream::iter(chunks));
-            async move { body(&HeaderMap::new(), stream, 4).await }
-        };
-        assert_eq!(read(2).await.unwrap(), "abab");
-        let refused = read(3).await.unwrap_err();
-        assert!(format!("{refused:?}").contains("the body has more than 4 bytes"), "{refused:?}");
     }
 
     #[test]

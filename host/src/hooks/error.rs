@@ -29,6 +29,20 @@ pub enum Error {
         /// What is wrong with it.
         what: String,
     },
+    /// Plugins have enlarged the write beyond what can be replicated.
+    #[error(
+        "{} has enlarged the write: its values have {bytes} bytes now, and at most {} are allowed",
+        who(.hook, .plugin),
+        crate::limits::COMMAND_BYTES_MAX
+    )]
+    Enlarged {
+        /// The name of the last hook that changed it.
+        hook: String,
+        /// The plugin's name.
+        plugin: String,
+        /// Bytes of all values.
+        bytes: usize,
+    },
     /// A plugin refused the write.
     #[error("refused by hook `{}`: {}", .0.hook, .0.message)]
     Rejected(Box<Rejection>),
@@ -106,7 +120,8 @@ impl Error {
         match self {
             Self::Failed { failure, .. } => failure.is_guest_failure(),
             Self::BadOutput { .. } => true,
-            Self::PluginMissing { .. } | Self::BindingInvalid { .. } | Self::Rejected(_) => false,
+            Self::PluginMissing { .. } | Self::BindingInvalid { .. } => false,
+            Self::Enlarged { .. } | Self::Rejected(_) => false,
             Self::Busy(_) | Self::EpochWait(_) | Self::Store(_) | Self::Interrupted(_) | Self::Engine(_) => false,
         }
     }

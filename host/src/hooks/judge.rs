@@ -119,13 +119,15 @@ impl Judgement {
         let positions: Vec<usize> = matching.map(|(position, _)| position).collect();
         let answer = self.ask(hook, role, &positions, left, is_inline)?;
         self.steps.next();
-        Some(applied(hook, answer).map(|(values, facts)| {
+        Some(applied(hook, answer).and_then(|(values, facts)| {
+            let is_changed = !values.is_empty();
             for (position, bytes) in values {
                 if let Some(Operation { action: Action::Put(value), .. }) = self.operations.get_mut(position) {
                     value.bytes = bytes;
                 }
             }
             self.facts.absorb(facts);
+            if is_changed { check_size(hook, &self.operations) } else { Ok(()) }
         }))
     }
 
@@ -213,6 +215,21 @@ fn applied(hook: &Hook, answer: Answer) -> Answer {
             Ok(Default::default())
         }
         answer => answer,
+    }
+}
+
+/// Refuses a write as soon as it is too large to be proposed, before more hooks enlarge it.
+fn check_size(hook: &Hook, operations: &[Operation]) -> Result<(), Error> {
+    let values = operations.iter().filter_map(|operation| match &operation.action {
+        Action::Put(value) => Some(value.bytes.len()),
+        Action::Delete => None,
+    });
+    match values.sum() {
+        0..=limits::COMMAND_BYTES_MAX => Ok(()),
+        bytes => {
+            let (hook, plugin) = (hook.name().to_owned(), hook.plugin().name().to_owned());
+            Err(Error::Enlarged { hook, plugin, bytes })
+        }
     }
 }
 

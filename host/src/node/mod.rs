@@ -31,7 +31,7 @@ use tokio_util::task::TaskTracker;
 pub(crate) use self::databases::Error as DataError;
 pub(crate) use self::settings::{Error as SettingsError, Given, Settings};
 use crate::hooks::{self, Calls, Line, LogSink, LogSource, Observer, Record};
-use crate::limits::DRAIN_DEADLINE;
+use crate::limits::{BODIES_BYTES_MAX, ByteBudget, DRAIN_DEADLINE};
 use crate::registry::Registry;
 use crate::replication::{self, HttpTransport};
 use crate::storage::{self, Data, FreeSpace, Log};
@@ -112,9 +112,17 @@ impl Node {
         let write_path = WritePath::new(pipeline.clone(), replication.clone(), data.clone(), telemetry.clone());
         let registry = Registry::start(runtime, &pipeline, write_path.clone(), replication.clone(), data.clone());
 
-        let draining = CancellationToken::new();
-        let app =
-            Arc::new(api::App { write_path, replication, registry, plugin_record: record, draining, data, telemetry });
+        let (bodies, draining) = (ByteBudget::new(BODIES_BYTES_MAX), CancellationToken::new());
+        let app = Arc::new(api::App {
+            write_path,
+            replication,
+            registry,
+            plugin_record: record,
+            bodies,
+            draining,
+            data,
+            telemetry,
+        });
         let server = tokio::spawn(net::serve(listener, api::router(app.clone()), app.draining.clone()));
         tracing::info!(%url, %address, peers = settings.peer_urls.len(), data_dir = %settings.data_dir.display(), "started");
         Ok(Self { url, address, log, app, server, stopping, tasks })

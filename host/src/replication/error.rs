@@ -1,6 +1,7 @@
 //! Errors of replication, and what each says about the write that met it.
 
 use super::types::TypeConfig;
+use crate::limits::{COMMAND_BYTES_MAX, PROPOSE_QUEUE_BYTES_MAX, PROPOSE_QUEUE_MAX};
 use crate::storage::{self, DiskFull};
 
 /// The fate of a write that was not acknowledged, as far as it is known.
@@ -11,6 +12,31 @@ pub enum WriteOutcome {
     NotWritten,
     /// The write was in flight when contact was lost: it may yet appear.
     Unknown,
+}
+
+/// A limit that a busy node or cluster has met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Limit {
+    /// Writes in the queue of this node.
+    #[error("{PROPOSE_QUEUE_MAX} writes wait on this node, the maximum")]
+    QueuedWrites,
+    /// Bytes of writes that wait or are in flight on this node.
+    #[error(
+        "this node has no room for the write: those that wait or are in flight may have {PROPOSE_QUEUE_BYTES_MAX} bytes"
+    )]
+    QueuedBytes,
+    /// The same on the leader.
+    #[error("the leader has no room for the write: those in flight may have {PROPOSE_QUEUE_BYTES_MAX} bytes")]
+    LeaderBytes,
+    /// Bytes of entries that the leader's disk has not synced.
+    #[error("the disk of this node is too slow: entries that are not synced may have {PROPOSE_QUEUE_BYTES_MAX} bytes")]
+    UnsyncedBytes,
+    /// The deadline of a write, which passed while the write was queued.
+    #[error("the write was not proposed by its deadline, since too many came before it")]
+    Deadline,
+    /// Strong reads at the gate of this node.
+    #[error("{0} reads wait on this node, the maximum")]
+    WaitingReads(usize),
 }
 
 /// Why a request to the cluster failed.
@@ -28,10 +54,18 @@ pub enum Error {
     #[error("the leader was lost while the write was in flight")]
     LeaderLost,
     /// Too many writes or reads are waiting.
-    #[error("this node has {limit} writes waiting, and takes no more until some are done")]
+    #[error("{limit}")]
     Busy {
-        /// [`crate::limits::PROPOSE_QUEUE_MAX`].
-        limit: usize,
+        /// The limit that was met.
+        limit: Limit,
+    },
+    /// The write is too large to be proposed.
+    #[error(
+        "the write has {bytes} bytes, with all that its hooks have added or read; at most {COMMAND_BYTES_MAX} are allowed"
+    )]
+    TooLarge {
+        /// Its size as the log would carry it.
+        bytes: usize,
     },
     /// The disk is full: this node's, or that of a leader without a successor.
     #[error("{0}")]
@@ -75,6 +109,7 @@ impl Error {
             Self::NoQuorum { outcome, .. } | Self::Stopped { outcome } => *outcome,
             Self::LeaderLost | Self::Storage(_) | Self::MembershipPending => WriteOutcome::Unknown,
             Self::Busy { .. }
+            | Self::TooLarge { .. }
             | Self::DiskFull(_)
             | Self::Barred(_)
             | Self::Codec(_)
@@ -101,6 +136,7 @@ impl Error {
             Self::NoQuorum { .. } | Self::LeaderLost | Self::Busy { .. } | Self::Stopped { .. } => true,
             Self::MembershipPending | Self::DiskFull(_) => true,
             Self::Barred(_)
+            | Self::TooLarge { .. }
             | Self::Codec(_)
             | Self::Storage(_)
             | Self::Refused(_)

@@ -14,7 +14,7 @@
 //!
 //! - `handle`: the room's door, [`Handle`], and its concerns, connected; `options`: the settings.
 //! - `server`: answers the calls of other nodes.
-//! - `proposer`: gathers writes into rounds and sends them to the leader.
+//! - `proposer`: gathers writes into rounds and sends them to the leader; `queue`: the writes that wait for that.
 //! - `reads`: the gate of strong reads, and the staleness of local ones.
 //! - `log_cut`, `disk_full`: when the log is cut, and how a node with a full disk behaves.
 //! - `cluster`: who this node is, who the others are, who leads, and how that changes.
@@ -56,6 +56,7 @@ mod log_cut;
 mod options;
 mod peer;
 mod proposer;
+mod queue;
 mod raft;
 mod reads;
 mod server;

@@ -4,33 +4,41 @@
 //! node proposes a single write at once, a busy node fills its rounds. A slow round, because of a wide network or a lost
 //! leader, delays the next one by at most [`ROUND_PATIENCE`]. A round is sent to the leader, wherever it is, and is sent
 //! again only if it is certain that no node has appended it.
+//!
+//! Each write has its own deadline. If it passes before the write is in a log, the write is dropped, and its caller knows that
+//! it is not written; if it passes later, only this caller learns that the outcome is unknown, and the others of the round
+//! wait on. [`super::queue`] bounds what waits and what is in flight.
 
+use std::pin::pin;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use super::error::{Error, WriteOutcome};
+use super::error::{Error, Limit, WriteOutcome};
 use super::peer::protocol::{Call, Failure, Transport};
+use super::queue::{self, Proposal, Queue};
 use super::types::{Round, RoundWrite, TypeConfig, decode, encode};
 use super::{cluster::leadership::Leadership, cluster::view::ClusterView, disk_full};
 use crate::clock::{self, Clock};
-use crate::limits::PROPOSE_QUEUE_MAX;
+use crate::limits::{COMMAND_BYTES_MAX, PROPOSE_QUEUE_BYTES_MAX};
 use crate::storage::{DiskFull, FeatureLevel, FreeSpace, GuardedWrite, Outcome};
 use crate::telemetry::{Stage, Telemetry, TraceContext, names};
-
-/// Most writes in a proposal round.
-const ROUND_WRITES_MAX: usize = 1_024;
-
-/// Most bytes of commands in a proposal round. A single larger write goes alone.
-const ROUND_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// Time that the writes of the next proposal round wait for the round in flight.
 const ROUND_PATIENCE: Duration = Duration::from_millis(20);
 
-/// Most proposal rounds in flight at once on a node.
-const ROUNDS_IN_FLIGHT_MAX: usize = 8;
+/// Most bytes of a node's proposal rounds in flight at once; a single larger round goes alone. Small, so that what is in a log is
+/// committed by its deadline on slow disks too: a write that waits instead is *not written* if it waits too long.
+const IN_FLIGHT_BYTES_MAX: u32 = 8 * 1024 * 1024;
+
+/// What a round in flight counts as at least, so that there are at most eight.
+const IN_FLIGHT_BYTES_MIN: u32 = IN_FLIGHT_BYTES_MAX / 8;
+
+/// Interval at which the queue is searched for writes that nobody waits for any more, while no round can be made.
+const SWEEP_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Pause before a node looks for the leader again.
 pub(super) const LEADER_POLL: Duration = Duration::from_millis(20);
@@ -46,15 +54,7 @@ pub(super) struct Proposer {
     clock: Clock,
     transport: Arc<dyn Transport>,
     telemetry: Telemetry,
-    queue: mpsc::Sender<Pending>,
-}
-
-/// A write that waits for its outcome.
-struct Pending {
-    write: RoundWrite,
-    deadline: Instant,
-    queued: std::time::Instant,
-    reply: oneshot::Sender<Result<Outcome, Error>>,
+    queue: Arc<Queue>,
 }
 
 /// The leader's answer to a forwarded round.
@@ -67,9 +67,20 @@ pub(super) enum Forwarded {
     /// The disks of the leader and of every possible successor are full. Nothing was appended.
     DiskFull(DiskFull),
     /// The leader could not complete the round.
-    Failed { successful: u32, outcome: WriteOutcome },
+    Failed {
+        successful: u32,
+        outcome: WriteOutcome,
+        /// Whether the leader has no room for the round. Earlier versions neither send nor read it.
+        #[serde(deserialize_with = "absent_is_false")]
+        is_busy: bool,
+    },
     /// The leader lost the leadership while the round was in its log.
     LeaderLost,
+}
+
+/// Reads a last field that earlier versions do not send.
+fn absent_is_false<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    Ok(serde::Deserialize::deserialize(deserializer).unwrap_or_default())
 }
 
 /// The result of one attempt to commit a round. If none, no node has appended the round: it may be proposed again.
@@ -85,13 +96,15 @@ impl Proposer {
         transport: Arc<dyn Transport>,
         telemetry: Telemetry,
     ) -> Arc<Self> {
-        let (queue, writes) = mpsc::channel(PROPOSE_QUEUE_MAX);
-        let proposer = Arc::new(Self { view, leadership, free_space, clock, transport, telemetry, queue });
-        tokio::spawn(make_rounds(Arc::downgrade(&proposer), writes));
+        let queue = Arc::new(Queue::new());
+        let proposer =
+            Arc::new(Self { view, leadership, free_space, clock, transport, telemetry, queue: queue.clone() });
+        tokio::spawn(make_rounds(Arc::downgrade(&proposer), queue));
         proposer
     }
 
-    /// Proposes a write and waits until it is committed and applied by the leader.
+    /// Proposes a write and waits until it is committed and applied by the leader. If the returned future is dropped, so is a
+    /// write that is still queued.
     pub(super) async fn propose(
         &self,
         write: &GuardedWrite,
@@ -100,71 +113,103 @@ impl Proposer {
     ) -> Result<Outcome, Error> {
         self.view.check_standing()?;
         disk_full::check(&self.free_space)?;
-        let (reply, answer) = oneshot::channel();
-        let command = write.encode(self.view.raft.applied().level()).map_err(Error::Codec)?;
-        let write = RoundWrite { trace, command: command.into() };
-        let pending = Pending { write, deadline, queued: std::time::Instant::now(), reply };
-        self.queue.try_send(pending).map_err(|refused| match refused {
-            mpsc::error::TrySendError::Full(_) => Error::Busy { limit: PROPOSE_QUEUE_MAX },
-            mpsc::error::TrySendError::Closed(_) => Error::Stopped { outcome: WriteOutcome::NotWritten },
-        })?;
-        let metrics = self.telemetry.metrics();
-        metrics.pending(1);
-        let answer = answer.await.unwrap_or(Err(Error::Stopped { outcome: WriteOutcome::Unknown }));
-        metrics.pending(-1);
-        answer
+        let command: Bytes = write.encode(self.view.raft.applied().level()).map_err(Error::Codec)?.into();
+        if command.len() > COMMAND_BYTES_MAX {
+            return Err(Error::TooLarge { bytes: command.len() });
+        }
+        let held = self.queue.reserve(command.len()).ok_or_else(|| self.overloaded(Limit::QueuedBytes))?;
+        let answer = self.queue.push(RoundWrite { trace, command }, held, deadline);
+        let answer = answer.ok_or_else(|| self.overloaded(Limit::QueuedWrites))?;
+        let _pending = self.telemetry.metrics().pending();
+        answer.await.unwrap_or(Err(Error::Stopped { outcome: WriteOutcome::Unknown }))
     }
 
-    /// Proposes one round and tells each writer its outcome.
+    /// Proposes one round, again while it is certain that no node has appended it, and tells each writer its outcome.
     async fn run_round(
         self: Arc<Self>,
-        pending: Vec<Pending>,
+        mut proposal: Proposal,
         _in_flight: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
     ) {
-        for write in &pending {
-            self.telemetry.metrics().write_stage(Stage::Queue, write.queued.elapsed());
+        for caller in &proposal.callers {
+            self.telemetry.metrics().write_stage(Stage::Queue, caller.queued.elapsed());
         }
-        let Some(deadline) = pending.iter().map(|write| write.deadline).min() else { return };
-        let (writes, replies): (Vec<_>, Vec<_>) = pending.into_iter().map(|write| (write.write, write.reply)).unzip();
-        match self.commit(Round { stamped_at_ms: None, writes }, deadline).await {
-            Ok(outcomes) => {
-                for (reply, outcome) in replies.into_iter().zip(outcomes) {
-                    // Sending fails if the writer has stopped waiting; its write stands.
-                    let _ = reply.send(Ok(outcome));
+        let mut was_attempted = false;
+        while proposal.retain_waiting(|| self.too_late(was_attempted)) {
+            was_attempted = true;
+            match self.attempt(&mut proposal).await {
+                Ok(Some(outcomes)) => return proposal.conclude(outcomes),
+                Err(error) => return proposal.fail(&error),
+                // Waiting helps only while a majority can be reached to elect a leader.
+                Ok(None) if self.view.quorum_is_out_of_reach() => {
+                    return proposal.fail(&self.view.no_quorum(WriteOutcome::NotWritten));
                 }
-            }
-            Err(error) => {
-                for reply in replies {
-                    let _ = reply.send(Err(error.clone()));
+                Ok(None) => {
+                    let poll = Instant::now() + LEADER_POLL;
+                    let deadline = queue::first_deadline(&proposal.callers);
+                    tokio::time::sleep_until(deadline.map_or(poll, |deadline| deadline.min(poll))).await;
                 }
             }
         }
     }
 
-    async fn commit(&self, round: Round, deadline: Instant) -> Result<Vec<Outcome>, Error> {
-        loop {
-            let attempt = match self.view.leader() {
-                Some((leader, _)) if leader == self.view.raft.id() => {
-                    self.propose_here(round.clone(), deadline).await?
-                }
-                Some((leader, url)) => self.forward(leader, &url, &round, deadline).await?,
-                None => None,
-            };
-            match attempt {
-                Some(outcomes) => return Ok(outcomes),
-                // Waiting helps only while a majority can be reached to elect a leader.
-                None if self.view.quorum_is_out_of_reach() || Instant::now() + LEADER_POLL >= deadline => {
-                    return Err(self.view.no_quorum(WriteOutcome::NotWritten));
-                }
-                None => tokio::time::sleep(LEADER_POLL).await,
+    /// One attempt to commit a round. Callers whose deadline passes meanwhile are told that their writes may yet appear.
+    async fn attempt(&self, proposal: &mut Proposal) -> Result<Attempt, Error> {
+        let Proposal { round, callers, .. } = proposal;
+        let in_doubt = || self.in_doubt();
+        let Some(last) = queue::last_deadline(callers) else { return Ok(None) };
+        let mut committed = pin!(self.commit(round, last));
+        while let Some(first) = queue::first_deadline(callers) {
+            match tokio::time::timeout_at(first, &mut committed).await {
+                Ok(attempt) => return attempt,
+                Err(_) => queue::tell_late(callers, in_doubt),
             }
+        }
+        Err(in_doubt())
+    }
+
+    /// Proposes a round where the leader is. `deadline` is that of the last caller.
+    async fn commit(&self, round: &Round, deadline: Instant) -> Result<Attempt, Error> {
+        match self.view.leader() {
+            Some((leader, _)) if leader == self.view.raft.id() => self.propose_here(round.clone()).await,
+            Some((leader, url)) => self.forward(leader, &url, round, deadline).await,
+            None => Ok(None),
+        }
+    }
+
+    /// The error of a write that is refused because of a limit.
+    fn overloaded(&self, limit: Limit) -> Error {
+        match self.view.quorum_is_out_of_reach() {
+            true => self.view.no_quorum(WriteOutcome::NotWritten),
+            false => Error::Busy { limit },
+        }
+    }
+
+    /// The error of a write whose deadline passed before a node appended it. If it was attempted, no leader took it.
+    fn too_late(&self, was_attempted: bool) -> Error {
+        match self.view.leader() {
+            Some(_) if !was_attempted => self.overloaded(Limit::Deadline),
+            _ => self.view.no_quorum(WriteOutcome::NotWritten),
+        }
+    }
+
+    /// The error of a write whose deadline passed while its round was in flight.
+    fn in_doubt(&self) -> Error {
+        match self.view.leader() {
+            Some((leader, _)) if leader == self.view.raft.id() => {
+                Error::NoQuorum { successful: self.view.raft.holders_of_last_entry(), outcome: WriteOutcome::Unknown }
+            }
+            _ => self.view.no_quorum(WriteOutcome::Unknown),
         }
     }
 
     /// Proposes on this node, which believes that it leads.
-    async fn propose_here(&self, mut round: Round, deadline: Instant) -> Result<Attempt, Error> {
+    async fn propose_here(&self, mut round: Round) -> Result<Attempt, Error> {
         use openraft::{error::ClientWriteError, impls::ProgressResponder};
 
+        // The others commit without this node's disk, however slow it is, and what it has not synced is in memory.
+        if self.view.raft.unsynced_bytes() > PROPOSE_QUEUE_BYTES_MAX {
+            return Err(self.overloaded(Limit::UnsyncedBytes));
+        }
         round.stamped_at_ms = self.stamp(&round);
         let began = (std::time::Instant::now(), clock::now());
         let traces: Vec<_> = round.writes.iter().filter_map(|write| write.trace).collect();
@@ -177,27 +222,20 @@ impl Proposer {
             .await
             .map_err(stopped(WriteOutcome::NotWritten))?;
 
-        let in_flight = async {
-            if let Ok(log_id) = committed.await {
-                let ended = clock::now();
-                self.telemetry.metrics().write_stage(Stage::Commit, began.0.elapsed());
-                for trace in &traces {
-                    let position = [names::log_index(log_id.index())];
-                    self.telemetry.record_span(names::SPAN_COMMIT, *trace, began.1, ended, &position);
-                }
+        if let Ok(log_id) = committed.await {
+            let ended = clock::now();
+            self.telemetry.metrics().write_stage(Stage::Commit, began.0.elapsed());
+            for trace in &traces {
+                let position = [names::log_index(log_id.index())];
+                self.telemetry.record_span(names::SPAN_COMMIT, *trace, began.1, ended, &position);
             }
-            completed.await
-        };
-        match tokio::time::timeout_at(deadline, in_flight).await {
-            Ok(Ok(Ok(response))) => Ok(Some(response.data)),
-            Ok(Ok(Err(ClientWriteError::ForwardToLeader(_)))) => Ok(None),
+        }
+        match completed.await {
+            Ok(Ok(response)) => Ok(Some(response.data)),
+            Ok(Err(ClientWriteError::ForwardToLeader(_))) => Ok(None),
             // The entry was in the log when the leader lost the leadership; its successor may have committed it.
-            Ok(Ok(Err(_))) => Err(Error::LeaderLost),
-            Ok(Err(_)) => Err(Error::Stopped { outcome: WriteOutcome::Unknown }),
-            Err(_) => Err(Error::NoQuorum {
-                successful: self.view.raft.holders_of_last_entry(),
-                outcome: WriteOutcome::Unknown,
-            }),
+            Ok(Err(_)) => Err(Error::LeaderLost),
+            Err(_) => Err(Error::Stopped { outcome: WriteOutcome::Unknown }),
         }
     }
 
@@ -230,7 +268,8 @@ impl Proposer {
                 Forwarded::Done(outcomes) => Ok(Some(outcomes)),
                 Forwarded::NotLeader => Ok(None),
                 Forwarded::DiskFull(disk_full) => Err(Error::DiskFull(disk_full)),
-                Forwarded::Failed { successful, outcome } => {
+                Forwarded::Failed { is_busy: true, .. } => Err(self.overloaded(Limit::LeaderBytes)),
+                Forwarded::Failed { successful, outcome, .. } => {
                     Err(Error::NoQuorum { successful: usize::try_from(successful).unwrap_or(usize::MAX), outcome })
                 }
                 Forwarded::LeaderLost => Err(Error::LeaderLost),
@@ -252,9 +291,8 @@ impl Proposer {
         tokio::time::sleep(SUCCESSION_GRACE).await;
     }
 
-    /// Serves a round that another node forwarded.
+    /// Serves a round that another node forwarded. After an error nothing was appended.
     pub(super) async fn serve(&self, body: &[u8]) -> Result<Forwarded, Error> {
-        let (round, remaining): (Round, Duration) = decode(body)?;
         if self.view.leader().is_none_or(|(leader, _)| leader != self.view.raft.id()) {
             return Ok(Forwarded::NotLeader);
         }
@@ -265,9 +303,17 @@ impl Proposer {
                 Forwarded::DiskFull(disk_full)
             });
         }
+        let not_written = |is_busy| Forwarded::Failed { successful: 1, outcome: WriteOutcome::NotWritten, is_busy };
+        let Some(_held) = self.queue.reserve(body.len()) else { return Ok(not_written(true)) };
+        let (round, remaining): (Round, Duration) = decode(body)?;
+        queue::check(&round)?;
         // A little earlier than the other side's, so that it receives our answer and not a timeout.
-        let deadline = Instant::now() + remaining.saturating_sub(LEADER_POLL);
-        Ok(match self.propose_here(round, deadline).await {
+        let remaining = remaining.saturating_sub(LEADER_POLL);
+        if remaining.is_zero() {
+            return Ok(not_written(false));
+        }
+        let proposed = tokio::time::timeout(remaining, self.propose_here(round)).await;
+        Ok(match proposed.unwrap_or_else(|_| Err(self.in_doubt())) {
             Ok(Some(outcomes)) => Forwarded::Done(outcomes),
             Ok(None) => Forwarded::NotLeader,
             Err(Error::LeaderLost) => Forwarded::LeaderLost,
@@ -277,40 +323,55 @@ impl Proposer {
                     _ => 1,
                 },
                 outcome: error.outcome(),
+                is_busy: matches!(error, Error::Busy { .. }),
             },
         })
     }
 }
 
+impl Drop for Proposer {
+    fn drop(&mut self) {
+        // Ends the task that makes rounds.
+        self.queue.wake();
+    }
+}
+
 /// Makes rounds of the queued writes until the proposer is dropped.
-async fn make_rounds(proposer: Weak<Proposer>, mut queue: mpsc::Receiver<Pending>) {
-    let in_flight = Arc::new(Semaphore::new(ROUNDS_IN_FLIGHT_MAX));
+async fn make_rounds(proposer: Weak<Proposer>, queue: Arc<Queue>) {
+    let in_flight = Arc::new(Semaphore::new(IN_FLIGHT_BYTES_MAX as usize));
+    let room = |bytes: u32| in_flight.clone().acquire_many_owned(bytes);
     // Held by the round that the next round waits for.
     let latest = Arc::new(Semaphore::new(1));
-    let mut left_over = None;
     loop {
-        let Ok(permit) = in_flight.clone().acquire_owned().await else { return };
-        let first = match left_over.take() {
-            Some(pending) => pending,
-            None => {
-                let Some(pending) = queue.recv().await else { return };
-                pending
-            }
-        };
+        queue.filled().await;
+        let Some(Ok(mut permit)) = swept(&proposer, None, room(IN_FLIGHT_BYTES_MIN)).await else { return };
         let turn = tokio::time::timeout(ROUND_PATIENCE, latest.clone().acquire_owned()).await;
         let turn = turn.ok().and_then(Result::ok);
-        let mut bytes = first.write.command.len();
-        let mut round = vec![first];
-        while round.len() < ROUND_WRITES_MAX {
-            let Ok(next) = queue.try_recv() else { break };
-            bytes += next.write.command.len();
-            if bytes > ROUND_BYTES_MAX {
-                left_over = Some(next);
-                break;
-            }
-            round.push(next);
-        }
+        let Some(mut proposal) = queue.take_round() else { continue };
+        let more = proposal.bytes().clamp(IN_FLIGHT_BYTES_MIN, IN_FLIGHT_BYTES_MAX) - IN_FLIGHT_BYTES_MIN;
+        let Some(Ok(more)) = swept(&proposer, Some(&mut proposal), room(more)).await else { return };
+        permit.merge(more);
         let Some(proposer) = proposer.upgrade() else { return };
-        tokio::spawn(proposer.run_round(round, (permit, turn)));
+        tokio::spawn(proposer.run_round(proposal, (permit, turn)));
+    }
+}
+
+/// Waits for something, and meanwhile drops the writes that nobody waits for, from the queue and from the round that was taken
+/// from it. None if the proposer is dropped.
+async fn swept<T>(
+    proposer: &Weak<Proposer>,
+    mut taken: Option<&mut Proposal>,
+    wait: impl Future<Output = T>,
+) -> Option<T> {
+    let mut wait = pin!(wait);
+    loop {
+        if let Ok(done) = tokio::time::timeout(SWEEP_INTERVAL, &mut wait).await {
+            return Some(done);
+        }
+        let proposer = proposer.upgrade()?;
+        proposer.queue.sweep(|| proposer.too_late(false));
+        if let Some(taken) = &mut taken {
+            taken.retain_waiting(|| proposer.too_late(false));
+        }
     }
 }

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::error::{Error, WriteOutcome};
+use super::error::{Error, Limit, WriteOutcome};
 use super::lease::{Lease, TRUSTED};
 use super::peer::protocol::{Call, Transport};
 use super::types::{decode, encode};
@@ -58,7 +58,7 @@ impl Reads {
     pub(super) async fn pass(&self, deadline: Instant) -> Result<(), Error> {
         self.view.check_standing()?;
         let (reply, answer) = oneshot::channel();
-        self.gate.try_send(reply).map_err(|_| Error::Busy { limit: WAITING_READS_MAX })?;
+        self.gate.try_send(reply).map_err(|_| Error::Busy { limit: Limit::WaitingReads(WAITING_READS_MAX) })?;
         match tokio::time::timeout_at(deadline, answer).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(Error::Stopped { outcome: WriteOutcome::NotWritten }),

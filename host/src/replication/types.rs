@@ -91,7 +91,7 @@ pub(super) type Metrics = openraft::RaftMetrics<TypeConfig>;
 pub struct Round {
     /// Unix time in milliseconds of the leader that proposed the round; absent below [`storage::FeatureLevel::STAMPED`].
     pub stamped_at_ms: Option<u64>,
-    /// At most `ROUND_WRITES_MAX` (see `proposer`); none in the round that raises the feature level.
+    /// At most `ROUND_WRITES_MAX` (see `queue`); none in the round that raises the feature level.
     pub writes: Vec<RoundWrite>,
 }
 

@@ -78,6 +78,15 @@ pub struct HookMetrics {
     accepted: [KeyValue; 3],
 }
 
+/// A write that waits for its outcome. Dropped with the request of a client that leaves.
+pub(crate) struct PendingWrite<'a>(&'a UpDownCounter<i64>);
+
+impl Drop for PendingWrite<'_> {
+    fn drop(&mut self) {
+        self.0.add(-1, &[]);
+    }
+}
+
 impl Metrics {
     /// Builds the provider, with a reader for `/metrics` beside those that `builder` has, and the instruments.
     pub(super) fn start(
@@ -159,8 +168,10 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn pending(&self, change: i64) {
-        self.pending.add(change, &[]);
+    /// Counts a write that waits for its outcome, until the guard is dropped.
+    pub(crate) fn pending(&self) -> PendingWrite<'_> {
+        self.pending.add(1, &[]);
+        PendingWrite(&self.pending)
     }
 
     pub(crate) fn of_hook(self: &Arc<Self>, hook: &str, plugin: &str) -> HookMetrics {
@@ -224,7 +235,7 @@ mod tests {
         metrics.fsync(Duration::from_millis(1), 4);
         metrics.read("local", Duration::from_millis(1));
         metrics.set_cluster(2, Some(7), true);
-        metrics.pending(1);
+        drop(metrics.pending());
         for result in ["accepted", "rejected", "trapped"] {
             metrics.of_hook("h", "p").call(Duration::from_micros(20), result, 65_536);
         }
@@ -235,5 +246,19 @@ mod tests {
         }
         assert!(text.contains(r#"le="0.0001""#) && text.contains(r#"stage="append""#), "{text}");
         assert!(!other.render_prometheus().contains(r#"stage="append""#));
+    }
+
+    #[test]
+    fn a_write_is_pending_until_its_request_is_dropped() {
+        let metrics = Metrics::start(SdkMeterProvider::builder(), || 0);
+        let is_pending = |count: &str| {
+            let text = metrics.render_prometheus();
+            let line = text.lines().find(|line| line.starts_with("brink_raft_pending{")).unwrap();
+            assert!(line.ends_with(count), "{line}");
+        };
+        let writes = [metrics.pending(), metrics.pending()];
+        is_pending(" 2");
+        drop(writes);
+        is_pending(" 0");
     }
 }

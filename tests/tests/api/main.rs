@@ -1,4 +1,5 @@
-//! The HTTP API: golden scripts of requests and answers, and the limits of requests.
+//! The HTTP API: golden scripts of requests and answers, the limits of requests, and too many of them.
 
 mod limits;
+mod overload;
 mod scripts;

@@ -17,6 +17,9 @@ const SHORT_MS: u64 = 200;
 /// Deadline of a plugin that must exceed another limit first, even on a busy machine.
 const LONG_MS: u64 = 3_000;
 
+/// Hooks that each enlarge three values to 4 MiB.
+const ENLARGING_HOOKS: usize = 3;
+
 /// Time for a refusal beyond the deadline: `configure` has a deadline of its own, and the machine is busy.
 const SLACK: Duration = Duration::from_millis(1_500);
 
@@ -123,6 +126,36 @@ async fn oversized_answers_are_cut_and_the_machine_is_out_of_reach() {
         let answer = client.put(&format!("hostile/{misbehavior}"), &json!(1)).await;
         assert_ne!(answer.json["code"], "escaped", "{misbehavior}: {}", answer.json);
         assert!(answer.status < 300 || answer.json["type"] == "urn:brink:problem:plugin-trapped", "{}", answer.json);
+    }
+}
+
+/// Each hook enlarges three items of a batch, to 36 MiB in all. Nothing but this limit would keep them from making an entry that no follower
+/// accepts.
+#[tokio::test]
+async fn a_write_that_transformers_enlarge_beyond_its_limit_is_refused_and_the_cluster_goes_on() {
+    let cluster = start().await;
+    let client = cluster.client(0);
+    let config = json!({"do": "huge-output", "role": "transformer", "bytes": 4 << 20});
+    for number in 0..ENLARGING_HOOKS {
+        let hook = json!({"plugin": "hostile", "prefix": format!("large/{number}/"), "deadline_ms": LONG_MS, "config": config});
+        client.put_json(&format!("/hooks/enlarge-{number}/"), &hook).await.expect(200);
+    }
+    let key = |item: usize| format!("large/{}/{item}", item / 3);
+    let item = |item| json!({"key": key(item), "value_base64": "MQ==", "content_type": "text/plain"});
+    let items: Vec<_> = (0..3 * ENLARGING_HOOKS).map(item).collect();
+    for node in &cluster.nodes {
+        let refused = node.client.post_json("/kv/batch/", &json!({ "items": items })).await.expect(422).json;
+        assert_eq!(refused["type"], "urn:brink:problem:write-too-large", "{refused}");
+        assert_eq!(refused["outcome"], "not_written");
+        assert_eq!((&refused["plugin"], &refused["bytes_max"]), (&json!("hostile"), &json!(32 << 20)), "{refused}");
+        assert!(refused["bytes"].as_u64() > refused["bytes_max"].as_u64() && refused["hook"].is_string(), "{refused}");
+    }
+    let written = client.post_json("/kv/batch/", &json!({ "items": items[..4] })).await;
+    assert_eq!(written.status, 200);
+    for node in &cluster.nodes {
+        node.client.put("other", &json!(1)).await;
+        node.client.get("/kv/large/0/0/?consistency=strong").await.expect(200);
+        node.client.get("/kv/large/2/8/?consistency=strong").await.expect(404);
     }
 }
 

@@ -11,9 +11,9 @@ use serde_json::value::RawValue;
 use tokio::time::Instant;
 
 use super::{entry, value};
-use crate::api::answer;
 use crate::api::problem::{Kind, Problem};
 use crate::api::request::{self, Call};
+use crate::api::{answer, body};
 use crate::limits::{BATCH_BODY_BYTES_MAX, BATCH_ITEMS_MAX, CONTENT_TYPE_BYTES_MAX, WRITE_DEADLINE};
 use crate::storage::{Action, AskedBy, Fact, Operation, Precondition, Space, Value};
 use crate::write_path::Request;
@@ -53,9 +53,9 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawV
 }
 
 pub(crate) async fn post(Call { app, headers, body, .. }: Call) -> Result<Response, Problem> {
-    let body = request::body(&headers, body, BATCH_BODY_BYTES_MAX).await?;
+    let body = body::read(&app, &headers, body, BATCH_BODY_BYTES_MAX).await?;
     let shape = "{\"items\": [{\"key\", \"value\"} or {\"op\": \"delete\", \"key\"}, …]}";
-    let BatchBody { items } = request::json(&body, shape)?;
+    let BatchBody { items } = request::json(&body.bytes, shape)?;
     let idempotency_key = request::idempotency_key(&headers)?;
     let request = Request { idempotency_key, ..request_of(items)? };
     let written = app.write_path.write(request, Instant::now() + WRITE_DEADLINE).await?;

@@ -6,9 +6,9 @@ use tokio::time::Instant;
 
 use super::read::{Freshness, read};
 use super::{entry, value};
-use crate::api::answer;
 use crate::api::problem::{Kind, Problem};
 use crate::api::request::{self, Call, Consistency};
+use crate::api::{answer, body};
 use crate::limits::{BODY_BYTES_MAX, WRITE_DEADLINE};
 use crate::storage::{Action, Effect, Operation, Space};
 use crate::write_path::Request;
@@ -16,7 +16,8 @@ use crate::write_path::Request;
 pub(crate) async fn put(Call { app, uri, headers, body, .. }: Call) -> Result<Response, Problem> {
     let key = request::key(&uri)?;
     let preconditions = request::preconditions(&headers, &key)?;
-    let value = value::of_body(&headers, request::body(&headers, body, BODY_BYTES_MAX).await?)?;
+    let body = body::read(&app, &headers, body, BODY_BYTES_MAX).await?;
+    let value = value::of_body(&headers, body.bytes.clone())?;
     let idempotency_key = request::idempotency_key(&headers)?;
     let operations = vec![Operation { space: Space::Kv, key, action: Action::Put(value) }];
     let request = Request { operations, preconditions, idempotency_key };

@@ -29,7 +29,8 @@ pub(crate) const READ_BYTES: usize = 64 * 1024;
 /// Free space in the read buffer below which a new buffer is allocated, in bytes.
 const READ_BYTES_MIN: usize = 4 * 1024;
 
-/// Largest body of a call between nodes, in bytes: one entry with a batch as transformers have left it.
+/// Largest body of a call between nodes, or of its answer, in bytes. The largest are appends; see `log_store`, which keeps them
+/// below it.
 pub(crate) const PEER_BODY_BYTES_MAX: usize = PLUGIN_BYTES_MAX + 8 * 1024 * 1024;
 
 /// Bytes of a frame before the body, after the length.
@@ -68,6 +69,8 @@ pub(crate) fn parse_call(mut frame: Bytes) -> io::Result<(u32, Call, Envelope, B
 pub(crate) fn put_answer(out: &mut BytesMut, number: u32, answer: &Result<Bytes, Error>) {
     let text;
     let (status, body) = match answer {
+        // It would break the connection, and with it the calls of others.
+        Ok(body) if body.len() > PEER_BODY_BYTES_MAX => (FAILED, "the answer is too large".as_bytes()),
         Ok(body) => (DONE, body.as_ref()),
         Err(error) => {
             text = error.to_string();
@@ -129,5 +132,19 @@ impl<R: AsyncRead + Unpin> Frames<R> {
                 return if self.buffer.is_empty() { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_is_too_large_fails_alone_and_not_the_connection() {
+        let mut out = BytesMut::new();
+        put_answer(&mut out, 7, &Ok(vec![0; PEER_BODY_BYTES_MAX + 1].into()));
+        out.advance(4);
+        let (number, answer) = parse_answer(out.freeze(), "http://b").unwrap();
+        assert_eq!((number, answer.unwrap_err().failure), (7, Failure::NoAnswer));
     }
 }

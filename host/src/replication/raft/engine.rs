@@ -110,6 +110,11 @@ impl RaftHandle {
         }
     }
 
+    /// Bytes of log entries that this node's disk has not synced.
+    pub(crate) fn unsynced_bytes(&self) -> usize {
+        self.parts.log_store.log.unsynced_bytes()
+    }
+
     pub(crate) fn log_entries(&self) -> u64 {
         self.with_metrics(|metrics| {
             let purged = metrics.purged.as_ref().map_or(0, |purged| purged.index());

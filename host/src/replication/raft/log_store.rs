@@ -13,6 +13,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
 use crate::clock;
+use crate::limits::COMMAND_BYTES_MAX;
+use crate::replication::peer::frames::PEER_BODY_BYTES_MAX;
 use crate::replication::types::{LogEntry, LogId, TypeConfig, Vote, decode, encode, traces_of};
 use crate::storage::{self, Log};
 use crate::telemetry::{Stage, Telemetry, TraceContext, names};
@@ -21,7 +23,11 @@ pub(super) const VOTE: &str = "vote";
 const COMMITTED: &str = "committed";
 
 /// Maximum bytes of entries returned by one read of the log for replication or apply; at least one entry is returned.
+///
+/// The last entry may go beyond it, by less than the largest entry. So an append always fits into a frame between nodes.
 const READ_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+const _: () = assert!(READ_BYTES_MAX + 2 * COMMAND_BYTES_MAX <= PEER_BODY_BYTES_MAX);
 
 /// The Raft log of this node. Cheap to clone.
 #[derive(Clone)]
@@ -155,5 +161,40 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {
         let marker = encode(&log_id).map_err(io::Error::other)?;
         wait_for(|done| self.log.purge_upto(log_id.index(), marker, done)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use openraft::raft::AppendEntriesRequest;
+    use openraft::{EntryPayload, LogId};
+
+    use super::*;
+    use crate::replication::types::{Round, RoundWrite};
+
+    #[tokio::test]
+    async fn the_largest_append_fits_into_a_frame() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = Log::open(&dir.path().join("log"), Box::new(|_, _| {}), false).unwrap();
+        let mut store = LogStore { log, telemetry: Telemetry::disabled() };
+        let vote = Vote::new(u64::MAX, u64::MAX);
+        // A read goes on as long as it has fewer bytes than its maximum.
+        let entries = [(1, READ_BYTES_MAX - 1_024), (2, COMMAND_BYTES_MAX), (3, 1)].map(|(index, bytes)| {
+            let writes = vec![RoundWrite { trace: None, command: vec![0; bytes].into() }];
+            let log_id = LogId::new(*vote.leader_id(), index);
+            (
+                index,
+                encode(&LogEntry { log_id, payload: EntryPayload::Normal(Round { stamped_at_ms: None, writes }) })
+                    .unwrap(),
+            )
+        });
+        store.log.append(entries.into(), Box::new(|_| {}));
+        let entries = store.limited_get_log_entries(1, 4).await.unwrap();
+        assert_eq!(entries.len(), 2);
+        let last = Some(entries[1].log_id);
+        let request = AppendEntriesRequest::<TypeConfig> { vote, prev_log_id: last, entries, leader_commit: last };
+        let bytes = encode(&request).unwrap().len();
+        assert!(bytes > COMMAND_BYTES_MAX + READ_BYTES_MAX - 1_024, "{bytes} bytes");
+        assert!(bytes < PEER_BODY_BYTES_MAX, "{bytes} bytes");
     }
 }

@@ -23,7 +23,8 @@
 //! pauses, cut links, bad weather, slow syncs, leadership transfers, members that join and leave. Meanwhile clients on all
 //! nodes write, delete and read, and the results are recorded (`clients`, `history`). Then everything heals, the cluster
 //! must soon be writable again and its nodes reach the same state, and the whole course is checked (`invariants`, one file
-//! each). The rules of leases, restarts, identities and memberships have tests of their own (`rules`).
+//! each). The rules of leases, restarts, identities and memberships have tests of their own (`rules`), and so have the bounds of
+//! what is proposed (`bounds`).
 //!
 //! # Guarantees
 //!
@@ -40,6 +41,7 @@
 //! notice, since no message takes less than a step. Disks do not lie and do not fail here, and HTTP connections are not
 //! simulated: the tests of storage and the tests with real processes cover those.
 
+mod bounds;
 mod chaos;
 mod clients;
 mod course;

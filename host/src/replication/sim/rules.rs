@@ -49,7 +49,7 @@ fn three(seed: u64, clocks: [u64; 3]) -> World {
 }
 
 /// Three nodes with these clock rates that have formed a cluster, and their leader.
-fn cluster(seed: u64, clocks: [u64; 3]) -> (World, usize) {
+pub(super) fn cluster(seed: u64, clocks: [u64; 3]) -> (World, usize) {
     let mut world = three(seed, clocks);
     form(&mut world).unwrap();
     // The followers learn about it.
@@ -58,12 +58,12 @@ fn cluster(seed: u64, clocks: [u64; 3]) -> (World, usize) {
     (world, leader)
 }
 
-fn steps(world: &mut World, ms: u64) {
+pub(super) fn steps(world: &mut World, ms: u64) {
     (0..ms).for_each(|_| world.step().unwrap());
 }
 
 #[track_caller]
-fn until(world: &mut World, holds: impl Fn(&World) -> bool) {
+pub(super) fn until(world: &mut World, holds: impl Fn(&World) -> bool) {
     for _ in 0..WAIT_MS_MAX {
         if holds(world) {
             return;
@@ -73,7 +73,7 @@ fn until(world: &mut World, holds: impl Fn(&World) -> bool) {
     panic!("not within {WAIT_MS_MAX} ms");
 }
 
-fn metrics(world: &World, number: usize) -> Metrics {
+pub(super) fn metrics(world: &World, number: usize) -> Metrics {
     world.nodes[number].metrics().unwrap()
 }
 
@@ -85,17 +85,23 @@ fn is_ready(world: &World, number: usize) -> bool {
     world.nodes[number].status().is_some_and(|status| status.ready)
 }
 
-fn has(world: &World, number: usize, key: &str) -> bool {
+pub(super) fn has(world: &World, number: usize, key: &str) -> bool {
     world.nodes[number].data().get(Space::Kv, key).unwrap().is_some()
 }
 
 /// The envelope of a call for a node from its own cluster.
-fn envelope(world: &World, number: usize) -> Envelope {
+pub(super) fn envelope(world: &World, number: usize) -> Envelope {
     Envelope { to: metrics(world, number).id, cluster: status(world, number).cluster }
 }
 
 /// Makes a call as another node would, and waits for its answer.
-fn ask(world: &mut World, number: usize, call: Call, envelope: Envelope, body: Bytes) -> Result<Bytes, Error> {
+pub(super) fn ask(
+    world: &mut World,
+    number: usize,
+    call: Call,
+    envelope: Envelope,
+    body: Bytes,
+) -> Result<Bytes, Error> {
     let answer = Arc::new(Mutex::new(None));
     let slot = answer.clone();
     world.nodes[number].spawn(async move |handle| {
@@ -112,7 +118,7 @@ fn ask(world: &mut World, number: usize, call: Call, envelope: Envelope, body: B
 }
 
 /// Writes a key on a node, until the write succeeds.
-fn write(world: &mut World, number: usize, key: &str) {
+pub(super) fn write(world: &mut World, number: usize, key: &str) {
     for _ in 0..10 {
         let id = world.history.operations.len();
         world.begin(number, put(key));

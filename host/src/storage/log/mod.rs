@@ -39,6 +39,7 @@ mod writer;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
@@ -96,7 +97,13 @@ impl Log {
         watermark: Arc<dyn Watermark>,
         on_fsync: OnFsync,
     ) -> (Self, Writer) {
-        let shared = Arc::new(Shared { segments: segments.segments(), tail: Mutex::new(tail), poison, watermark });
+        let shared = Arc::new(Shared {
+            segments: segments.segments(),
+            tail: Mutex::new(tail),
+            unsynced_bytes: AtomicUsize::new(0),
+            poison,
+            watermark,
+        });
         let (sender, queue) = unbounded_channel();
         let writer = Writer { queue, log: shared.clone(), segments, on_fsync };
         let inner = Inner { shared, queue: Mutex::new(Some(sender)), thread: Mutex::new(None) };
@@ -112,10 +119,16 @@ impl Log {
     /// Appends entries, which are readable when this returns; the writer calls `done` once they are synced. Entries
     /// must follow the last one; an empty log may begin with any index.
     pub fn append(&self, entries: Vec<(u64, Bytes)>, done: Done) {
+        self.inner.shared.unsynced_bytes.fetch_add(writer::bytes_of(&entries), Ordering::Relaxed);
         let mut tail = self.inner.shared.tail.lock();
         tail.append(&entries);
         // Queued under the lock, so that the queue has the order that readers saw. The same goes for all changes below.
         self.queue(Change::Append(entries), done);
+    }
+
+    /// Bytes of the appended entries that are not synced yet.
+    pub fn unsynced_bytes(&self) -> usize {
+        self.inner.shared.unsynced_bytes.load(Ordering::Relaxed)
     }
 
     /// Removes all entries after `index`; every entry, without an index.

@@ -1,6 +1,7 @@
 //! The writer of the log: turns everything that is queued into one write and one sync, and calls back.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -31,11 +32,17 @@ pub(super) enum Change {
     Named,
 }
 
+pub(super) fn bytes_of(entries: &[(u64, Bytes)]) -> usize {
+    entries.iter().map(|(_, entry)| entry.len()).sum()
+}
+
 /// What the writer and the log's handles share.
 pub(super) struct Shared {
     pub(super) segments: Arc<Segments>,
     /// The log as readers see it, including queued changes.
     pub(super) tail: Mutex<Tail>,
+    /// Bytes of queued entries, and of those being written.
+    pub(super) unsynced_bytes: AtomicUsize,
     pub(super) poison: Poison,
     pub(super) watermark: Arc<dyn Watermark>,
 }
@@ -62,7 +69,7 @@ impl Batch {
     fn push(&mut self, (change, done): (Change, Done)) {
         if let Change::Append(entries) = &change {
             self.appended += entries.len();
-            self.bytes += entries.iter().map(|(_, entry)| entry.len()).sum::<usize>();
+            self.bytes += bytes_of(entries);
         }
         self.changes.push(change);
         self.done.push(done);
@@ -131,6 +138,7 @@ impl Writer {
         if let (Ok(()), Some((last, _))) = (result, self.segments.last()) {
             self.log.tail.lock().forget_synced(last + 1);
         }
+        self.log.unsynced_bytes.fetch_sub(batch.bytes, Ordering::Relaxed);
         for done in batch.done {
             done(result.clone());
         }

@@ -46,7 +46,7 @@ pub enum Misbehavior {
     Allocate,
     /// Panics with the message `this panic is intended`.
     Panic,
-    /// Returns a rejection with a huge message, or a huge replacement.
+    /// Returns a rejection with a huge message, or a huge replacement for each write.
     HugeOutput,
     /// Never returns from `configure`.
     LoopInConfigure,
@@ -104,7 +104,9 @@ impl Plugin for Hostile {
             return Ok(Vec::new());
         }
         match self.0.misbehavior {
-            Misbehavior::HugeOutput => Ok(vec![Replacement::new(0, vec![b'1'; self.huge_bytes()])]),
+            Misbehavior::HugeOutput => {
+                Ok(writes.iter().map(|write| write.replace(vec![b'1'; self.huge_bytes()])).collect())
+            }
             Misbehavior::BadIndex => Ok(vec![Replacement::new(BAD_INDEX, "1")]),
             Misbehavior::InvalidJson => Ok(writes.iter().map(|write| write.replace("{\"never\":")).collect()),
             misbehavior => act(misbehavior).map(|()| Vec::new()),

@@ -1,0 +1,181 @@
+//! The bounds of what is proposed: each write has its own deadline, nobody's writes are dropped, and no node logs what another
+//! could not take.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::network::Weather;
+use super::rules::{ask, cluster, envelope, has, metrics, steps, until, write};
+use super::world::World;
+use crate::limits::{COMMAND_BYTES_MAX, KEY_BYTES_MAX, PROPOSE_QUEUE_BYTES_MAX};
+use crate::replication::error::Limit;
+use crate::replication::peer::protocol::Call;
+use crate::replication::proposer::Forwarded;
+use crate::replication::types::{Round, RoundWrite, decode, encode};
+use crate::replication::{Error, WriteOutcome};
+use crate::storage::{Action, FeatureLevel, GuardedWrite, Operation, Outcome, Space, Value};
+
+/// A proposed write, whose outcome comes while the world runs.
+type Proposed = Arc<Mutex<Option<Result<Outcome, Error>>>>;
+
+fn put(key: &str) -> GuardedWrite {
+    let action = Action::Put(Value::json("1"));
+    let operations = vec![Operation { space: Space::Kv, key: key.to_owned(), action }];
+    GuardedWrite { operations, ..GuardedWrite::default() }
+}
+
+/// Proposes writes on a node at the same moment: for each, the key, its deadline and the time after which its client leaves.
+fn propose<const N: usize>(world: &World, number: usize, writes: [(&str, u64, u64); N]) -> [Proposed; N] {
+    let proposed = [(); N].map(|()| Proposed::default());
+    let calls: Vec<_> = writes
+        .into_iter()
+        .zip(&proposed)
+        .map(|((key, deadline_ms, patience_ms), slot)| (put(key), deadline_ms, patience_ms, slot.clone()))
+        .collect();
+    world.nodes[number].spawn(async move |handle| {
+        let calls =
+            calls.into_iter().map(async |(write, deadline_ms, patience_ms, slot): (GuardedWrite, _, _, Proposed)| {
+                let deadline = Instant::now() + Duration::from_millis(deadline_ms);
+                let proposed = handle.propose(&write, None, deadline);
+                *slot.lock() = tokio::time::timeout(Duration::from_millis(patience_ms), proposed).await.ok();
+            });
+        futures::future::join_all(calls).await;
+    });
+    proposed
+}
+
+fn fate(proposed: &Proposed) -> Option<Result<(), WriteOutcome>> {
+    proposed.lock().as_ref().map(|outcome| outcome.as_ref().map(drop).map_err(Error::outcome))
+}
+
+fn last_index(world: &World, number: usize) -> Option<u64> {
+    metrics(world, number).last_log_index
+}
+
+/// Three nodes and their leader, without the checks of client histories.
+fn plain_cluster() -> (World, usize) {
+    let (mut world, led_by) = cluster(1, [1_000; 3]);
+    world.is_observed = false;
+    // Until the feature level is raised, which is an entry too.
+    steps(&mut world, 500);
+    (world, led_by)
+}
+
+#[test]
+fn a_write_with_a_short_deadline_does_not_shorten_that_of_its_companions() {
+    let (mut world, led_by) = plain_cluster();
+    let before = last_index(&world, led_by).unwrap();
+    world.weather = Weather { delay_ms: (40, 40), ..Weather::CALM };
+    let [short, long] = propose(&world, led_by, [("short", 60, 2_000), ("long", 1_000, 2_000)]);
+    steps(&mut world, 62);
+    assert_eq!(last_index(&world, led_by), Some(before + 1), "both are in one round");
+    assert_eq!(fate(&short), Some(Err(WriteOutcome::Unknown)));
+    assert_eq!(fate(&long), None);
+    until(&mut world, |_| fate(&long) == Some(Ok(())));
+}
+
+/// The leader dies; while there is none, the writes of a round wait for the next.
+#[test]
+fn a_write_that_is_late_or_whose_client_left_is_not_in_the_log_and_its_companions_are() {
+    let (mut world, led_by) = plain_cluster();
+    let node = (led_by + 1) % 3;
+    world.crash(led_by, true);
+    let writes = [("stays", 3_000, 3_000), ("late", 100, 3_000), ("left", 3_000, 50)];
+    let [stays, late, left] = propose(&world, node, writes);
+    steps(&mut world, 110);
+    assert_eq!(fate(&late), Some(Err(WriteOutcome::NotWritten)));
+    assert_eq!((fate(&stays), fate(&left)), (None, None));
+    until(&mut world, |_| fate(&stays) == Some(Ok(())));
+    steps(&mut world, 500);
+    assert!(has(&world, node, "stays"));
+    assert!(!has(&world, node, "late") && !has(&world, node, "left"));
+}
+
+#[test]
+fn a_write_that_is_still_queued_at_its_deadline_is_not_written() {
+    let (mut world, led_by) = plain_cluster();
+    let node = (led_by + 1) % 3;
+    world.nodes[led_by].paused_until_ms = Some(world.now_ms + 300);
+    // As many rounds as may be in flight, each a little after the other.
+    let in_flight: Vec<_> = (0..8)
+        .map(|number| {
+            let [proposed] = propose(&world, node, [(&format!("in flight/{number}"), 2_000, 2_000)]);
+            steps(&mut world, 21);
+            proposed
+        })
+        .collect();
+    let [queued] = propose(&world, node, [("queued", 40, 2_000)]);
+    steps(&mut world, 70);
+    let outcome = queued.lock().take();
+    assert!(matches!(outcome, Some(Err(Error::Busy { limit: Limit::Deadline }))), "{outcome:?}");
+    assert!(in_flight.iter().all(|proposed| fate(proposed).is_none()));
+    until(&mut world, |_| in_flight.iter().all(|proposed| fate(proposed).is_some()));
+    steps(&mut world, 500);
+    assert!(!has(&world, node, "queued"));
+}
+
+/// What an earlier version, or a damaged node, might send.
+#[test]
+fn a_round_that_could_not_be_replicated_or_applied_is_refused_before_it_is_logged() {
+    let (mut world, led_by) = plain_cluster();
+    let command = |key: &str| Bytes::from(put(key).encode(FeatureLevel::FIRST).unwrap());
+    let bodies = [
+        (vec![], 1_000),
+        (vec![Bytes::from_static(b"\xff\xff")], 1_000),
+        (vec![command("sound"), Bytes::from_static(b"\x01")], 1_000),
+        (vec![command("")], 1_000),
+        (vec![command(&"k".repeat(KEY_BYTES_MAX + 1))], 1_000),
+        (vec![vec![0; COMMAND_BYTES_MAX + 1].into()], 1_000),
+        (vec![vec![0; 3 << 20].into(), vec![0; 3 << 20].into()], 1_000),
+        (vec![command("many"); 1_025], 1_000),
+        (vec![command("late")], 0),
+    ];
+    let before = last_index(&world, led_by);
+    let to = envelope(&world, led_by);
+    for (index, (commands, remaining_ms)) in bodies.into_iter().enumerate() {
+        let writes = commands.into_iter().map(|command| RoundWrite { trace: None, command }).collect();
+        let body = encode(&(Round { stamped_at_ms: None, writes }, Duration::from_millis(remaining_ms))).unwrap();
+        let outcome = match ask(&mut world, led_by, Call::Propose, to, body) {
+            Ok(answer) => match decode(&answer).unwrap() {
+                Forwarded::Failed { outcome, .. } => outcome,
+                answer => panic!("{index}: {answer:?}"),
+            },
+            Err(error) => error.outcome(),
+        };
+        assert_eq!(outcome, WriteOutcome::NotWritten, "{index}");
+        assert_eq!(last_index(&world, led_by), before, "{index}");
+    }
+    write(&mut world, led_by, "after");
+}
+
+#[test]
+fn a_leader_without_room_refuses_a_round_as_not_written() {
+    let (mut world, led_by) = plain_cluster();
+    let to = envelope(&world, led_by);
+    let answer = ask(&mut world, led_by, Call::Propose, to, vec![0; PROPOSE_QUEUE_BYTES_MAX].into()).unwrap();
+    let answer = decode(&answer).unwrap();
+    assert!(matches!(answer, Forwarded::Failed { outcome: WriteOutcome::NotWritten, is_busy: true, .. }), "{answer:?}");
+}
+
+/// The answer to a forwarded round, as the version before knew it.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+enum ForwardedBefore {
+    Done(Vec<Outcome>),
+    NotLeader,
+    DiskFull(()),
+    Failed { successful: u32, outcome: WriteOutcome },
+}
+
+#[test]
+fn nodes_of_the_version_before_understand_a_busy_leader_and_are_understood() {
+    let outcome = WriteOutcome::NotWritten;
+    let sent = encode(&Forwarded::Failed { successful: 2, outcome, is_busy: true }).unwrap();
+    let read = decode(&sent).unwrap();
+    assert!(matches!(read, ForwardedBefore::Failed { successful: 2, outcome: WriteOutcome::NotWritten }), "{read:?}");
+    let sent = encode(&ForwardedBefore::Failed { successful: 2, outcome }).unwrap();
+    let read = decode(&sent).unwrap();
+    assert!(matches!(read, Forwarded::Failed { successful: 2, is_busy: false, .. }), "{read:?}");
+}
