@@ -147,7 +147,7 @@ impl Receiver {
     /// Opens the file of a snapshot, if there is space.
     async fn begin(&self, id: u64, offset: u64) -> Result<Arc<Spool>, Error> {
         let (free_space, spools) = (self.free_space.clone(), self.spools.clone());
-        self.run(move || Ok(free_space.measure())).await?;
+        self.blocking.run(move || free_space.measure()).await.map_err(refused)?;
         disk_full::check(&self.free_space)?;
         let overflow = self.overflow.lock().filter(|(_, at)| at.elapsed() < OVERFLOW_MEMORY);
         if let Some((bytes, _)) = overflow {
