@@ -165,15 +165,15 @@ impl PeerNetwork {
 
     /// Number of bytes of a snapshot that the peer has already.
     async fn held_by_peer(&self, outgoing: &Outgoing) -> Result<u64, CallError> {
-        let id = encode(&outgoing.id).map_err(|error| CallError::new(Failure::NoAnswer, &self.url(), error))?;
+        let id = encode(&outgoing.id).map_err(|error| CallError::new(Failure::NoAnswer, self.url(), error))?;
         let held = self.network.transport.call(self.to, &self.url(), Call::SnapshotOffset, id, APPEND_TIMEOUT).await?;
-        decode(&held).map_err(|error| CallError::new(Failure::NoAnswer, &self.url(), error))
+        decode(&held).map_err(|error| CallError::new(Failure::NoAnswer, self.url(), error))
     }
 
     async fn send_rest(&self, outgoing: &Outgoing, offset: u64) -> Result<Bytes, CallError> {
         tracing::info!(url = self.url(), id = format!("{:016x}", outgoing.id), offset, "sending a snapshot");
         let body = outgoing.body(offset, SNAPSHOT_BYTES_PER_SECOND_MAX, &self.network.blocking);
-        let body = body.map_err(|error| CallError::new(Failure::NoAnswer, &self.url(), error))?;
+        let body = body.map_err(|error| CallError::new(Failure::NoAnswer, self.url(), error))?;
         let progress = Progress::new();
         tokio::select! {
             biased;
@@ -199,7 +199,7 @@ impl PeerNetwork {
             alive = alive.max(silent_since);
             if alive.elapsed() > STALL_MAX {
                 let reason = format!("no progress of a snapshot for {STALL_MAX:?}");
-                return CallError::new(Failure::NoAnswer, &self.url(), reason);
+                return CallError::new(Failure::NoAnswer, self.url(), reason);
             }
         }
     }
