@@ -1,7 +1,7 @@
 //! The room's door: starts a node's part in the cluster, and offers it to the rest of the node.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::{sync::watch, time::Instant};
@@ -18,13 +18,14 @@ use super::raft::engine::{EngineParts, RaftHandle};
 use super::raft::state_machine::{Applied, StateMachine};
 use super::{
     addresses::AddressBook,
-    blocking::Blocking,
     disk_full,
     error::{Error, StartError},
     lease::Lease,
-    log_cut,
+    log_cut::LogCut,
     options::Options,
     peer::protocol::Transport,
+    peer::receiver::{Receiver, SWEEP_INTERVAL},
+    peer::snapshot::Transfers,
     proposer::Proposer,
     raft::log_store::LogStore,
     raft::network::Network,
@@ -58,8 +59,7 @@ pub(super) struct Parts {
     pub(super) proposer: Arc<Proposer>,
     pub(super) reads: Arc<Reads>,
     pub(super) free_space: FreeSpace,
-    pub(super) spool_dir: PathBuf,
-    pub(super) blocking: Blocking,
+    pub(super) receiver: Arc<Receiver>,
     pub(super) stop: CancellationToken,
     /// Long-running tasks, which end when `stop` is cancelled.
     tasks: TaskTracker,
@@ -85,6 +85,7 @@ impl Handle {
             stage => stage,
         };
         let addresses = Arc::new(AddressBook::default());
+        let transfers = Arc::new(Transfers::default());
         let engine_parts = EngineParts {
             config: Arc::new(options.openraft().validate()?),
             network: Network {
@@ -92,6 +93,7 @@ impl Handle {
                 telemetry: telemetry.clone(),
                 blocking: options.blocking.clone(),
                 addresses: addresses.clone(),
+                transfers: transfers.clone(),
             },
             log_store: LogStore { log: log.clone(), telemetry: telemetry.clone() },
             state_machine: StateMachine {
@@ -112,15 +114,16 @@ impl Handle {
             heard: Mutex::default(),
             standing: Mutex::default(),
         });
-        let identity = Arc::new(Identity::new(log, transport.clone(), stage));
-        let snapshot_entries = options.snapshot_entries;
+        let identity = Arc::new(Identity::new(log.clone(), transport.clone(), stage));
+        let (keep, free_space) = (options.snapshot_entries, options.free_space.clone());
+        let log_cut = LogCut::new(view.clone(), log, transfers, free_space, keep);
         let handle = Self(Arc::new(Parts::new(options, view, identity, transport, telemetry)));
-        handle.begin(snapshot_entries).await?;
+        handle.begin(log_cut).await?;
         Ok(handle)
     }
 
     /// Begins to take part: forms the cluster or rejoins it, and starts the tasks.
-    async fn begin(&self, snapshot_entries: u64) -> Result<(), StartError> {
+    async fn begin(&self, log_cut: LogCut) -> Result<(), StartError> {
         let parts = &self.0;
         let (raft, founders) = (&parts.view.raft, &parts.view.founders);
         let is_restart = raft.raft().is_initialized().await?;
@@ -161,7 +164,10 @@ impl Handle {
             self.spawn(|stop| discovery.discover(stop));
         }
         self.spawn(|stop| disk_full::watch(parts.free_space.clone(), parts.leadership.clone(), stop));
-        self.spawn(|stop| log_cut::run(parts.view.clone(), snapshot_entries, stop));
+        self.spawn(|stop| log_cut.run(stop));
+        let reads = parts.reads.clone();
+        let is_up_to_date = move || reads.staleness() < SWEEP_INTERVAL;
+        self.spawn(|stop| parts.receiver.clone().sweep(is_up_to_date, stop));
         Ok(())
     }
 
@@ -300,6 +306,8 @@ impl Parts {
         telemetry: Telemetry,
     ) -> Self {
         let Options { free_space, spool_dir, blocking, may_found, clock, .. } = options;
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let receiver = Receiver::new(spool_dir, free_space.clone(), blocking, tasks.clone(), stop.clone());
         let lease = Arc::new(Lease::default());
         let leadership = Arc::new(Leadership { view: view.clone(), lease: lease.clone() });
         let greeter = Arc::new(Greeter {
@@ -342,10 +350,9 @@ impl Parts {
             proposer,
             reads,
             free_space,
-            spool_dir,
-            blocking,
-            stop: CancellationToken::new(),
-            tasks: TaskTracker::new(),
+            receiver: Arc::new(receiver),
+            stop,
+            tasks,
         }
     }
 }

@@ -12,9 +12,6 @@ const HEARTBEAT: Duration = Duration::from_millis(50);
 /// between this and [`LEASE`].
 const ELECTION_MIN: Duration = Duration::from_millis(150);
 
-/// Maximum duration of a snapshot transfer.
-const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(3_600);
-
 /// Log entries removed at once when a snapshot covers them.
 const PURGE_ENTRIES: u64 = 1_024;
 
@@ -48,11 +45,9 @@ impl Options {
             heartbeat_interval: ms(HEARTBEAT),
             election_timeout_min: ms(ELECTION_MIN),
             election_timeout_max: ms(LEASE),
-            install_snapshot_timeout: ms(SNAPSHOT_TIMEOUT),
             snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(self.snapshot_entries),
             // Never by openraft: `log_cut` knows which nodes still need the entries.
             max_in_snapshot_log_to_keep: u64::MAX,
-            replication_lag_threshold: self.snapshot_entries.saturating_mul(2),
             purge_batch_size: purge_entries(self.snapshot_entries),
             enable_pre_vote: Some(true),
             // Enabled once no promise from before a restart can stand against it (see `lease`).

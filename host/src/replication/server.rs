@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::cluster::identity::{Stage, unidentified};
 use super::peer::protocol::{Call, Envelope};
-use super::peer::{server, snapshot};
+use super::peer::{server, snapshot::Header};
 use super::types::{TypeConfig, decode, encode};
 use super::{disk_full, error::Error, handle::Handle};
 
@@ -50,11 +50,7 @@ impl Handle {
                 let deadline = Instant::now() + decode::<std::time::Duration>(&body)?;
                 encode(&self.0.reads.read_index(deadline).await?)
             }
-            Call::SnapshotOffset => {
-                let (dir, id) = (self.0.spool_dir.clone(), decode(&body)?);
-                let held = self.0.blocking.run(move || snapshot::held(&dir, id)).await.map_err(refused)?;
-                encode(&held.map_err(refused)?)
-            }
+            Call::SnapshotOffset => encode(&self.0.receiver.held(decode(&body)?).await?),
             Call::Snapshot => Err(Error::Refused("a snapshot is a stream".to_owned())),
         }
     }
@@ -70,14 +66,16 @@ impl Handle {
         E: std::error::Error + Send + Sync + 'static,
     {
         self.check_envelope(Call::Snapshot, envelope).await?;
-        disk_full::check(&self.0.free_space)?;
-        let (header, source) = snapshot::receive(&self.0.spool_dir, body, &self.0.blocking).await.map_err(refused)?;
-        let snapshot = SnapshotOf::<TypeConfig, _> { meta: header.meta, snapshot: source };
-        let answer = self.0.view.raft.raft().install_full_snapshot(header.vote, snapshot).await.map_err(refused)?;
-        if answer.vote == header.vote {
-            self.0.view.note_leader(&header.vote);
-        }
-        encode(&answer)
+        let view = self.0.view.clone();
+        let install = async move |header: Header, snapshot| {
+            let snapshot = SnapshotOf::<TypeConfig, _> { meta: header.meta, snapshot };
+            let answer = view.raft.raft().install_full_snapshot(header.vote, snapshot).await.map_err(refused)?;
+            if answer.vote == header.vote {
+                view.note_leader(&header.vote);
+            }
+            encode(&answer)
+        };
+        self.0.receiver.receive(body, install).await
     }
 
     async fn append(&self, body: &[u8]) -> Result<Bytes, Error> {

@@ -86,7 +86,7 @@ pub struct Idempotency {
     pub key: String,
     /// The client's request, before any hook: a different request must not use the same key.
     pub fingerprint: Fingerprint,
-    /// Whether hooks changed the operations, so that they are remembered too.
+    /// Whether hooks changed the operations, so that a repeated request does not tell what was written.
     pub rewritten: bool,
 }
 
@@ -253,7 +253,8 @@ pub enum Outcome {
     Repeated {
         /// The outcome of the first one: applied, or a client's precondition failed.
         first: Box<Outcome>,
-        /// The operations that were written, if hooks had changed them.
+        /// Present if hooks had changed the operations: those that were written, or none if they are not remembered. The
+        /// values are then known as long as the entries have the revision of the write.
         rewritten: Option<Vec<Operation>>,
     },
     /// A different write with this idempotency key came before; nothing was applied.

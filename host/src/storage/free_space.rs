@@ -73,6 +73,11 @@ impl FreeSpace {
         self.inner.free_bytes.load(Ordering::Relaxed) < self.inner.reserve_bytes / 2
     }
 
+    /// Free space above the reserve.
+    pub fn spare_bytes(&self) -> u64 {
+        self.inner.free_bytes.load(Ordering::Relaxed).saturating_sub(self.inner.reserve_bytes)
+    }
+
     /// Waits until the disk is full; forever, if it never is.
     pub async fn until_full(&self) {
         // The channel stays open: its sender lives as long as `self`.

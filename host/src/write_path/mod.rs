@@ -20,7 +20,8 @@
 //! ```
 //!
 //! - **recall**: a write with a name (`Idempotency-Key`) that was applied before gets the outcome of that time, without a
-//!   quorum and without the hooks, which may have changed.
+//!   quorum and without the hooks, which may have changed. Values that hooks had made are not remembered: they are taken
+//!   from the entries, as long as these have not been written again.
 //! - **judge**: the hooks transform and validate the operations.
 //! - **propose**: the guarded write commits, or fails one of its preconditions.
 //! - **conclude**: the outcome is an answer to the client, or the write is judged again.
@@ -47,8 +48,8 @@ use crate::hooks::{self, Judged, Pipeline, View, ViewError};
 use crate::limits::REJUDGE_MAX;
 use crate::replication::{self, WriteOutcome};
 use crate::storage::{
-    self, Data, Effect, Entry, Fact, Fingerprint, GuardedWrite, Idempotency, Operation, Outcome, Precondition,
-    RangeDigest, Space,
+    self, Action, Data, Effect, Entry, Fact, Fingerprint, GuardedWrite, Idempotency, Operation, Outcome, Precondition,
+    RangeDigest, Space, Value,
 };
 use crate::telemetry::{Stage, Telemetry, TraceContext, names};
 
@@ -70,12 +71,20 @@ pub(crate) struct Request {
 pub(crate) struct Written {
     /// The store's revision after the write.
     pub revision: u64,
-    /// One effect per operation.
-    pub effects: Vec<Effect>,
-    /// The operations as they were applied, after transformers.
-    pub operations: Vec<Operation>,
+    /// One change per operation.
+    pub changes: Vec<Change>,
     /// Whether an earlier request of the same name was applied, and this one was not.
     pub repeated: bool,
+}
+
+/// What an operation of a committed write did.
+#[derive(Debug)]
+pub(crate) struct Change {
+    pub key: String,
+    pub effect: Effect,
+    /// The value that was put, after transformers. `None` for deletions, and if it is not known any more: the write is
+    /// repeated, transformers had changed the value, and the entry has been written again since.
+    pub value: Option<Value>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -254,15 +263,20 @@ impl WritePath {
         operations: Vec<Operation>,
         outcome: Outcome,
     ) -> Result<Option<Written>, Error> {
-        let (outcome, operations, repeated) = match outcome {
-            Outcome::Repeated { first, rewritten } => {
-                (*first, rewritten.unwrap_or_else(|| write.request.operations.clone()), true)
-            }
-            outcome => (outcome, operations, false),
+        let (outcome, repeated) = match outcome {
+            Outcome::Repeated { first, rewritten } => (*first, Some(rewritten)),
+            outcome => (outcome, None),
         };
         match outcome {
             Outcome::Applied { revision, effects } => {
-                return Ok(Some(Written { revision, effects, operations, repeated }));
+                let is_repeated = repeated.is_some();
+                let changes = match repeated {
+                    None => changes(operations, effects),
+                    Some(None) => changes(write.request.operations.clone(), effects),
+                    Some(Some(rewritten)) if !rewritten.is_empty() => changes(rewritten, effects),
+                    Some(Some(_)) => self.changes_as_stored(write, revision, effects).await?,
+                };
+                return Ok(Some(Written { revision, changes, repeated: is_repeated }));
             }
             Outcome::PreconditionFailed { index, current } => {
                 // The client's preconditions come first, those of the hooks' reads follow (see `guard`).
@@ -280,6 +294,46 @@ impl WritePath {
         }
         Ok(None)
     }
+
+    /// The changes of an earlier write of the same name that hooks had changed and whose values are not remembered.
+    async fn changes_as_stored(
+        &self,
+        write: &Write<'_>,
+        revision: u64,
+        effects: Vec<Effect>,
+    ) -> Result<Vec<Change>, Error> {
+        if self.data.revision() < revision {
+            // Without a quorum the outcome is known, and values are not: the entries of this node are older than the write.
+            let caught_up = self.catch_up(write.deadline).await;
+            caught_up
+                .unwrap_or_else(|error| tracing::debug!(%error, "a repeated write is answered without its values"));
+        }
+        // Hooks change values, and neither keys nor their order.
+        let keys = write.request.operations.iter().map(|operation| operation.key.clone()).collect();
+        let data = self.data.clone();
+        let changes = tokio::task::spawn_blocking(move || stored_changes(&data, keys, effects)).await;
+        let changes = changes.map_err(|_| replication::Error::Stopped { outcome: WriteOutcome::NotWritten })?;
+        changes.map_err(Error::Storage)
+    }
+}
+
+/// The changes that operations made.
+fn changes(operations: Vec<Operation>, effects: Vec<Effect>) -> Vec<Change> {
+    let change = |(Operation { key, action, .. }, effect)| match action {
+        Action::Put(value) => Change { key, effect, value: Some(value) },
+        Action::Delete => Change { key, effect, value: None },
+    };
+    operations.into_iter().zip(effects).map(change).collect()
+}
+
+/// The changes of a write to these keys, with the values that are still stored. Blocks.
+fn stored_changes(data: &Data, keys: Vec<String>, effects: Vec<Effect>) -> Result<Vec<Change>, storage::Error> {
+    let change = |(key, effect): (String, Effect)| {
+        let Effect::Put(meta) = effect else { return Ok(Change { key, effect, value: None }) };
+        let entry = data.get(Space::Kv, &key)?.filter(|entry| entry.meta.revision == meta.revision);
+        Ok(Change { key, effect, value: entry.map(|entry| entry.value) })
+    };
+    keys.into_iter().zip(effects).map(change).collect()
 }
 
 /// The judged operations, with everything that must hold when they are applied.
@@ -318,5 +372,27 @@ impl View for LocalView {
 
     fn list(&self, start: &str, end: &str, limit: u32) -> Result<(Vec<String>, RangeDigest), ViewError> {
         self.0.digest_range(start, end, limit).map_err(|error| ViewError(error.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(value: &str) -> GuardedWrite {
+        let action = Action::Put(Value::json(value.to_owned()));
+        let operations = vec![Operation { space: Space::Kv, key: "k".to_owned(), action }];
+        GuardedWrite { operations, ..GuardedWrite::default() }
+    }
+
+    #[test]
+    fn a_repeated_write_shows_its_value_until_the_entry_is_written_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = Data::open(dir.path(), 8 << 20).unwrap();
+        let Outcome::Applied { effects, .. } = data.apply(&[put("1")], &[]).unwrap().remove(0) else { panic!() };
+        let value = || stored_changes(&data, vec!["k".to_owned()], effects.clone()).unwrap().remove(0).value;
+        assert_eq!(value(), Some(Value::json("1")));
+        data.apply(&[put("1")], &[]).unwrap();
+        assert_eq!(value(), None);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use brink_tests::{Client, Cluster, Load, Node, Options, entries, eventually};
+use brink_tests::{Client, Cluster, Load, Node, Options, entries, eventually, plugin_wasm};
 use serde_json::json;
 
 /// Log entries between snapshots.
@@ -171,7 +171,8 @@ fn resident_mib(node: &Node) -> u64 {
 
 #[tokio::test]
 async fn one_snapshot_is_enough_for_a_node_that_starts_late_under_load() {
-    let entries_kept = 200;
+    // The log grows by many times as much while the snapshot arrives.
+    let entries_kept = 20;
     let args = ["--snapshot-entries".to_owned(), entries_kept.to_string(), "--cache-mib".to_owned(), "4".to_owned()];
     let mut cluster = Cluster::prepare(3, Options { args: args.to_vec(), ..Options::default() });
     cluster.nodes[0].start();
@@ -220,4 +221,108 @@ async fn p99_of_writes(client: &Client, name: &str, writes: usize) -> Duration {
     }
     times.sort();
     times[writes * 99 / 100 - 1]
+}
+
+/// Largest body of a batch, in bytes.
+const BATCH_BYTES: usize = 16 * 1024 * 1024;
+
+/// Most items in a batch.
+const BATCH_ITEMS: usize = 10_000;
+
+/// The largest batch. A transformer changes its first value.
+fn largest_batch() -> String {
+    let item = |number, value: &str| format!("{{\"key\":\"batch/{number:04}\",\"value\":{{\"v\":\"{value}\"}}}}");
+    let value = "v".repeat(BATCH_BYTES / BATCH_ITEMS - item(0, "").len() - 2);
+    let items: Vec<_> = (0..BATCH_ITEMS).map(|number| item(number, &value)).collect();
+    format!("{{\"items\":[{}]}}", items.join(","))
+}
+
+#[tokio::test]
+async fn a_state_with_the_largest_remembered_outcome_fits_into_a_snapshot() {
+    let mut cluster = Cluster::prepare(3, options());
+    cluster.nodes[0].start();
+    cluster.nodes[1].start();
+    cluster.ready().await;
+    let client = cluster.client(0);
+    client.put_plugin("stamp", plugin_wasm("test-stamp")).await.expect(200);
+    let hook = json!({"plugin": "stamp", "prefix": "batch/0000", "config": {"stamp": 1}, "deadline_ms": 5_000});
+    client.put_json("/hooks/stamp/", &hook).await.expect(200);
+    let headers = [("content-type", "application/json"), ("idempotency-key", "large")];
+    let batch = largest_batch();
+    assert!(batch.len() > BATCH_BYTES - BATCH_ITEMS * 4 && batch.len() <= BATCH_BYTES, "{}", batch.len());
+    eventually(Duration::from_secs(60), "the batch is written", || async {
+        (client.send("POST", "/kv/batch/", &headers, batch.clone()).await.status == 200).then_some(())
+    })
+    .await;
+    let first = client.get("/kv/batch/0000/").await.expect(200).json;
+    assert_eq!(first["value"]["stamp"], 1);
+    fill(client, "after").await;
+    wait_for_truncated_logs(&cluster).await;
+
+    cluster.nodes[2].start();
+    eventually(Duration::from_secs(60), "the snapshot is installed", || async {
+        cluster.nodes[2].log().contains("snapshot installed").then_some(())
+    })
+    .await;
+    cluster.ready().await;
+    // The node remembers the outcome, and answers with what was written.
+    let again = cluster.client(2).send("POST", "/kv/batch/", &headers, batch).await.expect(200);
+    assert_eq!((again.header("brink-repeated"), &again.json["results"][0]), (Some("true"), &first));
+}
+
+/// Time for each MiB of a node's data to arrive and to be installed, besides a minute.
+const LIMIT_PER_MIB: Duration = Duration::from_millis(250);
+
+/// Memory of each node while a large snapshot is on its way, in MiB, whatever its size.
+const MEMORY_MIB_MAX: u64 = 700;
+
+/// Takes minutes, so it runs only with the size of the data: see docs/testing.md.
+#[tokio::test]
+async fn a_node_joins_a_busy_cluster_with_much_data() {
+    let Ok(mib) = std::env::var("BRINK_JOIN_MIB").map(|mib| mib.parse::<u32>().unwrap()) else { return };
+    let mut cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    let lost = (leader + 1) % 3;
+    for number in 0..mib {
+        // Bytes that cannot be compressed.
+        let mut state = u64::from(number) + 1;
+        let random = std::iter::repeat_with(|| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state.to_be_bytes()
+        });
+        let value: Vec<u8> = random.take(LARGE_BYTES / 8).flatten().collect();
+        let headers = [("content-type", "application/octet-stream")];
+        cluster.client(leader).send("PUT", &format!("/kv/much/{number}/"), &headers, value).await.expect(201);
+    }
+    let load = Load::start(&cluster, "meanwhile", 8);
+    cluster.nodes[lost].kill();
+    std::fs::remove_dir_all(cluster.nodes[lost].data_dir()).unwrap();
+    let (began, before) = (std::time::Instant::now(), load.count());
+    cluster.nodes[lost].start();
+
+    let mut most_mib = [0; 3];
+    let joined = cluster.nodes[lost].url.clone();
+    let limit = Duration::from_secs(60) + LIMIT_PER_MIB * mib;
+    loop {
+        assert!(began.elapsed() < limit, "not within {limit:?}; {:?} MiB of memory", most_mib);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        for (most, node) in most_mib.iter_mut().zip(&cluster.nodes) {
+            *most = resident_mib(node).max(*most);
+        }
+        let list = cluster.client(leader).get("/cluster/members/").await.json;
+        let members = list["members"].as_array().cloned().unwrap_or_default();
+        let of_url = |member: &&serde_json::Value| member["url"] == joined.as_str();
+        let roles: Vec<_> = members.iter().filter(of_url).map(|member| member["role"].clone()).collect();
+        if roles == ["voter"] && cluster.nodes[lost].log().contains("snapshot installed") {
+            break;
+        }
+    }
+    let (lasted, writes) = (began.elapsed(), load.count() - before);
+    let rate = writes as f64 / lasted.as_secs_f64();
+    println!("{mib} MiB: a voter after {lasted:?}, {writes} writes meanwhile ({rate:.0}/s), memory {most_mib:?} MiB");
+    load.stop().await;
+    assert_eq!(arrivals(&cluster.nodes[lost]).len(), 1, "{:?}", arrivals(&cluster.nodes[lost]));
+    assert!(most_mib.iter().all(|most| *most < MEMORY_MIB_MAX), "{most_mib:?} MiB");
 }

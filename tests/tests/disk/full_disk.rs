@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use brink_tests::{Client, Options, brink, eventually};
+use brink_tests::{Client, Cluster, FaultFs, Options, brink, eventually};
 use serde_json::json;
 
 use crate::setup::Setup;
@@ -141,4 +141,62 @@ async fn a_cluster_without_space_refuses_writes_serves_reads_and_recovers_by_its
     for node in &setup.cluster.nodes {
         until_writable(&node.client).await;
     }
+}
+
+/// Number and size of the values of a large state.
+const LARGE_VALUES: usize = 24;
+const LARGE_BYTES: usize = 4 * 1024 * 1024;
+
+/// Space above the reserve that is enough for the snapshot of that state, and not for installing it too.
+const SPARE_BYTES: u64 = 100 * 1024 * 1024;
+
+/// Time for a snapshot to arrive, and to be refused before.
+const SNAPSHOT_LIMIT: Duration = Duration::from_secs(60);
+
+#[tokio::test]
+async fn a_snapshot_that_does_not_fit_leaves_nothing_and_arrives_once_there_is_space() {
+    let mut options = options();
+    options.args.extend(["--snapshot-entries".to_owned(), "10".to_owned()]);
+    let disk = FaultFs::mount();
+    let mut cluster = Cluster::prepare(3, options);
+    cluster.nodes[2].keep_data_on(&disk);
+    cluster.nodes[0].start();
+    cluster.nodes[1].start();
+    cluster.ready().await;
+    let large = [("content-type", "application/octet-stream")];
+    for number in 0..LARGE_VALUES {
+        let path = format!("/kv/large/{number}/");
+        cluster.client(0).send("PUT", &path, &large, vec![7; LARGE_BYTES]).await.expect(201);
+    }
+    for node in &cluster.nodes[..2] {
+        eventually(SNAPSHOT_LIMIT, "the log is cut", || async {
+            assert!(status_of_write(cluster.client(0)).await < 300);
+            let metrics = String::from_utf8(node.client.get("/metrics").await.body).unwrap();
+            let gauge = metrics.lines().find(|line| line.starts_with("brink_log_entries{"))?;
+            let entries: usize = gauge.rsplit_once(' ')?.1.parse().ok()?;
+            (entries < LARGE_VALUES).then_some(())
+        })
+        .await;
+    }
+
+    disk.set_free(RESERVE_MIB * 1024 * 1024 + SPARE_BYTES);
+    cluster.nodes[2].start();
+    let spool = cluster.nodes[2].data_dir().join("spool");
+    let spooled = || std::fs::read_dir(&spool).unwrap().count();
+    eventually(SNAPSHOT_LIMIT, "the receiver gives up", || async {
+        cluster.nodes[2].log().contains("its receipt was given up").then_some(())
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(spooled(), 0);
+    assert!(!cluster.nodes[2].log().contains("the disk is full"), "{}", cluster.nodes[2].log());
+
+    disk.heal();
+    eventually(SNAPSHOT_LIMIT, "the snapshot is installed", || async {
+        cluster.nodes[2].log().contains("snapshot installed").then_some(())
+    })
+    .await;
+    cluster.ready().await;
+    cluster.client(2).get("/kv/large/0/?consistency=strong").await.expect(200);
+    assert_eq!(spooled(), 0);
 }

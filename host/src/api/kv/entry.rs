@@ -10,15 +10,17 @@ use std::time::{Duration, UNIX_EPOCH};
 use base64::display::Base64Display;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
-use crate::storage::{Action, Effect, EntryMeta, Page, Value};
-use crate::write_path::Written;
+use crate::storage::{Effect, EntryMeta, Page, Value};
+use crate::write_path::{Change, Written};
 
 /// Room for the members of an entry other than its key and its value, in bytes.
 const ENTRY_SPARE_BYTES: usize = 192;
 
-pub(super) fn one(key: &str, meta: EntryMeta, value: &Value) -> Vec<u8> {
-    let mut text = Vec::with_capacity(ENTRY_SPARE_BYTES + key.len() + value.bytes.len());
-    push_entry(&mut text, key, meta, Some(value));
+/// An entry; without its value if that is not known.
+pub(super) fn one(key: &str, meta: EntryMeta, value: Option<&Value>) -> Vec<u8> {
+    let value_bytes = value.map_or(0, |value| value.bytes.len());
+    let mut text = Vec::with_capacity(ENTRY_SPARE_BYTES + key.len() + value_bytes);
+    push_entry(&mut text, key, meta, value);
     text
 }
 
@@ -35,15 +37,14 @@ pub(super) fn page(page: &Page, keys_only: bool, next_cursor: Option<String>) ->
 }
 
 pub(super) fn batch(written: &Written) -> Vec<u8> {
-    let (count, revision) = (written.operations.len(), written.revision);
+    let (count, revision) = (written.changes.len(), written.revision);
     let mut text = format!("{{\"count\":{count},\"revision\":{revision},\"results\":[").into_bytes();
-    for (position, (operation, effect)) in written.operations.iter().zip(&written.effects).enumerate() {
+    for (position, Change { key, effect, value }) in written.changes.iter().enumerate() {
         separate(&mut text, position);
-        match (effect, &operation.action) {
-            (Effect::Put(meta), Action::Put(value)) => push_entry(&mut text, &operation.key, *meta, Some(value)),
-            (effect, _) => {
-                let existed = matches!(effect, Effect::Deleted { existed: true });
-                push_member(&mut text, "{\"key\":", &operation.key);
+        match effect {
+            Effect::Put(meta) => push_entry(&mut text, key, *meta, value.as_ref()),
+            Effect::Deleted { existed } => {
+                push_member(&mut text, "{\"key\":", key);
                 text.extend(format!(",\"deleted\":true,\"existed\":{existed}}}").into_bytes());
             }
         }
@@ -98,13 +99,15 @@ mod tests {
     #[test]
     fn an_entry_is_shown_with_its_value_or_its_bytes() {
         let meta = EntryMeta { version: 2, revision: 9, created_at_ms: 0, updated_at_ms: 1_500 };
-        let text = |key, value| String::from_utf8(one(key, meta, &value)).unwrap();
+        let text = |key, value| String::from_utf8(one(key, meta, Some(&value))).unwrap();
         assert_eq!(
             text("a\"b", Value::json("[1]")),
             r#"{"key":"a\"b","value":[1],"version":2,"revision":9,"created_at":"1970-01-01T00:00:00.000Z","updated_at":"1970-01-01T00:00:01.500Z"}"#
         );
         let text = text("a", Value { content_type: "image/png".into(), bytes: vec![0xff, 0].into() });
         assert!(text.contains(r#""value_base64":"/wA=","content_type":"image/png""#), "{text}");
+        let without = String::from_utf8(one("a", meta, None)).unwrap();
+        assert!(without.starts_with(r#"{"key":"a","version":2,"#), "{without}");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::api::request::{self, Call, Consistency};
 use crate::api::{answer, body};
 use crate::limits::{BODY_BYTES_MAX, WRITE_DEADLINE};
 use crate::storage::{Action, Effect, Operation, Space};
-use crate::write_path::Request;
+use crate::write_path::{Change, Request};
 
 pub(crate) async fn put(Call { app, uri, headers, body, .. }: Call) -> Result<Response, Problem> {
     let key = request::key(&uri)?;
@@ -22,16 +22,14 @@ pub(crate) async fn put(Call { app, uri, headers, body, .. }: Call) -> Result<Re
     let operations = vec![Operation { space: Space::Kv, key, action: Action::Put(value) }];
     let request = Request { operations, preconditions, idempotency_key };
     let written = app.write_path.write(request, Instant::now() + WRITE_DEADLINE).await?;
-    let (Some(Effect::Put(meta)), Some(Operation { key, action: Action::Put(value), .. })) =
-        (written.effects.first(), written.operations.first())
-    else {
+    let Some(Change { key, effect: Effect::Put(meta), value }) = written.changes.first() else {
         return Err(Problem::internal("the write had an unexpected effect"));
     };
     let mut response = match (request::prefers_minimal(&headers), meta.version) {
         (true, 1) => StatusCode::CREATED.into_response(),
         (true, _) => StatusCode::NO_CONTENT.into_response(),
-        (false, 1) => answer::json(StatusCode::CREATED, entry::one(key, *meta, value)),
-        (false, _) => answer::json(StatusCode::OK, entry::one(key, *meta, value)),
+        (false, 1) => answer::json(StatusCode::CREATED, entry::one(key, *meta, value.as_ref())),
+        (false, _) => answer::json(StatusCode::OK, entry::one(key, *meta, value.as_ref())),
     };
     answer::set_etag(&mut response, meta.revision);
     answer::set_repeated(&mut response, written.repeated);
@@ -45,8 +43,8 @@ pub(crate) async fn delete(Call { app, uri, headers, .. }: Call) -> Result<Respo
     let operations = vec![Operation { space: Space::Kv, key: key.clone(), action: Action::Delete }];
     let request = Request { operations, preconditions, idempotency_key };
     let written = app.write_path.write(request, Instant::now() + WRITE_DEADLINE).await?;
-    match written.effects.first() {
-        Some(Effect::Deleted { existed: true }) => {
+    match written.changes.first() {
+        Some(Change { effect: Effect::Deleted { existed: true }, .. }) => {
             let mut response = StatusCode::NO_CONTENT.into_response();
             answer::set_repeated(&mut response, written.repeated);
             Ok(response)
@@ -81,7 +79,7 @@ pub(crate) async fn get(call: Call<Consistency>) -> Result<Response, Problem> {
         let media_type = answer::header_value(&entry.value.content_type);
         ([(header::CONTENT_TYPE, media_type)], entry.value.bytes.clone()).into_response()
     } else {
-        answer::json(StatusCode::OK, entry::one(&entry.key, entry.meta, &entry.value))
+        answer::json(StatusCode::OK, entry::one(&entry.key, entry.meta, Some(&entry.value)))
     };
     answer::set_etag(&mut response, entry.meta.revision);
     freshness.describe(revision, &mut response);

@@ -94,8 +94,8 @@ impl Transport for HttpTransport {
         })
     }
 
-    fn send_snapshot(&self, to: u64, url: &str, body: SnapshotBody, timeout: Duration) -> Answer<'_> {
-        let request = self.http.post(format!("{url}/peer/snapshot")).header(TO_HEADER, to).timeout(timeout);
+    fn send_snapshot(&self, to: u64, url: &str, body: SnapshotBody) -> Answer<'_> {
+        let request = self.http.post(format!("{url}/peer/snapshot")).header(TO_HEADER, to);
         let request = match self.cluster.get() {
             Some(cluster) => request.header(CLUSTER_HEADER, cluster.to_string()),
             None => request,

@@ -3,13 +3,14 @@
 //! - `protocol`: the calls and the [`Transport`](protocol::Transport) trait, through which all of them pass.
 //! - `frames`: the bytes of calls and answers on a connection.
 //! - `connection`, `server`: the calling and the serving end of a connection.
-//! - `snapshot`, `spool`: a whole state on its way to another node, and the file it arrives in.
+//! - `snapshot`, `receiver`, `spool`: a whole state on its way to another node, its receiving end, and the file it arrives in.
 //! - `http`: the transport of production.
 
 pub(crate) mod connection;
 pub(crate) mod frames;
 pub(crate) mod http;
 pub(crate) mod protocol;
+pub(crate) mod receiver;
 pub(crate) mod server;
 pub(crate) mod snapshot;
 mod spool;

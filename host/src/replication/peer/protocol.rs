@@ -100,8 +100,9 @@ pub trait Transport: Send + Sync + 'static {
     /// which they were made, and normally arrive in that order.
     fn call(&self, to: u64, url: &str, call: Call, body: Bytes, timeout: Duration) -> Answer<'_>;
 
-    /// Makes the call [`Call::Snapshot`], with a body that is produced while it is sent.
-    fn send_snapshot(&self, to: u64, url: &str, body: SnapshotBody, timeout: Duration) -> Answer<'_>;
+    /// Makes the call [`Call::Snapshot`], with a body that is produced while it is sent. There is no timeout: the caller
+    /// watches the progress.
+    fn send_snapshot(&self, to: u64, url: &str, body: SnapshotBody) -> Answer<'_>;
 }
 
 /// Waits for the answer to a call.
@@ -113,7 +114,7 @@ pub type SnapshotBody = BoxStream<'static, std::io::Result<Bytes>>;
 /// The receiver of calls to nodes whose id is unknown: whichever node is at the URL.
 pub(crate) const ANYONE: u64 = 0;
 
-/// Time until the connection to a vanished peer breaks, whatever the call's timeout. A snapshot may take an hour; if its
+/// Time until the connection to a vanished peer breaks, whatever the call's timeout. A snapshot may take hours; if its
 /// receiver lost power, replication to it must not wait that long.
 pub(crate) const VANISHED_AFTER: Duration = Duration::from_secs(3);
 

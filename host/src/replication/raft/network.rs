@@ -1,7 +1,7 @@
 //! openraft's network on [`Transport`].
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -16,10 +16,13 @@ use openraft::raft::{
 };
 use openraft::{OptionalSend, entry::RaftEntry};
 use serde::de::DeserializeOwned;
+use tokio::time::Instant;
 
 use crate::replication::addresses::AddressBook;
 use crate::replication::peer::protocol::{Call, CallError, Failure, Transport};
-use crate::replication::peer::snapshot::{Outgoing, RESUME_PAUSE, RESUME_TRIES_MAX, SnapshotSource};
+use crate::replication::peer::snapshot::{
+    Awaited, Outgoing, Progress, RESUME_PAUSE, RESUME_TRIES_MAX, STALL_MAX, SnapshotSource, Transfers,
+};
 use crate::replication::types::{TypeConfig, Vote, decode, encode, url_of};
 use crate::replication::{blocking::Blocking, error::Error};
 use crate::{limits::SNAPSHOT_BYTES_PER_SECOND_MAX, telemetry::Telemetry};
@@ -30,6 +33,12 @@ const APPEND_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Least throughput of network and disk for a large append to succeed, in bytes per second.
 const APPEND_BYTES_PER_SECOND_MIN: u32 = 8 * 1024 * 1024;
+
+/// Pause after a receiver has refused a snapshot, because its disk is full or the snapshot is damaged.
+const REFUSAL_PAUSE: Duration = Duration::from_secs(1);
+
+/// Interval at which the progress of a snapshot is checked.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Maximum duration of an append, given its size.
 fn append_timeout(bytes: usize) -> Duration {
@@ -43,6 +52,7 @@ pub(crate) struct Network {
     pub(crate) telemetry: Telemetry,
     pub(crate) blocking: Blocking,
     pub(crate) addresses: Arc<AddressBook>,
+    pub(crate) transfers: Arc<Transfers>,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Network {
@@ -109,7 +119,7 @@ impl PeerNetwork {
         &self,
         request: &AppendEntriesRequest<TypeConfig>,
     ) -> impl Future<Output = Answer<AppendEntriesResponse<TypeConfig>>> + use<'_> {
-        let began = Instant::now();
+        let began = std::time::Instant::now();
         let body = encode(request);
         let timeout = append_timeout(body.as_ref().map_or(0, Bytes::len));
         let answer = self.call(Call::Append, body, timeout);
@@ -123,25 +133,30 @@ impl PeerNetwork {
     }
 
     /// Sends a snapshot. If the stream breaks it is resumed where it stopped, as long as each attempt makes progress.
-    async fn send_snapshot(&self, outgoing: &Outgoing, deadline: tokio::time::Instant) -> Result<Bytes, CallError> {
-        let (mut most, mut tries) = (0, 0);
+    async fn send_snapshot(&self, outgoing: &Outgoing) -> Result<Bytes, CallError> {
+        let (mut most, mut tries, mut under_way) = (0, 0, None);
         loop {
             let error = match self.held_by_peer(outgoing).await {
                 Ok(offset) => {
+                    // The log is kept for it from now on, and not before: the peer may be down for long.
+                    under_way.get_or_insert_with(|| self.network.transfers.begin(self.to, outgoing.covered()));
                     if offset > most {
                         (most, tries) = (offset, 0);
                     }
-                    match self.send_rest(outgoing, offset, deadline).await {
+                    match self.send_rest(outgoing, offset).await {
                         Ok(answer) => return Ok(answer),
-                        // The peer has received it all and rejects it.
-                        Err(error) if error.failure == Failure::Refused => return Err(error),
+                        Err(error) if error.failure == Failure::Refused => {
+                            tracing::warn!(url = self.url(), %error, "a snapshot was refused");
+                            tokio::time::sleep(REFUSAL_PAUSE).await;
+                            return Err(error);
+                        }
                         Err(error) => error,
                     }
                 }
                 Err(error) => error,
             };
             tries += 1;
-            if tries > RESUME_TRIES_MAX || tokio::time::Instant::now() >= deadline {
+            if tries > RESUME_TRIES_MAX {
                 return Err(error);
             }
             tokio::time::sleep(RESUME_PAUSE).await;
@@ -150,22 +165,43 @@ impl PeerNetwork {
 
     /// Number of bytes of a snapshot that the peer has already.
     async fn held_by_peer(&self, outgoing: &Outgoing) -> Result<u64, CallError> {
-        let id = encode(&outgoing.id).map_err(|error| CallError::new(Failure::NoAnswer, &self.url(), error))?;
+        let id = encode(&outgoing.id).map_err(|error| CallError::new(Failure::NoAnswer, self.url(), error))?;
         let held = self.network.transport.call(self.to, &self.url(), Call::SnapshotOffset, id, APPEND_TIMEOUT).await?;
-        decode(&held).map_err(|error| CallError::new(Failure::NoAnswer, &self.url(), error))
+        decode(&held).map_err(|error| CallError::new(Failure::NoAnswer, self.url(), error))
     }
 
-    async fn send_rest(
-        &self,
-        outgoing: &Outgoing,
-        offset: u64,
-        deadline: tokio::time::Instant,
-    ) -> Result<Bytes, CallError> {
+    async fn send_rest(&self, outgoing: &Outgoing, offset: u64) -> Result<Bytes, CallError> {
         tracing::info!(url = self.url(), id = format!("{:016x}", outgoing.id), offset, "sending a snapshot");
         let body = outgoing.body(offset, SNAPSHOT_BYTES_PER_SECOND_MAX, &self.network.blocking);
-        let body = body.map_err(|error| CallError::new(Failure::NoAnswer, &self.url(), error))?;
-        let left = deadline.saturating_duration_since(tokio::time::Instant::now());
-        self.network.transport.send_snapshot(self.to, &self.url(), body, left).await
+        let body = body.map_err(|error| CallError::new(Failure::NoAnswer, self.url(), error))?;
+        let progress = Progress::new();
+        tokio::select! {
+            biased;
+            answer = self.network.transport.send_snapshot(self.to, &self.url(), progress.watch(body)) => answer,
+            error = self.stalled(outgoing, &progress) => Err(error),
+        }
+    }
+
+    /// Returns when a stream makes no progress any more.
+    async fn stalled(&self, outgoing: &Outgoing, progress: &Progress) -> CallError {
+        let mut alive = Instant::now();
+        loop {
+            tokio::time::sleep(PROGRESS_INTERVAL).await;
+            let silent_since = match progress.awaited() {
+                Awaited::Read => Instant::now(),
+                Awaited::Taking(since) => since,
+                // It may install the snapshot for minutes. Any answer shows that it does.
+                Awaited::Answer => match self.held_by_peer(outgoing).await {
+                    Ok(_) => Instant::now(),
+                    Err(_) => alive,
+                },
+            };
+            alive = alive.max(silent_since);
+            if alive.elapsed() > STALL_MAX {
+                let reason = format!("no progress of a snapshot for {STALL_MAX:?}");
+                return CallError::new(Failure::NoAnswer, self.url(), reason);
+            }
+        }
     }
 }
 
@@ -231,7 +267,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         vote: Vote,
         snapshot: SnapshotOf<TypeConfig, SnapshotSource>,
         cancel: impl Future<Output = ReplicationClosed> + openraft::OptionalSend + 'static,
-        option: RPCOption,
+        _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let network = |error: &dyn std::fmt::Display| {
             StreamingError::Network(NetworkError::new(&std::io::Error::other(error.to_string())))
@@ -239,7 +275,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         let outgoing = Outgoing::new(vote, snapshot.meta, snapshot.snapshot);
         tokio::select! {
             biased;
-            answer = self.send_snapshot(&outgoing, tokio::time::Instant::now() + option.hard_ttl()) => match answer {
+            answer = self.send_snapshot(&outgoing) => match answer {
                 Ok(answer) => decode(&answer).map_err(|error| network(&error)),
                 Err(error) if error.failure == Failure::Refused => Err(network(&error)),
                 Err(error) => Err(StreamingError::Unreachable(Unreachable::new(&error))),
@@ -259,5 +295,104 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
     fn backoff(&self) -> Option<Backoff> {
         // A returning peer should be noticed within a fraction of an election timeout.
         Some(Backoff::new(std::iter::repeat(Duration::from_millis(100))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+    use parking_lot::Mutex;
+
+    use super::*;
+    use crate::replication::peer::protocol::{Answer, SnapshotBody};
+    use crate::replication::types::{ClusterId, SnapshotMeta};
+    use crate::storage::Data;
+
+    /// A peer that deals with streams as a test wants it, and says that nothing has arrived.
+    struct Peer {
+        is_alive: bool,
+        take: fn(SnapshotBody) -> BoxFuture<'static, Result<Bytes, CallError>>,
+        streams: Mutex<u32>,
+    }
+
+    impl Transport for Peer {
+        fn set_cluster(&self, _cluster: ClusterId) {}
+
+        fn call(&self, _to: u64, _url: &str, _call: Call, _body: Bytes, timeout: Duration) -> Answer<'_> {
+            let is_alive = self.is_alive || *self.streams.lock() == 0;
+            Box::pin(async move {
+                if is_alive {
+                    return Ok(encode(&0_u64).unwrap());
+                }
+                tokio::time::sleep(timeout).await;
+                Err(CallError::new(Failure::NoAnswer, "peer", "no answer"))
+            })
+        }
+
+        fn send_snapshot(&self, _to: u64, _url: &str, body: SnapshotBody) -> Answer<'_> {
+            *self.streams.lock() += 1;
+            (self.take)(body)
+        }
+    }
+
+    async fn send(peer: Peer) -> (Result<Bytes, CallError>, u32, Duration) {
+        let dir = tempfile::tempdir().unwrap();
+        let data = Data::open(dir.path(), 1024 * 1024).unwrap();
+        data.apply(&[], &[("a", vec![7; 1_000_000].into())]).unwrap();
+        let outgoing = Outgoing::new(Vote::new(1, 1), SnapshotMeta::default(), SnapshotSource::Live(data.snapshot()));
+        let peer = Arc::new(peer);
+        let network = Network {
+            transport: peer.clone(),
+            telemetry: Telemetry::disabled(),
+            blocking: Blocking::InPlace(|| futures::future::ready(()).boxed()),
+            addresses: Arc::default(),
+            transfers: Arc::default(),
+        };
+        let network = PeerNetwork { to: 1, stored_url: "peer".to_owned(), network };
+        let began = Instant::now();
+        let answer = network.send_snapshot(&outgoing).await;
+        let streams = *peer.streams.lock();
+        (answer, streams, began.elapsed())
+    }
+
+    const HOURS: Duration = Duration::from_secs(10 * 3_600);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_snapshot_takes_as_long_as_it_makes_progress() {
+        let slow_line = |mut body: SnapshotBody| {
+            async move {
+                while body.next().await.is_some() {
+                    tokio::time::sleep(STALL_MAX - Duration::from_secs(1)).await;
+                }
+                Ok(Bytes::new())
+            }
+            .boxed()
+        };
+        let (answer, streams, lasted) = send(Peer { is_alive: true, take: slow_line, streams: Mutex::new(0) }).await;
+        assert!(answer.is_ok() && streams == 1 && lasted > 3 * STALL_MAX, "{answer:?} after {lasted:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_receiver_may_install_for_hours_as_long_as_it_lives() {
+        let slow_disk =
+            |body: SnapshotBody| body.count().then(|_| tokio::time::sleep(HOURS)).map(|()| Ok(Bytes::new())).boxed();
+        let (answer, streams, lasted) = send(Peer { is_alive: true, take: slow_disk, streams: Mutex::new(0) }).await;
+        assert!(answer.is_ok() && streams == 1 && lasted >= HOURS, "{answer:?} after {lasted:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_receiver_that_takes_nothing_or_gives_no_sign_of_life_is_given_up() {
+        let takes_nothing = |mut body: SnapshotBody| {
+            async move {
+                drop(body.next().await);
+                std::future::pending().await
+            }
+            .boxed()
+        };
+        let never_answers = |body: SnapshotBody| body.count().then(|_| std::future::pending()).boxed();
+        for take in [takes_nothing, never_answers] {
+            let (answer, streams, lasted) = send(Peer { is_alive: false, take, streams: Mutex::new(0) }).await;
+            assert!(answer.is_err() && streams == 1 && lasted < HOURS, "{streams} streams in {lasted:?}");
+        }
     }
 }

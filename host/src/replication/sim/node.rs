@@ -21,7 +21,7 @@ use crate::{clock::Clock, storage::memory::SimDisk, telemetry::Telemetry};
 const CACHE_BYTES: u64 = 64 * 1024;
 
 /// The wall time at which a simulation starts, in milliseconds since the Unix epoch.
-const WALL_START_MS: u64 = 1_700_000_000_000;
+pub(super) const WALL_START_MS: u64 = 1_700_000_000_000;
 
 pub(super) struct Node {
     pub(super) number: usize,

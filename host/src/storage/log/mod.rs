@@ -174,6 +174,11 @@ impl Log {
         (!range.is_empty()).then(|| (range.start, range.end - 1))
     }
 
+    /// Space that the entries take on disk, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.inner.shared.segments.bytes()
+    }
+
     /// One entry.
     pub fn get(&self, index: u64) -> Result<Option<Bytes>, Error> {
         Ok(self.read(index..index.saturating_add(1), usize::MAX)?.pop())

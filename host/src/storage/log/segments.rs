@@ -132,6 +132,11 @@ impl Segments {
         Ok(Found { segments, named, range: start..end, damage, next_number, purged, cut })
     }
 
+    /// Bytes written to all segments.
+    pub(super) fn bytes(&self) -> u64 {
+        self.index.lock().iter().map(|segment| u64::from(segment.end)).sum()
+    }
+
     /// Index and checksum of the entry before `end`.
     pub(super) fn last_before(&self, end: u64) -> Result<Option<(u64, u32)>, Error> {
         let Some(last) = end.checked_sub(1) else { return Ok(None) };

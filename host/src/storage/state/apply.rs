@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::cache::RecentMetas;
-use super::idempotency::Outcomes;
+use super::idempotency::{Outcomes, Rewritten};
 use super::{scan, tables};
 use crate::storage::command::{
     Action, AskedBy, Effect, EntryMeta, Fact, GuardedWrite, HOOKS_PREFIX, Operation, Outcome, Precondition,
     RangeDigest, Space, Value,
 };
 use crate::storage::engine::{ReadTables, WriteBatch};
-use crate::storage::{Error, record};
+use crate::storage::{Error, FeatureLevel, record};
 
 /// The changes of a batch so far, over the state below it. Later writes of a batch see earlier ones.
 pub(super) struct Overlay<'a> {
@@ -36,7 +36,8 @@ impl<'a> Overlay<'a> {
         }
         let outcome = self.apply_new(write)?;
         if is_final(&outcome, write) {
-            self.outcomes.remember(idempotency, &write.operations, &outcome, write.proposed_at_ms)?;
+            let rewritten = remembered_of(write);
+            self.outcomes.remember(idempotency, &write.operations, rewritten, &outcome, write.proposed_at_ms)?;
         }
         Ok(outcome)
     }
@@ -153,6 +154,12 @@ fn is_final(outcome: &Outcome, write: &GuardedWrite) -> bool {
         }
         Outcome::HooksChanged { .. } | Outcome::Repeated { .. } | Outcome::IdempotencyKeyReused => false,
     }
+}
+
+/// What is remembered of a write that hooks have changed. All nodes must remember the same, so the cluster's feature level
+/// decides: nodes that cannot answer a repetition without the operations may take part below it.
+fn remembered_of(write: &GuardedWrite) -> Rewritten {
+    if write.level < FeatureLevel::STAMPED { Rewritten::Kept } else { Rewritten::Noted }
 }
 
 fn changes_hooks(operation: &Operation) -> bool {

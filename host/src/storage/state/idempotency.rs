@@ -4,6 +4,8 @@
 //! received the first request or the repetition. They are bounded in number, bytes and age, and the oldest goes first.
 //! Age is the difference of the proposal times in the log, so all nodes forget the same.
 //!
+//! Revisions and effects are remembered, and values are not: the request has them, or the entries, if hooks changed them.
+//!
 //! Layout of the table: `k` and a key lead to a [`Remembered`]; `s` and a number (big-endian) to the [`Queued`] keys in
 //! order of arrival; `b` to the [`Totals`].
 
@@ -37,7 +39,18 @@ struct Remembered {
     proposed_at_ms: u64,
     number: u64,
     outcome: Outcome,
+    /// Present if hooks changed the operations. Empty, except in records of writes that were proposed at the first feature
+    /// level.
     rewritten: Option<Vec<Operation>>,
+}
+
+/// What is remembered of operations that hooks have changed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rewritten {
+    /// That they were changed.
+    Noted,
+    /// The operations themselves.
+    Kept,
 }
 
 /// A key in order of arrival.
@@ -88,6 +101,7 @@ impl<'a> Outcomes<'a> {
         &mut self,
         idempotency: &Idempotency,
         operations: &[Operation],
+        rewritten: Rewritten,
         outcome: &Outcome,
         now_ms: u64,
     ) -> Result<(), Error> {
@@ -101,7 +115,10 @@ impl<'a> Outcomes<'a> {
             proposed_at_ms: now_ms,
             number: totals.next,
             outcome: outcome.clone(),
-            rewritten: idempotency.rewritten.then(|| operations.to_vec()),
+            rewritten: idempotency.rewritten.then(|| match rewritten {
+                Rewritten::Noted => Vec::new(),
+                Rewritten::Kept => operations.to_vec(),
+            }),
         };
         let bytes = self.put(stored_key(&idempotency.key), &remembered)?;
         let queued = Queued { key: idempotency.key.clone(), proposed_at_ms: now_ms, bytes };
@@ -179,6 +196,7 @@ mod tests {
     use super::*;
     use crate::storage::engine::memory::{MemoryEngine, SimDisk};
     use crate::storage::engine::{Durability, EVERYTHING, StorageEngine};
+    use crate::storage::{Action, Space, Value};
 
     struct Keys {
         engine: MemoryEngine,
@@ -193,7 +211,7 @@ mod tests {
         fn remember(&self, key: &str, now_ms: u64) {
             let mut outcomes = Outcomes { capacity: self.capacity, ..Outcomes::new(&self.engine) };
             let outcome = Outcome::Applied { revision: now_ms, effects: vec![] };
-            outcomes.remember(&idempotency(key), &[], &outcome, now_ms).unwrap();
+            outcomes.remember(&idempotency(key), &[], Rewritten::Noted, &outcome, now_ms).unwrap();
             let mut batch = WriteBatch::default();
             outcomes.stage(&mut batch);
             self.engine.write(batch, Durability::None).unwrap();
@@ -213,6 +231,24 @@ mod tests {
     }
 
     const HOUR_MS: u64 = 3_600_000;
+
+    #[test]
+    fn what_hooks_made_of_a_write_is_remembered_only_where_it_must_be() {
+        let keys = Keys::new(CAPACITY);
+        let value = Value::json("x".repeat(1_000));
+        let operations = [Operation { space: Space::Kv, key: "k".into(), action: Action::Put(value) }];
+        let outcome = Outcome::Applied { revision: 1, effects: vec![] };
+        for (rewritten, remembered) in [(Rewritten::Noted, &[][..]), (Rewritten::Kept, &operations)] {
+            let mut outcomes = Outcomes::new(&keys.engine);
+            let idempotency = Idempotency { rewritten: true, ..idempotency("a") };
+            outcomes.remember(&idempotency, &operations, rewritten, &outcome, 0).unwrap();
+            let recalled = outcomes.recall(&idempotency, 0).unwrap();
+            let first = Box::new(outcome.clone());
+            assert_eq!(recalled, Some(Outcome::Repeated { first, rewritten: Some(remembered.to_vec()) }));
+            let bytes = outcomes.get::<Totals>(TOTALS).unwrap().unwrap().bytes;
+            assert_eq!(bytes > 1_000, rewritten == Rewritten::Kept, "{bytes}");
+        }
+    }
 
     #[test]
     fn the_oldest_key_goes_when_there_are_too_many() {

@@ -44,6 +44,14 @@ fn named(key: &str, write: GuardedWrite) -> GuardedWrite {
     GuardedWrite { idempotency: Some(Idempotency { key: key.into(), fingerprint, rewritten: false }), ..write }
 }
 
+/// The first of two writes with one idempotency key that hooks have changed, as the second one finds it.
+fn repeated(level: FeatureLevel) -> Outcome {
+    let (_dir, data) = data();
+    let mut write = GuardedWrite { level, ..named("n", put_one("a", "1")) };
+    write.idempotency.as_mut().unwrap().rewritten = true;
+    apply(&data, &[write.clone(), write]).pop().unwrap()
+}
+
 fn revision_is(key: &str, revision: Option<u64>) -> Fact {
     Fact::Revision { key: key.into(), revision }
 }
@@ -358,4 +366,14 @@ fn a_state_that_cannot_be_written_is_not_written_again() {
     assert!(matches!(data.sync(), Err(Error::Poisoned(_))));
     assert_eq!(data.meta("key").unwrap().unwrap(), "before");
     assert!(futures::FutureExt::now_or_never(data.poison().poisoned()).is_some());
+}
+
+#[test]
+fn what_hooks_made_of_a_write_is_remembered_at_the_first_feature_level_only() {
+    let outcomes = [FeatureLevel::FIRST, FeatureLevel::NEWEST].map(repeated);
+    let [Outcome::Repeated { rewritten: Some(kept), .. }, Outcome::Repeated { rewritten: Some(noted), .. }] = &outcomes
+    else {
+        panic!("{outcomes:?}")
+    };
+    assert_eq!((kept.as_slice(), noted.as_slice()), (&[put("a", "1")][..], &[][..]));
 }
