@@ -41,8 +41,8 @@ pub(super) type Keys = Box<dyn DoubleEndedIterator<Item = Result<Slice, Error>> 
 
 /// Read access to the tables of a database.
 ///
-/// A [`StorageEngine`] reads the newest batches; a view reads the state at the moment of its creation. An iterator
-/// shows one moment as well.
+/// A view reads the state at the moment of its creation. A [`StorageEngine`] reads the newest state, a new one with each
+/// call; an iterator shows one moment. No read shows a part of a batch.
 pub(super) trait ReadTables: Send + Sync {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Slice>, Error>;
 

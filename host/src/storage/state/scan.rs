@@ -1,8 +1,11 @@
 //! Reading ranges.
+//!
+//! A page without values, the revisions of a range, and its keys are read without large values, which are stored apart
+//! (those that a version of format 3 wrote are not, until they are written again).
 
 use std::ops::Bound;
 
-use super::tables;
+use super::{rows, tables};
 use crate::storage::engine::{Bounds, ReadTables, Slice};
 use crate::storage::{Entry, Error, Space, record};
 
@@ -83,7 +86,7 @@ pub(super) fn page(view: &dyn ReadTables, query: &RangeQuery, revision: u64) -> 
             break;
         }
         let (key, found) = row?;
-        let entry = record::decode(record::decode_key(&key)?, &found, !query.keys_only)?;
+        let entry = rows::entry(view, query.space, record::decode_key(&key)?, &found, !query.keys_only)?;
         bytes += entry.value.bytes.len();
         page.entries.push(entry);
     }
@@ -109,7 +112,7 @@ pub(super) fn revisions(
     let Some(bounds) = query.bounds() else { return Ok(Vec::new()) };
     let revision = |row: Result<(Slice, Slice), Error>| {
         let (key, found) = row?;
-        Ok((record::decode_key(&key)?, record::decode_meta(&found)?.revision))
+        Ok((record::decode_key(&key)?, record::Row::decode(&found)?.meta.revision))
     };
     tables.range(tables::of(space), bounds)?.take(limit).map(revision).collect()
 }

@@ -9,21 +9,21 @@ use super::simulated;
 use crate::storage::memory::{Operation as DiskOperation, SimDisk};
 use crate::storage::*;
 
-fn data() -> (TempDir, Data) {
+pub(super) fn data() -> (TempDir, Data) {
     let dir = tempfile::tempdir().unwrap();
     let data = Data::open(dir.path(), 8 << 20).unwrap();
     (dir, data)
 }
 
-fn put(key: &str, value: &str) -> Operation {
+pub(super) fn put(key: &str, value: &str) -> Operation {
     Operation { space: Space::Kv, key: key.into(), action: Action::Put(Value::json(value.to_owned())) }
 }
 
-fn delete(key: &str) -> Operation {
+pub(super) fn delete(key: &str) -> Operation {
     Operation { space: Space::Kv, key: key.into(), action: Action::Delete }
 }
 
-fn write(operations: Vec<Operation>, facts: Vec<Fact>) -> GuardedWrite {
+pub(super) fn write(operations: Vec<Operation>, facts: Vec<Fact>) -> GuardedWrite {
     let precondition = |fact| Precondition { asked_by: AskedBy::Client, space: Space::Kv, fact };
     GuardedWrite {
         operations,
@@ -34,7 +34,7 @@ fn write(operations: Vec<Operation>, facts: Vec<Fact>) -> GuardedWrite {
     }
 }
 
-fn put_one(key: &str, value: &str) -> GuardedWrite {
+pub(super) fn put_one(key: &str, value: &str) -> GuardedWrite {
     write(vec![put(key, value)], vec![])
 }
 
@@ -48,16 +48,16 @@ fn revision_is(key: &str, revision: Option<u64>) -> Fact {
     Fact::Revision { key: key.into(), revision }
 }
 
-fn apply(data: &Data, writes: &[GuardedWrite]) -> Vec<Outcome> {
+pub(super) fn apply(data: &Data, writes: &[GuardedWrite]) -> Vec<Outcome> {
     data.apply(writes, &[]).unwrap()
 }
 
-fn value(data: &Data, key: &str) -> Option<Bytes> {
+pub(super) fn value(data: &Data, key: &str) -> Option<Bytes> {
     Some(data.get(Space::Kv, key).unwrap()?.value.bytes)
 }
 
 /// All keys, as far as a query covers them.
-fn keys(data: &Data, query: &RangeQuery) -> Vec<String> {
+pub(super) fn keys(data: &Data, query: &RangeQuery) -> Vec<String> {
     data.scan(query).unwrap().entries.into_iter().map(|entry| entry.key).collect()
 }
 
