@@ -8,6 +8,7 @@ use fjall::{
     Database, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, OwnedWriteBatch, PersistMode, Readable, Snapshot,
 };
 
+use super::compaction::Compactor;
 use super::{Bounds, Durability, Keys, ReadTables, Rows, Slice, StorageEngine, Table, WriteBatch};
 use crate::storage::{Error, dir};
 
@@ -26,9 +27,9 @@ pub struct TableOptions {
     pub memtable_bytes_max: u64,
     /// Values larger than this are stored apart from their keys; none, if absent.
     pub separate_bytes_min: Option<u32>,
-    /// Deleted keys from which on the table is compacted, so that ranges need not pass over them; none, to leave it to
-    /// the engine, which compacts when tables have grown.
-    pub deleted_max: Option<u64>,
+    /// Whether the table is compacted after deletions, so that ranges need not pass over them. Otherwise it is compacted
+    /// when it has grown.
+    pub compacts_deletions: bool,
 }
 
 /// Opens the database in a directory, with `cache_bytes` of memory for blocks of its tables. Creates the database and
@@ -40,10 +41,14 @@ pub fn open(dir: &Path, cache_bytes: u64, tables: &[TableOptions]) -> Result<Box
         let options = KeyspaceCreateOptions::default().max_memtable_size(table.memtable_bytes_max);
         db.keyspace(table.name, || options.with_kv_separation(table.separate_bytes_min.map(separation)))
     };
-    let keyspaces = tables.iter().map(keyspace).collect::<Result<_, _>>()?;
+    let keyspaces = tables.iter().map(keyspace).collect::<Result<Arc<[Keyspace]>, _>>()?;
     // fjall syncs the files in its directories, but not the names of the directories.
     dir::sync_tree(dir)?;
-    Ok(Box::new(FjallEngine { db, keyspaces }))
+    let numbered = (0..).map(Table).zip(tables).zip(keyspaces.iter());
+    let watched = numbered.filter(|((_, options), _)| options.compacts_deletions);
+    let watched = watched.map(|((table, _), keyspace)| (table, keyspace.clone()));
+    let compactor = Compactor::start(&db, dir.to_path_buf(), watched)?;
+    Ok(Box::new(FjallEngine { compactor, db, keyspaces }))
 }
 
 /// Opens a database, and tells apart the failures that an operator can mend.
@@ -64,6 +69,7 @@ fn open_database(dir: &Path, cache_bytes: u64) -> Result<Database, Error> {
 
 /// An open database.
 struct FjallEngine {
+    compactor: Compactor,
     db: Database,
     /// One for each [`Table`], in the order of their numbers.
     keyspaces: Arc<[Keyspace]>,
@@ -129,7 +135,10 @@ impl StorageEngine for FjallEngine {
             let keyspace = keyspace(&self.keyspaces, change.table)?;
             match change.value {
                 Some(value) => changes.insert(keyspace, change.key, value),
-                None => changes.remove(keyspace, change.key),
+                None => {
+                    changes.remove(keyspace, change.key);
+                    self.compactor.note_deleted(change.table);
+                }
             }
         }
         Ok(changes.commit()?)

@@ -15,6 +15,7 @@
 //! One virtual call for each get, batch, sync, and row of a range; one allocation for each range and view. Keys and
 //! values are never copied on the way.
 
+mod compaction;
 pub(super) mod fjall;
 #[cfg(test)]
 pub(crate) mod memory;

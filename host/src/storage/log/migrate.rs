@@ -77,7 +77,7 @@ fn open_old(dir: &Path) -> Result<Box<dyn StorageEngine>, Error> {
         name,
         memtable_bytes_max: MEMTABLE_BYTES_MAX,
         separate_bytes_min: None,
-        deleted_max: None,
+        compacts_deletions: false,
     };
     let engine = fjall::open(dir, CACHE_BYTES, &[table("entries"), table("meta")])?;
     format::check(engine.as_ref(), NAMED, dir, FORMAT..=FORMAT)?;

@@ -1,6 +1,7 @@
 //! Applies guarded writes, deterministically: the result depends on the state and the write alone.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
 
 use super::cache::RecentHeads;
 use super::idempotency::Outcomes;
@@ -142,19 +143,29 @@ impl<'a> Overlay<'a> {
 
     fn digest(&self, space: Space, start: &str, end: &str, limit: u32) -> Result<RangeDigest, Error> {
         let limit = usize::try_from(limit).unwrap_or(0);
-        let in_range = |key: &str| key >= start && (end.is_empty() || key <= end);
-        let changes = self.changed.get(&space).into_iter().flatten().filter(|(key, _)| in_range(key));
-        // Each deletion of the batch may hide one entry of the state, so one more is read for each change.
-        let spare = changes.clone().count();
-        let found = scan::revisions(self.tables, space, start, end, limit.saturating_add(spare))?;
-        let mut merged: BTreeMap<String, u64> = found.into_iter().collect();
-        for (key, change) in changes {
-            match change.meta() {
-                Some(meta) => merged.insert(key.clone(), meta.revision),
-                None => merged.remove(key),
+        let is_before_end = |key: &str| end.is_empty() || key <= end;
+        let after_start = (Bound::Included(start), Bound::Unbounded);
+        let changes = self.changed.get(&space).into_iter().flat_map(|changes| changes.range::<str, _>(after_start));
+        let mut changes = changes.take_while(|(key, _)| is_before_end(key)).peekable();
+        let mut stored = scan::revisions(self.tables, space, start, end)?.peekable();
+        let mut found: Vec<(String, u64)> = Vec::new();
+        // Both in key order, no further than needed: what the batch deletes is passed over, the rest counts.
+        while found.len() < limit {
+            let is_change_next = match (stored.peek(), changes.peek()) {
+                (None, None) => break,
+                (Some(Ok((stored, _))), Some((changed, _))) => *changed <= stored,
+                (stored, _) => stored.is_none(),
             };
+            match if is_change_next { changes.next() } else { None } {
+                Some((key, change)) => {
+                    // It takes the place of the stored entry of its key.
+                    drop(stored.next_if(|stored| stored.as_ref().is_ok_and(|(stored, _)| stored == key)));
+                    found.extend(change.meta().map(|meta| (key.clone(), meta.revision)));
+                }
+                None => found.extend(stored.next().transpose()?),
+            }
         }
-        Ok(RangeDigest::of(merged.iter().take(limit).map(|(key, revision)| (key.as_str(), *revision))))
+        Ok(RangeDigest::of(found.iter().map(|(key, revision)| (key.as_str(), *revision))))
     }
 }
 

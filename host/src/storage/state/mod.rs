@@ -26,6 +26,8 @@
 
 mod apply;
 mod cache;
+#[cfg(test)]
+mod deletion_tests;
 mod idempotency;
 #[cfg(test)]
 mod moment_tests;
@@ -204,7 +206,8 @@ impl Data {
     pub fn digest_range(&self, start: &str, end: &str, limit: u32) -> Result<(Vec<String>, RangeDigest), Error> {
         let _whole = self.whole();
         let limit = usize::try_from(limit).unwrap_or(0);
-        let found = scan::revisions(self.inner.engine.view().as_ref(), Space::Kv, start, end, limit)?;
+        let found = scan::revisions(self.inner.engine.view().as_ref(), Space::Kv, start, end)?;
+        let found = found.take(limit).collect::<Result<Vec<_>, _>>()?;
         self.inner.note(found.iter().map(|(_, revision)| *revision).max().unwrap_or(0));
         let digest = RangeDigest::of(found.iter().map(|(key, revision)| (key.as_str(), *revision)));
         Ok((found.into_iter().map(|(key, _)| key).collect(), digest))

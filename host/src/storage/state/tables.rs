@@ -21,13 +21,9 @@ const MEMTABLE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// Rows larger than this are stored apart from their keys, so that compaction does not copy them.
 const SEPARATE_BYTES_MIN: u32 = 4 * 1024;
 
-/// Deleted keys of a table whose ranges clients read, from which on it is compacted. A page passes over as many in a few
-/// milliseconds.
-const DELETED_MAX: u64 = 50_000;
-
 /// The settings of the tables, in the order of their numbers.
 pub(super) const OPTIONS: [TableOptions; 6] = [
-    TableOptions { deleted_max: Some(DELETED_MAX), ..entries("kv", KV_MEMTABLE_BYTES_MAX) },
+    TableOptions { compacts_deletions: true, ..entries("kv", KV_MEMTABLE_BYTES_MAX) },
     entries("system", MEMTABLE_BYTES_MAX),
     TableOptions { separate_bytes_min: None, ..entries("meta", MEMTABLE_BYTES_MAX) },
     TableOptions { separate_bytes_min: None, ..entries("idempotency", MEMTABLE_BYTES_MAX) },
@@ -36,7 +32,7 @@ pub(super) const OPTIONS: [TableOptions; 6] = [
 ];
 
 const fn entries(name: &'static str, memtable_bytes_max: u64) -> TableOptions {
-    TableOptions { name, memtable_bytes_max, separate_bytes_min: Some(SEPARATE_BYTES_MIN), deleted_max: None }
+    TableOptions { name, memtable_bytes_max, separate_bytes_min: Some(SEPARATE_BYTES_MIN), compacts_deletions: false }
 }
 
 /// The table of a space's entries.

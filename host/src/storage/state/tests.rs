@@ -162,6 +162,27 @@ fn a_range_precondition_notices_changed_removed_and_new_keys() {
     }
 }
 
+/// A range precondition is checked against the state that the earlier writes of its batch leave.
+#[test]
+fn a_range_precondition_in_a_batch_sees_what_the_batch_has_changed_so_far() {
+    let first = || write(["a", "b", "c", "d", "e"].map(|key| put(key, "1")).into(), vec![]);
+    let changes = [vec![delete("a"), delete("b"), put("bb", "1")], vec![put("c", "2"), delete("e"), put("f", "1")]];
+    for limit in 0..6 {
+        for (start, end) in [("", ""), ("b", "e"), ("c", ""), ("aa", "bz"), ("z", "a")] {
+            let (_dir, between) = data();
+            apply(&between, &[first()]);
+            changes.iter().for_each(|change| drop(apply(&between, &[write(change.clone(), vec![])])));
+            let (_, digest) = between.digest_range(start, end, limit).unwrap();
+            let fact = Fact::Range { start: start.into(), end: end.into(), limit, digest };
+            let (_dir, data) = data();
+            apply(&data, &[first()]);
+            let earlier = changes.iter().map(|change| write(change.clone(), vec![]));
+            let outcomes = apply(&data, &earlier.chain([write(vec![put("ok", "1")], vec![fact])]).collect::<Vec<_>>());
+            assert!(matches!(outcomes[2], Outcome::Applied { .. }), "{start}..{end} {limit}: {outcomes:?}");
+        }
+    }
+}
+
 #[test]
 fn a_write_judged_under_older_hooks_is_not_applied() {
     let (_dir, data) = data();
