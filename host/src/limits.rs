@@ -135,6 +135,9 @@ pub const PLUGIN_READS_MAX: usize = 1_000;
 pub const PLUGIN_READ_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Keys in one answer of `list`.
 pub const PLUGIN_LIST_MAX: usize = 1_000;
+/// Keys that the reads of all hooks of a write may cover. Every node looks at them again when it applies the write. A range
+/// counts its keys and one more, for its end; a key that two calls read counts twice.
+pub const WRITE_READ_KEYS_MAX: usize = 10_000;
 /// Violations kept from a rejection.
 pub const PLUGIN_VIOLATIONS_MAX: usize = 100;
 /// Bytes kept from each text of a rejection.

@@ -143,7 +143,7 @@ impl Judgement {
         let started_at = Instant::now();
         let writes = positions.iter().filter_map(|position| self.operations.get(*position)).map(as_write);
         let writes: Vec<wit::Write<'_>> = writes.collect();
-        let reads = Reads::of(Arc::clone(&self.view));
+        let reads = Reads::of(Arc::clone(&self.view), &self.facts);
         let outcome = hook.call(role, call_limits(hook, left, is_inline), reads, &writes);
         let memory_bytes = outcome.memory_bytes;
         if is_inline && outcome.has_met_limit {

@@ -1,7 +1,8 @@
 //! What plugins may read from the store, and what they have read.
 //!
 //! Every read becomes a precondition of the write (P6). The first answer counts: if a later read of the same key differs,
-//! the write fails its precondition and is judged again.
+//! the write fails its precondition and is judged again. Every node checks the preconditions when it applies the write, so
+//! the keys that they cover are bounded for all hooks of a write together.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -32,6 +33,8 @@ pub struct Reads {
     view: Option<Arc<dyn View>>,
     count: usize,
     bytes: usize,
+    /// Keys that the earlier calls of the write have covered.
+    covered_before: usize,
     facts: Facts,
     failure: Option<ViewError>,
 }
@@ -44,6 +47,7 @@ impl HostReads for Reads {
         }
         let entry = view.get(key).map_err(|error| self.fail(error))?;
         self.facts.see(key, Seen::Revision(entry.as_ref().map(|entry| entry.meta.revision)));
+        self.cover()?;
         let entry_bytes = entry.as_ref().map_or(0, |entry| entry.key.len() + entry.value.bytes.len());
         self.charge(entry_bytes)?;
         Ok(entry.map(|entry| wit::Entry {
@@ -62,6 +66,7 @@ impl HostReads for Reads {
         }
         let exists = view.get(key).map_err(|error| self.fail(error))?.is_some();
         self.facts.see(key, if exists { Seen::Exists } else { Seen::Revision(None) });
+        self.cover()?;
         Ok(exists)
     }
 
@@ -74,15 +79,17 @@ impl HostReads for Reads {
             return Err(wit::ReadError::Limit(format!("start and end may have {} bytes", limits::KEY_BYTES_MAX)));
         }
         let (keys, digest) = view.list(start, end, limit).map_err(|error| self.fail(error))?;
-        self.facts.ranges.entry((start.to_owned(), end.to_owned(), limit)).or_insert(digest);
+        self.facts.see_range(start, end, limit, keys.len(), digest);
+        self.cover()?;
         self.charge(keys.iter().map(String::len).sum())?;
         Ok(keys)
     }
 }
 
 impl Reads {
-    pub(super) fn of(view: Arc<dyn View>) -> Self {
-        Self { view: Some(view), ..Self::default() }
+    /// The reads of a call, after earlier ones of the same write.
+    pub(super) fn of(view: Arc<dyn View>, earlier: &Facts) -> Self {
+        Self { view: Some(view), covered_before: earlier.covered, ..Self::default() }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -113,6 +120,15 @@ impl Reads {
         Ok(())
     }
 
+    /// Refuses a read that covers more keys than those of a write may.
+    fn cover(&self) -> Result<(), wit::ReadError> {
+        if self.covered_before.saturating_add(self.facts.covered) > limits::WRITE_READ_KEYS_MAX {
+            let limit = limits::WRITE_READ_KEYS_MAX;
+            return Err(wit::ReadError::Limit(format!("the hooks of a write may read {limit} keys in all")));
+        }
+        Ok(())
+    }
+
     fn fail(&mut self, error: ViewError) -> wit::ReadError {
         self.failure.get_or_insert(error);
         wit::ReadError::Unavailable("the node's storage failed".to_owned())
@@ -123,7 +139,10 @@ impl Reads {
 #[derive(Debug, Default)]
 pub(super) struct Facts {
     keys: BTreeMap<String, Seen>,
-    ranges: BTreeMap<(String, String, u32), RangeDigest>,
+    /// Each with the limit that its precondition needs.
+    ranges: BTreeMap<(String, String, u32), (u32, RangeDigest)>,
+    /// Keys that the preconditions look at.
+    covered: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,12 +154,14 @@ enum Seen {
 impl Facts {
     /// Adds the facts of a later call. Earlier facts take precedence.
     pub(super) fn absorb(&mut self, later: Self) {
+        let covered = self.covered.saturating_add(later.covered);
         for (key, seen) in later.keys {
             self.see(&key, seen);
         }
-        for (range, digest) in later.ranges {
-            self.ranges.entry(range).or_insert(digest);
+        for (range, seen) in later.ranges {
+            self.ranges.entry(range).or_insert(seen);
         }
+        self.covered = covered;
     }
 
     /// The facts as preconditions of the write, in a stable order.
@@ -150,8 +171,17 @@ impl Facts {
             Seen::Revision(revision) => Fact::Revision { key, revision },
         });
         let ranges =
-            self.ranges.into_iter().map(|((start, end, limit), digest)| Fact::Range { start, end, limit, digest });
+            self.ranges.into_iter().map(|((start, end, _), (limit, digest))| Fact::Range { start, end, limit, digest });
         keys.chain(ranges).map(|fact| Precondition { asked_by: AskedBy::Plugin, space: Space::Kv, fact }).collect()
+    }
+
+    /// The precondition looks one key beyond those that were found, and no further: a new key shows there.
+    fn see_range(&mut self, start: &str, end: &str, limit: u32, found: usize, digest: RangeDigest) {
+        self.ranges.entry((start.to_owned(), end.to_owned(), limit)).or_insert_with(|| {
+            let needed = limit.min(u32::try_from(found).unwrap_or(u32::MAX).saturating_add(1));
+            self.covered = self.covered.saturating_add(needed as usize);
+            (needed, digest)
+        });
     }
 
     /// An exact revision replaces mere existence, because it says more.
@@ -159,6 +189,7 @@ impl Facts {
         match (self.keys.get_mut(key), seen) {
             (None, _) => {
                 self.keys.insert(key.to_owned(), seen);
+                self.covered = self.covered.saturating_add(1);
             }
             // If it is gone now, `Exists` stays: with that the write fails its precondition, as it should.
             (Some(known @ Seen::Exists), Seen::Revision(Some(_))) => *known = seen,
@@ -170,4 +201,55 @@ impl Facts {
 /// Whether a key of this form can have an entry at all. If not, reading it needs no precondition.
 fn is_key(key: &str) -> bool {
     !key.is_empty() && key.len() <= limits::KEY_BYTES_MAX
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A store in which every range has this many keys.
+    struct Ranges(usize);
+
+    impl View for Ranges {
+        fn get(&self, _: &str) -> Result<Option<Entry>, ViewError> {
+            Ok(None)
+        }
+
+        fn list(&self, start: &str, _: &str, limit: u32) -> Result<(Vec<String>, RangeDigest), ViewError> {
+            let found = (0..self.0).take(limit as usize).map(|number| format!("{start}{number:04}")).collect();
+            Ok((found, RangeDigest([0; 32])))
+        }
+    }
+
+    fn is_limit<T>(answer: Result<T, wit::ReadError>) -> bool {
+        matches!(answer, Err(wit::ReadError::Limit(_)))
+    }
+
+    #[test]
+    fn the_keys_that_the_reads_of_all_calls_cover_are_bounded_together() {
+        let view: Arc<dyn View> = Arc::new(Ranges(5_000));
+        let mut facts = Facts::default();
+        for call in 0..limits::WRITE_READ_KEYS_MAX / 1_000 {
+            let mut reads = Reads::of(Arc::clone(&view), &facts);
+            reads.list(&format!("{call}/"), "", 1_000).unwrap();
+            // Asked once more, it covers nothing more.
+            reads.list(&format!("{call}/"), "", 1_000).unwrap();
+            facts.absorb(reads.close().unwrap());
+        }
+        let reads = || Reads::of(Arc::clone(&view), &facts);
+        assert!(is_limit(reads().get("k")) && is_limit(reads().exists("k")) && is_limit(reads().list("k", "", 1)));
+        assert!(Reads::of(Arc::clone(&view), &Facts::default()).get("k").is_ok());
+    }
+
+    #[test]
+    fn the_precondition_of_a_list_looks_one_key_beyond_those_that_were_found() {
+        for (asked, needed) in [(1_000, 4), (4, 4), (3, 3), (2, 2)] {
+            let mut reads = Reads::of(Arc::new(Ranges(3)), &Facts::default());
+            reads.list("a", "b", asked).unwrap();
+            let facts = reads.close().unwrap();
+            assert_eq!(facts.covered, needed as usize);
+            let preconditions = facts.into_preconditions();
+            assert!(matches!(preconditions[0].fact, Fact::Range { limit, .. } if limit == needed), "{preconditions:?}");
+        }
+    }
 }

@@ -199,6 +199,12 @@ impl Handle {
         self.0.reads.pass(deadline).await
     }
 
+    /// Before a local read: returns once this node's state is at least as new as any that it has shown, also before it
+    /// restarted. Returns at once from the first strong read on, and if there is no quorum.
+    pub async fn recover_reads(&self) {
+        self.0.reads.recover().await;
+    }
+
     /// Time since this node last knew its state to be up to date.
     pub fn staleness(&self) -> Duration {
         self.0.reads.staleness()

@@ -7,7 +7,16 @@
 //!
 //! A read may share only an exchange that begins after the read arrived, so reads that arrive during an exchange wait for
 //! the next one. During an election reads wait for the new leader, as long as their deadlines allow.
+//!
+//! # Local reads after a restart
+//!
+//! A crash takes what was applied since the last sync, and the last positions up to which the log was committed, so a node
+//! may come back with an older state than it had shown. It cannot know how much older: the end of its log may not be
+//! committed. So its local reads wait until one strong read has passed the gate since the start: from then on its state holds
+//! all that was committed before, and local reads never wait again. They are answered all the same (P5), with their
+//! staleness, if there is no quorum, and once a node has been behind for [`RECOVERY_MAX`].
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -29,6 +38,9 @@ const WAITING_READS_MAX: usize = 65_536;
 /// Maximum duration of one exchange: a leader that takes longer is about to lose the leadership.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_millis(500);
 
+/// Time after the start of a node in which local reads wait until it is as new as before.
+const RECOVERY_MAX: Duration = Duration::from_secs(10);
+
 /// The staleness of a node that has never been up to date since it started.
 const NEVER: Duration = Duration::from_secs(u32::MAX as u64);
 
@@ -43,13 +55,17 @@ pub(super) struct Reads {
     /// When this node last knew its state to be up to date.
     up_to_date: Mutex<Option<Instant>>,
     gate: mpsc::Sender<WaitingRead>,
+    /// Whether a strong read has passed the gate since the start.
+    has_recovered: AtomicBool,
+    started: Instant,
 }
 
 impl Reads {
     /// Starts the gate's task; it ends with the gate.
     pub(super) fn start(view: Arc<ClusterView>, lease: Arc<Lease>, transport: Arc<dyn Transport>) -> Arc<Self> {
         let (gate, queue) = mpsc::channel(WAITING_READS_MAX);
-        let reads = Arc::new(Self { view, lease, transport, up_to_date: Mutex::default(), gate });
+        let (up_to_date, has_recovered, started) = (Mutex::default(), AtomicBool::new(false), Instant::now());
+        let reads = Arc::new(Self { view, lease, transport, up_to_date, gate, has_recovered, started });
         tokio::spawn(serve_gate(Arc::downgrade(&reads), queue));
         reads
     }
@@ -60,9 +76,27 @@ impl Reads {
         let (reply, answer) = oneshot::channel();
         self.gate.try_send(reply).map_err(|_| Error::Busy { limit: Limit::WaitingReads(WAITING_READS_MAX) })?;
         match tokio::time::timeout_at(deadline, answer).await {
-            Ok(Ok(answer)) => answer,
+            Ok(Ok(answer)) => {
+                self.has_recovered.fetch_or(answer.is_ok(), Ordering::AcqRel);
+                answer
+            }
             Ok(Err(_)) => Err(Error::Stopped { outcome: WriteOutcome::NotWritten }),
             Err(_) => Err(self.unreachable()),
+        }
+    }
+
+    /// Returns once the state is at least as new as any that this node has shown before it restarted; also if that cannot be
+    /// established now.
+    pub(super) async fn recover(&self) {
+        if self.has_recovered.load(Ordering::Acquire) {
+            return;
+        }
+        let now = Instant::now();
+        let deadline = (self.started + RECOVERY_MAX).min(now + STRONG_READ_DEADLINE);
+        if now < deadline
+            && let Err(error) = self.pass(deadline).await
+        {
+            tracing::debug!(%error, "a local read may show an older state than before the restart");
         }
     }
 

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use brink_tests::{Cluster, Load, entries};
+use brink_tests::{Answer, Cluster, Load, entries};
+use serde_json::json;
 
 #[tokio::test]
 async fn no_acknowledged_write_is_lost_when_all_nodes_are_killed_at_once() {
@@ -25,4 +26,29 @@ async fn no_acknowledged_write_is_lost_when_all_nodes_are_killed_at_once() {
             }
         }
     }
+}
+
+/// A crash takes what a node has not synced of its state, and it learns only from the leader how much of its log is
+/// committed. Until then it must not answer from what is left.
+#[tokio::test]
+async fn a_local_read_after_a_restart_shows_no_older_state_than_one_before() {
+    let mut cluster = Cluster::start(3).await;
+    let follower = (cluster.leader().await + 1) % 3;
+    for round in 0..5 {
+        for number in 0..20 {
+            cluster.client(follower).put("k", &json!(number)).await.expect(if round + number == 0 { 201 } else { 200 });
+        }
+        let local = "/kv/k/?consistency=local";
+        let shown = revision(&cluster.client(follower).get(local).await.expect(200));
+        let node = &mut cluster.nodes[follower];
+        node.kill();
+        node.start();
+        node.answers().await;
+        let after = node.client.get(local).await;
+        assert!(after.status == 200 && revision(&after) >= shown, "{shown}, then {} {:?}", after.status, after.json);
+    }
+}
+
+fn revision(answer: &Answer) -> u64 {
+    answer.header("brink-revision").unwrap().parse().unwrap()
 }

@@ -59,7 +59,7 @@ pub(crate) async fn get(call: Call<Consistency>) -> Result<Response, Problem> {
     let key = request::key(&uri)?;
     let freshness = Freshness::establish(&app, parameters).await?;
     // Taken before the entry: the response shows a state at least as new as the revision it claims.
-    let revision = app.data.revision();
+    let before = app.data.revision();
     let found = match app.data.cached(&key) {
         Some(entry) => Some(entry),
         None => {
@@ -68,6 +68,8 @@ pub(crate) async fn get(call: Call<Consistency>) -> Result<Response, Problem> {
         }
     };
     freshness.count(&app);
+    // The entry may be newer.
+    let revision = found.as_ref().map_or(before, |entry| before.max(entry.meta.revision));
     let Some(entry) = found else {
         let mut response = absent(&key).into_response();
         freshness.describe(revision, &mut response);

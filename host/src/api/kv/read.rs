@@ -42,6 +42,7 @@ impl Freshness {
                 Err(error) => tracing::debug!(%error, "the read falls back to local"),
             }
         }
+        app.replication.recover_reads().await;
         Ok(Self { began, staleness: Some(app.replication.staleness()) })
     }
 

@@ -128,8 +128,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         wait_for(|done| self.log.save_named(VOTE, Some(vote), done)).await
     }
 
-    /// Not fsynced: after a crash the leader tells the commit position again. Reads do not go back in time, since the node
-    /// serves none before it has rebuilt `data/` from the log.
+    /// Not fsynced: after a crash the leader tells the commit position again. Local reads wait for that (see
+    /// [`crate::replication`], `reads`).
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
         let committed = encode(&committed).map_err(io::Error::other)?;
         self.log.note_named(COMMITTED, committed);

@@ -8,6 +8,7 @@ use fjall::{
     Database, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, OwnedWriteBatch, PersistMode, Readable, Snapshot,
 };
 
+use super::compaction::Compactor;
 use super::{Bounds, Durability, Keys, ReadTables, Rows, Slice, StorageEngine, Table, WriteBatch};
 use crate::storage::{Error, dir};
 
@@ -26,6 +27,9 @@ pub struct TableOptions {
     pub memtable_bytes_max: u64,
     /// Values larger than this are stored apart from their keys; none, if absent.
     pub separate_bytes_min: Option<u32>,
+    /// Whether the table is compacted after deletions, so that ranges need not pass over them. Otherwise it is compacted
+    /// when it has grown.
+    pub compacts_deletions: bool,
 }
 
 /// Opens the database in a directory, with `cache_bytes` of memory for blocks of its tables. Creates the database and
@@ -37,10 +41,14 @@ pub fn open(dir: &Path, cache_bytes: u64, tables: &[TableOptions]) -> Result<Box
         let options = KeyspaceCreateOptions::default().max_memtable_size(table.memtable_bytes_max);
         db.keyspace(table.name, || options.with_kv_separation(table.separate_bytes_min.map(separation)))
     };
-    let keyspaces = tables.iter().map(keyspace).collect::<Result<_, _>>()?;
+    let keyspaces = tables.iter().map(keyspace).collect::<Result<Arc<[Keyspace]>, _>>()?;
     // fjall syncs the files in its directories, but not the names of the directories.
     dir::sync_tree(dir)?;
-    Ok(Box::new(FjallEngine { db, keyspaces, snapshot: None }))
+    let numbered = (0..).map(Table).zip(tables).zip(keyspaces.iter());
+    let watched = numbered.filter(|((_, options), _)| options.compacts_deletions);
+    let watched = watched.map(|((table, _), keyspace)| (table, keyspace.clone()));
+    let compactor = Compactor::start(&db, dir.to_path_buf(), watched)?;
+    Ok(Box::new(FjallEngine { compactor, db, keyspaces }))
 }
 
 /// Opens a database, and tells apart the failures that an operator can mend.
@@ -59,44 +67,60 @@ fn open_database(dir: &Path, cache_bytes: u64) -> Result<Database, Error> {
     }
 }
 
-/// An open database, or a view of it.
+/// An open database.
 struct FjallEngine {
+    compactor: Compactor,
     db: Database,
     /// One for each [`Table`], in the order of their numbers.
     keyspaces: Arc<[Keyspace]>,
-    /// What a view reads; none, to read the newest batches.
-    snapshot: Option<Snapshot>,
+}
+
+/// A database at one moment.
+///
+/// IMPORTANT: every read goes through a snapshot. fjall's reads without one see the rows of a batch as they go into the
+/// tables, one after the other.
+struct View {
+    snapshot: Snapshot,
+    keyspaces: Arc<[Keyspace]>,
 }
 
 impl FjallEngine {
-    fn keyspace(&self, table: Table) -> Result<&Keyspace, Error> {
-        self.keyspaces.get(table.0).ok_or_else(|| fjall::Error::KeyspaceDeleted.into())
+    fn newest(&self) -> View {
+        View { snapshot: self.db.snapshot(), keyspaces: self.keyspaces.clone() }
+    }
+}
+
+fn keyspace(keyspaces: &[Keyspace], table: Table) -> Result<&Keyspace, Error> {
+    keyspaces.get(table.0).ok_or_else(|| fjall::Error::KeyspaceDeleted.into())
+}
+
+impl ReadTables for View {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Slice>, Error> {
+        Ok(self.snapshot.get(keyspace(&self.keyspaces, table)?, key)?)
     }
 
-    fn iter(&self, table: Table, bounds: Bounds) -> Result<fjall::Iter, Error> {
-        let keyspace = self.keyspace(table)?;
-        Ok(match &self.snapshot {
-            Some(snapshot) => snapshot.range(keyspace, bounds),
-            None => keyspace.range(bounds),
-        })
+    fn range(&self, table: Table, bounds: Bounds) -> Result<Rows, Error> {
+        let rows = self.snapshot.range(keyspace(&self.keyspaces, table)?, bounds);
+        Ok(Box::new(rows.map(|row| Ok(row.into_inner()?))))
+    }
+
+    fn keys(&self, table: Table, bounds: Bounds) -> Result<Keys, Error> {
+        let rows = self.snapshot.range(keyspace(&self.keyspaces, table)?, bounds);
+        Ok(Box::new(rows.map(|row| Ok(row.key()?))))
     }
 }
 
 impl ReadTables for FjallEngine {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Slice>, Error> {
-        let keyspace = self.keyspace(table)?;
-        Ok(match &self.snapshot {
-            Some(snapshot) => snapshot.get(keyspace, key)?,
-            None => keyspace.get(key)?,
-        })
+        self.newest().get(table, key)
     }
 
     fn range(&self, table: Table, bounds: Bounds) -> Result<Rows, Error> {
-        Ok(Box::new(self.iter(table, bounds)?.map(|row| Ok(row.into_inner()?))))
+        self.newest().range(table, bounds)
     }
 
     fn keys(&self, table: Table, bounds: Bounds) -> Result<Keys, Error> {
-        Ok(Box::new(self.iter(table, bounds)?.map(|row| Ok(row.key()?))))
+        self.newest().keys(table, bounds)
     }
 }
 
@@ -108,10 +132,13 @@ impl StorageEngine for FjallEngine {
         };
         let mut changes = OwnedWriteBatch::with_capacity(self.db.clone(), batch.changes.len()).durability(mode);
         for change in batch.changes {
-            let keyspace = self.keyspace(change.table)?;
+            let keyspace = keyspace(&self.keyspaces, change.table)?;
             match change.value {
                 Some(value) => changes.insert(keyspace, change.key, value),
-                None => changes.remove(keyspace, change.key),
+                None => {
+                    changes.remove(keyspace, change.key);
+                    self.compactor.note_deleted(change.table);
+                }
             }
         }
         Ok(changes.commit()?)
@@ -122,11 +149,10 @@ impl StorageEngine for FjallEngine {
     }
 
     fn view(&self) -> Box<dyn ReadTables> {
-        let (db, keyspaces) = (self.db.clone(), self.keyspaces.clone());
-        Box::new(Self { db, keyspaces, snapshot: Some(self.db.snapshot()) })
+        Box::new(self.newest())
     }
 
     fn clear(&self, table: Table) -> Result<(), Error> {
-        Ok(self.keyspace(table)?.clear()?)
+        Ok(keyspace(&self.keyspaces, table)?.clear()?)
     }
 }

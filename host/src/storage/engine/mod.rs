@@ -15,6 +15,7 @@
 //! One virtual call for each get, batch, sync, and row of a range; one allocation for each range and view. Keys and
 //! values are never copied on the way.
 
+mod compaction;
 pub(super) mod fjall;
 #[cfg(test)]
 pub(crate) mod memory;
@@ -41,8 +42,8 @@ pub(super) type Keys = Box<dyn DoubleEndedIterator<Item = Result<Slice, Error>> 
 
 /// Read access to the tables of a database.
 ///
-/// A [`StorageEngine`] reads the newest batches; a view reads the state at the moment of its creation. An iterator
-/// shows one moment as well.
+/// A view reads the state at the moment of its creation. A [`StorageEngine`] reads the newest state, a new one with each
+/// call; an iterator shows one moment. No read shows a part of a batch.
 pub(super) trait ReadTables: Send + Sync {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Slice>, Error>;
 

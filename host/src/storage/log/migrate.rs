@@ -21,6 +21,9 @@ use crate::storage::{Error, Poison, dir, format};
 /// A directory that only the old log has.
 const OLD_MARK: &str = "keyspaces";
 
+/// The only format that such a log has.
+const FORMAT: u32 = 3;
+
 const ENTRIES: Table = Table(0);
 const NAMED: Table = Table(1);
 
@@ -70,9 +73,14 @@ pub(super) fn migrate(dir: &Path, accepts_loss: bool) -> Result<(), Error> {
 }
 
 fn open_old(dir: &Path) -> Result<Box<dyn StorageEngine>, Error> {
-    let table = |name| TableOptions { name, memtable_bytes_max: MEMTABLE_BYTES_MAX, separate_bytes_min: None };
+    let table = |name| TableOptions {
+        name,
+        memtable_bytes_max: MEMTABLE_BYTES_MAX,
+        separate_bytes_min: None,
+        compacts_deletions: false,
+    };
     let engine = fjall::open(dir, CACHE_BYTES, &[table("entries"), table("meta")])?;
-    format::check(engine.as_ref(), NAMED, dir)?;
+    format::check(engine.as_ref(), NAMED, dir, FORMAT..=FORMAT)?;
     Ok(engine)
 }
 

@@ -1,10 +1,12 @@
 //! Applies guarded writes, deterministically: the result depends on the state and the write alone.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
 
-use super::cache::RecentMetas;
+use super::cache::RecentHeads;
 use super::idempotency::{Outcomes, Rewritten};
-use super::{scan, tables};
+use super::rows::{self, Head};
+use super::scan;
 use crate::storage::command::{
     Action, AskedBy, Effect, EntryMeta, Fact, GuardedWrite, HOOKS_PREFIX, Operation, Outcome, Precondition,
     RangeDigest, Space, Value,
@@ -15,16 +17,29 @@ use crate::storage::{Error, FeatureLevel, record};
 /// The changes of a batch so far, over the state below it. Later writes of a batch see earlier ones.
 pub(super) struct Overlay<'a> {
     tables: &'a dyn ReadTables,
-    recent: &'a RecentMetas,
+    recent: &'a RecentHeads,
     revision: u64,
     hook_epoch: u64,
-    /// The new entries by their keys; none for deleted ones.
-    changed: HashMap<Space, BTreeMap<String, Option<(EntryMeta, Value)>>>,
+    changed: HashMap<Space, BTreeMap<String, Change>>,
     outcomes: Outcomes<'a>,
 }
 
+/// The change of a key by a batch.
+struct Change {
+    /// Whether the value that it had before the batch has a row of its own.
+    was_apart: bool,
+    /// None: it is deleted.
+    entry: Option<(EntryMeta, Value)>,
+}
+
+impl Change {
+    fn meta(&self) -> Option<EntryMeta> {
+        self.entry.as_ref().map(|(meta, _)| *meta)
+    }
+}
+
 impl<'a> Overlay<'a> {
-    pub(super) fn new(tables: &'a dyn ReadTables, recent: &'a RecentMetas, revision: u64, hook_epoch: u64) -> Self {
+    pub(super) fn new(tables: &'a dyn ReadTables, recent: &'a RecentHeads, revision: u64, hook_epoch: u64) -> Self {
         Self { tables, recent, revision, hook_epoch, changed: HashMap::new(), outcomes: Outcomes::new(tables) }
     }
 
@@ -65,19 +80,18 @@ impl<'a> Overlay<'a> {
         Ok(Outcome::Applied { revision: self.revision, effects })
     }
 
-    /// The keys of clients that the batch changes, with the new metadata of their entries; none for deleted ones.
-    pub(super) fn metas(&self) -> Vec<(String, Option<EntryMeta>)> {
+    /// The keys of clients that the batch changes, with the heads of their new entries; none for deleted ones.
+    pub(super) fn heads(&self) -> Vec<(String, Option<Head>)> {
         let changes = self.changed.get(&Space::Kv).into_iter().flatten();
-        changes.map(|(key, entry)| (key.clone(), entry.as_ref().map(|(meta, _)| *meta))).collect()
+        let head = |entry: &(EntryMeta, Value)| Head { meta: entry.0, is_apart: record::is_apart(&entry.1) };
+        changes.map(|(key, change)| (key.clone(), change.entry.as_ref().map(head))).collect()
     }
 
     /// Adds the changes to a batch; returns the new revision and hook epoch.
     pub(super) fn stage(self, batch: &mut WriteBatch) -> Result<(u64, u64), Error> {
         for (space, changes) in self.changed {
-            let table = tables::of(space);
-            for (key, entry) in changes {
-                let record = entry.map(|(meta, value)| record::encode(meta, &value)).transpose()?;
-                batch.set(table, key, record.map(Into::into));
+            for (key, Change { was_apart, entry }) in changes {
+                rows::stage(batch, space, key, was_apart, entry)?;
             }
         }
         self.outcomes.stage(batch);
@@ -85,7 +99,7 @@ impl<'a> Overlay<'a> {
     }
 
     fn change(&mut self, operation: &Operation, revision: u64, now_ms: u64) -> Result<Effect, Error> {
-        let before = self.current(operation.space, &operation.key)?;
+        let Current { meta: before, was_apart } = self.current(operation.space, &operation.key)?;
         let (effect, entry) = match &operation.action {
             Action::Put(value) => {
                 let meta = EntryMeta {
@@ -99,24 +113,26 @@ impl<'a> Overlay<'a> {
             Action::Delete if before.is_none() => return Ok(Effect::Deleted { existed: false }),
             Action::Delete => (Effect::Deleted { existed: true }, None),
         };
-        self.changed.entry(operation.space).or_default().insert(operation.key.clone(), entry);
+        let change = Change { was_apart, entry };
+        self.changed.entry(operation.space).or_default().insert(operation.key.clone(), change);
         Ok(effect)
     }
 
-    fn current(&self, space: Space, key: &str) -> Result<Option<EntryMeta>, Error> {
-        if let Some(entry) = self.changed.get(&space).and_then(|changed| changed.get(key)) {
-            return Ok(entry.as_ref().map(|(meta, _)| *meta));
+    fn current(&self, space: Space, key: &str) -> Result<Current, Error> {
+        if let Some(change) = self.changed.get(&space).and_then(|changed| changed.get(key)) {
+            return Ok(Current { meta: change.meta(), was_apart: change.was_apart });
         }
-        if let (Space::Kv, Some(meta)) = (space, self.recent.get(key)) {
-            return Ok(Some(*meta));
-        }
-        let found = self.tables.get(tables::of(space), key.as_bytes())?;
-        found.map(|found| record::decode_meta(&found)).transpose()
+        let head = match (space, self.recent.get(key)) {
+            (Space::Kv, Some(head)) => Some(*head),
+            _ => rows::head(self.tables, space, key)?,
+        };
+        Ok(Current { meta: head.map(|head| head.meta), was_apart: head.is_some_and(|head| head.is_apart) })
     }
 
     /// The current revision of a precondition's key, if the precondition does not hold.
     fn violated(&self, precondition: &Precondition) -> Result<Option<Option<u64>>, Error> {
-        let revision_of = |key: &str| Ok::<_, Error>(self.current(precondition.space, key)?.map(|meta| meta.revision));
+        let current = |key: &str| self.current(precondition.space, key);
+        let revision_of = |key: &str| Ok::<_, Error>(current(key)?.meta.map(|meta| meta.revision));
         Ok(match &precondition.fact {
             Fact::Revision { key, revision } => Some(revision_of(key)?).filter(|current| current != revision),
             Fact::Exists { key } => Some(revision_of(key)?).filter(Option::is_none),
@@ -128,20 +144,38 @@ impl<'a> Overlay<'a> {
 
     fn digest(&self, space: Space, start: &str, end: &str, limit: u32) -> Result<RangeDigest, Error> {
         let limit = usize::try_from(limit).unwrap_or(0);
-        let in_range = |key: &str| key >= start && (end.is_empty() || key <= end);
-        let changes = self.changed.get(&space).into_iter().flatten().filter(|(key, _)| in_range(key));
-        // Each deletion of the batch may hide one entry of the state, so one more is read for each change.
-        let spare = changes.clone().count();
-        let found = scan::revisions(self.tables, space, start, end, limit.saturating_add(spare))?;
-        let mut merged: BTreeMap<String, u64> = found.into_iter().collect();
-        for (key, entry) in changes {
-            match entry {
-                Some((meta, _)) => merged.insert(key.clone(), meta.revision),
-                None => merged.remove(key),
+        let is_before_end = |key: &str| end.is_empty() || key <= end;
+        let after_start = (Bound::Included(start), Bound::Unbounded);
+        let changes = self.changed.get(&space).into_iter().flat_map(|changes| changes.range::<str, _>(after_start));
+        let mut changes = changes.take_while(|(key, _)| is_before_end(key)).peekable();
+        let mut stored = scan::revisions(self.tables, space, start, end)?.peekable();
+        let mut found: Vec<(String, u64)> = Vec::new();
+        // Both in key order, no further than needed: what the batch deletes is passed over, the rest counts.
+        while found.len() < limit {
+            let is_change_next = match (stored.peek(), changes.peek()) {
+                (None, None) => break,
+                (Some(Ok((stored, _))), Some((changed, _))) => *changed <= stored,
+                (stored, _) => stored.is_none(),
             };
+            match if is_change_next { changes.next() } else { None } {
+                Some((key, change)) => {
+                    // It takes the place of the stored entry of its key.
+                    drop(stored.next_if(|stored| stored.as_ref().is_ok_and(|(stored, _)| stored == key)));
+                    found.extend(change.meta().map(|meta| (key.clone(), meta.revision)));
+                }
+                None => found.extend(stored.next().transpose()?),
+            }
         }
-        Ok(RangeDigest::of(merged.iter().take(limit).map(|(key, revision)| (key.as_str(), *revision))))
+        Ok(RangeDigest::of(found.iter().map(|(key, revision)| (key.as_str(), *revision))))
     }
+}
+
+/// A key as the batch has left it so far.
+struct Current {
+    /// None: it has no entry.
+    meta: Option<EntryMeta>,
+    /// Whether the value that it had before the batch has a row of its own.
+    was_apart: bool,
 }
 
 /// Whether an outcome is the client's answer, rather than a reason to judge the write again.

@@ -6,7 +6,8 @@ use parking_lot::RwLock;
 use quick_cache::sync::Cache;
 use quick_cache::{Weighter, unsync};
 
-use crate::storage::command::{Entry, EntryMeta};
+use super::rows::Head;
+use crate::storage::command::Entry;
 
 /// Memory counted for each entry beside its key and value, in bytes.
 const ENTRY_OVERHEAD_BYTES: usize = 256;
@@ -16,13 +17,21 @@ const ENTRY_BYTES_TYPICAL: u64 = 1_024;
 
 /// Recently read entries. A reader that finds its entry here needs no thread that may block.
 ///
-/// A cached entry is never older than the state: a change of the state removes the changed entries before it ends, and
-/// an entry is cached only if no change began since it was read. So a read that begins after a write was applied never
-/// returns the replaced entry.
+/// A cached entry is never older than what any reader has seen: a change of the state removes the entries that it
+/// changes before it becomes visible, and until it has ended nothing is cached. An entry that was read before a change
+/// began is not cached after it.
 pub(super) struct EntryCache {
     entries: Cache<String, Arc<Entry>, ByteWeight>,
-    /// Number of changes of the state that have begun. Locked for writing during a change.
-    changes: RwLock<u64>,
+    /// The changes of the state. Locked for reading while an entry is cached.
+    changes: RwLock<Changes>,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Changes {
+    /// How many have begun.
+    begun: u64,
+    /// Whether one is under way. There is one at a time.
+    is_under_way: bool,
 }
 
 /// Counts the memory of the items of both caches.
@@ -40,19 +49,20 @@ impl Weighter<String, Arc<Entry>> for ByteWeight {
 impl EntryCache {
     pub(super) fn new(bytes_max: u64) -> Self {
         let entries = usize::try_from(bytes_max / ENTRY_BYTES_TYPICAL).unwrap_or(usize::MAX);
-        Self { entries: Cache::with_weighter(entries, bytes_max, ByteWeight), changes: RwLock::new(0) }
+        Self { entries: Cache::with_weighter(entries, bytes_max, ByteWeight), changes: RwLock::default() }
     }
 
     pub(super) fn get(&self, key: &str) -> Option<Arc<Entry>> {
         self.entries.get(key)
     }
 
-    /// Reads an entry, and caches it unless a change has begun meanwhile. Waits for a change in progress.
+    /// Reads an entry, and caches it unless a change is under way or has begun meanwhile.
     pub(super) fn load<E>(&self, read: impl FnOnce() -> Result<Option<Entry>, E>) -> Result<Option<Arc<Entry>>, E> {
         let before = *self.changes.read();
         let Some(entry) = read()?.map(Arc::new) else { return Ok(None) };
         // IMPORTANT: locked until the entry is inserted, so that no change begins in between.
         if let Some(changes) = self.changes.try_read()
+            && !before.is_under_way
             && *changes == before
         {
             self.entries.insert(entry.key.clone(), entry.clone());
@@ -60,15 +70,22 @@ impl EntryCache {
         Ok(Some(entry))
     }
 
-    /// Changes the state, and removes the entries of these keys; every entry, without keys.
-    pub(super) fn change<T>(&self, keys: Option<&[(String, Option<EntryMeta>)]>, change: impl FnOnce() -> T) -> T {
-        let mut changes = self.changes.write();
-        *changes += 1;
-        let changed = change();
-        match keys {
-            Some(keys) => keys.iter().for_each(|(key, _)| drop(self.entries.remove(key))),
-            None => self.entries.clear(),
+    /// Removes the entries of these keys, or every entry, without keys; then changes the state.
+    ///
+    /// IMPORTANT: in this order. Once a reader has found a part of the change in the tables, no later one may find an older
+    /// entry here.
+    pub(super) fn change<T>(&self, keys: Option<&[(String, Option<Head>)]>, change: impl FnOnce() -> T) -> T {
+        {
+            let mut changes = self.changes.write();
+            changes.begun += 1;
+            changes.is_under_way = true;
+            match keys {
+                Some(keys) => keys.iter().for_each(|(key, _)| drop(self.entries.remove(key))),
+                None => self.entries.clear(),
+            }
         }
+        let changed = change();
+        self.changes.write().is_under_way = false;
         changed
     }
 }
@@ -82,18 +99,18 @@ const META_OVERHEAD_BYTES: usize = 32;
 /// Assumed size of an item of metadata when the cache is laid out, in bytes.
 const META_BYTES_TYPICAL: u64 = 128;
 
-/// Metadata of recently written entries, so that apply need not look up a key in the tables each time it is written. A
+/// Heads of recently written entries, so that apply need not look up a key in the tables each time it is written. A
 /// key that is absent here may be present in the tables.
-pub(super) type RecentMetas = unsync::Cache<String, EntryMeta, ByteWeight>;
+pub(super) type RecentHeads = unsync::Cache<String, Head, ByteWeight>;
 
-impl Weighter<String, EntryMeta> for ByteWeight {
-    fn weight(&self, key: &String, _meta: &EntryMeta) -> u64 {
-        let bytes = key.len() + size_of::<(String, EntryMeta)>() + META_OVERHEAD_BYTES;
+impl Weighter<String, Head> for ByteWeight {
+    fn weight(&self, key: &String, _head: &Head) -> u64 {
+        let bytes = key.len() + size_of::<(String, Head)>() + META_OVERHEAD_BYTES;
         u64::try_from(bytes).unwrap_or(u64::MAX)
     }
 }
 
-pub(super) fn recent_metas() -> RecentMetas {
+pub(super) fn recent_heads() -> RecentHeads {
     let metas = usize::try_from(RECENT_BYTES_MAX / META_BYTES_TYPICAL).unwrap_or(usize::MAX);
     unsync::Cache::with_weighter(metas, RECENT_BYTES_MAX, ByteWeight)
 }

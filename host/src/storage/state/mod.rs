@@ -11,16 +11,27 @@
 //! # Guarantees
 //!
 //! - Apply is deterministic: it depends on the state and the writes alone.
-//! - A read that begins after an apply has returned sees its result, whether from the cache or from the tables.
+//! - A read shows one moment: all writes of a batch or none. A batch becomes visible to all readers at one moment, before
+//!   its apply returns.
+//! - Reads never go back in time: a read that begins after another has ended shows a state at least as new, whether from
+//!   the cache or the tables, of one key or of many, with its entries or only the store's revision. This holds while a
+//!   node runs. After a crash it may first answer from an older state (see [`crate::replication`]).
 //! - Readers never see a part of a snapshot that is being installed.
 //!
 //! # Cost
 //!
-//! One batch without a sync for each apply. A read takes one shared lock, and from the cache none.
+//! One batch without a sync for each apply. A read takes one shared lock and opens a view; from the cache it does neither.
+//! Values above 3 KiB have rows of their own, which only reads of these values touch
+//! ([decision 23](../../../../docs/decisions/0023-large-values-apart.md)).
 
 mod apply;
 mod cache;
+#[cfg(test)]
+mod deletion_tests;
 mod idempotency;
+#[cfg(test)]
+mod moment_tests;
+mod rows;
 mod scan;
 #[cfg(test)]
 pub(crate) mod simulated;
@@ -28,7 +39,10 @@ mod snapshot;
 mod tables;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod value_tests;
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -37,16 +51,19 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
 use self::apply::Overlay;
-use self::cache::{EntryCache, RecentMetas};
+use self::cache::{EntryCache, RecentHeads};
 use self::idempotency::Outcomes;
 pub use self::scan::{Page, RangeQuery};
 pub use self::snapshot::{SnapshotReader, verify as verify_snapshot};
-use self::tables::{IDEMPOTENCY, KV, META, SYSTEM};
+use self::tables::{IDEMPOTENCY, KV, KV_VALUES, META, SYSTEM, SYSTEM_VALUES};
 use super::engine::{Durability, EVERYTHING, ReadTables, Slice, StorageEngine, WriteBatch, fjall};
-use super::{Entry, Error, GuardedWrite, Idempotency, Outcome, Poison, RangeDigest, Space, format, record};
+use super::{Entry, Error, GuardedWrite, Idempotency, Outcome, Poison, RangeDigest, Space, format};
 
 /// The share of the cache that holds entries, as a divisor; the rest holds blocks of the tables.
 const ENTRY_CACHE_SHARE: u64 = 4;
+
+/// The formats that this version reads. It writes the last: 4 stores large values apart, in tables that 3 does not know.
+const FORMATS: RangeInclusive<u32> = 3..=4;
 
 const REVISION: &str = "revision";
 const HOOK_EPOCH: &str = "hook-epoch";
@@ -63,10 +80,11 @@ struct Inner {
     poison: Poison,
     /// Recently read entries of clients.
     cache: EntryCache,
+    /// The newest revision that was applied or that a reader has found in a view, which may be a little newer.
     revision: AtomicU64,
     hook_epoch: AtomicU64,
-    /// Locked during an apply, so that only one runs at a time. Holds recently written metadata.
-    applying: Mutex<RecentMetas>,
+    /// Locked during an apply, so that only one runs at a time. Holds the heads of recently written entries.
+    applying: Mutex<RecentHeads>,
     /// Locked for writing while a snapshot replaces the state, so that readers wait and never see a part of it.
     replacing: RwLock<()>,
 }
@@ -81,14 +99,14 @@ impl Data {
     }
 
     fn load(engine: Box<dyn StorageEngine>, dir: &Path, entry_cache_bytes: u64) -> Result<Self, Error> {
-        format::check(engine.as_ref(), META, dir)?;
+        format::check(engine.as_ref(), META, dir, FORMATS)?;
         let inner = Inner {
             engine,
             poison: Poison::new(dir),
             cache: EntryCache::new(entry_cache_bytes),
             revision: AtomicU64::new(0),
             hook_epoch: AtomicU64::new(0),
-            applying: Mutex::new(cache::recent_metas()),
+            applying: Mutex::new(cache::recent_heads()),
             replacing: RwLock::new(()),
         };
         if inner.engine.get(META, INSTALLING.as_bytes())?.is_some() {
@@ -110,11 +128,12 @@ impl Data {
     fn apply_all(&self, writes: &[GuardedWrite], meta: &[(&'static str, Bytes)]) -> Result<Vec<Outcome>, Error> {
         let inner = &self.inner;
         let mut recent = inner.applying.lock();
-        let mut overlay = Overlay::new(inner.engine.as_ref(), &recent, self.revision(), self.hook_epoch());
+        let view = inner.engine.view();
+        let mut overlay = Overlay::new(view.as_ref(), &recent, self.revision(), self.hook_epoch());
         let outcomes = writes.iter().map(|write| overlay.apply(write)).collect::<Result<Vec<_>, _>>()?;
 
         let mut batch = WriteBatch::with_capacity(writes.len() + meta.len() + 2);
-        let changed = overlay.metas();
+        let changed = overlay.heads();
         let (revision, hook_epoch) = overlay.stage(&mut batch)?;
         if !writes.is_empty() {
             batch.insert(META, REVISION, revision.to_be_bytes());
@@ -124,9 +143,9 @@ impl Data {
             batch.insert(META, *key, value.clone());
         }
         inner.cache.change(Some(&changed), || inner.engine.write(batch, Durability::None))?;
-        for (key, meta) in changed {
-            match meta {
-                Some(meta) => recent.insert(key, meta),
+        for (key, head) in changed {
+            match head {
+                Some(head) => recent.insert(key, head),
                 None => drop(recent.remove(&key)),
             }
         }
@@ -144,8 +163,11 @@ impl Data {
     /// The entry of a key.
     pub fn get(&self, space: Space, key: &str) -> Result<Option<Entry>, Error> {
         let _whole = self.whole();
-        let found = self.inner.engine.get(tables::of(space), key.as_bytes())?;
-        found.map(|found| record::decode(key.to_owned(), &found, true)).transpose()
+        let entry = rows::get(self.inner.engine.view().as_ref(), space, key)?;
+        if let Some(entry) = &entry {
+            self.inner.note(entry.meta.revision);
+        }
+        Ok(entry)
     }
 
     /// The entry of a client's key, cached for [`Data::cached`].
@@ -161,7 +183,7 @@ impl Data {
     /// The outcome of an earlier write with the same idempotency key, if this node has applied one and remembers it.
     pub fn recall(&self, idempotency: &Idempotency, now_ms: u64) -> Result<Option<Outcome>, Error> {
         let _whole = self.whole();
-        Outcomes::new(self.inner.engine.as_ref()).recall(idempotency, now_ms)
+        Outcomes::new(self.inner.engine.view().as_ref()).recall(idempotency, now_ms)
     }
 
     /// A page of a range at one moment.
@@ -170,25 +192,28 @@ impl Data {
         let view = self.inner.engine.view();
         // The counter in memory is updated after the commit, so it may be older than the view.
         let revision = counter(view.as_ref(), REVISION)?;
+        self.inner.note(revision);
         scan::page(view.as_ref(), query, revision)
     }
 
     /// The keys with a prefix. Large values are not read.
     pub fn keys(&self, space: Space, prefix: &str) -> Result<Vec<String>, Error> {
         let _whole = self.whole();
-        scan::keys(self.inner.engine.as_ref(), space, prefix)
+        scan::keys(self.inner.engine.view().as_ref(), space, prefix)
     }
 
     /// The first `limit` keys of clients from `start` to `end` (inclusive; no upper bound if empty), with their digest.
     pub fn digest_range(&self, start: &str, end: &str, limit: u32) -> Result<(Vec<String>, RangeDigest), Error> {
         let _whole = self.whole();
         let limit = usize::try_from(limit).unwrap_or(0);
-        let found = scan::revisions(self.inner.engine.as_ref(), Space::Kv, start, end, limit)?;
+        let found = scan::revisions(self.inner.engine.view().as_ref(), Space::Kv, start, end)?;
+        let found = found.take(limit).collect::<Result<Vec<_>, _>>()?;
+        self.inner.note(found.iter().map(|(_, revision)| *revision).max().unwrap_or(0));
         let digest = RangeDigest::of(found.iter().map(|(key, revision)| (key.as_str(), *revision)));
         Ok((found.into_iter().map(|(key, _)| key).collect(), digest))
     }
 
-    /// The store's revision. Each write that changes something increments it.
+    /// The store's revision, at least that of all that was read before. Each write that changes something increments it.
     pub fn revision(&self) -> u64 {
         self.inner.revision.load(Ordering::Acquire)
     }
@@ -224,7 +249,7 @@ impl Data {
     ) -> Result<(), Error> {
         let inner = &self.inner;
         let mut recent = inner.applying.lock();
-        *recent = cache::recent_metas();
+        *recent = cache::recent_heads();
         let _nobody_reads = inner.replacing.write();
         let replace = || {
             inner.begin_installing()?;
@@ -247,7 +272,7 @@ impl Inner {
         let mut batch = WriteBatch::default();
         batch.insert(META, INSTALLING, []);
         self.engine.write(batch, Durability::All)?;
-        for table in [KV, SYSTEM, IDEMPOTENCY] {
+        for table in [KV, SYSTEM, IDEMPOTENCY, KV_VALUES, SYSTEM_VALUES] {
             self.engine.clear(table)?;
         }
         let mut batch = WriteBatch::default();
@@ -267,6 +292,11 @@ impl Inner {
             batch.insert(META, *key, value.clone());
         }
         self.engine.write(batch, Durability::All)
+    }
+
+    /// Notes a revision that a reader has found: no later one may be told of an older.
+    fn note(&self, revision: u64) {
+        self.revision.fetch_max(revision, Ordering::AcqRel);
     }
 
     fn load_counters(&self) -> Result<(), Error> {

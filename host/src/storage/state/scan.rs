@@ -1,8 +1,11 @@
 //! Reading ranges.
+//!
+//! A page without values, the revisions of a range, and its keys are read without large values, which are stored apart
+//! (those that a version of format 3 wrote are not, until they are written again).
 
 use std::ops::Bound;
 
-use super::tables;
+use super::{rows, tables};
 use crate::storage::engine::{Bounds, ReadTables, Slice};
 use crate::storage::{Entry, Error, Space, record};
 
@@ -71,6 +74,8 @@ fn end_of_prefix(prefix: &str) -> Option<Vec<u8>> {
     Some(end)
 }
 
+pub(super) type Revisions = Box<dyn Iterator<Item = Result<(String, u64), Error>>>;
+
 pub(super) fn page(view: &dyn ReadTables, query: &RangeQuery, revision: u64) -> Result<Page, Error> {
     let mut page = Page { entries: Vec::new(), has_more: false, revision };
     let Some(bounds) = query.bounds() else { return Ok(page) };
@@ -83,7 +88,7 @@ pub(super) fn page(view: &dyn ReadTables, query: &RangeQuery, revision: u64) -> 
             break;
         }
         let (key, found) = row?;
-        let entry = record::decode(record::decode_key(&key)?, &found, !query.keys_only)?;
+        let entry = rows::entry(view, query.space, record::decode_key(&key)?, &found, !query.keys_only)?;
         bytes += entry.value.bytes.len();
         page.entries.push(entry);
     }
@@ -96,20 +101,14 @@ pub(super) fn keys(tables: &dyn ReadTables, space: Space, prefix: &str) -> Resul
     tables.keys(tables::of(space), bounds)?.map(|key| record::decode_key(&key?)).collect()
 }
 
-/// The first `limit` keys of a range with their revisions. An empty `end` means no upper bound.
-pub(super) fn revisions(
-    tables: &dyn ReadTables,
-    space: Space,
-    start: &str,
-    end: &str,
-    limit: usize,
-) -> Result<Vec<(String, u64)>, Error> {
+/// The keys of a range with their revisions. An empty `end` means no upper bound.
+pub(super) fn revisions(tables: &dyn ReadTables, space: Space, start: &str, end: &str) -> Result<Revisions, Error> {
     let end = (!end.is_empty()).then(|| end.to_owned());
     let query = RangeQuery { start: Some(start.to_owned()), end, ..RangeQuery::default() };
-    let Some(bounds) = query.bounds() else { return Ok(Vec::new()) };
+    let Some(bounds) = query.bounds() else { return Ok(Box::new(std::iter::empty())) };
     let revision = |row: Result<(Slice, Slice), Error>| {
         let (key, found) = row?;
-        Ok((record::decode_key(&key)?, record::decode_meta(&found)?.revision))
+        Ok((record::decode_key(&key)?, record::Row::decode(&found)?.meta.revision))
     };
-    tables.range(tables::of(space), bounds)?.take(limit).map(revision).collect()
+    Ok(Box::new(tables.range(tables::of(space), bounds)?.map(revision)))
 }

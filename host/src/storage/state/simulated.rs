@@ -4,7 +4,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
 
 use super::Data;
-use super::tables::{IDEMPOTENCY, KV, SYSTEM};
+use super::tables::{IDEMPOTENCY, KV, KV_VALUES, SYSTEM, SYSTEM_VALUES};
 use crate::storage::Error;
 use crate::storage::engine::{EVERYTHING, memory::SimDisk};
 
@@ -15,7 +15,7 @@ pub(crate) fn open(disk: &SimDisk, cache_bytes: u64) -> Result<Data, Error> {
 /// A digest of the state, the same on nodes that have applied the same entries.
 pub(crate) fn digest(data: &Data) -> u64 {
     let mut digest = DefaultHasher::new();
-    for table in [KV, SYSTEM, IDEMPOTENCY] {
+    for table in [KV, SYSTEM, IDEMPOTENCY, KV_VALUES, SYSTEM_VALUES] {
         for row in data.inner.engine.range(table, EVERYTHING).unwrap() {
             let (key, value) = row.unwrap();
             (&key[..], &value[..]).hash(&mut digest);

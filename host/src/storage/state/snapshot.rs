@@ -3,13 +3,14 @@
 //! The first chunk is a magic word and a format number. Each later chunk is a tag (one byte: the table of its entries,
 //! or the end), the entries (each: length of the key, length of the value, key, value), and a CRC-32 of all that. The
 //! last chunk carries the number of entries, so that a truncated snapshot is noticed. Numbers are big-endian, lengths
-//! take four bytes.
+//! take four bytes. An entry carries its value, however large that is stored: versions of either format on disk read it.
 
 use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::tables::{IDEMPOTENCY, KV, META, SYSTEM};
+use super::{rows, tables};
 use crate::storage::engine::{EVERYTHING, ReadTables, Rows, Table, WriteBatch};
 use crate::storage::{Error, format};
 
@@ -57,19 +58,24 @@ struct Chunks {
 impl Chunks {
     /// The next chunk of the current table; none at its end.
     fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
-        let Some((tag, table, rows)) = &mut self.current else { return Ok(None) };
+        let Self { view, current, entries, .. } = self;
+        let Some((tag, table, stored)) = current else { return Ok(None) };
         let mut chunk = BytesMut::with_capacity(CHUNK_BYTES);
         chunk.put_u8(*tag);
-        for row in rows {
+        for row in stored {
             let (key, value) = row?;
             if *table == META && *key == *format::KEY {
                 continue;
             }
+            let value = match tables::space_of(*table) {
+                Some(space) => rows::whole(view.as_ref(), space, &key, value)?,
+                None => value,
+            };
             chunk.put_u32(length(&key)?);
             chunk.put_u32(length(&value)?);
             chunk.put_slice(&key);
             chunk.put_slice(&value);
-            self.entries += 1;
+            *entries += 1;
             if chunk.len() >= CHUNK_BYTES {
                 break;
             }
@@ -138,7 +144,10 @@ pub(super) fn read(
         let mut batch = WriteBatch::default();
         while body.has_remaining() {
             let (key, value) = read_entry(&mut body).ok_or_else(damaged)?;
-            batch.insert(table, key, value);
+            match tables::space_of(table) {
+                Some(space) => rows::insert_whole(&mut batch, space, key, value)?,
+                None => batch.insert(table, key, value),
+            }
             entries += 1;
         }
         take(batch)?;

@@ -9,21 +9,21 @@ use super::simulated;
 use crate::storage::memory::{Operation as DiskOperation, SimDisk};
 use crate::storage::*;
 
-fn data() -> (TempDir, Data) {
+pub(super) fn data() -> (TempDir, Data) {
     let dir = tempfile::tempdir().unwrap();
     let data = Data::open(dir.path(), 8 << 20).unwrap();
     (dir, data)
 }
 
-fn put(key: &str, value: &str) -> Operation {
+pub(super) fn put(key: &str, value: &str) -> Operation {
     Operation { space: Space::Kv, key: key.into(), action: Action::Put(Value::json(value.to_owned())) }
 }
 
-fn delete(key: &str) -> Operation {
+pub(super) fn delete(key: &str) -> Operation {
     Operation { space: Space::Kv, key: key.into(), action: Action::Delete }
 }
 
-fn write(operations: Vec<Operation>, facts: Vec<Fact>) -> GuardedWrite {
+pub(super) fn write(operations: Vec<Operation>, facts: Vec<Fact>) -> GuardedWrite {
     let precondition = |fact| Precondition { asked_by: AskedBy::Client, space: Space::Kv, fact };
     GuardedWrite {
         operations,
@@ -34,7 +34,7 @@ fn write(operations: Vec<Operation>, facts: Vec<Fact>) -> GuardedWrite {
     }
 }
 
-fn put_one(key: &str, value: &str) -> GuardedWrite {
+pub(super) fn put_one(key: &str, value: &str) -> GuardedWrite {
     write(vec![put(key, value)], vec![])
 }
 
@@ -56,16 +56,16 @@ fn revision_is(key: &str, revision: Option<u64>) -> Fact {
     Fact::Revision { key: key.into(), revision }
 }
 
-fn apply(data: &Data, writes: &[GuardedWrite]) -> Vec<Outcome> {
+pub(super) fn apply(data: &Data, writes: &[GuardedWrite]) -> Vec<Outcome> {
     data.apply(writes, &[]).unwrap()
 }
 
-fn value(data: &Data, key: &str) -> Option<Bytes> {
+pub(super) fn value(data: &Data, key: &str) -> Option<Bytes> {
     Some(data.get(Space::Kv, key).unwrap()?.value.bytes)
 }
 
 /// All keys, as far as a query covers them.
-fn keys(data: &Data, query: &RangeQuery) -> Vec<String> {
+pub(super) fn keys(data: &Data, query: &RangeQuery) -> Vec<String> {
     data.scan(query).unwrap().entries.into_iter().map(|entry| entry.key).collect()
 }
 
@@ -167,6 +167,27 @@ fn a_range_precondition_notices_changed_removed_and_new_keys() {
         assert!(matches!(outcomes[0], Outcome::Applied { .. }), "{outcomes:?}");
         assert!(matches!(outcomes[2], Outcome::PreconditionFailed { index: 0, current: None }), "{outcomes:?}");
         assert!(matches!(apply(&data, &[guarded()])[0], Outcome::PreconditionFailed { .. }));
+    }
+}
+
+/// A range precondition is checked against the state that the earlier writes of its batch leave.
+#[test]
+fn a_range_precondition_in_a_batch_sees_what_the_batch_has_changed_so_far() {
+    let first = || write(["a", "b", "c", "d", "e"].map(|key| put(key, "1")).into(), vec![]);
+    let changes = [vec![delete("a"), delete("b"), put("bb", "1")], vec![put("c", "2"), delete("e"), put("f", "1")]];
+    for limit in 0..6 {
+        for (start, end) in [("", ""), ("b", "e"), ("c", ""), ("aa", "bz"), ("z", "a")] {
+            let (_dir, between) = data();
+            apply(&between, &[first()]);
+            changes.iter().for_each(|change| drop(apply(&between, &[write(change.clone(), vec![])])));
+            let (_, digest) = between.digest_range(start, end, limit).unwrap();
+            let fact = Fact::Range { start: start.into(), end: end.into(), limit, digest };
+            let (_dir, data) = data();
+            apply(&data, &[first()]);
+            let earlier = changes.iter().map(|change| write(change.clone(), vec![]));
+            let outcomes = apply(&data, &earlier.chain([write(vec![put("ok", "1")], vec![fact])]).collect::<Vec<_>>());
+            assert!(matches!(outcomes[2], Outcome::Applied { .. }), "{start}..{end} {limit}: {outcomes:?}");
+        }
     }
 }
 
