@@ -58,14 +58,14 @@ impl<'a> Row<'a> {
     }
 }
 
-/// Whether a value is stored apart.
-pub(super) fn is_apart(value: &Value) -> bool {
+/// Whether a value is large enough to be stored apart.
+pub(super) fn is_large(value: &Value) -> bool {
     value.bytes.len() > INLINE_VALUE_BYTES_MAX
 }
 
-/// The row of an entry, and the value if it must be stored apart.
-pub(super) fn encode(meta: EntryMeta, value: &Value) -> Result<(Vec<u8>, Option<Bytes>), Error> {
-    if !is_apart(value) {
+/// The row of an entry, and its value if that is to be stored apart.
+pub(super) fn encode(meta: EntryMeta, value: &Value, apart: bool) -> Result<(Vec<u8>, Option<Bytes>), Error> {
+    if !apart {
         return Ok((encode_whole(meta, &value.content_type, &value.bytes)?, None));
     }
     let header = Header { meta, content_type: &value.content_type };
@@ -99,14 +99,14 @@ mod tests {
             EntryMeta { version: u64::MAX, revision: u64::MAX, created_at_ms: u64::MAX, updated_at_ms: u64::MAX };
         let content_type = "x".repeat(crate::limits::CONTENT_TYPE_BYTES_MAX);
         let value = Value { content_type, bytes: vec![b'x'; INLINE_VALUE_BYTES_MAX].into() };
-        let (row, apart) = encode(meta, &value).unwrap();
+        let (row, apart) = encode(meta, &value, is_large(&value)).unwrap();
         assert!(apart.is_none() && row.len() < 4 * 1024, "{}", row.len());
     }
 
     #[test]
     fn the_row_of_a_large_value_has_its_length_and_not_the_value() {
         let value = Value::json(vec![b' '; INLINE_VALUE_BYTES_MAX + 1]);
-        let (row, apart) = encode(META, &value).unwrap();
+        let (row, apart) = encode(META, &value, is_large(&value)).unwrap();
         assert!(row.len() < 64 && apart == Some(value.bytes.clone()));
         let decoded = Row::decode(&row).unwrap();
         assert_eq!((decoded.meta, decoded.content_type), (META, Value::JSON));

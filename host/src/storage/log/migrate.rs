@@ -80,7 +80,7 @@ fn open_old(dir: &Path) -> Result<Box<dyn StorageEngine>, Error> {
         compacts_deletions: false,
     };
     let engine = fjall::open(dir, CACHE_BYTES, &[table("entries"), table("meta")])?;
-    format::check(engine.as_ref(), NAMED, dir, FORMAT..=FORMAT)?;
+    let _same = format::check(engine.as_ref(), NAMED, dir, FORMAT..=FORMAT)?;
     Ok(engine)
 }
 

@@ -5,11 +5,11 @@ use std::ops::Bound;
 
 use super::cache::RecentHeads;
 use super::idempotency::{Outcomes, Rewritten};
-use super::rows::{self, Head};
+use super::rows::{self, Head, NewEntry};
 use super::scan;
 use crate::storage::command::{
     Action, AskedBy, Effect, EntryMeta, Fact, GuardedWrite, HOOKS_PREFIX, Operation, Outcome, Precondition,
-    RangeDigest, Space, Value,
+    RangeDigest, Space,
 };
 use crate::storage::engine::{ReadTables, WriteBatch};
 use crate::storage::{Error, FeatureLevel, record};
@@ -20,8 +20,19 @@ pub(super) struct Overlay<'a> {
     recent: &'a RecentHeads,
     revision: u64,
     hook_epoch: u64,
+    /// Whether large values are stored apart. The version before cannot read them then, so this begins with the feature level
+    /// that it does not know.
+    has_values_apart: bool,
     changed: HashMap<Space, BTreeMap<String, Change>>,
     outcomes: Outcomes<'a>,
+}
+
+/// What a batch goes on from, and what it leaves.
+#[derive(Clone, Copy)]
+pub(super) struct Counters {
+    pub revision: u64,
+    pub hook_epoch: u64,
+    pub has_values_apart: bool,
 }
 
 /// The change of a key by a batch.
@@ -29,22 +40,25 @@ struct Change {
     /// Whether the value that it had before the batch has a row of its own.
     was_apart: bool,
     /// None: it is deleted.
-    entry: Option<(EntryMeta, Value)>,
+    entry: Option<NewEntry>,
 }
 
 impl Change {
     fn meta(&self) -> Option<EntryMeta> {
-        self.entry.as_ref().map(|(meta, _)| *meta)
+        self.entry.as_ref().map(|entry| entry.meta)
     }
 }
 
 impl<'a> Overlay<'a> {
-    pub(super) fn new(tables: &'a dyn ReadTables, recent: &'a RecentHeads, revision: u64, hook_epoch: u64) -> Self {
-        Self { tables, recent, revision, hook_epoch, changed: HashMap::new(), outcomes: Outcomes::new(tables) }
+    pub(super) fn new(tables: &'a dyn ReadTables, recent: &'a RecentHeads, counters: Counters) -> Self {
+        let Counters { revision, hook_epoch, has_values_apart } = counters;
+        let (changed, outcomes) = (HashMap::new(), Outcomes::new(tables));
+        Self { tables, recent, revision, hook_epoch, has_values_apart, changed, outcomes }
     }
 
     /// Applies one write as a whole or not at all. A write whose idempotency key is remembered is not applied again.
     pub(super) fn apply(&mut self, write: &GuardedWrite) -> Result<Outcome, Error> {
+        self.has_values_apart |= write.level >= FeatureLevel::STAMPED;
         let Some(idempotency) = &write.idempotency else { return self.apply_new(write) };
         if let Some(outcome) = self.outcomes.recall(idempotency, write.proposed_at_ms)? {
             return Ok(outcome);
@@ -83,19 +97,20 @@ impl<'a> Overlay<'a> {
     /// The keys of clients that the batch changes, with the heads of their new entries; none for deleted ones.
     pub(super) fn heads(&self) -> Vec<(String, Option<Head>)> {
         let changes = self.changed.get(&Space::Kv).into_iter().flatten();
-        let head = |entry: &(EntryMeta, Value)| Head { meta: entry.0, is_apart: record::is_apart(&entry.1) };
+        let head = |entry: &NewEntry| Head { meta: entry.meta, is_apart: entry.is_apart };
         changes.map(|(key, change)| (key.clone(), change.entry.as_ref().map(head))).collect()
     }
 
-    /// Adds the changes to a batch; returns the new revision and hook epoch.
-    pub(super) fn stage(self, batch: &mut WriteBatch) -> Result<(u64, u64), Error> {
+    /// Adds the changes to a batch; returns the new counters.
+    pub(super) fn stage(self, batch: &mut WriteBatch) -> Result<Counters, Error> {
         for (space, changes) in self.changed {
             for (key, Change { was_apart, entry }) in changes {
                 rows::stage(batch, space, key, was_apart, entry)?;
             }
         }
         self.outcomes.stage(batch);
-        Ok((self.revision, self.hook_epoch))
+        let Self { revision, hook_epoch, has_values_apart, .. } = self;
+        Ok(Counters { revision, hook_epoch, has_values_apart })
     }
 
     fn change(&mut self, operation: &Operation, revision: u64, now_ms: u64) -> Result<Effect, Error> {
@@ -108,7 +123,8 @@ impl<'a> Overlay<'a> {
                     created_at_ms: before.map_or(now_ms, |before| before.created_at_ms),
                     updated_at_ms: now_ms,
                 };
-                (Effect::Put(meta), Some((meta, value.clone())))
+                let is_apart = self.has_values_apart && record::is_large(value);
+                (Effect::Put(meta), Some(NewEntry { meta, value: value.clone(), is_apart }))
             }
             Action::Delete if before.is_none() => return Ok(Effect::Deleted { existed: false }),
             Action::Delete => (Effect::Deleted { existed: true }, None),

@@ -45,12 +45,12 @@ mod value_tests;
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
-use self::apply::Overlay;
+use self::apply::{Counters, Overlay};
 use self::cache::{EntryCache, RecentHeads};
 use self::idempotency::Outcomes;
 pub use self::scan::{Page, RangeQuery};
@@ -62,8 +62,12 @@ use super::{Entry, Error, GuardedWrite, Idempotency, Outcome, Poison, RangeDiges
 /// The share of the cache that holds entries, as a divisor; the rest holds blocks of the tables.
 const ENTRY_CACHE_SHARE: u64 = 4;
 
-/// The formats that this version reads. It writes the last: 4 stores large values apart, in tables that 3 does not know.
-const FORMATS: RangeInclusive<u32> = 3..=4;
+/// The format that stores large values apart, in tables that the one before does not know.
+const VALUES_APART: u32 = 4;
+
+/// The formats that this version reads. A state of the first goes over to the second with the first write of a feature level that the
+/// version before does not know, so that an upgrade can be undone until then.
+const FORMATS: RangeInclusive<u32> = 3..=VALUES_APART;
 
 const REVISION: &str = "revision";
 const HOOK_EPOCH: &str = "hook-epoch";
@@ -83,6 +87,8 @@ struct Inner {
     /// The newest revision that was applied or that a reader has found in a view, which may be a little newer.
     revision: AtomicU64,
     hook_epoch: AtomicU64,
+    /// Whether large values are stored apart.
+    has_values_apart: AtomicBool,
     /// Locked during an apply, so that only one runs at a time. Holds the heads of recently written entries.
     applying: Mutex<RecentHeads>,
     /// Locked for writing while a snapshot replaces the state, so that readers wait and never see a part of it.
@@ -99,13 +105,14 @@ impl Data {
     }
 
     fn load(engine: Box<dyn StorageEngine>, dir: &Path, entry_cache_bytes: u64) -> Result<Self, Error> {
-        format::check(engine.as_ref(), META, dir, FORMATS)?;
+        let format = format::check(engine.as_ref(), META, dir, FORMATS)?;
         let inner = Inner {
             engine,
             poison: Poison::new(dir),
             cache: EntryCache::new(entry_cache_bytes),
             revision: AtomicU64::new(0),
             hook_epoch: AtomicU64::new(0),
+            has_values_apart: AtomicBool::new(format == VALUES_APART),
             applying: Mutex::new(cache::recent_heads()),
             replacing: RwLock::new(()),
         };
@@ -129,12 +136,20 @@ impl Data {
         let inner = &self.inner;
         let mut recent = inner.applying.lock();
         let view = inner.engine.view();
-        let mut overlay = Overlay::new(view.as_ref(), &recent, self.revision(), self.hook_epoch());
+        let before = Counters {
+            revision: self.revision(),
+            hook_epoch: self.hook_epoch(),
+            has_values_apart: inner.has_values_apart.load(Ordering::Acquire),
+        };
+        let mut overlay = Overlay::new(view.as_ref(), &recent, before);
         let outcomes = writes.iter().map(|write| overlay.apply(write)).collect::<Result<Vec<_>, _>>()?;
 
         let mut batch = WriteBatch::with_capacity(writes.len() + meta.len() + 2);
         let changed = overlay.heads();
-        let (revision, hook_epoch) = overlay.stage(&mut batch)?;
+        let Counters { revision, hook_epoch, has_values_apart } = overlay.stage(&mut batch)?;
+        if has_values_apart && !before.has_values_apart {
+            format::set(&mut batch, META, VALUES_APART);
+        }
         if !writes.is_empty() {
             batch.insert(META, REVISION, revision.to_be_bytes());
             batch.insert(META, HOOK_EPOCH, hook_epoch.to_be_bytes());
@@ -151,6 +166,7 @@ impl Data {
         }
         inner.revision.store(revision, Ordering::Release);
         inner.hook_epoch.store(hook_epoch, Ordering::Release);
+        inner.has_values_apart.store(has_values_apart, Ordering::Release);
         Ok(outcomes)
     }
 
@@ -253,7 +269,8 @@ impl Data {
         let _nobody_reads = inner.replacing.write();
         let replace = || {
             inner.begin_installing()?;
-            snapshot::read(chunks, |batch| inner.engine.write(batch, Durability::None))?;
+            let has_values_apart = inner.has_values_apart.load(Ordering::Acquire);
+            snapshot::read(chunks, has_values_apart, |batch| inner.engine.write(batch, Durability::None))?;
             inner.end_installing(meta)?;
             inner.load_counters()
         };

@@ -51,6 +51,14 @@ fn apart(tables: &dyn ReadTables, space: Space, key: &[u8], length: u64) -> Resu
     value.ok_or_else(|| Error::corrupt(format!("the value of {:?}", String::from_utf8_lossy(key))))
 }
 
+/// A new entry on its way into the tables.
+pub(super) struct NewEntry {
+    pub meta: EntryMeta,
+    pub value: Value,
+    /// Whether its value gets a row of its own.
+    pub is_apart: bool,
+}
+
 /// Adds the change of an entry to a batch; without a new one, its removal. `was_apart`: whether the old value has a row
 /// of its own.
 pub(super) fn stage(
@@ -58,11 +66,11 @@ pub(super) fn stage(
     space: Space,
     key: String,
     was_apart: bool,
-    new: Option<(EntryMeta, Value)>,
+    new: Option<NewEntry>,
 ) -> Result<(), Error> {
     let (row, value) = match new {
-        Some((meta, value)) => {
-            let (row, value) = record::encode(meta, &value)?;
+        Some(NewEntry { meta, value, is_apart }) => {
+            let (row, value) = record::encode(meta, &value, is_apart)?;
             (Some(row), value)
         }
         None => (None, None),
@@ -86,13 +94,19 @@ pub(super) fn whole(tables: &dyn ReadTables, space: Space, key: &[u8], row: Slic
     }
 }
 
-/// Adds an entry to a batch, given its row as snapshots carry it.
-pub(super) fn insert_whole(batch: &mut WriteBatch, space: Space, key: Bytes, row: Bytes) -> Result<(), Error> {
+/// Adds an entry to a batch, given its row as snapshots carry it. `has_values_apart`: whether large values are stored apart here.
+pub(super) fn insert_whole(
+    batch: &mut WriteBatch,
+    space: Space,
+    key: Bytes,
+    row: Bytes,
+    has_values_apart: bool,
+) -> Result<(), Error> {
     let Row { meta, content_type, value } = Row::decode(&row)?;
     match value {
-        StoredValue::Inline(value) if value.len() > record::INLINE_VALUE_BYTES_MAX => {
+        StoredValue::Inline(value) if has_values_apart && value.len() > record::INLINE_VALUE_BYTES_MAX => {
             let value = Value { content_type: content_type.to_owned(), bytes: row.slice_ref(value) };
-            stage(batch, space, record::decode_key(&key)?, false, Some((meta, value)))
+            stage(batch, space, record::decode_key(&key)?, false, Some(NewEntry { meta, value, is_apart: true }))
         }
         StoredValue::Inline(_) => {
             batch.insert(tables::of(space), key, row);

@@ -116,12 +116,13 @@ fn sealed(mut chunk: BytesMut) -> Bytes {
 
 /// Fails unless a snapshot is complete and undamaged.
 pub fn verify(chunks: impl Iterator<Item = Result<Bytes, Error>>) -> Result<(), Error> {
-    read(chunks, |_| Ok(()))
+    read(chunks, false, |_| Ok(()))
 }
 
 /// Reads a snapshot, and passes the entries of each chunk to `take`, as a batch.
 pub(super) fn read(
     mut chunks: impl Iterator<Item = Result<Bytes, Error>>,
+    has_values_apart: bool,
     mut take: impl FnMut(WriteBatch) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let damaged = || Error::corrupt("the snapshot");
@@ -145,7 +146,7 @@ pub(super) fn read(
         while body.has_remaining() {
             let (key, value) = read_entry(&mut body).ok_or_else(damaged)?;
             match tables::space_of(table) {
-                Some(space) => rows::insert_whole(&mut batch, space, key, value)?,
+                Some(space) => rows::insert_whole(&mut batch, space, key, value, has_values_apart)?,
                 None => batch.insert(table, key, value),
             }
             entries += 1;

@@ -2,12 +2,12 @@
 
 use bytes::Bytes;
 
-use super::tables::{KV, KV_VALUES};
+use super::tables::{KV, KV_VALUES, META};
 use super::tests::{apply, data, delete, keys, put, put_one, value, write};
 use super::{Data, simulated};
-use crate::storage::engine::{Durability, EVERYTHING, WriteBatch};
+use crate::storage::engine::{Durability, EVERYTHING, ReadTables as _, StorageEngine as _, WriteBatch};
 use crate::storage::memory::SimDisk;
-use crate::storage::{EntryMeta, Error, RangeQuery, Space, Value, record};
+use crate::storage::{EntryMeta, Error, FeatureLevel, GuardedWrite, RangeQuery, Space, Value, format, record};
 
 const SMALL: &str = "\"small\"";
 
@@ -47,6 +47,28 @@ fn a_large_value_of_an_earlier_run_is_removed_with_its_entry() {
     let data = Data::open(dir.path(), 8 << 20).unwrap();
     apply(&data, &[put_one("a", SMALL), write(vec![delete("b")], vec![])]);
     assert_eq!(apart(&data), [""; 0]);
+}
+
+/// The version before reads no values that are stored apart, and an upgrade can be undone until the feature level is raised.
+#[test]
+fn a_state_of_format_3_keeps_values_inside_until_the_feature_level_is_raised() {
+    let disk = SimDisk::new(1);
+    let mut batch = WriteBatch::default();
+    format::set(&mut batch, META, 3);
+    disk.open(false).unwrap().write(batch, Durability::All).unwrap();
+    let data = simulated::open(&disk, 8 << 20).unwrap();
+    let format = |data: &Data| data.inner.engine.get(META, format::KEY).unwrap().unwrap().to_vec();
+    apply(&data, &[put_one("a", &large('1'))]);
+    assert_eq!((apart(&data), format(&data)), (vec![], 3_u32.to_be_bytes().to_vec()));
+
+    let raised = GuardedWrite { level: FeatureLevel::STAMPED, ..put_one("b", &large('2')) };
+    apply(&data, &[raised]);
+    assert_eq!((apart(&data), format(&data)), (vec!["b".to_owned()], 4_u32.to_be_bytes().to_vec()));
+    drop(data);
+    let data = simulated::open(&disk, 8 << 20).unwrap();
+    assert_eq!((value(&data, "a").unwrap(), value(&data, "b").unwrap()), (large('1').into(), large('2').into()));
+    apply(&data, &[put_one("a", &large('3'))]);
+    assert_eq!(apart(&data), ["a", "b"]);
 }
 
 /// Without their values, so that reading one would fail.
