@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::tables::{KV, KV_VALUES, META};
 use super::tests::{apply, data, delete, keys, put, put_one, value, write};
 use super::{Data, simulated};
-use crate::storage::engine::{Durability, EVERYTHING, ReadTables as _, StorageEngine as _, WriteBatch};
+use crate::storage::engine::{Durability, EVERYTHING, StorageEngine as _, WriteBatch};
 use crate::storage::memory::SimDisk;
 use crate::storage::{EntryMeta, Error, FeatureLevel, GuardedWrite, RangeQuery, Space, Value, format, record};
 
