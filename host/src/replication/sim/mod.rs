@@ -52,6 +52,7 @@ mod node;
 mod rules;
 pub(super) mod runtime;
 mod scripts;
+mod siege;
 mod world;
 
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 
 use super::course::{finish, form};
 use super::node::{Node, url};
-use super::{chaos::leader, history::Request, world::World};
+use super::{chaos::leader, clients::DEADLINE, history::Request, siege, world::World};
 use crate::replication::lease::{LEASE, RESTART_MARGIN};
 use crate::replication::peer::protocol::{Call, Envelope};
 use crate::replication::types::{Metrics, TypeConfig, Vote, decode, encode, node_id};
@@ -121,7 +121,7 @@ pub(super) fn ask(
 pub(super) fn write(world: &mut World, number: usize, key: &str) {
     for _ in 0..10 {
         let id = world.history.operations.len();
-        world.begin(number, put(key));
+        world.begin(number, put(key), DEADLINE);
         until(world, |world| world.history.operations[id].response.is_some());
         if world.history.operations[id].outcome().is_some() {
             return;
@@ -398,10 +398,10 @@ fn a_joint_membership_is_completed_by_the_next_leader() {
 fn read_and_write(world: &mut World, ms: u64, reader: usize, writers: &[usize]) {
     for passed in 0..ms {
         if passed.is_multiple_of(READ_EVERY_MS) {
-            world.begin(reader, Request::StrongRead { key: "a".to_owned() });
+            world.begin(reader, Request::StrongRead { key: "a".to_owned() }, DEADLINE);
         }
         for writer in writers.iter().filter(|_| passed.is_multiple_of(WRITE_EVERY_MS)) {
-            world.begin(*writer, put("a"));
+            world.begin(*writer, put("a"), DEADLINE);
         }
         world.step().unwrap();
     }
