@@ -309,7 +309,7 @@ impl Parts {
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let receiver = Receiver::new(spool_dir, free_space.clone(), blocking, tasks.clone(), stop.clone());
         let lease = Arc::new(Lease::default());
-        let leadership = Arc::new(Leadership { view: view.clone(), lease: lease.clone() });
+        let leadership = Arc::new(Leadership { view: view.clone(), successor: Mutex::default() });
         let greeter = Arc::new(Greeter {
             identity: identity.clone(),
             view: view.clone(),
@@ -338,7 +338,7 @@ impl Parts {
         });
         let proposer =
             Proposer::start(view.clone(), leadership.clone(), free_space.clone(), clock, transport.clone(), telemetry);
-        let reads = Reads::start(view.clone(), lease.clone(), transport);
+        let reads = Reads::start(view.clone(), transport);
         Self {
             identity,
             view,

@@ -9,8 +9,8 @@ use super::history::{History, PluginRead, Request, Response, Scanned, Seen, Uniq
 use super::node::{Node, WALL_START_MS};
 use crate::replication::Handle;
 use crate::storage::{
-    Action, AskedBy, Data, Effect, Entry, Fact, Fingerprint, GuardedWrite, HOOKS_PREFIX, Idempotency, Operation, Outcome,
-    Page, Precondition, RangeDigest, RangeQuery, Space, Value,
+    Action, AskedBy, Data, Effect, Entry, Fact, Fingerprint, GuardedWrite, HOOKS_PREFIX, Idempotency, Operation,
+    Outcome, Page, Precondition, RangeDigest, RangeQuery, Space, Value,
 };
 
 pub(super) const CLIENTS: u32 = 5;
@@ -235,9 +235,7 @@ fn guarded(data: &Data, request: &Request, value: Unique, now_ms: u64) -> Guarde
     let operation = |key: &str, action| Operation { space: Space::Kv, key: key.to_owned(), action };
     let put = |key: &String| operation(key, Action::Put(Value::json(value.to_string())));
     let (operations, expected, name) = match request {
-        Request::Put { keys, expected, name } => {
-            (keys.iter().map(put).collect(), *expected, name.clone())
-        }
+        Request::Put { keys, expected, name } => (keys.iter().map(put).collect(), *expected, name.clone()),
         // The mark identifies the deletion in the log.
         Request::Delete { key } => {
             let mark = operation(MARK, Action::Put(Value::json(value.to_string())));

@@ -45,9 +45,13 @@ pub(super) struct Course {
 
 /// What happens to a cluster.
 enum Trouble {
-    Faults { changes_members: bool },
+    Faults {
+        changes_members: bool,
+    },
     /// The leases of a node with a slow clock are attacked.
-    Siege { slow: usize },
+    Siege {
+        slow: usize,
+    },
 }
 
 /// One seed in so many is a siege.
@@ -89,7 +93,11 @@ const CLOCK_PERMILLE: std::ops::RangeInclusive<u64> = 970..=1_030;
 
 pub(super) fn run(seed: u64) -> Result<Course, Violation> {
     let (mut world, trouble) = cluster(seed);
-    if seed.is_multiple_of(FORM_TROUBLE_EVERY) { form_in_trouble(&mut world)? } else { form(&mut world)? }
+    if seed.is_multiple_of(FORM_TROUBLE_EVERY) {
+        form_in_trouble(&mut world)?
+    } else {
+        form(&mut world)?
+    }
     world.clients_act = true;
     let end_ms = world.now_ms + world.rng.u64(FAULTS_MS);
     let faults = match trouble {

@@ -32,8 +32,15 @@ const PATIENCE_MS: u64 = 1_500;
 /// How long a leader tries to hand over.
 const TRANSFER_PATIENCE: Duration = Duration::from_millis(20);
 
-/// From the moment at which the leader is cut off, longer than any lease.
-const SIEGE_MS: u64 = 320;
+/// Time for the last writes of clients to reach all nodes.
+const SETTLE_MS: u64 = 50;
+
+/// From the moment at which the leader is cut off: before, no promise ends, and after both times, no lease is trusted.
+const QUIET_MS: u64 = 190;
+const DANGER_MS: u64 = 110;
+
+/// Time after its restart before a node without a rule would stand for election itself.
+const RETURN_MS: u64 = 130;
 
 /// Rest between two attacks.
 const REST_MS: std::ops::RangeInclusive<u64> = 200..=700;
@@ -42,7 +49,7 @@ const REST_MS: std::ops::RangeInclusive<u64> = 200..=700;
 pub(super) enum Attack {
     /// One voter stands for election already when the leader is cut off from the rest.
     CutOff,
-    /// The same, but the rest restarts and forgets its promises.
+    /// The same, but the rest restarts and forgets its promises. Then the one voter stands for election, or the rest.
     Restart,
     /// The leader is cut off while it hands over.
     HandOver,
@@ -73,13 +80,17 @@ pub(super) fn besiege(world: &mut World, target: usize, attack: Attack) -> Resul
         return Ok(());
     }
     world.note(("besiege", target, format!("{attack:?}")));
+    // Whoever is to be elected must have the whole log.
+    let clients_act = std::mem::take(&mut world.clients_act);
     set_speed(world, Weather::FAST, 0);
+    pass(world, SETTLE_MS)?;
     let mut others: Vec<usize> = (0..world.nodes.len()).filter(|number| *number != target).collect();
     world.rng.shuffle(&mut others);
     match attack {
         Attack::CutOff => {
             expel(world, target, others[0])?;
             cut_off(world, target);
+            pass(world, QUIET_MS)?;
             hammer(world, target, &others, Some(others[0]))?;
         }
         Attack::Restart => {
@@ -89,7 +100,12 @@ pub(super) fn besiege(world: &mut World, target: usize, attack: Attack) -> Resul
             let down_ms = world.rng.u64(1..20);
             pass(world, down_ms)?;
             others[1..].iter().for_each(|number| world.start(*number));
-            hammer(world, target, &others, Some(others[0]))?;
+            if world.rng.bool() {
+                hammer(world, target, &others, Some(others[0]))?;
+            } else {
+                pass(world, RETURN_MS)?;
+                hammer(world, target, &others, None)?;
+            }
         }
         Attack::HandOver => {
             world.nodes[target].transfer(others[0], TRANSFER_PATIENCE);
@@ -103,6 +119,7 @@ pub(super) fn besiege(world: &mut World, target: usize, attack: Attack) -> Resul
     world.note("heal");
     world.cuts.heal();
     set_speed(world, Weather::CALM, 2);
+    world.clients_act = clients_act;
     Ok(())
 }
 
@@ -118,12 +135,8 @@ fn hand_over_late(world: &mut World, target: usize, others: &[usize]) -> Result<
     let pause_ms = world.rng.u64(500..1_200);
     world.nodes[successor].paused_until_ms = Some(world.now_ms + pause_ms);
     world.nodes[target].transfer(successor, TRANSFER_PATIENCE);
-    let woken_ms = world.now_ms + pause_ms;
-    let mut reader = target;
-    while world.now_ms + 1 < woken_ms {
-        reader = leader(world).unwrap_or(reader);
-        hammer_for(world, 1, reader, others, None)?;
-    }
+    pass(world, pause_ms - 1)?;
+    let Some(reader) = leader(world) else { return Ok(()) };
     cut_off(world, reader);
     let rest: Vec<usize> = (0..world.nodes.len()).filter(|number| *number != reader).collect();
     hammer(world, reader, &rest, Some(successor))
@@ -146,7 +159,7 @@ fn crown(world: &mut World, target: usize) -> Result<bool, Violation> {
 /// Cuts a voter off from the leader, and waits until it stands for election.
 fn expel(world: &mut World, target: usize, voter: usize) -> Result<(), Violation> {
     world.cuts.cut_both(target, voter);
-    let until_cut_ms = world.rng.u64(300..800);
+    let until_cut_ms = world.rng.u64(270..500);
     pass(world, until_cut_ms)
 }
 
@@ -160,13 +173,8 @@ fn pass(world: &mut World, ms: u64) -> Result<(), Violation> {
     (0..ms).try_for_each(|_| world.step())
 }
 
-fn hammer(
-    world: &mut World,
-    reader: usize,
-    writers: &[usize],
-    candidate: Option<usize>,
-) -> Result<(), Violation> {
-    hammer_for(world, SIEGE_MS, reader, writers, candidate)
+fn hammer(world: &mut World, reader: usize, writers: &[usize], candidate: Option<usize>) -> Result<(), Violation> {
+    hammer_for(world, DANGER_MS, reader, writers, candidate)
 }
 
 /// Reads a key strongly on one node and writes it on others. The candidate stands for election.

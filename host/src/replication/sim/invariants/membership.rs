@@ -8,8 +8,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::Violation;
-use crate::replication::types::{Metrics, url_of};
 use crate::replication::Role;
+use crate::replication::types::{Metrics, url_of};
 
 const NAME: &str = "membership";
 
