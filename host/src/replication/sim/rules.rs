@@ -23,7 +23,7 @@ use super::siege::{self, Attack, FAST_PERMILLE, SLOW_PERMILLE};
 use super::{chaos::leader, clients::DEADLINE, history::Request, world::World};
 use crate::replication::lease::LEASE;
 use crate::replication::peer::protocol::{Call, Envelope};
-use crate::replication::types::{Metrics, TypeConfig, Vote, decode, encode, node_id};
+use crate::replication::types::{Metrics, TypeConfig, Vote, decode, encode, node_id, url_of};
 use crate::replication::{ClusterId, Error, Status};
 use crate::storage::Space;
 
@@ -352,7 +352,7 @@ fn a_node_that_is_removed_while_it_rejoins_stays_removed() {
     world.start(loser);
     let with_url = |world: &World| {
         let nodes = metrics(world, led_by).membership_config;
-        nodes.nodes().filter(|(_, node)| node.addr == url(loser)).count()
+        nodes.nodes().filter(|(_, node)| url_of(node) == url(loser)).count()
     };
     until(&mut world, |world| with_url(world) == 2);
     let removed = Arc::new(Mutex::new(None));
