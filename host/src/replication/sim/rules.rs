@@ -211,7 +211,9 @@ fn a_leader_that_is_replaced_answers_no_strong_read_that_misses_a_write_of_its_s
         [(Attack::CutOff, 12), (Attack::Restart, 4), (Attack::HandOver, 4), (Attack::LateHandOver, 4)]
     {
         for seed in 1..=seeds {
-            let (mut world, _) = cluster(seed, [SLOW_PERMILLE, FAST_PERMILLE, FAST_PERMILLE]);
+            let (mut world, led_by) = cluster(seed, [SLOW_PERMILLE, FAST_PERMILLE, FAST_PERMILLE]);
+            // A read of an absent key is not known to be stale.
+            write(&mut world, led_by, "a");
             siege::besiege(&mut world, 0, attack).unwrap();
             finish_quietly(&mut world);
         }
