@@ -34,6 +34,6 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     build::node()?;
     let (old, new) = (old_target.join("debug").join("brink"), build::brink_bin()?);
     let env: [(&str, &Path); 2] = [("BRINK_OLD_BIN", &old), ("BRINK_BIN", &new)];
-    let args = ["test", "--workspace", "--test", "cluster", "--", "--ignored", "--nocapture", "upgrade::"];
+    let args = ["test", "--workspace", "--test", "upgrade", "--", "--nocapture"];
     build::run_with(&build::cargo(), &args, &env)
 }

@@ -19,7 +19,7 @@ use super::raft::state_machine::{Applied, StateMachine};
 use super::{
     addresses::AddressBook,
     disk_full,
-    error::{Error, StartError},
+    error::Error,
     lease::Lease,
     log_cut::LogCut,
     options::Options,
@@ -30,6 +30,7 @@ use super::{
     raft::log_store::LogStore,
     raft::network::Network,
     reads::Reads,
+    start_error::StartError,
 };
 use crate::storage::{Data, DiskFull, FreeSpace, GuardedWrite, Log, Outcome};
 use crate::telemetry::{Telemetry, TraceContext};
@@ -315,7 +316,7 @@ impl Parts {
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let receiver = Receiver::new(spool_dir, free_space.clone(), blocking, tasks.clone(), stop.clone());
         let lease = Arc::new(Lease::default());
-        let leadership = Arc::new(Leadership { view: view.clone(), lease: lease.clone() });
+        let leadership = Arc::new(Leadership { view: view.clone(), successor: Mutex::default() });
         let greeter = Arc::new(Greeter {
             identity: identity.clone(),
             view: view.clone(),
@@ -344,7 +345,7 @@ impl Parts {
         });
         let proposer =
             Proposer::start(view.clone(), leadership.clone(), free_space.clone(), clock, transport.clone(), telemetry);
-        let reads = Reads::start(view.clone(), lease.clone(), transport);
+        let reads = Reads::start(view.clone(), transport);
         Self {
             identity,
             view,

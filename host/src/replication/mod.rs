@@ -20,7 +20,7 @@
 //! - `cluster`: who this node is, who the others are, who leads, and how that changes.
 //! - `raft`: openraft's log, state machine, network and engine.
 //! - `peer`: calls between nodes, on connections and as streams.
-//! - `lease`, `addresses`, `blocking`, `types`, `error`: used by all of the above.
+//! - `lease`, `addresses`, `blocking`, `types`, `error`, `start_error`: used by all of the above.
 //! - `sim`: all of it on simulated time, network and disks, from seeds; for tests.
 //!
 //! Each concern owns its state and is shared by `Arc`; a file holds only the concerns it uses. A node's identity goes through
@@ -62,12 +62,13 @@ mod reads;
 mod server;
 #[cfg(test)]
 mod sim;
+mod start_error;
 mod types;
 
 pub use self::blocking::Blocking;
 pub use self::cluster::change::Role;
 pub use self::cluster::status::Status;
-pub use self::error::{Error, StartError, WriteOutcome};
+pub use self::error::{Error, WriteOutcome};
 pub use self::handle::Handle;
 pub use self::options::Options;
 pub use self::peer::http::HttpTransport;
@@ -75,4 +76,5 @@ pub use self::peer::protocol::{
     CLUSTER_HEADER, Envelope, PROTOCOL, REFUSAL_HEADER, TO_HEADER, VERSION_HEADER, common_version,
 };
 pub use self::raft::engine::check_storage;
+pub use self::start_error::StartError;
 pub use self::types::ClusterId;

@@ -26,7 +26,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::error::{Error, Limit, WriteOutcome};
-use super::lease::{Lease, TRUSTED};
+use super::lease::TRUSTED;
 use super::peer::protocol::{Call, Transport};
 use super::types::{decode, encode};
 use super::{cluster::view::ClusterView, proposer::LEADER_POLL};
@@ -50,7 +50,6 @@ type WaitingRead = oneshot::Sender<Result<(), Error>>;
 /// The gate of strong reads, and the age of this node's state.
 pub(super) struct Reads {
     view: Arc<ClusterView>,
-    lease: Arc<Lease>,
     transport: Arc<dyn Transport>,
     /// When this node last knew its state to be up to date.
     up_to_date: Mutex<Option<Instant>>,
@@ -62,10 +61,10 @@ pub(super) struct Reads {
 
 impl Reads {
     /// Starts the gate's task; it ends with the gate.
-    pub(super) fn start(view: Arc<ClusterView>, lease: Arc<Lease>, transport: Arc<dyn Transport>) -> Arc<Self> {
+    pub(super) fn start(view: Arc<ClusterView>, transport: Arc<dyn Transport>) -> Arc<Self> {
         let (gate, queue) = mpsc::channel(WAITING_READS_MAX);
         let (up_to_date, has_recovered, started) = (Mutex::default(), AtomicBool::new(false), Instant::now());
-        let reads = Arc::new(Self { view, lease, transport, up_to_date, gate, has_recovered, started });
+        let reads = Arc::new(Self { view, transport, up_to_date, gate, has_recovered, started });
         tokio::spawn(serve_gate(Arc::downgrade(&reads), queue));
         reads
     }
@@ -126,11 +125,8 @@ impl Reads {
     /// On the leader: the log index that a linearizable read must see; none if this node cannot confirm that it leads.
     pub(super) async fn read_index(&self, deadline: Instant) -> Result<Option<u64>, Error> {
         let raft = self.view.raft.raft();
-        let asked = Instant::now();
         let by_lease = LinearizerOption::new(Some(TRUSTED), false).with_wait_timeout(Duration::ZERO);
-        if let Ok((read_log_id, _)) = raft.get_read_log_id(by_lease).await
-            && self.lease.covers(read_log_id.committed_leader_id().term, asked)
-        {
+        if let Ok((read_log_id, _)) = raft.get_read_log_id(by_lease).await {
             return Ok(Some(read_log_id.index()));
         }
         let confirmed = raft.get_read_log_id(ReadPolicy::ReadIndex);

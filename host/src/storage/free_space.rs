@@ -84,7 +84,7 @@ impl FreeSpace {
         let _ = self.inner.is_full.subscribe().wait_for(|is_full| *is_full).await;
     }
 
-    fn set_free(&self, free_bytes: u64) {
+    pub(crate) fn set_free(&self, free_bytes: u64) {
         let inner = &self.inner;
         inner.free_bytes.store(free_bytes, Ordering::Relaxed);
         let was_full = self.is_full();

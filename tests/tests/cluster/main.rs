@@ -10,4 +10,3 @@ mod node_loss;
 mod snapshot;
 mod surroundings;
 mod trace;
-mod upgrade;

@@ -17,8 +17,9 @@ use serde::{Deserialize, Serialize};
 
 use super::identity::{self, FOUNDED_AT, Identity, Stage};
 use super::view::ClusterView;
-use crate::replication::error::{Error, StartError};
+use crate::replication::error::Error;
 use crate::replication::peer::protocol::{ANYONE, Call, Transport};
+use crate::replication::start_error::StartError;
 use crate::replication::types::{ClusterId, decode, encode};
 use crate::storage::{FeatureLevel, Log};
 

@@ -6,18 +6,19 @@
 use std::{sync::Arc, time::Duration};
 
 use openraft::ServerState;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::change::{Members, Progress};
 use super::{peer_table::PeerState, view::ClusterView};
-use crate::replication::lease::Lease;
 
 /// Pause between attempts to hand over.
 const HAND_OVER_PAUSE: Duration = Duration::from_millis(50);
 
 pub(crate) struct Leadership {
     pub(crate) view: Arc<ClusterView>,
-    pub(crate) lease: Arc<Lease>,
+    /// The node that this one has last handed over to, and the term.
+    pub(crate) successor: Mutex<Option<(u64, u64)>>,
 }
 
 struct Successor {
@@ -116,9 +117,21 @@ impl Leadership {
         members.nodes.get(&id).and_then(|url| self.view.peers.get(url))
     }
 
+    /// The successor that was named first in a term: two would compete with each other.
+    fn first_successor(&self, term: u64, successor: u64) -> u64 {
+        let mut named = self.successor.lock();
+        match *named {
+            Some((known, first)) if known == term => first,
+            _ => {
+                *named = Some((term, successor));
+                successor
+            }
+        }
+    }
+
     async fn hand_to(&self, successor: u64) -> Progress {
         let term = self.view.raft.with_metrics(|metrics| metrics.current_term);
-        let successor = self.lease.give_up(term, successor);
+        let successor = self.first_successor(term, successor);
         match self.view.raft.raft().trigger().transfer_leader(successor).await {
             Ok(()) => Progress::Pending,
             Err(_) => Progress::NotLeader,

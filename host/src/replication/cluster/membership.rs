@@ -253,11 +253,13 @@ impl Membership {
 
     async fn remove(&self, members: &Members, url: &str) -> Progress {
         let ids = members.with_url(url);
-        let Some(&id) = ids.first() else { return Progress::Unknown };
-        if !members.voters.contains(&id) {
+        if ids.is_empty() {
+            return Progress::Unknown;
+        }
+        let Some(&id) = ids.iter().find(|id| members.voters.contains(id)) else {
             let removed = ChangeMembers::RemoveNodes(ids.into_iter().collect());
             return self.apply(members, removed, Progress::Done).await;
-        }
+        };
         let voters = match self.without(members, id).await {
             Ok(voters) => voters,
             Err(refusal) => return refusal,
@@ -265,7 +267,9 @@ impl Membership {
         if id == self.view.raft.id() {
             return self.leadership.give_way(members).await;
         }
-        self.apply(members, ChangeMembers::ReplaceAllVoters(voters), Progress::Done).await
+        // If the node has lost its disk, its successor under the same URL goes next.
+        let then = if ids.len() == 1 { Progress::Done } else { Progress::Pending };
+        self.apply(members, ChangeMembers::ReplaceAllVoters(voters), then).await
     }
 
     /// The voters without one of them; a refusal if no majority of them can be reached.

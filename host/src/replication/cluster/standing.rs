@@ -22,32 +22,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::hello::{Greeter, membership_of};
 use super::peer_table::KnownMembership;
+use super::view::Standing;
 use crate::replication::lease::Lease;
 use crate::replication::types::ClusterId;
-
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) enum Standing {
-    /// Nothing speaks against its membership.
-    #[default]
-    Regular,
-    /// The cluster has removed it.
-    Removed,
-    /// Another process runs under this node's id, at this URL.
-    Copied { url: String },
-}
-
-impl Standing {
-    /// Why the node takes no part; none if it does.
-    pub(crate) fn reason(&self) -> Option<String> {
-        match self {
-            Self::Regular => None,
-            Self::Removed => Some("this node was removed from its cluster".to_owned()),
-            Self::Copied { url } => Some(format!(
-                "another process runs under this node's id at {url}: one data directory is a copy of the other"
-            )),
-        }
-    }
-}
 
 /// Finds out where this node stands, again and again.
 pub(crate) struct StandingWatch {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use openraft::ServerState;
 use parking_lot::Mutex;
 
-use super::{peer_table::PeerTable, standing::Standing};
+use super::peer_table::PeerTable;
 use crate::replication::addresses::AddressBook;
 use crate::replication::error::{Error, WriteOutcome};
 use crate::replication::raft::engine::RaftHandle;
@@ -23,6 +23,31 @@ pub(crate) struct ClusterView {
     pub(crate) heard: Mutex<Option<(u64, u64)>>,
     /// Whether this node still is a member, as far as it knows.
     pub(crate) standing: Mutex<Standing>,
+}
+
+/// Whether this node still is a member (see `standing`).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// Nothing speaks against its membership.
+    #[default]
+    Regular,
+    /// The cluster has removed it.
+    Removed,
+    /// Another process runs under this node's id, at this URL.
+    Copied { url: String },
+}
+
+impl Standing {
+    /// Why the node takes no part; none if it does.
+    pub(crate) fn reason(&self) -> Option<String> {
+        match self {
+            Self::Regular => None,
+            Self::Removed => Some("this node was removed from its cluster".to_owned()),
+            Self::Copied { url } => Some(format!(
+                "another process runs under this node's id at {url}: one data directory is a copy of the other"
+            )),
+        }
+    }
 }
 
 impl ClusterView {

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{network::Weather, node::Node, world::World};
+use super::invariants::membership::Requested;
+use super::{network::Weather, node::Node, node::RESERVE_BYTES, world::World};
 use crate::replication::{cluster::change::Role, types::Metrics};
 
 /// Longest time between two faults, in milliseconds.
@@ -26,7 +27,20 @@ pub(super) struct Chaos {
 }
 
 impl Chaos {
-    pub(super) fn act(&mut self, world: &mut World) {
+    /// Disturbs a cluster that is being formed. No node loses its disk: the others may have a cluster already.
+    pub(super) fn disturb(&mut self, world: &mut World) {
+        if self.is_due(world) {
+            let number = world.rng.usize(0..world.nodes.len());
+            match world.rng.u32(0..4) {
+                0 | 1 => self.crash(world, number),
+                2 => partition(world),
+                _ => heal(world),
+            }
+        }
+    }
+
+    /// Whether the next fault is due. Nodes that were down return.
+    fn is_due(&mut self, world: &mut World) -> bool {
         let now_ms = world.now_ms;
         self.returning.retain(|(due_ms, number)| {
             let is_due = *due_ms <= now_ms;
@@ -36,10 +50,17 @@ impl Chaos {
             !is_due
         });
         if now_ms < self.next_ms {
-            return;
+            return false;
         }
         self.next_ms = now_ms + world.rng.u64(5..=FAULT_INTERVAL_MS_MAX);
         self.faults += 1;
+        true
+    }
+
+    pub(super) fn act(&mut self, world: &mut World) {
+        if !self.is_due(world) {
+            return;
+        }
         let number = world.rng.usize(0..world.nodes.len());
         match world.rng.u32(0..100) {
             0..22 => self.crash(world, number),
@@ -48,9 +69,11 @@ impl Chaos {
             34..50 => partition(world),
             50..64 => heal(world),
             64..72 => change_weather(world),
-            72..77 => change_disks(world, number),
-            77..87 => transfer(world, number),
-            87..93 if self.changes_members => self.lose_disk(world, number),
+            72..75 => change_disks(world, number),
+            75..78 => change_space(world, number),
+            78..86 => transfer(world, number),
+            86..88 if self.changes_members => self.lie(world, number),
+            88..93 if self.changes_members => self.lose_disk(world, number),
             93..100 if self.changes_members => change_members(world, number),
             _ => leader(world).into_iter().for_each(|number| self.crash(world, number)),
         }
@@ -65,6 +88,7 @@ impl Chaos {
         for node in &mut world.nodes {
             node.paused_until_ms = node.paused_until_ms.map(|until| until.min(world.now_ms));
             node.log_disk.set_sync_time(0..=2);
+            node.set_free(u64::MAX);
         }
     }
 
@@ -76,6 +100,17 @@ impl Chaos {
         world.crash(number, is_host_up);
         let down_ms = if world.rng.bool() { world.rng.u64(1..=100) } else { world.rng.u64(1..=DOWN_MS_MAX) };
         self.returning.push((world.now_ms + down_ms, number));
+    }
+
+    /// Kills a node whose disk then loses a part of what the log had made durable, under the same condition. The node
+    /// notices it, and sets the rest aside.
+    fn lie(&mut self, world: &mut World, number: usize) {
+        if world.nodes[number].running.is_none() || !is_whole(world) {
+            return;
+        }
+        world.note(("lie", number));
+        world.nodes[number].lies = true;
+        self.crash(world, number);
     }
 
     /// Gives a node empty disks, if all other voters run: a cluster survives the loss of a minority.
@@ -172,6 +207,13 @@ fn change_disks(world: &mut World, number: usize) {
     world.nodes[number].log_disk.set_sync_time(0..=slowest_ms);
 }
 
+/// Fills a node's disk, or makes space on it.
+fn change_space(world: &mut World, number: usize) {
+    let free_bytes = *world.rng.choice(&[0, RESERVE_BYTES - 1, u64::MAX]).unwrap_or(&0);
+    world.note(("free space", number, free_bytes));
+    world.nodes[number].set_free(free_bytes);
+}
+
 /// Asks a random node to make another the leader.
 fn transfer(world: &mut World, number: usize) {
     let successor = world.rng.usize(0..world.nodes.len());
@@ -184,18 +226,25 @@ fn change_members(world: &mut World, number: usize) {
     let member = world.rng.usize(0..world.nodes.len());
     let kind = world.rng.u32(0..5);
     world.note(("change members", number, member, kind));
-    let url = world.nodes[member].url.clone();
+    let role = match kind {
+        0 | 1 => Some(Role::Voter),
+        2 => Some(Role::Learner),
+        3 => None,
+        _ => return world.nodes[number].spawn(async move |handle| handle.hand_over().await),
+    };
+    if world.nodes[number].handle().is_none() {
+        return;
+    }
+    let (url, changes) = (world.nodes[member].url.clone(), world.invariants.changes.clone());
+    let requested = Requested { url: url.clone(), role, at_ms: world.now_ms, is_acknowledged: false };
+    let place = changes.lock().len();
+    changes.lock().push(requested);
     world.nodes[number].spawn(async move |handle| {
         let deadline = Instant::now() + CHANGE_DEADLINE;
-        // It may be refused; the invariants do not depend on it.
-        let _ = match kind {
-            0 | 1 => handle.add_member(&url, Role::Voter, deadline).await,
-            2 => handle.add_member(&url, Role::Learner, deadline).await,
-            3 => handle.remove_member(&url, deadline).await,
-            _ => {
-                handle.hand_over().await;
-                Ok(())
-            }
+        let done = match role {
+            Some(role) => handle.add_member(&url, role, deadline).await,
+            None => handle.remove_member(&url, deadline).await,
         };
+        changes.lock()[place].is_acknowledged = done.is_ok();
     });
 }

@@ -5,12 +5,12 @@ use std::{sync::Arc, time::Duration};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::history::{History, Request, Response, Seen, Unique};
+use super::history::{History, PluginRead, Request, Response, Scanned, Seen, Unique};
 use super::node::{Node, WALL_START_MS};
 use crate::replication::Handle;
 use crate::storage::{
-    Action, AskedBy, Data, Effect, Entry, Fact, Fingerprint, GuardedWrite, Idempotency, Operation, Outcome,
-    Precondition, Space, Value,
+    Action, AskedBy, Data, Effect, Entry, Fact, Fingerprint, GuardedWrite, HOOKS_PREFIX, Idempotency, Operation,
+    Outcome, Page, Precondition, RangeDigest, RangeQuery, Space, Value,
 };
 
 pub(super) const CLIENTS: u32 = 5;
@@ -18,11 +18,14 @@ pub(super) const CLIENTS: u32 = 5;
 /// The keys that clients read and write.
 pub(super) const KEYS: [&str; 4] = ["a", "b", "c", "d"];
 
+/// Maximum number of entries in a range that a plugin reads.
+const RANGE_LIMIT: u32 = 100;
+
 /// The key that each deletion writes as well.
 const MARK: &str = "deleted";
 
 /// The deadline of an operation on its node.
-const DEADLINE: Duration = Duration::from_millis(1_000);
+pub(super) const DEADLINE: Duration = Duration::from_millis(1_000);
 
 /// Time for which a client waits for an answer; a paused node does not keep deadlines.
 const PATIENCE_MS: u64 = 1_300;
@@ -79,12 +82,12 @@ impl Client {
             Some((request, first, tries)) => (request, Some(first), tries + 1),
             None => (self.choose(rng), None, 1),
         };
-        let id = history.call(self.number, node.number, request.clone(), now_ms);
+        let id = history.call(self.number, node, request.clone(), now_ms);
         if matches!(&request, Request::Put { name: Some(_), .. }) {
             self.in_doubt = Some((request.clone(), first.unwrap_or(id), tries));
         }
         self.waiting = Some((id, now_ms));
-        begin(node, inbox, request, (id, first.unwrap_or(id)), now_ms);
+        begin(node, inbox, request, (id, first.unwrap_or(id)), now_ms, DEADLINE);
     }
 
     pub(super) fn take(&mut self, rng: &mut fastrand::Rng, request: &Request, response: &Response, now_ms: u64) {
@@ -99,7 +102,7 @@ impl Client {
                     self.seen[slot] = seen.map(|(revision, _)| revision);
                 }
             }
-            Response::Refused(_) | Response::Lost => {}
+            Response::Scanned(_) | Response::Refused(_) | Response::Lost => {}
         }
         if self.in_doubt.as_ref().is_some_and(|(_, _, tries)| *tries >= TRIES_MAX) {
             self.in_doubt = None;
@@ -111,20 +114,27 @@ impl Client {
         let key = KEYS[slot].to_owned();
         let put = |keys, expected, name| Request::Put { keys, expected, name };
         match rng.u32(0..100) {
-            0..20 => put(vec![key], None, None),
-            20..35 => put(vec![key], Some(self.seen[slot]), None),
-            35..42 => {
+            0..18 => put(vec![key], None, None),
+            18..32 => put(vec![key], Some(self.seen[slot]), None),
+            32..38 => {
                 let other = KEYS[(slot + 1 + rng.usize(0..KEYS.len() - 1)) % KEYS.len()];
                 put(vec![key, other.to_owned()], None, None)
             }
-            42..52 => {
+            38..47 => {
                 self.named += 1;
                 let name = format!("{}-{}", self.number, self.named);
                 // One key that no other write touches, and one that others write as well.
                 put(vec![key, once(&name)], None, Some(name))
             }
-            52..57 => Request::Delete { key },
-            57..90 => Request::StrongRead { key },
+            47..52 => Request::Delete { key },
+            52..60 => {
+                let other = KEYS[rng.usize(0..KEYS.len())];
+                let reads = [PluginRead::Entry(other), PluginRead::Existence(other), PluginRead::Range];
+                Request::Judged { key, read: reads[rng.usize(0..reads.len())] }
+            }
+            60..62 => Request::ChangeHooks,
+            62..88 => Request::StrongRead { key },
+            88..93 => Request::Scan { strong: rng.bool() },
             _ => Request::LocalRead { key },
         }
     }
@@ -136,16 +146,29 @@ pub(super) fn once(name: &str) -> String {
 }
 
 /// Begins an operation on a node; its answer goes to the inbox. `ids` are the operation's id and its unique value.
-pub(super) fn begin(node: &Node, inbox: &Inbox, request: Request, ids: (Unique, Unique), now_ms: u64) {
+pub(super) fn begin(
+    node: &Node,
+    inbox: &Inbox,
+    request: Request,
+    ids: (Unique, Unique),
+    now_ms: u64,
+    patience: Duration,
+) {
     let (data, inbox) = (node.data().clone(), inbox.clone());
     node.spawn(async move |handle| {
-        let response = perform(&handle, &data, &request, ids.1, now_ms).await;
+        let deadline = Instant::now() + patience;
+        let response = perform(&handle, &data, &request, ids.1, (now_ms, deadline)).await;
         inbox.lock().push((ids.0, response));
     });
 }
 
-async fn perform(handle: &Handle, data: &Data, request: &Request, value: Unique, now_ms: u64) -> Response {
-    let deadline = Instant::now() + DEADLINE;
+async fn perform(
+    handle: &Handle,
+    data: &Data,
+    request: &Request,
+    value: Unique,
+    (now_ms, deadline): (u64, Instant),
+) -> Response {
     match request {
         Request::StrongRead { key } => match handle.read_barrier(deadline).await {
             // As the API reads: from the entry cache, else from the state.
@@ -155,8 +178,13 @@ async fn perform(handle: &Handle, data: &Data, request: &Request, value: Unique,
             Err(error) => Response::Refused(error),
         },
         Request::LocalRead { key } => Response::Read(data.get(Space::Kv, key).unwrap().and_then(|entry| seen(&entry))),
-        Request::Put { .. } | Request::Delete { .. } => {
-            let proposed = handle.propose(&guarded(request, value, now_ms), None, deadline).await;
+        Request::Scan { strong: true } => match handle.read_barrier(deadline).await {
+            Ok(()) => Response::Scanned(scanned(data)),
+            Err(error) => Response::Refused(error),
+        },
+        Request::Scan { strong: false } => Response::Scanned(scanned(data)),
+        Request::Put { .. } | Request::Delete { .. } | Request::Judged { .. } | Request::ChangeHooks => {
+            let proposed = handle.propose(&guarded(data, request, value, now_ms), None, deadline).await;
             proposed.map_or_else(Response::Refused, Response::Committed)
         }
     }
@@ -166,24 +194,59 @@ fn seen(entry: &Entry) -> Seen {
     Some((entry.meta.revision, unique(&entry.value)?))
 }
 
+/// The keys of clients in a node's own state.
+fn clients_keys(data: &Data) -> Page {
+    let [first, .., last] = KEYS.map(str::to_owned);
+    data.scan(&RangeQuery { start: Some(first), end: Some(last), ..RangeQuery::default() }).unwrap()
+}
+
+fn scanned(data: &Data) -> Scanned {
+    let page = clients_keys(data);
+    let entries = page.entries.iter().filter_map(|entry| {
+        let (revision, value) = seen(entry)?;
+        Some((entry.key.clone(), revision, value))
+    });
+    Scanned { revision: page.revision, entries: entries.collect() }
+}
+
+/// What a plugin read in a node's own state, as a precondition.
+fn fact(data: &Data, read: PluginRead) -> Fact {
+    let revision = |key: &str| data.get(Space::Kv, key).unwrap().map(|entry| entry.meta.revision);
+    match read {
+        PluginRead::Existence(key) if revision(key).is_some() => Fact::Exists { key: key.to_owned() },
+        PluginRead::Entry(key) | PluginRead::Existence(key) => {
+            Fact::Revision { key: key.to_owned(), revision: revision(key) }
+        }
+        PluginRead::Range => {
+            let page = clients_keys(data);
+            let entries = page.entries.iter().map(|entry| (entry.key.as_str(), entry.meta.revision));
+            let (start, end) = (KEYS[0].to_owned(), KEYS[KEYS.len() - 1].to_owned());
+            Fact::Range { start, end, limit: RANGE_LIMIT, digest: RangeDigest::of(entries) }
+        }
+    }
+}
+
 /// The unique value in a stored value.
 pub(super) fn unique(value: &Value) -> Option<Unique> {
     std::str::from_utf8(&value.bytes).ok()?.parse().ok()
 }
 
-fn guarded(request: &Request, value: Unique, now_ms: u64) -> GuardedWrite {
+fn guarded(data: &Data, request: &Request, value: Unique, now_ms: u64) -> GuardedWrite {
     let operation = |key: &str, action| Operation { space: Space::Kv, key: key.to_owned(), action };
+    let put = |key: &String| operation(key, Action::Put(Value::json(value.to_string())));
     let (operations, expected, name) = match request {
-        Request::Put { keys, expected, name } => {
-            let put = |key: &String| operation(key, Action::Put(Value::json(value.to_string())));
-            (keys.iter().map(put).collect(), *expected, name.clone())
-        }
+        Request::Put { keys, expected, name } => (keys.iter().map(put).collect(), *expected, name.clone()),
         // The mark identifies the deletion in the log.
         Request::Delete { key } => {
             let mark = operation(MARK, Action::Put(Value::json(value.to_string())));
             (vec![operation(key, Action::Delete), mark], None, None)
         }
-        Request::StrongRead { .. } | Request::LocalRead { .. } => (Vec::new(), None, None),
+        Request::Judged { key, .. } => (vec![put(key)], None, None),
+        Request::ChangeHooks => {
+            let key = format!("{HOOKS_PREFIX}judge");
+            (vec![Operation { space: Space::System, ..put(&key) }], None, None)
+        }
+        Request::StrongRead { .. } | Request::LocalRead { .. } | Request::Scan { .. } => (Vec::new(), None, None),
     };
     let key = operations.first().map(|operation: &Operation| operation.key.clone()).unwrap_or_default();
     let precondition = |revision| Precondition {
@@ -191,14 +254,19 @@ fn guarded(request: &Request, value: Unique, now_ms: u64) -> GuardedWrite {
         space: Space::Kv,
         fact: Fact::Revision { key: key.clone(), revision },
     };
-    let preconditions: Vec<_> = expected.into_iter().map(precondition).collect();
+    let mut preconditions: Vec<_> = expected.into_iter().map(precondition).collect();
+    let mut hook_epoch = None;
+    if let Request::Judged { read, .. } = request {
+        hook_epoch = Some(data.hook_epoch());
+        preconditions.push(Precondition { asked_by: AskedBy::Plugin, space: Space::Kv, fact: fact(data, *read) });
+    }
     let idempotency = name.map(|key| {
         let fingerprint = Fingerprint::of(&operations, &preconditions).unwrap();
         Idempotency { key, fingerprint, rewritten: false }
     });
     // By the clock of the nodes: a leader that stamps rounds goes on from here.
     let proposed_at_ms = WALL_START_MS + now_ms;
-    GuardedWrite { operations, preconditions, proposed_at_ms, idempotency, ..GuardedWrite::default() }
+    GuardedWrite { operations, preconditions, hook_epoch, proposed_at_ms, idempotency, ..GuardedWrite::default() }
 }
 
 /// The revision that a write gave the store; none if it changed nothing.

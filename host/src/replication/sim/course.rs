@@ -4,10 +4,14 @@ use std::{collections::BTreeSet, hash::Hasher};
 
 use super::chaos::{self, Chaos};
 use super::history::{Response, Unique};
-use super::{clients::Client, invariants::Violation, node::Node, world::World};
+use super::{clients::Client, invariants::Violation, network::Weather, node::Node, siege, world::World};
 use crate::replication::types::Metrics;
 
 const FORM_MS_MAX: u64 = 5_000;
+
+/// Time for which the formation of a cluster is disturbed, and the share of seeds in which it is.
+const FORM_TROUBLE_MS: std::ops::RangeInclusive<u64> = 200..=2_500;
+const FORM_TROUBLE_EVERY: u64 = 5;
 
 const FAULTS_MS: std::ops::RangeInclusive<u64> = 2_500..=5_500;
 
@@ -16,6 +20,12 @@ const HEALED_MS_MIN: u64 = 700;
 
 /// Maximum time from the end of all faults to the next committed write.
 const RECOVER_MS_MAX: u64 = 4_000;
+
+/// Maximum time from the end of all faults until every member has caught up, while clients write.
+const CATCH_UP_MS_MAX: u64 = 8_000;
+
+/// Number of entries that a member may lack and has caught up.
+const LAG_MAX: u64 = 20;
 
 /// Maximum time for the nodes to reach the same state once the clients have stopped.
 const SETTLE_MS_MAX: u64 = 8_000;
@@ -33,8 +43,25 @@ pub(super) struct Course {
     faults: usize,
 }
 
+/// What happens to a cluster.
+enum Trouble {
+    Faults {
+        changes_members: bool,
+    },
+    /// The leases of a node with a slow clock are attacked.
+    Siege {
+        slow: usize,
+    },
+}
+
+/// One seed in so many is a siege.
+const SIEGE_EVERY: u64 = 8;
+
 /// The cluster of a seed, before its first step.
-fn cluster(seed: u64) -> (World, bool) {
+fn cluster(seed: u64) -> (World, Trouble) {
+    if seed.is_multiple_of(SIEGE_EVERY) {
+        return besieged(seed);
+    }
     let mut rng = fastrand::Rng::with_seed(!seed);
     let founders = if rng.u32(0..8) == 0 { 5 } else { 3 };
     let changes_members = rng.u32(0..3) == 0;
@@ -47,34 +74,74 @@ fn cluster(seed: u64) -> (World, bool) {
         let clock = if clocks_apart { rng.u64(CLOCK_PERMILLE) } else { 1_000 };
         Node::new(number, &peers, rng.u64(..), clock, snapshot_entries)
     });
-    (World::new(seed, nodes.collect()), changes_members)
+    (World::new(seed, nodes.collect()), Trouble::Faults { changes_members })
+}
+
+fn besieged(seed: u64) -> (World, Trouble) {
+    let mut rng = fastrand::Rng::with_seed(!seed);
+    let count = if rng.u32(0..4) == 0 { 5 } else { 3 };
+    let (peers, slow): (Vec<usize>, _) = ((0..count).collect(), rng.usize(0..count));
+    let nodes = (0..count).map(|number| {
+        let clock = if number == slow { siege::SLOW_PERMILLE } else { siege::FAST_PERMILLE };
+        Node::new(number, &peers, rng.u64(..), clock, 10_000)
+    });
+    (World::new(seed, nodes.collect()), Trouble::Siege { slow })
 }
 
 /// Rates of clocks, in parts per thousand: within the bound that leases rely on (see `lease`).
 const CLOCK_PERMILLE: std::ops::RangeInclusive<u64> = 970..=1_030;
 
 pub(super) fn run(seed: u64) -> Result<Course, Violation> {
-    let (mut world, changes_members) = cluster(seed);
-    form(&mut world)?;
-    world.clients_act = true;
-    let mut chaos = Chaos { next_ms: world.now_ms, changes_members, ..Chaos::default() };
-    let end_ms = world.now_ms + world.rng.u64(FAULTS_MS);
-    while world.now_ms < end_ms {
-        chaos.act(&mut world);
-        world.step()?;
+    let (mut world, trouble) = cluster(seed);
+    if seed.is_multiple_of(FORM_TROUBLE_EVERY) {
+        form_in_trouble(&mut world)?
+    } else {
+        form(&mut world)?
     }
-    chaos.end(&mut world);
+    world.clients_act = true;
+    let end_ms = world.now_ms + world.rng.u64(FAULTS_MS);
+    let faults = match trouble {
+        Trouble::Siege { slow } => siege::run(&mut world, slow, end_ms)?,
+        Trouble::Faults { changes_members } => {
+            let mut chaos = Chaos { next_ms: world.now_ms, changes_members, ..Chaos::default() };
+            while world.now_ms < end_ms {
+                chaos.act(&mut world);
+                world.step()?;
+            }
+            chaos.end(&mut world);
+            chaos.faults
+        }
+    };
     finish(&mut world)?;
     let acknowledged = world.history.operations.iter().filter(|operation| operation.outcome().is_some()).count();
     let operations = world.history.operations.len();
-    Ok(Course { events: world.events.finish(), operations, acknowledged, faults: chaos.faults })
+    Ok(Course { events: world.events.finish(), operations, acknowledged, faults })
 }
 
 /// Starts all nodes and waits until there is a leader.
 pub(super) fn form(world: &mut World) -> Result<(), Violation> {
     (0..world.nodes.len()).for_each(|number| world.start(number));
+    await_leader(world)
+}
+
+/// The same, while messages are lost and nodes die.
+fn form_in_trouble(world: &mut World) -> Result<(), Violation> {
+    world.weather = Weather::ROUGH;
+    (0..world.nodes.len()).for_each(|number| world.start(number));
+    let end_ms = world.rng.u64(FORM_TROUBLE_MS);
+    let mut chaos = Chaos::default();
+    while world.now_ms < end_ms {
+        chaos.disturb(world);
+        world.step()?;
+    }
+    chaos.end(world);
+    await_leader(world)
+}
+
+fn await_leader(world: &mut World) -> Result<(), Violation> {
+    let began_ms = world.now_ms;
     while chaos::leader(world).is_none() {
-        if world.now_ms > FORM_MS_MAX {
+        if world.now_ms > began_ms + FORM_MS_MAX {
             return Err(Violation::new("availability", "no cluster was formed"));
         }
         world.step()?;
@@ -85,11 +152,17 @@ pub(super) fn form(world: &mut World) -> Result<(), Violation> {
 /// After everything has healed: checks that the cluster is soon writable, comes to rest, and has kept its promises.
 pub(super) fn finish(world: &mut World) -> Result<(), Violation> {
     let healed_ms = world.now_ms;
-    while world.now_ms < healed_ms + HEALED_MS_MIN || !was_written_since(world, healed_ms) {
-        if world.now_ms > healed_ms + RECOVER_MS_MAX {
+    let mut late: BTreeSet<usize> = (0..world.nodes.len()).collect();
+    while world.now_ms < healed_ms + HEALED_MS_MIN || !was_written_since(world, healed_ms) || !late.is_empty() {
+        if world.now_ms > healed_ms + RECOVER_MS_MAX && !was_written_since(world, healed_ms) {
             return Err(Violation::new("availability", "no write was committed after the last fault"));
         }
+        if world.now_ms > healed_ms + CATCH_UP_MS_MAX {
+            let detail = format!("nodes {late:?} did not catch up while clients wrote: {}", state(world));
+            return Err(Violation::new("availability", detail));
+        }
         world.step()?;
+        late.retain(|number| !has_caught_up(world, *number));
     }
     world.clients_act = false;
     let rest_ms = world.now_ms;
@@ -103,7 +176,9 @@ pub(super) fn finish(world: &mut World) -> Result<(), Violation> {
         world.step()?;
         steps_at_rest = if is_at_rest(world) { steps_at_rest + 1 } else { 0 };
     }
-    let members = leader_and_members(world).map(|(_, members)| members).unwrap_or_default();
+    let Some(members) = leader_and_members(world) else {
+        return Err(Violation::new("availability", "nobody leads at the end"));
+    };
     world.invariants.conclude(&world.history, &members, world.looks_for_orders)
 }
 
@@ -118,6 +193,14 @@ fn leader_and_members(world: &World) -> Option<(Metrics, Vec<&Node>)> {
     let ids: BTreeSet<u64> = metrics.membership_config.nodes().map(|(id, _)| *id).collect();
     let is_member = |node: &&Node| node.metrics().is_some_and(|metrics| ids.contains(&metrics.id));
     Some((metrics, world.nodes.iter().filter(is_member).collect()))
+}
+
+/// Whether a node has applied nearly the whole log of the leader, or is no member.
+fn has_caught_up(world: &World, number: usize) -> bool {
+    let Some((leader, members)) = leader_and_members(world) else { return false };
+    let (last, node) = (leader.last_log_index.unwrap_or(0), &world.nodes[number]);
+    let applied = node.handle().map_or(0, |handle| *handle.applied().borrow());
+    applied + LAG_MAX >= last || !members.iter().any(|member| member.number == number)
 }
 
 /// The progress of clients and nodes, as text.

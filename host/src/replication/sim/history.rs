@@ -1,5 +1,6 @@
 //! The history of a simulation: the operations of its clients and their results.
 
+use super::node::Node;
 use crate::replication::{Error, WriteOutcome};
 use crate::storage::Outcome;
 
@@ -21,6 +22,13 @@ pub(super) enum Request {
     Delete {
         key: String,
     },
+    /// Sets a key as hooks would: under the hook epoch of the node, if what a plugin read there still holds.
+    Judged {
+        key: String,
+        read: PluginRead,
+    },
+    /// Deploys a hook: later writes that were judged before fail.
+    ChangeHooks,
     StrongRead {
         key: String,
     },
@@ -28,6 +36,25 @@ pub(super) enum Request {
     LocalRead {
         key: String,
     },
+    /// Reads all keys of clients at one moment, strongly or from the node's own state.
+    Scan {
+        strong: bool,
+    },
+}
+
+/// What a plugin read to judge a write.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum PluginRead {
+    Entry(&'static str),
+    Existence(&'static str),
+    Range,
+}
+
+/// The store's revision at one moment, and the keys of clients with their states.
+#[derive(Debug, Clone)]
+pub(super) struct Scanned {
+    pub(super) revision: u64,
+    pub(super) entries: Vec<(String, u64, Unique)>,
 }
 
 /// The result, as far as the client knows.
@@ -35,6 +62,7 @@ pub(super) enum Request {
 pub(super) enum Response {
     Committed(Outcome),
     Read(Seen),
+    Scanned(Scanned),
     Refused(Error),
     /// The node died, or the client stopped waiting.
     Lost,
@@ -46,6 +74,8 @@ pub(super) struct Operation {
     pub(super) id: Unique,
     pub(super) client: u32,
     pub(super) node: usize,
+    /// The number of the node's start.
+    pub(super) start: u64,
     pub(super) request: Request,
     /// The positions of its call and return in the order of all calls and returns.
     pub(super) called: i64,
@@ -57,7 +87,10 @@ pub(super) struct Operation {
 
 impl Operation {
     pub(super) fn is_write(&self) -> bool {
-        matches!(self.request, Request::Put { .. } | Request::Delete { .. })
+        match self.request {
+            Request::Put { .. } | Request::Delete { .. } | Request::Judged { .. } | Request::ChangeHooks => true,
+            Request::StrongRead { .. } | Request::LocalRead { .. } | Request::Scan { .. } => false,
+        }
     }
 
     /// The outcome of the write, if its client knows it; for a named write, of the first attempt that was applied.
@@ -94,13 +127,14 @@ pub(super) struct History {
 
 impl History {
     /// Records a call; returns the operation's id.
-    pub(super) fn call(&mut self, client: u32, node: usize, request: Request, now_ms: u64) -> Unique {
+    pub(super) fn call(&mut self, client: u32, node: &Node, request: Request, now_ms: u64) -> Unique {
         self.moments += 1;
         let id = self.operations.len();
         self.operations.push(Operation {
             id,
             client,
-            node,
+            node: node.number,
+            start: node.starts,
             request,
             called: self.moments,
             returned: None,

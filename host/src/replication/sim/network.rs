@@ -102,6 +102,7 @@ pub(super) struct Weather {
 }
 
 impl Weather {
+    pub(super) const FAST: Self = Self { delay_ms: (1, 1), ..Self::CALM };
     pub(super) const CALM: Self = Self { delay_ms: (1, 2), straggle_permille: 0, loss_permille: 0, repeat_permille: 0 };
     pub(super) const UNEVEN: Self =
         Self { delay_ms: (1, 15), straggle_permille: 20, loss_permille: 5, repeat_permille: 50 };

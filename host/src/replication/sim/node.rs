@@ -13,9 +13,9 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::network::{Outbox, SimTransport};
-use crate::replication::{Handle, Options, StartError, Status};
+use crate::replication::{Error, Handle, Options, StartError, Status, check_storage};
 use crate::replication::{blocking::Blocking, types::Metrics};
-use crate::storage::{Data, FreeSpace, Log, simulated_data, simulated_log};
+use crate::storage::{self, Data, FreeSpace, Log, simulated_data, simulated_log};
 use crate::{clock::Clock, storage::memory::SimDisk, telemetry::Telemetry};
 
 const CACHE_BYTES: u64 = 64 * 1024;
@@ -23,12 +23,27 @@ const CACHE_BYTES: u64 = 64 * 1024;
 /// The wall time at which a simulation starts, in milliseconds since the Unix epoch.
 pub(super) const WALL_START_MS: u64 = 1_700_000_000_000;
 
+/// Maximum number of records that a lying disk loses.
+const LOST_RECORDS_MAX: usize = 4;
+
+/// Free space below which a node refuses writes.
+pub(super) const RESERVE_BYTES: u64 = 1_000;
+
 pub(super) struct Node {
     pub(super) number: usize,
     pub(super) url: String,
     peer_urls: Vec<String>,
     pub(super) log_disk: SimDisk,
     pub(super) data_disk: SimDisk,
+    /// Free space, of which the node keeps [`RESERVE_BYTES`]. It starts with as much as it had.
+    free_bytes: u64,
+    free_space: FreeSpace,
+    /// Whether the log's disk loses what it has reported as synced when the node is next killed.
+    pub(super) lies: bool,
+    /// Whether the node may form a cluster: not once its databases were set aside.
+    may_found: bool,
+    /// Why the databases were refused, though the disk is honest.
+    refusal: Option<Error>,
     /// The rate of the node's clock, in parts per thousand.
     clock_permille: u64,
     pub(super) running: Option<Running>,
@@ -61,6 +76,11 @@ impl Node {
             peer_urls: peers.iter().filter(|peer| **peer != number).map(|peer| url(*peer)).collect(),
             log_disk: SimDisk::new(seed),
             data_disk: SimDisk::new(!seed),
+            free_bytes: u64::MAX,
+            free_space: FreeSpace::new("/".as_ref(), RESERVE_BYTES),
+            lies: false,
+            may_found: true,
+            refusal: None,
             clock_permille,
             running: None,
             paused_until_ms: None,
@@ -79,16 +99,17 @@ impl Node {
         let start = Arc::new(Mutex::new(None));
         let entered = runtime.enter();
         let clock_start = Instant::now();
-        let log = simulated_log::open(&self.log_disk).unwrap();
-        let data = simulated_data::open(&self.data_disk, CACHE_BYTES).unwrap();
+        let (log, data) = self.open();
+        self.free_space = FreeSpace::new("/".as_ref(), RESERVE_BYTES);
+        self.free_space.set_free(self.free_bytes);
         let options = Options {
             self_url: self.url.clone(),
             peer_urls: self.peer_urls.clone(),
             spool_dir: self.spool_dir.path().to_path_buf(),
             snapshot_entries: self.snapshot_entries,
             blocking: Blocking::InPlace(random_delay),
-            may_found: true,
-            free_space: FreeSpace::new("/".as_ref(), 0),
+            may_found: self.may_found,
+            free_space: self.free_space.clone(),
             clock: Clock::new(move || {
                 let passed_ms = Instant::now().saturating_duration_since(clock_start).as_millis();
                 WALL_START_MS + now_ms + u64::try_from(passed_ms).unwrap()
@@ -107,8 +128,39 @@ impl Node {
         self.running = Some(Running { runtime, clock_start, started_ms: now_ms, log, data, start, handle: None });
     }
 
+    /// Opens the databases. Like the node of production, it sets them aside if they have lost what they had made durable.
+    fn open(&mut self) -> (Log, Data) {
+        let has_lied = std::mem::take(&mut self.lies);
+        let refusal = match self.try_open() {
+            Ok(opened) => return opened,
+            Err(refusal) => refusal,
+        };
+        if !has_lied {
+            self.refusal = Some(refusal.into());
+        }
+        self.may_found = false;
+        self.wipe();
+        self.try_open().unwrap()
+    }
+
+    fn try_open(&self) -> Result<(Log, Data), storage::Error> {
+        let log = simulated_log::open(&self.log_disk)?;
+        let data = simulated_data::open(&self.data_disk, CACHE_BYTES)?;
+        check_storage(&log, &data, "disk".as_ref())?;
+        Ok((log, data))
+    }
+
+    /// Sets the free space of the node's disk.
+    pub(super) fn set_free(&mut self, bytes: u64) {
+        self.free_bytes = bytes;
+        self.free_space.set_free(bytes);
+    }
+
     /// Lets the node run until the world's time is `now_ms`, unless it is paused or down.
     pub(super) fn run_until(&mut self, now_ms: u64) -> Result<(), StartError> {
+        if let Some(refusal) = self.refusal.take() {
+            return Err(refusal.into());
+        }
         if self.is_paused(now_ms) {
             return Ok(());
         }
@@ -134,6 +186,9 @@ impl Node {
         if let Some(running) = self.running.take() {
             running.runtime.block_on(Polls(polls));
             drop(running);
+        }
+        if self.lies {
+            self.log_disk.lie(LOST_RECORDS_MAX);
         }
         self.log_disk.lose_power();
         self.data_disk.lose_power();
@@ -182,6 +237,11 @@ impl Node {
         if let (Some(running), Some(handle)) = (&self.running, self.handle()) {
             running.runtime.spawn(task(handle.clone()));
         }
+    }
+
+    /// Lets the node stand for election now, as it does at some random time once it has heard no leader for a lease.
+    pub(super) fn stand(&self) {
+        self.spawn(async move |handle| drop(handle.0.view.raft.raft().trigger().elect(true).await));
     }
 
     /// Asks the node to make another the leader. The caller checks which node leads.

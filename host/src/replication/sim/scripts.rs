@@ -24,7 +24,7 @@
 use std::{error::Error, fmt::Write as _, path::Path, time::Duration};
 
 use super::history::{Request, Response};
-use super::{chaos::leader, node::Node, world::World};
+use super::{chaos::leader, clients::DEADLINE, node::Node, world::World};
 use crate::storage::Outcome;
 
 /// The seed of all stories.
@@ -166,7 +166,7 @@ impl Story {
     /// Has a node perform a client's call, and waits for the answer.
     fn call(&mut self, node: &str, request: Request) -> Told {
         let (number, id) = (self.number(node)?, self.world.history.operations.len());
-        self.world.begin(number, request);
+        self.world.begin(number, request, DEADLINE);
         self.pass_until(|story| story.world.history.operations.get(id).is_none_or(|call| call.response.is_some()))?;
         let call = self.world.history.operations.get(id);
         Ok(match call.map(|call| &call.response) {
@@ -195,6 +195,7 @@ fn answer(response: &Response) -> String {
         Response::Committed(Outcome::Applied { revision, .. }) => format!("committed at revision {revision}"),
         Response::Committed(outcome) => format!("{outcome:?}"),
         Response::Read(Some((revision, value))) => format!("value {value} of revision {revision}"),
+        Response::Scanned(scanned) => format!("{scanned:?}"),
         Response::Read(None) => "no entry".to_owned(),
         Response::Refused(error) => format!("refused ({:?}): {error}", error.outcome()),
         Response::Lost => "no answer: the node died".to_owned(),

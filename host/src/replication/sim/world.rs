@@ -6,7 +6,7 @@
 
 use std::hash::{DefaultHasher, Hash};
 use std::sync::{Arc, Once};
-use std::{cell::Cell, collections::BTreeMap};
+use std::{cell::Cell, collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -176,13 +176,13 @@ impl World {
     }
 
     /// Begins an operation on a node, without a client that waits for it. Does nothing if the node does not run.
-    pub(super) fn begin(&mut self, target: usize, request: Request) {
+    pub(super) fn begin(&mut self, target: usize, request: Request, patience: Duration) {
         let node = &self.nodes[target];
         if node.handle().is_none() {
             return;
         }
-        let id = self.history.call(CLIENTS, target, request.clone(), self.now_ms);
-        clients::begin(node, &self.inbox, request, (id, id), self.now_ms);
+        let id = self.history.call(CLIENTS, node, request.clone(), self.now_ms);
+        clients::begin(node, &self.inbox, request, (id, id), self.now_ms, patience);
         self.note(("begin", id, target));
     }
 

@@ -110,6 +110,23 @@ impl SimDisk {
         state.shut_out();
     }
 
+    /// Loses synced records of a process that has just been killed, while the sidecar stays: either up to `most` at the
+    /// end, or as many somewhere before, where zeros remain.
+    pub(crate) fn lie(&self, most: usize) {
+        let mut state = self.state.lock();
+        let written = state.journal.len();
+        let (lost, is_tail) = (state.rng.usize(1..=most).min(written), state.rng.bool());
+        let from = if is_tail { written - lost } else { state.rng.usize(0..=written - lost) };
+        match is_tail {
+            true => state.journal.truncate(from),
+            false => state.journal[from..from + lost].iter_mut().flatten().for_each(clear),
+        }
+        state.synced = state.journal.len();
+        let last = state.sidecars.pop();
+        state.sidecars = last.into_iter().collect();
+        state.shut_out();
+    }
+
     /// Forgets everything, like a new disk.
     pub(crate) fn wipe(&self) {
         self.lose_tail(usize::MAX);
@@ -213,6 +230,13 @@ impl DiskState {
             Some((_, error)) => Err(io::Error::from(error).into()),
             None => Ok(()),
         }
+    }
+}
+
+/// Replaces a value by zeros.
+fn clear(change: &mut Change) {
+    if let Some(value) = &mut change.value {
+        *value = vec![0; value.len()].into();
     }
 }
 

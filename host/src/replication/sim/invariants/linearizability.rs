@@ -160,13 +160,14 @@ fn act_of(key: &str, operation: &Operation, history: &History, replay: &Replay) 
             (keys.iter().any(|put| put == key), keys.first().is_some_and(|first| first == key), true, *expected)
         }
         Request::Delete { key: deleted } => (deleted == key, false, false, None),
+        Request::Judged { key: put, .. } => (put == key, false, true, None),
         Request::StrongRead { key: read } => {
             return match &operation.response {
                 Some(Response::Read(seen)) if read == key => Some(Act::Read(*seen)),
                 _ => None,
             };
         }
-        Request::LocalRead { .. } => return None,
+        Request::LocalRead { .. } | Request::Scan { .. } | Request::ChangeHooks => return None,
     };
     if !touches {
         return None;

@@ -8,14 +8,17 @@ mod election_safety;
 mod idempotency;
 mod linearizability;
 mod log_matching;
+pub(super) mod membership;
 mod outcomes;
+mod reads;
 mod replay;
 mod revisions;
 mod state_machine_safety;
 
 use self::replay::Replay;
 use super::{history::History, node::Node};
-use crate::replication::{raft::state_machine::APPLIED, types::LogId, types::decode_stored};
+use crate::replication::raft::state_machine::APPLIED;
+use crate::replication::types::{LogId, Metrics, decode_stored};
 use crate::storage::{Data, Log};
 
 #[derive(Default)]
@@ -24,6 +27,8 @@ pub(super) struct Invariants {
     log_matching: log_matching::LogMatching,
     state_machine_safety: state_machine_safety::StateMachineSafety,
     revisions: revisions::Revisions,
+    /// The changes of members that were requested.
+    pub(super) changes: membership::Changes,
 }
 
 impl Invariants {
@@ -55,13 +60,20 @@ impl Invariants {
 
     /// Checks the whole course, once all members have reached the same state. A linearizable order of all operations is
     /// searched for if `orders` is set.
-    pub(super) fn conclude(&self, history: &History, nodes: &[&Node], orders: bool) -> Result<(), Violation> {
+    pub(super) fn conclude(
+        &self,
+        history: &History,
+        (leader, members): &(Metrics, Vec<&Node>),
+        orders: bool,
+    ) -> Result<(), Violation> {
+        membership::conclude(&self.changes, leader)?;
         let replay = Replay::of(self.state_machine_safety.committed())?;
-        let datas: Vec<&Data> = nodes.iter().map(|node| node.data()).collect();
+        let datas: Vec<&Data> = members.iter().map(|node| node.data()).collect();
         idempotency::conclude(history, &datas)?;
         revisions::conclude(history)?;
         durability::conclude(history, &replay)?;
         outcomes::conclude(history, &replay)?;
+        reads::conclude(history, &replay)?;
         linearizability::conclude(history, &replay, orders)?;
         state_machine_safety::conclude(&replay, &datas)
     }

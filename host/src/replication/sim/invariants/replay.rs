@@ -8,16 +8,20 @@ use openraft::EntryPayload;
 use super::{Leadership, Violation};
 use crate::replication::sim::{clients::unique, history::Unique};
 use crate::replication::types::{LogEntry, decode};
-use crate::storage::{Action, Fact, GuardedWrite};
+use crate::storage::{Action, Fact, GuardedWrite, RangeDigest, Space};
 
 #[derive(Default)]
 pub(super) struct Replay {
     /// By unique value: the revision of each write that was applied.
     pub(super) applied: HashMap<Unique, u64>,
+    /// The revisions at which each key of clients changed, with its new unique value; none for a deletion.
+    pub(super) changes: BTreeMap<String, BTreeMap<u64, Option<Unique>>>,
     /// Revision, version and value of every key at the end.
     pub(super) state: BTreeMap<String, (u64, u64, String)>,
     /// The store's revision at the end.
     pub(super) revision: u64,
+    /// The revision of the last change of the hooks.
+    pub(super) hook_epoch: u64,
     /// The names of writes so far, and whether each write was applied.
     names: HashMap<String, bool>,
 }
@@ -44,10 +48,10 @@ impl Replay {
         {
             return;
         }
-        let holds = write.preconditions.iter().all(|precondition| match &precondition.fact {
-            Fact::Revision { key, revision } => self.state.get(key).map(|(revision, ..)| *revision) == *revision,
-            Fact::Exists { .. } | Fact::Range { .. } => true,
-        });
+        if write.hook_epoch.is_some_and(|epoch| epoch != self.hook_epoch) {
+            return;
+        }
+        let holds = write.preconditions.iter().all(|precondition| self.holds(&precondition.fact));
         if let Some(name) = &write.idempotency {
             self.names.insert(name.key.clone(), holds);
         }
@@ -57,15 +61,34 @@ impl Replay {
         self.revision += 1;
         for operation in &write.operations {
             match &operation.action {
+                // The space of the system has only hooks here.
+                Action::Put(value) if operation.space == Space::System => {
+                    self.hook_epoch = self.revision;
+                    self.applied.extend(unique(value).map(|id| (id, self.revision)));
+                }
                 Action::Put(value) => {
                     let version = self.state.get(&operation.key).map_or(0, |(_, version, _)| *version) + 1;
                     let text = String::from_utf8_lossy(&value.bytes).into_owned();
                     self.state.insert(operation.key.clone(), (self.revision, version, text));
-                    if let Some(id) = unique(value) {
-                        self.applied.insert(id, self.revision);
-                    }
+                    self.changes.entry(operation.key.clone()).or_default().insert(self.revision, unique(value));
+                    self.applied.extend(unique(value).map(|id| (id, self.revision)));
                 }
-                Action::Delete => drop(self.state.remove(&operation.key)),
+                Action::Delete => {
+                    self.state.remove(&operation.key);
+                    self.changes.entry(operation.key.clone()).or_default().insert(self.revision, None);
+                }
+            }
+        }
+    }
+
+    fn holds(&self, fact: &Fact) -> bool {
+        let revision_of = |key: &String| self.state.get(key).map(|(revision, ..)| *revision);
+        match fact {
+            Fact::Revision { key, revision } => revision_of(key) == *revision,
+            Fact::Exists { key } => revision_of(key).is_some(),
+            Fact::Range { start, end, digest, .. } => {
+                let found = self.state.range(start.clone()..=end.clone());
+                RangeDigest::of(found.map(|(key, (revision, ..))| (key.as_str(), *revision))) == *digest
             }
         }
     }

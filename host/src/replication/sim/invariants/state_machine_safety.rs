@@ -77,8 +77,9 @@ pub(super) fn conclude(replay: &Replay, datas: &[&Data]) -> Result<(), Violation
             let detail = format!("the log gives {:?}, a node has {found:?}", replay.state);
             return Err(Violation::new(NAME, detail));
         }
-        if data.revision() != replay.revision {
-            let detail = format!("the log gives revision {}, a node has {}", replay.revision, data.revision());
+        let (found, expected) = ((data.revision(), data.hook_epoch()), (replay.revision, replay.hook_epoch));
+        if found != expected {
+            let detail = format!("the log gives revision and hook epoch {expected:?}, a node has {found:?}");
             return Err(Violation::new(NAME, detail));
         }
     }

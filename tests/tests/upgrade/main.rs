@@ -43,7 +43,6 @@ async fn level(cluster: &Cluster, node: usize) -> Value {
 }
 
 #[tokio::test]
-#[ignore = "needs the binary of an earlier version: `cargo xtask upgrade` builds one"]
 async fn a_rolling_upgrade_can_be_undone_until_it_is_finished() {
     let mut cluster = Cluster::prepare(3, brink_tests::Options::default());
     let mut written = Vec::new();
