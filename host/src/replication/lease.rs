@@ -14,6 +14,7 @@
 //!   still runs. openraft answers no reads at all in that state, until another node leads.
 //! - **A restarted voter** has forgotten that it promised the leader a lease. So for the length of one it keeps silent: it
 //!   grants no vote and no pre-vote, accepts no leadership, and does not stand for election.
+//! - **A leader whose machine was suspended** asks a majority until a whole lease has passed (see `suspensions`).
 //!
 //! The term is that of the log position openraft answers with, since it belongs to the leadership that confirmed the read.
 //! The term of openraft's metrics may be older.

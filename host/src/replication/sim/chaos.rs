@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{network::Weather, node::Node, world::World};
+use super::{clocks, network::Weather, node::Node, world::World};
 use crate::replication::{cluster::change::Role, types::Metrics};
 
 /// Longest time between two faults, in milliseconds.
@@ -48,7 +48,8 @@ impl Chaos {
             34..50 => partition(world),
             50..64 => heal(world),
             64..72 => change_weather(world),
-            72..77 => change_disks(world, number),
+            72..75 => change_disks(world, number),
+            75..77 => clocks::step(world),
             77..87 => transfer(world, number),
             87..93 if self.changes_members => self.lose_disk(world, number),
             93..100 if self.changes_members => change_members(world, number),
@@ -117,6 +118,9 @@ pub(super) fn leader(world: &World) -> Option<usize> {
 
 fn pause(world: &mut World, number: usize) {
     let pause_ms = world.rng.u64(5..900);
+    if world.rng.bool() {
+        return clocks::suspend(world, number, pause_ms);
+    }
     world.note(("pause", number, pause_ms));
     if world.nodes[number].running.is_some() {
         world.nodes[number].paused_until_ms = Some(world.now_ms + pause_ms);

@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::history::{History, Request, Response, Seen, Unique};
-use super::node::Node;
+use super::node::{Node, WALL_START_MS};
 use crate::replication::Handle;
 use crate::storage::{
     Action, AskedBy, Data, Effect, Entry, Fact, Fingerprint, GuardedWrite, Idempotency, Operation, Outcome,
@@ -196,7 +196,9 @@ fn guarded(request: &Request, value: Unique, now_ms: u64) -> GuardedWrite {
         let fingerprint = Fingerprint::of(&operations, &preconditions).unwrap();
         Idempotency { key, fingerprint, rewritten: false }
     });
-    GuardedWrite { operations, preconditions, proposed_at_ms: now_ms, idempotency, ..GuardedWrite::default() }
+    // As the node that receives the write gives it, before rounds have stamps.
+    let proposed_at_ms = WALL_START_MS + now_ms;
+    GuardedWrite { operations, preconditions, proposed_at_ms, idempotency, ..GuardedWrite::default() }
 }
 
 /// The revision that a write gave the store; none if it changed nothing.

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, hash::Hasher};
 
 use super::chaos::{self, Chaos};
 use super::history::{Response, Unique};
-use super::{clients::Client, invariants::Violation, node::Node, world::World};
+use super::{clients::Client, clocks, invariants::Violation, node::Node, world::World};
 use crate::replication::types::Metrics;
 
 const FORM_MS_MAX: u64 = 5_000;
@@ -55,6 +55,7 @@ const CLOCK_PERMILLE: std::ops::RangeInclusive<u64> = 970..=1_030;
 
 pub(super) fn run(seed: u64) -> Result<Course, Violation> {
     let (mut world, changes_members) = cluster(seed);
+    clocks::begin(&mut world, seed, changes_members);
     form(&mut world)?;
     world.clients_act = true;
     let mut chaos = Chaos { next_ms: world.now_ms, changes_members, ..Chaos::default() };

@@ -20,7 +20,7 @@
 //!   one value are woken in order (`runtime`).
 //!
 //! The seed chooses the faults (`chaos`): crashes at any poll of any task, of one node or of all, restarts, lost disks,
-//! pauses, cut links, bad weather, slow syncs, leadership transfers, members that join and leave. Meanwhile clients on all
+//! pauses, suspended machines, wrong wall clocks (`clocks`), cut links, bad weather, slow syncs, leadership transfers, members that join and leave. Meanwhile clients on all
 //! nodes write, delete and read, and the results are recorded (`clients`, `history`). Then everything heals, the cluster
 //! must soon be writable again and its nodes reach the same state, and the whole course is checked (`invariants`, one file
 //! each). The rules of leases, restarts, identities and memberships have tests of their own (`rules`).
@@ -42,6 +42,7 @@
 
 mod chaos;
 mod clients;
+mod clocks;
 mod course;
 mod history;
 mod invariants;

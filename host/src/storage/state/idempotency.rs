@@ -2,7 +2,7 @@
 //!
 //! They are part of the replicated state: every node remembers the same keys with the same outcomes, whichever node
 //! received the first request or the repetition. They are bounded in number, bytes and age, and the oldest goes first.
-//! Age is the difference of the proposal times in the log, so all nodes forget the same.
+//! Age is the difference of the times in the log, so all nodes forget the same, whatever their own clocks show.
 //!
 //! Layout of the table: `k` and a key lead to a [`Remembered`]; `s` and a number (big-endian) to the [`Queued`] keys in
 //! order of arrival; `b` to the [`Totals`].
