@@ -165,6 +165,10 @@ pub const PLUGIN_LINES_KEPT: usize = 1_000;
 
 // The cluster
 
+/// Distance that the leader's time keeps to the middle of the voters' clocks, and beyond which a node reports its clock as wrong.
+/// Clocks that are set over a network differ by milliseconds. A second is twice the worst error of a reading, and the smallest unit
+/// in which users give times.
+pub const CLOCK_OFFSET_MAX: Duration = Duration::from_secs(1);
 /// Time that a change of the cluster waits until it is in force.
 pub const MEMBERSHIP_DEADLINE: Duration = Duration::from_secs(30);
 /// Largest body of a change of the cluster, in bytes.

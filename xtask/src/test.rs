@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use crate::{build, readme};
 
 /// The tools that tests need beyond Rust: a file that shows that the tool is installed, and its Debian package.
-const NEEDED: [(&str, &str); 11] = [
+const NEEDED: [(&str, &str); 12] = [
     ("/usr/sbin/nginx", "nginx-light"),
     ("/usr/share/iso-codes/json/iso_639-3.json", "iso-codes"),
     ("/usr/bin/systemd-analyze", "systemd"),
@@ -20,6 +20,7 @@ const NEEDED: [(&str, &str); 11] = [
     ("/usr/bin/npm", "npm"),
     ("/usr/bin/python3", "python3"),
     ("/usr/share/doc/python3-venv", "python3-venv"),
+    ("/usr/share/doc/libfaketime", "libfaketime"),
 ];
 
 /// The tool that tests need to mount their file system when they do not run as root.

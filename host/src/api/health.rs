@@ -11,6 +11,7 @@ use axum::response::{IntoResponse as _, Response};
 
 use super::problem::Problem;
 use super::{App, answer, schema};
+use crate::limits::CLOCK_OFFSET_MAX;
 use crate::replication::Status;
 use crate::storage::DiskFull;
 
@@ -33,9 +34,13 @@ fn health_of(status: &Status, disk_full: Option<DiskFull>) -> schema::Health<'_>
         lag_entries: node.lag_entries,
         rtt_ms: node.rtt.map(|rtt| (rtt.as_secs_f64() * 1e6).round() / 1e3),
         disk_full: node.disk_full,
+        clock_offset_ms: node.far_clock_ms(),
     });
+    let bound_ms = u64::try_from(CLOCK_OFFSET_MAX.as_millis()).unwrap_or(u64::MAX);
+    let clock = status.far_clock_ms().map(|offset_ms| schema::ClockHealth { offset_ms, bound_ms });
+    let is_whole = all_have_space && clock.is_none() && status.healthy_nodes == status.total_nodes;
     schema::Health {
-        status: match (status.has_quorum, all_have_space && status.healthy_nodes == status.total_nodes) {
+        status: match (status.has_quorum, is_whole) {
             _ if status.barred.is_some() => "not_taking_part",
             (true, true) => "healthy",
             (true, false) => "degraded",
@@ -53,6 +58,7 @@ fn health_of(status: &Status, disk_full: Option<DiskFull>) -> schema::Health<'_>
             nodes: nodes.collect(),
         },
         disk_full,
+        clock,
     }
 }
 

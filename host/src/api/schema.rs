@@ -20,6 +20,18 @@ pub(super) struct Health<'a> {
     /// Present while the node refuses writes for lack of disk space.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) disk_full: Option<DiskFull>,
+    /// Present while the node's clock is far from the others'.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) clock: Option<ClockHealth>,
+}
+
+/// A clock that is far from those of the other nodes.
+#[derive(Serialize)]
+pub(super) struct ClockHealth {
+    /// Milliseconds that it is ahead of the middle of the others.
+    pub(super) offset_ms: i64,
+    /// The distance beyond which it is far.
+    pub(super) bound_ms: u64,
 }
 
 /// The cluster as this node sees it. The counts include this node, `nodes` does not.
@@ -47,6 +59,9 @@ pub(super) struct NodeHealth<'a> {
     /// Present if its disk is full, so that it takes no writes.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(super) disk_full: bool,
+    /// Milliseconds that its clock is ahead of the middle of the other nodes' clocks, if it is far from them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) clock_offset_ms: Option<i64>,
 }
 
 /// `GET /cluster/members/`, and the answer to `POST`.

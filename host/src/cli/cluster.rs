@@ -90,6 +90,11 @@ async fn status(common: &Common) -> Result<(), Failure> {
     if health["reason"].is_string() {
         io::line(&io::text(&health["reason"]))?;
     }
+    for (node, offset_ms) in wrong_clocks(url, &health) {
+        let place = if offset_ms > 0 { "ahead of" } else { "behind" };
+        let seconds = offset_ms.unsigned_abs() / 1_000;
+        io::line(&format!("the clock of {node} is {seconds} s {place} the other nodes' clocks"))?;
+    }
     io::line("")?;
     let leader = &cluster["leader"];
     let own_healthy = if health["disk_full"].is_object() { "disk full" } else { "yes" };
@@ -104,6 +109,14 @@ async fn status(common: &Common) -> Result<(), Failure> {
         [url, healthy, either(node["url"] == *leader, "leader", ""), lag, rtt]
     });
     io::table(["NODE", "HEALTHY", "LEADER", "LAG", "RTT MS"], std::iter::once(own).chain(others))
+}
+
+/// The nodes whose clocks are far from the others', with the milliseconds that they are ahead.
+fn wrong_clocks<'a>(own_url: &'a str, health: &'a Value) -> impl Iterator<Item = (&'a str, i64)> {
+    let own = std::iter::once((own_url, &health["clock"]["offset_ms"]));
+    let others = io::items(&health["cluster"]["nodes"]);
+    let others = others.map(|node| (node["url"].as_str().unwrap_or_default(), &node["clock_offset_ms"]));
+    own.chain(others).filter_map(|(node, offset_ms)| Some((node, offset_ms.as_i64()?)))
 }
 
 /// Sends a request that is answered with the members, and prints these.

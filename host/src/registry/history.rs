@@ -24,7 +24,7 @@ const HISTORY_PREFIX: &str = "history/";
 pub(crate) struct Change {
     /// The first change of a store is 1.
     pub number: u64,
-    /// Unix time in milliseconds, by the clock of the node that made the change.
+    /// The cluster's time, in milliseconds since the Unix epoch, as the node that made the change knew it.
     pub at_ms: u64,
     /// The author as named by the client. Nobody has verified it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

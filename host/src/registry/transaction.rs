@@ -14,9 +14,9 @@ use super::components::StoredPieces;
 use super::error::Error;
 use super::history::{Change, Edit, History};
 use crate::limits::{PROMPT_READ_DEADLINE, WRITE_DEADLINE};
+use crate::replication;
 use crate::storage::{Data, Operation, Precondition};
 use crate::write_path::{self, WritePath};
-use crate::{clock, replication};
 
 /// Attempts at a transaction while others change the registry at the same time.
 const ATTEMPTS_MAX: usize = 4;
@@ -147,7 +147,7 @@ impl Transactions {
         preconditions.extend(catalog.unchanged.iter().chain([&history.unchanged]).cloned());
         let change = Change {
             number: history.changes.back().map_or(1, |last| last.number + 1),
-            at_ms: clock::unix_ms(),
+            at_ms: self.write_path.time_ms(),
             by: author.by.clone(),
             node: self.node_url.clone(),
             edit: commit.edit,

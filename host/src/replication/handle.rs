@@ -12,7 +12,7 @@ use super::cluster::identity::{Identity, Stage};
 use super::cluster::view::{ClusterView, Founders};
 use super::cluster::{
     discovery::Discovery, formation::Formation, hello::Greeter, leadership::Leadership, membership::Membership,
-    peer_table::PeerTable, standing::StandingWatch, status::Status, upgrade,
+    peer_table::PeerTable, standing::StandingWatch, status::Status, time::ClusterTime, upgrade,
 };
 use super::raft::engine::{EngineParts, RaftHandle};
 use super::raft::state_machine::{Applied, StateMachine};
@@ -111,6 +111,7 @@ impl Handle {
             raft,
             founders,
             peers: PeerTable::default(),
+            time: ClusterTime::new(options.clock.clone()),
             addresses,
             heard: Mutex::default(),
             standing: Mutex::default(),
@@ -209,6 +210,17 @@ impl Handle {
     /// Time since this node last knew its state to be up to date.
     pub fn staleness(&self) -> Duration {
         self.0.reads.staleness()
+    }
+
+    /// The cluster's time now, in milliseconds since the Unix epoch, as this node knows it: its own clock, within a bound of the
+    /// middle of the voters' clocks.
+    pub fn time_ms(&self) -> u64 {
+        self.0.view.time_ms()
+    }
+
+    /// The time of the newest write that this node has applied, in milliseconds since the Unix epoch; none in a log without times.
+    pub fn applied_time_ms(&self) -> Option<u64> {
+        Some(self.0.view.raft.applied().time_ms()).filter(|time_ms| *time_ms > 0)
     }
 
     /// The cluster as this node sees it.
@@ -325,7 +337,6 @@ impl Parts {
             transport: transport.clone(),
             telemetry: telemetry.clone(),
             prepared: AtomicU64::new(0),
-            clock: clock.clone(),
             run: fastrand::u64(..),
         });
         let formation = Arc::new(Formation {
@@ -344,8 +355,8 @@ impl Parts {
             changing: tokio::sync::Mutex::new(()),
         });
         let proposer =
-            Proposer::start(view.clone(), leadership.clone(), free_space.clone(), clock, transport.clone(), telemetry);
-        let reads = Reads::start(view.clone(), transport);
+            Proposer::start(view.clone(), leadership.clone(), free_space.clone(), transport.clone(), telemetry);
+        let reads = Reads::start(view.clone(), clock, transport);
         Self {
             identity,
             view,

@@ -9,6 +9,7 @@
 //! - **A restarted voter** has forgotten that it promised the leader a lease. So for the length of one it keeps silent: it
 //!   grants no vote and no pre-vote, accepts no leadership, and does not stand for election. It needs no margin of its own,
 //!   since the promise is older than the silence, and the leader trusts only a part of it.
+//! - **A leader whose machine was suspended** asks a majority until a whole lease has passed (see `suspensions`).
 //!
 //! The votes of a leadership transfer ignore leases. That harms no lease:
 //!

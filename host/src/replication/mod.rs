@@ -20,7 +20,7 @@
 //! - `cluster`: who this node is, who the others are, who leads, and how that changes.
 //! - `raft`: openraft's log, state machine, network and engine.
 //! - `peer`: calls between nodes, on connections and as streams.
-//! - `lease`, `addresses`, `blocking`, `types`, `error`, `start_error`: used by all of the above.
+//! - `lease`, `suspensions`, `addresses`, `blocking`, `types`, `error`, `start_error`: used by all of the above.
 //! - `sim`: all of it on simulated time, network and disks, from seeds; for tests.
 //!
 //! Each concern owns its state and is shared by `Arc`; a file holds only the concerns it uses. A node's identity goes through
@@ -42,8 +42,9 @@
 //!
 //! # Failure model
 //!
-//! Nodes stop and return, networks lose and delay messages, disks keep all fsynced data. Clocks may differ, and run at
-//! rates that differ by less than a tenth (leader leases rely on it, see `lease`). Nodes do not lie.
+//! Nodes stop and return, networks lose and delay messages, disks keep all fsynced data. Wall clocks may be wrong and may step: the
+//! cluster's time holds as long as those of a majority are right (see `cluster/time`). Monotonic clocks run at rates that differ by less
+//! than a tenth, and stand still while a machine is suspended (leader leases rely on it, see `lease` and `suspensions`). Nodes do not lie.
 
 mod addresses;
 mod blocking;
@@ -63,6 +64,7 @@ mod server;
 #[cfg(test)]
 mod sim;
 mod start_error;
+mod suspensions;
 mod types;
 
 pub use self::blocking::Blocking;

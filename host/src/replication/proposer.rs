@@ -22,7 +22,7 @@ use super::peer::protocol::{Call, Failure, Transport};
 use super::queue::{self, Proposal, Queue};
 use super::types::{Round, RoundWrite, TypeConfig, decode, encode};
 use super::{cluster::leadership::Leadership, cluster::view::ClusterView, disk_full};
-use crate::clock::{self, Clock};
+use crate::clock;
 use crate::limits::{COMMAND_BYTES_MAX, PROPOSE_QUEUE_BYTES_MAX};
 use crate::storage::{DiskFull, FeatureLevel, FreeSpace, GuardedWrite, Outcome};
 use crate::telemetry::{Stage, Telemetry, TraceContext, names};
@@ -51,7 +51,6 @@ pub(super) struct Proposer {
     view: Arc<ClusterView>,
     leadership: Arc<Leadership>,
     free_space: FreeSpace,
-    clock: Clock,
     transport: Arc<dyn Transport>,
     telemetry: Telemetry,
     queue: Arc<Queue>,
@@ -92,13 +91,11 @@ impl Proposer {
         view: Arc<ClusterView>,
         leadership: Arc<Leadership>,
         free_space: FreeSpace,
-        clock: Clock,
         transport: Arc<dyn Transport>,
         telemetry: Telemetry,
     ) -> Arc<Self> {
         let queue = Arc::new(Queue::new());
-        let proposer =
-            Arc::new(Self { view, leadership, free_space, clock, transport, telemetry, queue: queue.clone() });
+        let proposer = Arc::new(Self { view, leadership, free_space, transport, telemetry, queue: queue.clone() });
         tokio::spawn(make_rounds(Arc::downgrade(&proposer), queue));
         proposer
     }
@@ -245,7 +242,7 @@ impl Proposer {
         // This node may not have applied yet what the node that encoded a command has.
         let is_due = applied.level() >= FeatureLevel::STAMPED
             || round.writes.iter().any(|write| GuardedWrite::needs_stamp(&write.command));
-        is_due.then(|| self.clock.unix_ms().max(applied.time_ms()))
+        is_due.then(|| self.view.stamp_ms())
     }
 
     /// Sends a round to the leader. It may be sent again only if it was certainly not appended.

@@ -26,10 +26,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::error::{Error, Limit, WriteOutcome};
-use super::lease::TRUSTED;
+use super::lease::{LEASE, TRUSTED};
 use super::peer::protocol::{Call, Transport};
 use super::types::{decode, encode};
-use super::{cluster::view::ClusterView, proposer::LEADER_POLL};
+use super::{cluster::view::ClusterView, proposer::LEADER_POLL, suspensions::Suspensions};
+use crate::clock::Clock;
 use crate::limits::STRONG_READ_DEADLINE;
 
 /// Reads waiting at the gate; over it a read is refused as busy.
@@ -50,6 +51,7 @@ type WaitingRead = oneshot::Sender<Result<(), Error>>;
 /// The gate of strong reads, and the age of this node's state.
 pub(super) struct Reads {
     view: Arc<ClusterView>,
+    suspensions: Suspensions,
     transport: Arc<dyn Transport>,
     /// When this node last knew its state to be up to date.
     up_to_date: Mutex<Option<Instant>>,
@@ -61,10 +63,11 @@ pub(super) struct Reads {
 
 impl Reads {
     /// Starts the gate's task; it ends with the gate.
-    pub(super) fn start(view: Arc<ClusterView>, transport: Arc<dyn Transport>) -> Arc<Self> {
+    pub(super) fn start(view: Arc<ClusterView>, clock: Clock, transport: Arc<dyn Transport>) -> Arc<Self> {
         let (gate, queue) = mpsc::channel(WAITING_READS_MAX);
         let (up_to_date, has_recovered, started) = (Mutex::default(), AtomicBool::new(false), Instant::now());
-        let reads = Arc::new(Self { view, transport, up_to_date, gate, has_recovered, started });
+        let suspensions = Suspensions::new(clock);
+        let reads = Arc::new(Self { view, suspensions, transport, up_to_date, gate, has_recovered, started });
         tokio::spawn(serve_gate(Arc::downgrade(&reads), queue));
         reads
     }
@@ -126,7 +129,11 @@ impl Reads {
     pub(super) async fn read_index(&self, deadline: Instant) -> Result<Option<u64>, Error> {
         let raft = self.view.raft.raft();
         let by_lease = LinearizerOption::new(Some(TRUSTED), false).with_wait_timeout(Duration::ZERO);
-        if let Ok((read_log_id, _)) = raft.get_read_log_id(by_lease).await {
+        let asked = Instant::now();
+        if let Ok((read_log_id, _)) = raft.get_read_log_id(by_lease).await
+            // Looked at after openraft has looked at its clock.
+            && self.suspensions.last().is_none_or(|woke| asked >= woke + LEASE)
+        {
             return Ok(Some(read_log_id.index()));
         }
         let confirmed = raft.get_read_log_id(ReadPolicy::ReadIndex);
@@ -141,13 +148,15 @@ impl Reads {
         *self.up_to_date.lock() = Some(Instant::now());
     }
 
-    /// Time since the state was last known to be up to date. On a leader, time since a majority last acknowledged it.
+    /// Time since the state was last known to be up to date. On a leader, time since a majority last acknowledged it. A suspension of
+    /// the machine counts.
     pub(super) fn staleness(&self) -> Duration {
         let acked = self.view.raft.with_metrics(|metrics| match metrics.state {
             ServerState::Leader => metrics.last_quorum_acked.map(|acked| acked.elapsed()),
             _ => None,
         });
-        acked.unwrap_or_else(|| self.up_to_date.lock().map_or(NEVER, |last| last.elapsed()))
+        let age = acked.or_else(|| self.up_to_date.lock().map(|last| last.elapsed()));
+        age.map_or(NEVER, |age| self.suspensions.true_age(age))
     }
 
     fn unreachable(&self) -> Error {

@@ -63,6 +63,7 @@ pub struct Metrics {
     leader_changes: Counter<u64>,
     pending: UpDownCounter<i64>,
     quorum: Gauge<u64>,
+    clock_offset: Gauge<f64>,
     hook: Histogram<f64>,
     hook_rejections: Counter<u64>,
     hook_traps: Counter<u64>,
@@ -120,6 +121,7 @@ impl Metrics {
             leader_changes: meter.u64_counter(names::RAFT_LEADER_CHANGES).build(),
             pending: meter.i64_up_down_counter(names::RAFT_PENDING).build(),
             quorum: meter.u64_gauge(names::QUORUM_HEALTHY).build(),
+            clock_offset: meter.f64_gauge(names::CLOCK_OFFSET).with_unit("s").build(),
             hook: seconds(names::HOOK_DURATION),
             hook_rejections: meter.u64_counter(names::HOOK_REJECTIONS).build(),
             hook_traps: meter.u64_counter(names::HOOK_TRAPS).build(),
@@ -166,6 +168,12 @@ impl Metrics {
             let before = self.last_leader.swap(leader, Ordering::Relaxed);
             self.leader_changes.add(u64::from(before != leader), &[]);
         }
+    }
+
+    /// Sets the milliseconds that this node's clock is ahead of the others'.
+    pub(crate) fn set_clock_offset(&self, offset_ms: i64) {
+        // Exact for more milliseconds than clocks can be apart.
+        self.clock_offset.record(offset_ms as f64 / 1e3, &[]);
     }
 
     /// Counts a write that waits for its outcome, until the guard is dropped.
@@ -236,6 +244,7 @@ mod tests {
         metrics.read("local", Duration::from_millis(1));
         metrics.set_cluster(2, Some(7), true);
         drop(metrics.pending());
+        metrics.set_clock_offset(-1_500);
         for result in ["accepted", "rejected", "trapped"] {
             metrics.of_hook("h", "p").call(Duration::from_micros(20), result, 65_536);
         }
@@ -245,6 +254,10 @@ mod tests {
             assert!(text.contains(&name.replace('.', "_")), "{name} is missing:\n{text}");
         }
         assert!(text.contains(r#"le="0.0001""#) && text.contains(r#"stage="append""#), "{text}");
+        assert!(
+            text.lines().any(|line| line.starts_with("brink_clock_offset_seconds") && line.ends_with(" -1.5")),
+            "{text}"
+        );
         assert!(!other.render_prometheus().contains(r#"stage="append""#));
     }
 

@@ -35,6 +35,8 @@ names! {
     RAFT_PENDING = "brink.raft.pending";
     /// 1 while this node reaches a leader and a majority, otherwise 0.
     QUORUM_HEALTHY = "brink.quorum.healthy";
+    /// Seconds that this node's clock is ahead of the middle of the other nodes' clocks.
+    CLOCK_OFFSET = "brink.clock.offset";
     /// Duration of a plugin's call in seconds, by `hook`, `plugin` and `result`.
     HOOK_DURATION = "brink.hook.duration";
     /// Plugin calls that rejected a write, by `hook` and `plugin`.

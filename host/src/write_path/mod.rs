@@ -43,7 +43,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::Instrument;
 
-use crate::clock;
 use crate::hooks::{self, Judged, Pipeline, View, ViewError};
 use crate::limits::REJUDGE_MAX;
 use crate::replication::{self, WriteOutcome};
@@ -151,7 +150,7 @@ impl WritePath {
         preconditions: Vec<Precondition>,
         deadline: Instant,
     ) -> Result<Option<u64>, Error> {
-        let proposed_at_ms = clock::unix_ms();
+        let proposed_at_ms = self.proposed_at_ms();
         let guarded = GuardedWrite { operations, preconditions, proposed_at_ms, ..GuardedWrite::default() };
         match self.propose(&guarded, deadline).await? {
             Outcome::Applied { revision, .. } => Ok(Some(revision)),
@@ -160,9 +159,19 @@ impl WritePath {
         }
     }
 
+    /// The cluster's time now, in milliseconds since the Unix epoch.
+    pub fn time_ms(&self) -> u64 {
+        self.replication.time_ms()
+    }
+
     /// Waits until this node's state holds everything acknowledged so far.
     pub async fn catch_up(&self, deadline: Instant) -> Result<(), Error> {
         Ok(self.replication.read_barrier(deadline).await?)
+    }
+
+    /// The time of a write in a cluster whose leader does not stamp rounds yet. Where it does, a write has no time of its own.
+    fn proposed_at_ms(&self) -> u64 {
+        if self.replication.applied_time_ms().is_some() { 0 } else { self.time_ms() }
     }
 
     /// Attempts a write again while its outcome is unknown: its name keeps it from being applied twice.
@@ -205,7 +214,7 @@ impl WritePath {
                     continue;
                 }
             };
-            let guarded = guard(write, judged);
+            let guarded = guard(write, judged, self.proposed_at_ms());
             let outcome = self.propose(&guarded, write.deadline).await?;
             if let Some(written) = self.conclude(write, guarded.operations, outcome).await? {
                 return Ok(written);
@@ -217,8 +226,10 @@ impl WritePath {
     /// The outcome of an earlier write of the same name. `None` if this node knows of none, or the write has no name.
     async fn recall(&self, write: &Write<'_>) -> Result<Option<Written>, Error> {
         let Some(name) = write.name.cloned() else { return Ok(None) };
+        // By the time of the log, as apply does: this node's clock may be wrong.
+        let now_ms = self.replication.applied_time_ms().unwrap_or_else(|| self.time_ms());
         let data = self.data.clone();
-        let recalled = tokio::task::spawn_blocking(move || data.recall(&name, clock::unix_ms())).await;
+        let recalled = tokio::task::spawn_blocking(move || data.recall(&name, now_ms)).await;
         let recalled = recalled.map_err(|_| replication::Error::Stopped { outcome: WriteOutcome::NotWritten })?;
         match recalled.map_err(Error::Storage)? {
             Some(outcome) => self.conclude(write, Vec::new(), outcome).await,
@@ -337,7 +348,7 @@ fn stored_changes(data: &Data, keys: Vec<String>, effects: Vec<Effect>) -> Resul
 }
 
 /// The judged operations, with everything that must hold when they are applied.
-fn guard(write: &Write<'_>, judged: Judged) -> GuardedWrite {
+fn guard(write: &Write<'_>, judged: Judged, proposed_at_ms: u64) -> GuardedWrite {
     let Write { request, name, .. } = write;
     let idempotency = name.map(|name| {
         let rewritten = judged.operations != request.operations;
@@ -347,7 +358,7 @@ fn guard(write: &Write<'_>, judged: Judged) -> GuardedWrite {
         operations: judged.operations,
         preconditions: request.preconditions.iter().cloned().chain(judged.reads).collect(),
         hook_epoch: Some(judged.epoch),
-        proposed_at_ms: clock::unix_ms(),
+        proposed_at_ms,
         idempotency,
         ..GuardedWrite::default()
     }

@@ -2,6 +2,7 @@
 
 mod belonging;
 mod bootstrap;
+mod clocks;
 mod durability;
 mod idempotency;
 mod learners;

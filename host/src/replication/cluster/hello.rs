@@ -8,12 +8,12 @@ use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::peer_table::{Hello, HelloMore, KnownMembership};
-use super::{identity::Identity, view::ClusterView};
+use super::{identity::Identity, time::ClockReading, view::ClusterView};
 use crate::replication::peer::protocol::{ANYONE, Call, Transport};
 use crate::replication::types::{Metrics, url_of};
 use crate::replication::{error::Error, lease::Lease, raft::engine::matched};
 use crate::storage::{FeatureLevel, FreeSpace};
-use crate::{clock::Clock, telemetry::Telemetry};
+use crate::telemetry::Telemetry;
 
 /// Maximum time for a peer to answer.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(1);
@@ -36,7 +36,6 @@ pub(crate) struct Greeter {
     pub(crate) telemetry: Telemetry,
     /// The revision of the store up to which this node has compiled plugins and put hooks in force.
     pub(crate) prepared: AtomicU64,
-    pub(crate) clock: Clock,
     /// A random number of this run of the process.
     pub(crate) run: u64,
 }
@@ -50,6 +49,7 @@ impl Greeter {
                     tasks.spawn(self.clone().watch_peer(url, stop.clone()));
                 }
             }
+            self.view.note_clocks();
             self.view.publish(self.identity.stage().cluster(), &self.telemetry);
             if stop.run_until_cancelled(tokio::time::sleep(self.interval())).await.is_none() {
                 return;
@@ -73,23 +73,27 @@ impl Greeter {
     }
 
     async fn greet(&self, url: &str) {
-        let began = std::time::Instant::now();
+        let began = self.view.time.clock().uptime();
         match self.ask(url).await {
             Ok(hello) if self.is_own(&hello) => self.view.peers.note_failure(url, &"it is this node itself"),
-            Ok(hello) => self.note(url, hello, Some(began.elapsed())),
+            Ok(hello) => self.note(url, hello, began, Some(self.view.time.clock().uptime().saturating_sub(began))),
             Err(error) => self.view.peers.note_failure(url, &error),
         }
     }
 
-    /// Records a hello, and where its sender is reached if it is a member.
-    fn note(&self, url: &str, hello: Hello, rtt: Option<Duration>) {
+    /// Records a hello, and where its sender is reached if it is a member. If this node asked for it, it began to at an uptime of
+    /// `began`, and the answer took `rtt`.
+    fn note(&self, url: &str, hello: Hello, began: Duration, rtt: Option<Duration>) {
         let is_fellow = hello.cluster.is_some() && hello.cluster == self.identity.stage().cluster();
         let is_member =
             || self.view.raft.with_metrics(|metrics| metrics.membership_config.get_node(&hello.id).is_some());
         if is_fellow && hello.decided && is_member() && !self.is_own(&hello) && !self.view.peers.has_twin(&hello) {
             self.view.addresses.note(hello.id, &hello.url);
         }
-        self.view.peers.note_heard(url, hello, rtt);
+        let ended = began + rtt.unwrap_or_default();
+        let reading = hello.time_ms().and_then(|time_ms| ClockReading::between(began, ended, time_ms));
+        self.view.peers.note_heard(url, hello, rtt, reading);
+        self.view.note_clocks();
     }
 
     fn is_own(&self, hello: &Hello) -> bool {
@@ -112,7 +116,7 @@ impl Greeter {
     pub(crate) fn answer(&self, greeting: &[u8]) -> Result<Bytes, Error> {
         let greeting = Hello::decode(greeting)?;
         let url = greeting.url.clone();
-        self.note(&url, greeting, None);
+        self.note(&url, greeting, self.view.time.clock().uptime(), None);
         self.hello().encode()
     }
 
@@ -134,7 +138,7 @@ impl Greeter {
             more: Some(HelloMore {
                 supports: FeatureLevel::NEWEST,
                 run: self.run,
-                time_ms: self.clock.unix_ms(),
+                time_ms: self.view.time.clock().unix_ms(),
                 membership: committed_membership(&metrics),
             }),
         }

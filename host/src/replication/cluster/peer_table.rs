@@ -8,11 +8,13 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use super::time::ClockReading;
 use crate::replication::error::Error;
 use crate::replication::types::ClusterId;
 use crate::storage::FeatureLevel;
 
-/// A peer that was silent for this long counts as down.
+/// A peer that was silent for this long counts as down. Monotonic time: after a suspension of the machine, peers that were heard
+/// before count for the rest of it. No promise rests on that, and what a leader would do wrongly for it needs a majority to commit.
 const PEER_SILENCE_MAX: Duration = Duration::from_millis(1_500);
 
 /// Failed attempts in a row after which a peer counts as gone: the first may have met it during its start.
@@ -83,6 +85,11 @@ impl Hello {
         Ok(Self { more, ..hello })
     }
 
+    /// Its wall time when it said this.
+    pub(super) fn time_ms(&self) -> Option<u64> {
+        self.more.as_ref().map(|more| more.time_ms)
+    }
+
     /// The highest feature level that the node supports.
     pub(super) fn supports(&self) -> FeatureLevel {
         self.more.as_ref().map_or(FeatureLevel::FIRST, |more| more.supports)
@@ -102,6 +109,8 @@ pub(crate) struct PeerState {
     seen: Option<Instant>,
     /// Round trip of the last exchange.
     pub(super) rtt: Option<Duration>,
+    /// What its wall clock showed.
+    clock: Option<ClockReading>,
     /// Failed attempts in a row.
     failures: u32,
 }
@@ -154,14 +163,16 @@ impl PeerTable {
         self.peers.lock().remove(url);
     }
 
-    /// Records a peer's hello, and the round trip if this node asked for it.
-    pub(super) fn note_heard(&self, url: &str, hello: Hello, rtt: Option<Duration>) {
+    /// Records a peer's hello, what its clock showed, and the round trip if this node asked for it.
+    pub(super) fn note_heard(&self, url: &str, hello: Hello, rtt: Option<Duration>, clock: Option<ClockReading>) {
         let mut peers = self.peers.lock();
         let Some(state) = peers.get_mut(url) else { return };
         if state.is_gone() {
             tracing::info!(url, "a node can be reached again");
         }
-        *state = PeerState { hello, seen: Some(Instant::now()), rtt: rtt.or(state.rtt), failures: 0 };
+        let before = state.clock.filter(|_| state.hello.id == hello.id);
+        let clock = ClockReading::better(before, clock, rtt.is_some());
+        *state = PeerState { hello, seen: Some(Instant::now()), rtt: rtt.or(state.rtt), clock, failures: 0 };
     }
 
     pub(crate) fn note_failure(&self, url: &str, reason: &dyn std::fmt::Display) {
@@ -180,6 +191,11 @@ impl PeerTable {
 
     pub(crate) fn get(&self, url: &str) -> Option<PeerState> {
         self.peers.lock().get(url).cloned()
+    }
+
+    /// What the clock of the node with this id showed.
+    pub(super) fn clock_of(&self, id: u64, url: &str) -> Option<ClockReading> {
+        self.peers.lock().get(url).filter(|peer| peer.hello.id == id)?.clock
     }
 
     /// Whether another process than the one of this hello answers lately under the same id.

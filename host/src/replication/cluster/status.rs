@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use openraft::{ServerState, async_runtime::Instant as _};
 
-use super::view::ClusterView;
+use super::{time, view::ClusterView};
 use crate::replication::types::{ClusterId, Metrics};
 use crate::replication::{lease::LEASE, raft::engine::matched};
 use crate::storage::FeatureLevel;
@@ -47,6 +47,8 @@ pub struct Status {
     pub has_quorum: bool,
     /// Whether this node has found its cluster, has its place in it, and can serve requests.
     pub ready: bool,
+    /// How far this node's clock is ahead of the middle of the other voters' clocks, in milliseconds, if any was heard.
+    pub clock_offset_ms: Option<i64>,
     /// The other nodes.
     pub nodes: Vec<PeerStatus>,
 }
@@ -68,6 +70,22 @@ pub struct PeerStatus {
     pub disk_full: bool,
     /// The highest feature level that it supports, if it is healthy.
     pub supports: Option<FeatureLevel>,
+    /// How far its clock is ahead of the middle of the other nodes' clocks, in milliseconds, if it was heard.
+    pub clock_offset_ms: Option<i64>,
+}
+
+impl Status {
+    /// The offset of this node's clock in milliseconds, if it is too far from the others'.
+    pub fn far_clock_ms(&self) -> Option<i64> {
+        self.clock_offset_ms.filter(|offset_ms| time::is_far(*offset_ms))
+    }
+}
+
+impl PeerStatus {
+    /// The same for its clock.
+    pub fn far_clock_ms(&self) -> Option<i64> {
+        self.clock_offset_ms.filter(|offset_ms| time::is_far(*offset_ms))
+    }
 }
 
 impl ClusterView {
@@ -85,6 +103,9 @@ impl ClusterView {
             Some((leader, url)) if leader != metrics.id => peers.get(&url).map(|leader| leader.hello.matched.clone()),
             _ => Some(matched(&metrics)),
         };
+        let clocks = self.other_clocks(&voters);
+        let clocks_but =
+            |id: &u64| -> Vec<_> { clocks.iter().filter(|(other, _)| *other != id).map(|(_, clock)| *clock).collect() };
         let known = |id: &u64| matched.as_ref().and_then(|matched| matched.get(id).copied());
         let others: Vec<PeerStatus> = nodes
             .iter()
@@ -101,6 +122,7 @@ impl ClusterView {
                     role: role_of(voters.contains_key(id)),
                     lag_entries: known(id).or(peer.hello.last_log_index).map(|has| newest.saturating_sub(has)),
                     rtt: peer.rtt.filter(|_| peer.is_healthy()),
+                    clock_offset_ms: self.time.offset_ms(self.peers.clock_of(*id, url), &clocks_but(id)),
                 }
             })
             .collect();
@@ -127,6 +149,7 @@ impl ClusterView {
             total_nodes: 1 + others.len(),
             healthy_nodes: 1 + others.iter().filter(|node| node.healthy).count(),
             required_for_quorum: required,
+            clock_offset_ms: self.time.own_offset_ms(&clocks_but(&metrics.id)),
             nodes: others,
         }
     }
@@ -137,6 +160,10 @@ impl ClusterView {
         let metrics = telemetry.metrics();
         metrics.set_log_entries(self.raft.log_entries());
         metrics.set_cluster(status.term, self.leader().map(|(leader, _)| leader), status.has_quorum);
+        if let Some(offset_ms) = status.clock_offset_ms {
+            metrics.set_clock_offset(offset_ms);
+            self.time.report(offset_ms);
+        }
         for node in &status.nodes {
             if let Some(lag) = node.lag_entries {
                 metrics.set_replication_lag(&node.url, lag);

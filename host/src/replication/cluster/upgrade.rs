@@ -51,7 +51,11 @@ impl Membership {
                 "every node must answer and support feature level {newest}, and these do not: {below}"
             ));
         }
-        let round = Round { stamped_at_ms: Some(self.greeter.clock.unix_ms()), writes: Vec::new() };
+        // The first stamp: time goes on from here.
+        if !self.view.time.is_complete() {
+            return Progress::Pending;
+        }
+        let round = Round { stamped_at_ms: Some(self.view.stamp_ms()), writes: Vec::new() };
         match tokio::time::timeout(STEP_TIMEOUT, self.view.raft.raft().client_write(round)).await {
             Ok(Ok(_)) => {
                 tracing::info!(level = %FeatureLevel::NEWEST, "the cluster's feature level was raised");

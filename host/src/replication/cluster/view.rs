@@ -9,6 +9,7 @@ use openraft::ServerState;
 use parking_lot::Mutex;
 
 use super::peer_table::PeerTable;
+use super::time::{ClockReading, ClusterTime};
 use crate::replication::addresses::AddressBook;
 use crate::replication::error::{Error, WriteOutcome};
 use crate::replication::raft::engine::RaftHandle;
@@ -18,6 +19,7 @@ pub(crate) struct ClusterView {
     pub(crate) raft: RaftHandle,
     pub(crate) founders: Founders,
     pub(crate) peers: PeerTable,
+    pub(crate) time: ClusterTime,
     pub(crate) addresses: Arc<AddressBook>,
     /// The leader that was last heard since this node started: term and id.
     pub(crate) heard: Mutex<Option<(u64, u64)>>,
@@ -92,6 +94,31 @@ impl ClusterView {
     pub(crate) fn voters(&self, metrics: &Metrics) -> BTreeMap<u64, String> {
         let voters: BTreeSet<u64> = metrics.membership_config.voter_ids().collect();
         self.nodes(metrics).into_iter().filter(|(id, _)| voters.is_empty() || voters.contains(id)).collect()
+    }
+
+    /// The time of a round that this node proposes now, in milliseconds since the Unix epoch: not earlier than the newest one that it
+    /// has applied. If the clocks of too few voters were heard, time stands still.
+    pub(crate) fn stamp_ms(&self) -> u64 {
+        self.time.bounded_ms().unwrap_or(0).max(self.raft.applied().time_ms())
+    }
+
+    /// The time now for people, in milliseconds since the Unix epoch.
+    pub(crate) fn time_ms(&self) -> u64 {
+        let stamp_ms = self.stamp_ms();
+        if stamp_ms > 0 { stamp_ms } else { self.time.clock().unix_ms() }
+    }
+
+    /// What is known of the clocks of the other voters, by id.
+    pub(super) fn other_clocks(&self, voters: &BTreeMap<u64, String>) -> BTreeMap<u64, Option<ClockReading>> {
+        let others = voters.iter().filter(|(id, _)| **id != self.raft.id());
+        others.map(|(id, url)| (*id, self.peers.clock_of(*id, url))).collect()
+    }
+
+    /// Takes over what was heard of the voters' clocks.
+    pub(super) fn note_clocks(&self) {
+        let voters = self.raft.with_metrics(|metrics| self.voters(metrics));
+        let others: Vec<_> = self.other_clocks(&voters).into_values().collect();
+        self.time.set_others(&others);
     }
 
     /// Whether the membership has this node, and no other under its URL. A node that replaces another gets its place once

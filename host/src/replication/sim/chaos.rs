@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::invariants::membership::Requested;
-use super::{network::Weather, node::Node, node::RESERVE_BYTES, world::World};
+use super::{clocks, network::Weather, node::Node, node::RESERVE_BYTES, world::World};
 use crate::replication::{cluster::change::Role, types::Metrics};
 
 /// Longest time between two faults, in milliseconds.
@@ -71,7 +71,8 @@ impl Chaos {
             64..72 => change_weather(world),
             72..75 => change_disks(world, number),
             75..78 => change_space(world, number),
-            78..86 => transfer(world, number),
+            78..80 => clocks::step(world),
+            80..86 => transfer(world, number),
             86..88 if self.changes_members => self.lie(world, number),
             88..93 if self.changes_members => self.lose_disk(world, number),
             93..100 if self.changes_members => change_members(world, number),
@@ -152,6 +153,9 @@ pub(super) fn leader(world: &World) -> Option<usize> {
 
 fn pause(world: &mut World, number: usize) {
     let pause_ms = world.rng.u64(5..900);
+    if world.rng.bool() {
+        return clocks::suspend(world, number, pause_ms);
+    }
     world.note(("pause", number, pause_ms));
     if world.nodes[number].running.is_some() {
         world.nodes[number].paused_until_ms = Some(world.now_ms + pause_ms);

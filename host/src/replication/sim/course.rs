@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, hash::Hasher};
 
 use super::chaos::{self, Chaos};
 use super::history::{Response, Unique};
-use super::{clients::Client, invariants::Violation, network::Weather, node::Node, siege, world::World};
+use super::{clients::Client, clocks, invariants::Violation, network::Weather, node::Node, siege, world::World};
 use crate::replication::types::Metrics;
 
 const FORM_MS_MAX: u64 = 5_000;
@@ -93,6 +93,9 @@ const CLOCK_PERMILLE: std::ops::RangeInclusive<u64> = 970..=1_030;
 
 pub(super) fn run(seed: u64) -> Result<Course, Violation> {
     let (mut world, trouble) = cluster(seed);
+    if let Trouble::Faults { changes_members } = trouble {
+        clocks::begin(&mut world, seed, changes_members);
+    }
     if seed.is_multiple_of(FORM_TROUBLE_EVERY) {
         form_in_trouble(&mut world)?
     } else {

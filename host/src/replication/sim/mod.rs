@@ -20,13 +20,14 @@
 //!   one value are woken in order (`runtime`).
 //!
 //! The seed chooses the faults (`chaos`): crashes at any poll of any task, of one node or of all, restarts, lost disks, disks
-//! that lose parts of a synced log, full disks, pauses, cut links, bad weather, slow syncs, leadership transfers, members
-//! that join and leave. In some seeds the formation of the cluster is disturbed as well. In others the leases of a node with
-//! a slow clock are attacked instead (`siege`). Meanwhile clients on all nodes write, delete, read and scan, deploy hooks,
-//! and write what plugins have judged; the results are recorded (`clients`, `history`). Then everything heals, the cluster
-//! must soon be writable again, its nodes catch up while clients write and then reach the same state, and the whole course
-//! is checked (`invariants`, one file each). The rules of leases, restarts, identities and memberships have tests of their
-//! own (`rules`), and so have the bounds of what is proposed (`bounds`).
+//! that lose parts of a synced log, full disks, pauses, suspended machines, wrong wall clocks (`clocks`), cut links, bad
+//! weather, slow syncs, leadership transfers, members that join and leave. In some seeds the formation of the cluster is
+//! disturbed as well. In others the leases of a node with a slow clock are attacked instead (`siege`). Meanwhile clients on
+//! all nodes write, delete, read and scan, deploy hooks, and write what plugins have judged; the results are recorded
+//! (`clients`, `history`). Then everything heals, the cluster must soon be writable again, its nodes catch up while clients
+//! write and then reach the same state, and the whole course is checked (`invariants`, one file each). The rules of leases,
+//! restarts, identities and memberships have tests of their own (`rules`), and so have the bounds of what is proposed
+//! (`bounds`).
 //!
 //! Each rule that keeps reads and writes safe was removed once, to see which seed notices: `docs/testing.md` has the table.
 //!
@@ -48,6 +49,7 @@
 mod bounds;
 mod chaos;
 mod clients;
+mod clocks;
 mod course;
 mod history;
 mod invariants;

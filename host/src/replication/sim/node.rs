@@ -4,6 +4,7 @@
 //! and nothing but destructors runs. The runtime's clock moves only when the world lets the node run, by the time that has
 //! passed multiplied by the node's clock rate.
 
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::{pin::Pin, time::Duration};
@@ -13,10 +14,11 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::network::{Outbox, SimTransport};
+use crate::clock::{Clock, Clocks};
 use crate::replication::{Error, Handle, Options, StartError, Status, check_storage};
 use crate::replication::{blocking::Blocking, types::Metrics};
 use crate::storage::{self, Data, FreeSpace, Log, simulated_data, simulated_log};
-use crate::{clock::Clock, storage::memory::SimDisk, telemetry::Telemetry};
+use crate::{storage::memory::SimDisk, telemetry::Telemetry};
 
 const CACHE_BYTES: u64 = 64 * 1024;
 
@@ -47,8 +49,12 @@ pub(super) struct Node {
     /// The rate of the node's clock, in parts per thousand.
     clock_permille: u64,
     pub(super) running: Option<Running>,
+    /// How far its wall clock is set ahead of the world's time.
+    wall_ahead_ms: Arc<AtomicI64>,
     /// The end of the node's pause.
     pub(super) paused_until_ms: Option<u64>,
+    /// If the pause is a suspension of its machine: since when.
+    suspended_since_ms: Option<u64>,
     /// Whether a node that is down refuses connections; if its host is down too, calls are not answered.
     pub(super) is_host_up: bool,
     pub(super) starts: u64,
@@ -62,6 +68,7 @@ pub(super) struct Running {
     /// Its clock, and the world's time, at its start.
     clock_start: Instant,
     started_ms: u64,
+    clocks: Arc<NodeClocks>,
     pub(super) log: Log,
     pub(super) data: Data,
     start: Arc<Mutex<Option<Result<Handle, StartError>>>>,
@@ -83,7 +90,9 @@ impl Node {
             refusal: None,
             clock_permille,
             running: None,
+            wall_ahead_ms: Arc::default(),
             paused_until_ms: None,
+            suspended_since_ms: None,
             is_host_up: true,
             starts: 0,
             snapshot_entries,
@@ -99,6 +108,12 @@ impl Node {
         let start = Arc::new(Mutex::new(None));
         let entered = runtime.enter();
         let clock_start = Instant::now();
+        let clocks = Arc::new(NodeClocks {
+            runtime_start: clock_start,
+            start_ms: now_ms,
+            suspended_ms: AtomicU64::new(0),
+            wall_ahead_ms: self.wall_ahead_ms.clone(),
+        });
         let (log, data) = self.open();
         self.free_space = FreeSpace::new("/".as_ref(), RESERVE_BYTES);
         self.free_space.set_free(self.free_bytes);
@@ -110,10 +125,7 @@ impl Node {
             blocking: Blocking::InPlace(random_delay),
             may_found: self.may_found,
             free_space: self.free_space.clone(),
-            clock: Clock::new(move || {
-                let passed_ms = Instant::now().saturating_duration_since(clock_start).as_millis();
-                WALL_START_MS + now_ms + u64::try_from(passed_ms).unwrap()
-            }),
+            clock: Clock::new(clocks.clone()),
         };
         let transport = Arc::new(SimTransport { from: self.number, outbox, cluster: OnceLock::new() });
         let (started, parts) = (start.clone(), (log.clone(), data.clone()));
@@ -125,7 +137,9 @@ impl Node {
         self.starts += 1;
         self.is_host_up = true;
         self.paused_until_ms = None;
-        self.running = Some(Running { runtime, clock_start, started_ms: now_ms, log, data, start, handle: None });
+        self.suspended_since_ms = None;
+        let (started_ms, handle) = (now_ms, None);
+        self.running = Some(Running { runtime, clock_start, started_ms, clocks, log, data, start, handle });
     }
 
     /// Opens the databases. Like the node of production, it sets them aside if they have lost what they had made durable.
@@ -165,7 +179,14 @@ impl Node {
             return Ok(());
         }
         let was_paused = self.paused_until_ms.take().is_some();
+        let suspended_since_ms = self.suspended_since_ms.take();
         let Some(running) = &mut self.running else { return Ok(()) };
+        if let Some(since_ms) = suspended_since_ms {
+            // Its monotonic clock stood still since then.
+            let suspended_ms = now_ms - 1 - since_ms;
+            running.started_ms += suspended_ms;
+            running.clocks.suspended_ms.fetch_add(suspended_ms, Ordering::Relaxed);
+        }
         let passed_ms = (now_ms - running.started_ms) * self.clock_permille / 1_000;
         let target = running.clock_start + Duration::from_millis(passed_ms);
         running.runtime.block_on(async {
@@ -193,6 +214,20 @@ impl Node {
         self.log_disk.lose_power();
         self.data_disk.lose_power();
         self.paused_until_ms = None;
+        self.suspended_since_ms = None;
+    }
+
+    /// Suspends the node's machine: a pause during which its monotonic clock stands still.
+    pub(super) fn suspend(&mut self, now_ms: u64, until_ms: u64) {
+        if self.running.is_some() && !self.is_paused(now_ms) {
+            self.paused_until_ms = Some(until_ms);
+            self.suspended_since_ms = Some(now_ms);
+        }
+    }
+
+    /// Sets the node's wall clock to so many milliseconds ahead of the world's time.
+    pub(super) fn set_wall_clock(&self, ahead_ms: i64) {
+        self.wall_ahead_ms.store(ahead_ms, Ordering::Relaxed);
     }
 
     /// Empties the disks of a node that does not run.
@@ -227,9 +262,7 @@ impl Node {
 
     /// What the node tells of the cluster, if it has started.
     pub(super) fn status(&self) -> Option<Status> {
-        // By the node's clock.
-        let _entered = self.running.as_ref()?.runtime.enter();
-        self.handle().map(Handle::status)
+        self.running.as_ref()?.within(|| self.handle().map(Handle::status))
     }
 
     /// Starts a task on the node, if it has started.
@@ -248,6 +281,36 @@ impl Node {
     pub(super) fn transfer(&self, successor: usize, patience: Duration) {
         let url = url(successor);
         self.spawn(async move |handle| drop(handle.transfer_leader(&url, Instant::now() + patience).await));
+    }
+}
+
+impl Running {
+    /// Does something by the node's clock.
+    pub(super) fn within<T>(&self, act: impl FnOnce() -> T) -> T {
+        let _entered = self.runtime.enter();
+        act()
+    }
+}
+
+/// The clocks of a node's machine.
+struct NodeClocks {
+    runtime_start: Instant,
+    /// The world's time at its start.
+    start_ms: u64,
+    /// For how long it was suspended since then.
+    suspended_ms: AtomicU64,
+    wall_ahead_ms: Arc<AtomicI64>,
+}
+
+impl Clocks for NodeClocks {
+    fn unix_ms(&self) -> u64 {
+        let uptime_ms = u64::try_from(self.uptime().as_millis()).unwrap();
+        (WALL_START_MS + self.start_ms + uptime_ms).saturating_add_signed(self.wall_ahead_ms.load(Ordering::Relaxed))
+    }
+
+    fn uptime(&self) -> Duration {
+        let running = Instant::now().saturating_duration_since(self.runtime_start);
+        running + Duration::from_millis(self.suspended_ms.load(Ordering::Relaxed))
     }
 }
 

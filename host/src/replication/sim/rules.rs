@@ -8,6 +8,8 @@
 //! A cluster has one id, calls from other clusters change nothing, and a node that lost its disk never returns under its
 //! former id (P8).
 
+mod time;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 

@@ -47,6 +47,8 @@ pub(super) struct World {
     pub(super) history: History,
     pub(super) clients: Vec<Client>,
     pub(super) clients_act: bool,
+    /// The nodes whose wall clocks are wrong at times.
+    pub(super) unsteady_clocks: Vec<usize>,
     /// Whether the invariants observe the nodes.
     pub(super) is_observed: bool,
     /// Whether a linearizable order is searched for at the end.
@@ -84,6 +86,7 @@ impl World {
             history: History::default(),
             clients: (0..CLIENTS).map(Client::new).collect(),
             clients_act: false,
+            unsteady_clocks: Vec::new(),
             is_observed: true,
             looks_for_orders: true,
             invariants: Invariants::default(),
@@ -149,7 +152,7 @@ impl World {
         }
         if self.is_observed && self.now_ms.is_multiple_of(LOOK_INTERVAL_MS) {
             for node in &self.nodes {
-                self.invariants.observe(node)?;
+                self.invariants.observe(node, self.now_ms)?;
             }
         }
         Ok(())

@@ -2,7 +2,7 @@
 //!
 //! They are part of the replicated state: every node remembers the same keys with the same outcomes, whichever node
 //! received the first request or the repetition. They are bounded in number, bytes and age, and the oldest goes first.
-//! Age is the difference of the proposal times in the log, so all nodes forget the same.
+//! Age is the difference of the times in the log, so all nodes forget the same, whatever their own clocks show.
 //!
 //! Revisions and effects are remembered, and values are not: the request has them, or the entries, if hooks changed them.
 //!

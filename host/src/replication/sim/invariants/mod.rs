@@ -14,11 +14,12 @@ mod reads;
 mod replay;
 mod revisions;
 mod state_machine_safety;
+mod time;
 
 use self::replay::Replay;
 use super::{history::History, node::Node};
-use crate::replication::raft::state_machine::APPLIED;
 use crate::replication::types::{LogId, Metrics, decode_stored};
+use crate::replication::{Handle, raft::state_machine::APPLIED};
 use crate::storage::{Data, Log};
 
 #[derive(Default)]
@@ -29,10 +30,11 @@ pub(super) struct Invariants {
     revisions: revisions::Revisions,
     /// The changes of members that were requested.
     pub(super) changes: membership::Changes,
+    time: time::Time,
 }
 
 impl Invariants {
-    pub(super) fn observe(&mut self, node: &Node) -> Result<(), Violation> {
+    pub(super) fn observe(&mut self, node: &Node, now_ms: u64) -> Result<(), Violation> {
         let (Some(running), Some(metrics)) = (&node.running, node.metrics()) else { return Ok(()) };
         if let Err(error) = &metrics.running_state {
             return Err(Violation::new("availability", format!("node {} has stopped: {error}", node.number)));
@@ -45,10 +47,13 @@ impl Invariants {
             data: &running.data,
             leads: (metrics.state == openraft::ServerState::Leader).then_some((leader.term, leader.node_id)),
             applied: decode_stored(running.data.meta(APPLIED)).ok().flatten(),
+            now_ms,
+            time_ms: node.handle().and_then(Handle::applied_time_ms).unwrap_or(0),
         };
         self.log_matching.observe(&view)?;
         self.election_safety.observe(&view, &self.state_machine_safety, &self.log_matching)?;
         self.state_machine_safety.observe(&view, &self.log_matching)?;
+        self.time.observe(&view)?;
         self.revisions.observe(&view)
     }
 
@@ -71,6 +76,7 @@ impl Invariants {
         let datas: Vec<&Data> = members.iter().map(|node| node.data()).collect();
         idempotency::conclude(history, &datas)?;
         revisions::conclude(history)?;
+        self.time.conclude(history, &datas)?;
         durability::conclude(history, &replay)?;
         outcomes::conclude(history, &replay)?;
         reads::conclude(history, &replay)?;
@@ -104,4 +110,8 @@ struct View<'a> {
     leads: Option<Leadership>,
     /// The last entry it has applied.
     applied: Option<LogId>,
+    /// The world's time.
+    now_ms: u64,
+    /// The time of the newest round that it has applied; 0 before the first with a time.
+    time_ms: u64,
 }
