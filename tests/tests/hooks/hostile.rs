@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use brink_tests::{Client, Cluster, Options, plugin_wasm};
+use brink_tests::{Client, Cluster, Options, eventually, plugin_wasm};
 use serde_json::{Value, json};
 
 /// Number of other writes that must succeed meanwhile.
@@ -150,8 +150,12 @@ async fn a_write_that_transformers_enlarge_beyond_its_limit_is_refused_and_the_c
         assert_eq!((&refused["plugin"], &refused["bytes_max"]), (&json!("hostile"), &json!(32 << 20)), "{refused}");
         assert!(refused["bytes"].as_u64() > refused["bytes_max"].as_u64() && refused["hook"].is_string(), "{refused}");
     }
-    let written = client.post_json("/kv/batch/", &json!({ "items": items[..4] })).await;
-    assert_eq!(written.status, 200);
+    // Such a batch is large for a busy machine, so one attempt may time out.
+    eventually(Duration::from_secs(30), "a smaller batch is written", || async {
+        let written = client.post_json("/kv/batch/", &json!({ "items": items[..4] })).await;
+        (written.status == 200).then_some(())
+    })
+    .await;
     for node in &cluster.nodes {
         node.client.put("other", &json!(1)).await;
         node.client.get("/kv/large/0/0/?consistency=strong").await.expect(200);
