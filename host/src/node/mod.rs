@@ -96,7 +96,7 @@ impl Node {
             self_url: url.clone(),
             peer_urls: settings.peer_urls.clone(),
             spool_dir: settings.data_dir.join(databases::SPOOL),
-            may_found: !databases::have_been_set_aside(&settings.data_dir)?,
+            may_found: !databases::has_log_aside(&settings.data_dir)?,
             free_space,
             snapshot_entries: settings.snapshot_entries,
             blocking: replication::Blocking::Threads,

@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
-use tokio::{sync::watch, time::Instant};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::cluster::change::{Change, Role};
@@ -17,7 +18,7 @@ use super::cluster::{
 use super::raft::engine::{EngineParts, RaftHandle};
 use super::raft::state_machine::{Applied, StateMachine};
 use super::{
-    blocking::Blocking, disk_full, error::Error, lease::Lease, log_cut, options::Options, peer::protocol::Transport,
+    blocking::Blocking, disk_full, error::Error, lease::Lease, log_cut, lost_state::Recovery, options::Options, peer::protocol::Transport,
     proposer::Proposer, raft::log_store::LogStore, raft::network::Network, reads::Reads, types::TypeConfig,
 };
 use crate::storage::{Data, DiskFull, FreeSpace, GuardedWrite, Log, Outcome};
@@ -31,6 +32,9 @@ const HAND_OVER_DEADLINE: Duration = Duration::from_secs(1);
 
 /// Maximum time for the tasks of replication to end.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Snapshots that other nodes fetch at the same time; further ones are refused, and ask again.
+const FETCHES_MAX: usize = 2;
 
 /// Why a node could not start to take part.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +71,8 @@ pub(super) struct Parts {
     pub(super) free_space: FreeSpace,
     pub(super) spool_dir: PathBuf,
     pub(super) blocking: Blocking,
+    /// One permit for each snapshot that another node may fetch at the same time.
+    pub(super) fetches: Arc<Semaphore>,
     pub(super) stop: CancellationToken,
     /// Long-running tasks, which end when `stop` is cancelled.
     tasks: TaskTracker,
@@ -91,6 +97,7 @@ impl Handle {
             Stage::Unidentified if founders.is_alone() => Stage::found_alone(&log).await?,
             stage => stage,
         };
+        Recovery { options: &options, log: &log, data: &data, transport: &*transport }.run(stage).await?;
         let engine_parts = EngineParts {
             config: Arc::new(options.openraft().validate()?),
             network: Network {
@@ -98,7 +105,11 @@ impl Handle {
                 telemetry: telemetry.clone(),
                 blocking: options.blocking.clone(),
             },
-            log_store: LogStore { log: log.clone(), telemetry: telemetry.clone() },
+            log_store: LogStore {
+                log: log.clone(),
+                telemetry: telemetry.clone(),
+                blocking: options.blocking.clone(),
+            },
             state_machine: StateMachine {
                 applied: Arc::new(Applied::of(&data)?),
                 data,
@@ -329,6 +340,7 @@ impl Parts {
             free_space,
             spool_dir,
             blocking,
+            fetches: Arc::new(Semaphore::new(FETCHES_MAX)),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         }

@@ -13,7 +13,7 @@ const HEARTBEAT: Duration = Duration::from_millis(50);
 const ELECTION_MIN: Duration = Duration::from_millis(150);
 
 /// Maximum duration of a snapshot transfer.
-const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(3_600);
+pub(super) const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(3_600);
 
 /// Log entries removed at once when a snapshot covers them.
 const PURGE_ENTRIES: u64 = 1_024;

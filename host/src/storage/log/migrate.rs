@@ -6,6 +6,7 @@
 
 use std::io::ErrorKind;
 use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -69,7 +70,7 @@ pub(super) fn migrate(dir: &Path, accepts_loss: bool) -> Result<(), Error> {
     absent(std::fs::remove_file(new.with_extension("watermark")))
 }
 
-fn open_old(dir: &Path) -> Result<Box<dyn StorageEngine>, Error> {
+fn open_old(dir: &Path) -> Result<Arc<dyn StorageEngine>, Error> {
     let table = |name| TableOptions { name, memtable_bytes_max: MEMTABLE_BYTES_MAX, separate_bytes_min: None };
     let engine = fjall::open(dir, CACHE_BYTES, &[table("entries"), table("meta")])?;
     format::check(engine.as_ref(), NAMED, dir)?;

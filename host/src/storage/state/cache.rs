@@ -64,11 +64,12 @@ impl EntryCache {
     pub(super) fn change<T>(&self, keys: Option<&[(String, Option<EntryMeta>)]>, change: impl FnOnce() -> T) -> T {
         let mut changes = self.changes.write();
         *changes += 1;
-        let changed = change();
-        match keys {
-            Some(keys) => keys.iter().for_each(|(key, _)| drop(self.entries.remove(key))),
-            None => self.entries.clear(),
+        if keys.is_none() {
+            // Before, so that nobody who has seen the new state finds an entry of the former one.
+            self.entries.clear();
         }
+        let changed = change();
+        keys.into_iter().flatten().for_each(|(key, _)| drop(self.entries.remove(key)));
         changed
     }
 }

@@ -1,0 +1,81 @@
+//! What happens to a state that may be damaged.
+//!
+//! Damage shows when it is read, and a node that has met some must not go on with the rest: other entries may be damaged
+//! without a trace. So the node stops, and a file beside the state tells the next start to read all of it before it is used.
+//! The same goes for a failure of the engine in the background, which does not say whether the disk or its content is to
+//! blame. A state that proves to be damaged is refused with [`Error::Corrupt`].
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::tables::{IDEMPOTENCY, KV, META, SYSTEM};
+use crate::storage::engine::{EVERYTHING, ReadTables};
+use crate::storage::{Error, dir, record};
+
+/// The suspicion that a state is damaged. By default there is nothing to remember it.
+#[derive(Default)]
+pub(super) struct Suspicion {
+    file: Option<PathBuf>,
+}
+
+impl Suspicion {
+    /// The suspicion against the state in a directory.
+    pub(super) fn beside(dir: &Path) -> Self {
+        let mut name = dir.file_name().unwrap_or_default().to_owned();
+        name.push(".suspect");
+        Self { file: Some(dir.with_file_name(name)) }
+    }
+
+    /// Remembers an error that shows that the state may be damaged.
+    pub(super) fn notice(&self, error: &Error) {
+        let is_suspect = match error {
+            Error::Corrupt(_) => true,
+            Error::Fjall(error) => matches!(**error, fjall::Error::Poisoned),
+            _ => false,
+        };
+        if is_suspect && let Err(failure) = self.raise() {
+            tracing::error!(%error, %failure, "the suspicion of damage could not be recorded");
+        }
+    }
+
+    fn raise(&self) -> io::Result<()> {
+        let Some(file) = self.file.as_ref().filter(|file| !file.exists()) else { return Ok(()) };
+        File::create(file)?.sync_all()?;
+        dir::sync(parent(file))
+    }
+
+    /// Withdraws the suspicion, durably.
+    pub(super) fn lift(&self) -> Result<(), Error> {
+        let Some(file) = self.file.as_ref().filter(|file| file.exists()) else { return Ok(()) };
+        std::fs::remove_file(file)?;
+        Ok(dir::sync(parent(file))?)
+    }
+
+    /// Reads all of a state that is suspected, and withdraws the suspicion if all is well.
+    pub(super) fn examine(&self, tables: &dyn ReadTables) -> Result<(), Error> {
+        if self.file.as_ref().is_none_or(|file| !file.exists()) {
+            return Ok(());
+        }
+        tracing::warn!("the state may be damaged; all of it is read");
+        read_all(tables)?;
+        self.lift()
+    }
+}
+
+/// Reads every row of a state. Fails if one is damaged.
+fn read_all(tables: &dyn ReadTables) -> Result<(), Error> {
+    for table in [KV, SYSTEM, META, IDEMPOTENCY] {
+        for row in tables.range(table, EVERYTHING)? {
+            let (key, found) = row?;
+            if table == KV || table == SYSTEM {
+                record::decode(record::decode_key(&key)?, &found, true)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn parent(file: &Path) -> &Path {
+    file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
