@@ -11,11 +11,15 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
 use crate::replication::{
-    CLUSTER_HEADER, ClusterId, Envelope, Error, Handle, INDEX_MIN_HEADER, PROTOCOL, REFUSAL_HEADER, TO_HEADER, WriteOutcome,
+    CLUSTER_HEADER, ClusterId, Envelope, Error, Handle, INDEX_MIN_HEADER, PROTOCOL, REFUSAL_HEADER, TO_HEADER,
+    WriteOutcome,
 };
 
 pub(super) fn router(replication: Handle) -> Router {
-    Router::new().route("/peer/line", post(connection)).route("/peer/snapshot", post(snapshot).get(give_snapshot)).with_state(replication)
+    Router::new()
+        .route("/peer/line", post(connection))
+        .route("/peer/snapshot", post(snapshot).get(give_snapshot))
+        .with_state(replication)
 }
 
 /// Answers the calls of a node until it closes the connection.

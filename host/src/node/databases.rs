@@ -58,7 +58,8 @@ pub(super) fn open(settings: &Settings, on_fsync: impl Fn() -> OnFsync) -> Resul
     dir::create(&settings.data_dir.join(SPOOL)).map_err(refused)?;
     let opened = match open_both(settings, on_fsync()) {
         Err(Error::Lost { source, .. }) if !settings.peer_urls.is_empty() => {
-            let parts = [state_parts(&settings.data_dir).map_err(refused)?, vec![LOG.into(), WATERMARK.into()]].concat();
+            let parts =
+                [state_parts(&settings.data_dir).map_err(refused)?, vec![LOG.into(), WATERMARK.into()]].concat();
             let aside = set_aside(&settings.data_dir, &parts).map_err(refused)?;
             tracing::error!(
                 error = %source,

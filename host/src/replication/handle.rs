@@ -18,8 +18,9 @@ use super::cluster::{
 use super::raft::engine::{EngineParts, RaftHandle};
 use super::raft::state_machine::{Applied, StateMachine};
 use super::{
-    blocking::Blocking, disk_full, error::Error, lease::Lease, log_cut, lost_state::Recovery, options::Options, peer::protocol::Transport,
-    proposer::Proposer, raft::log_store::LogStore, raft::network::Network, reads::Reads, types::TypeConfig,
+    blocking::Blocking, disk_full, error::Error, lease::Lease, log_cut, lost_state::Recovery, options::Options,
+    peer::protocol::Transport, proposer::Proposer, raft::log_store::LogStore, raft::network::Network, reads::Reads,
+    types::TypeConfig,
 };
 use crate::storage::{Data, DiskFull, FreeSpace, GuardedWrite, Log, Outcome};
 use crate::telemetry::{Telemetry, TraceContext};
@@ -105,11 +106,7 @@ impl Handle {
                 telemetry: telemetry.clone(),
                 blocking: options.blocking.clone(),
             },
-            log_store: LogStore {
-                log: log.clone(),
-                telemetry: telemetry.clone(),
-                blocking: options.blocking.clone(),
-            },
+            log_store: LogStore { log: log.clone(), telemetry: telemetry.clone(), blocking: options.blocking.clone() },
             state_machine: StateMachine {
                 applied: Arc::new(Applied::of(&data)?),
                 data,

@@ -110,3 +110,100 @@ impl Recovery<'_> {
 fn refused(error: impl std::error::Error) -> Error {
     Error::Refused(error.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use openraft::{EntryPayload, LogId as EntryId};
+
+    use super::*;
+    use crate::replication::blocking::Blocking;
+    use crate::replication::peer::protocol::{Answer, Call, CallError, Failure, Fetched, SnapshotBody};
+    use crate::replication::peer::snapshot::{Outgoing, SnapshotSource};
+    use crate::replication::types::{ClusterId, SnapshotMeta, Vote, encode};
+    use crate::storage::FreeSpace;
+
+    /// Index up to which the log was cut, and its last index. All its entries are of term 1.
+    const CUT: u64 = 5;
+    const LAST: u64 = 10;
+
+    /// A peer that gives a snapshot up to some position.
+    struct Peer {
+        state: Data,
+        last: LogId,
+    }
+
+    impl Transport for Peer {
+        fn set_cluster(&self, _: ClusterId) {}
+
+        fn call(&self, _: u64, url: &str, _: Call, _: Bytes, _: Duration) -> Answer<'_> {
+            let refused = CallError::new(Failure::Refused, url, "it only gives snapshots");
+            Box::pin(async { Err(refused) })
+        }
+
+        fn send_snapshot(&self, to: u64, url: &str, _: SnapshotBody, timeout: Duration) -> Answer<'_> {
+            self.call(to, url, Call::Snapshot, Bytes::new(), timeout)
+        }
+
+        fn fetch_snapshot(&self, _: &str, _: u64, _: Duration) -> Fetched<'_> {
+            let meta = SnapshotMeta { last_log_id: Some(self.last), ..SnapshotMeta::default() };
+            let outgoing = Outgoing::new(Vote::new(9, 9), meta, SnapshotSource::Live(self.state.snapshot()));
+            let body = outgoing.body(0, u64::MAX, &Blocking::Threads).unwrap();
+            Box::pin(async { Ok(body) })
+        }
+    }
+
+    fn position(term: u64, index: u64) -> LogId {
+        EntryId::new(*Vote::new(term, 1).leader_id(), index)
+    }
+
+    /// Recovers a node that lost its state, from a peer whose snapshot ends with a position. Returns whether it has the
+    /// state then, and its log.
+    async fn recover(last: LogId) -> (bool, Option<(u64, u64)>) {
+        let dir = tempfile::tempdir().unwrap();
+        let open = |name: &str| Data::open(&dir.path().join(name).join("data"), 8 << 20).unwrap();
+        let state = open("peer");
+        state.apply(&[], &[(APPLIED, encode(&last).unwrap()), ("content", "here".into())]).unwrap();
+        let (data, log) = (open("node"), Log::open(&dir.path().join("log"), Box::new(|_, _| {}), false).unwrap());
+        let entry = |index| (index, encode(&LogEntry::new(position(1, index), EntryPayload::Blank)).unwrap());
+        wait_for(|done| log.append((1..=LAST).map(entry).collect(), done)).await.unwrap();
+        let marker = encode(&position(1, CUT)).unwrap();
+        wait_for(|done| log.purge_upto(CUT, marker, done)).await.unwrap();
+
+        let options = Options {
+            self_url: "http://a".to_owned(),
+            peer_urls: vec!["http://b".to_owned()],
+            spool_dir: dir.path().to_path_buf(),
+            may_found: false,
+            free_space: FreeSpace::new(dir.path(), 0),
+            snapshot_entries: 1,
+            blocking: Blocking::Threads,
+        };
+        let recovery = Recovery { options: &options, log: &log, data: &data, transport: &Peer { state, last } };
+        let ran = tokio::time::timeout(Duration::from_millis(500), recovery.run(Stage::Unidentified)).await;
+        let has_state = data.meta("content").unwrap().is_some();
+        assert_eq!(ran.is_ok(), has_state);
+        log.close();
+        (has_state, log.first_last())
+    }
+
+    #[tokio::test]
+    async fn the_log_is_kept_if_the_snapshot_agrees_with_it() {
+        for index in [CUT, CUT + 1, LAST, LAST + 7] {
+            assert_eq!(recover(position(1, index)).await, (true, Some((CUT + 1, LAST))), "up to {index}");
+        }
+    }
+
+    #[tokio::test]
+    async fn entries_that_were_never_committed_are_dropped() {
+        assert_eq!(recover(position(2, LAST - 1)).await, (true, None));
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_that_does_not_reach_the_log_is_not_taken() {
+        assert_eq!(recover(position(1, CUT - 1)).await, (false, Some((CUT + 1, LAST))));
+        assert_eq!(recover(position(2, CUT)).await, (false, Some((CUT + 1, LAST))));
+    }
+}

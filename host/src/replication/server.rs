@@ -8,8 +8,8 @@ use tokio::time::Instant;
 
 use super::cluster::identity::{Stage, unidentified};
 use super::peer::protocol::{Call, Envelope, SnapshotBody};
-use super::peer::snapshot::{self, Outgoing};
 use super::peer::server;
+use super::peer::snapshot::{self, Outgoing};
 use super::types::{TypeConfig, decode, encode};
 use super::{disk_full, error::Error, handle::Handle};
 use crate::limits::SNAPSHOT_BYTES_PER_SECOND_MAX;

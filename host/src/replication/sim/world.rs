@@ -17,8 +17,8 @@ use super::history::{History, Request, Response, Unique};
 use super::invariants::{Invariants, Violation};
 use super::network::{Body, Cuts, Outbox, Outgoing, Reply, Weather};
 use super::node::Node;
-use crate::replication::{Error, Handle, WriteOutcome};
 use crate::replication::peer::protocol::{Call, CallError, Envelope, Failure};
+use crate::replication::{Error, Handle, WriteOutcome};
 use crate::telemetry::Telemetry;
 
 /// Interval at which the invariants observe the nodes.

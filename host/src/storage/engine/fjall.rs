@@ -14,11 +14,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use fjall::{
-    Database, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, LsmError, OwnedWriteBatch, PersistMode, Readable,
-    Snapshot,
+    AbstractTree, Database, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, LsmError, OwnedWriteBatch,
+    PersistMode, Readable, Snapshot,
 };
 use parking_lot::Mutex;
 
+use super::journals::Journals;
 use super::{Bounds, Durability, Generations, Keys, ReadTables, Rows, Slice, StorageEngine, Table, WriteBatch};
 use crate::storage::{Error, dir};
 
@@ -94,7 +95,8 @@ impl Directories {
             let path = entry?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             let number = name.strip_prefix(&*prefix).and_then(|number| number.parse::<u64>().ok());
-            let is_generation = number.is_some() || name == self.first.file_name().unwrap_or_default().to_string_lossy();
+            let is_generation =
+                number.is_some() || name == self.first.file_name().unwrap_or_default().to_string_lossy();
             if is_generation && number.unwrap_or(0) != current {
                 others.push(path);
             }
@@ -148,13 +150,18 @@ impl Generations for Directories {
 
 /// Opens the database in a directory. Creates the database and its tables if they are missing.
 pub fn open(dir: &Path, cache_bytes: u64, tables: &[TableOptions]) -> Result<Arc<dyn StorageEngine>, Error> {
+    let journals = Journals::read(dir)?;
     let db = open_database(dir, cache_bytes)?;
     let keyspace = |table: &TableOptions| {
         let separation = |bytes| KvSeparationOptions::default().separation_threshold(bytes);
         let options = KeyspaceCreateOptions::default().max_memtable_size(table.memtable_bytes_max);
         db.keyspace(table.name, || options.with_kv_separation(table.separate_bytes_min.map(separation)))
     };
-    let keyspaces = tables.iter().map(keyspace).collect::<Result<_, _>>()?;
+    let keyspaces: Arc<[Keyspace]> =
+        tables.iter().map(keyspace).collect::<Result<_, _>>().map_err(|error| explained(error, dir))?;
+    if !journals.explain(keyspaces.iter().map(|keyspace| keyspace.tree.get_highest_persisted_seqno())) {
+        return Err(damaged(dir, &"its journal has lost batches that its tables hold"));
+    }
     // fjall syncs the files in its directories, but not the names of the directories.
     dir::sync_tree(dir)?;
     let opened = Opened { db, keyspaces, dir: dir.to_path_buf(), is_retired: AtomicBool::new(false) };

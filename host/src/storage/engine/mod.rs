@@ -20,6 +20,7 @@
 //! values are never copied on the way.
 
 pub(super) mod fjall;
+mod journals;
 #[cfg(test)]
 pub(crate) mod memory;
 

@@ -20,6 +20,7 @@
 //! - A crash while a snapshot is installed leaves the state from before, or that of the snapshot. If the snapshot is
 //!   damaged, the state stays as it was.
 //! - Damage that a read meets ends the use of the state: the next start examines all of it (see `suspicion`).
+//!   [`Data::examine`] reads what nobody else does.
 //!
 //! # Cost
 //!
@@ -50,6 +51,7 @@ use self::cache::{EntryCache, RecentMetas};
 use self::idempotency::Outcomes;
 pub use self::scan::{Page, RangeQuery};
 pub use self::snapshot::{SnapshotReader, verify as verify_snapshot};
+pub use self::suspicion::Position;
 use self::suspicion::Suspicion;
 use self::tables::META;
 use super::engine::{Durability, Generations, ReadTables, Slice, StorageEngine, WriteBatch, fjall};
@@ -235,6 +237,12 @@ impl Data {
     pub fn snapshot(&self) -> SnapshotReader {
         let _nobody_applies = self.inner.applying.lock();
         SnapshotReader { view: self.inner.engine().view().into(), data: self.clone() }
+    }
+
+    /// Reads about `bytes` bytes of the state from a position on, to find damage where nobody reads. Returns the position
+    /// after them; none at the end.
+    pub fn examine(&self, from: Position, bytes: usize) -> Result<Option<Position>, Error> {
+        self.read(|engine| suspicion::read_some(engine, from, bytes))
     }
 
     /// Replaces the state by a snapshot, with the caller's own values. The new state is durable when this returns. Reads go

@@ -7,10 +7,11 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 
 use super::tables::{IDEMPOTENCY, KV, META, SYSTEM};
-use crate::storage::engine::{EVERYTHING, ReadTables};
+use crate::storage::engine::ReadTables;
 use crate::storage::{Error, dir, record};
 
 /// The suspicion that a state is damaged. By default there is nothing to remember it.
@@ -58,22 +59,39 @@ impl Suspicion {
             return Ok(());
         }
         tracing::warn!("the state may be damaged; all of it is read");
-        read_all(tables)?;
+        let mut position = Some(Position::default());
+        while let Some(from) = position {
+            position = read_some(tables, from, usize::MAX)?;
+        }
         self.lift()
     }
 }
 
-/// Reads every row of a state. Fails if one is damaged.
-fn read_all(tables: &dyn ReadTables) -> Result<(), Error> {
-    for table in [KV, SYSTEM, META, IDEMPOTENCY] {
-        for row in tables.range(table, EVERYTHING)? {
-            let (key, found) = row?;
-            if table == KV || table == SYSTEM {
-                record::decode(record::decode_key(&key)?, &found, true)?;
-            }
+/// A position in a walk over all rows of a state.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Position {
+    /// The tables that have been read whole.
+    tables: usize,
+    /// The last key that was read of the next one.
+    after: Option<Vec<u8>>,
+}
+
+/// Reads about `bytes` bytes of a state from a position on. Returns the position after them; none at the end. Fails if a row
+/// is damaged.
+pub(super) fn read_some(tables: &dyn ReadTables, from: Position, bytes: usize) -> Result<Option<Position>, Error> {
+    let Some(table) = [KV, SYSTEM, META, IDEMPOTENCY].get(from.tables).copied() else { return Ok(None) };
+    let mut read = 0;
+    for row in tables.range(table, (from.after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded))? {
+        let (key, found) = row?;
+        if table == KV || table == SYSTEM {
+            record::decode(record::decode_key(&key)?, &found, true)?;
+        }
+        read += key.len() + found.len();
+        if read >= bytes {
+            return Ok(Some(Position { tables: from.tables, after: Some(key.to_vec()) }));
         }
     }
-    Ok(())
+    Ok(Some(Position { tables: from.tables + 1, after: None }))
 }
 
 fn parent(file: &Path) -> &Path {

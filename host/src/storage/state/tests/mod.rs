@@ -1,5 +1,6 @@
 //! Tests of the state alone.
 
+mod damage;
 mod replacement;
 
 use std::io;
