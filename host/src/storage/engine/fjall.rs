@@ -5,7 +5,7 @@
 //! so the directory of an open database is never renamed.
 
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -30,6 +30,9 @@ const JOURNAL_BYTES_MAX: u64 = 128 * 1024 * 1024;
 /// Threads that flush and compact tables. With more than one, the first takes no compactions and hands each to itself
 /// again until another thread takes it: it keeps a core busy while the others compact.
 const WORKERS: usize = 1;
+
+/// The name of fjall's lock in the directory of a database.
+const LOCK: &str = "lock";
 
 /// Settings of a table. They take effect when the table is created, and never again.
 pub struct TableOptions {
@@ -79,7 +82,10 @@ impl Directories {
         let path = self.pointer();
         let bytes = match std::fs::read(&path) {
             Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let is_lost = !self.first.is_dir() && !self.others(0)?.is_empty();
+                return if is_lost { Err(damaged(&path, &"it is missing")) } else { Ok(0) };
+            }
             Err(error) => return Err(error.into()),
         };
         let current = parse_pointer(&bytes).filter(|generation| self.path(*generation).is_dir());
@@ -150,6 +156,7 @@ impl Generations for Directories {
 
 /// Opens the database in a directory. Creates the database and its tables if they are missing.
 pub fn open(dir: &Path, cache_bytes: u64, tables: &[TableOptions]) -> Result<Arc<dyn StorageEngine>, Error> {
+    check_unlocked(dir)?;
     let journals = Journals::read(dir)?;
     let db = open_database(dir, cache_bytes)?;
     let keyspace = |table: &TableOptions| {
@@ -166,6 +173,19 @@ pub fn open(dir: &Path, cache_bytes: u64, tables: &[TableOptions]) -> Result<Arc
     dir::sync_tree(dir)?;
     let opened = Opened { db, keyspaces, dir: dir.to_path_buf(), is_retired: AtomicBool::new(false) };
     Ok(Arc::new(FjallEngine { opened: Arc::new(opened), snapshot: None }))
+}
+
+/// Fails if another process uses the database: its journals must not be judged while they are written.
+fn check_unlocked(dir: &Path) -> Result<(), Error> {
+    let lock = match File::open(dir.join(LOCK)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        lock => lock?,
+    };
+    match lock.try_lock() {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => Err(Error::Locked(dir.to_path_buf())),
+        Err(TryLockError::Error(error)) => Err(error.into()),
+    }
 }
 
 /// Opens a database, and tells apart the failures that an operator can mend.

@@ -235,6 +235,9 @@ fn a_pointer_with_flipped_bits_names_no_state() {
         std::fs::write(&path, flipped).unwrap();
         assert!(matches!(open(&dir), Err(Error::Corrupt(_))), "bit {at}");
     }
+    // Nor does a missing one, which would have another state take the place of this one.
+    std::fs::remove_file(&path).unwrap();
+    assert!(matches!(open(&dir), Err(Error::Corrupt(_))));
     std::fs::write(&path, pointer).unwrap();
     assert_eq!(open(&dir).unwrap().meta("applied").unwrap().unwrap(), "42");
 }
