@@ -97,7 +97,11 @@ impl Directories {
         let prefix = self.beside("-");
         let prefix = prefix.file_name().unwrap_or_default().to_string_lossy();
         let mut others = Vec::new();
-        for entry in std::fs::read_dir(self.parent())? {
+        let entries = match std::fs::read_dir(self.parent()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(others),
+            entries => entries?,
+        };
+        for entry in entries {
             let path = entry?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             let number = name.strip_prefix(&*prefix).and_then(|number| number.parse::<u64>().ok());
