@@ -69,8 +69,7 @@ impl Recovery<'_> {
         let Options { spool_dir, free_space, blocking, .. } = self.options;
         let stop = CancellationToken::new();
         let _stops_with_this = stop.clone().drop_guard();
-        let receiver =
-            Receiver::new(spool_dir.clone(), free_space.clone(), blocking.clone(), TaskTracker::new(), stop);
+        let receiver = Receiver::new(spool_dir.clone(), free_space.clone(), blocking.clone(), TaskTracker::new(), stop);
         for round in 0_u32.. {
             for url in &self.options.peer_urls {
                 match self.fetch(&receiver, url, purged).await {
@@ -170,9 +169,13 @@ mod tests {
         EntryId::new(*Vote::new(term, 1).leader_id(), index)
     }
 
+    /// Time for a recovery that must succeed, and for one that must not.
+    const LONG: Duration = Duration::from_secs(30);
+    const SHORT: Duration = Duration::from_millis(500);
+
     /// Recovers a node that lost its state, from a peer whose snapshot ends with a position. Returns whether it has the
     /// state then, and its log.
-    async fn recover(last: LogId) -> (bool, Option<(u64, u64)>) {
+    async fn recover(last: LogId, time: Duration) -> (bool, Option<(u64, u64)>) {
         let dir = tempfile::tempdir().unwrap();
         let open = |name: &str| Data::open(&dir.path().join(name).join("data"), 8 << 20).unwrap();
         let state = open("peer");
@@ -194,7 +197,7 @@ mod tests {
             clock: crate::clock::Clock::system(),
         };
         let recovery = Recovery { options: &options, log: &log, data: &data, transport: &Peer { state, last } };
-        let ran = tokio::time::timeout(Duration::from_millis(500), recovery.run(Stage::Unidentified)).await;
+        let ran = tokio::time::timeout(time, recovery.run(Stage::Unidentified)).await;
         let has_state = data.meta("content").unwrap().is_some();
         assert_eq!(ran.is_ok(), has_state);
         log.close();
@@ -204,18 +207,18 @@ mod tests {
     #[tokio::test]
     async fn the_log_is_kept_if_the_snapshot_agrees_with_it() {
         for index in [CUT, CUT + 1, LAST, LAST + 7] {
-            assert_eq!(recover(position(1, index)).await, (true, Some((CUT + 1, LAST))), "up to {index}");
+            assert_eq!(recover(position(1, index), LONG).await, (true, Some((CUT + 1, LAST))), "up to {index}");
         }
     }
 
     #[tokio::test]
     async fn entries_that_were_never_committed_are_dropped() {
-        assert_eq!(recover(position(2, LAST - 1)).await, (true, None));
+        assert_eq!(recover(position(2, LAST - 1), LONG).await, (true, None));
     }
 
     #[tokio::test]
     async fn a_snapshot_that_does_not_reach_the_log_is_not_taken() {
-        assert_eq!(recover(position(1, CUT - 1)).await, (false, Some((CUT + 1, LAST))));
-        assert_eq!(recover(position(2, CUT)).await, (false, Some((CUT + 1, LAST))));
+        assert_eq!(recover(position(1, CUT - 1), SHORT).await, (false, Some((CUT + 1, LAST))));
+        assert_eq!(recover(position(2, CUT), SHORT).await, (false, Some((CUT + 1, LAST))));
     }
 }

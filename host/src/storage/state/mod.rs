@@ -247,8 +247,7 @@ impl Data {
     /// The first `limit` keys of clients from `start` to `end` (inclusive; no upper bound if empty), with their digest.
     pub fn digest_range(&self, start: &str, end: &str, limit: u32) -> Result<(Vec<String>, RangeDigest), Error> {
         let limit = usize::try_from(limit).unwrap_or(0);
-        let found: Vec<_> =
-            self.read(|view| scan::revisions(view, Space::Kv, start, end)?.take(limit).collect())?;
+        let found: Vec<_> = self.read(|view| scan::revisions(view, Space::Kv, start, end)?.take(limit).collect())?;
         self.inner.note(found.iter().map(|(_, revision)| *revision).max().unwrap_or(0));
         let digest = RangeDigest::of(found.iter().map(|(key, revision)| (key.as_str(), *revision)));
         Ok((found.into_iter().map(|(key, _)| key).collect(), digest))
