@@ -1,5 +1,5 @@
-//! Requests of other nodes: `POST <base>/peer/line`, which is upgraded to a connection for calls, and
-//! `POST <base>/peer/snapshot`.
+//! Requests of other nodes: `POST <base>/peer/line`, which is upgraded to a connection for calls,
+//! `POST <base>/peer/snapshot` from a leader, and `GET <base>/peer/snapshot` from a node that lost its state.
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -11,12 +11,15 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
 use crate::replication::{
-    CLUSTER_HEADER, ClusterId, Envelope, Error, Handle, PROTOCOL, REFUSAL_HEADER, TO_HEADER, VERSION_HEADER,
-    WriteOutcome, common_version,
+    CLUSTER_HEADER, ClusterId, Envelope, Error, Handle, INDEX_MIN_HEADER, PROTOCOL, REFUSAL_HEADER, TO_HEADER,
+    VERSION_HEADER, WriteOutcome, common_version,
 };
 
 pub(super) fn router(replication: Handle) -> Router {
-    Router::new().route("/peer/line", post(connection)).route("/peer/snapshot", post(snapshot)).with_state(replication)
+    Router::new()
+        .route("/peer/line", post(connection))
+        .route("/peer/snapshot", post(snapshot).get(give_snapshot))
+        .with_state(replication)
 }
 
 /// Answers the calls of a node until it closes the connection.
@@ -52,13 +55,29 @@ async fn snapshot(State(replication): State<Handle>, headers: HeaderMap, body: B
     }
 }
 
+/// Answers with a snapshot of this node's state as it is read.
+async fn give_snapshot(State(replication): State<Handle>, headers: HeaderMap) -> Response {
+    let index_min = headers.get(INDEX_MIN_HEADER).and_then(|index| index.to_str().ok()?.parse().ok());
+    match (envelope(&headers), index_min) {
+        (Ok(envelope), Some(index_min)) => match replication.give_snapshot(envelope, index_min).await {
+            Ok(body) => Body::from_stream(body).into_response(),
+            Err(error) => answer(Err(error)),
+        },
+        (Err(refusal), _) => refusal.into_response(),
+        (_, None) => malformed(INDEX_MIN_HEADER).into_response(),
+    }
+}
+
+fn malformed(header: &str) -> (StatusCode, String) {
+    (StatusCode::BAD_REQUEST, format!("the header {header} is missing or malformed"))
+}
+
 /// Which node the call is meant for, and from which cluster it comes.
 fn envelope(headers: &HeaderMap) -> Result<Envelope, (StatusCode, String)> {
     let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or_default());
-    let bad = |name| (StatusCode::BAD_REQUEST, format!("the header {name} is missing or malformed"));
-    let to = text(TO_HEADER).and_then(|to| to.parse().ok()).ok_or_else(|| bad(TO_HEADER))?;
+    let to = text(TO_HEADER).and_then(|to| to.parse().ok()).ok_or_else(|| malformed(TO_HEADER))?;
     let cluster = |digits| u64::from_str_radix(digits, 16).ok().and_then(ClusterId::new);
-    let cluster = text(CLUSTER_HEADER).map(|digits| cluster(digits).ok_or_else(|| bad(CLUSTER_HEADER)));
+    let cluster = text(CLUSTER_HEADER).map(|digits| cluster(digits).ok_or_else(|| malformed(CLUSTER_HEADER)));
     Ok(Envelope { to, cluster: cluster.transpose()? })
 }
 

@@ -69,11 +69,19 @@ async fn serve(settings: Settings) -> Result<ExitCode, ExitCode> {
         Telemetry::init(name, format, &settings.log).map_err(|error| report(WRONG_SETTING, error.to_string()))?;
     // The handlers are installed before the node starts, so that a signal during the start is not lost.
     let stop = stop_signal().map_err(|error| report(1, format!("signals cannot be received: {error}")))?;
-    let node = Node::start(settings, telemetry.clone()).await.map_err(|error| report_start(&error))?;
+    let mut stop = std::pin::pin!(stop);
+    let node = tokio::select! {
+        started = Node::start(settings, telemetry.clone()) => started.map_err(|error| report_start(&error))?,
+        // A node that lost its state starts once another node has one for it.
+        signal = &mut stop => {
+            tracing::info!(signal, "stopped before it had started");
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
     // Nobody has to read it.
     let _ = writeln!(io::stdout(), "brink serves {} on {}", node.url, node.address);
     tokio::select! {
-        signal = stop => tracing::info!(signal, "stopping"),
+        signal = &mut stop => tracing::info!(signal, "stopping"),
         failure = node.failed() => fail(&failure, telemetry.clone()).await,
     }
     node.stop().await;
@@ -114,7 +122,7 @@ fn report_start(error: &StartError) -> ExitCode {
         }
     }
     let code = match error {
-        StartError::Data(DataError::Lost { .. }) => DISK_FAILED,
+        StartError::Data(DataError::Lost { .. } | DataError::StateLost { .. }) => DISK_FAILED,
         StartError::Settings(_) | StartError::Listen { .. } | StartError::Data(_) => WRONG_SETTING,
         StartError::Hooks(_) | StartError::Http(_) | StartError::Replication(_) | StartError::Cancelled(_) => 1,
     };

@@ -1,11 +1,17 @@
 //! Opens a node's databases, and handles those that are damaged.
 //!
-//! A node whose log has lost entries that it had made durable must not go on under its old identity. Its databases are set
-//! aside, not deleted, since someone may want to look at them: they move to a directory below the data directory, named by
-//! the time, and the node starts with empty ones. Only the newest such directory is kept. While there is one, the node never
-//! founds a cluster: if all nodes lose their data, they must not quietly start over.
+//! The log holds what a node has promised to others. If it has lost entries that it had made durable, the node must not go on
+//! under its old identity: both databases are set aside, and the node joins its cluster as a new member. While such a log is
+//! there, the node never founds a cluster: if all nodes lose their data, they must not quietly start over.
+//!
+//! The state holds no promise: everything in it comes from the log. If it is lost or damaged, it alone is set aside. A node
+//! whose log was never cut applies the log from its start, and another fetches the state from another node (see
+//! `replication`), under its own id, with its votes and its log. Without another node to get it from, it does not start.
+//!
+//! Databases are set aside, not deleted, since someone may want to look at them: they move to a directory below the data
+//! directory, named by the time. Only the newest such directory is kept.
 
-use std::fs::DirEntry;
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -14,7 +20,8 @@ use crate::storage::{self, Data, Log, OnFsync, dir};
 use crate::{clock, replication};
 
 // Directories and files below the data directory: both databases, the log's watermark, the prefix of the directories that
-// hold damaged databases, and the directory for snapshots from other nodes.
+// hold damaged databases, and the directory for snapshots from other nodes. The state is in several files and directories
+// whose names begin with `data`.
 const LOG: &str = "log";
 const DATA: &str = "data";
 const WATERMARK: &str = "log.watermark";
@@ -35,69 +42,114 @@ pub(crate) enum Error {
          a backup of {}, or go on with the remaining data by --accept-data-loss", path.display()
     )]
     Lost { path: PathBuf, source: storage::Error },
+    /// The state is gone or damaged, the log was cut, and there is no other node.
+    #[error(
+        "the state of this node is lost: {reason}; and its log was cut, so the state cannot be rebuilt from it. If this node \
+         belongs to a cluster, start it with the other nodes in REPLICA_NODES: it will get the state from them. If it is a \
+         single node, restore a backup of {}, or move its content elsewhere to start with an empty store", path.display()
+    )]
+    StateLost { path: PathBuf, reason: String },
 }
 
-/// Opens both databases, creating what is missing. If they have lost entries that were durable, and there are other nodes,
-/// they are set aside and empty ones are opened: the node must not go on under its old identity.
+/// Opens both databases, creating what is missing. Sets aside what is damaged, as long as it can be got from elsewhere.
 pub(super) fn open(settings: &Settings, on_fsync: impl Fn() -> OnFsync) -> Result<(Log, Data), Error> {
     let path = || settings.data_dir.clone();
     let refused = |source| Error::Dir { path: path(), source };
     dir::create(&settings.data_dir.join(SPOOL)).map_err(refused)?;
-    let opened = match try_open(settings, on_fsync()) {
-        Err(lost @ storage::Error::Lost { .. }) if !settings.peer_urls.is_empty() => {
-            let aside = set_aside(&settings.data_dir).map_err(refused)?;
+    let opened = match open_both(settings, on_fsync()) {
+        Err(Error::Lost { source, .. }) if !settings.peer_urls.is_empty() => {
+            let parts =
+                [state_parts(&settings.data_dir).map_err(refused)?, vec![LOG.into(), WATERMARK.into()]].concat();
+            let aside = set_aside(&settings.data_dir, &parts).map_err(refused)?;
             tracing::error!(
-                error = %lost,
+                error = %source,
                 aside = %aside.display(),
                 "this node must not vote with the remaining data: it was set aside, and the node joins its cluster as \
                  a new member; the directory may be removed once that is done"
             );
-            try_open(settings, on_fsync())
+            open_both(settings, on_fsync())
         }
-        Err(source @ storage::Error::Lost { .. }) => return Err(Error::Lost { path: path(), source }),
         opened => opened,
-    };
-    let opened = opened.map_err(|source| Error::Storage { path: path(), source })?;
+    }?;
     // The databases sync the content of their directories, but not the data directory that contains these.
     dir::sync(&settings.data_dir).map_err(refused)?;
     Ok(opened)
 }
 
-fn try_open(settings: &Settings, on_fsync: OnFsync) -> Result<(Log, Data), storage::Error> {
-    open_both(settings, on_fsync).map_err(|error| match error {
-        // To this node, entries that cannot be read are lost.
-        storage::Error::Corrupt(what) => {
-            storage::Error::Lost { path: settings.data_dir.clone(), what: format!("{what} is damaged") }
-        }
-        error => error,
-    })
-}
-
-fn open_both(settings: &Settings, on_fsync: OnFsync) -> Result<(Log, Data), storage::Error> {
+fn open_both(settings: &Settings, on_fsync: OnFsync) -> Result<(Log, Data), Error> {
+    let failed = |error| failed(settings, error);
     let dir = settings.data_dir.join(LOG);
-    let log = Log::open(&dir, on_fsync, settings.accept_data_loss)?;
-    let data =
-        Data::open(&settings.data_dir.join(DATA), settings.cache_bytes).and_then(
-            |data| match replication::check_storage(&log, &data, &settings.data_dir) {
-                Err(error @ storage::Error::Lost { .. }) if settings.accept_data_loss => {
-                    tracing::error!(%error, "the loss is accepted");
-                    Ok(data)
-                }
-                checked => checked.map(|()| data),
-            },
-        );
-    let data = data.inspect_err(|_| log.close())?;
+    let log = Log::open(&dir, on_fsync, settings.accept_data_loss).map_err(failed)?;
+    let data = open_state(settings, &log).inspect_err(|_| log.close())?;
     Ok((log, data))
 }
 
-/// Sets the databases aside. Returns the directory they are in now.
-fn set_aside(data_dir: &Path) -> io::Result<PathBuf> {
+/// Opens the state that belongs to a log. If it is lost, an empty one, to be filled from the log or from another node.
+fn open_state(settings: &Settings, log: &Log) -> Result<Data, Error> {
+    let failed = |error| failed(settings, error);
+    let refused = |source| Error::Dir { path: settings.data_dir.clone(), source };
+    let dir = settings.data_dir.join(DATA);
+    let open = || Data::open(&dir, settings.cache_bytes);
+    let reason = match open() {
+        Ok(data) => match replication::check_storage(log, &data, &settings.data_dir) {
+            Ok(replication::Condition::Whole) => return Ok(data),
+            Ok(replication::Condition::StateLost(reason)) => reason,
+            Err(error @ storage::Error::Lost { .. }) if settings.accept_data_loss => {
+                tracing::error!(%error, "the loss is accepted");
+                return Ok(data);
+            }
+            Err(error) => return Err(failed(error)),
+        },
+        Err(error @ storage::Error::Corrupt(_)) => error.to_string(),
+        Err(error) => return Err(failed(error)),
+    };
+    let was_cut = log.purged_marker().is_some();
+    if was_cut && settings.peer_urls.is_empty() {
+        return Err(Error::StateLost { path: settings.data_dir.clone(), reason });
+    }
+    let aside = set_aside(&settings.data_dir, &state_parts(&settings.data_dir).map_err(refused)?).map_err(refused)?;
+    tracing::error!(
+        reason,
+        aside = %aside.display(),
+        from = if was_cut { "another node" } else { "the log" },
+        "the state of this node is lost: it was set aside, and is rebuilt; the directory may be removed once that is done"
+    );
+    open().map_err(failed)
+}
+
+fn failed(settings: &Settings, error: storage::Error) -> Error {
+    let path = settings.data_dir.clone();
+    match error {
+        source @ storage::Error::Lost { .. } => Error::Lost { path, source },
+        // To this node, entries that cannot be read are lost.
+        storage::Error::Corrupt(what) => {
+            let source = storage::Error::Lost { path: path.clone(), what: format!("{what} is damaged") };
+            Error::Lost { path, source }
+        }
+        source => Error::Storage { path, source },
+    }
+}
+
+/// The names of the files and directories that hold the state. The pointer to the current directory comes last: if setting
+/// them aside is interrupted, the rest is still recognized as damaged.
+fn state_parts(data_dir: &Path) -> io::Result<Vec<OsString>> {
+    let mut parts = names(data_dir)?;
+    parts.retain(|name| {
+        let name = name.to_string_lossy();
+        name.strip_prefix(DATA).is_some_and(|rest| rest.is_empty() || rest.starts_with(['-', '.']))
+    });
+    parts.sort_by_key(|name| name.to_string_lossy().contains('.'));
+    Ok(parts)
+}
+
+/// Sets parts of the data directory aside, in this order. Returns the directory they are in now.
+fn set_aside(data_dir: &Path, parts: &[OsString]) -> io::Result<PathBuf> {
     let earlier = all_aside(data_dir)?;
     let now = humantime::format_rfc3339_millis(clock::now()).to_string().replace(':', "-");
     let aside = data_dir.join(format!("{ASIDE_PREFIX}{now}"));
     dir::create(&aside)?;
-    // The watermark goes last: if the move is interrupted, the rest is still recognized as damaged.
-    for part in [DATA, LOG, WATERMARK] {
+    // The log's watermark goes last: if the move is interrupted, the rest is still recognized as damaged.
+    for part in parts {
         match std::fs::rename(data_dir.join(part), aside.join(part)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -105,22 +157,28 @@ fn set_aside(data_dir: &Path) -> io::Result<PathBuf> {
         dir::sync(&aside)?;
         dir::sync(data_dir)?;
     }
-    for dir in earlier {
+    // A log that was set aside is kept as long as it keeps this node from founding a cluster.
+    let holds_log = |dir: &PathBuf| dir.join(LOG).exists();
+    for dir in earlier.iter().filter(|dir| holds_log(&aside) || !holds_log(dir)) {
         std::fs::remove_dir_all(dir)?;
     }
     Ok(aside)
 }
 
-/// Whether databases were set aside here and are still there.
-pub(super) fn have_been_set_aside(data_dir: &Path) -> Result<bool, Error> {
+/// Whether a log was set aside here and is still there.
+pub(super) fn has_log_aside(data_dir: &Path) -> Result<bool, Error> {
     let aside = all_aside(data_dir).map_err(|source| Error::Dir { path: data_dir.to_path_buf(), source })?;
-    Ok(!aside.is_empty())
+    Ok(aside.iter().any(|dir| dir.join(LOG).exists()))
 }
 
 fn all_aside(data_dir: &Path) -> io::Result<Vec<PathBuf>> {
-    let entries: Vec<_> = std::fs::read_dir(data_dir)?.collect::<Result<_, _>>()?;
-    let is_aside = |entry: &DirEntry| entry.file_name().to_string_lossy().starts_with(ASIDE_PREFIX);
-    Ok(entries.into_iter().filter(is_aside).map(|entry| entry.path()).collect())
+    let mut names = names(data_dir)?;
+    names.retain(|name| name.to_string_lossy().starts_with(ASIDE_PREFIX));
+    Ok(names.into_iter().map(|name| data_dir.join(name)).collect())
+}
+
+fn names(dir: &Path) -> io::Result<Vec<OsString>> {
+    std::fs::read_dir(dir)?.map(|entry| Ok(entry?.file_name())).collect()
 }
 
 #[cfg(test)]
@@ -163,7 +221,7 @@ mod tests {
         damaged(&dir);
         let (log, _data) = open(&dir, true, false).unwrap();
         assert_eq!(log.first_last(), None);
-        assert!(have_been_set_aside(&dir.path().join("new/data")).unwrap());
+        assert!(has_log_aside(&dir.path().join("new/data")).unwrap());
         log.close();
     }
 
@@ -186,19 +244,20 @@ mod tests {
     #[test]
     fn data_that_was_set_aside_is_kept_until_the_next_time() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(!have_been_set_aside(dir.path()).unwrap());
+        assert!(!has_log_aside(dir.path()).unwrap());
         let fill = |text: &str| {
             std::fs::create_dir(dir.path().join("log")).unwrap();
             std::fs::write(dir.path().join("log/0"), text).unwrap();
             std::fs::write(dir.path().join(WATERMARK), text).unwrap();
         };
         fill("first");
-        let first = set_aside(dir.path()).unwrap();
-        assert!(have_been_set_aside(dir.path()).unwrap() && !dir.path().join("log").exists());
+        let parts = [LOG, WATERMARK].map(OsString::from);
+        let first = set_aside(dir.path(), &parts).unwrap();
+        assert!(has_log_aside(dir.path()).unwrap() && !dir.path().join("log").exists());
         assert_eq!(std::fs::read(first.join("log/0")).unwrap(), b"first");
         std::thread::sleep(std::time::Duration::from_millis(2));
         fill("second");
-        let second = set_aside(dir.path()).unwrap();
+        let second = set_aside(dir.path(), &parts).unwrap();
         assert_eq!(std::fs::read(second.join(WATERMARK)).unwrap(), b"second");
         assert!(!first.exists());
     }

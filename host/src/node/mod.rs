@@ -13,7 +13,8 @@
 //! # Failure
 //!
 //! After a failed write or sync the node must not write again: `Node::failed` tells, and the process ends at once.
-//! Lost or damaged data is handled before anything starts (see `databases`).
+//! Lost or damaged data is handled before anything starts (see `databases`); a state that must come from another node is fetched
+//! before the node answers requests.
 
 mod databases;
 mod settings;
@@ -41,6 +42,13 @@ use crate::{api, clock, net};
 
 /// Interval between two looks at the free space.
 const FREE_SPACE_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Time from the start to the first examination of the state, and between two.
+const EXAMINE_INTERVAL: Duration = Duration::from_secs(6 * 3_600);
+
+/// Bytes of the state that are examined at once, and the pause after them: at most 32 MiB a second.
+const EXAMINE_BYTES: usize = 1024 * 1024;
+const EXAMINE_PAUSE: Duration = Duration::from_millis(31);
 
 /// How long to wait for the disk's own error after consensus has stopped.
 const FAILURE_PATIENCE: Duration = Duration::from_millis(200);
@@ -96,13 +104,14 @@ impl Node {
             self_url: url.clone(),
             peer_urls: settings.peer_urls.clone(),
             spool_dir: settings.data_dir.join(databases::SPOOL),
-            may_found: !databases::have_been_set_aside(&settings.data_dir)?,
+            may_found: !databases::has_log_aside(&settings.data_dir)?,
             free_space,
             snapshot_entries: settings.snapshot_entries,
             blocking: replication::Blocking::Threads,
             clock: clock::Clock::system(),
         };
         let transport = Arc::new(HttpTransport::new()?);
+        tasks.spawn(examine_state(data.clone(), stopping.clone()));
         let replication =
             replication::Handle::start(options, log.clone(), data.clone(), transport, telemetry.clone()).await?;
         let record = Record::default();
@@ -190,6 +199,24 @@ async fn watch_free_space(free_space: FreeSpace, stop: CancellationToken) {
         // An error means that the runtime shuts down.
         if spawn_blocking(move || free_space.measure()).await.is_err() {
             return;
+        }
+    }
+}
+
+/// Reads the whole state at every interval until `stop`, to find damage before another node is needed that is gone by then.
+async fn examine_state(data: Data, stop: CancellationToken) {
+    while stop.run_until_cancelled(sleep(EXAMINE_INTERVAL)).await.is_some() {
+        let mut position = Some(storage::Position::default());
+        while let Some(from) = position {
+            let data = data.clone();
+            // An error means that the runtime shuts down.
+            let Ok(read) = spawn_blocking(move || data.examine(from, EXAMINE_BYTES)).await else { return };
+            // Damage is reported by `Data::poison`, and ends the node.
+            let Ok(next) = read else { return };
+            position = next;
+            if stop.run_until_cancelled(sleep(EXAMINE_PAUSE)).await.is_none() {
+                return;
+            }
         }
     }
 }

@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
-use tokio::{sync::watch, time::Instant};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::cluster::change::{Change, Role};
@@ -18,10 +19,12 @@ use super::raft::engine::{EngineParts, RaftHandle};
 use super::raft::state_machine::{Applied, StateMachine};
 use super::{
     addresses::AddressBook,
+    blocking::Blocking,
     disk_full,
     error::Error,
     lease::Lease,
     log_cut::LogCut,
+    lost_state::Recovery,
     options::Options,
     peer::protocol::Transport,
     peer::receiver::{Receiver, SWEEP_INTERVAL},
@@ -44,6 +47,9 @@ const HAND_OVER_DEADLINE: Duration = Duration::from_secs(1);
 /// Maximum time for the tasks of replication to end.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(1);
 
+/// Snapshots that other nodes fetch at the same time; further ones are refused, and ask again.
+const FETCHES_MAX: usize = 2;
+
 /// This node's part in the cluster. Cheap to clone.
 #[derive(Clone)]
 pub struct Handle(pub(super) Arc<Parts>);
@@ -61,6 +67,9 @@ pub(super) struct Parts {
     pub(super) reads: Arc<Reads>,
     pub(super) free_space: FreeSpace,
     pub(super) receiver: Arc<Receiver>,
+    pub(super) blocking: Blocking,
+    /// One permit for each snapshot that another node may fetch at the same time.
+    pub(super) fetches: Arc<Semaphore>,
     pub(super) stop: CancellationToken,
     /// Long-running tasks, which end when `stop` is cancelled.
     tasks: TaskTracker,
@@ -85,6 +94,7 @@ impl Handle {
             _ if founders.is_alone() => Formation::alone(&log, options.may_found).await?,
             stage => stage,
         };
+        Recovery { options: &options, log: &log, data: &data, transport: &*transport }.run(stage).await?;
         let addresses = Arc::new(AddressBook::default());
         let transfers = Arc::new(Transfers::default());
         let engine_parts = EngineParts {
@@ -96,7 +106,7 @@ impl Handle {
                 addresses: addresses.clone(),
                 transfers: transfers.clone(),
             },
-            log_store: LogStore { log: log.clone(), telemetry: telemetry.clone() },
+            log_store: LogStore { log: log.clone(), telemetry: telemetry.clone(), blocking: options.blocking.clone() },
             state_machine: StateMachine {
                 applied: Arc::new(Applied::of(&data)?),
                 data,
@@ -326,7 +336,7 @@ impl Parts {
     ) -> Self {
         let Options { free_space, spool_dir, blocking, may_found, clock, .. } = options;
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let receiver = Receiver::new(spool_dir, free_space.clone(), blocking, tasks.clone(), stop.clone());
+        let receiver = Receiver::new(spool_dir, free_space.clone(), blocking.clone(), tasks.clone(), stop.clone());
         let lease = Arc::new(Lease::default());
         let leadership = Arc::new(Leadership { view: view.clone(), successor: Mutex::default() });
         let greeter = Arc::new(Greeter {
@@ -369,6 +379,8 @@ impl Parts {
             reads,
             free_space,
             receiver: Arc::new(receiver),
+            blocking,
+            fetches: Arc::new(Semaphore::new(FETCHES_MAX)),
             stop,
             tasks,
         }

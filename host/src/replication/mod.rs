@@ -16,6 +16,7 @@
 //! - `server`: answers the calls of other nodes.
 //! - `proposer`: gathers writes into rounds and sends them to the leader; `queue`: the writes that wait for that.
 //! - `reads`: the gate of strong reads, and the staleness of local ones.
+//! - `lost_state`: how a node that lost its state gets another.
 //! - `log_cut`, `disk_full`: when the log is cut, and how a node with a full disk behaves.
 //! - `cluster`: who this node is, who the others are, who leads, and how that changes.
 //! - `raft`: openraft's log, state machine, network and engine.
@@ -54,6 +55,7 @@ mod error;
 mod handle;
 mod lease;
 mod log_cut;
+mod lost_state;
 mod options;
 mod peer;
 mod proposer;
@@ -75,8 +77,9 @@ pub use self::handle::Handle;
 pub use self::options::Options;
 pub use self::peer::http::HttpTransport;
 pub use self::peer::protocol::{
-    CLUSTER_HEADER, Envelope, PROTOCOL, REFUSAL_HEADER, TO_HEADER, VERSION_HEADER, common_version,
+    CLUSTER_HEADER, Envelope, INDEX_MIN_HEADER, PROTOCOL, REFUSAL_HEADER, SnapshotBody, TO_HEADER, VERSION_HEADER,
+    common_version,
 };
-pub use self::raft::engine::check_storage;
+pub use self::raft::engine::{Condition, check_storage};
 pub use self::start_error::StartError;
 pub use self::types::ClusterId;

@@ -1,16 +1,18 @@
 //! Answers the calls of other nodes.
 
 use bytes::Bytes;
-use futures::Stream;
+use futures::{Stream, StreamExt};
 use openraft::{alias::SnapshotOf, raft::AppendEntriesResponse};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::cluster::identity::{Stage, unidentified};
-use super::peer::protocol::{Call, Envelope};
-use super::peer::{server, snapshot::Header};
+use super::peer::protocol::{Call, Envelope, SnapshotBody};
+use super::peer::server;
+use super::peer::snapshot::{Header, Outgoing};
 use super::types::{TypeConfig, decode, encode};
 use super::{disk_full, error::Error, handle::Handle};
+use crate::limits::SNAPSHOT_BYTES_PER_SECOND_MAX;
 
 impl Handle {
     /// Answers the calls of another node on a connection, until it ends or this node stops.
@@ -51,7 +53,7 @@ impl Handle {
                 encode(&self.0.reads.read_index(deadline).await?)
             }
             Call::SnapshotOffset => encode(&self.0.receiver.held(decode(&body)?).await?),
-            Call::Snapshot => Err(Error::Refused("a snapshot is a stream".to_owned())),
+            Call::Snapshot | Call::FetchSnapshot => Err(Error::Refused("a snapshot is a stream".to_owned())),
         }
     }
 
@@ -76,6 +78,35 @@ impl Handle {
             encode(&answer)
         };
         self.0.receiver.receive(body, install).await
+    }
+
+    /// A snapshot of this node's state that covers the log up to `index_min` at least, for a node of this cluster.
+    ///
+    /// # Errors
+    ///
+    /// If the call comes from elsewhere, or there is no such snapshot now.
+    pub async fn give_snapshot(&self, envelope: Envelope, index_min: u64) -> Result<SnapshotBody, Error> {
+        let own = self.0.identity.stage().cluster();
+        if own.is_none() || own != envelope.cluster {
+            return Err(Error::Refused("snapshots are for nodes of the same cluster".to_owned()));
+        }
+        let raft = &self.0.view.raft;
+        let applied = raft.applied().index();
+        if applied < index_min {
+            return Err(Error::Refused(format!("this node has applied the log up to {applied} only")));
+        }
+        let permit = self.0.fetches.clone().try_acquire_owned().map_err(refused)?;
+        let snapshot = raft.snapshot().await.map_err(refused)?;
+        let outgoing = Outgoing::new(raft.with_metrics(|metrics| metrics.vote), snapshot.meta, snapshot.snapshot);
+        let body = outgoing.body(0, SNAPSHOT_BYTES_PER_SECOND_MAX, &self.0.blocking).map_err(refused)?;
+        tracing::info!(id = format!("{:016x}", outgoing.id), "a node whose state is lost fetches a snapshot");
+        // Held until the stream ends or is dropped.
+        Ok(body
+            .map(move |frame| {
+                let _held = &permit;
+                frame
+            })
+            .boxed())
     }
 
     async fn append(&self, body: &[u8]) -> Result<Bytes, Error> {

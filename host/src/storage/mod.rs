@@ -9,7 +9,7 @@
 //!
 //! - [`Log`], in `log/`: entries by index in append-only segments, with one fsync for all appends that wait at one
 //!   moment.
-//! - [`Data`], in `data/`: entries by key, the registry, and all else that applying the log results in. Many log entries
+//! - [`Data`], in `data/` or a later generation beside it: entries by key, the registry, and all else that applying the log results in. Many log entries
 //!   are applied as one batch, without an fsync: the log holds whatever a crash takes from it. It is a database behind
 //!   the traits of `engine`, which is fjall in production and a simulated disk in tests that cut its power.
 //!
@@ -50,6 +50,6 @@ pub use self::feature_level::FeatureLevel;
 pub use self::free_space::{DiskFull, FreeSpace};
 pub use self::log::{Done, Log, OnFsync};
 pub use self::poison::Poison;
-pub use self::state::{Data, Page, RangeQuery, SnapshotReader, verify_snapshot};
+pub use self::state::{Data, Page, Position, RangeQuery, SnapshotReader, verify_snapshot};
 #[cfg(test)]
 pub(crate) use self::{engine::memory, log::simulated as simulated_log, state::simulated as simulated_data};

@@ -6,12 +6,13 @@
 use std::{collections::HashMap, sync::OnceLock, time::Duration};
 
 use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
 use parking_lot::Mutex;
 
 use super::connection::PeerConnection;
 use super::protocol::{
-    Answer, CLUSTER_HEADER, Call, CallError, Envelope, Failure, REFUSAL_HEADER, SnapshotBody, TO_HEADER, Transport,
-    VANISHED_AFTER,
+    ANYONE, Answer, CLUSTER_HEADER, Call, CallError, Envelope, Failure, Fetched, INDEX_MIN_HEADER, REFUSAL_HEADER,
+    SnapshotBody, TO_HEADER, Transport, VANISHED_AFTER,
 };
 use crate::net;
 use crate::replication::types::ClusterId;
@@ -50,24 +51,29 @@ impl HttpTransport {
         connections.entry(key).or_insert_with(|| PeerConnection::to(url)).clone()
     }
 
-    async fn send(request: reqwest::RequestBuilder, url: String) -> Result<Bytes, CallError> {
-        let failed = |failure, error: reqwest::Error| {
-            let source = std::error::Error::source(&error).map(ToString::to_string);
-            CallError::new(failure, &url, source.unwrap_or_else(|| error.to_string()))
-        };
+    /// A request that names this node's cluster.
+    fn request(&self, request: reqwest::RequestBuilder) -> reqwest::RequestBuilder {
+        match self.cluster.get() {
+            Some(cluster) => request.header(CLUSTER_HEADER, cluster.to_string()),
+            None => request,
+        }
+    }
+
+    /// Sends a request. The body of the answer is not read yet, unless it is an error.
+    async fn send(request: reqwest::RequestBuilder, url: &str) -> Result<reqwest::Response, CallError> {
         let response = request.send().await.map_err(|error| match error.is_connect() {
-            true => failed(Failure::NotSent, error),
-            false => failed(Failure::NoAnswer, error),
+            true => failed(Failure::NotSent, url, &error),
+            false => failed(Failure::NoAnswer, url, &error),
         })?;
         let status = response.status();
-        let is_refusal = response.headers().contains_key(REFUSAL_HEADER);
-        let body = response.bytes().await.map_err(|error| failed(Failure::NoAnswer, error))?;
         if status.is_success() {
-            return Ok(body);
+            return Ok(response);
         }
+        let is_refusal = response.headers().contains_key(REFUSAL_HEADER);
+        let body = response.bytes().await.map_err(|error| failed(Failure::NoAnswer, url, &error))?;
         let text: String = String::from_utf8_lossy(&body).chars().take(200).collect();
         let failure = if is_refusal { Failure::Refused } else { Failure::NoAnswer };
-        Err(CallError::new(failure, &url, format!("{status}: {text}")))
+        Err(CallError::new(failure, url, format!("{status}: {text}")))
     }
 }
 
@@ -96,10 +102,26 @@ impl Transport for HttpTransport {
 
     fn send_snapshot(&self, to: u64, url: &str, body: SnapshotBody) -> Answer<'_> {
         let request = self.http.post(format!("{url}/peer/snapshot")).header(TO_HEADER, to);
-        let request = match self.cluster.get() {
-            Some(cluster) => request.header(CLUSTER_HEADER, cluster.to_string()),
-            None => request,
-        };
-        Box::pin(Self::send(request.body(reqwest::Body::wrap_stream(body)), url.to_owned()))
+        let request = self.request(request).body(reqwest::Body::wrap_stream(body));
+        let url = url.to_owned();
+        Box::pin(async move {
+            let response = Self::send(request, &url).await?;
+            response.bytes().await.map_err(|error| failed(Failure::NoAnswer, &url, &error))
+        })
     }
+
+    fn fetch_snapshot(&self, url: &str, index_min: u64) -> Fetched<'_> {
+        let request = self.http.get(format!("{url}/peer/snapshot"));
+        let request = request.header(TO_HEADER, ANYONE).header(INDEX_MIN_HEADER, index_min);
+        let (request, url) = (self.request(request), url.to_owned());
+        Box::pin(async move {
+            let response = Self::send(request, &url).await?;
+            Ok(response.bytes_stream().map_err(std::io::Error::other).boxed())
+        })
+    }
+}
+
+fn failed(failure: Failure, url: &str, error: &reqwest::Error) -> CallError {
+    let source = std::error::Error::source(error).map(ToString::to_string);
+    CallError::new(failure, url, source.unwrap_or_else(|| error.to_string()))
 }

@@ -36,6 +36,9 @@ pub enum Call {
     Form,
     /// A step of a membership change.
     Members,
+    /// A node whose state is lost asks for a snapshot, which is streamed. Never made on a connection for calls: earlier
+    /// versions would not know its number.
+    FetchSnapshot,
 }
 
 impl Call {
@@ -103,7 +106,14 @@ pub trait Transport: Send + Sync + 'static {
     /// Makes the call [`Call::Snapshot`], with a body that is produced while it is sent. There is no timeout: the caller
     /// watches the progress.
     fn send_snapshot(&self, to: u64, url: &str, body: SnapshotBody) -> Answer<'_>;
+
+    /// Asks the node at a base URL for a snapshot that covers the log up to `index_min` at least. The stream ends with an
+    /// error if it breaks. There is no timeout: the caller watches the progress.
+    fn fetch_snapshot(&self, url: &str, index_min: u64) -> Fetched<'_>;
 }
+
+/// Waits for the beginning of a snapshot.
+pub type Fetched<'a> = BoxFuture<'a, Result<SnapshotBody, CallError>>;
 
 /// Waits for the answer to a call.
 pub type Answer<'a> = BoxFuture<'a, Result<Bytes, CallError>>;
@@ -124,6 +134,9 @@ pub const TO_HEADER: &str = "brink-peer-to";
 
 /// Header: the caller's cluster, as sixteen hexadecimal digits. Absent while the caller looks for a cluster or forms one.
 pub const CLUSTER_HEADER: &str = "brink-cluster";
+
+/// Header: the log index that a snapshot must cover at least.
+pub const INDEX_MIN_HEADER: &str = "brink-index-min";
 
 /// Header: marks a refusal by a node itself. An error without it may come from something in between, and the node may
 /// have acted on the call.

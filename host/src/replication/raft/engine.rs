@@ -4,13 +4,15 @@
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
-use openraft::{async_runtime::watch::WatchReceiver, error::Fatal};
+use openraft::{alias::SnapshotOf, async_runtime::watch::WatchReceiver, error::Fatal};
 use parking_lot::RwLock;
 
 use super::log_store::{LogStore, VOTE};
 use super::network::Network;
 use super::state_machine::{APPLIED, Applied, StateMachine};
-use crate::replication::types::{LogId, Metrics, TypeConfig, decode};
+use crate::replication::error::Error;
+use crate::replication::peer::snapshot::SnapshotSource;
+use crate::replication::types::{LogId, Metrics, TypeConfig, decode, decode_stored};
 use crate::storage::{self, Data, Log};
 
 /// The highest index at which a log that was never cut may begin.
@@ -87,6 +89,11 @@ impl RaftHandle {
         read(&metrics)
     }
 
+    /// A snapshot of this node's state, for another node that asks for it.
+    pub(crate) async fn snapshot(&self) -> std::io::Result<SnapshotOf<TypeConfig, SnapshotSource>> {
+        self.parts.state_machine.snapshot().await
+    }
+
     pub(crate) fn applied(&self) -> &Applied {
         &self.parts.state_machine.applied
     }
@@ -148,8 +155,9 @@ pub(crate) fn matched(metrics: &Metrics) -> BTreeMap<u64, u64> {
 ///
 /// # Errors
 ///
-/// [`storage::Error::Lost`] if one of them lacks entries that it once had, as the other shows; other errors if they cannot be read.
-pub fn check_storage(log: &Log, data: &Data, dir: &Path) -> Result<(), storage::Error> {
+/// [`storage::Error::Lost`] if the log lacks entries that it once had, as the state shows; other errors if they cannot be
+/// read.
+pub fn check_storage(log: &Log, data: &Data, dir: &Path) -> Result<Condition, storage::Error> {
     let lost = |what: String| Err(storage::Error::Lost { path: dir.to_path_buf(), what });
     let purged = index(log.purged_marker())?;
     let range = log.first_last();
@@ -159,11 +167,10 @@ pub fn check_storage(log: &Log, data: &Data, dir: &Path) -> Result<(), storage::
     }
     let applied = index(data.meta(APPLIED)?)?;
     if applied < purged {
-        return lost(format!(
-            "the log was cut up to entry {}, and the state ends with {}",
-            name(purged),
-            name(applied)
-        ));
+        let (purged, applied) = (name(purged), name(applied));
+        return Ok(Condition::StateLost(format!(
+            "the log was cut up to entry {purged}, and the state ends with {applied}"
+        )));
     }
     // A node votes before it takes entries, so a log without a vote was never the one of this state.
     if applied.is_some() && log.named(VOTE).is_none() {
@@ -178,7 +185,21 @@ pub fn check_storage(log: &Log, data: &Data, dir: &Path) -> Result<(), storage::
         );
         data.sync()?;
     }
-    Ok(())
+    Ok(Condition::Whole)
+}
+
+/// What a log and a state are together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Condition {
+    /// They go on as they are.
+    Whole,
+    /// The log no longer holds the entries that the state lacks; why that is known.
+    StateLost(String),
+}
+
+/// The log id in the place of the entries that were cut; none if the log still begins with the first entry.
+pub(crate) fn purged(log: &Log) -> Result<Option<LogId>, Error> {
+    decode_stored(Ok(log.purged_marker()))
 }
 
 fn name(index: Option<u64>) -> String {
@@ -209,8 +230,9 @@ mod tests {
             let log = Log::open(&dir.path().join("log"), Box::new(|_, _| {}), false).unwrap();
             let data = Data::open(&dir.path().join("data"), 8 << 20).unwrap();
             let (applied, telemetry) = (Arc::new(Applied::of(&data).unwrap()), Telemetry::disabled());
-            let log_store = LogStore { log, telemetry: telemetry.clone() };
-            Ok((dir, log_store, StateMachine { data, applied, telemetry, blocking: Blocking::Threads }))
+            let blocking = Blocking::Threads;
+            let log_store = LogStore { log, telemetry: telemetry.clone(), blocking: blocking.clone() };
+            Ok((dir, log_store, StateMachine { data, applied, telemetry, blocking }))
         }
     }
 

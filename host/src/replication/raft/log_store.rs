@@ -1,9 +1,10 @@
 //! openraft's log on the `log/` database.
 //!
 //! This file only translates entries to bytes. Durability is up to [`crate::storage::Log`], whose writer calls openraft
-//! back after the fsync.
+//! back after the fsync. Recent entries are read from memory, in place; older ones, which only a restart and peers that are
+//! behind need, on a thread that may block.
 
-use std::ops::{Bound, RangeBounds};
+use std::ops::{Bound, Range, RangeBounds};
 use std::{fmt::Debug, io, sync::Arc};
 
 use bytes::Bytes;
@@ -14,6 +15,7 @@ use tokio::sync::oneshot;
 
 use crate::clock;
 use crate::limits::COMMAND_BYTES_MAX;
+use crate::replication::blocking::Blocking;
 use crate::replication::peer::frames::PEER_BODY_BYTES_MAX;
 use crate::replication::types::{LogEntry, LogId, TypeConfig, Vote, decode, encode, traces_of};
 use crate::storage::{self, Log};
@@ -34,12 +36,16 @@ const _: () = assert!(READ_BYTES_MAX + 2 * COMMAND_BYTES_MAX <= PEER_BODY_BYTES_
 pub struct LogStore {
     pub(crate) log: Log,
     pub(crate) telemetry: Telemetry,
+    pub(crate) blocking: Blocking,
 }
 
 impl LogStore {
-    fn read_entries(&self, range: std::ops::Range<u64>, bytes_max: Option<usize>) -> io::Result<Vec<LogEntry>> {
-        let encoded = self.log.read(range, bytes_max.unwrap_or(usize::MAX));
-        encoded.map_err(io::Error::other)?.iter().map(|bytes| decode(bytes).map_err(io::Error::other)).collect()
+    async fn read_entries(&self, range: Range<u64>, bytes_max: usize) -> io::Result<Vec<LogEntry>> {
+        if let Some(encoded) = self.log.read_in_memory(range.clone(), bytes_max) {
+            return decode_all(&encoded);
+        }
+        let log = self.log.clone();
+        self.blocking.run(move || decode_all(&log.read(range, bytes_max).map_err(io::Error::other)?)).await?
     }
 
     /// A callback that records the append in the traces of its writes, and reports it to openraft.
@@ -58,13 +64,17 @@ impl LogStore {
     }
 }
 
+fn decode_all(encoded: &[Bytes]) -> io::Result<Vec<LogEntry>> {
+    encoded.iter().map(|bytes| decode(bytes).map_err(io::Error::other)).collect()
+}
+
 /// Decodes a stored value, if there is one.
 pub(super) fn stored<T: DeserializeOwned>(bytes: Result<Option<Bytes>, storage::Error>) -> io::Result<Option<T>> {
     bytes.map_err(io::Error::other)?.map(|bytes| decode(&bytes).map_err(io::Error::other)).transpose()
 }
 
 /// Hands an operation to the log's writer and waits until it is done.
-async fn wait_for(operation: impl FnOnce(storage::Done)) -> io::Result<()> {
+pub(crate) async fn wait_for(operation: impl FnOnce(storage::Done)) -> io::Result<()> {
     let (done, result) = oneshot::channel();
     operation(Box::new(move |outcome| {
         // Sending fails if the caller has stopped waiting.
@@ -73,7 +83,7 @@ async fn wait_for(operation: impl FnOnce(storage::Done)) -> io::Result<()> {
     result.await.map_err(|_| io::Error::other("the log's writer has stopped"))?.map_err(io::Error::other)
 }
 
-fn half_open(range: &impl RangeBounds<u64>) -> std::ops::Range<u64> {
+fn half_open(range: &impl RangeBounds<u64>) -> Range<u64> {
     let start = match range.start_bound() {
         Bound::Included(index) => *index,
         Bound::Excluded(index) => index.saturating_add(1),
@@ -92,11 +102,11 @@ impl RaftLogReader<TypeConfig> for LogStore {
     where
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {
-        self.read_entries(half_open(&range), None)
+        self.read_entries(half_open(&range), usize::MAX).await
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<LogEntry>, io::Error> {
-        self.read_entries(start..end, Some(READ_BYTES_MAX))
+        self.read_entries(start..end, READ_BYTES_MAX).await
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
@@ -111,7 +121,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let last_purged_log_id: Option<LogId> = stored(Ok(self.log.purged_marker()))?;
         let last_log_id = match self.log.first_last() {
             Some((_, last)) => {
-                let entry: Option<LogEntry> = stored(self.log.get(last))?;
+                let entry = self.read_entries(last..last.saturating_add(1), usize::MAX).await?.pop();
                 Some(entry.ok_or_else(|| io::Error::other("the last log entry cannot be read"))?.log_id())
             }
             None => last_purged_log_id,
@@ -166,6 +176,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use futures::FutureExt;
     use openraft::raft::AppendEntriesRequest;
     use openraft::{EntryPayload, LogId};
 
@@ -176,7 +189,7 @@ mod tests {
     async fn the_largest_append_fits_into_a_frame() {
         let dir = tempfile::tempdir().unwrap();
         let log = Log::open(&dir.path().join("log"), Box::new(|_, _| {}), false).unwrap();
-        let mut store = LogStore { log, telemetry: Telemetry::disabled() };
+        let mut store = LogStore { log, telemetry: Telemetry::disabled(), blocking: Blocking::Threads };
         let vote = Vote::new(u64::MAX, u64::MAX);
         // A read goes on as long as it has fewer bytes than its maximum.
         let entries = [(1, READ_BYTES_MAX - 1_024), (2, COMMAND_BYTES_MAX), (3, 1)].map(|(index, bytes)| {
@@ -196,5 +209,41 @@ mod tests {
         let bytes = encode(&request).unwrap().len();
         assert!(bytes > COMMAND_BYTES_MAX + READ_BYTES_MAX - 1_024, "{bytes} bytes");
         assert!(bytes < PEER_BODY_BYTES_MAX, "{bytes} bytes");
+    }
+
+    static JOBS: AtomicU32 = AtomicU32::new(0);
+
+    fn counted() -> futures::future::BoxFuture<'static, ()> {
+        JOBS.fetch_add(1, Ordering::Relaxed);
+        async {}.boxed()
+    }
+
+    #[tokio::test]
+    async fn only_entries_that_are_not_in_memory_take_a_thread_that_may_block() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || {
+            let log = Log::open(&dir.path().join("log"), Box::new(|_, _| {}), false).unwrap();
+            LogStore { log, telemetry: Telemetry::disabled(), blocking: Blocking::InPlace(counted) }
+        };
+        let mut store = open();
+        let entry = |index| {
+            let log_id = LogId::new(*Vote::new(1, 1).leader_id(), index);
+            encode(&LogEntry::new(log_id, EntryPayload::Blank)).unwrap()
+        };
+        let entries = (1..=3).map(|index| (index, entry(index))).collect();
+        wait_for(|done| store.log.append(entries, done)).await.unwrap();
+        assert_eq!(store.try_get_log_entries(1..=3).await.unwrap().len(), 3);
+        assert_eq!(store.limited_get_log_entries(2, 4).await.unwrap().len(), 2);
+        assert_eq!(store.get_log_state().await.unwrap().last_log_id.map(|last| last.index()), Some(3));
+        assert_eq!(JOBS.load(Ordering::Relaxed), 0);
+
+        store.log.close();
+        drop(store);
+        let mut store = open();
+        assert_eq!(store.try_get_log_entries(1..=3).await.unwrap().len(), 3);
+        assert_eq!(store.limited_get_log_entries(2, 4).await.unwrap().len(), 2);
+        assert_eq!(store.get_log_state().await.unwrap().last_log_id.map(|last| last.index()), Some(3));
+        assert_eq!(JOBS.load(Ordering::Relaxed), 3);
+        store.log.close();
     }
 }

@@ -304,7 +304,7 @@ mod tests {
     use parking_lot::Mutex;
 
     use super::*;
-    use crate::replication::peer::protocol::{Answer, SnapshotBody};
+    use crate::replication::peer::protocol::{Answer, Fetched, SnapshotBody};
     use crate::replication::types::{ClusterId, SnapshotMeta};
     use crate::storage::Data;
 
@@ -332,6 +332,11 @@ mod tests {
         fn send_snapshot(&self, _to: u64, _url: &str, body: SnapshotBody) -> Answer<'_> {
             *self.streams.lock() += 1;
             (self.take)(body)
+        }
+
+        fn fetch_snapshot(&self, url: &str, _index_min: u64) -> Fetched<'_> {
+            let refused = CallError::new(Failure::Refused, url, "it gives no snapshots");
+            Box::pin(async { Err(refused) })
         }
     }
 

@@ -121,6 +121,11 @@ pub struct StateMachine {
 }
 
 impl StateMachine {
+    pub(super) async fn snapshot(&self) -> io::Result<Snapshot> {
+        let data = self.data.clone();
+        self.blocking.run(move || snapshot_of(&data)).await?
+    }
+
     /// Applies entries as one storage batch and answers the proposers that wait for them.
     async fn apply_chunk(&self, chunk: Vec<EntryResponder<TypeConfig>>) -> io::Result<()> {
         let began = (Instant::now(), clock::now());
@@ -196,6 +201,12 @@ impl StateMachine {
     }
 }
 
+/// Replaces the state by a snapshot. Blocks.
+pub(crate) fn install(data: &Data, snapshot: &SnapshotSource) -> io::Result<()> {
+    let own = [(SNAPSHOT_TAKEN, bytes::Bytes::new())];
+    data.install(snapshot.chunks()?, &own).map_err(io::Error::other)
+}
+
 /// A snapshot of the current state, which is durable up to the position it covers.
 fn snapshot_of(data: &Data) -> io::Result<Snapshot> {
     let reader = data.snapshot();
@@ -212,7 +223,9 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     type SnapshotBuilder = Self;
 
     async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
-        Ok((stored(self.data.meta(APPLIED))?, stored(self.data.meta(MEMBERSHIP))?.unwrap_or_default()))
+        let data = self.data.clone();
+        let read = move || Ok((stored(data.meta(APPLIED))?, stored(data.meta(MEMBERSHIP))?.unwrap_or_default()));
+        self.blocking.run(read).await?
     }
 
     async fn apply<Strm>(&mut self, entries: Strm) -> Result<(), io::Error>
@@ -230,11 +243,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         self.clone()
     }
 
+    /// Nothing that reads the state waits for it.
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotSource) -> Result<(), io::Error> {
         let data = self.data.clone();
-        let own = [(SNAPSHOT_TAKEN, bytes::Bytes::new())];
-        let install = move || -> io::Result<_> { data.install(snapshot.chunks()?, &own).map_err(io::Error::other) };
-        self.blocking.run(install).await??;
+        self.blocking.run(move || install(&data, &snapshot)).await??;
         self.applied.load(&self.data).map_err(io::Error::other)?;
         if let Some(last) = meta.last_log_id() {
             self.applied.advance(last.index());
@@ -245,11 +257,12 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 
     /// A snapshot takes no space on disk: it is read from the state when it is needed.
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
-        if self.data.meta(SNAPSHOT_TAKEN).map_err(io::Error::other)?.is_none() {
-            return Ok(None);
-        }
         let data = self.data.clone();
-        self.blocking.run(move || snapshot_of(&data)).await?.map(Some)
+        let current = move || match data.meta(SNAPSHOT_TAKEN).map_err(io::Error::other)? {
+            Some(_) => snapshot_of(&data).map(Some),
+            None => Ok(None),
+        };
+        self.blocking.run(current).await?
     }
 }
 

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::replication::peer::protocol::{
-    Answer, Call, CallError, Envelope, Failure, SnapshotBody, Transport, VANISHED_AFTER,
+    ANYONE, Answer, Call, CallError, Envelope, Failure, Fetched, SnapshotBody, Transport, VANISHED_AFTER,
 };
 use crate::replication::types::ClusterId;
 
@@ -85,6 +85,15 @@ impl Transport for SimTransport {
             let is_whole = sent.iter().all(Result::is_ok);
             let frames = sent.into_iter().map_while(Result::ok).collect();
             self.send(url, to, Call::Snapshot, Body::Frames { frames, is_whole }, VANISHED_AFTER).await
+        })
+    }
+
+    /// The snapshot arrives whole or not at all.
+    fn fetch_snapshot(&self, url: &str, index_min: u64) -> Fetched<'_> {
+        let (url, index_min) = (url.to_owned(), Bytes::copy_from_slice(&index_min.to_be_bytes()));
+        Box::pin(async move {
+            let whole = self.send(url, ANYONE, Call::FetchSnapshot, Body::Whole(index_min), VANISHED_AFTER).await?;
+            Ok(futures::stream::iter([Ok(whole)]).boxed())
         })
     }
 }

@@ -294,6 +294,33 @@ fn a_node_that_lost_its_disk_does_not_learn_its_old_cluster_from_a_founder_witho
     }
 }
 
+/// The others may have cut their logs further than this node, and may be behind it.
+#[test]
+fn a_node_that_lost_its_state_alone_goes_on_under_its_id_with_its_log() {
+    let mut fetched = 0;
+    for seed in 1..=30 {
+        let node = |number| Node::new(number, &[0, 1, 2], seed + number as u64, 1_000, 8);
+        let mut world = World::new(seed, (0..3).map(node).collect());
+        form(&mut world).unwrap();
+        world.clients_act = true;
+        steps(&mut world, 200 + 250 * (seed % 10));
+        let loser = (seed % 3) as usize;
+        let id = metrics(&world, loser).id;
+        let was_cut = metrics(&world, loser).purged.is_some();
+        world.crash(loser, true);
+        world.nodes[loser].data_disk.wipe();
+        world.messages.clear();
+        world.start(loser);
+        until(&mut world, |world| world.nodes[loser].handle().is_some());
+        let asked = world.messages.iter().any(|(message, _)| message.contains("fetch-snapshot"));
+        assert!(asked || !was_cut, "seed {seed}");
+        fetched += u32::from(asked);
+        assert_eq!(metrics(&world, loser).id, id);
+        finish(&mut world).unwrap_or_else(|violation| panic!("seed {seed}: {violation:?}"));
+    }
+    assert!((5..30).contains(&fetched), "{fetched}");
+}
+
 /// Two of three nodes lose their disks and form a new cluster while the third is away: under the same URLs and, since the
 /// ids of founders are derived from URLs, under the same node ids. If the third could talk to them, either its cluster or
 /// theirs would be overwritten.

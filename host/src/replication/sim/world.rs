@@ -9,6 +9,7 @@ use std::sync::{Arc, Once};
 use std::{cell::Cell, collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
+use futures::StreamExt;
 use parking_lot::Mutex;
 
 use super::clients::{self, CLIENTS, Client, Inbox};
@@ -16,8 +17,8 @@ use super::history::{History, Request, Response, Unique};
 use super::invariants::{Invariants, Violation};
 use super::network::{Body, Cuts, Outbox, Outgoing, Reply, Weather};
 use super::node::Node;
-use crate::replication::WriteOutcome;
 use crate::replication::peer::protocol::{Call, CallError, Envelope, Failure};
+use crate::replication::{Error, Handle, WriteOutcome};
 use crate::telemetry::Telemetry;
 
 /// Interval at which the invariants observe the nodes.
@@ -308,6 +309,7 @@ impl World {
         self.serving.extend(reply.map(|reply| (delivered, (route, reply))));
         node.spawn(async move |handle| {
             let served = match body {
+                Body::Whole(body) if call == Call::FetchSnapshot => give_snapshot(handle, envelope, &body).await,
                 Body::Whole(body) => handle.serve(call, envelope, body).await,
                 Body::Frames { frames, is_whole } => {
                     let broken = (!is_whole).then(|| Err(std::io::Error::other("the connection broke")));
@@ -324,6 +326,13 @@ impl World {
         });
         self.note(("deliver", from, to, name(call)));
     }
+}
+
+/// A snapshot as one message.
+async fn give_snapshot(handle: Handle, envelope: Envelope, index_min: &[u8]) -> Result<Bytes, Error> {
+    let index_min = u64::from_be_bytes(index_min.try_into().unwrap());
+    let frames: Vec<_> = handle.give_snapshot(envelope, index_min).await?.collect().await;
+    Ok(frames.into_iter().map(Result::unwrap).collect::<Vec<_>>().concat().into())
 }
 
 fn name(call: Call) -> &'static str {

@@ -1,27 +1,32 @@
-//! A simulated disk as the storage engine: its journal survives power losses, failures and lies. For tests.
+//! A simulated disk as the storage engine: its journals survive power losses, failures and lies. For tests.
 //!
-//! A [`SimDisk`] holds one database and outlives the nodes that open it. Every batch is a record of a journal, and a
-//! sync makes all records before it durable. A power loss ([`SimDisk::lose_power`]) keeps the durable records and a
-//! prefix of the others, chosen by the disk's seed. fjall leaves the same behind: it writes its journal in order, and
-//! cuts it at the first incomplete record. A process that had the disk open before a power loss can no longer write to
-//! it, even if some of its tasks are still alive.
+//! A [`SimDisk`] holds the generations of one database and outlives the nodes that open it. Each generation has a journal;
+//! every batch is a record of it, and a sync makes all its records before it durable. A power loss
+//! ([`SimDisk::lose_power`]) keeps the durable records of each journal and a prefix of the others, chosen by the disk's
+//! seed. fjall leaves the same behind: it writes its journal in order, and cuts it at the first incomplete record. A
+//! process that had the disk open before a power loss can no longer write to it, even if some of its tasks are still alive.
 //!
-//! Beside the database lies one small file, the sidecar, which is replaced as a whole.
+//! Beside the database lie the pointer to the current generation and one small file, the sidecar; each is replaced as a
+//! whole.
 //!
-//! On demand a disk fails, is slow, or loses records that it reported as synced. After a failed write or sync
-//! nothing more is written until the database is opened again, as with fjall.
+//! On demand a disk fails, is slow, loses power by itself, or loses records that it reported as synced. After a failed
+//! write or sync nothing more is written until the database is opened again, as with fjall.
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::{Bounds, Change, Durability, EVERYTHING, ReadTables, Rows, Slice, StorageEngine, Table, WriteBatch};
+use super::{Bounds, Change, Durability, Generations, ReadTables, Rows, Slice, StorageEngine, Table, WriteBatch};
 use crate::storage::Error;
 
 /// What a disk writes as a whole.
@@ -45,19 +50,30 @@ pub(crate) enum Operation {
 
 struct DiskState {
     rng: fastrand::Rng,
-    /// Everything written, in order.
-    journal: Vec<Vec<Change>>,
-    /// Number of durable records.
-    synced: usize,
+    /// The generations by number.
+    databases: BTreeMap<u64, Journal>,
+    /// Versions of the pointer to the current generation, from the last synced one on; the process sees the last.
+    pointers: Vec<u64>,
     /// Whether any sectors of the first lost record survive.
     tears: bool,
     /// Number of the current opening. Earlier openings can no longer write.
     opening: u64,
-    is_open: bool,
+    /// How many databases are open.
+    open: usize,
     fails_next: Option<(Operation, io::ErrorKind)>,
+    /// Changes of the disk until it loses power by itself.
+    changes_left: Option<u64>,
     /// Versions of the sidecar, from the last synced one on; readers see the last.
     sidecars: Vec<Bytes>,
     sync_ms: RangeInclusive<u64>,
+}
+
+/// Everything written to a generation.
+#[derive(Default)]
+struct Journal {
+    records: Vec<Vec<Change>>,
+    /// Number of durable records.
+    synced: usize,
 }
 
 /// The content of a database. Cheap to clone.
@@ -69,12 +85,13 @@ impl SimDisk {
     pub(crate) fn new(seed: u64) -> Self {
         let state = DiskState {
             rng: fastrand::Rng::with_seed(seed),
-            journal: Vec::new(),
-            synced: 0,
+            databases: BTreeMap::new(),
+            pointers: vec![0],
             tears: false,
             opening: 0,
-            is_open: false,
+            open: 0,
             fails_next: None,
+            changes_left: None,
             sidecars: Vec::new(),
             sync_ms: 0..=0,
         };
@@ -83,30 +100,22 @@ impl SimDisk {
 
     /// Cuts the power: synced records stay, and a prefix of the others. An open database can no longer write.
     pub(crate) fn lose_power(&self) {
-        let mut state = self.state.lock();
-        let (synced, written) = (state.synced, state.journal.len());
-        let kept = state.rng.usize(synced..=written);
-        let torn = state.journal.drain(kept..).next();
-        if let Some(record) = torn.filter(|_| state.tears) {
-            let torn = record.into_iter().map(|change| state.tear(change)).collect();
-            state.journal.push(torn);
-        }
-        // The next start reads these records back from the disk, so they are durable.
-        state.synced = state.journal.len();
-        if !state.sidecars.is_empty() {
-            let count = state.sidecars.len();
-            let kept = state.rng.usize(..count);
-            state.sidecars = vec![state.sidecars.swap_remove(kept)];
-        }
-        state.shut_out();
+        self.state.lock().lose_power();
     }
 
-    /// Forgets the last `records`, synced or not, like a disk that lies about syncs. Call it while the disk is closed.
+    /// Cuts the power by itself after this many more changes.
+    pub(crate) fn lose_power_after(&self, changes: u64) {
+        self.state.lock().changes_left = Some(changes);
+    }
+
+    /// Forgets the last `records` of the current generation, synced or not, like a disk that lies about syncs. Call it
+    /// while the disk is closed.
     pub(crate) fn lose_tail(&self, records: usize) {
         let mut state = self.state.lock();
-        let kept = state.journal.len().saturating_sub(records);
-        state.journal.truncate(kept);
-        state.synced = state.synced.min(kept);
+        let journal = state.current();
+        let kept = journal.records.len().saturating_sub(records);
+        journal.records.truncate(kept);
+        journal.synced = journal.synced.min(kept);
         state.shut_out();
     }
 
@@ -114,14 +123,15 @@ impl SimDisk {
     /// end, or as many somewhere before, where zeros remain.
     pub(crate) fn lie(&self, most: usize) {
         let mut state = self.state.lock();
-        let written = state.journal.len();
+        let written = state.current().records.len();
         let (lost, is_tail) = (state.rng.usize(1..=most).min(written), state.rng.bool());
         let from = if is_tail { written - lost } else { state.rng.usize(0..=written - lost) };
+        let journal = state.current();
         match is_tail {
-            true => state.journal.truncate(from),
-            false => state.journal[from..from + lost].iter_mut().flatten().for_each(clear),
+            true => journal.records.truncate(from),
+            false => journal.records[from..from + lost].iter_mut().flatten().for_each(clear),
         }
-        state.synced = state.journal.len();
+        journal.synced = journal.records.len();
         let last = state.sidecars.pop();
         state.sidecars = last.into_iter().collect();
         state.shut_out();
@@ -129,8 +139,11 @@ impl SimDisk {
 
     /// Forgets everything, like a new disk.
     pub(crate) fn wipe(&self) {
-        self.lose_tail(usize::MAX);
-        self.state.lock().sidecars.clear();
+        let mut state = self.state.lock();
+        state.databases.clear();
+        state.pointers = vec![0];
+        state.sidecars.clear();
+        state.shut_out();
     }
 
     /// Makes the next write or sync fail, once.
@@ -154,24 +167,42 @@ impl SimDisk {
         Duration::from_millis(state.rng.u64(range))
     }
 
-    /// How many records are in the journal, and how many of them are durable.
+    /// How many records are in the current generation, and how many of them are durable.
     pub(crate) fn records(&self) -> (usize, usize) {
-        let state = self.state.lock();
-        (state.journal.len(), state.synced)
+        let mut state = self.state.lock();
+        let journal = state.current();
+        (journal.records.len(), journal.synced)
     }
 
-    /// Opens the database on the disk. With `waits`, a sync takes its time on the thread that requests it.
+    /// How many generations the disk holds.
+    pub(crate) fn generations(&self) -> usize {
+        self.state.lock().databases.len()
+    }
+
+    /// Opens the current generation. With `waits`, a sync takes its time on the thread that requests it.
     pub(crate) fn open(&self, waits: bool) -> Result<MemoryEngine, Error> {
         let mut state = self.state.lock();
-        if state.is_open {
+        if state.open > 0 {
             return Err(Error::Locked(PathBuf::from("the simulated disk")));
         }
         state.opening += 1;
-        state.is_open = true;
+        let current = state.newest_pointer();
+        if current != 0 && !state.databases.contains_key(&current) {
+            return Err(Error::corrupt("the pointer"));
+        }
+        state.databases.retain(|generation, _| *generation == current);
+        drop(state);
+        Ok(self.engine(current, waits))
+    }
+
+    fn engine(&self, generation: u64, waits: bool) -> MemoryEngine {
+        let mut state = self.state.lock();
+        state.open += 1;
         let mut tables = Tables::default();
-        state.journal.iter().for_each(|record| tables.apply(record));
+        state.databases.entry(generation).or_default().records.iter().for_each(|record| tables.apply(record));
         let content = Mutex::new(Content { tables, is_poisoned: false });
-        Ok(MemoryEngine { disk: self.clone(), opening: state.opening, waits, content })
+        let is_retired = AtomicBool::new(false);
+        MemoryEngine { disk: self.clone(), opening: state.opening, generation, waits, content, is_retired }
     }
 
     pub(in crate::storage) fn sidecar(&self) -> Option<Bytes> {
@@ -202,9 +233,37 @@ impl DiskState {
         Change { value: change.value.map(|_| value.into()), ..change }
     }
 
+    fn lose_power(&mut self) {
+        for (number, mut journal) in std::mem::take(&mut self.databases) {
+            let kept = self.rng.usize(journal.synced..=journal.records.len());
+            let torn = journal.records.drain(kept..).next();
+            if let Some(record) = torn.filter(|_| self.tears) {
+                let torn = record.into_iter().map(|change| self.tear(change)).collect();
+                journal.records.push(torn);
+            }
+            // The next start reads these records back from the disk, so they are durable.
+            journal.synced = journal.records.len();
+            self.databases.insert(number, journal);
+        }
+        keep_one(&mut self.pointers, &mut self.rng);
+        keep_one(&mut self.sidecars, &mut self.rng);
+        self.changes_left = None;
+        self.shut_out();
+    }
+
     fn shut_out(&mut self) {
         self.opening += 1;
-        self.is_open = false;
+        self.open = 0;
+    }
+
+    fn newest_pointer(&self) -> u64 {
+        self.pointers.last().copied().unwrap_or(0)
+    }
+
+    /// The current generation.
+    fn current(&mut self) -> &mut Journal {
+        let current = self.newest_pointer();
+        self.databases.entry(current).or_default()
     }
 
     /// Fails if the disk was shut out or opened again since an opening.
@@ -212,15 +271,33 @@ impl DiskState {
         if self.opening == opening { Ok(()) } else { Err(Error::Closed) }
     }
 
-    fn write(&mut self, opening: u64, record: &[Change], sync: bool) -> Result<(), Error> {
+    /// Begins a change of the disk, for the process of an opening.
+    fn begin(&mut self, opening: u64) -> Result<(), Error> {
         self.check(opening)?;
+        match &mut self.changes_left {
+            Some(0) => {
+                self.lose_power();
+                Err(Error::Closed)
+            }
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn write(&mut self, opening: u64, generation: u64, record: &[Change], sync: bool) -> Result<(), Error> {
         if !record.is_empty() {
+            self.begin(opening)?;
             self.attempt(Operation::Write)?;
-            self.journal.push(record.to_vec());
+            self.databases.entry(generation).or_default().records.push(record.to_vec());
         }
         if sync {
+            self.begin(opening)?;
             self.attempt(Operation::Sync)?;
-            self.synced = self.journal.len();
+            let journal = self.databases.entry(generation).or_default();
+            journal.synced = journal.records.len();
         }
         Ok(())
     }
@@ -240,12 +317,60 @@ fn clear(change: &mut Change) {
     }
 }
 
+/// What a power loss leaves of the versions of a file.
+fn keep_one<T>(versions: &mut Vec<T>, rng: &mut fastrand::Rng) {
+    if versions.len() > 1 {
+        let kept = rng.usize(..versions.len());
+        *versions = vec![versions.swap_remove(kept)];
+    }
+}
+
+/// The generations on a disk, as one process has opened them.
+pub(in crate::storage) struct SimGenerations {
+    disk: SimDisk,
+    /// The opening, and the number of the newest generation.
+    newest: Mutex<(u64, u64)>,
+}
+
+impl SimGenerations {
+    pub(in crate::storage) fn new(disk: &SimDisk) -> Self {
+        Self { disk: disk.clone(), newest: Mutex::default() }
+    }
+}
+
+impl Generations for SimGenerations {
+    fn open(&self) -> Result<Arc<dyn StorageEngine>, Error> {
+        let engine = self.disk.open(false)?;
+        *self.newest.lock() = (engine.opening, engine.generation);
+        Ok(Arc::new(engine))
+    }
+
+    fn create(&self) -> Result<Arc<dyn StorageEngine>, Error> {
+        let mut newest = self.newest.lock();
+        self.disk.state.lock().begin(newest.0)?;
+        newest.1 += 1;
+        Ok(Arc::new(self.disk.engine(newest.1, false)))
+    }
+
+    fn switch(&self) -> Result<(), Error> {
+        let (opening, generation) = *self.newest.lock();
+        let mut state = self.disk.state.lock();
+        state.begin(opening)?;
+        state.pointers.push(generation);
+        state.begin(opening)?;
+        state.pointers = vec![generation];
+        Ok(())
+    }
+}
+
 /// The database on a disk, as one process has opened it, until it is dropped.
 pub(crate) struct MemoryEngine {
     disk: SimDisk,
     pub(in crate::storage) opening: u64,
+    generation: u64,
     waits: bool,
     content: Mutex<Content>,
+    is_retired: AtomicBool,
 }
 
 /// The content as readers see it.
@@ -258,7 +383,10 @@ impl Drop for MemoryEngine {
     fn drop(&mut self) {
         let mut state = self.disk.state.lock();
         if state.opening == self.opening {
-            state.is_open = false;
+            state.open -= 1;
+            if self.is_retired.load(Ordering::Relaxed) {
+                state.databases.remove(&self.generation);
+            }
         }
     }
 }
@@ -276,7 +404,7 @@ impl MemoryEngine {
         if content.is_poisoned {
             return Err(fjall::Error::Poisoned.into());
         }
-        let written = self.disk.state.lock().write(self.opening, record, sync);
+        let written = self.disk.state.lock().write(self.opening, self.generation, record, sync);
         match written {
             Ok(()) => content.tables.apply(record),
             Err(_) => content.is_poisoned = true,
@@ -313,12 +441,8 @@ impl StorageEngine for MemoryEngine {
         Box::new(self.tables())
     }
 
-    fn clear(&self, table: Table) -> Result<(), Error> {
-        let mut batch = WriteBatch::default();
-        for key in self.keys(table, EVERYTHING)? {
-            batch.remove(table, key?);
-        }
-        self.write(batch, Durability::None)
+    fn retire(&self) {
+        self.is_retired.store(true, Ordering::Relaxed);
     }
 }
 
@@ -342,65 +466,5 @@ impl ReadTables for Tables {
         let rows = self.0.get(&table).into_iter().flat_map(|rows| rows.range::<[u8], _>(bounds));
         let rows: Vec<_> = rows.map(|(key, value)| Ok((key.clone(), value.clone()))).collect();
         Ok(Box::new(rows.into_iter()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const TABLE: Table = Table(0);
-
-    fn put(db: &MemoryEngine, keys: &[u8], durability: Durability) -> Result<(), Error> {
-        let mut batch = WriteBatch::default();
-        keys.iter().for_each(|key| batch.insert(TABLE, [*key], "value"));
-        db.write(batch, durability)
-    }
-
-    #[test]
-    fn a_loss_of_power_leaves_what_was_synced_and_a_prefix_of_the_rest_batch_by_batch() {
-        let mut left = std::collections::BTreeSet::new();
-        for seed in 0..100 {
-            let disk = SimDisk::new(seed);
-            let db = disk.open(true).unwrap();
-            for key in 0..10 {
-                put(&db, &[key, 100 + key], if key == 4 { Durability::All } else { Durability::None }).unwrap();
-            }
-            disk.lose_power();
-            let db = disk.open(true).unwrap();
-            let keys: Vec<u8> = db.keys(TABLE, EVERYTHING).unwrap().map(|key| key.unwrap()[0]).collect();
-            let first = u8::try_from(keys.len() / 2).unwrap();
-            let expected: Vec<u8> = (0..first).chain(100..100 + first).collect();
-            assert_eq!(keys, expected);
-            left.insert(first);
-        }
-        assert_eq!(left, (5..=10).collect());
-    }
-
-    #[test]
-    fn a_process_that_lost_power_writes_nothing_more() {
-        let disk = SimDisk::new(1);
-        let before = disk.open(true).unwrap();
-        disk.lose_power();
-        let _after = disk.open(true).unwrap();
-        assert!(matches!(put(&before, &[1], Durability::All), Err(Error::Closed)));
-        drop(before);
-        assert!(matches!(disk.open(true), Err(Error::Locked { .. })));
-    }
-
-    #[test]
-    fn after_a_failed_write_or_sync_nothing_is_written_until_the_database_is_opened_anew() {
-        for operation in [Operation::Write, Operation::Sync] {
-            let disk = SimDisk::new(1);
-            let db = disk.open(true).unwrap();
-            disk.fail_next(operation, io::ErrorKind::Other);
-            for _ in 0..2 {
-                put(&db, &[1], Durability::All).unwrap_err();
-            }
-            assert!(db.get(TABLE, &[1]).unwrap().is_none());
-            drop(db);
-            put(&disk.open(true).unwrap(), &[1], Durability::All).unwrap();
-            assert_eq!(disk.records(), if operation == Operation::Write { (1, 1) } else { (2, 2) });
-        }
     }
 }

@@ -3,12 +3,16 @@
 //! Production uses fjall on a directory (`fjall`). Tests use a simulated disk (`memory`), which loses power, fails and
 //! lies on demand, and outlives the node that uses it. The rest of [`crate::storage`] sees only the traits.
 //!
+//! A database is replaced as a whole by another *generation* of it ([`Generations`]): the new one is created and filled
+//! beside the current one, which is read meanwhile, and takes its place once it is durable.
+//!
 //! # What an implementation guarantees
 //!
 //! - A batch takes effect as a whole or not at all, also across a crash.
 //! - A crash takes nothing that a sync reported as durable, and nothing that was written to that database before.
 //! - Of the batches that were not synced, a crash leaves the first ones and takes the rest.
 //! - After a failed write or sync, every later one fails until the database is opened again.
+//! - The current generation changes at one moment, also across a crash.
 //!
 //! # Cost
 //!
@@ -17,10 +21,12 @@
 
 mod compaction;
 pub(super) mod fjall;
+mod journals;
 #[cfg(test)]
 pub(crate) mod memory;
 
 use std::ops::Bound;
+use std::sync::Arc;
 
 pub(super) use ::fjall::Slice;
 
@@ -67,8 +73,23 @@ pub(super) trait StorageEngine: ReadTables {
     /// A view of the current state of all tables. Later writes do not change it.
     fn view(&self) -> Box<dyn ReadTables>;
 
-    /// Removes every row of a table. Not atomic with anything else.
-    fn clear(&self, table: Table) -> Result<(), Error>;
+    /// Has the database removed from the disk once nobody uses it any longer: neither this engine, nor its views and
+    /// iterators.
+    fn retire(&self);
+}
+
+/// A database and those that replace it, of which one is current.
+pub(super) trait Generations: Send + Sync {
+    /// Opens the current generation; the first one is created if it is missing. Removes all others, which were left
+    /// behind when the process ended. Called once.
+    fn open(&self) -> Result<Arc<dyn StorageEngine>, Error>;
+
+    /// Creates an empty generation. Unless it becomes current, its user retires it.
+    fn create(&self) -> Result<Arc<dyn StorageEngine>, Error>;
+
+    /// Makes the generation that was created last the current one; it must be synced. After an error, either generation
+    /// may be the current one, so both must be kept.
+    fn switch(&self) -> Result<(), Error>;
 }
 
 /// How much of a write must be on disk when it returns.
@@ -106,9 +127,5 @@ impl WriteBatch {
 
     pub(super) fn insert(&mut self, table: Table, key: impl Into<Slice>, value: impl Into<Slice>) {
         self.set(table, key, Some(value.into()));
-    }
-
-    pub(super) fn remove(&mut self, table: Table, key: impl Into<Slice>) {
-        self.set(table, key, None);
     }
 }

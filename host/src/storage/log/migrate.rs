@@ -6,6 +6,7 @@
 
 use std::io::ErrorKind;
 use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -72,7 +73,7 @@ pub(super) fn migrate(dir: &Path, accepts_loss: bool) -> Result<(), Error> {
     absent(std::fs::remove_file(new.with_extension("watermark")))
 }
 
-fn open_old(dir: &Path) -> Result<Box<dyn StorageEngine>, Error> {
+fn open_old(dir: &Path) -> Result<Arc<dyn StorageEngine>, Error> {
     let table = |name| TableOptions {
         name,
         memtable_bytes_max: MEMTABLE_BYTES_MAX,

@@ -184,7 +184,18 @@ impl Log {
         Ok(self.read(index..index.saturating_add(1), usize::MAX)?.pop())
     }
 
-    /// The first entries of a range that the log holds: at least one, and no more once they reach `bytes_max`.
+    /// [`Log::read`], if all the entries it returns are in memory; it never waits for the disk.
+    pub fn read_in_memory(&self, range: Range<u64>, bytes_max: usize) -> Option<Vec<Bytes>> {
+        let (on_disk, in_memory) = self.inner.shared.tail.lock().read(range);
+        on_disk.is_empty().then(|| {
+            let mut entries = Vec::with_capacity(in_memory.len());
+            extend(&mut entries, in_memory, 0, bytes_max);
+            entries
+        })
+    }
+
+    /// The first entries of a range that the log holds: at least one, and no more once they reach `bytes_max`. Blocks, if
+    /// they are not in memory.
     pub fn read(&self, range: Range<u64>, bytes_max: usize) -> Result<Vec<Bytes>, Error> {
         let (mut on_disk, in_memory) = self.inner.shared.tail.lock().read(range);
         let mut entries = Vec::new();
@@ -195,13 +206,7 @@ impl Log {
             bytes += read.iter().map(Bytes::len).sum::<usize>();
             entries.extend(read);
         }
-        for entry in in_memory {
-            if !entries.is_empty() && bytes >= bytes_max {
-                break;
-            }
-            bytes += entry.len();
-            entries.push(entry);
-        }
+        extend(&mut entries, in_memory, bytes, bytes_max);
         Ok(entries)
     }
 
@@ -249,5 +254,16 @@ impl Log {
         if let Some(done) = refused {
             done(Err(Error::Closed));
         }
+    }
+}
+
+/// Adds entries to those of `bytes` bytes that were read before, up to `bytes_max` and at least one.
+fn extend(entries: &mut Vec<Bytes>, more: Vec<Bytes>, mut bytes: usize, bytes_max: usize) {
+    for entry in more {
+        if !entries.is_empty() && bytes >= bytes_max {
+            break;
+        }
+        bytes += entry.len();
+        entries.push(entry);
     }
 }

@@ -105,7 +105,7 @@ impl SegmentFiles for SimSegments {
     fn remove(&self, segment: u64) -> Result<(), Error> {
         let mut batch = WriteBatch::default();
         for row in rows(&self.0, segment)? {
-            batch.remove(SEGMENTS, row?.0);
+            batch.set(SEGMENTS, row?.0, None);
         }
         self.0.write(batch, Durability::None)
     }

@@ -8,21 +8,31 @@
 //! takes, and applying it again gives the same state. [`Data::sync`] makes everything applied so far durable, before a
 //! snapshot lets the log be cut.
 //!
+//! A snapshot is installed into another generation of the database, which takes the place of the current one once it is
+//! durable. Reads go on meanwhile, on the current one. Those under way at the change end on the state they began with;
+//! that is removed once the last of them has ended.
+//!
 //! # Guarantees
 //!
 //! - Apply is deterministic: it depends on the state and the writes alone.
-//! - A read shows one moment: all writes of a batch or none. A batch becomes visible to all readers at one moment, before
-//!   its apply returns.
+//! - A read shows one moment of one state: all writes of a batch or none, and no mixture with a snapshot. A batch becomes
+//!   visible to all readers at one moment, before its apply returns; so does a snapshot.
 //! - Reads never go back in time: a read that begins after another has ended shows a state at least as new, whether from
 //!   the cache or the tables, of one key or of many, with its entries or only the store's revision. This holds while a
-//!   node runs. After a crash it may first answer from an older state (see [`crate::replication`]).
-//! - Readers never see a part of a snapshot that is being installed.
+//!   node runs, and as long as no snapshot is older than the state that it replaces. After a crash it may first answer from
+//!   an older state (see [`crate::replication`]).
+//! - No read waits for a snapshot that is being installed.
+//! - A crash while a snapshot is installed leaves the state from before, or that of the snapshot. If the snapshot is
+//!   damaged, the state stays as it was.
+//! - Damage that a read meets ends the use of the state: the next start examines all of it (see `suspicion`).
+//!   [`Data::examine`] reads what nobody else does.
 //!
 //! # Cost
 //!
-//! One batch without a sync for each apply. A read takes one shared lock and opens a view; from the cache it does neither.
-//! Values above 3 KiB have rows of their own, which only reads of these values touch
-//! ([decision 23](../../../../docs/decisions/0023-large-values-apart.md)).
+//! One batch without a sync for each apply. A read holds a shared lock for an instant and opens a view; from the cache it
+//! does neither. Values above 3 KiB have rows of their own, which only reads of these values touch
+//! ([decision 23](../../../../docs/decisions/0023-large-values-apart.md)). While a snapshot is installed, both states take
+//! their space on disk, and twice the memory for blocks of tables.
 
 mod apply;
 mod cache;
@@ -36,6 +46,7 @@ mod scan;
 #[cfg(test)]
 pub(crate) mod simulated;
 mod snapshot;
+mod suspicion;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -48,15 +59,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
-use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use parking_lot::{Mutex, RwLock};
 
 use self::apply::{Counters, Overlay};
 use self::cache::{EntryCache, RecentHeads};
 use self::idempotency::Outcomes;
 pub use self::scan::{Page, RangeQuery};
 pub use self::snapshot::{SnapshotReader, verify as verify_snapshot};
-use self::tables::{IDEMPOTENCY, KV, KV_VALUES, META, SYSTEM, SYSTEM_VALUES};
-use super::engine::{Durability, EVERYTHING, ReadTables, Slice, StorageEngine, WriteBatch, fjall};
+pub use self::suspicion::Position;
+use self::suspicion::Suspicion;
+use self::tables::META;
+use super::engine::{Durability, Generations, ReadTables, Slice, StorageEngine, WriteBatch, fjall};
 use super::{Entry, Error, GuardedWrite, Idempotency, Outcome, Poison, RangeDigest, Space, format};
 
 /// The share of the cache that holds entries, as a divisor; the rest holds blocks of the tables.
@@ -71,6 +84,7 @@ const FORMATS: RangeInclusive<u32> = 3..=VALUES_APART;
 
 const REVISION: &str = "revision";
 const HOOK_EPOCH: &str = "hook-epoch";
+/// Marks a state that an earlier version was replacing in place when it stopped: a part of a snapshot.
 const INSTALLING: &str = "installing";
 
 /// The state of a node. Cheap to clone; all clones are the same state.
@@ -80,8 +94,11 @@ pub struct Data {
 }
 
 struct Inner {
-    engine: Box<dyn StorageEngine>,
+    generations: Box<dyn Generations>,
+    /// The current generation. Locked for an instant only: readers take their own handle on it.
+    engine: RwLock<Arc<dyn StorageEngine>>,
     poison: Poison,
+    suspicion: Suspicion,
     /// Recently read entries of clients.
     cache: EntryCache,
     /// The newest revision that was applied or that a reader has found in a view, which may be a little newer.
@@ -89,37 +106,47 @@ struct Inner {
     hook_epoch: AtomicU64,
     /// Whether large values are stored apart.
     has_values_apart: AtomicBool,
-    /// Locked during an apply, so that only one runs at a time. Holds the heads of recently written entries.
+    /// Locked during an apply and while a snapshot takes the state's place, so that only one of them happens at a time.
+    /// Holds the heads of recently written entries.
     applying: Mutex<RecentHeads>,
-    /// Locked for writing while a snapshot replaces the state, so that readers wait and never see a part of it.
-    replacing: RwLock<()>,
+    /// Locked while a snapshot is installed, so that only one is.
+    installing: Mutex<()>,
 }
 
 impl Data {
-    /// Opens the state in `dir`, creating it if it is missing. If the node stopped while a snapshot was being
-    /// installed, the installed part is discarded and the state is empty.
+    /// Opens the state in `dir` and directories beside it whose names begin with the same name, creating it if it is
+    /// missing.
     pub fn open(dir: &Path, cache_bytes: u64) -> Result<Self, Error> {
         let entry_cache_bytes = cache_bytes / ENTRY_CACHE_SHARE;
-        let engine = fjall::open(dir, cache_bytes - entry_cache_bytes, &tables::OPTIONS)?;
-        Self::load(engine, dir, entry_cache_bytes)
+        let generations = fjall::Directories::new(dir, cache_bytes - entry_cache_bytes, &tables::OPTIONS);
+        Self::load(Box::new(generations), dir, Suspicion::beside(dir), entry_cache_bytes)
     }
 
-    fn load(engine: Box<dyn StorageEngine>, dir: &Path, entry_cache_bytes: u64) -> Result<Self, Error> {
+    fn load(
+        generations: Box<dyn Generations>,
+        dir: &Path,
+        suspicion: Suspicion,
+        entry_cache_bytes: u64,
+    ) -> Result<Self, Error> {
+        let engine = generations.open()?;
         let format = format::check(engine.as_ref(), META, dir, FORMATS)?;
+        suspicion.examine(engine.as_ref())?;
+        let is_partial = engine.get(META, INSTALLING.as_bytes())?.is_some();
         let inner = Inner {
-            engine,
+            generations,
+            engine: RwLock::new(engine),
             poison: Poison::new(dir),
+            suspicion,
             cache: EntryCache::new(entry_cache_bytes),
             revision: AtomicU64::new(0),
             hook_epoch: AtomicU64::new(0),
             has_values_apart: AtomicBool::new(format == VALUES_APART),
             applying: Mutex::new(cache::recent_heads()),
-            replacing: RwLock::new(()),
+            installing: Mutex::new(()),
         };
-        if inner.engine.get(META, INSTALLING.as_bytes())?.is_some() {
+        if is_partial {
             tracing::warn!("the installation of a snapshot was interrupted; this node starts from an empty state");
-            inner.begin_installing()?;
-            inner.end_installing(&[])?;
+            inner.replace(|_, _| Ok(()))?;
         }
         inner.load_counters()?;
         Ok(Self { inner: Arc::new(inner) })
@@ -129,13 +156,14 @@ impl Data {
     /// input gives the same outcomes on every node. If the state cannot be read or written, nothing is applied, now or
     /// later.
     pub fn apply(&self, writes: &[GuardedWrite], meta: &[(&'static str, Bytes)]) -> Result<Vec<Outcome>, Error> {
-        self.inner.poison.attempt(|| self.apply_all(writes, meta))
+        self.inner.poison.attempt(|| self.apply_all(writes, meta)).inspect_err(|error| self.inner.notice(error))
     }
 
     fn apply_all(&self, writes: &[GuardedWrite], meta: &[(&'static str, Bytes)]) -> Result<Vec<Outcome>, Error> {
         let inner = &self.inner;
         let mut recent = inner.applying.lock();
-        let view = inner.engine.view();
+        let engine = inner.engine();
+        let view = engine.view();
         let before = Counters {
             revision: self.revision(),
             hook_epoch: self.hook_epoch(),
@@ -157,7 +185,7 @@ impl Data {
         for (key, value) in meta {
             batch.insert(META, *key, value.clone());
         }
-        inner.cache.change(Some(&changed), || inner.engine.write(batch, Durability::None))?;
+        inner.cache.change(Some(&changed), || engine.write(batch, Durability::None))?;
         for (key, head) in changed {
             match head {
                 Some(head) => recent.insert(key, head),
@@ -172,18 +200,18 @@ impl Data {
 
     /// A value given to [`Data::apply`].
     pub fn meta(&self, key: &str) -> Result<Option<Bytes>, Error> {
-        let _whole = self.whole();
-        Ok(self.inner.engine.get(META, key.as_bytes())?.map(|value| Bytes::copy_from_slice(&value)))
+        self.read(|view| Ok(view.get(META, key.as_bytes())?.map(|value| Bytes::copy_from_slice(&value))))
     }
 
     /// The entry of a key.
     pub fn get(&self, space: Space, key: &str) -> Result<Option<Entry>, Error> {
-        let _whole = self.whole();
-        let entry = rows::get(self.inner.engine.view().as_ref(), space, key)?;
-        if let Some(entry) = &entry {
-            self.inner.note(entry.meta.revision);
-        }
-        Ok(entry)
+        self.read(|view| {
+            let entry = rows::get(view, space, key)?;
+            if let Some(entry) = &entry {
+                self.inner.note(entry.meta.revision);
+            }
+            Ok(entry)
+        })
     }
 
     /// The entry of a client's key, cached for [`Data::cached`].
@@ -198,32 +226,28 @@ impl Data {
 
     /// The outcome of an earlier write with the same idempotency key, if this node has applied one and remembers it.
     pub fn recall(&self, idempotency: &Idempotency, now_ms: u64) -> Result<Option<Outcome>, Error> {
-        let _whole = self.whole();
-        Outcomes::new(self.inner.engine.view().as_ref()).recall(idempotency, now_ms)
+        self.read(|view| Outcomes::new(view).recall(idempotency, now_ms))
     }
 
     /// A page of a range at one moment.
     pub fn scan(&self, query: &RangeQuery) -> Result<Page, Error> {
-        let _whole = self.whole();
-        let view = self.inner.engine.view();
-        // The counter in memory is updated after the commit, so it may be older than the view.
-        let revision = counter(view.as_ref(), REVISION)?;
-        self.inner.note(revision);
-        scan::page(view.as_ref(), query, revision)
+        self.read(|view| {
+            // The counter in memory is updated after the commit, so it may be older than the view.
+            let revision = counter(view, REVISION)?;
+            self.inner.note(revision);
+            scan::page(view, query, revision)
+        })
     }
 
     /// The keys with a prefix. Large values are not read.
     pub fn keys(&self, space: Space, prefix: &str) -> Result<Vec<String>, Error> {
-        let _whole = self.whole();
-        scan::keys(self.inner.engine.view().as_ref(), space, prefix)
+        self.read(|view| scan::keys(view, space, prefix))
     }
 
     /// The first `limit` keys of clients from `start` to `end` (inclusive; no upper bound if empty), with their digest.
     pub fn digest_range(&self, start: &str, end: &str, limit: u32) -> Result<(Vec<String>, RangeDigest), Error> {
-        let _whole = self.whole();
         let limit = usize::try_from(limit).unwrap_or(0);
-        let found = scan::revisions(self.inner.engine.view().as_ref(), Space::Kv, start, end)?;
-        let found = found.take(limit).collect::<Result<Vec<_>, _>>()?;
+        let found: Vec<_> = self.read(|view| scan::revisions(view, Space::Kv, start, end)?.take(limit).collect())?;
         self.inner.note(found.iter().map(|(_, revision)| *revision).max().unwrap_or(0));
         let digest = RangeDigest::of(found.iter().map(|(key, revision)| (key.as_str(), *revision)));
         Ok((found.into_iter().map(|(key, _)| key).collect(), digest))
@@ -241,7 +265,7 @@ impl Data {
 
     /// Makes everything applied so far durable. If that fails, the log still holds it.
     pub fn sync(&self) -> Result<(), Error> {
-        self.inner.poison.attempt(|| self.inner.engine.sync())
+        self.inner.poison.attempt(|| self.inner.engine().sync())
     }
 
     /// The first failure of the state's disk.
@@ -252,63 +276,82 @@ impl Data {
     /// The current state, readable while the state goes on changing.
     pub fn snapshot(&self) -> SnapshotReader {
         let _nobody_applies = self.inner.applying.lock();
-        SnapshotReader { view: self.inner.engine.view().into() }
+        SnapshotReader { view: self.inner.engine().view().into(), data: self.clone() }
     }
 
-    /// Replaces the state by a snapshot, with the caller's own values, and syncs. Readers wait meanwhile. The snapshot
-    /// should be [verified](verify_snapshot) before: if a chunk is damaged, the end is missing, or the disk refuses, the
-    /// state is empty, also after a restart.
+    /// Reads about `bytes` bytes of the state from a position on, to find damage where nobody reads. Returns the position
+    /// after them; none at the end.
+    pub fn examine(&self, from: Position, bytes: usize) -> Result<Option<Position>, Error> {
+        self.read(|view| suspicion::read_some(view, from, bytes))
+    }
+
+    /// Replaces the state by a snapshot, with the caller's own values. The new state is durable when this returns. Reads go
+    /// on meanwhile; what is applied meanwhile is replaced with the rest. If the snapshot is damaged or incomplete, the
+    /// state stays as it was; if the disk refuses, nothing more is written.
     pub fn install(
         &self,
         chunks: impl Iterator<Item = Result<Bytes, Error>>,
         meta: &[(&'static str, Bytes)],
     ) -> Result<(), Error> {
         let inner = &self.inner;
-        let mut recent = inner.applying.lock();
-        *recent = cache::recent_heads();
-        let _nobody_reads = inner.replacing.write();
-        let replace = || {
-            inner.begin_installing()?;
-            let has_values_apart = inner.has_values_apart.load(Ordering::Acquire);
-            snapshot::read(chunks, has_values_apart, |batch| inner.engine.write(batch, Durability::None))?;
-            inner.end_installing(meta)?;
-            inner.load_counters()
+        inner.poison.check()?;
+        let fill = |engine: &dyn StorageEngine, has_values_apart| {
+            snapshot::read(chunks, has_values_apart, |batch| engine.write(batch, Durability::None))?;
+            let mut batch = WriteBatch::with_capacity(meta.len());
+            for (key, value) in meta {
+                batch.insert(META, *key, value.clone());
+            }
+            engine.write(batch, Durability::None)
         };
-        inner.poison.attempt(|| inner.cache.change(None, replace))
+        inner.replace(fill).inspect_err(|error| {
+            // A damaged snapshot is no failure of this disk.
+            if !matches!(error, Error::Corrupt(_)) {
+                inner.poison.set(error);
+            }
+        })
     }
 
-    /// Keeps the state whole while it is read: no snapshot replaces it meanwhile.
-    fn whole(&self) -> RwLockReadGuard<'_, ()> {
-        self.inner.replacing.read()
+    /// Reads the state as it is at this moment, whatever changes or replaces it meanwhile. If it is damaged, its use ends.
+    fn read<T>(&self, read: impl FnOnce(&dyn ReadTables) -> Result<T, Error>) -> Result<T, Error> {
+        let view = self.inner.engine().view();
+        read(view.as_ref()).inspect_err(|error| self.inner.notice(error))
     }
 }
 
 impl Inner {
-    /// Removes everything but the format. Until the installation ends, a restart does the same.
-    fn begin_installing(&self) -> Result<(), Error> {
-        let mut batch = WriteBatch::default();
-        batch.insert(META, INSTALLING, []);
-        self.engine.write(batch, Durability::All)?;
-        for table in [KV, SYSTEM, IDEMPOTENCY, KV_VALUES, SYSTEM_VALUES] {
-            self.engine.clear(table)?;
+    /// Ends the use of the state, if an error shows that it may be damaged.
+    fn notice(&self, error: &Error) {
+        if matches!(error, Error::Corrupt(_)) {
+            self.poison.set(error);
         }
-        let mut batch = WriteBatch::default();
-        for key in self.engine.keys(META, EVERYTHING)? {
-            let key = key?;
-            if *key != *format::KEY && *key != *INSTALLING.as_bytes() {
-                batch.remove(META, key);
-            }
-        }
-        self.engine.write(batch, Durability::All)
+        self.suspicion.notice(error);
     }
 
-    fn end_installing(&self, meta: &[(&'static str, Bytes)]) -> Result<(), Error> {
-        let mut batch = WriteBatch::with_capacity(meta.len() + 1);
-        batch.remove(META, INSTALLING);
-        for (key, value) in meta {
-            batch.insert(META, *key, value.clone());
-        }
-        self.engine.write(batch, Durability::All)
+    fn engine(&self) -> Arc<dyn StorageEngine> {
+        self.engine.read().clone()
+    }
+
+    /// Replaces the state by a new one that `fill` writes, given whether large values are stored apart in it.
+    fn replace(&self, fill: impl FnOnce(&dyn StorageEngine, bool) -> Result<(), Error>) -> Result<(), Error> {
+        let _installs_alone = self.installing.lock();
+        let next = self.generations.create()?;
+        let filled = format::check(next.as_ref(), META, self.poison.path(), FORMATS).and_then(|format| {
+            let has_values_apart = format == VALUES_APART;
+            fill(next.as_ref(), has_values_apart)?;
+            next.sync()?;
+            Ok(has_values_apart)
+        });
+        let has_values_apart = filled.inspect_err(|_| next.retire())?;
+        let mut recent = self.applying.lock();
+        self.generations.switch()?;
+        self.cache.change(None, || {
+            let former = std::mem::replace(&mut *self.engine.write(), next);
+            former.retire();
+        });
+        *recent = cache::recent_heads();
+        self.has_values_apart.store(has_values_apart, Ordering::Release);
+        self.suspicion.lift()?;
+        self.load_counters()
     }
 
     /// Notes a revision that a reader has found: no later one may be told of an older.
@@ -316,9 +359,12 @@ impl Inner {
         self.revision.fetch_max(revision, Ordering::AcqRel);
     }
 
+    /// Reads the counters of a state that has just become current. IMPORTANT: apply goes on from these, and from no other
+    /// revision that a reader may have noted. For readers they do not go back, since a snapshot is newer than what it replaces.
     fn load_counters(&self) -> Result<(), Error> {
-        self.revision.store(counter(self.engine.as_ref(), REVISION)?, Ordering::Release);
-        self.hook_epoch.store(counter(self.engine.as_ref(), HOOK_EPOCH)?, Ordering::Release);
+        let engine = self.engine();
+        self.revision.store(counter(engine.as_ref(), REVISION)?, Ordering::Release);
+        self.hook_epoch.store(counter(engine.as_ref(), HOOK_EPOCH)?, Ordering::Release);
         Ok(())
     }
 }

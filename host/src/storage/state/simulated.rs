@@ -4,19 +4,20 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
 
 use super::Data;
+use super::suspicion::Suspicion;
 use super::tables::{IDEMPOTENCY, KV, KV_VALUES, SYSTEM, SYSTEM_VALUES};
 use crate::storage::Error;
-use crate::storage::engine::{EVERYTHING, memory::SimDisk};
+use crate::storage::engine::{EVERYTHING, memory::SimDisk, memory::SimGenerations};
 
 pub(crate) fn open(disk: &SimDisk, cache_bytes: u64) -> Result<Data, Error> {
-    Data::load(Box::new(disk.open(false)?), Path::new("disk"), cache_bytes)
+    Data::load(Box::new(SimGenerations::new(disk)), Path::new("disk"), Suspicion::default(), cache_bytes)
 }
 
 /// A digest of the state, the same on nodes that have applied the same entries.
 pub(crate) fn digest(data: &Data) -> u64 {
     let mut digest = DefaultHasher::new();
     for table in [KV, SYSTEM, IDEMPOTENCY, KV_VALUES, SYSTEM_VALUES] {
-        for row in data.inner.engine.range(table, EVERYTHING).unwrap() {
+        for row in data.inner.engine().range(table, EVERYTHING).unwrap() {
             let (key, value) = row.unwrap();
             (&key[..], &value[..]).hash(&mut digest);
         }

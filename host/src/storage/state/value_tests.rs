@@ -17,7 +17,7 @@ fn large(fill: char) -> String {
 
 /// The keys whose values are stored apart.
 fn apart(data: &Data) -> Vec<String> {
-    let keys = data.inner.engine.keys(KV_VALUES, EVERYTHING).unwrap();
+    let keys = data.inner.engine().keys(KV_VALUES, EVERYTHING).unwrap();
     keys.map(|key| record::decode_key(&key.unwrap()).unwrap()).collect()
 }
 
@@ -57,7 +57,7 @@ fn a_state_of_format_3_keeps_values_inside_until_the_feature_level_is_raised() {
     format::set(&mut batch, META, 3);
     disk.open(false).unwrap().write(batch, Durability::All).unwrap();
     let data = simulated::open(&disk, 8 << 20).unwrap();
-    let format = |data: &Data| data.inner.engine.get(META, format::KEY).unwrap().unwrap().to_vec();
+    let format = |data: &Data| data.inner.engine().get(META, format::KEY).unwrap().unwrap().to_vec();
     apply(&data, &[put_one("a", &large('1'))]);
     assert_eq!((apart(&data), format(&data)), (vec![], 3_u32.to_be_bytes().to_vec()));
 
@@ -79,8 +79,8 @@ fn keys_revisions_and_writes_do_not_read_large_values() {
     apply(&data, &[write(vec![put("a", &large('1')), put("b", &large('2'))], vec![])]);
     let digest = data.digest_range("", "", 10).unwrap().1;
     let mut batch = WriteBatch::default();
-    ["a", "b"].iter().for_each(|key| batch.remove(KV_VALUES, *key));
-    data.inner.engine.write(batch, Durability::None).unwrap();
+    ["a", "b"].iter().for_each(|key| batch.set(KV_VALUES, *key, None));
+    data.inner.engine().write(batch, Durability::None).unwrap();
     drop(data);
     let data = simulated::open(&disk, 8 << 20).unwrap();
     let page = data.scan(&RangeQuery { keys_only: true, ..RangeQuery::default() }).unwrap();
@@ -93,8 +93,8 @@ fn keys_revisions_and_writes_do_not_read_large_values() {
     assert!(matches!(outcome, crate::storage::Outcome::Applied { revision: 2, .. }), "{outcome:?}");
     apply(&data, &[put_one("c", &large('3'))]);
     let mut batch = WriteBatch::default();
-    batch.remove(KV_VALUES, "c");
-    data.inner.engine.write(batch, Durability::None).unwrap();
+    batch.set(KV_VALUES, "c", None);
+    data.inner.engine().write(batch, Durability::None).unwrap();
     assert!(matches!(data.get(Space::Kv, "c"), Err(Error::Corrupt(_))), "a missing value is noticed");
 }
 
@@ -111,7 +111,7 @@ fn entries_of_format_3_are_read_and_changed() {
     for key in ["changed", "deleted", "kept"] {
         batch.insert(KV, key, old_row(meta, &large('1')));
     }
-    data.inner.engine.write(batch, Durability::None).unwrap();
+    data.inner.engine().write(batch, Durability::None).unwrap();
     let kept = data.get(Space::Kv, "kept").unwrap().unwrap();
     assert_eq!((kept.meta, kept.value), (meta, Value::json(large('1'))));
     apply(&data, &[put_one("changed", &large('2')), write(vec![delete("deleted")], vec![])]);

@@ -37,6 +37,10 @@ impl Invariants {
     pub(super) fn observe(&mut self, node: &Node, now_ms: u64) -> Result<(), Violation> {
         let (Some(running), Some(metrics)) = (&node.running, node.metrics()) else { return Ok(()) };
         if let Err(error) = &metrics.running_state {
+            // A node that takes a new id stops its engine and starts another, which reads its disks first.
+            if matches!(error, openraft::error::Fatal::Stopped) {
+                return Ok(());
+            }
             return Err(Violation::new("availability", format!("node {} has stopped: {error}", node.number)));
         }
         let leader = metrics.vote.leader_id;

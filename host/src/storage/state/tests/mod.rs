@@ -1,5 +1,8 @@
 //! Tests of the state alone.
 
+mod damage;
+mod replacement;
+
 use std::io;
 
 use bytes::Bytes;
@@ -11,8 +14,13 @@ use crate::storage::*;
 
 pub(super) fn data() -> (TempDir, Data) {
     let dir = tempfile::tempdir().unwrap();
-    let data = Data::open(dir.path(), 8 << 20).unwrap();
+    let data = open(&dir).unwrap();
     (dir, data)
+}
+
+/// Opens the state below a directory.
+fn open(dir: &TempDir) -> Result<Data, Error> {
+    Data::open(&dir.path().join("data"), 8 << 20)
 }
 
 pub(super) fn put(key: &str, value: &str) -> Operation {
@@ -255,9 +263,9 @@ fn a_page_has_the_revision_of_its_moment() {
 fn the_state_survives_closing_and_a_second_process_is_refused() {
     let (dir, data) = data();
     data.apply(&[put_one("a", "1")], &[("applied", "x".into())]).unwrap();
-    assert!(matches!(Data::open(dir.path(), 8 << 20), Err(Error::Locked { .. })));
+    assert!(matches!(open(&dir), Err(Error::Locked { .. })));
     drop(data);
-    let data = Data::open(dir.path(), 8 << 20).unwrap();
+    let data = open(&dir).unwrap();
     assert_eq!(data.revision(), 1);
     assert_eq!(data.meta("applied").unwrap().unwrap(), "x");
 }
@@ -267,11 +275,11 @@ fn an_unknown_format_is_refused_and_named() {
     let (dir, data) = data();
     drop(data);
     {
-        let db = fjall::Database::builder(dir.path()).open().unwrap();
+        let db = fjall::Database::builder(dir.path().join("data")).open().unwrap();
         let meta = db.keyspace("meta", fjall::KeyspaceCreateOptions::default).unwrap();
         meta.insert("format", 99_u32.to_be_bytes()).unwrap();
     }
-    let error = Data::open(dir.path(), 8 << 20).err().unwrap();
+    let error = open(&dir).err().unwrap();
     assert!(matches!(error, Error::Format { found: 99, .. }), "{error}");
 }
 
@@ -307,54 +315,6 @@ fn cached_entries_are_never_older_than_what_was_applied() {
     });
     let _ = apply(&data, &[write(vec![delete("a")], vec![])]);
     assert!(data.cached("a").is_none());
-}
-
-fn filled() -> (TempDir, Data) {
-    let (dir, data) = data();
-    let big = format!("\"{}\"", "x".repeat(10_000));
-    let operations = (0..200).map(|i| put(&format!("k/{i:03}"), &big)).collect();
-    data.apply(&[write(operations, vec![])], &[("applied", "42".into())]).unwrap();
-    (dir, data)
-}
-
-#[test]
-fn a_snapshot_installs_as_the_state_of_its_moment() {
-    let (_dir, source) = filled();
-    let reader = source.snapshot();
-    apply(&source, &[put_one("later", "1")]);
-    let chunks: Vec<_> = reader.into_chunks().collect();
-    assert!(chunks.len() > 3);
-
-    let (dir, target) = data();
-    apply(&target, &[put_one("old", "1")]);
-    target.install(chunks.into_iter(), &[("installed", "here".into())]).unwrap();
-    assert_eq!(target.meta("installed").unwrap().unwrap(), "here");
-    assert_eq!((value(&target, "old"), value(&target, "later")), (None, None));
-    assert_eq!(target.get(Space::Kv, "k/007").unwrap(), source.get(Space::Kv, "k/007").unwrap());
-    assert_eq!((target.revision(), target.meta("applied").unwrap()), (1, Some("42".into())));
-    drop(target);
-    assert_eq!(keys(&Data::open(dir.path(), 8 << 20).unwrap(), &RangeQuery::default()).len(), 200);
-}
-
-#[test]
-fn a_truncated_or_changed_snapshot_is_noticed_and_leaves_no_partial_state() {
-    let (_dir, source) = filled();
-    let chunks: Vec<Bytes> = source.snapshot().into_chunks().map(Result::unwrap).collect();
-    let mut flipped = chunks.clone();
-    let mut bytes = flipped[2].to_vec();
-    bytes[1_000] ^= 1;
-    flipped[2] = bytes.into();
-    for damaged in [chunks[..chunks.len() - 1].to_vec(), flipped, Vec::new()] {
-        assert!(verify_snapshot(damaged.iter().cloned().map(Ok)).is_err());
-        let (dir, target) = data();
-        apply(&target, &[put_one("old", "1")]);
-        assert!(target.install(damaged.into_iter().map(Ok), &[]).is_err());
-        drop(target);
-        let target = Data::open(dir.path(), 8 << 20).unwrap();
-        assert_eq!(keys(&target, &RangeQuery::default()), [""; 0]);
-        assert_eq!((target.revision(), target.meta("applied").unwrap()), (0, None));
-    }
-    verify_snapshot(chunks.into_iter().map(Ok)).unwrap();
 }
 
 #[test]

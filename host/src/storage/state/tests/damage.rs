@@ -1,0 +1,130 @@
+//! Flipped bits in the files of a closed state: each is noticed, or takes the newest writes at most, as a crash does.
+
+use std::path::{Path, PathBuf};
+
+use super::*;
+
+/// Flips of one file, spread over it.
+const FLIPS: u64 = 40;
+
+const WRITES: u32 = 80;
+
+/// Makes a state with content in tables, blobs and journals, and closes it.
+fn fill(dir: &TempDir) {
+    let fill = |from: u32, upto: u32| {
+        let data = open(dir).unwrap();
+        (from..upto).for_each(|number| apply_one(&data, number));
+        data.sync().unwrap();
+    };
+    fill(0, 40);
+    flush(dir, "kv");
+    fill(40, 60);
+    flush(dir, "meta");
+    fill(60, WRITES);
+}
+
+fn apply_one(data: &Data, number: u32) {
+    let text = format!("\"{}\"", "x".repeat(if number.is_multiple_of(3) { 6_000 } else { 300 }));
+    let write = named(&format!("n/{number}"), put_one(&format!("k/{number:03}"), &text));
+    let applied = [("applied", Bytes::from(number.to_string())), ("membership", Bytes::from("m"))];
+    data.apply(&[write], &applied).unwrap();
+}
+
+/// The content of the state after each write.
+fn contents() -> Vec<Vec<Bytes>> {
+    let data = simulated::open(&SimDisk::new(1), 1 << 20).unwrap();
+    let after = (0..WRITES).map(|number| {
+        apply_one(&data, number);
+        data.snapshot().into_chunks().collect::<Result<_, _>>().unwrap()
+    });
+    after.collect()
+}
+
+/// Writes a table from memory to a file, and closes the state.
+fn flush(dir: &TempDir, table: &str) {
+    let db = fjall::Database::builder(dir.path().join("data")).open().unwrap();
+    let table = db.keyspace(table, fjall::KeyspaceCreateOptions::default).unwrap();
+    table.rotate_memtable_and_wait().unwrap();
+}
+
+/// Everything a state holds.
+fn content(dir: &Path) -> Result<Vec<Bytes>, Error> {
+    let open = || Data::open(&dir.join("data"), 8 << 20);
+    let data = open()?;
+    let read = data.snapshot().into_chunks().collect::<Result<_, _>>();
+    drop(data);
+    if read.is_err() {
+        // What a read has met is not forgotten.
+        assert!(matches!(open(), Err(Error::Corrupt(_))));
+    }
+    read
+}
+
+fn files(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { files(&path, found) } else { found.push(path) }
+    }
+    found.sort();
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let target = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy(&path, &target)
+        } else {
+            let _ = std::fs::copy(&path, &target).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_flipped_bit_anywhere_is_noticed_or_leaves_the_state_of_some_moment() {
+    let original = tempfile::tempdir().unwrap();
+    fill(&original);
+    let moments = contents();
+    assert_eq!(content(original.path()).unwrap(), moments[WRITES as usize - 1]);
+    let mut paths = Vec::new();
+    files(original.path(), &mut paths);
+    let mut missed = Vec::new();
+    let mut random = fastrand::Rng::with_seed(1);
+    for path in paths {
+        let name = path.strip_prefix(original.path()).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1) as u64;
+        for number in 0..FLIPS.min(end) {
+            let at = (end * number / FLIPS.min(end)) as usize + random.usize(0..(end / FLIPS.min(end)) as usize);
+            let changed = tempfile::tempdir().unwrap();
+            copy(original.path(), changed.path());
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 1 << random.u32(0..8);
+            std::fs::write(changed.path().join(name), &flipped[..end as usize]).unwrap();
+            match std::panic::catch_unwind(|| content(changed.path())) {
+                Ok(Ok(found)) if !moments.contains(&found) => {
+                    missed.push(format!("{}: byte {at} of {end}", name.display()))
+                }
+                Ok(Err(error)) if !matches!(error, Error::Corrupt(_)) => {
+                    missed.push(format!("{}: byte {at} of {end}: {error:?}", name.display()));
+                }
+                Err(_) => missed.push(format!("{}: byte {at} of {end}: panic", name.display())),
+                _ => {}
+            }
+        }
+    }
+    assert!(missed.is_empty(), "{}", missed.join("\n"));
+}
+
+#[test]
+fn an_examination_reads_every_row_in_parts() {
+    let (_dir, data) = data();
+    (0..WRITES).for_each(|number| apply_one(&data, number));
+    let (mut position, mut parts) = (Some(Position::default()), 0);
+    while let Some(from) = position {
+        position = data.examine(from, 1_000).unwrap();
+        parts += 1;
+    }
+    assert!(parts > WRITES / 3, "{parts}");
+}

@@ -1,0 +1,131 @@
+//! A state that is damaged or lost costs a node neither its id nor its log: it is rebuilt, from the log or from another node.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use brink_tests::{Cluster, Options, entries, eventually};
+use serde_json::json;
+
+/// Log entries between snapshots.
+const SNAPSHOT_ENTRIES: usize = 50;
+
+/// Distance of flipped bits, in bytes.
+const FLIP_EVERY: usize = 997;
+
+/// Time for a log to be cut, and for a node to end.
+const LIMIT: Duration = Duration::from_secs(20);
+
+fn options() -> Options {
+    Options { args: vec!["--snapshot-entries".to_owned(), SNAPSHOT_ENTRIES.to_string()], ..Options::default() }
+}
+
+async fn fill(cluster: &Cluster, count: u32) {
+    for number in 0..count {
+        cluster.client(0).put(&format!("k/{number}"), &json!(number)).await.expect(201);
+    }
+}
+
+/// Writes until all nodes have cut their logs.
+async fn wait_for_cut_logs(cluster: &Cluster) {
+    for node in &cluster.nodes {
+        eventually(LIMIT, "the log is cut", || async {
+            assert!(cluster.client(0).put("more", &json!(1)).await.status < 300);
+            let metrics = String::from_utf8(node.client.get("/metrics").await.body).unwrap();
+            let gauge = metrics.lines().find(|line| line.starts_with("brink_log_entries{"))?;
+            let entries: usize = gauge.rsplit_once(' ')?.1.parse().ok()?;
+            (entries < 4 * SNAPSHOT_ENTRIES).then_some(())
+        })
+        .await;
+    }
+}
+
+/// The directory of a node's current state.
+fn state(data_dir: &Path) -> PathBuf {
+    let names = std::fs::read_dir(data_dir).unwrap().map(|entry| entry.unwrap().path());
+    let is_state = |path: &PathBuf| {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        path.is_dir() && (name == "data" || name.starts_with("data-"))
+    };
+    names.filter(is_state).max().unwrap()
+}
+
+/// Flips bits in all files of a directory.
+fn flip_bits(dir: &Path) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            flip_bits(&path);
+            continue;
+        }
+        let mut bytes = std::fs::read(&path).unwrap();
+        let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        bytes.iter_mut().take(end).step_by(FLIP_EVERY).for_each(|byte| *byte ^= 4);
+        std::fs::write(&path, bytes).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_node_whose_state_is_lost_gets_it_from_another_under_its_own_id() {
+    let mut cluster = Cluster::start_with(3, options()).await;
+    fill(&cluster, 300).await;
+    wait_for_cut_logs(&cluster).await;
+    let ids = cluster.member_ids(0).await;
+    let damages: [fn(&Path); 3] = [
+        |dir| flip_bits(&state(dir)),
+        |dir| std::fs::write(dir.join("data.current"), "8 of 9").unwrap(),
+        |dir| {
+            std::fs::remove_dir_all(state(dir)).unwrap();
+        },
+    ];
+    for (number, damage) in damages.into_iter().enumerate() {
+        cluster.nodes[2].kill();
+        damage(&cluster.nodes[2].data_dir());
+        cluster.nodes[2].start();
+        cluster.ready().await;
+        let log = cluster.nodes[2].log();
+        assert_eq!(log.matches("the state was fetched from another node").count(), number + 1, "{log}");
+        assert_eq!(cluster.member_ids(0).await, ids);
+        let expected = entries(cluster.client(0), "k/", "strong").await;
+        assert_eq!(entries(cluster.client(2), "k/", "strong").await, expected);
+        assert_eq!(expected.len(), 300);
+        cluster.client(2).put(&format!("after/{number}"), &json!(1)).await.expect(201);
+    }
+    let names = std::fs::read_dir(cluster.nodes[2].data_dir()).unwrap();
+    let aside = names.filter(|entry| entry.as_ref().unwrap().file_name().to_str().unwrap().starts_with("damaged-"));
+    assert_eq!(aside.count(), 1);
+}
+
+#[tokio::test]
+async fn a_node_whose_log_was_never_cut_rebuilds_its_state_from_it() {
+    for size in [1, 3] {
+        let mut cluster = Cluster::start(size).await;
+        fill(&cluster, 50).await;
+        let ids = cluster.member_ids(0).await;
+        let last = size - 1;
+        cluster.nodes[last].kill();
+        flip_bits(&state(&cluster.nodes[last].data_dir()));
+        cluster.nodes[last].start();
+        cluster.ready().await;
+        let log = cluster.nodes[last].log();
+        assert!(log.contains("the state of this node is lost") && log.contains("the log"), "{log}");
+        assert_eq!(cluster.member_ids(0).await, ids);
+        assert_eq!(entries(cluster.client(last), "k/", "strong").await.len(), 50);
+    }
+}
+
+#[tokio::test]
+async fn a_single_node_whose_log_was_cut_refuses_to_start_without_its_state() {
+    let mut cluster = Cluster::start_with(1, options()).await;
+    fill(&cluster, 300).await;
+    wait_for_cut_logs(&cluster).await;
+    cluster.nodes[0].kill();
+    flip_bits(&state(&cluster.nodes[0].data_dir()));
+    for _ in 0..2 {
+        cluster.nodes[0].start();
+        assert_eq!(cluster.nodes[0].ended(LIMIT).await, 3);
+        let log = cluster.nodes[0].log();
+        let last = log.lines().last().unwrap();
+        assert!(last.starts_with("brink: the state of this node is lost: "), "{last}");
+        assert!(last.contains("restore a backup"), "{last}");
+    }
+}
