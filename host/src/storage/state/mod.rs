@@ -276,7 +276,9 @@ impl Data {
     /// The current state, readable while the state goes on changing.
     pub fn snapshot(&self) -> SnapshotReader {
         let _nobody_applies = self.inner.applying.lock();
-        SnapshotReader { view: self.inner.engine().view().into(), data: self.clone() }
+        let inner = self.inner.clone();
+        let notice = Arc::new(move |error: &Error| inner.notice(error));
+        SnapshotReader { view: self.inner.engine().view().into(), notice }
     }
 
     /// Reads about `bytes` bytes of the state from a position on, to find damage where nobody reads. Returns the position

@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use super::Data;
 use super::tables::{IDEMPOTENCY, KV, META, SYSTEM};
 use super::{rows, tables};
 use crate::storage::engine::{EVERYTHING, ReadTables, Rows, Table, WriteBatch};
@@ -30,8 +29,8 @@ const PARTS: [(u8, Table); 4] = [(1, KV), (2, SYSTEM), (3, META), (4, IDEMPOTENC
 #[derive(Clone)]
 pub struct SnapshotReader {
     pub(super) view: Arc<dyn ReadTables>,
-    /// The state that is read, which is told of damage.
-    pub(super) data: Data,
+    /// Told of errors, which may be damage of the state.
+    pub(super) notice: Arc<dyn Fn(&Error) + Send + Sync>,
 }
 
 impl SnapshotReader {
@@ -45,7 +44,7 @@ impl SnapshotReader {
         let mut head = BytesMut::from(MAGIC);
         head.put_u32(FORMAT);
         let mut chunks = Chunks { view: self.view, parts: PARTS.into_iter(), current: None, entries: 0, ended: false };
-        let advance = move || chunks.advance().inspect_err(|error| self.data.inner.notice(error)).transpose();
+        let advance = move || chunks.advance().inspect_err(|error| (self.notice)(error)).transpose();
         std::iter::once(Ok(head.freeze())).chain(std::iter::from_fn(advance))
     }
 }
