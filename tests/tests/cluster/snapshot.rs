@@ -280,7 +280,7 @@ const MEMORY_MIB_MAX: u64 = 700;
 #[tokio::test]
 async fn a_node_joins_a_busy_cluster_with_much_data() {
     let mib = std::env::var("BRINK_JOIN_MIB").map_or(64, |mib| mib.parse::<u32>().unwrap());
-    let mut cluster = Cluster::start(3).await;
+    let mut cluster = Cluster::start_with(3, options()).await;
     let leader = cluster.leader().await;
     let lost = (leader + 1) % 3;
     for number in 0..mib {
@@ -296,6 +296,8 @@ async fn a_node_joins_a_busy_cluster_with_much_data() {
         let headers = [("content-type", "application/octet-stream")];
         cluster.client(leader).send("PUT", &format!("/kv/much/{number}/"), &headers, value).await.expect(201);
     }
+    fill(cluster.client(leader), "before").await;
+    wait_for_truncated_logs(&cluster).await;
     let load = Load::start(&cluster, "meanwhile", 8);
     cluster.nodes[lost].kill();
     std::fs::remove_dir_all(cluster.nodes[lost].data_dir()).unwrap();
