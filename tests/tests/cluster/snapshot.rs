@@ -302,6 +302,8 @@ async fn a_node_joins_a_busy_cluster_with_much_data() {
         let headers = [("content-type", "application/octet-stream")];
         cluster.client(leader).send("PUT", &format!("/kv/much/{number}/"), &headers, value).await.expect(201);
     }
+    fill(cluster.client(leader), "before").await;
+    wait_for_truncated_logs(&cluster).await;
     let load = Load::start(&cluster, "meanwhile", 8);
     // Until then the log is kept for it.
     tokio::time::sleep_until(killed + LOG_KEPT_FOR).await;
