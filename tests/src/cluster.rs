@@ -18,6 +18,9 @@ use crate::wait::eventually;
 /// Time for a cluster to form. Generous, because other tests may keep the machine busy.
 const FORM_LIMIT: Duration = Duration::from_secs(30);
 
+/// Time for a node to cut its log.
+const CUT_LIMIT: Duration = Duration::from_secs(30);
+
 /// Options of a cluster's nodes.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
@@ -100,6 +103,21 @@ impl Cluster {
     pub async fn ready(&self) {
         for node in self.nodes.iter().filter(|node| node.is_running()) {
             node.ready().await;
+        }
+    }
+
+    /// Writes through the first node until every running node keeps fewer than `entries_max` log entries. Logs are cut after later
+    /// writes, and not while nodes are busy.
+    pub async fn until_logs_are_cut(&self, entries_max: usize) {
+        for node in self.nodes.iter().filter(|node| node.is_running()) {
+            eventually(CUT_LIMIT, "the log is cut", || async {
+                assert!(self.client(0).put("more", &serde_json::json!(1)).await.status < 300);
+                let metrics = String::from_utf8(node.client.get("/metrics").await.body).unwrap();
+                let gauge = metrics.lines().find(|line| line.starts_with("brink_log_entries{"))?;
+                let entries: usize = gauge.rsplit_once(' ')?.1.parse().ok()?;
+                (entries < entries_max).then_some(())
+            })
+            .await;
         }
     }
 

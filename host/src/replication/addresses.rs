@@ -19,12 +19,8 @@ impl AddressBook {
         }
     }
 
-    pub(super) fn get(&self, id: u64) -> Option<String> {
-        self.0.read().get(&id).cloned()
-    }
-
     /// The URL of a member that has `stored` in the membership.
-    pub(super) fn current(&self, id: u64, stored: String) -> String {
-        self.get(id).unwrap_or(stored)
+    pub(super) fn current(&self, id: u64, stored: &str) -> String {
+        self.0.read().get(&id).map_or(stored, String::as_str).to_owned()
     }
 }

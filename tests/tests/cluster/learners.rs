@@ -5,7 +5,7 @@ use std::time::Duration;
 use brink_tests::{Client, Cluster, Options, entries, eventually};
 use serde_json::{Value, json};
 
-use super::snapshot::{WRITES, fill, options, wait_for_truncated_logs};
+use super::snapshot::{SNAPSHOT_ENTRIES, WRITES, fill, options};
 
 /// Time limit of every wait. Generous, because other tests may keep the machine busy.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -59,7 +59,7 @@ async fn a_learner_shows_its_lag_and_catches_up_from_a_snapshot() {
     }
     cluster.nodes[LEARNER].kill();
     fill(cluster.client(0), "meanwhile").await;
-    wait_for_truncated_logs(&cluster).await;
+    cluster.until_logs_are_cut(4 * SNAPSHOT_ENTRIES).await;
     for voter in 0..LEARNER {
         eventually(LIMIT, "the learner's lag grows", || async {
             let lags = lags(cluster.client(voter), &url).await;

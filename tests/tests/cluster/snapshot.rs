@@ -6,7 +6,7 @@ use brink_tests::{Client, Cluster, Load, Node, Options, entries, eventually, plu
 use serde_json::json;
 
 /// Log entries between snapshots.
-const SNAPSHOT_ENTRIES: usize = 50;
+pub(crate) const SNAPSHOT_ENTRIES: usize = 50;
 
 /// Number of writes: enough for several snapshots and a truncated log.
 pub(crate) const WRITES: usize = 600;
@@ -18,20 +18,6 @@ pub(crate) fn options() -> Options {
 pub(crate) async fn fill(client: &Client, name: &str) {
     for number in 0..WRITES {
         client.put(&format!("{name}/{number:04}"), &json!({ "number": number })).await.expect(201);
-    }
-}
-
-/// Waits until the running nodes have truncated their logs. They do so after later writes, and not while they are busy.
-pub(crate) async fn wait_for_truncated_logs(cluster: &Cluster) {
-    for node in cluster.nodes.iter().filter(|node| node.is_running()) {
-        eventually(Duration::from_secs(20), "the log is truncated", || async {
-            assert!(cluster.client(0).put("more", &json!(1)).await.status < 300);
-            let metrics = String::from_utf8(node.client.get("/metrics").await.body).unwrap();
-            let gauge = metrics.lines().find(|line| line.starts_with("brink_log_entries{"))?;
-            let entries: usize = gauge.rsplit_once(' ')?.1.parse().ok()?;
-            (entries < 4 * SNAPSHOT_ENTRIES).then_some(())
-        })
-        .await;
     }
 }
 
@@ -52,7 +38,7 @@ async fn a_node_that_starts_late_receives_a_snapshot_and_then_the_log() {
     cluster.nodes[1].start();
     cluster.ready().await;
     fill(cluster.client(0), "early").await;
-    wait_for_truncated_logs(&cluster).await;
+    cluster.until_logs_are_cut(4 * SNAPSHOT_ENTRIES).await;
 
     cluster.nodes[2].start();
     cluster.ready().await;
@@ -78,7 +64,7 @@ async fn a_node_that_was_down_for_long_receives_a_snapshot_and_then_the_log() {
     })
     .await;
     fill(cluster.client(0), "meanwhile").await;
-    wait_for_truncated_logs(&cluster).await;
+    cluster.until_logs_are_cut(4 * SNAPSHOT_ENTRIES).await;
 
     cluster.nodes[2].start();
     cluster.ready().await;
@@ -136,7 +122,7 @@ async fn an_interrupted_snapshot_resumes_at_its_offset() {
     fill_large(cluster.client(0)).await;
     // Enough later writes that the large values are truncated from the log.
     fill(cluster.client(0), "after").await;
-    wait_for_truncated_logs(&cluster).await;
+    cluster.until_logs_are_cut(4 * SNAPSHOT_ENTRIES).await;
 
     cluster.nodes[2].start();
     eventually(Duration::from_secs(30), "a part of the snapshot has arrived", || async {
@@ -257,7 +243,7 @@ async fn a_state_with_the_largest_remembered_outcome_fits_into_a_snapshot() {
     let first = client.get("/kv/batch/0000/").await.expect(200).json;
     assert_eq!(first["value"]["stamp"], 1);
     fill(client, "after").await;
-    wait_for_truncated_logs(&cluster).await;
+    cluster.until_logs_are_cut(4 * SNAPSHOT_ENTRIES).await;
 
     cluster.nodes[2].start();
     eventually(Duration::from_secs(60), "the snapshot is installed", || async {
@@ -297,7 +283,7 @@ async fn a_node_joins_a_busy_cluster_with_much_data() {
         cluster.client(leader).send("PUT", &format!("/kv/much/{number}/"), &headers, value).await.expect(201);
     }
     fill(cluster.client(leader), "before").await;
-    wait_for_truncated_logs(&cluster).await;
+    cluster.until_logs_are_cut(4 * SNAPSHOT_ENTRIES).await;
     let load = Load::start(&cluster, "meanwhile", 8);
     cluster.nodes[lost].kill();
     std::fs::remove_dir_all(cluster.nodes[lost].data_dir()).unwrap();

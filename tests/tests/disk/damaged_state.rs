@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use brink_tests::{Cluster, Options, entries, eventually};
+use brink_tests::{Cluster, Options, entries};
 use serde_json::json;
 
 /// Log entries between snapshots.
@@ -22,20 +22,6 @@ fn options() -> Options {
 async fn fill(cluster: &Cluster, count: u32) {
     for number in 0..count {
         cluster.client(0).put(&format!("k/{number}"), &json!(number)).await.expect(201);
-    }
-}
-
-/// Writes until all nodes have cut their logs.
-async fn wait_for_cut_logs(cluster: &Cluster) {
-    for node in &cluster.nodes {
-        eventually(LIMIT, "the log is cut", || async {
-            assert!(cluster.client(0).put("more", &json!(1)).await.status < 300);
-            let metrics = String::from_utf8(node.client.get("/metrics").await.body).unwrap();
-            let gauge = metrics.lines().find(|line| line.starts_with("brink_log_entries{"))?;
-            let entries: usize = gauge.rsplit_once(' ')?.1.parse().ok()?;
-            (entries < 4 * SNAPSHOT_ENTRIES).then_some(())
-        })
-        .await;
     }
 }
 
@@ -68,7 +54,7 @@ fn flip_bits(dir: &Path) {
 async fn a_node_whose_state_is_lost_gets_it_from_another_under_its_own_id() {
     let mut cluster = Cluster::start_with(3, options()).await;
     fill(&cluster, 300).await;
-    wait_for_cut_logs(&cluster).await;
+    cluster.until_logs_are_cut(4 * SNAPSHOT_ENTRIES).await;
     let ids = cluster.member_ids(0).await;
     let damages: [fn(&Path); 3] = [
         |dir| flip_bits(&state(dir)),
@@ -117,7 +103,7 @@ async fn a_node_whose_log_was_never_cut_rebuilds_its_state_from_it() {
 async fn a_single_node_whose_log_was_cut_refuses_to_start_without_its_state() {
     let mut cluster = Cluster::start_with(1, options()).await;
     fill(&cluster, 300).await;
-    wait_for_cut_logs(&cluster).await;
+    cluster.until_logs_are_cut(4 * SNAPSHOT_ENTRIES).await;
     cluster.nodes[0].kill();
     flip_bits(&state(&cluster.nodes[0].data_dir()));
     for _ in 0..2 {

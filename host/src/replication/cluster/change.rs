@@ -80,7 +80,7 @@ impl Members {
         let stored: BTreeMap<u64, String> = membership.nodes().map(|(id, node)| (*id, url_of(node))).collect();
         Self {
             log_id: *metrics.membership_config.log_id(),
-            nodes: stored.iter().map(|(id, url)| (*id, addresses.current(*id, url.clone()))).collect(),
+            nodes: stored.iter().map(|(id, url)| (*id, addresses.current(*id, url))).collect(),
             stored,
             voters: membership.voter_ids().collect(),
             matched: matched.map(|(id, matched)| (*id, matched.map_or(0, |log_id| log_id.index()))).collect(),

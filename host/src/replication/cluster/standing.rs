@@ -92,7 +92,8 @@ impl StandingWatch {
             _ if before == standing => {}
             Standing::Regular => tracing::info!("this node takes part in its cluster again"),
             Standing::Removed => tracing::warn!(
-                "this node was removed from its cluster: it takes no writes, and its reads grow old; stop it, or let it in again by `brink cluster add {url}` on a member"
+                "this node was removed from its cluster: it takes no writes, and its reads grow old; stop it, or let it in \
+                 again by `brink cluster add {url}` on a member"
             ),
             Standing::Copied { url: other } => tracing::error!(
                 other,

@@ -58,7 +58,7 @@ impl ClusterView {
         self.raft.with_metrics(|metrics| {
             let leader = self.known_leader(metrics)?;
             let node = metrics.membership_config.membership().get_node(&leader)?;
-            Some((leader, self.addresses.current(leader, url_of(node))))
+            Some((leader, self.addresses.current(leader, &url_of(node))))
         })
     }
 
@@ -85,7 +85,7 @@ impl ClusterView {
 
     /// The URLs of the cluster's nodes by id; before it is formed, of its founders.
     pub(crate) fn nodes(&self, metrics: &Metrics) -> BTreeMap<u64, String> {
-        let current = |(id, node): (&u64, _)| (*id, self.addresses.current(*id, url_of(node)));
+        let current = |(id, node): (&u64, _)| (*id, self.addresses.current(*id, &url_of(node)));
         let nodes: BTreeMap<u64, String> = metrics.membership_config.nodes().map(current).collect();
         if nodes.is_empty() { self.founders.nodes.clone() } else { nodes }
     }

@@ -96,7 +96,7 @@ where
 impl PeerNetwork {
     /// The URL at which the peer is reached now.
     fn url(&self) -> String {
-        self.network.addresses.current(self.to, self.stored_url.clone())
+        self.network.addresses.current(self.to, &self.stored_url)
     }
 
     /// Makes a call. It is on its way when this returns.
