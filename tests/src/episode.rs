@@ -8,20 +8,21 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 
 use crate::artifacts::build_dir;
-use crate::cluster::{Cluster, Node, Options};
 use crate::history::{self, Call};
-use crate::hosts::Hosts;
 use crate::invariants::{self, Violation};
 use crate::load::entries;
 use crate::nemesis::{self, Fault, Testbed};
 use crate::wait::eventually;
-use crate::workload::{Clients, Traffic, Workload};
+use crate::workload::{Clients, Traffic};
 
 /// Time from the end of the last fault until all nodes must acknowledge writes.
 const WRITABLE_LIMIT: Duration = Duration::from_secs(2);
 
 /// Time to wait for this before the measurement is given up.
 const WRITABLE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What a node logs if its log has lost what it had made durable. Disks that lose only unsynced data are no reason for it.
+const LOST: &str = "has lost what it had made durable";
 
 /// The parameters of a run.
 #[derive(Debug, Clone)]
@@ -57,14 +58,8 @@ pub struct Report {
 pub async fn run(plan: &Plan) -> Report {
     println!("{} nodes, seed {}, {:?}, snapshots every {}", plan.nodes, plan.seed, plan.length, plan.snapshot_entries);
     let mut rng = Rng::with_seed(plan.seed);
-    let hosts = Hosts::new(plan.nodes);
     let args = vec!["--snapshot-entries".to_owned(), plan.snapshot_entries.to_string()];
-    let mut cluster = Cluster::prepare_at(hosts.places(), Options { args, ..Options::default() });
-    cluster.nodes.iter_mut().for_each(Node::start);
-    cluster.ready().await;
-    let workload = Workload::new(&cluster);
-    let mut testbed = Testbed { cluster, hosts, workload };
-
+    let mut testbed = Testbed::start(plan.nodes, args).await;
     let clients = Clients::start(&testbed.workload, Traffic::default(), rng.u64(..));
     let mut report = Report::default();
     let began = Instant::now();
@@ -87,7 +82,7 @@ async fn disrupt(testbed: &mut Testbed, rng: &mut Rng, report: &mut Report) {
     let injected = Instant::now();
     begin(testbed, &first, report).await;
     let lost = first.affected();
-    if lost.contains(&leader) && lost.len() <= size / 2 && !matches!(first, Fault::Restart(_)) {
+    if lost.contains(&leader) && lost.len() <= size / 2 && !matches!(first, Fault::Restart(_) | Fault::Move(_)) {
         let others: Vec<usize> = (0..size).filter(|node| !lost.contains(node)).collect();
         let (first_write, last) = testbed.first_and_last_write(&others, injected, WRITABLE_TIMEOUT).await;
         report.failovers.entry(first.name()).or_default().push((first_write, last));
@@ -140,6 +135,11 @@ async fn verify(testbed: &Testbed, plan: &Plan, report: &mut Report) {
             (entries(&node.client, "", "local").await == first).then_some(())
         })
         .await;
+    }
+    for (number, node) in testbed.cluster.nodes.iter().enumerate() {
+        if node.log().contains(LOST) {
+            report.violations.push(format!("node {number} has lost data on an honest disk:\n{}", node.log()));
+        }
     }
     let calls = testbed.workload.history.calls();
     report.tally = history::tally(&calls);

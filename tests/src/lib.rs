@@ -4,7 +4,7 @@
 //!
 //! - `artifacts`: the binary and the compiled plugins that the tests use.
 //! - `client`, `cli`, `otlp`: an HTTP client, the command line, an OTLP endpoint.
-//! - `fault_fs`, `hosts`: a disk that loses power, and hosts whose network can be cut.
+//! - `fault_fs`, `fake_clock`, `hosts`: a disk that loses power, a clock that is set, and hosts whose network can be cut.
 //! - `cluster`, `load`: processes that form a cluster, and writers that keep it busy.
 //! - `history`, `exchange`, `workload`, `nemesis`: clients that record their calls while faults are injected.
 //! - `model`, `invariants`: the check of a recorded history.
@@ -18,6 +18,7 @@ mod client;
 mod cluster;
 pub mod episode;
 mod exchange;
+mod fake_clock;
 mod fault_fs;
 pub mod history;
 pub mod hosts;
@@ -33,6 +34,7 @@ pub use artifacts::{brink_bin, build_dir, plugin_file, plugin_wasm};
 pub use cli::{Run, brink, brink_with};
 pub use client::{Answer, Client};
 pub use cluster::{Cluster, Node, Options, Place, free_ports};
+pub use fake_clock::FakeClock;
 pub use fault_fs::{FaultFs, Operation, Tail};
 pub use load::{Load, entries};
 pub use otlp::{Collector, Span};

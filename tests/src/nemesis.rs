@@ -1,4 +1,4 @@
-//! Faults of networks, machines and processes: drawn from a seed, injected and reverted.
+//! Faults of networks, disks, clocks, machines and processes: drawn from a seed, injected and reverted.
 //!
 //! A new kind of fault needs a variant of [`Fault`], its start in [`Testbed::inject`], its end in [`Testbed::revert`] and
 //! its probability in [`draw`].
@@ -12,7 +12,9 @@ use rustix::process::Signal;
 use serde_json::json;
 
 use crate::client::Client;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Options};
+use crate::fake_clock::FakeClock;
+use crate::fault_fs::{FaultFs, Tail};
 use crate::hosts::Hosts;
 use crate::workload::Workload;
 
@@ -24,6 +26,9 @@ const PROBE_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// Time for started nodes to become ready.
 const START_LIMIT: Duration = Duration::from_secs(30);
+
+/// Duration of each sync of a disk without faults. So there are unsynced writes at almost any moment, for a power cut to lose.
+const SYNC: Duration = Duration::from_millis(2);
 
 /// A fault, with the affected nodes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +47,14 @@ pub enum Fault {
     Kill(Vec<usize>),
     /// Asks a process to stop (SIGTERM), waits for its end and starts it later.
     Restart(usize),
+    /// Stops a process as [`Fault::Restart`] does, and starts it later at another port.
+    Move(usize),
+    /// Cuts the power of these nodes' machines, which leaves so much of unsynced data, and starts their processes later.
+    PowerCut(Vec<usize>, Tail),
+    /// Gives each sync of these nodes' disks this duration.
+    SlowDisk(Vec<usize>, Duration),
+    /// Steps a node's wall clock by so many seconds, and later back.
+    ClockStep(usize, i64),
     /// Transfers the leadership to a node.
     Transfer(usize),
 }
@@ -50,8 +63,8 @@ impl Fault {
     /// The nodes whose processes the fault ends.
     pub fn ended(&self) -> Vec<usize> {
         match self {
-            Self::Kill(nodes) => nodes.clone(),
-            Self::Restart(node) => vec![*node],
+            Self::Kill(nodes) | Self::PowerCut(nodes, _) => nodes.clone(),
+            Self::Restart(node) | Self::Move(node) => vec![*node],
             _ => Vec::new(),
         }
     }
@@ -60,9 +73,9 @@ impl Fault {
     pub fn affected(&self) -> Vec<usize> {
         match self {
             Self::Split(nodes) | Self::Mute(nodes) | Self::Deafen(nodes) => nodes.clone(),
-            Self::Pause(nodes) | Self::Kill(nodes) => nodes.clone(),
-            Self::Restart(node) => vec![*node],
-            Self::Link(..) | Self::Transfer(_) => Vec::new(),
+            Self::Pause(nodes) | Self::Kill(nodes) | Self::PowerCut(nodes, _) => nodes.clone(),
+            Self::Restart(node) | Self::Move(node) => vec![*node],
+            Self::Link(..) | Self::SlowDisk(..) | Self::ClockStep(..) | Self::Transfer(_) => Vec::new(),
         }
     }
 
@@ -76,6 +89,10 @@ impl Fault {
             Self::Pause(_) => "pause",
             Self::Kill(_) => "kill",
             Self::Restart(_) => "restart",
+            Self::Move(_) => "move",
+            Self::PowerCut(..) => "power cut",
+            Self::SlowDisk(..) => "slow disk",
+            Self::ClockStep(..) => "clock step",
             Self::Transfer(_) => "transfer",
         }
     }
@@ -94,31 +111,78 @@ pub fn draw(rng: &mut Rng, size: usize, leader: usize, spared: &BTreeSet<usize>)
     let minority = nodes[..nodes.len().min(rng.usize(1..=size / 2))].to_vec();
     let majority = nodes[..nodes.len().min(size / 2 + 1)].to_vec();
     match rng.u8(..100) {
-        0..16 => Fault::Split(minority),
-        16..24 => Fault::Mute(minority),
-        24..32 => Fault::Deafen(minority),
-        32..40 => Fault::Link(nodes[0], (nodes[0] + 1 + rng.usize(..size - 1)) % size),
-        40..56 => Fault::Pause(minority),
-        56..60 => Fault::Pause(majority),
-        60..76 => Fault::Kill(minority),
-        76..81 => Fault::Kill(majority),
-        81..86 => Fault::Kill(nodes),
-        86..93 => Fault::Restart(nodes[0]),
+        0..12 => Fault::Split(minority),
+        12..18 => Fault::Mute(minority),
+        18..24 => Fault::Deafen(minority),
+        24..30 => Fault::Link(nodes[0], (nodes[0] + 1 + rng.usize(..size - 1)) % size),
+        30..40 => Fault::Pause(minority),
+        40..43 => Fault::Pause(majority),
+        43..51 => Fault::Kill(minority),
+        51..53 => Fault::Kill(majority),
+        53..55 => Fault::Kill(nodes),
+        55..60 => Fault::Restart(nodes[0]),
+        60..67 => Fault::Move(nodes[0]),
+        67..75 => Fault::PowerCut(minority, draw_tail(rng)),
+        75..78 => Fault::PowerCut(majority, draw_tail(rng)),
+        78..83 => Fault::PowerCut(nodes, draw_tail(rng)),
+        83..88 => Fault::SlowDisk(minority, Duration::from_millis(rng.u64(20..600))),
+        88..91 => Fault::SlowDisk(nodes, Duration::from_millis(rng.u64(20..600))),
+        91..97 => Fault::ClockStep(nodes[0], draw_step(rng)),
         _ => Fault::Transfer(nodes[0]),
     }
 }
 
-/// A cluster whose nodes have a host each, and the workload on it.
+/// Draws what a power cut leaves: nothing, a part of one record, or many records and a part of another.
+fn draw_tail(rng: &mut Rng) -> Tail {
+    match rng.u8(..3) {
+        0 => Tail::Lost,
+        1 => Tail::Torn { bytes: rng.usize(1..200) },
+        _ => Tail::Torn { bytes: rng.usize(200..20_000) },
+    }
+}
+
+/// Draws the step of a clock, in seconds: some seconds, minutes or hours in either direction.
+fn draw_step(rng: &mut Rng) -> i64 {
+    let unit = [1, 60, 600][rng.usize(..3)];
+    let sign = if rng.bool() { 1 } else { -1 };
+    sign * unit * rng.i64(2..60)
+}
+
+/// A cluster whose nodes have a host, a disk and a wall clock each, and the workload on it.
 pub struct Testbed {
     /// The nodes.
     pub cluster: Cluster,
     /// Their hosts.
     pub hosts: Hosts,
+    /// Their disks. They are dropped after the cluster, so that no process uses a disk that is unmounted.
+    pub disks: Vec<FaultFs>,
+    /// Their wall clocks.
+    pub clocks: Vec<FakeClock>,
     /// The workload.
     pub workload: Arc<Workload>,
 }
 
 impl Testbed {
+    /// Starts a cluster whose nodes have these arguments.
+    pub async fn start(size: usize, args: Vec<String>) -> Self {
+        let hosts = Hosts::new(size);
+        let disks: Vec<FaultFs> = (0..size).map(|_| FaultFs::mount()).collect();
+        let clocks: Vec<FakeClock> = (0..size).map(|_| FakeClock::new()).collect();
+        let mut places = hosts.places();
+        for (place, clock) in places.iter_mut().zip(&clocks) {
+            place.wrapper.extend(clock.wrapper());
+        }
+        let mut cluster = Cluster::prepare_at(places, Options { args, ..Options::default() });
+        for (node, disk) in cluster.nodes.iter_mut().zip(&disks) {
+            set_sync(disk, SYNC);
+            node.keep_data_on(disk);
+            node.start();
+        }
+        cluster.ready().await;
+        let workload = Workload::new(&cluster);
+        Self { cluster, hosts, disks, clocks, workload }
+    }
+
     /// Starts a fault.
     pub async fn inject(&mut self, fault: &Fault) {
         let size = self.cluster.nodes.len();
@@ -140,15 +204,11 @@ impl Testbed {
                 self.hosts.cut(*other, *one);
             }
             Fault::Pause(nodes) => nodes.iter().for_each(|node| self.cluster.nodes[*node].signal(Signal::STOP)),
-            Fault::Kill(nodes) => {
-                // All signals come first, so that the processes die at the same moment.
-                nodes.iter().for_each(|node| self.cluster.nodes[*node].signal(Signal::KILL));
-                for node in nodes {
-                    self.cluster.nodes[*node].kill();
-                    self.workload.note_restart(*node);
-                }
-            }
-            Fault::Restart(node) => {
+            Fault::Kill(nodes) => self.kill(nodes),
+            Fault::PowerCut(nodes, tail) => self.cut_power(nodes, *tail),
+            Fault::SlowDisk(nodes, sync) => nodes.iter().for_each(|node| set_sync(&self.disks[*node], *sync)),
+            Fault::ClockStep(node, seconds) => self.clocks[*node].set(&format!("{seconds:+}")),
+            Fault::Restart(node) | Fault::Move(node) => {
                 let stopped = tokio::task::block_in_place(|| self.cluster.nodes[*node].stop());
                 assert!(stopped, "node {node} does not stop cleanly: {}", self.cluster.nodes[*node].log());
                 self.workload.note_restart(*node);
@@ -168,7 +228,12 @@ impl Testbed {
         match fault {
             Fault::Split(_) | Fault::Mute(_) | Fault::Deafen(_) | Fault::Link(..) => self.hosts.heal(),
             Fault::Pause(nodes) => nodes.iter().for_each(|node| self.cluster.nodes[*node].signal(Signal::CONT)),
-            Fault::Kill(_) | Fault::Restart(_) => {
+            Fault::SlowDisk(nodes, _) => nodes.iter().for_each(|node| set_sync(&self.disks[*node], SYNC)),
+            Fault::ClockStep(node, _) => self.clocks[*node].set("+0"),
+            Fault::Kill(_) | Fault::PowerCut(..) | Fault::Restart(_) | Fault::Move(_) => {
+                if let Fault::Move(node) = fault {
+                    self.move_node(*node);
+                }
                 for node in fault.ended() {
                     self.cluster.nodes[node].start();
                     self.workload.note_restart(node);
@@ -179,6 +244,34 @@ impl Testbed {
             }
             Fault::Transfer(_) => {}
         }
+    }
+
+    fn kill(&mut self, nodes: &[usize]) {
+        // All signals come first, so that the processes die at the same moment.
+        nodes.iter().for_each(|node| self.cluster.nodes[*node].signal(Signal::KILL));
+        for node in nodes {
+            tokio::task::block_in_place(|| self.cluster.nodes[*node].kill());
+            self.workload.note_restart(*node);
+        }
+    }
+
+    fn cut_power(&mut self, nodes: &[usize], tail: Tail) {
+        nodes.iter().for_each(|node| self.cluster.nodes[*node].signal(Signal::KILL));
+        // A process ends only after its syncs under way, and the power does not wait for them.
+        nodes.iter().for_each(|node| self.disks[*node].stop_syncs());
+        self.kill(nodes);
+        for node in nodes {
+            tokio::task::block_in_place(|| self.disks[*node].cut(tail));
+            set_sync(&self.disks[*node], SYNC);
+        }
+    }
+
+    /// Gives a node its other address. Each node has two, so that it also comes back to where it was before. The other nodes,
+    /// and the node itself, are told nothing: their `REPLICA_NODES` stay.
+    fn move_node(&mut self, node: usize) {
+        let moved = &mut self.cluster.nodes[node];
+        moved.move_to(moved.port ^ 1);
+        self.workload.follow(node, &moved.url);
     }
 
     /// The leader that most answering nodes name.
@@ -219,6 +312,12 @@ impl Testbed {
         self.cluster.ready().await;
         assert!(began.elapsed() < START_LIMIT, "the cluster was not ready within {START_LIMIT:?}");
     }
+}
+
+/// Gives a disk no fault but this duration of syncs.
+fn set_sync(disk: &FaultFs, sync: Duration) {
+    disk.heal();
+    disk.slow_syncs("", sync);
 }
 
 /// Repeats a write until it succeeds.

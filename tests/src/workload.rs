@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -51,7 +51,8 @@ impl Default for Traffic {
 pub struct Workload {
     /// The calls so far.
     pub history: History,
-    clients: Vec<Client>,
+    /// A client of each node, at its current address.
+    clients: Vec<RwLock<Client>>,
     /// Number of starts and ends of each node's process.
     incarnations: Vec<AtomicU64>,
     /// The last known revision of each key.
@@ -65,7 +66,7 @@ impl Workload {
     pub fn new(cluster: &Cluster) -> Arc<Self> {
         Arc::new(Self {
             history: History::default(),
-            clients: cluster.nodes.iter().map(|node| Client::with_timeout(&node.url, TIMEOUT)).collect(),
+            clients: cluster.nodes.iter().map(|node| RwLock::new(Client::with_timeout(&node.url, TIMEOUT))).collect(),
             incarnations: cluster.nodes.iter().map(|_| AtomicU64::new(0)).collect(),
             revisions: Mutex::default(),
             next_value: AtomicU64::new(1),
@@ -76,6 +77,11 @@ impl Workload {
     /// Notes that the process of a node has started or ended.
     pub fn note_restart(&self, node: usize) {
         self.incarnations[node].fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Calls a node at another URL from now on.
+    pub fn follow(&self, node: usize, url: &str) {
+        *self.clients[node].write().unwrap() = Client::with_timeout(url, TIMEOUT);
     }
 
     /// Reads every object from a node by strong reads. At the end of a run, they show lost writes.
@@ -194,7 +200,8 @@ impl Workload {
         headers.extend(idempotency_key.map(|key| ("idempotency-key", key.to_owned())));
         let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
         let is_write = matches!(request, Request::Write { .. });
-        match self.clients[node].try_send(method, &path, &headers, body).await {
+        let client = self.clients[node].read().unwrap().clone();
+        match client.try_send(method, &path, &headers, body).await {
             Ok(answer) => exchange::decode(request, &answer).unwrap_or_else(|| {
                 let text = String::from_utf8_lossy(&answer.body).into_owned();
                 Outcome::Invalid(format!("{method} {path} {headers:?} was answered {}: {text}", answer.status))

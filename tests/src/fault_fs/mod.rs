@@ -59,6 +59,12 @@ impl FaultFs {
         self.dir.path()
     }
 
+    /// Makes all syncs fail from now on, also those under way: after this, [`FaultFs::cut`] loses what was not synced now,
+    /// however long the processes take to end.
+    pub fn stop_syncs(&self) {
+        self.fail(Operation::Sync, "");
+    }
+
     /// Cuts the power: only durable data is left, and all faults are cleared. Panics if a process keeps a file open, so
     /// the processes that use the disk must have ended.
     #[track_caller]
@@ -179,6 +185,24 @@ mod tests {
         let began = Instant::now();
         good.sync_data().unwrap();
         assert!(began.elapsed() >= Duration::from_millis(200));
+    }
+
+    #[test]
+    fn a_sync_under_way_is_lost_once_syncs_have_stopped() {
+        let fs = FaultFs::mount();
+        let file = File::create_new(fs.path().join("f")).unwrap();
+        File::open(fs.path()).unwrap().sync_all().unwrap();
+        file.write_all_at(b"x", 0).unwrap();
+        fs.slow_syncs("", Duration::from_millis(200));
+        std::thread::scope(|scope| {
+            let sync = scope.spawn(|| file.sync_all());
+            std::thread::sleep(Duration::from_millis(50));
+            fs.stop_syncs();
+            assert!(sync.join().unwrap().is_err());
+        });
+        drop(file);
+        fs.cut(Tail::Lost);
+        assert_eq!(fs::read(fs.path().join("f")).unwrap(), b"");
     }
 
     #[test]

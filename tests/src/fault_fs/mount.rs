@@ -47,20 +47,23 @@ impl Mounted {
         self.0.lock().unwrap()
     }
 
-    /// Syncs an inode as the faults allow, and replies.
+    /// Syncs an inode as the faults allow, and replies. A delayed sync meets the faults that there are at its end.
     fn sync(&self, ino: Ino, reply: ReplyEmpty) {
         let effect = self.state().effect(Operation::Sync, ino);
+        let Some(Effect::Delay(delay)) = effect else { return self.end_sync(effect, ino, reply) };
+        let this = self.clone();
+        std::thread::spawn(move || {
+            std::thread::sleep(delay);
+            let effect = this.state().effect(Operation::Sync, ino);
+            this.end_sync(effect, ino, reply);
+        });
+    }
+
+    fn end_sync(&self, effect: Option<Effect>, ino: Ino, reply: ReplyEmpty) {
         match effect {
             Some(Effect::Fail) => reply.error(Errno::EIO),
             Some(Effect::Lie) => reply.ok(),
-            Some(Effect::Delay(delay)) => {
-                let this = self.clone();
-                std::thread::spawn(move || {
-                    std::thread::sleep(delay);
-                    answer(this.state().disk.sync(ino), reply);
-                });
-            }
-            None => answer(self.state().disk.sync(ino), reply),
+            Some(Effect::Delay(_)) | None => answer(self.state().disk.sync(ino), reply),
         }
     }
 }

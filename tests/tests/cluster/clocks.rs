@@ -1,25 +1,16 @@
 //! One node's wrong clock: it decides neither the times of entries nor how long names are remembered, and is reported.
 
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use brink_tests::{Cluster, Options, brink, eventually};
+use brink_tests::{Cluster, FakeClock, Options, brink, eventually};
 use serde_json::json;
 
-/// The library that gives a process another wall clock (Debian: libfaketime).
-fn fake_clock() -> PathBuf {
-    let arches = std::fs::read_dir("/usr/lib").unwrap().flatten().map(|arch| arch.path());
-    let mut found = arches.map(|arch| arch.join("faketime/libfaketimeMT.so.1")).filter(|library| library.exists());
-    found.next().expect("libfaketime is installed")
-}
-
 /// Three nodes, of which the last has a wrong wall clock.
-async fn cluster(wrong: &str) -> Cluster {
+async fn cluster(clock: &FakeClock, wrong: &str) -> Cluster {
     let mut cluster = Cluster::prepare(3, Options::default());
-    let preload = format!("LD_PRELOAD={}", fake_clock().display());
-    let (clock, only_wall) = (format!("FAKETIME={wrong}"), "FAKETIME_DONT_FAKE_MONOTONIC=1".to_owned());
-    cluster.nodes[2].wrap(vec!["env".to_owned(), preload, clock, only_wall]);
+    clock.set(wrong);
+    cluster.nodes[2].wrap(clock.wrapper());
     for node in &mut cluster.nodes {
         node.start();
     }
@@ -43,7 +34,8 @@ fn now(distance: &str) -> String {
 #[tokio::test]
 async fn a_wrong_clock_of_one_node_moves_no_time_and_forgets_no_name() {
     for (wrong, first, again) in [("@2020-01-01 00:00:10", 2, 0), ("+25h", 0, 2)] {
-        let cluster = cluster(wrong).await;
+        let clock = FakeClock::new();
+        let cluster = cluster(&clock, wrong).await;
         for leader in [2, 1] {
             let url = &cluster.nodes[leader].url;
             cluster.client(0).put_json("/cluster/leader/", &json!({ "url": url })).await.expect(200);
@@ -64,7 +56,8 @@ async fn a_wrong_clock_of_one_node_moves_no_time_and_forgets_no_name() {
 
 #[tokio::test]
 async fn a_wrong_clock_shows_in_log_health_metrics_and_on_the_command_line() {
-    let cluster = cluster("+25h").await;
+    let clock = FakeClock::new();
+    let cluster = cluster(&clock, "+25h").await;
     let far = |value: &serde_json::Value| value.as_i64().is_some_and(|ms| (ms - 25 * 3_600_000).abs() < 60_000);
     let own = eventually(Duration::from_secs(5), "the node has heard the others' clocks", || async {
         let health = cluster.client(2).get("/health/").await.expect(200).json;
