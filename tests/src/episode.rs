@@ -6,8 +6,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
+use serde_json::{Value, json};
 
 use crate::artifacts::build_dir;
+use crate::client::Client;
+use crate::fake_clock::right_time;
 use crate::history::{self, Call};
 use crate::invariants::{self, Violation};
 use crate::load::entries;
@@ -23,6 +26,9 @@ const WRITABLE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// What a node logs if its log has lost what it had made durable. Disks that lose only unsynced data are no reason for it.
 const LOST: &str = "has lost what it had made durable";
+
+/// Largest distance of a new entry's time from the right one: the bound of decision 25, and the duration of the call.
+const TIME_BOUND: &str = "2 seconds";
 
 /// The parameters of a run.
 #[derive(Debug, Clone)]
@@ -78,7 +84,7 @@ async fn disrupt(testbed: &mut Testbed, rng: &mut Rng, report: &mut Report) {
     let size = testbed.cluster.nodes.len();
     let leader = testbed.leader().await;
     print!("leader {leader}: ");
-    let first = nemesis::draw(rng, size, leader, &BTreeSet::new());
+    let first = nemesis::draw(rng, size, leader, None);
     let injected = Instant::now();
     begin(testbed, &first, report).await;
     let lost = first.affected();
@@ -90,9 +96,8 @@ async fn disrupt(testbed: &mut Testbed, rng: &mut Rng, report: &mut Report) {
     }
     pause(rng, 200..3_500).await;
     let mut faults = vec![first];
-    let spared: BTreeSet<usize> = faults[0].affected().into_iter().collect();
-    if rng.u8(..4) == 0 && spared.len() < size {
-        faults.push(nemesis::draw(rng, size, leader, &spared));
+    if rng.u8(..4) == 0 && lost.len() < size {
+        faults.push(nemesis::draw(rng, size, leader, Some(&faults[0])));
         begin(testbed, &faults[1], report).await;
         pause(rng, 200..2_000).await;
         rng.shuffle(&mut faults);
@@ -136,6 +141,7 @@ async fn verify(testbed: &Testbed, plan: &Plan, report: &mut Report) {
         })
         .await;
     }
+    verify_times(testbed.cluster.client(0), report).await;
     for (number, node) in testbed.cluster.nodes.iter().enumerate() {
         if node.log().contains(LOST) {
             report.violations.push(format!("node {number} has lost data on an honest disk:\n{}", node.log()));
@@ -151,6 +157,24 @@ async fn verify(testbed: &Testbed, plan: &Plan, report: &mut Report) {
         report.violations.push(format!("the history and the nodes' logs are in {}", dir.display()));
     }
     report.violations.extend(violations.iter().map(ToString::to_string));
+}
+
+/// Checks that the cluster's time has never gone back, and that wrong clocks have not moved it.
+async fn verify_times(client: &Client, report: &mut Report) {
+    let mut page = client.get("/kv/?limit=10000&consistency=strong").await.expect(200).json;
+    let entries = page["results"].as_array_mut().unwrap();
+    entries.sort_by_key(|entry| entry["revision"].as_u64());
+    let updated_at = |entry: &Value| entry["updated_at"].as_str().unwrap().to_owned();
+    for pair in entries.windows(2).filter(|pair| updated_at(&pair[0]) > updated_at(&pair[1])) {
+        report.violations.push(format!("time has gone back: {} after {}", pair[1], pair[0]));
+    }
+    let newest = client.put("time", &json!(1)).await.json;
+    let newest = updated_at(&newest);
+    if newest < right_time(&format!("-{TIME_BOUND}")) || newest > right_time(TIME_BOUND) {
+        report
+            .violations
+            .push(format!("the cluster's time is {newest}, and all clocks are {}", right_time("0 seconds")));
+    }
 }
 
 /// Checks a history on a blocking thread.

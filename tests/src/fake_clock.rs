@@ -4,6 +4,7 @@
 //! on a machine whose wall clock is set.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use tempfile::TempDir;
 
@@ -51,6 +52,12 @@ impl Default for FakeClock {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// The right time, so far from now (`-2 seconds`), as entries show it.
+pub fn right_time(distance: &str) -> String {
+    let output = Command::new("date").args(["-u", "-d", distance, "+%FT%T.%3NZ"]).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
 fn library() -> PathBuf {

@@ -34,7 +34,7 @@ pub use artifacts::{brink_bin, build_dir, plugin_file, plugin_wasm};
 pub use cli::{Run, brink, brink_with};
 pub use client::{Answer, Client};
 pub use cluster::{Cluster, Node, Options, Place, free_ports};
-pub use fake_clock::FakeClock;
+pub use fake_clock::{FakeClock, right_time};
 pub use fault_fs::{FaultFs, Operation, Tail};
 pub use load::{Load, entries};
 pub use otlp::{Collector, Span};

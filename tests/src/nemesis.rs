@@ -98,8 +98,9 @@ impl Fault {
     }
 }
 
-/// Draws a fault for a cluster of `size` nodes with this leader. It does not affect the nodes in `spared`.
-pub fn draw(rng: &mut Rng, size: usize, leader: usize, spared: &BTreeSet<usize>) -> Fault {
+/// Draws a fault for a cluster of `size` nodes with this leader. It affects no node that an active fault affects.
+pub fn draw(rng: &mut Rng, size: usize, leader: usize, active: Option<&Fault>) -> Fault {
+    let spared: BTreeSet<usize> = active.map(Fault::affected).unwrap_or_default().into_iter().collect();
     let mut nodes: Vec<usize> = (0..size).filter(|node| !spared.contains(node)).collect();
     rng.shuffle(&mut nodes);
     // Faults of the leader are the most interesting ones.
@@ -127,7 +128,8 @@ pub fn draw(rng: &mut Rng, size: usize, leader: usize, spared: &BTreeSet<usize>)
         78..83 => Fault::PowerCut(nodes, draw_tail(rng)),
         83..88 => Fault::SlowDisk(minority, Duration::from_millis(rng.u64(20..600))),
         88..91 => Fault::SlowDisk(nodes, Duration::from_millis(rng.u64(20..600))),
-        91..97 => Fault::ClockStep(nodes[0], draw_step(rng)),
+        // With the clocks of a majority wrong, the cluster's time would be wrong.
+        91..97 if !matches!(active, Some(Fault::ClockStep(..))) => Fault::ClockStep(nodes[0], draw_step(rng)),
         _ => Fault::Transfer(nodes[0]),
     }
 }

@@ -1,9 +1,8 @@
 //! One node's wrong clock: it decides neither the times of entries nor how long names are remembered, and is reported.
 
-use std::process::Command;
 use std::time::Duration;
 
-use brink_tests::{Cluster, FakeClock, Options, brink, eventually};
+use brink_tests::{Cluster, FakeClock, Options, brink, eventually, right_time};
 use serde_json::json;
 
 /// Three nodes, of which the last has a wrong wall clock.
@@ -19,16 +18,10 @@ async fn cluster(clock: &FakeClock, wrong: &str) -> Cluster {
     eventually(Duration::from_secs(10), "writes have the cluster's time", || async {
         let put = cluster.client(2).put("ready", &json!(0)).await.json;
         let updated_at = put["updated_at"].as_str()?;
-        (*now("-1 hour") < *updated_at && *updated_at < *now("+1 hour")).then_some(())
+        (*right_time("-1 hour") < *updated_at && *updated_at < *right_time("+1 hour")).then_some(())
     })
     .await;
     cluster
-}
-
-/// The time so far from now, as entries show it.
-fn now(distance: &str) -> String {
-    let output = Command::new("date").args(["-u", "-d", distance, "+%FT%T"]).output().unwrap();
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
 #[tokio::test]
@@ -44,7 +37,10 @@ async fn a_wrong_clock_of_one_node_moves_no_time_and_forgets_no_name() {
             let body = r#"{"value":"first"}"#;
             let written = cluster.client(first).send("PUT", &key, &headers, body).await.expect(201).json;
             let updated_at = written["updated_at"].as_str().unwrap();
-            assert!(*now("-5 seconds") < *updated_at && *updated_at < *now("+5 seconds"), "{wrong}: {written}");
+            assert!(
+                *right_time("-5 seconds") < *updated_at && *updated_at < *right_time("+5 seconds"),
+                "{wrong}: {written}"
+            );
             cluster.client(1).put(&name, &json!("of somebody else")).await.expect(200);
             let repeated = cluster.client(again).send("PUT", &key, &headers, body).await.expect(201);
             assert_eq!(repeated.header("brink-repeated"), Some("true"), "{wrong}");
