@@ -27,8 +27,8 @@ const PROBE_TIMEOUT: Duration = Duration::from_millis(200);
 /// Time for started nodes to become ready.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
-/// Duration of each sync of a disk without faults. So there are unsynced writes at almost any moment, for a power cut to lose.
-const SYNC: Duration = Duration::from_millis(2);
+/// Duration of the syncs before a power cut: long enough that many writes wait for them, and are lost.
+const LAST_SYNCS: Duration = Duration::from_millis(100);
 
 /// A fault, with the affected nodes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,14 +122,14 @@ pub fn draw(rng: &mut Rng, size: usize, leader: usize, active: Option<&Fault>) -
         51..53 => Fault::Kill(majority),
         53..55 => Fault::Kill(nodes),
         55..60 => Fault::Restart(nodes[0]),
-        60..67 => Fault::Move(nodes[0]),
-        67..75 => Fault::PowerCut(minority, draw_tail(rng)),
+        60..66 => Fault::Move(nodes[0]),
+        66..75 => Fault::PowerCut(minority, draw_tail(rng)),
         75..78 => Fault::PowerCut(majority, draw_tail(rng)),
-        78..83 => Fault::PowerCut(nodes, draw_tail(rng)),
-        83..88 => Fault::SlowDisk(minority, Duration::from_millis(rng.u64(20..600))),
-        88..91 => Fault::SlowDisk(nodes, Duration::from_millis(rng.u64(20..600))),
+        78..82 => Fault::PowerCut(nodes, draw_tail(rng)),
+        82..87 => Fault::SlowDisk(minority, Duration::from_millis(rng.u64(20..600))),
+        87..90 => Fault::SlowDisk(nodes, Duration::from_millis(rng.u64(20..600))),
         // With the clocks of a majority wrong, the cluster's time would be wrong.
-        91..97 if !matches!(active, Some(Fault::ClockStep(..))) => Fault::ClockStep(nodes[0], draw_step(rng)),
+        90..97 if !matches!(active, Some(Fault::ClockStep(..))) => Fault::ClockStep(nodes[0], draw_step(rng)),
         _ => Fault::Transfer(nodes[0]),
     }
 }
@@ -176,7 +176,6 @@ impl Testbed {
         }
         let mut cluster = Cluster::prepare_at(places, Options { args, ..Options::default() });
         for (node, disk) in cluster.nodes.iter_mut().zip(&disks) {
-            set_sync(disk, SYNC);
             node.keep_data_on(disk);
             node.start();
         }
@@ -207,8 +206,8 @@ impl Testbed {
             }
             Fault::Pause(nodes) => nodes.iter().for_each(|node| self.cluster.nodes[*node].signal(Signal::STOP)),
             Fault::Kill(nodes) => self.kill(nodes),
-            Fault::PowerCut(nodes, tail) => self.cut_power(nodes, *tail),
-            Fault::SlowDisk(nodes, sync) => nodes.iter().for_each(|node| set_sync(&self.disks[*node], *sync)),
+            Fault::PowerCut(nodes, tail) => self.cut_power(nodes, *tail).await,
+            Fault::SlowDisk(nodes, sync) => nodes.iter().for_each(|node| self.disks[*node].slow_syncs("", *sync)),
             Fault::ClockStep(node, seconds) => self.clocks[*node].set(&format!("{seconds:+}")),
             Fault::Restart(node) | Fault::Move(node) => {
                 let stopped = tokio::task::block_in_place(|| self.cluster.nodes[*node].stop());
@@ -230,7 +229,7 @@ impl Testbed {
         match fault {
             Fault::Split(_) | Fault::Mute(_) | Fault::Deafen(_) | Fault::Link(..) => self.hosts.heal(),
             Fault::Pause(nodes) => nodes.iter().for_each(|node| self.cluster.nodes[*node].signal(Signal::CONT)),
-            Fault::SlowDisk(nodes, _) => nodes.iter().for_each(|node| set_sync(&self.disks[*node], SYNC)),
+            Fault::SlowDisk(nodes, _) => nodes.iter().for_each(|node| self.disks[*node].heal()),
             Fault::ClockStep(node, _) => self.clocks[*node].set("+0"),
             Fault::Kill(_) | Fault::PowerCut(..) | Fault::Restart(_) | Fault::Move(_) => {
                 if let Fault::Move(node) = fault {
@@ -257,14 +256,15 @@ impl Testbed {
         }
     }
 
-    fn cut_power(&mut self, nodes: &[usize], tail: Tail) {
+    async fn cut_power(&mut self, nodes: &[usize], tail: Tail) {
+        nodes.iter().for_each(|node| self.disks[*node].slow_syncs("", LAST_SYNCS));
+        tokio::time::sleep(LAST_SYNCS).await;
         nodes.iter().for_each(|node| self.cluster.nodes[*node].signal(Signal::KILL));
         // A process ends only after its syncs under way, and the power does not wait for them.
         nodes.iter().for_each(|node| self.disks[*node].stop_syncs());
         self.kill(nodes);
         for node in nodes {
             tokio::task::block_in_place(|| self.disks[*node].cut(tail));
-            set_sync(&self.disks[*node], SYNC);
         }
     }
 
@@ -314,12 +314,6 @@ impl Testbed {
         self.cluster.ready().await;
         assert!(began.elapsed() < START_LIMIT, "the cluster was not ready within {START_LIMIT:?}");
     }
-}
-
-/// Gives a disk no fault but this duration of syncs.
-fn set_sync(disk: &FaultFs, sync: Duration) {
-    disk.heal();
-    disk.slow_syncs("", sync);
 }
 
 /// Repeats a write until it succeeds.

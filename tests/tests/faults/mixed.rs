@@ -1,5 +1,5 @@
-//! P1 to P4 and P8 under mixed faults: histories are linearizable, no acknowledged write is lost, outcomes are honest, and
-//! the cluster acknowledges writes again within two seconds.
+//! P1 to P4 and P8 under mixed faults: histories are linearizable, no acknowledged write is lost, outcomes are honest, the
+//! cluster's time is right, and the cluster acknowledges writes again within two seconds.
 
 use std::time::{Duration, Instant};
 
