@@ -153,7 +153,7 @@ async fn verify(testbed: &Testbed, plan: &Plan, report: &mut Report) {
     }
 }
 
-/// Reads all objects once more from every node, and checks that all nodes reach the same state.
+/// Reads all objects once more from every node, and checks that all nodes reach the same state, and have their addresses in it.
 async fn verify_state(testbed: &Testbed, report: &mut Report) {
     for node in 0..testbed.cluster.nodes.len() {
         testbed.workload.read_everything(node).await;
@@ -165,6 +165,12 @@ async fn verify_state(testbed: &Testbed, report: &mut Report) {
         })
         .await;
     }
+    let urls: BTreeSet<String> = testbed.cluster.nodes.iter().map(|node| format!("{:?}", node.url)).collect();
+    eventually(WRITABLE_TIMEOUT, "the members have the addresses of the nodes", || async {
+        let members = testbed.cluster.member_ids(0).await.into_iter();
+        (members.map(|(url, _)| url).collect::<BTreeSet<_>>() == urls).then_some(())
+    })
+    .await;
     verify_times(testbed.cluster.client(0), report).await;
 }
 
