@@ -25,7 +25,9 @@ pub enum Limit {
     )]
     QueuedBytes,
     /// The same on the leader.
-    #[error("the leader has no room for the write: those in flight may have {PROPOSE_QUEUE_BYTES_MAX} bytes")]
+    #[error(
+        "the leader has no room for the write: those that wait or are in flight may have {PROPOSE_QUEUE_BYTES_MAX} bytes"
+    )]
     LeaderBytes,
     /// Bytes of entries that the leader's disk has not synced.
     #[error("the disk of this node is too slow: entries that are not synced may have {PROPOSE_QUEUE_BYTES_MAX} bytes")]

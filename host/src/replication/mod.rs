@@ -14,7 +14,7 @@
 //!
 //! - `handle`: the room's door, [`Handle`], and its concerns, connected; `options`: the settings.
 //! - `server`: answers the calls of other nodes.
-//! - `proposer`: gathers writes into rounds and sends them to the leader; `queue`: the writes that wait for that.
+//! - `proposer`: makes rounds of writes and sends them to the leader; `queue`: the writes that wait for that; `gathering`: how long.
 //! - `reads`: the gate of strong reads, and the staleness of local ones.
 //! - `lost_state`: how a node that lost its state gets another.
 //! - `log_cut`, `disk_full`: when the log is cut, and how a node with a full disk behaves.
@@ -37,7 +37,7 @@
 //! # Cost of one write on an idle cluster
 //!
 //! One fsync on the leader, in parallel with one round trip and one fsync on the fastest majority of followers; one
-//! more round trip if the write arrived at a follower. Concurrent writes share rounds, and appends share fsyncs.
+//! more round trip if the write arrived at a follower. Concurrent writes share rounds (`gathering`), and appends share fsyncs.
 //! `data/` is not fsynced per write. A command is encoded once, by the node that received it; its bytes are copied into
 //! the log entry, and once per follower into the request.
 //!
@@ -52,6 +52,7 @@ mod blocking;
 mod cluster;
 mod disk_full;
 mod error;
+mod gathering;
 mod handle;
 mod lease;
 mod log_cut;

@@ -3,7 +3,8 @@
 //! Writes that arrive while an earlier round is in flight share the next round, so that batches grow with the load: an idle
 //! node proposes a single write at once, a busy node fills its rounds. A slow round, because of a wide network or a lost
 //! leader, delays the next one by at most [`ROUND_PATIENCE`]. A round is sent to the leader, wherever it is, and is sent
-//! again only if it is certain that no node has appended it.
+//! again only if it is certain that no node has appended it. On the leader, it waits among the leader's own writes, so that the
+//! rounds of all nodes share one log entry.
 //!
 //! Each write has its own deadline. If it passes before the write is in a log, the write is dropped, and its caller knows that
 //! it is not written; if it passes later, only this caller learns that the outcome is unknown, and the others of the round
@@ -18,6 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::error::{Error, Limit, WriteOutcome};
+use super::gathering::Gathering;
 use super::peer::protocol::{Call, Failure, Transport};
 use super::queue::{self, Proposal, Queue};
 use super::types::{Round, RoundWrite, TypeConfig, decode, encode};
@@ -136,25 +138,38 @@ impl Proposer {
             match self.attempt(&mut proposal).await {
                 Ok(Some(outcomes)) => return proposal.conclude(outcomes),
                 Err(error) => return proposal.fail(&error),
-                // Waiting helps only while a majority can be reached to elect a leader.
-                Ok(None) if self.view.quorum_is_out_of_reach() => {
-                    return proposal.fail(&self.view.no_quorum(WriteOutcome::NotWritten));
-                }
-                Ok(None) => {
-                    let poll = Instant::now() + LEADER_POLL;
-                    let deadline = queue::first_deadline(&proposal.callers);
-                    tokio::time::sleep_until(deadline.map_or(poll, |deadline| deadline.min(poll))).await;
-                }
+                Ok(None) => {}
             }
+            // Who forwarded a round finds the next leader. Waiting helps the others while a majority can elect one.
+            if proposal.hand_back() && self.view.quorum_is_out_of_reach() {
+                return proposal.fail(&self.view.no_quorum(WriteOutcome::NotWritten));
+            }
+            let poll = Instant::now() + LEADER_POLL;
+            let deadline = queue::first_deadline(&proposal.callers);
+            tokio::time::sleep_until(deadline.map_or(poll, |deadline| deadline.min(poll))).await;
         }
     }
 
-    /// One attempt to commit a round. Callers whose deadline passes meanwhile are told that their writes may yet appear.
+    /// One attempt to commit a round, where the leader is. Callers whose deadline passes meanwhile are told that their writes may yet
+    /// appear.
     async fn attempt(&self, proposal: &mut Proposal) -> Result<Attempt, Error> {
+        let leader = self.view.leader();
+        let leads = leader.as_ref().is_some_and(|(leader, _)| *leader == self.view.raft.id());
+        // No round is forwarded twice.
+        if !leads && !proposal.hand_back() {
+            return Ok(None);
+        }
+        let Some((leader, url)) = leader else { return Ok(None) };
         let Proposal { round, callers, .. } = proposal;
         let in_doubt = || self.in_doubt();
         let Some(last) = queue::last_deadline(callers) else { return Ok(None) };
-        let mut committed = pin!(self.commit(round, last));
+        let commit = async {
+            match leads {
+                true => self.propose_here(round.clone()).await,
+                false => self.forward(leader, &url, round, last).await,
+            }
+        };
+        let mut committed = pin!(commit);
         while let Some(first) = queue::first_deadline(callers) {
             match tokio::time::timeout_at(first, &mut committed).await {
                 Ok(attempt) => return attempt,
@@ -162,15 +177,6 @@ impl Proposer {
             }
         }
         Err(in_doubt())
-    }
-
-    /// Proposes a round where the leader is. `deadline` is that of the last caller.
-    async fn commit(&self, round: &Round, deadline: Instant) -> Result<Attempt, Error> {
-        match self.view.leader() {
-            Some((leader, _)) if leader == self.view.raft.id() => self.propose_here(round.clone()).await,
-            Some((leader, url)) => self.forward(leader, &url, round, deadline).await,
-            None => Ok(None),
-        }
     }
 
     /// The error of a write that is refused because of a limit.
@@ -301,7 +307,7 @@ impl Proposer {
             });
         }
         let not_written = |is_busy| Forwarded::Failed { successful: 1, outcome: WriteOutcome::NotWritten, is_busy };
-        let Some(_held) = self.queue.reserve(body.len()) else { return Ok(not_written(true)) };
+        let Some(held) = self.queue.reserve(body.len()) else { return Ok(not_written(true)) };
         let (round, remaining): (Round, Duration) = decode(body)?;
         queue::check(&round)?;
         // A little earlier than the other side's, so that it receives our answer and not a timeout.
@@ -309,8 +315,9 @@ impl Proposer {
         if remaining.is_zero() {
             return Ok(not_written(false));
         }
-        let proposed = tokio::time::timeout(remaining, self.propose_here(round)).await;
-        Ok(match proposed.unwrap_or_else(|_| Err(self.in_doubt())) {
+        let answer = self.queue.push_round(round, held, Instant::now() + remaining);
+        let Some(answer) = answer else { return Ok(not_written(true)) };
+        Ok(match answer.await.unwrap_or(Err(Error::Stopped { outcome: WriteOutcome::Unknown })) {
             Ok(Some(outcomes)) => Forwarded::Done(outcomes),
             Ok(None) => Forwarded::NotLeader,
             Err(Error::LeaderLost) => Forwarded::LeaderLost,
@@ -339,13 +346,22 @@ async fn make_rounds(proposer: Weak<Proposer>, queue: Arc<Queue>) {
     let room = |bytes: u32| in_flight.clone().acquire_many_owned(bytes);
     // Held by the round that the next round waits for.
     let latest = Arc::new(Semaphore::new(1));
+    let mut gathering = Gathering::new();
     loop {
         queue.filled().await;
         let Some(Ok(mut permit)) = swept(&proposer, None, room(IN_FLIGHT_BYTES_MIN)).await else { return };
-        let turn = tokio::time::timeout(ROUND_PATIENCE, latest.clone().acquire_owned()).await;
-        let turn = turn.ok().and_then(Result::ok);
+        let mut turn = latest.clone().try_acquire_owned().ok();
+        if turn.is_none() {
+            let ended = tokio::time::timeout(ROUND_PATIENCE, latest.clone().acquire_owned()).await;
+            turn = ended.ok().and_then(Result::ok);
+            if turn.is_some() {
+                queue.gather(&mut gathering).await;
+            }
+        }
         let Some(mut proposal) = queue.take_round() else { continue };
-        let more = proposal.bytes().clamp(IN_FLIGHT_BYTES_MIN, IN_FLIGHT_BYTES_MAX) - IN_FLIGHT_BYTES_MIN;
+        gathering.made(proposal.round.writes.len());
+        let bytes = u32::try_from(proposal.round.command_bytes()).unwrap_or(u32::MAX);
+        let more = bytes.clamp(IN_FLIGHT_BYTES_MIN, IN_FLIGHT_BYTES_MAX) - IN_FLIGHT_BYTES_MIN;
         let Some(Ok(more)) = swept(&proposer, Some(&mut proposal), room(more)).await else { return };
         permit.merge(more);
         let Some(proposer) = proposer.upgrade() else { return };

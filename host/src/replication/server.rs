@@ -112,13 +112,16 @@ impl Handle {
     async fn append(&self, body: &[u8]) -> Result<Bytes, Error> {
         let request: openraft::raft::AppendEntriesRequest<TypeConfig> = decode(body)?;
         disk_full::check_entries(&self.0.free_space, &request.entries)?;
-        let committed = request.leader_commit.map(|log_id| log_id.index());
+        // Until it has committed an entry of its own term, a new leader does not know all that its predecessors had committed.
+        let term = request.vote.leader_id.term;
+        let committed =
+            request.leader_commit.filter(|log_id| log_id.leader_id.term == term).map(|log_id| log_id.index());
         let leader = request.vote;
         let answer = self.0.view.raft.raft().append_entries(request).await.map_err(refused)?;
         if !matches!(answer, AppendEntriesResponse::HigherVote(_)) {
             self.0.view.note_leader(&leader);
         }
-        if answer.is_success() && committed.is_none_or(|committed| self.0.view.raft.applied().index() >= committed) {
+        if answer.is_success() && committed.is_some_and(|committed| self.0.view.raft.applied().index() >= committed) {
             self.0.reads.note_up_to_date();
         }
         encode(&answer)

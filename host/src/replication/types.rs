@@ -102,6 +102,11 @@ const VERSIONED: u64 = 0;
 const STAMPED: u8 = 2;
 
 impl Round {
+    /// Bytes of the commands.
+    pub(super) fn command_bytes(&self) -> usize {
+        self.writes.iter().map(|write| write.command.len()).sum()
+    }
+
     /// The guarded writes, in order. Those of a stamped round take place at `time_ms`.
     pub(super) fn guarded_writes(&self, time_ms: u64) -> impl Iterator<Item = Result<GuardedWrite, Error>> + '_ {
         let time_ms = self.stamped_at_ms.map(|_| time_ms);

@@ -3,10 +3,15 @@
 
 use std::time::Duration;
 
+use openraft::EntryPayload;
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
+
 use super::*;
 use crate::limits::CLOCK_OFFSET_MAX;
 use crate::replication::sim::clocks;
 use crate::replication::sim::node::WALL_START_MS;
+use crate::replication::types::LogEntry;
+use openraft::entry::RaftEntry;
 
 /// Intervals at which strong reads and writes begin.
 const READ_EVERY_MS: u64 = 9;
@@ -153,13 +158,41 @@ fn a_leader_whose_machine_was_suspended_answers_no_strong_read_that_misses_a_wri
     }
 }
 
+fn staleness(world: &World, number: usize) -> Duration {
+    let running = world.nodes[number].running.as_ref().unwrap();
+    running.within(|| world.nodes[number].handle().unwrap().staleness())
+}
+
+/// It may lack what its predecessors had committed, so a node that has applied as much is not up to date.
+#[test]
+fn a_new_leader_that_has_committed_nothing_yet_does_not_vouch_for_a_local_read() {
+    let (mut world, led_by) = cluster(1, [1_000; 3]);
+    let (follower, elected) = ((led_by + 1) % 3, (led_by + 2) % 3);
+    cut_off(&mut world, follower);
+    steps(&mut world, 2_000);
+    let before = metrics(&world, follower);
+    let (term, envelope) = (before.current_term + 100, envelope(&world, follower));
+    let vote = Vote { committed: true, ..Vote::new(term, metrics(&world, elected).id) };
+    let blank =
+        LogEntry::new(openraft::LogId::new(*vote.leader_id(), before.last_log_index.unwrap() + 1), EntryPayload::Blank);
+    let last = before.last_applied;
+    for (entries, leader_commit, is_new) in
+        [(vec![], last, false), (vec![blank.clone()], last, false), (vec![], Some(blank.log_id), true)]
+    {
+        let prev_log_id = if is_new { leader_commit } else { last };
+        let request = AppendEntriesRequest::<TypeConfig> { vote, prev_log_id, entries, leader_commit };
+        for _ in 0..2 {
+            let answer = ask(&mut world, follower, Call::Append, envelope, encode(&request).unwrap()).unwrap();
+            assert!(decode::<AppendEntriesResponse<TypeConfig>>(&answer).unwrap().is_success());
+        }
+        let is_up_to_date = staleness(&world, follower) < Duration::from_millis(500);
+        assert_eq!(is_up_to_date, is_new, "{:?}", staleness(&world, follower));
+    }
+}
+
 #[test]
 fn a_local_read_counts_the_suspension_of_the_machine_as_staleness() {
     let (mut world, led_by) = cluster(1, [1_000; 3]);
-    let staleness = |world: &World, number: usize| {
-        let running = world.nodes[number].running.as_ref().unwrap();
-        running.within(|| world.nodes[number].handle().unwrap().staleness())
-    };
     for number in 0..3 {
         assert!(staleness(&world, number) < Duration::from_millis(200));
     }
