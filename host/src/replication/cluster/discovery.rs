@@ -23,6 +23,10 @@ const FIRST_PATIENCE: Duration = Duration::from_secs(1);
 /// Longest pause after a failed formation. The pause is random, so that two nodes do not keep disturbing each other.
 const FORM_PAUSE_MAX: Duration = Duration::from_millis(100);
 
+/// Interval at which a node makes sure that it still has its place. The membership that shows it may be replaced, if it was not
+/// committed, or be an old one.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Interval at which a node asks to be let in.
 const JOIN_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -39,12 +43,15 @@ pub(crate) struct Discovery {
 }
 
 impl Discovery {
-    /// Looks for the cluster until this node has its place in it.
+    /// Looks for the cluster whenever this node does not have its place in it.
     pub(crate) async fn discover(mut self, stop: CancellationToken) {
-        while stop.run_until_cancelled(tokio::time::sleep(SEARCH_INTERVAL)).await.is_some() {
+        let mut interval = SEARCH_INTERVAL;
+        while stop.run_until_cancelled(tokio::time::sleep(interval)).await.is_some() {
             if self.view.raft.with_metrics(|metrics| self.view.has_its_place(metrics)) {
-                return;
+                interval = LOOK_INTERVAL;
+                continue;
             }
+            interval = SEARCH_INTERVAL;
             if let Err(error) = self.search().await {
                 tracing::debug!(%error, "no cluster found yet");
             }

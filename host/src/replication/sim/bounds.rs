@@ -7,9 +7,9 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::network::Weather;
 use super::rules::{ask, cluster, envelope, has, metrics, steps, until, write};
 use super::world::World;
+use super::{chaos::leader, course::form, network::Weather, node::Node};
 use crate::limits::{COMMAND_BYTES_MAX, KEY_BYTES_MAX, PROPOSE_QUEUE_BYTES_MAX};
 use crate::replication::error::Limit;
 use crate::replication::peer::protocol::Call;
@@ -22,9 +22,14 @@ use crate::storage::{Action, FeatureLevel, GuardedWrite, Operation, Outcome, Spa
 type Proposed = Arc<Mutex<Option<Result<Outcome, Error>>>>;
 
 fn put(key: &str) -> GuardedWrite {
-    let action = Action::Put(Value::json("1"));
-    let operations = vec![Operation { space: Space::Kv, key: key.to_owned(), action }];
-    GuardedWrite { operations, ..GuardedWrite::default() }
+    put_all([key], 1)
+}
+
+/// A write that gives keys values of so many bytes.
+fn put_all<'a>(keys: impl IntoIterator<Item = &'a str>, bytes: usize) -> GuardedWrite {
+    let value = Value::json("1".repeat(bytes));
+    let put = |key: &str| Operation { space: Space::Kv, key: key.to_owned(), action: Action::Put(value.clone()) };
+    GuardedWrite { operations: keys.into_iter().map(put).collect(), ..GuardedWrite::default() }
 }
 
 /// Proposes writes on a node at the same moment: for each, the key, its deadline and the time after which its client leaves.
@@ -158,6 +163,65 @@ fn a_leader_without_room_refuses_a_round_as_not_written() {
     let answer = ask(&mut world, led_by, Call::Propose, to, vec![0; PROPOSE_QUEUE_BYTES_MAX].into()).unwrap();
     let answer = decode(&answer).unwrap();
     assert!(matches!(answer, Forwarded::Failed { outcome: WriteOutcome::NotWritten, is_busy: true, .. }), "{answer:?}");
+}
+
+/// Makes a write on a node.
+fn commit(world: &mut World, number: usize, write: GuardedWrite) {
+    let outcome = Proposed::default();
+    let slot = outcome.clone();
+    world.nodes[number].spawn(async move |handle| {
+        *slot.lock() = Some(handle.propose(&write, None, Instant::now() + Duration::from_secs(2)).await);
+    });
+    until(world, |_| fate(&outcome).is_some());
+    let outcome = outcome.lock().take();
+    assert!(matches!(outcome, Some(Ok(_))), "{outcome:?}");
+}
+
+/// Several reads of the log are needed for them.
+const LARGE_BYTES: usize = 3 << 20;
+const LARGE_COUNT: usize = 5;
+
+/// Room for the rest of a write: its keys, and the lengths of its parts.
+const REST_BYTES: usize = 1_024;
+
+#[test]
+fn a_follower_that_lacks_large_writes_gets_them_in_parts_from_the_log_or_in_a_snapshot() {
+    for (snapshot_entries, by) in [(10_000, "append"), (2, "snapshot")] {
+        let node = |number| Node::new(number, &[0, 1, 2], number as u64, 1_000, snapshot_entries);
+        let mut world = World::new(1, (0..3).map(node).collect());
+        world.is_observed = false;
+        form(&mut world).unwrap();
+        steps(&mut world, 600);
+        let led_by = leader(&world).unwrap();
+        let (behind, other) = ((led_by + 1) % 3, (led_by + 2) % 3);
+        world.crash(behind, true);
+        for number in 0..LARGE_COUNT {
+            commit(&mut world, [led_by, other][number % 2], put_all([format!("large/{number}").as_str()], LARGE_BYTES));
+        }
+        // The leader keeps the log for a node that was reached lately.
+        steps(&mut world, 12_000);
+        (world.largest_body, world.messages) = (0, Vec::new());
+        world.start(behind);
+        until(&mut world, |world| {
+            let node = &world.nodes[behind];
+            node.handle().is_some() && (0..LARGE_COUNT).all(|number| has(world, behind, &format!("large/{number}")))
+        });
+        let is_snapshot = world.messages.iter().any(|(message, _)| message.contains("snapshot"));
+        assert_eq!(is_snapshot, by == "snapshot", "{:?}", world.messages);
+        // A read of the log goes on as long as it has less than its maximum.
+        assert!(world.largest_body < 3 * LARGE_BYTES, "{} bytes", world.largest_body);
+    }
+}
+
+/// On its way it is in three frames: from its node to the leader, and from there to each follower.
+#[test]
+fn the_largest_write_reaches_all_nodes_from_a_follower() {
+    let (mut world, led_by) = plain_cluster();
+    let keys = ["a", "b", "c", "d", "e", "f", "g", "h"];
+    let largest = put_all(keys, (COMMAND_BYTES_MAX - REST_BYTES) / keys.len());
+    commit(&mut world, (led_by + 1) % 3, largest);
+    until(&mut world, |world| (0..3).all(|number| has(world, number, "a")));
+    assert!(world.largest_body > COMMAND_BYTES_MAX - REST_BYTES);
 }
 
 /// The answer to a forwarded round, as the version before knew it.

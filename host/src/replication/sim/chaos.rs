@@ -1,11 +1,11 @@
 //! The faults of a simulation: the seed chooses one after another, then everything heals.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use tokio::time::Instant;
 
-use super::invariants::membership::Requested;
-use super::{clocks, network::Weather, node::Node, node::RESERVE_BYTES, world::World};
+use super::invariants::{Violation, membership::Requested};
+use super::{clocks, moves, network::Weather, node::Node, node::RESERVE_BYTES, world::World};
 use crate::replication::{cluster::change::Role, types::Metrics};
 
 /// Longest time between two faults, in milliseconds.
@@ -13,6 +13,15 @@ const FAULT_INTERVAL_MS_MAX: u64 = 450;
 
 /// Longest time for which a node stays down.
 const DOWN_MS_MAX: u64 = 1_500;
+
+/// Maximum time for which an operator waits until the others have what a node has lost, before the node goes on without it.
+const ACCEPT_MS_MAX: u64 = 2_000;
+
+/// Maximum time from the end of all faults until every member has caught up and is known at its URL, while clients write.
+pub(super) const CATCH_UP_MS_MAX: u64 = 8_000;
+
+/// Number of entries that a member may lack and has caught up.
+const LAG_MAX: u64 = 20;
 
 const CHANGE_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -23,6 +32,8 @@ pub(super) struct Chaos {
     pub(super) returning: Vec<(u64, usize)>,
     /// Whether nodes join, leave, and lose their disks.
     pub(super) changes_members: bool,
+    /// Whether nodes come back at other URLs.
+    pub(super) moves: bool,
     pub(super) faults: usize,
 }
 
@@ -57,9 +68,9 @@ impl Chaos {
         true
     }
 
-    pub(super) fn act(&mut self, world: &mut World) {
+    pub(super) fn act(&mut self, world: &mut World) -> Result<(), Violation> {
         if !self.is_due(world) {
-            return;
+            return Ok(());
         }
         let number = world.rng.usize(0..world.nodes.len());
         match world.rng.u32(0..100) {
@@ -73,11 +84,13 @@ impl Chaos {
             75..78 => change_space(world, number),
             78..80 => clocks::step(world),
             80..86 => transfer(world, number),
-            86..88 if self.changes_members => self.lie(world, number),
+            86..88 if self.changes_members => return self.lie(world, number),
             88..93 if self.changes_members => self.lose_disk(world, number),
             93..100 if self.changes_members => change_members(world, number),
+            86..98 if self.moves => self.relocate(world, number),
             _ => leader(world).into_iter().for_each(|number| self.crash(world, number)),
         }
+        Ok(())
     }
 
     pub(super) fn end(&mut self, world: &mut World) {
@@ -104,14 +117,54 @@ impl Chaos {
     }
 
     /// Kills a node whose disk then loses a part of what the log had made durable, under the same condition. The node
-    /// notices it, and sets the rest aside.
-    fn lie(&mut self, world: &mut World, number: usize) {
+    /// notices it, and sets the rest aside, unless an operator has it go on without that part.
+    fn lie(&mut self, world: &mut World, number: usize) -> Result<(), Violation> {
         if world.nodes[number].running.is_none() || !is_whole(world) {
-            return;
+            return Ok(());
         }
-        world.note(("lie", number));
+        let is_accepted = world.rng.bool();
+        world.note(("lie", number, is_accepted));
         world.nodes[number].lies = true;
+        if is_accepted {
+            return self.accept_loss(world, number);
+        }
         self.crash(world, number);
+        Ok(())
+    }
+
+    /// A node goes on under its id without a part of its log. It has forgotten what it acknowledged and for whom it voted, so
+    /// nothing is lost only if the others have all that it may have acknowledged, and keep running until it has caught up.
+    fn accept_loss(&mut self, world: &mut World, number: usize) -> Result<(), Violation> {
+        let written = world.nodes.iter().filter_map(|node| node.metrics()?.last_log_index).max();
+        let own_id = world.nodes[number].metrics().map(|metrics| metrics.id);
+        world.crash(number, true);
+        self.end(world);
+        let others_have_it = |world: &World| {
+            let Some(metrics) = leader(world).and_then(|leader| world.nodes[leader].metrics()) else { return false };
+            let identified: Vec<Metrics> =
+                world.nodes.iter().filter(|node| node.is_identified()).filter_map(Node::metrics).collect();
+            let has_it = |id: u64| {
+                let found = identified.iter().find(|found| found.id == id);
+                found.is_some_and(|found| found.last_applied.map(|applied| applied.index) >= written)
+            };
+            metrics.membership_config.voter_ids().filter(|id| Some(*id) != own_id).all(has_it)
+        };
+        // Otherwise the node sets its data aside by itself.
+        world.nodes[number].accepts_loss = pass_until(world, ACCEPT_MS_MAX, others_have_it)?;
+        world.note(("accept", number, world.nodes[number].accepts_loss));
+        world.start(number);
+        let is_back = |world: &World| world.nodes[number].handle().is_some() && has_caught_up(world, number);
+        if pass_until(world, CATCH_UP_MS_MAX, is_back)? {
+            return Ok(());
+        }
+        Err(Violation::new("availability", format!("node {number} did not catch up once its loss was accepted")))
+    }
+
+    /// Restarts nodes at other URLs.
+    fn relocate(&mut self, world: &mut World, number: usize) {
+        for number in moves::relocate(world, number) {
+            self.crash(world, number);
+        }
     }
 
     /// Gives a node empty disks, if all other voters run: a cluster survives the loss of a minority.
@@ -149,6 +202,33 @@ pub(super) fn leader(world: &World) -> Option<usize> {
         (metrics.state == openraft::ServerState::Leader).then_some((metrics.current_term, node.number))
     };
     world.nodes.iter().filter_map(leads).max().map(|(_, number)| number)
+}
+
+/// The leader's metrics, and the members of the cluster as it sees them.
+pub(super) fn leader_and_members(world: &World) -> Option<(Metrics, Vec<&Node>)> {
+    let metrics = world.nodes[leader(world)?].metrics()?;
+    let ids: BTreeSet<u64> = metrics.membership_config.nodes().map(|(id, _)| *id).collect();
+    let is_member = |node: &&Node| node.metrics().is_some_and(|metrics| ids.contains(&metrics.id));
+    Some((metrics, world.nodes.iter().filter(is_member).collect()))
+}
+
+/// Whether a node has applied nearly the whole log of the leader, or is no member.
+pub(super) fn has_caught_up(world: &World, number: usize) -> bool {
+    let Some((leader, members)) = leader_and_members(world) else { return false };
+    let (last, node) = (leader.last_log_index.unwrap_or(0), &world.nodes[number]);
+    let applied = node.handle().map_or(0, |handle| *handle.applied().borrow());
+    applied + LAG_MAX >= last || !members.iter().any(|member| member.number == number)
+}
+
+/// Lets time pass until something holds. False if it does not within `ms`.
+fn pass_until(world: &mut World, ms: u64, holds: impl Fn(&World) -> bool) -> Result<bool, Violation> {
+    for _ in 0..ms {
+        if holds(world) {
+            return Ok(true);
+        }
+        world.step()?;
+    }
+    Ok(holds(world))
 }
 
 fn pause(world: &mut World, number: usize) {
@@ -222,7 +302,7 @@ fn change_space(world: &mut World, number: usize) {
 fn transfer(world: &mut World, number: usize) {
     let successor = world.rng.usize(0..world.nodes.len());
     world.note(("transfer", number, successor));
-    world.nodes[number].transfer(successor, CHANGE_DEADLINE);
+    world.transfer(number, successor, CHANGE_DEADLINE);
 }
 
 /// Asks a random node to add or remove a node, or to change its role.

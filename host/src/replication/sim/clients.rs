@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::history::{History, PluginRead, Request, Response, Scanned, Seen, Unique};
+use super::history::{History, PluginRead, RegistryChange, Request, Response, Scanned, Seen, Unique};
 use super::node::{Node, WALL_START_MS};
 use crate::replication::Handle;
 use crate::storage::{
@@ -20,6 +20,15 @@ pub(super) const KEYS: [&str; 4] = ["a", "b", "c", "d"];
 
 /// Maximum number of entries in a range that a plugin reads.
 const RANGE_LIMIT: u32 = 100;
+
+/// One value in so many is large, and has so many bytes.
+const LARGE_EVERY: usize = 8;
+const LARGE_BYTES: usize = 4_000;
+
+/// The hook that clients set and remove, and where the registry keeps its history and the pieces of plugins.
+const HOOK: &str = "judge";
+const HISTORY_PREFIX: &str = "history/";
+const PIECES_PREFIX: &str = "components/";
 
 /// The key that each deletion writes as well.
 const MARK: &str = "deleted";
@@ -132,8 +141,11 @@ impl Client {
                 let reads = [PluginRead::Entry(other), PluginRead::Existence(other), PluginRead::Range];
                 Request::Judged { key, read: reads[rng.usize(0..reads.len())] }
             }
-            60..62 => Request::ChangeHooks,
-            62..88 => Request::StrongRead { key },
+            60..64 => {
+                let changes = [RegistryChange::StorePiece, RegistryChange::SetHook, RegistryChange::RemoveHook];
+                Request::Registry(changes[rng.usize(0..changes.len())])
+            }
+            64..88 => Request::StrongRead { key },
             88..93 => Request::Scan { strong: rng.bool() },
             _ => Request::LocalRead { key },
         }
@@ -183,7 +195,7 @@ async fn perform(
             Err(error) => Response::Refused(error),
         },
         Request::Scan { strong: false } => Response::Scanned(scanned(data)),
-        Request::Put { .. } | Request::Delete { .. } | Request::Judged { .. } | Request::ChangeHooks => {
+        Request::Put { .. } | Request::Delete { .. } | Request::Judged { .. } | Request::Registry(_) => {
             let proposed = handle.propose(&guarded(data, request, value, now_ms), None, deadline).await;
             proposed.map_or_else(Response::Refused, Response::Committed)
         }
@@ -228,12 +240,46 @@ fn fact(data: &Data, read: PluginRead) -> Fact {
 
 /// The unique value in a stored value.
 pub(super) fn unique(value: &Value) -> Option<Unique> {
-    std::str::from_utf8(&value.bytes).ok()?.parse().ok()
+    std::str::from_utf8(&value.bytes).ok()?.trim_end().parse().ok()
+}
+
+/// The value of a write. Some are so large that the store keeps them apart from their entries.
+fn value_of(unique: Unique) -> Value {
+    let width = if unique.is_multiple_of(LARGE_EVERY) { LARGE_BYTES } else { 0 };
+    Value::json(format!("{unique:<width$}"))
+}
+
+/// The operations of a change of the registry, and what must still hold.
+fn registry_write(data: &Data, change: RegistryChange, value: Unique) -> (Vec<Operation>, Vec<Precondition>) {
+    let operation = |key, action| Operation { space: Space::System, key, action };
+    let put = |key| operation(key, Action::Put(value_of(value)));
+    let unchanged = |prefix: &str| {
+        let query = RangeQuery { space: Space::System, prefix: Some(prefix.to_owned()), ..RangeQuery::default() };
+        let page = data.scan(&query).unwrap();
+        let seen = page.entries.iter().map(|entry| (entry.key.as_str(), entry.meta.revision));
+        let (start, end, digest) = (prefix.to_owned(), format!("{prefix}{}", char::MAX), RangeDigest::of(seen));
+        let fact = Fact::Range { start, end, limit: u32::MAX, digest };
+        Precondition { asked_by: AskedBy::Client, space: Space::System, fact }
+    };
+    let hook = format!("{HOOKS_PREFIX}{HOOK}");
+    let changed = match change {
+        RegistryChange::StorePiece => return (vec![put(format!("{PIECES_PREFIX}{HOOK}/{}", value % 2))], Vec::new()),
+        RegistryChange::SetHook => put(hook),
+        RegistryChange::RemoveHook => operation(hook, Action::Delete),
+    };
+    let record = operation(format!("{HISTORY_PREFIX}{}", value % 4), Action::Put(Value::json(value.to_string())));
+    (vec![changed, record], [HOOKS_PREFIX, HISTORY_PREFIX].map(unchanged).into())
 }
 
 fn guarded(data: &Data, request: &Request, value: Unique, now_ms: u64) -> GuardedWrite {
+    // By the clock of the nodes: a leader that stamps rounds goes on from here.
+    let proposed_at_ms = WALL_START_MS + now_ms;
+    if let Request::Registry(change) = request {
+        let (operations, preconditions) = registry_write(data, *change, value);
+        return GuardedWrite { operations, preconditions, proposed_at_ms, ..GuardedWrite::default() };
+    }
     let operation = |key: &str, action| Operation { space: Space::Kv, key: key.to_owned(), action };
-    let put = |key: &String| operation(key, Action::Put(Value::json(value.to_string())));
+    let put = |key: &String| operation(key, Action::Put(value_of(value)));
     let (operations, expected, name) = match request {
         Request::Put { keys, expected, name } => (keys.iter().map(put).collect(), *expected, name.clone()),
         // The mark identifies the deletion in the log.
@@ -242,11 +288,9 @@ fn guarded(data: &Data, request: &Request, value: Unique, now_ms: u64) -> Guarde
             (vec![operation(key, Action::Delete), mark], None, None)
         }
         Request::Judged { key, .. } => (vec![put(key)], None, None),
-        Request::ChangeHooks => {
-            let key = format!("{HOOKS_PREFIX}judge");
-            (vec![Operation { space: Space::System, ..put(&key) }], None, None)
+        Request::Registry(_) | Request::StrongRead { .. } | Request::LocalRead { .. } | Request::Scan { .. } => {
+            (Vec::new(), None, None)
         }
-        Request::StrongRead { .. } | Request::LocalRead { .. } | Request::Scan { .. } => (Vec::new(), None, None),
     };
     let key = operations.first().map(|operation: &Operation| operation.key.clone()).unwrap_or_default();
     let precondition = |revision| Precondition {
@@ -264,8 +308,6 @@ fn guarded(data: &Data, request: &Request, value: Unique, now_ms: u64) -> Guarde
         let fingerprint = Fingerprint::of(&operations, &preconditions).unwrap();
         Idempotency { key, fingerprint, rewritten: false }
     });
-    // By the clock of the nodes: a leader that stamps rounds goes on from here.
-    let proposed_at_ms = WALL_START_MS + now_ms;
     GuardedWrite { operations, preconditions, hook_epoch, proposed_at_ms, idempotency, ..GuardedWrite::default() }
 }
 

@@ -2,10 +2,9 @@
 
 use std::{collections::BTreeSet, hash::Hasher};
 
-use super::chaos::{self, Chaos};
+use super::chaos::{self, CATCH_UP_MS_MAX, Chaos, has_caught_up, leader_and_members};
 use super::history::{Response, Unique};
-use super::{clients::Client, clocks, invariants::Violation, network::Weather, node::Node, siege, world::World};
-use crate::replication::types::Metrics;
+use super::{clients::Client, clocks, invariants::Violation, moves, network::Weather, node::Node, siege, world::World};
 
 const FORM_MS_MAX: u64 = 5_000;
 
@@ -20,12 +19,6 @@ const HEALED_MS_MIN: u64 = 700;
 
 /// Maximum time from the end of all faults to the next committed write.
 const RECOVER_MS_MAX: u64 = 4_000;
-
-/// Maximum time from the end of all faults until every member has caught up, while clients write.
-const CATCH_UP_MS_MAX: u64 = 8_000;
-
-/// Number of entries that a member may lack and has caught up.
-const LAG_MAX: u64 = 20;
 
 /// Maximum time for the nodes to reach the same state once the clients have stopped.
 const SETTLE_MS_MAX: u64 = 8_000;
@@ -47,6 +40,7 @@ pub(super) struct Course {
 enum Trouble {
     Faults {
         changes_members: bool,
+        moves: bool,
     },
     /// The leases of a node with a slow clock are attacked.
     Siege {
@@ -64,7 +58,8 @@ fn cluster(seed: u64) -> (World, Trouble) {
     }
     let mut rng = fastrand::Rng::with_seed(!seed);
     let founders = if rng.u32(0..8) == 0 { 5 } else { 3 };
-    let changes_members = rng.u32(0..3) == 0;
+    let kind = rng.u32(0..3);
+    let (changes_members, moves) = (kind == 0, kind == 1);
     let spare = usize::from(changes_members && rng.bool());
     let clocks_apart = rng.bool();
     let peers: Vec<usize> = (0..founders).collect();
@@ -74,7 +69,7 @@ fn cluster(seed: u64) -> (World, Trouble) {
         let clock = if clocks_apart { rng.u64(CLOCK_PERMILLE) } else { 1_000 };
         Node::new(number, &peers, rng.u64(..), clock, snapshot_entries)
     });
-    (World::new(seed, nodes.collect()), Trouble::Faults { changes_members })
+    (World::new(seed, nodes.collect()), Trouble::Faults { changes_members, moves })
 }
 
 fn besieged(seed: u64) -> (World, Trouble) {
@@ -93,7 +88,7 @@ const CLOCK_PERMILLE: std::ops::RangeInclusive<u64> = 970..=1_030;
 
 pub(super) fn run(seed: u64) -> Result<Course, Violation> {
     let (mut world, trouble) = cluster(seed);
-    if let Trouble::Faults { changes_members } = trouble {
+    if let Trouble::Faults { changes_members, .. } = trouble {
         clocks::begin(&mut world, seed, changes_members);
     }
     if seed.is_multiple_of(FORM_TROUBLE_EVERY) {
@@ -105,10 +100,10 @@ pub(super) fn run(seed: u64) -> Result<Course, Violation> {
     let end_ms = world.now_ms + world.rng.u64(FAULTS_MS);
     let faults = match trouble {
         Trouble::Siege { slow } => siege::run(&mut world, slow, end_ms)?,
-        Trouble::Faults { changes_members } => {
-            let mut chaos = Chaos { next_ms: world.now_ms, changes_members, ..Chaos::default() };
+        Trouble::Faults { changes_members, moves } => {
+            let mut chaos = Chaos { next_ms: world.now_ms, changes_members, moves, ..Chaos::default() };
             while world.now_ms < end_ms {
-                chaos.act(&mut world);
+                chaos.act(&mut world)?;
                 world.step()?;
             }
             chaos.end(&mut world);
@@ -161,11 +156,14 @@ pub(super) fn finish(world: &mut World) -> Result<(), Violation> {
             return Err(Violation::new("availability", "no write was committed after the last fault"));
         }
         if world.now_ms > healed_ms + CATCH_UP_MS_MAX {
-            let detail = format!("nodes {late:?} did not catch up while clients wrote: {}", state(world));
+            let detail = format!(
+                "nodes {late:?} did not catch up, or are not known at their URLs, while clients wrote: {}",
+                state(world)
+            );
             return Err(Violation::new("availability", detail));
         }
         world.step()?;
-        late.retain(|number| !has_caught_up(world, *number));
+        late.retain(|number| !has_caught_up(world, *number) || !moves::is_followed(world, *number));
     }
     world.clients_act = false;
     let rest_ms = world.now_ms;
@@ -190,30 +188,16 @@ fn was_written_since(world: &World, since_ms: u64) -> bool {
     since.into_iter().any(|operation| matches!(operation.response, Some(Response::Committed(_))))
 }
 
-/// The leader's metrics, and the members of the cluster as it sees them.
-fn leader_and_members(world: &World) -> Option<(Metrics, Vec<&Node>)> {
-    let metrics = world.nodes[chaos::leader(world)?].metrics()?;
-    let ids: BTreeSet<u64> = metrics.membership_config.nodes().map(|(id, _)| *id).collect();
-    let is_member = |node: &&Node| node.metrics().is_some_and(|metrics| ids.contains(&metrics.id));
-    Some((metrics, world.nodes.iter().filter(is_member).collect()))
-}
-
-/// Whether a node has applied nearly the whole log of the leader, or is no member.
-fn has_caught_up(world: &World, number: usize) -> bool {
-    let Some((leader, members)) = leader_and_members(world) else { return false };
-    let (last, node) = (leader.last_log_index.unwrap_or(0), &world.nodes[number]);
-    let applied = node.handle().map_or(0, |handle| *handle.applied().borrow());
-    applied + LAG_MAX >= last || !members.iter().any(|member| member.number == number)
-}
-
 /// The progress of clients and nodes, as text.
 fn state(world: &World) -> String {
     let waiting: Vec<Unique> = world.clients.iter().filter_map(Client::waits_for).collect();
     let nodes = world.nodes.iter().filter_map(|node| {
         let (metrics, applied) = (node.metrics()?, *node.handle()?.applied().borrow());
         Some(format!(
-            "node {} has log {:?}, committed {:?}, applied {applied} ({:?}), revision {}, {:?}",
+            "node {} at {} with id {} has log {:?}, committed {:?}, applied {applied} ({:?}), revision {}, {:?}",
             node.number,
+            node.url,
+            metrics.id,
             metrics.last_log_index,
             metrics.local_committed,
             metrics.last_applied,
@@ -221,7 +205,9 @@ fn state(world: &World) -> String {
             metrics.state
         ))
     });
-    format!("operations {waiting:?} wait, {}", nodes.collect::<Vec<_>>().join("; "))
+    let nodes = nodes.collect::<Vec<_>>().join("; ");
+    let membership = leader_and_members(world).map(|(leader, _)| leader.membership_config);
+    format!("operations {waiting:?} wait, {nodes}; in force is {membership:?}")
 }
 
 /// Whether no client waits and every member has applied the leader's whole log.

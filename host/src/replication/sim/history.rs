@@ -27,8 +27,8 @@ pub(super) enum Request {
         key: String,
         read: PluginRead,
     },
-    /// Deploys a hook: later writes that were judged before fail.
-    ChangeHooks,
+    /// Changes the registry. If that changes the hooks, later writes that were judged before fail.
+    Registry(RegistryChange),
     StrongRead {
         key: String,
     },
@@ -40,6 +40,16 @@ pub(super) enum Request {
     Scan {
         strong: bool,
     },
+}
+
+/// A write of the registry.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum RegistryChange {
+    /// Stores a piece of a plugin. The hooks stay as they are.
+    StorePiece,
+    /// These two go with a record in the history, if hooks and history are as the node of the write knows them.
+    SetHook,
+    RemoveHook,
 }
 
 /// What a plugin read to judge a write.
@@ -88,7 +98,7 @@ pub(super) struct Operation {
 impl Operation {
     pub(super) fn is_write(&self) -> bool {
         match self.request {
-            Request::Put { .. } | Request::Delete { .. } | Request::Judged { .. } | Request::ChangeHooks => true,
+            Request::Put { .. } | Request::Delete { .. } | Request::Judged { .. } | Request::Registry(_) => true,
             Request::StrongRead { .. } | Request::LocalRead { .. } | Request::Scan { .. } => false,
         }
     }

@@ -20,14 +20,16 @@
 //!   one value are woken in order (`runtime`).
 //!
 //! The seed chooses the faults (`chaos`): crashes at any poll of any task, of one node or of all, restarts, lost disks, disks
-//! that lose parts of a synced log, full disks, pauses, suspended machines, wrong wall clocks (`clocks`), cut links, bad
-//! weather, slow syncs, leadership transfers, members that join and leave. In some seeds the formation of the cluster is
+//! that lose parts of a synced log, which the node sets aside or an operator accepts, full disks, pauses, suspended machines,
+//! wrong wall clocks (`clocks`), cut links, bad weather, slow syncs, leadership transfers, members that join and leave, or that
+//! come back at other URLs with lists of nodes that are old or wrong (`moves`). In some seeds the formation of the cluster is
 //! disturbed as well. In others the leases of a node with a slow clock are attacked instead (`siege`). Meanwhile clients on
-//! all nodes write, delete, read and scan, deploy hooks, and write what plugins have judged; the results are recorded
-//! (`clients`, `history`). Then everything heals, the cluster must soon be writable again, its nodes catch up while clients
-//! write and then reach the same state, and the whole course is checked (`invariants`, one file each). The rules of leases,
-//! restarts, identities and memberships have tests of their own (`rules`), and so have the bounds of what is proposed
-//! (`bounds`).
+//! all nodes write, delete, read and scan, change the registry, and write what plugins have judged; the results are recorded
+//! (`clients`, `history`). Then everything heals, the cluster must soon be writable again, its nodes be known at their URLs,
+//! catch up while clients write and then reach the same state, and the whole course is checked (`invariants`, one file each).
+//!
+//! Moments that random faults do not meet have tests of their own (`rules`): of leases, votes, restarts, identities, addresses
+//! and memberships. So have the bounds of what is proposed and sent (`bounds`), since large values would make the seeds slow.
 //!
 //! Each rule that keeps reads and writes safe was removed once, to see which seed notices: `docs/testing.md` has the table.
 //!
@@ -44,7 +46,9 @@
 //!
 //! Timers have a resolution of a millisecond, so nothing takes less. Nodes run in turn within a step, which they cannot
 //! notice, since no message takes less than a step. Syncs and writes do not fail here, and HTTP connections are not
-//! simulated: the tests of storage and the tests with real processes cover those.
+//! simulated: the tests of storage and the tests with real processes cover those. A loss is accepted only as an operator should:
+//! while the other voters have what was lost, and run until the node has caught up. Nodes move in seeds of their own, in which
+//! no disk is lost, and one move at a time.
 
 mod bounds;
 mod chaos;
@@ -53,6 +57,7 @@ mod clocks;
 mod course;
 mod history;
 mod invariants;
+mod moves;
 mod network;
 mod node;
 mod rules;

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::network::{Outbox, SimTransport};
 use crate::clock::{Clock, Clocks};
+use crate::replication::cluster::identity::Stage;
 use crate::replication::{Error, Handle, Options, StartError, Status, check_storage};
 use crate::replication::{blocking::Blocking, types::Metrics};
 use crate::storage::{self, Data, FreeSpace, Log, simulated_data, simulated_log};
@@ -34,7 +35,10 @@ pub(super) const RESERVE_BYTES: u64 = 1_000;
 pub(super) struct Node {
     pub(super) number: usize,
     pub(super) url: String,
-    peer_urls: Vec<String>,
+    /// Other URLs that lead to it.
+    pub(super) aliases: Vec<String>,
+    /// The list of the others that it is started with.
+    pub(super) peers: PeerList,
     pub(super) log_disk: SimDisk,
     pub(super) data_disk: SimDisk,
     /// Free space, of which the node keeps [`RESERVE_BYTES`]. It starts with as much as it had.
@@ -42,6 +46,8 @@ pub(super) struct Node {
     free_space: FreeSpace,
     /// Whether the log's disk loses what it has reported as synced when the node is next killed.
     pub(super) lies: bool,
+    /// Whether the node is next started with `--accept-data-loss`.
+    pub(super) accepts_loss: bool,
     /// Whether the node may form a cluster: not once its databases were set aside.
     may_found: bool,
     /// Why the databases were refused, though the disk is honest.
@@ -80,12 +86,14 @@ impl Node {
         Self {
             number,
             url: url(number),
-            peer_urls: peers.iter().filter(|peer| **peer != number).map(|peer| url(*peer)).collect(),
+            aliases: Vec::new(),
+            peers: PeerList::right(peers.iter().filter(|peer| **peer != number).map(|peer| url(*peer)).collect()),
             log_disk: SimDisk::new(seed),
             data_disk: SimDisk::new(!seed),
             free_bytes: u64::MAX,
             free_space: FreeSpace::new("/".as_ref(), RESERVE_BYTES),
             lies: false,
+            accepts_loss: false,
             may_found: true,
             refusal: None,
             clock_permille,
@@ -119,7 +127,7 @@ impl Node {
         self.free_space.set_free(self.free_bytes);
         let options = Options {
             self_url: self.url.clone(),
-            peer_urls: self.peer_urls.clone(),
+            peer_urls: self.peers.for_log(&log),
             spool_dir: self.spool_dir.path().to_path_buf(),
             snapshot_entries: self.snapshot_entries,
             blocking: Blocking::InPlace(random_delay),
@@ -142,26 +150,35 @@ impl Node {
         self.running = Some(Running { runtime, clock_start, started_ms, clocks, log, data, start, handle });
     }
 
-    /// Opens the databases. Like the node of production, it sets them aside if they have lost what they had made durable.
+    /// Opens the databases. Like the node of production, it sets them aside if they have lost what they had made durable,
+    /// unless the loss is accepted.
     fn open(&mut self) -> (Log, Data) {
         let has_lied = std::mem::take(&mut self.lies);
-        let refusal = match self.try_open() {
+        let accepts_loss = std::mem::take(&mut self.accepts_loss);
+        match self.try_open(accepts_loss) {
+            // Without even its id, the rest of a log is of no use, and the operator empties the directory.
+            Ok((log, _)) if accepts_loss && matches!(Stage::stored(&log), Ok(Stage::Unidentified)) => {}
             Ok(opened) => return opened,
-            Err(refusal) => refusal,
-        };
-        if !has_lied {
-            self.refusal = Some(refusal.into());
+            Err(_) if has_lied => self.may_found = false,
+            Err(refusal) => self.refusal = Some(refusal.into()),
         }
-        self.may_found = false;
         self.wipe();
-        self.try_open().unwrap()
+        self.try_open(false).unwrap()
     }
 
-    fn try_open(&self) -> Result<(Log, Data), storage::Error> {
-        let log = simulated_log::open(&self.log_disk)?;
+    fn try_open(&self, accepts_loss: bool) -> Result<(Log, Data), storage::Error> {
+        let log = simulated_log::open(&self.log_disk, accepts_loss)?;
         let data = simulated_data::open(&self.data_disk, CACHE_BYTES)?;
-        check_storage(&log, &data, "disk".as_ref())?;
+        match check_storage(&log, &data, "disk".as_ref()) {
+            Err(storage::Error::Lost { .. }) if accepts_loss => {}
+            checked => drop(checked?),
+        }
         Ok((log, data))
+    }
+
+    /// Whether a URL leads to the node.
+    pub(super) fn is_at(&self, url: &str) -> bool {
+        self.url == url || self.aliases.iter().any(|alias| alias == url)
     }
 
     /// Sets the free space of the node's disk.
@@ -276,12 +293,6 @@ impl Node {
     pub(super) fn stand(&self) {
         self.spawn(async move |handle| drop(handle.0.view.raft.raft().trigger().elect(true).await));
     }
-
-    /// Asks the node to make another the leader. The caller checks which node leads.
-    pub(super) fn transfer(&self, successor: usize, patience: Duration) {
-        let url = url(successor);
-        self.spawn(async move |handle| drop(handle.transfer_leader(&url, Instant::now() + patience).await));
-    }
 }
 
 impl Running {
@@ -332,6 +343,25 @@ impl Future for Polls {
         self.0 -= 1;
         context.waker().wake_by_ref();
         Poll::Pending
+    }
+}
+
+/// A list of the other nodes, as an operator gives it to a node.
+#[derive(Clone)]
+pub(super) struct PeerList {
+    pub(super) urls: Vec<String>,
+    /// The list without its mistakes: for a node whose log does not tell yet where the others are.
+    pub(super) right: Vec<String>,
+}
+
+impl PeerList {
+    pub(super) fn right(urls: Vec<String>) -> Self {
+        Self { right: urls.clone(), urls }
+    }
+
+    fn for_log(&self, log: &Log) -> Vec<String> {
+        let is_empty = log.first_last().is_none() && log.purged_marker().is_none();
+        if is_empty { self.right.clone() } else { self.urls.clone() }
     }
 }
 

@@ -1,4 +1,4 @@
-//! The rules of leases, restarts, identities and memberships, each tested by itself.
+//! The rules of leases, votes, restarts, identities, addresses and memberships, each tested by itself.
 //!
 //! A leader with a lease answers strong reads by itself: for that time after a majority last heard it, no voter votes for
 //! another node. This rests on three rules: a restarted voter, which has forgotten its promises, keeps silent for the length
@@ -8,6 +8,8 @@
 //! A cluster has one id, calls from other clusters change nothing, and a node that lost its disk never returns under its
 //! former id (P8).
 
+mod addresses;
+mod promises;
 mod time;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,7 +24,7 @@ use tokio::time::Instant;
 use super::course::{finish, form};
 use super::node::{Node, url};
 use super::siege::{self, Attack, FAST_PERMILLE, SLOW_PERMILLE};
-use super::{chaos::leader, clients::DEADLINE, history::Request, world::World};
+use super::{chaos::leader, clients::DEADLINE, history::Request, moves, world::World};
 use crate::replication::lease::LEASE;
 use crate::replication::peer::protocol::{Call, Envelope};
 use crate::replication::types::{Metrics, TypeConfig, Vote, decode, encode, node_id, url_of};
@@ -112,6 +114,15 @@ pub(super) fn ask(
     panic!("node {number} does not answer");
 }
 
+/// Asks a node for its vote, as a candidate whose log is longer than any. Returns whether it grants it.
+fn grants(world: &mut World, voter: usize, vote: Vote) -> bool {
+    let last_log_id = Some(openraft::LogId::new(*vote.leader_id(), 1_000_000));
+    let request = VoteRequest::<TypeConfig>::new(vote, last_log_id);
+    let to = envelope(world, voter);
+    let answer = ask(world, voter, Call::Vote, to, encode(&request).unwrap());
+    answer.is_ok_and(|answer| decode::<VoteResponse<TypeConfig>>(&answer).unwrap().vote_granted)
+}
+
 /// Writes a key on a node, until the write succeeds.
 pub(super) fn write(world: &mut World, number: usize, key: &str) {
     for _ in 0..10 {
@@ -173,14 +184,8 @@ fn a_restarted_voter_grants_no_vote_until_its_silence_is_over() {
         let mut granted_ms = None;
         while world.now_ms < restarted_ms + 2 * silence_ms() {
             let vote = Vote::new(term + 1_000 + world.now_ms, candidate);
-            let last_log_id = Some(openraft::LogId::new(*vote.leader_id(), 1_000_000));
-            let request = VoteRequest::<TypeConfig>::new(vote, last_log_id);
-            let envelope = envelope(&world, voter);
-            match ask(&mut world, voter, Call::Vote, envelope, encode(&request).unwrap()) {
-                Ok(answer) if decode::<VoteResponse<TypeConfig>>(&answer).unwrap().vote_granted => {
-                    granted_ms = granted_ms.or(Some(world.now_ms - restarted_ms));
-                }
-                Ok(_) | Err(_) => {}
+            if grants(&mut world, voter, vote) {
+                granted_ms = granted_ms.or(Some(world.now_ms - restarted_ms));
             }
         }
         let granted_ms = granted_ms.expect("a vote after the silence");

@@ -107,7 +107,7 @@ impl Story {
                 let number = self.number(node)?;
                 self.world.nodes[number].paused_until_ms = Some(self.world.now_ms + ms);
             }
-            Command::Transfer(from, to) => self.world.nodes[self.number(from)?].transfer(*to, TRANSFER_PATIENCE),
+            Command::Transfer(from, to) => self.world.transfer(self.number(from)?, *to, TRANSFER_PATIENCE),
             Command::Run(ms) => self.pass(*ms)?,
         }
         Ok(String::new())
@@ -145,7 +145,7 @@ impl Story {
         self.pass(SETTLE_MS)?;
         let elected = leader(&self.world).ok_or("nobody leads")?;
         if elected != 0 {
-            self.world.nodes[elected].transfer(0, TRANSFER_PATIENCE);
+            self.world.transfer(elected, 0, TRANSFER_PATIENCE);
             self.pass_until(|story| leader(&story.world) == Some(0))?;
             self.pass(SETTLE_MS)?;
         }

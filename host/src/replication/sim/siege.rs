@@ -108,7 +108,7 @@ pub(super) fn besiege(world: &mut World, target: usize, attack: Attack) -> Resul
             }
         }
         Attack::HandOver => {
-            world.nodes[target].transfer(others[0], TRANSFER_PATIENCE);
+            world.transfer(target, others[0], TRANSFER_PATIENCE);
             let until_cut_ms = world.rng.u64(1..12);
             hammer_for(world, until_cut_ms, target, &others, None)?;
             cut_off(world, target);
@@ -134,7 +134,7 @@ fn hand_over_late(world: &mut World, target: usize, others: &[usize]) -> Result<
     let Some(&successor) = others.iter().max_by_key(|number| id(world, **number)) else { return Ok(()) };
     let pause_ms = world.rng.u64(500..1_200);
     world.nodes[successor].paused_until_ms = Some(world.now_ms + pause_ms);
-    world.nodes[target].transfer(successor, TRANSFER_PATIENCE);
+    world.transfer(target, successor, TRANSFER_PATIENCE);
     pass(world, pause_ms - 1)?;
     let Some(reader) = leader(world) else { return Ok(()) };
     cut_off(world, reader);
@@ -148,7 +148,7 @@ fn crown(world: &mut World, target: usize) -> Result<bool, Violation> {
     while world.now_ms < deadline_ms {
         match leader(world) {
             Some(leading) if leading == target => return Ok(true),
-            Some(leading) => world.nodes[leading].transfer(target, TRANSFER_PATIENCE),
+            Some(leading) => world.transfer(leading, target, TRANSFER_PATIENCE),
             None => {}
         }
         pass(world, 50)?;

@@ -11,6 +11,7 @@ use std::{cell::Cell, collections::BTreeMap, time::Duration};
 use bytes::Bytes;
 use futures::StreamExt;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use super::clients::{self, CLIENTS, Client, Inbox};
 use super::history::{History, Request, Response, Unique};
@@ -66,6 +67,8 @@ pub(super) struct World {
     delivered: u64,
     /// Callers whose call or answer is lost wait for their timeouts.
     unanswered: Vec<Reply>,
+    /// The size of the largest body that a node sent.
+    pub(super) largest_body: usize,
     /// What nodes sent to each other, without appends and hellos, and how often in a row.
     pub(super) messages: Vec<(String, u32)>,
     telemetry: Telemetry,
@@ -98,6 +101,7 @@ impl World {
             serving: BTreeMap::new(),
             delivered: 0,
             unanswered: Vec::new(),
+            largest_body: 0,
             messages: Vec::new(),
             telemetry: Telemetry::disabled(),
             events: DefaultHasher::new(),
@@ -134,6 +138,13 @@ impl World {
         for id in lost {
             self.give_back(id, Response::Lost);
         }
+    }
+
+    /// Asks a node to make another the leader. The caller checks which node leads.
+    pub(super) fn transfer(&self, number: usize, successor: usize, patience: Duration) {
+        let url = self.nodes[successor].url.clone();
+        let ask = async move |handle: Handle| drop(handle.transfer_leader(&url, Instant::now() + patience).await);
+        self.nodes[number].spawn(ask);
     }
 
     /// Advances time by a millisecond.
@@ -219,9 +230,12 @@ impl World {
     fn send(&mut self, outgoing: Outgoing) {
         let Outgoing { from, url, envelope, call, mut body, reply } = outgoing;
         self.note(("send", from, &url, name(call), digest(&body)));
-        let Some(to) = self.nodes.iter().position(|node| node.url == url) else {
+        let Some(to) = self.nodes.iter().position(|node| node.is_at(&url)) else {
             return drop(reply.send(Err(CallError::new(Failure::NotSent, url, "there is no such host"))));
         };
+        if let Body::Whole(body) = &body {
+            self.largest_body = self.largest_body.max(body.len());
+        }
         if !matches!(call, Call::Append | Call::Hello) {
             self.remember(format!("{from} -> {to}: {}", name(call)));
         }

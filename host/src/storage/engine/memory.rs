@@ -98,6 +98,20 @@ impl SimDisk {
         Self { state: Arc::new(Mutex::new(state)) }
     }
 
+    /// A disk with the same content, of which everything is durable.
+    pub(crate) fn copy(&self) -> Self {
+        let copy = Self::new(self.state.lock().rng.fork().u64(..));
+        {
+            let (from, mut to) = (self.state.lock(), copy.state.lock());
+            for (number, Journal { records, .. }) in &from.databases {
+                to.databases.insert(*number, Journal { records: records.clone(), synced: records.len() });
+            }
+            (to.pointers, to.sidecars) =
+                (vec![from.newest_pointer()], from.sidecars.last().cloned().into_iter().collect());
+        }
+        copy
+    }
+
     /// Cuts the power: synced records stay, and a prefix of the others. An open database can no longer write.
     pub(crate) fn lose_power(&self) {
         self.state.lock().lose_power();

@@ -18,24 +18,24 @@ use crate::storage::{Error, Poison};
 const SEGMENTS: Table = Table(0);
 
 /// Opens a log that is written by a task of the current runtime. A sync takes simulated time.
-pub(crate) fn open(disk: &SimDisk) -> Result<Log, Error> {
-    let (log, writer) = load(disk, false)?;
+pub(crate) fn open(disk: &SimDisk, accepts_loss: bool) -> Result<Log, Error> {
+    let (log, writer) = load(disk, false, accepts_loss)?;
     tokio::spawn(run(writer, disk.clone()));
     Ok(log)
 }
 
 /// Opens a log that is written by a thread, as in production.
 pub(crate) fn open_on_thread(disk: &SimDisk) -> Result<Log, Error> {
-    let (log, writer) = load(disk, true)?;
+    let (log, writer) = load(disk, true, false)?;
     log.start(writer)?;
     Ok(log)
 }
 
-fn load(disk: &SimDisk, waits: bool) -> Result<(Log, Writer), Error> {
+fn load(disk: &SimDisk, waits: bool, accepts_loss: bool) -> Result<(Log, Writer), Error> {
     let (dir, engine) = (Path::new("disk"), Arc::new(disk.open(waits)?));
     disk.set_tears();
     let sidecar = Sidecar { disk: disk.clone(), opening: engine.opening };
-    let (segments, tail, mark) = examine(Box::new(SimSegments(engine)), sidecar.read(), dir, false)?;
+    let (segments, tail, mark) = examine(Box::new(SimSegments(engine)), sidecar.read(), dir, accepts_loss)?;
     sidecar.set(mark, true)?;
     Ok(Log::new(segments, tail, Poison::new(dir), Arc::new(sidecar), Box::new(|_, _| {})))
 }

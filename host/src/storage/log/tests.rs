@@ -165,7 +165,7 @@ fn what_was_reported_as_written_survives_a_loss_of_power_at_any_time() {
 async fn a_simulated_log_reports_a_write_once_its_sync_has_taken_its_time() {
     let disk = SimDisk::new(1);
     disk.set_sync_time(20..=20);
-    let log = simulated::open(&disk).unwrap();
+    let log = simulated::open(&disk, false).unwrap();
     let began = tokio::time::Instant::now();
     let (sender, receiver) = tokio::sync::oneshot::channel();
     log.append(entries(1..2), Box::new(move |result| sender.send(result).unwrap()));

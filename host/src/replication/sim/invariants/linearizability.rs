@@ -167,7 +167,7 @@ fn act_of(key: &str, operation: &Operation, history: &History, replay: &Replay) 
                 _ => None,
             };
         }
-        Request::LocalRead { .. } | Request::Scan { .. } | Request::ChangeHooks => return None,
+        Request::LocalRead { .. } | Request::Scan { .. } | Request::Registry(_) => return None,
     };
     if !touches {
         return None;

@@ -8,7 +8,10 @@ use openraft::EntryPayload;
 use super::{Leadership, Violation};
 use crate::replication::sim::{clients::unique, history::Unique};
 use crate::replication::types::{LogEntry, decode};
-use crate::storage::{Action, Fact, GuardedWrite, RangeDigest, Space};
+use crate::storage::{Action, Fact, GuardedWrite, HOOKS_PREFIX, Precondition, RangeDigest, Space};
+
+/// Revision, version and value by key.
+pub(super) type Keys = BTreeMap<String, (u64, u64, String)>;
 
 #[derive(Default)]
 pub(super) struct Replay {
@@ -16,8 +19,9 @@ pub(super) struct Replay {
     pub(super) applied: HashMap<Unique, u64>,
     /// The revisions at which each key of clients changed, with its new unique value; none for a deletion.
     pub(super) changes: BTreeMap<String, BTreeMap<u64, Option<Unique>>>,
-    /// Revision, version and value of every key at the end.
-    pub(super) state: BTreeMap<String, (u64, u64, String)>,
+    /// Revision, version and value of every key at the end, and of every key of the registry.
+    pub(super) state: Keys,
+    pub(super) registry: Keys,
     /// The store's revision at the end.
     pub(super) revision: u64,
     /// The revision of the last change of the hooks.
@@ -51,7 +55,7 @@ impl Replay {
         if write.hook_epoch.is_some_and(|epoch| epoch != self.hook_epoch) {
             return;
         }
-        let holds = write.preconditions.iter().all(|precondition| self.holds(&precondition.fact));
+        let holds = write.preconditions.iter().all(|precondition| self.holds(precondition));
         if let Some(name) = &write.idempotency {
             self.names.insert(name.key.clone(), holds);
         }
@@ -60,34 +64,38 @@ impl Replay {
         }
         self.revision += 1;
         for operation in &write.operations {
-            match &operation.action {
-                // The space of the system has only hooks here.
-                Action::Put(value) if operation.space == Space::System => {
-                    self.hook_epoch = self.revision;
-                    self.applied.extend(unique(value).map(|id| (id, self.revision)));
-                }
+            let (key, revision) = (&operation.key, self.revision);
+            if operation.space == Space::System && key.starts_with(HOOKS_PREFIX) {
+                self.hook_epoch = revision;
+            }
+            let keys = if operation.space == Space::System { &mut self.registry } else { &mut self.state };
+            let value = match &operation.action {
                 Action::Put(value) => {
-                    let version = self.state.get(&operation.key).map_or(0, |(_, version, _)| *version) + 1;
+                    let version = keys.get(key).map_or(0, |(_, version, _)| *version) + 1;
                     let text = String::from_utf8_lossy(&value.bytes).into_owned();
-                    self.state.insert(operation.key.clone(), (self.revision, version, text));
-                    self.changes.entry(operation.key.clone()).or_default().insert(self.revision, unique(value));
-                    self.applied.extend(unique(value).map(|id| (id, self.revision)));
+                    keys.insert(key.clone(), (revision, version, text));
+                    self.applied.extend(unique(value).map(|id| (id, revision)));
+                    unique(value)
                 }
                 Action::Delete => {
-                    self.state.remove(&operation.key);
-                    self.changes.entry(operation.key.clone()).or_default().insert(self.revision, None);
+                    keys.remove(key);
+                    None
                 }
+            };
+            if operation.space == Space::Kv {
+                self.changes.entry(key.clone()).or_default().insert(revision, value);
             }
         }
     }
 
-    fn holds(&self, fact: &Fact) -> bool {
-        let revision_of = |key: &String| self.state.get(key).map(|(revision, ..)| *revision);
-        match fact {
+    fn holds(&self, precondition: &Precondition) -> bool {
+        let keys = if precondition.space == Space::System { &self.registry } else { &self.state };
+        let revision_of = |key: &String| keys.get(key).map(|(revision, ..)| *revision);
+        match &precondition.fact {
             Fact::Revision { key, revision } => revision_of(key) == *revision,
             Fact::Exists { key } => revision_of(key).is_some(),
             Fact::Range { start, end, digest, .. } => {
-                let found = self.state.range(start.clone()..=end.clone());
+                let found = keys.range(start.clone()..=end.clone());
                 RangeDigest::of(found.map(|(key, (revision, ..))| (key.as_str(), *revision))) == *digest
             }
         }

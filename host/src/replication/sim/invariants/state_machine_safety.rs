@@ -6,8 +6,11 @@ use std::collections::{BTreeMap, HashMap};
 use bytes::Bytes;
 
 use super::{Leadership, View, Violation};
-use super::{log_matching::LogMatching, replay::Replay};
-use crate::storage::{Data, RangeQuery, simulated_data};
+use super::{
+    log_matching::LogMatching,
+    replay::{Keys, Replay},
+};
+use crate::storage::{Data, RangeQuery, Space, simulated_data};
 
 const NAME: &str = "state-machine-safety";
 
@@ -67,15 +70,17 @@ impl StateMachineSafety {
 /// Compares the nodes' states with the replay of the log.
 pub(super) fn conclude(replay: &Replay, datas: &[&Data]) -> Result<(), Violation> {
     for data in datas {
-        let page = data.scan(&RangeQuery::default()).map_err(|error| Violation::new(NAME, error.to_string()))?;
-        let found = page.entries.into_iter().map(|entry| {
-            let value = String::from_utf8_lossy(&entry.value.bytes).into_owned();
-            (entry.key, (entry.meta.revision, entry.meta.version, value))
-        });
-        let found: BTreeMap<_, _> = found.collect();
-        if found != replay.state {
-            let detail = format!("the log gives {:?}, a node has {found:?}", replay.state);
-            return Err(Violation::new(NAME, detail));
+        for (space, expected) in [(Space::Kv, &replay.state), (Space::System, &replay.registry)] {
+            let query = RangeQuery { space, ..RangeQuery::default() };
+            let page = data.scan(&query).map_err(|error| Violation::new(NAME, error.to_string()))?;
+            let found = page.entries.into_iter().map(|entry| {
+                let value = String::from_utf8_lossy(&entry.value.bytes).into_owned();
+                (entry.key, (entry.meta.revision, entry.meta.version, value))
+            });
+            let found: Keys = found.collect();
+            if found != *expected {
+                return Err(Violation::new(NAME, format!("the log gives {expected:?}, a node has {found:?}")));
+            }
         }
         let (found, expected) = ((data.revision(), data.hook_epoch()), (replay.revision, replay.hook_epoch));
         if found != expected {

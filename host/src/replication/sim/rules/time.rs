@@ -55,7 +55,7 @@ fn lead(world: &mut World, number: usize) {
     steps(world, 100);
     while leader(world) != Some(number) {
         let led_by = leader(world).unwrap();
-        world.nodes[led_by].transfer(number, TRANSFER_PATIENCE);
+        world.transfer(led_by, number, TRANSFER_PATIENCE);
         steps(world, 300);
     }
 }
