@@ -50,10 +50,10 @@ impl Options {
             max_in_snapshot_log_to_keep: u64::MAX,
             purge_batch_size: purge_entries(self.snapshot_entries),
             enable_pre_vote: Some(true),
-            // Enabled once no promise from before a restart can stand against it (see `lease`).
             // A voter may come back with a shorter log: by `--accept-data-loss`, or if its disk lost what its watermark does not
             // tell. Without this its leader would take that for a mistake of its own, and never send it the rest.
             allow_log_reversion: Some(true),
+            // Enabled once no promise from before a restart can stand against it (see `lease`).
             enable_elect: false,
             // A restarted leader must win an election again: it has forgotten its lease.
             enable_leader_restore: Some(false),
