@@ -262,6 +262,9 @@ const LIMIT_PER_MIB: Duration = Duration::from_millis(250);
 /// Memory of each node while a large snapshot is on its way, in MiB, whatever its size.
 const MEMORY_MIB_MAX: u64 = 700;
 
+/// Longest time of a local read on a node that installs a snapshot.
+const READ_MAX: Duration = Duration::from_secs(2);
+
 /// With 64 MiB, unless `BRINK_JOIN_MIB` says otherwise: see docs/testing.md.
 #[tokio::test]
 async fn a_node_joins_a_busy_cluster_with_much_data() {
@@ -290,8 +293,9 @@ async fn a_node_joins_a_busy_cluster_with_much_data() {
     let (began, before) = (std::time::Instant::now(), load.count());
     cluster.nodes[lost].start();
 
-    let mut most_mib = [0; 3];
+    let (mut most_mib, mut slowest) = ([0; 3], Duration::ZERO);
     let joined = cluster.nodes[lost].url.clone();
+    let reader = Client::with_timeout(&joined, READ_MAX);
     let limit = Duration::from_secs(60) + LIMIT_PER_MIB * mib;
     loop {
         assert!(began.elapsed() < limit, "not within {limit:?}; {:?} MiB of memory", most_mib);
@@ -299,6 +303,10 @@ async fn a_node_joins_a_busy_cluster_with_much_data() {
         for (most, node) in most_mib.iter_mut().zip(&cluster.nodes) {
             *most = resident_mib(node).max(*most);
         }
+        let asked = std::time::Instant::now();
+        let read = reader.try_send("GET", "/kv/much/0/?consistency=local", &[], "").await;
+        assert!(read.as_ref().is_err_and(|error| error.is_connect()) || read.is_ok(), "{read:?}");
+        slowest = slowest.max(asked.elapsed());
         let list = cluster.client(leader).get("/cluster/members/").await.json;
         let members = list["members"].as_array().cloned().unwrap_or_default();
         let of_url = |member: &&serde_json::Value| member["url"] == joined.as_str();
@@ -309,7 +317,7 @@ async fn a_node_joins_a_busy_cluster_with_much_data() {
     }
     let (lasted, writes) = (began.elapsed(), load.count() - before);
     let rate = writes as f64 / lasted.as_secs_f64();
-    println!("{mib} MiB: a voter after {lasted:?}, {writes} writes meanwhile ({rate:.0}/s), memory {most_mib:?} MiB");
+    println!("{mib} MiB: a voter after {lasted:?}, {writes} writes meanwhile ({rate:.0}/s), memory {most_mib:?} MiB, reads on it took at most {slowest:?}");
     load.stop().await;
     assert_eq!(arrivals(&cluster.nodes[lost]).len(), 1, "{:?}", arrivals(&cluster.nodes[lost]));
     assert!(most_mib.iter().all(|most| *most < MEMORY_MIB_MAX), "{most_mib:?} MiB");
