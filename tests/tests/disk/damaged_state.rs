@@ -1,9 +1,10 @@
 //! A state that is damaged or lost costs a node neither its id nor its log: it is rebuilt, from the log or from another node.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use brink_tests::{Cluster, Options, entries};
+use brink_tests::{Client, Cluster, Options, entries, eventually};
+use rustix::process::Signal;
 use serde_json::json;
 
 /// Log entries between snapshots.
@@ -11,6 +12,9 @@ const SNAPSHOT_ENTRIES: usize = 50;
 
 /// Distance of flipped bits, in bytes.
 const FLIP_EVERY: usize = 997;
+
+/// Time for a node without a state to stop.
+const STOP_LIMIT: Duration = Duration::from_millis(1_500);
 
 /// Time for a log to be cut, and for a node to end.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -79,6 +83,66 @@ async fn a_node_whose_state_is_lost_gets_it_from_another_under_its_own_id() {
     let names = std::fs::read_dir(cluster.nodes[2].data_dir()).unwrap();
     let aside = names.filter(|entry| entry.as_ref().unwrap().file_name().to_str().unwrap().starts_with("damaged-"));
     assert_eq!(aside.count(), 1);
+}
+
+/// Checks the answers of a node that waits for a state.
+async fn answers_probes_and_refuses_the_rest(client: &Client) {
+    let base = client.url.clone();
+    let root = Client::new(base.trim_end_matches("/kv-store/v1"));
+    for (client, path) in [(client, "/livez"), (&root, "/livez"), (client, "/livez/")] {
+        client.get(path).await.expect(200);
+    }
+    eventually(LIMIT, "the node says what it waits for", || async {
+        let ready = root.get("/readyz").await.expect(503);
+        String::from_utf8(ready.body).unwrap().contains("waits for another node").then_some(())
+    })
+    .await;
+    let health = client.get("/health/?any=1").await.expect(200).json;
+    assert_eq!(health["status"], "starting");
+    assert!(health["reason"].as_str().unwrap().contains("the state of this node is lost"), "{health}");
+    let cluster = &health["cluster"];
+    assert_eq!((&cluster["can_accept_writes"], &cluster["total_nodes"]), (&json!(false), &json!(3)), "{health}");
+    client.get("/metrics").await.expect(200);
+    let refused = client.put("k/1", &json!("never")).await.expect(503);
+    let told = (&refused.json["type"], &refused.json["outcome"], refused.header("retry-after"));
+    assert_eq!(told, (&json!("urn:brink:problem:starting"), &json!("not_written"), Some("1")), "{}", refused.json);
+    for path in ["/kv/k/1/?consistency=local", "/kv/", "/cluster/members/"] {
+        let refused = client.get(path).await.expect(503);
+        assert_eq!(refused.json["type"], "urn:brink:problem:starting", "{path}");
+    }
+    for (method, path) in [("POST", "/peer/line"), ("POST", "/peer/snapshot"), ("GET", "/peer/snapshot")] {
+        let refused = client.send(method, path, &[], "").await.expect(503);
+        assert_eq!(refused.header("brink-peer-refusal"), Some("true"), "{method} {path}");
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_waits_for_a_state_answers_probes_and_refuses_everything_else() {
+    let mut cluster = Cluster::start_with(3, options()).await;
+    fill(&cluster, 200).await;
+    cluster.until_logs_are_cut(4 * SNAPSHOT_ENTRIES).await;
+    cluster.kill_all();
+    flip_bits(&state(&cluster.nodes[2].data_dir()));
+    cluster.nodes[0].start();
+    cluster.nodes[0].lives().await;
+    // The first of the others accepts connections and never answers, the second cannot be reached.
+    cluster.nodes[0].signal(Signal::STOP);
+    for _ in 0..2 {
+        cluster.nodes[2].start();
+        cluster.nodes[2].lives().await;
+        answers_probes_and_refuses_the_rest(cluster.client(2)).await;
+        let began = Instant::now();
+        assert!(cluster.nodes[2].stop());
+        assert!(began.elapsed() < STOP_LIMIT, "{:?}", began.elapsed());
+    }
+    cluster.nodes[2].start();
+    cluster.nodes[2].lives().await;
+    cluster.nodes[0].signal(Signal::CONT);
+    cluster.nodes[1].start();
+    cluster.ready().await;
+    assert_eq!(entries(cluster.client(2), "k/", "strong").await.len(), 200);
+    cluster.client(2).put("k/1", &json!("now")).await.expect(200);
+    assert!(cluster.nodes[2].log().contains("the state was fetched from another node"));
 }
 
 #[tokio::test]
