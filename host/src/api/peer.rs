@@ -92,7 +92,9 @@ fn answer(result: Result<Bytes, Error>) -> Response {
     match result {
         Ok(body) => body.into_response(),
         Err(error @ Error::Refused(_)) => refusal(StatusCode::CONFLICT, error.to_string()),
-        Err(error) if error.outcome() == WriteOutcome::NotWritten => refusal(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
+        Err(error) if error.outcome() == WriteOutcome::NotWritten => {
+            refusal(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+        }
         // The call may have been acted on: a refusal would say that it was not.
         Err(error) => (StatusCode::SERVICE_UNAVAILABLE, error.to_string()).into_response(),
     }

@@ -46,6 +46,9 @@ use crate::{api, clock, net};
 /// Interval between two looks at the free space.
 const FREE_SPACE_INTERVAL: Duration = Duration::from_millis(500);
 
+/// Interval at which the state's engine is asked for failures in the background.
+const STATE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Time from the start to the first examination of the state, and between two.
 const EXAMINE_INTERVAL: Duration = Duration::from_secs(6 * 3_600);
 
@@ -126,6 +129,7 @@ impl Node {
         };
         let transport = Arc::new(HttpTransport::new()?);
         tasks.spawn(examine_state(data.clone(), stopping.clone()));
+        tasks.spawn(watch_state(data.clone(), stopping.clone()));
         let replication =
             replication::Handle::start(options, log.clone(), data.clone(), transport, telemetry.clone()).await?;
         let record = Record::default();
@@ -212,6 +216,17 @@ async fn watch_free_space(free_space: FreeSpace, stop: CancellationToken) {
         let free_space = free_space.clone();
         // An error means that the runtime shuts down.
         if spawn_blocking(move || free_space.measure()).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Looks for failures of the state's engine in the background at every interval until `stop`.
+async fn watch_state(data: Data, stop: CancellationToken) {
+    while stop.run_until_cancelled(sleep(STATE_CHECK_INTERVAL)).await.is_some() {
+        let data = data.clone();
+        // An error means that the runtime shuts down, or that the node ends (`Data::poison`).
+        if !matches!(spawn_blocking(move || data.check()).await, Ok(Ok(()))) {
             return;
         }
     }

@@ -10,6 +10,9 @@ use serde_json::json;
 /// Log entries between snapshots.
 const SNAPSHOT_ENTRIES: usize = 50;
 
+/// Number of large values, of a megabyte each.
+const LARGE: u64 = 24;
+
 /// Distance of flipped bits, in bytes.
 const FLIP_EVERY: usize = 997;
 
@@ -41,15 +44,20 @@ fn state(data_dir: &Path) -> PathBuf {
 
 /// Flips bits in all files of a directory.
 fn flip_bits(dir: &Path) {
+    flip_bits_upto(dir, 1.0);
+}
+
+/// Flips bits in the first part of each file.
+fn flip_bits_upto(dir: &Path, part: f64) {
     for entry in std::fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
-            flip_bits(&path);
+            flip_bits_upto(&path, part);
             continue;
         }
         let mut bytes = std::fs::read(&path).unwrap();
         let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-        bytes.iter_mut().take(end).step_by(FLIP_EVERY).for_each(|byte| *byte ^= 4);
+        bytes.iter_mut().take((end as f64 * part) as usize).step_by(FLIP_EVERY).for_each(|byte| *byte ^= 4);
         std::fs::write(&path, bytes).unwrap();
     }
 }
@@ -119,7 +127,7 @@ async fn answers_probes_and_refuses_the_rest(client: &Client) {
 #[tokio::test]
 async fn a_node_that_waits_for_a_state_answers_probes_and_refuses_everything_else() {
     let mut cluster = Cluster::start_with(3, options()).await;
-    fill(&cluster, 200).await;
+    fill(&cluster, 300).await;
     cluster.until_logs_are_cut(4 * SNAPSHOT_ENTRIES).await;
     cluster.kill_all();
     flip_bits(&state(&cluster.nodes[2].data_dir()));
@@ -140,7 +148,7 @@ async fn a_node_that_waits_for_a_state_answers_probes_and_refuses_everything_els
     cluster.nodes[0].signal(Signal::CONT);
     cluster.nodes[1].start();
     cluster.ready().await;
-    assert_eq!(entries(cluster.client(2), "k/", "strong").await.len(), 200);
+    assert_eq!(entries(cluster.client(2), "k/", "strong").await.len(), 300);
     cluster.client(2).put("k/1", &json!("now")).await.expect(200);
     assert!(cluster.nodes[2].log().contains("the state was fetched from another node"));
 }
@@ -161,6 +169,54 @@ async fn a_node_whose_log_was_never_cut_rebuilds_its_state_from_it() {
         assert_eq!(cluster.member_ids(0).await, ids);
         assert_eq!(entries(cluster.client(last), "k/", "strong").await.len(), 50);
     }
+}
+
+/// A value that is stored apart from its entry.
+fn large(number: u64) -> serde_json::Value {
+    json!(format!("{number}-{}", "x".repeat(1_000_000)))
+}
+
+#[tokio::test]
+async fn damage_that_a_read_meets_ends_the_node_and_has_its_state_rebuilt_at_the_next_start() {
+    let mut cluster = Cluster::start_with(3, options()).await;
+    // As many bytes as no table holds in memory.
+    for number in 0..LARGE {
+        cluster.client(0).put(&format!("k/{number}"), &large(number)).await.expect(201);
+    }
+    let ids = cluster.member_ids(0).await;
+    // Large values are in files of their own, which are written in the background.
+    let dir = cluster.nodes[2].data_dir();
+    let blobs = eventually(LIMIT, "values are on disk", || async {
+        let mut dirs = (0..8).map(|table| state(&dir).join(format!("keyspaces/{table}/blobs")));
+        dirs.find(|dir| std::fs::read_dir(dir).is_ok_and(|mut files| files.next().is_some()))
+    })
+    .await;
+    // Their ends are read when the state is opened.
+    flip_bits_upto(&blobs, 0.5);
+    for number in 0..LARGE {
+        let path = format!("/kv/k/{number}/?consistency=local");
+        match cluster.client(2).try_send("GET", &path, &[], "").await {
+            Ok(answer) if answer.status == 200 => assert!(answer.json["value"] == large(number), "{path} is wrong"),
+            Ok(answer) => assert_eq!(answer.json["type"], "urn:brink:problem:storage-failed"),
+            // It has ended.
+            Err(_) => {}
+        }
+    }
+    assert_eq!(cluster.nodes[2].ended(LIMIT).await, 3);
+    cluster.client(0).put("meanwhile", &json!(1)).await.expect(201);
+    assert!(dir.join("data.suspect").exists());
+
+    cluster.nodes[2].start();
+    cluster.ready().await;
+    let log = cluster.nodes[2].log();
+    assert!(log.contains("all of it is read") && log.contains("the state of this node is lost"), "{log}");
+    assert_eq!(cluster.member_ids(0).await, ids);
+    assert!(!dir.join("data.suspect").exists());
+    let aside = std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path());
+    let aside = aside.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("damaged-"));
+    assert!(aside.into_iter().all(|aside| !aside.join("log").exists()), "the log was set aside, too");
+    let found = entries(cluster.client(2), "k/", "strong").await;
+    assert!((0..LARGE).all(|number| found[&format!("k/{number}")] == large(number)));
 }
 
 #[tokio::test]
