@@ -187,7 +187,7 @@ fn fill_table(data: &Data, round: u32) -> Result<(), Error> {
     let value = Value::json(format!("\"{}\"", "x".repeat(2_500)));
     let operation = |key| Operation {
         space: Space::System,
-        key: format!("{key:04}/{round}").into(),
+        key: format!("{key:04}/{round}"),
         action: Action::Put(value.clone()),
     };
     data.apply(&[write((0..1_900).map(operation).collect(), vec![])], &[]).map(drop)
