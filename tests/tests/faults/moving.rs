@@ -89,6 +89,12 @@ async fn a_node_that_was_cut_off_follows_a_member_that_moved_meanwhile() {
     cluster.nodes[leader].kill();
     writes(&cluster, cut_off).await;
     writes(&cluster, moved).await;
+    // It has that from the log, and not from hearsay.
+    cluster.nodes[moved].kill();
+    cluster.nodes[cut_off].kill();
+    cluster.nodes[cut_off].start();
+    cluster.nodes[cut_off].answers().await;
+    lists(&cluster, cut_off, &url, &id).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -185,11 +185,8 @@ fn damage_that_a_read_meets_is_remembered() {
 /// Writes as much to the registry's table as it holds in memory.
 fn fill_table(data: &Data, round: u32) -> Result<(), Error> {
     let value = Value::json(format!("\"{}\"", "x".repeat(2_500)));
-    let operation = |key| Operation {
-        space: Space::System,
-        key: format!("{key:04}/{round}"),
-        action: Action::Put(value.clone()),
-    };
+    let operation =
+        |key| Operation { space: Space::System, key: format!("{key:04}/{round}"), action: Action::Put(value.clone()) };
     data.apply(&[write((0..1_900).map(operation).collect(), vec![])], &[]).map(drop)
 }
 
