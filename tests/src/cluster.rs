@@ -259,9 +259,18 @@ impl Node {
         .await;
     }
 
-    /// Waits until the node answers HTTP requests.
+    /// Waits until the node has started, and answers requests.
     pub async fn answers(&self) {
         eventually(FORM_LIMIT, "the node answers", || async {
+            let health = self.client.try_send("GET", "/health/", &[], "").await.ok()?.json;
+            (health["status"] != "starting").then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until the node listens. It may refuse most requests yet.
+    pub async fn lives(&self) {
+        eventually(FORM_LIMIT, "the node lives", || async {
             self.client.try_send("GET", "/livez", &[], "").await.ok()
         })
         .await;

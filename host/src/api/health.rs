@@ -14,6 +14,7 @@ use super::{App, answer, schema};
 use crate::limits::CLOCK_OFFSET_MAX;
 use crate::replication::Status;
 use crate::storage::DiskFull;
+use crate::telemetry::Telemetry;
 
 const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -82,5 +83,9 @@ pub(super) async fn readyz(State(app): State<Arc<App>>) -> Response {
 
 /// `GET /metrics`: for Prometheus.
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
-    ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], app.telemetry.metrics().render_prometheus()).into_response()
+    metrics_of(&app.telemetry)
+}
+
+pub(super) fn metrics_of(telemetry: &Telemetry) -> Response {
+    ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], telemetry.metrics().render_prometheus()).into_response()
 }

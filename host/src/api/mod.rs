@@ -15,7 +15,8 @@
 //! 3. The result becomes a response: `schema` has the typed bodies, `answer` makes the response, `problem` every error.
 //!
 //! `router` maps paths to handlers, and `observe` surrounds each request with its trace and its metrics. `peer`
-//! serves the other nodes of the cluster and shares none of this.
+//! serves the other nodes of the cluster and shares none of this. Until a node has its state, `starting` answers
+//! its probes, and refuses everything else.
 //!
 //! # Guarantees
 //!
@@ -46,6 +47,8 @@ mod registry;
 mod request;
 mod router;
 mod schema;
+mod starting;
 
 pub(crate) use self::request::App;
 pub(crate) use self::router::router;
+pub(crate) use self::starting::{Starting, starting_router};

@@ -6,7 +6,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::post;
+use axum::routing::{any, post};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
@@ -20,6 +20,12 @@ pub(super) fn router(replication: Handle) -> Router {
         .route("/peer/line", post(connection))
         .route("/peer/snapshot", post(snapshot).get(give_snapshot))
         .with_state(replication)
+}
+
+/// The routes of a node that takes no part yet: it refuses every call.
+pub(super) fn starting_router(reason: &'static str) -> Router {
+    let refuse = any(async move || refusal(StatusCode::SERVICE_UNAVAILABLE, reason.to_owned()));
+    Router::new().route("/peer/line", refuse.clone()).route("/peer/snapshot", refuse)
 }
 
 /// Answers the calls of a node until it closes the connection.
@@ -83,12 +89,18 @@ fn envelope(headers: &HeaderMap) -> Result<Envelope, (StatusCode, String)> {
 
 /// Other nodes are told why in plain words; they are not clients, so there is no problem object.
 fn answer(result: Result<Bytes, Error>) -> Response {
-    let refuse = |status, error: Error| (status, [(REFUSAL_HEADER, "true")], error.to_string()).into_response();
     match result {
         Ok(body) => body.into_response(),
-        Err(error @ Error::Refused(_)) => refuse(StatusCode::CONFLICT, error),
-        Err(error) if error.outcome() == WriteOutcome::NotWritten => refuse(StatusCode::SERVICE_UNAVAILABLE, error),
+        Err(error @ Error::Refused(_)) => refusal(StatusCode::CONFLICT, error.to_string()),
+        Err(error) if error.outcome() == WriteOutcome::NotWritten => {
+            refusal(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+        }
         // The call may have been acted on: a refusal would say that it was not.
         Err(error) => (StatusCode::SERVICE_UNAVAILABLE, error.to_string()).into_response(),
     }
+}
+
+/// The call changed nothing.
+fn refusal(status: StatusCode, why: String) -> Response {
+    (status, [(REFUSAL_HEADER, "true")], why).into_response()
 }

@@ -79,6 +79,7 @@ kinds! {
     REPLICATION_FAILED = "replication-failed" INTERNAL_SERVER_ERROR "No majority of the nodes took the write";
     QUORUM_UNAVAILABLE = "quorum-unavailable" SERVICE_UNAVAILABLE "A linearizable read is not possible now";
     LEADER_LOST = "leader-lost" SERVICE_UNAVAILABLE "The leader was lost while the write was in flight";
+    STARTING = "starting" SERVICE_UNAVAILABLE "The node is starting";
     STOPPING = "stopping" SERVICE_UNAVAILABLE "The node is stopping";
     STORAGE_FAILED = "storage-failed" INTERNAL_SERVER_ERROR "The node's storage failed";
     INTERNAL = "internal" INTERNAL_SERVER_ERROR "The node failed";
@@ -126,7 +127,7 @@ impl Problem {
         let text = serde_json::to_string(&problem).unwrap_or_default();
         let mut response =
             (problem.kind.status, [(header::CONTENT_TYPE, "application/problem+json")], text).into_response();
-        if [Kind::BUSY, Kind::DISK_FULL, Kind::MEMBERSHIP_PENDING].contains(&problem.kind) {
+        if [Kind::BUSY, Kind::DISK_FULL, Kind::MEMBERSHIP_PENDING, Kind::STARTING].contains(&problem.kind) {
             // In seconds.
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }

@@ -51,7 +51,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .merge(Router::new().nest(BASE_PATH, peer::router(app.replication.clone())))
 }
 
-fn with_or_without_slash<S: Clone + Send + Sync + 'static>(
+pub(super) fn with_or_without_slash<S: Clone + Send + Sync + 'static>(
     paths: impl IntoIterator<Item = (&'static str, MethodRouter<S>)>,
 ) -> Router<S> {
     paths.into_iter().fold(Router::new(), |router, (path, methods)| {

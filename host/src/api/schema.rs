@@ -11,9 +11,9 @@ use crate::storage::{DiskFull, FeatureLevel};
 /// `GET /health/`.
 #[derive(Serialize)]
 pub(super) struct Health<'a> {
-    /// `healthy`, `degraded`, `no_quorum` or `not_taking_part`.
+    /// `healthy`, `degraded`, `no_quorum`, `not_taking_part` or `starting`.
     pub(super) status: &'static str,
-    /// Why this node takes no part in its cluster.
+    /// Why this node takes no part in its cluster, or not yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) reason: Option<&'a str>,
     pub(super) cluster: ClusterHealth<'a>,

@@ -20,6 +20,10 @@ const FAILURE_FLUSH_DEADLINE: Duration = Duration::from_millis(500);
 /// Maximum time to write a line to standard error.
 const LAST_LINE_DEADLINE: Duration = Duration::from_millis(500);
 
+/// Maximum time to wait at the end for work that cannot be cancelled: reads of a large state, the compilation of a plugin. The
+/// data directory stays whole wherever it ends, as after a kill.
+const BLOCKING_DEADLINE: Duration = Duration::from_millis(300);
+
 /// Exit code if a setting is wrong, or the data directory cannot be used.
 const WRONG_SETTING: u8 = 2;
 
@@ -54,7 +58,11 @@ pub(super) fn run(args: Args) -> ExitCode {
         runtime.worker_threads(cores.div_ceil(2));
     }
     match runtime.enable_all().thread_name("brink").build() {
-        Ok(runtime) => runtime.block_on(serve(settings)).unwrap_or_else(|code| code),
+        Ok(runtime) => {
+            let code = runtime.block_on(serve(settings)).unwrap_or_else(|code| code);
+            runtime.shutdown_timeout(BLOCKING_DEADLINE);
+            code
+        }
         Err(error) => report(1, format!("the runtime cannot start: {error}")),
     }
 }

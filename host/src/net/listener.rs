@@ -1,10 +1,12 @@
 //! The listener of a node: a bounded number of connections, so that clients leave files for the disk and for other nodes.
 
+use std::io::ErrorKind::{ConnectionAborted, ConnectionReset};
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -13,9 +15,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 
 use crate::limits::FILES_RESERVED;
 
-/// Accepts connections, and waits while there are as many as allowed.
-pub(super) struct BoundedListener {
-    listener: TcpListener,
+/// Pause after an error that another connection would meet, too.
+const ERROR_PAUSE: Duration = Duration::from_secs(1);
+
+/// Accepts connections, and waits while there are as many as allowed. Clones share the socket and the bound.
+#[derive(Clone)]
+pub(crate) struct BoundedListener {
+    listener: Arc<TcpListener>,
     permits: Arc<Semaphore>,
     max: usize,
     /// Whether the bound has been met since there was room the last time.
@@ -23,7 +29,7 @@ pub(super) struct BoundedListener {
 }
 
 /// A connection that counts until it is dropped.
-pub(super) struct BoundedStream {
+pub(crate) struct BoundedStream {
     stream: TcpStream,
     _permit: OwnedSemaphorePermit,
 }
@@ -44,7 +50,7 @@ impl BoundedListener {
         let files = raise_file_limit();
         let max = files.saturating_sub(FILES_RESERVED).max(files / 2);
         let max = usize::try_from(max).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
-        Self { listener, permits: Arc::new(Semaphore::new(max)), max, is_full: false }
+        Self { listener: Arc::new(listener), permits: Arc::new(Semaphore::new(max)), max, is_full: false }
     }
 
     async fn permit(&mut self) -> Option<OwnedSemaphorePermit> {
@@ -70,8 +76,16 @@ impl axum::serve::Listener for BoundedListener {
     async fn accept(&mut self) -> (BoundedStream, SocketAddr) {
         loop {
             let Some(permit) = self.permit().await else { continue };
-            // axum's own way with errors of `accept`: it logs them and waits.
-            let (stream, address) = axum::serve::Listener::accept(&mut self.listener).await;
+            let (stream, address) = match self.listener.accept().await {
+                Ok(accepted) => accepted,
+                // The client has gone already.
+                Err(error) if [ConnectionAborted, ConnectionReset].contains(&error.kind()) => continue,
+                Err(error) => {
+                    tracing::error!(%error, "no connection was accepted");
+                    tokio::time::sleep(ERROR_PAUSE).await;
+                    continue;
+                }
+            };
             if let Err(error) = stream.set_nodelay(true) {
                 tracing::debug!(%error, "TCP_NODELAY could not be set");
             }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use self::listener::BoundedListener;
+pub(crate) use self::listener::BoundedListener;
 
 /// The path under which every node serves its API.
 pub(crate) const BASE_PATH: &str = "/kv-store/v1";
@@ -108,16 +108,20 @@ pub(crate) fn http_client(connect_timeout: Duration) -> reqwest::ClientBuilder {
 }
 
 /// Binds an address; port 0 lets the system choose. Returns the bound address, too.
-pub(crate) async fn bind(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
+pub(crate) async fn bind(address: SocketAddr) -> io::Result<(BoundedListener, SocketAddr)> {
     let listener = TcpListener::bind(address).await?;
     let address = listener.local_addr()?;
-    Ok((listener, address))
+    Ok((BoundedListener::new(listener), address))
 }
 
 /// Serves HTTP until `draining` is cancelled. Then it accepts no more connections, and returns once every request in progress
 /// is answered.
-pub(crate) async fn serve(listener: TcpListener, routes: axum::Router, draining: CancellationToken) -> io::Result<()> {
-    axum::serve(BoundedListener::new(listener), routes).with_graceful_shutdown(draining.cancelled_owned()).await
+pub(crate) async fn serve(
+    listener: BoundedListener,
+    routes: axum::Router,
+    draining: CancellationToken,
+) -> io::Result<()> {
+    axum::serve(listener, routes).with_graceful_shutdown(draining.cancelled_owned()).await
 }
 
 #[cfg(test)]

@@ -3,7 +3,8 @@
 //! # Start
 //!
 //! The order matters: the port first, since a node that cannot be reached must not touch its data; then storage,
-//! replication, the hooks, the write path and the registry; the HTTP server last, since a request needs all of them.
+//! replication, the hooks, the write path and the registry; the API last, since a request needs all of them. Until then, the node
+//! answers its probes, and refuses all other requests at once: a start may take as long as other nodes are gone.
 //!
 //! # Stop
 //!
@@ -17,6 +18,7 @@
 //! before the node answers requests.
 
 mod databases;
+mod door;
 mod settings;
 
 use std::net::SocketAddr;
@@ -30,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub(crate) use self::databases::Error as DataError;
+use self::door::Door;
 pub(crate) use self::settings::{Error as SettingsError, Given, Settings};
 use crate::hooks::{self, Calls, Line, LogSink, LogSource, Observer, Record};
 use crate::limits::{BODIES_BYTES_MAX, ByteBudget, DRAIN_DEADLINE};
@@ -43,12 +46,19 @@ use crate::{api, clock, net};
 /// Interval between two looks at the free space.
 const FREE_SPACE_INTERVAL: Duration = Duration::from_millis(500);
 
+/// Interval at which the state's engine is asked for failures in the background.
+const STATE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Time from the start to the first examination of the state, and between two.
 const EXAMINE_INTERVAL: Duration = Duration::from_secs(6 * 3_600);
 
 /// Bytes of the state that are examined at once, and the pause after them: at most 32 MiB a second.
 const EXAMINE_BYTES: usize = 1024 * 1024;
 const EXAMINE_PAUSE: Duration = Duration::from_millis(31);
+
+// Why the node is starting yet.
+const OPENING: &str = "the node is opening its databases";
+const LACKS_STATE: &str = "the state of this node is lost; it waits for another node to give it one";
 
 /// How long to wait for the disk's own error after consensus has stopped.
 const FAILURE_PATIENCE: Duration = Duration::from_millis(200);
@@ -94,7 +104,14 @@ impl Node {
             .map_err(|source| StartError::Listen { address: settings.listen, source })?;
         let url = settings.self_url(address)?;
 
+        let (peer_urls, refusing) = (settings.peer_urls.clone(), None);
+        let mut door = Door { listener, peer_urls, telemetry: telemetry.clone(), refusing };
+        door.refuse(OPENING);
         let (log, data) = open_storage(&settings, &telemetry).await?;
+        let (own_log, own_data) = (log.clone(), data.clone());
+        if spawn_blocking(move || replication::lacks_state(&own_log, &own_data)).await?? {
+            door.refuse(LACKS_STATE);
+        }
         let free_space = FreeSpace::new(&settings.data_dir, settings.disk_reserve_bytes);
         let (stopping, tasks) = (CancellationToken::new(), TaskTracker::new());
         let measured = free_space.clone();
@@ -112,6 +129,7 @@ impl Node {
         };
         let transport = Arc::new(HttpTransport::new()?);
         tasks.spawn(examine_state(data.clone(), stopping.clone()));
+        tasks.spawn(watch_state(data.clone(), stopping.clone()));
         let replication =
             replication::Handle::start(options, log.clone(), data.clone(), transport, telemetry.clone()).await?;
         let record = Record::default();
@@ -132,7 +150,7 @@ impl Node {
             data,
             telemetry,
         });
-        let server = tokio::spawn(net::serve(listener, api::router(app.clone()), app.draining.clone()));
+        let server = door.open(api::router(app.clone()), app.draining.clone());
         tracing::info!(%url, %address, peers = settings.peer_urls.len(), data_dir = %settings.data_dir.display(), "started");
         Ok(Self { url, address, log, app, server, stopping, tasks })
     }
@@ -198,6 +216,17 @@ async fn watch_free_space(free_space: FreeSpace, stop: CancellationToken) {
         let free_space = free_space.clone();
         // An error means that the runtime shuts down.
         if spawn_blocking(move || free_space.measure()).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Looks for failures of the state's engine in the background at every interval until `stop`.
+async fn watch_state(data: Data, stop: CancellationToken) {
+    while stop.run_until_cancelled(sleep(STATE_CHECK_INTERVAL)).await.is_some() {
+        let data = data.clone();
+        // An error means that the runtime shuts down, or that the node ends (`Data::poison`).
+        if !matches!(spawn_blocking(move || data.check()).await, Ok(Ok(()))) {
             return;
         }
     }

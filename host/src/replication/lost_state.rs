@@ -16,7 +16,7 @@
 //!
 //! # Failure model
 //!
-//! The node does not serve until it has a state. It goes on asking as long as no node has one for it: one that covers the
+//! The node serves nothing but its probes until it has a state (see `api/starting`). It goes on asking as long as no node has one for it: one that covers the
 //! cut may come back. A crash meanwhile leaves the state lost, and the next start asks again.
 
 use std::{io, time::Duration};
@@ -34,6 +34,7 @@ use super::peer::snapshot::{Header, STALL_MAX};
 use super::raft::engine::purged;
 use super::raft::log_store::wait_for;
 use super::raft::state_machine::{APPLIED, install};
+use super::start_error::StartError;
 use super::types::{LogEntry, LogId, decode, decode_stored, encode};
 use crate::storage::{Data, Log};
 
@@ -42,6 +43,22 @@ const ROUND_PAUSE: Duration = Duration::from_secs(1);
 
 /// Rounds between two warnings.
 const WARN_ROUNDS: u32 = 10;
+
+/// Whether a node with these databases starts only once another node has given it a state.
+///
+/// # Errors
+///
+/// If they cannot be read.
+pub fn lacks_state(log: &Log, data: &Data) -> Result<bool, StartError> {
+    Ok(lost_up_to(log, data)?.is_some())
+}
+
+/// The last entry that neither the log holds any more, nor the state.
+fn lost_up_to(log: &Log, data: &Data) -> Result<Option<LogId>, Error> {
+    let Some(purged) = purged(log)? else { return Ok(None) };
+    let applied: Option<LogId> = decode_stored(data.meta(APPLIED))?;
+    Ok(Some(purged).filter(|purged| applied.is_none_or(|applied| applied.index() < purged.index())))
+}
 
 /// The databases of a node that does not take part yet.
 pub(super) struct Recovery<'a> {
@@ -54,13 +71,9 @@ pub(super) struct Recovery<'a> {
 impl Recovery<'_> {
     /// Gets the state from another node, if this node's own is lost and its log was cut.
     pub(super) async fn run(&self, stage: Stage) -> Result<(), Error> {
-        let Some(purged) = purged(self.log)? else { return Ok(()) };
-        let data = self.data.clone();
-        let applied = move || decode_stored::<LogId>(data.meta(APPLIED));
-        let applied = self.options.blocking.run(applied).await.map_err(refused)??;
-        if applied.is_some_and(|applied| applied.index() >= purged.index()) {
-            return Ok(());
-        }
+        let (log, data) = (self.log.clone(), self.data.clone());
+        let lost = self.options.blocking.run(move || lost_up_to(&log, &data)).await.map_err(refused)??;
+        let Some(purged) = lost else { return Ok(()) };
         if let Some(cluster) = stage.cluster() {
             self.transport.set_cluster(cluster);
         }

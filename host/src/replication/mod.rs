@@ -75,6 +75,7 @@ pub use self::cluster::change::Role;
 pub use self::cluster::status::Status;
 pub use self::error::{Error, WriteOutcome};
 pub use self::handle::Handle;
+pub use self::lost_state::lacks_state;
 pub use self::options::Options;
 pub use self::peer::http::HttpTransport;
 pub use self::peer::protocol::{

@@ -1,5 +1,6 @@
 //! Storage failures.
 
+use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -45,6 +46,19 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether there was no space on the disk.
+    pub fn is_disk_full(&self) -> bool {
+        let is_full = |error: &io::Error| matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
+        match self {
+            Self::Io(error) => is_full(error),
+            Self::Fjall(error) => match &**error {
+                fjall::Error::Io(error) | fjall::Error::Storage(fjall::LsmError::Io(error)) => is_full(error),
+                _ => false,
+            },
+            _ => false,
+        }
+    }
+
     pub(super) fn corrupt(what: impl Into<String>) -> Self {
         Self::Corrupt(what.into())
     }

@@ -3,6 +3,8 @@
 mod alone;
 mod growing;
 mod mixed;
+mod moving;
 mod partitions;
 mod paused;
 mod rolling;
+mod upgrading;

@@ -146,8 +146,10 @@ async fn connect(url: &str) -> io::Result<TokioIo<hyper::upgrade::Upgraded>> {
         .body(http_body_util::Empty::<Bytes>::new())
         .map_err(io::Error::other)?;
     let response = sender.send_request(request).await.map_err(io::Error::other)?;
-    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        return Err(io::Error::other(format!("it does not speak {PROTOCOL}: {}", response.status())));
+    match response.status() {
+        StatusCode::SWITCHING_PROTOCOLS => {}
+        StatusCode::SERVICE_UNAVAILABLE => return Err(io::Error::other("it is starting")),
+        status => return Err(io::Error::other(format!("it does not speak {PROTOCOL}: {status}"))),
     }
     let spoken = response.headers().get(VERSION_HEADER).map(|version| version.to_str().unwrap_or_default());
     if spoken.is_some_and(|spoken| {

@@ -5,7 +5,7 @@
 //! before a snapshot is reported, because the log may be purged up to a snapshot.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::{io, sync::Arc, time::Instant};
+use std::{io, sync::Arc, time::Duration, time::Instant};
 
 use futures::{Stream, StreamExt};
 use openraft::entry::RaftEntry;
@@ -33,6 +33,9 @@ const SNAPSHOT_TAKEN: &str = "snapshot-taken";
 const LEVEL: &str = "feature-level";
 /// Key of the time of the newest stamped round, as Unix time in milliseconds.
 const TIME: &str = "time";
+
+/// Pause before a snapshot is installed again for which the disk had no space.
+const INSTALL_RETRY: Duration = Duration::from_secs(10);
 
 /// Entries applied in one storage batch.
 const APPLY_ENTRIES_MAX: usize = 256;
@@ -202,9 +205,9 @@ impl StateMachine {
 }
 
 /// Replaces the state by a snapshot. Blocks.
-pub(crate) fn install(data: &Data, snapshot: &SnapshotSource) -> io::Result<()> {
+pub(crate) fn install(data: &Data, snapshot: &SnapshotSource) -> Result<(), storage::Error> {
     let own = [(SNAPSHOT_TAKEN, bytes::Bytes::new())];
-    data.install(snapshot.chunks()?, &own).map_err(io::Error::other)
+    data.install(snapshot.chunks()?, &own)
 }
 
 /// A snapshot of the current state, which is durable up to the position it covers.
@@ -243,10 +246,22 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         self.clone()
     }
 
-    /// Nothing that reads the state waits for it.
+    /// Nothing that reads the state waits for it. If the disk has no space for a second state, it is tried again until there is some,
+    /// or the node stops: openraft takes an error for the end of the disk.
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotSource) -> Result<(), io::Error> {
-        let data = self.data.clone();
-        self.blocking.run(move || install(&data, &snapshot)).await??;
+        loop {
+            let (data, snapshot) = (self.data.clone(), snapshot.clone());
+            match self.blocking.run(move || install(&data, &snapshot)).await? {
+                Err(error) if error.is_disk_full() => {
+                    tracing::error!(
+                        retry_in = ?INSTALL_RETRY,
+                        "the disk has no space for the state of a snapshot beside the current one, which stays until there is some"
+                    );
+                    tokio::time::sleep(INSTALL_RETRY).await;
+                }
+                installed => break installed.map_err(io::Error::other)?,
+            }
+        }
         self.applied.load(&self.data).map_err(io::Error::other)?;
         if let Some(last) = meta.last_log_id() {
             self.applied.advance(last.index());
@@ -277,5 +292,27 @@ impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
             snapshot_of(&data)
         };
         self.blocking.run(build).await?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::memory::{Operation, SimDisk};
+    use crate::storage::simulated_data as simulated;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_snapshot_for_which_there_is_no_space_is_installed_once_there_is() {
+        let disks = [SimDisk::new(1), SimDisk::new(2)];
+        let [source, data] = disks.each_ref().map(|disk| simulated::open(disk, 1 << 20).unwrap());
+        source.apply(&[], &[("content", "here".into())]).unwrap();
+        let (applied, telemetry) = (Arc::new(Applied::of(&data).unwrap()), Telemetry::disabled());
+        let mut machine = StateMachine { data: data.clone(), applied, telemetry, blocking: Blocking::Threads };
+        let began = tokio::time::Instant::now();
+        disks[1].fail_next(Operation::Write, io::ErrorKind::StorageFull);
+        let snapshot = SnapshotSource::Live(source.snapshot());
+        machine.install_snapshot(&SnapshotMeta::default(), snapshot).await.unwrap();
+        assert!(began.elapsed() >= INSTALL_RETRY);
+        assert_eq!(data.meta("content").unwrap().unwrap(), "here");
     }
 }

@@ -122,6 +122,42 @@ fn a_write_that_is_still_queued_at_its_deadline_is_not_written() {
     assert!(!has(&world, node, "queued"));
 }
 
+/// Proposes writes with values of so many bytes on a node, one after the other, and returns what has become of them at once.
+fn propose_large<const N: usize>(
+    world: &mut World,
+    number: usize,
+    sizes: [usize; N],
+) -> [Option<Result<Outcome, Error>>; N] {
+    let proposed = [(); N].map(|()| Proposed::default());
+    for (bytes, slot) in sizes.into_iter().zip(proposed.clone()) {
+        world.nodes[number].spawn(async move |handle| {
+            let action = Action::Put(Value::json(vec![b'1'; bytes]));
+            let operations = vec![Operation { space: Space::Kv, key: "large".to_owned(), action }];
+            let write = GuardedWrite { operations, ..GuardedWrite::default() };
+            let outcome = handle.propose(&write, None, Instant::now() + Duration::from_secs(60)).await;
+            *slot.lock() = Some(outcome);
+        });
+        steps(world, 1);
+    }
+    proposed.map(|slot| slot.lock().take())
+}
+
+#[test]
+fn a_write_that_is_too_large_or_finds_no_room_is_refused_at_once() {
+    let (mut world, led_by) = plain_cluster();
+    let before = last_index(&world, led_by);
+    let too_large = propose_large(&mut world, led_by, [COMMAND_BYTES_MAX]);
+    assert!(matches!(too_large, [Some(Err(Error::TooLarge { .. }))]), "{too_large:?}");
+
+    // What waits for a leader, who is gone, counts.
+    world.crash(led_by, true);
+    let mib = 1 << 20;
+    let outcomes = propose_large(&mut world, (led_by + 1) % 3, [24 * mib, 24 * mib, 16 * mib, 1]);
+    let busy = |outcome: &Option<_>| matches!(outcome, Some(Err(Error::Busy { limit: Limit::QueuedBytes })));
+    assert!(busy(&outcomes[2]) && [0, 1, 3].iter().all(|fits| outcomes[*fits].is_none()), "{outcomes:?}");
+    assert_eq!(last_index(&world, (led_by + 1) % 3), before);
+}
+
 /// What an earlier version, or a damaged node, might send.
 #[test]
 fn a_round_that_could_not_be_replicated_or_applied_is_refused_before_it_is_logged() {

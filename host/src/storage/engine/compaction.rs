@@ -20,11 +20,12 @@
 //! # Failure model
 //!
 //! A node may stop or crash at any time: fjall installs the merged tables as a whole. An error is logged, and the tables are
-//! left as they are. Views that are open keep what they show, tombstones included; a later compaction drops them.
+//! left as they are, unless they proved to be damaged: that is reported like a failure of fjall's own
+//! compactions (`StorageEngine::check`). Views that are open keep what they show, tombstones included; a later compaction drops them.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -32,6 +33,7 @@ use fjall::{AbstractTree, AnyTree, Database, Keyspace};
 use parking_lot::{Condvar, Mutex};
 
 use super::Table;
+use super::damage::explained;
 use crate::limits::DISK_RESERVE_BYTES;
 use crate::storage::Error;
 
@@ -82,6 +84,8 @@ struct Shared {
     watched: Vec<Watched>,
     state: Mutex<State>,
     changed: Condvar,
+    /// The damage that a compaction has met.
+    damage: OnceLock<Error>,
 }
 
 #[derive(Default)]
@@ -110,8 +114,8 @@ impl Compactor {
                 Watched { table, keyspace, deleted }
             })
             .collect();
-        let is_needed = !watched.is_empty();
-        let shared = Shared { db: db.clone(), dir, watched, state: Mutex::default(), changed: Condvar::new() };
+        let (is_needed, damage) = (!watched.is_empty(), OnceLock::new());
+        let shared = Shared { db: db.clone(), dir, watched, state: Mutex::default(), changed: Condvar::new(), damage };
         let shared = Arc::new(shared);
         let run = {
             let shared = shared.clone();
@@ -120,6 +124,11 @@ impl Compactor {
         let builder = std::thread::Builder::new().name("brink-compaction".to_owned());
         let thread = if is_needed { Some(builder.spawn(run)?) } else { None };
         Ok(Self { shared, thread })
+    }
+
+    /// Fails if a compaction has met damage.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        self.shared.damage.get().map_or(Ok(()), |damage| Err(damage.clone()))
     }
 
     /// Counts a key that is deleted.
@@ -154,6 +163,10 @@ impl Shared {
                 Ok(false) => REST_IN_VAIN.max(began.elapsed() * REST),
                 Err(error) => {
                     tracing::warn!(table = &**watched.keyspace.name(), %error, "a table could not be compacted");
+                    if matches!(error, Error::Corrupt(_)) {
+                        // The first is enough.
+                        let _ = self.damage.set(error);
+                    }
                     REST_IN_VAIN
                 }
             };
@@ -232,7 +245,7 @@ impl Watched {
             for _ in 0..SNAPSHOTS_PER_LOOK {
                 drop(shared.db.snapshot());
             }
-            self.keyspace.major_compact()?;
+            self.keyspace.major_compact().map_err(|error| explained(error, &shared.dir))?;
         }
         let left = self.keyspace.tree.tombstone_count();
         self.deleted.fetch_add(left, Ordering::Relaxed);

@@ -14,12 +14,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use fjall::{
-    AbstractTree, Database, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, LsmError, OwnedWriteBatch,
-    PersistMode, Readable, Snapshot,
+    AbstractTree, Database, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, OwnedWriteBatch, PersistMode,
+    Readable, Snapshot,
 };
 use parking_lot::Mutex;
+use rustix::fs::statvfs;
 
 use super::compaction::Compactor;
+use super::damage::{damaged, explained};
 use super::journals::Journals;
 use super::{Bounds, Durability, Generations, Keys, ReadTables, Rows, Slice, StorageEngine, Table, WriteBatch};
 use crate::storage::{Error, dir};
@@ -31,6 +33,9 @@ const JOURNAL_BYTES_MAX: u64 = 128 * 1024 * 1024;
 /// Threads that flush and compact tables. With more than one, the first takes no compactions and hands each to itself
 /// again until another thread takes it: it keeps a core busy while the others compact.
 const WORKERS: usize = 1;
+
+/// What a flush or a compaction writes at most before it removes anything, about.
+const BACKGROUND_BYTES: u64 = 64 * 1024 * 1024;
 
 /// The name of fjall's lock in the directory of a database.
 const LOCK: &str = "lock";
@@ -146,8 +151,12 @@ impl Generations for Directories {
         let mut newest = self.newest.lock();
         *newest += 1;
         let path = self.path(*newest);
-        dir::create(&path)?;
-        open(&path, self.cache_bytes, self.tables)
+        let created = dir::create(&path).map_err(Error::from);
+        created.and_then(|()| open(&path, self.cache_bytes, self.tables)).inspect_err(|_| {
+            if let Err(error) = std::fs::remove_dir_all(&path) {
+                tracing::warn!(dir = %path.display(), %error, "an unfinished state is left until the next start");
+            }
+        })
     }
 
     fn switch(&self) -> Result<(), Error> {
@@ -209,24 +218,6 @@ fn open_database(dir: &Path, cache_bytes: u64) -> Result<Database, Error> {
         Ok(Err(fjall::Error::Locked)) => Err(Error::Locked(dir.to_path_buf())),
         Ok(opened) => opened.map_err(|error| explained(error, dir)),
         Err(_) => Err(damaged(dir, &"the storage engine panicked while reading it")),
-    }
-}
-
-fn damaged(dir: &Path, reason: &dyn std::fmt::Display) -> Error {
-    Error::corrupt(format!("{} ({reason})", dir.display()))
-}
-
-/// Tells damage apart from failures of the disk.
-fn explained(error: fjall::Error, dir: &Path) -> Error {
-    use io::ErrorKind::{InvalidData, NotFound, UnexpectedEof};
-    match error {
-        fjall::Error::Poisoned | fjall::Error::Locked | fjall::Error::KeyspaceDeleted => error.into(),
-        fjall::Error::Io(source) | fjall::Error::Storage(LsmError::Io(source)) => match source.kind() {
-            // Files that are missing or too short.
-            InvalidData | NotFound | UnexpectedEof => damaged(dir, &source),
-            _ => source.into(),
-        },
-        error => damaged(dir, &error),
     }
 }
 
@@ -295,6 +286,17 @@ impl FjallEngine {
     fn newest(&self) -> View {
         View { snapshot: self.opened.db.snapshot(), opened: self.opened.clone() }
     }
+
+    /// The error of a write. fjall does not say why its background threads have failed: if there is no room for what they write,
+    /// that is taken for the reason.
+    fn explained(&self, error: fjall::Error) -> Error {
+        let is_background = matches!(error, fjall::Error::Poisoned);
+        let free_bytes = || statvfs(&self.opened.dir).map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize));
+        match is_background && free_bytes().is_ok_and(|free_bytes| free_bytes < BACKGROUND_BYTES) {
+            true => io::Error::from(io::ErrorKind::StorageFull).into(),
+            false => error.into(),
+        }
+    }
 }
 
 impl ReadTables for View {
@@ -347,11 +349,17 @@ impl StorageEngine for FjallEngine {
                 }
             }
         }
-        Ok(changes.commit()?)
+        changes.commit().map_err(|error| self.explained(error))
     }
 
     fn sync(&self) -> Result<(), Error> {
-        Ok(self.opened.db.persist(PersistMode::SyncAll)?)
+        self.opened.db.persist(PersistMode::SyncAll).map_err(|error| self.explained(error))
+    }
+
+    /// A writer that fjall holds up waits for its background threads for ever if these have failed.
+    fn check(&self) -> Result<(), Error> {
+        self.opened.compactor.as_ref().map_or(Ok(()), Compactor::check)?;
+        self.opened.db.persist(PersistMode::Buffer).map_err(|error| self.explained(error))
     }
 
     fn view(&self) -> Box<dyn ReadTables> {

@@ -20,6 +20,7 @@
 //! values are never copied on the way.
 
 mod compaction;
+mod damage;
 pub(super) mod fjall;
 mod journals;
 #[cfg(test)]
@@ -69,6 +70,11 @@ pub(super) trait StorageEngine: ReadTables {
 
     /// Makes everything written so far durable.
     fn sync(&self) -> Result<(), Error>;
+
+    /// Fails if work in the background has failed. A write may not return after that, so somebody must ask now and then.
+    fn check(&self) -> Result<(), Error> {
+        Ok(())
+    }
 
     /// A view of the current state of all tables. Later writes do not change it.
     fn view(&self) -> Box<dyn ReadTables>;

@@ -23,8 +23,8 @@
 //!   an older state (see [`crate::replication`]).
 //! - No read waits for a snapshot that is being installed.
 //! - A crash while a snapshot is installed leaves the state from before, or that of the snapshot. If the snapshot is
-//!   damaged, the state stays as it was.
-//! - Damage that a read meets ends the use of the state: the next start examines all of it (see `suspicion`).
+//!   damaged or does not fit on the disk, the state stays as it was.
+//! - Damage that a read or a compaction meets ends the use of the state: the next start examines all of it (see `suspicion`).
 //!   [`Data::examine`] reads what nobody else does.
 //!
 //! # Cost
@@ -156,7 +156,7 @@ impl Data {
     /// input gives the same outcomes on every node. If the state cannot be read or written, nothing is applied, now or
     /// later.
     pub fn apply(&self, writes: &[GuardedWrite], meta: &[(&'static str, Bytes)]) -> Result<Vec<Outcome>, Error> {
-        self.inner.poison.attempt(|| self.apply_all(writes, meta)).inspect_err(|error| self.inner.notice(error))
+        self.inner.attempt(|| self.apply_all(writes, meta))
     }
 
     fn apply_all(&self, writes: &[GuardedWrite], meta: &[(&'static str, Bytes)]) -> Result<Vec<Outcome>, Error> {
@@ -265,7 +265,12 @@ impl Data {
 
     /// Makes everything applied so far durable. If that fails, the log still holds it.
     pub fn sync(&self) -> Result<(), Error> {
-        self.inner.poison.attempt(|| self.inner.engine().sync())
+        self.inner.attempt(|| self.inner.engine().sync())
+    }
+
+    /// Looks for failures of the engine in the background, which end the use of the state. Blocks.
+    pub fn check(&self) -> Result<(), Error> {
+        self.inner.attempt(|| self.inner.engine().check())
     }
 
     /// The first failure of the state's disk.
@@ -288,8 +293,8 @@ impl Data {
     }
 
     /// Replaces the state by a snapshot, with the caller's own values. The new state is durable when this returns. Reads go
-    /// on meanwhile; what is applied meanwhile is replaced with the rest. If the snapshot is damaged or incomplete, the
-    /// state stays as it was; if the disk refuses, nothing more is written.
+    /// on meanwhile; what is applied meanwhile is replaced with the rest. If the snapshot is damaged or incomplete, or the disk
+    /// has no space for a second state, the state stays as it was and goes on; if the disk fails otherwise, nothing more is written.
     pub fn install(
         &self,
         chunks: impl Iterator<Item = Result<Bytes, Error>>,
@@ -305,12 +310,7 @@ impl Data {
             }
             engine.write(batch, Durability::None)
         };
-        inner.replace(fill).inspect_err(|error| {
-            // A damaged snapshot is no failure of this disk.
-            if !matches!(error, Error::Corrupt(_)) {
-                inner.poison.set(error);
-            }
-        })
+        inner.replace(fill)
     }
 
     /// Reads the state as it is at this moment, whatever changes or replaces it meanwhile. If it is damaged, its use ends.
@@ -321,12 +321,18 @@ impl Data {
 }
 
 impl Inner {
-    /// Ends the use of the state, if an error shows that it may be damaged.
+    /// Ends the use of the state, if an error shows that it may be damaged. IMPORTANT: that is remembered first, since the process
+    /// ends as soon as it is poisoned.
     fn notice(&self, error: &Error) {
+        self.suspicion.notice(error);
         if matches!(error, Error::Corrupt(_)) {
             self.poison.set(error);
         }
-        self.suspicion.notice(error);
+    }
+
+    /// Changes the state, unless its use has ended. It ends if this fails.
+    fn attempt<T>(&self, change: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+        self.poison.attempt(|| change().inspect_err(|error| self.notice(error)))
     }
 
     fn engine(&self) -> Arc<dyn StorageEngine> {
@@ -336,6 +342,20 @@ impl Inner {
     /// Replaces the state by a new one that `fill` writes, given whether large values are stored apart in it.
     fn replace(&self, fill: impl FnOnce(&dyn StorageEngine, bool) -> Result<(), Error>) -> Result<(), Error> {
         let _installs_alone = self.installing.lock();
+        let (next, has_values_apart) = self.fill_next(fill).inspect_err(|error| {
+            // A damaged snapshot is no failure of this disk, and a full one has not touched the current state.
+            if !matches!(error, Error::Corrupt(_)) && !error.is_disk_full() {
+                self.poison.set(error);
+            }
+        })?;
+        self.switch_to(next, has_values_apart).inspect_err(|error| self.poison.set(error))
+    }
+
+    /// The next generation, durable, and whether large values are stored apart in it. After an error, it is removed.
+    fn fill_next(
+        &self,
+        fill: impl FnOnce(&dyn StorageEngine, bool) -> Result<(), Error>,
+    ) -> Result<(Arc<dyn StorageEngine>, bool), Error> {
         let next = self.generations.create()?;
         let filled = format::check(next.as_ref(), META, self.poison.path(), FORMATS).and_then(|format| {
             let has_values_apart = format == VALUES_APART;
@@ -344,6 +364,11 @@ impl Inner {
             Ok(has_values_apart)
         });
         let has_values_apart = filled.inspect_err(|_| next.retire())?;
+        Ok((next, has_values_apart))
+    }
+
+    /// Makes the next generation the current one. After an error, either may be it.
+    fn switch_to(&self, next: Arc<dyn StorageEngine>, has_values_apart: bool) -> Result<(), Error> {
         let mut recent = self.applying.lock();
         self.generations.switch()?;
         self.cache.change(None, || {

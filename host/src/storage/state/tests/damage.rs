@@ -1,6 +1,13 @@
 //! Flipped bits in the files of a closed state: each is noticed, or takes the newest writes at most, as a crash does.
 
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Wake, Waker};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use super::*;
 
@@ -115,6 +122,102 @@ fn a_flipped_bit_anywhere_is_noticed_or_leaves_the_state_of_some_moment() {
         }
     }
     assert!(missed.is_empty(), "{}", missed.join("\n"));
+}
+
+/// Flips bits in the tables of a state, while it is open or not.
+fn flip_bits_in_tables(dir: &TempDir) {
+    let mut paths = Vec::new();
+    files(&dir.path().join("data/keyspaces"), &mut paths);
+    paths.retain(|path| path.parent().unwrap().ends_with("tables"));
+    assert!(!paths.is_empty());
+    for path in paths {
+        let file = std::fs::File::options().read(true).write(true).open(&path).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        // The indices at the end were read when the file was opened.
+        for at in (0..bytes.len() / 2).step_by(997) {
+            file.write_all_at(&[bytes[at] ^ 4], at as u64).unwrap();
+        }
+    }
+}
+
+/// Looks for a file at the moment at which the failure of a state becomes known.
+struct Learns {
+    suspicion: PathBuf,
+    was_remembered: Mutex<Option<bool>>,
+}
+
+impl Wake for Learns {
+    fn wake(self: Arc<Self>) {
+        self.was_remembered.lock().get_or_insert(self.suspicion.exists());
+    }
+}
+
+/// Waits until `fails` meets the damage of a state, and checks that it is remembered then: as soon as it is known, the process ends.
+fn is_met_and_remembered(dir: &TempDir, data: &Data, mut fails: impl FnMut() -> bool) {
+    let learns = Arc::new(Learns { suspicion: dir.path().join("data.suspect"), was_remembered: Mutex::default() });
+    let waker = Waker::from(learns.clone());
+    let mut poisoned = pin!(data.poison().poisoned());
+    assert!(poisoned.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    let began = Instant::now();
+    while !fails() {
+        assert!(began.elapsed() < Duration::from_secs(60), "the damage was not met");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(*learns.was_remembered.lock(), Some(true));
+    assert!(matches!(data.sync(), Err(Error::Poisoned(_))));
+    // As after the end of the process: a write may wait for the engine for ever.
+    let after = tempfile::tempdir().unwrap();
+    copy(dir.path(), after.path());
+    assert!(matches!(open(&after), Err(Error::Corrupt(_))));
+}
+
+#[test]
+fn damage_that_a_read_meets_is_remembered() {
+    let (dir, data) = data();
+    (0..WRITES).for_each(|number| apply_one(&data, number));
+    drop(data);
+    flush(&dir, "kv");
+    let data = open(&dir).unwrap();
+    flip_bits_in_tables(&dir);
+    is_met_and_remembered(&dir, &data, || data.scan(&RangeQuery::default()).is_err());
+}
+
+/// Writes as much to the registry's table as it holds in memory.
+fn fill_table(data: &Data, round: u32) -> Result<(), Error> {
+    let value = Value::json(format!("\"{}\"", "x".repeat(2_500)));
+    let operation =
+        |key| Operation { space: Space::System, key: format!("{key:04}/{round}"), action: Action::Put(value.clone()) };
+    data.apply(&[write((0..1_900).map(operation).collect(), vec![])], &[]).map(drop)
+}
+
+#[test]
+fn damage_that_a_compaction_of_the_engine_meets_is_remembered() {
+    let (dir, data) = data();
+    (0..2).for_each(|round| fill_table(&data, round).unwrap());
+    replacement::eventually("tables are flushed", || {
+        let mut paths = Vec::new();
+        files(&dir.path().join("data/keyspaces"), &mut paths);
+        paths.iter().any(|path| path.parent().unwrap().ends_with("tables"))
+    });
+    flip_bits_in_tables(&dir);
+    let writer = data.clone();
+    std::thread::spawn(move || (2..200).try_for_each(|round| fill_table(&writer, round)));
+    is_met_and_remembered(&dir, &data, || data.check().is_err());
+}
+
+#[test]
+fn damage_that_a_compaction_after_deletions_meets_is_remembered() {
+    let (dir, data) = data();
+    let in_one = |operation: fn(&str) -> Operation| {
+        write((0..4_000).map(|key| operation(&format!("{key:04}"))).collect(), vec![])
+    };
+    apply(&data, &[in_one(|key| put(key, "1"))]);
+    drop(data);
+    flush(&dir, "kv");
+    let data = open(&dir).unwrap();
+    apply(&data, &[in_one(delete)]);
+    flip_bits_in_tables(&dir);
+    is_met_and_remembered(&dir, &data, || data.check().is_err());
 }
 
 #[test]

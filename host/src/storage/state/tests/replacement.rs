@@ -39,7 +39,7 @@ fn names(dir: &TempDir) -> Vec<String> {
     names
 }
 
-fn eventually(what: &str, is_so: impl Fn() -> bool) {
+pub(super) fn eventually(what: &str, is_so: impl Fn() -> bool) {
     let began = Instant::now();
     while !is_so() {
         assert!(began.elapsed() < REMOVED_WITHIN, "{what}");
@@ -200,13 +200,89 @@ fn a_failure_of_the_disk_ends_the_use_of_the_state_but_not_of_what_is_there() {
         let target = simulated::open(&disk, 1 << 20).unwrap();
         apply(&target, &[put_one("old", "1")]);
         let (_dir, source) = filled();
-        disk.fail_next(operation, io::ErrorKind::StorageFull);
+        disk.fail_next(operation, io::ErrorKind::Other);
         assert!(install(&target, &chunks(&source)).is_err());
         assert!(matches!(target.apply(&[], &[]), Err(Error::Poisoned(_))));
         assert_eq!(value(&target, "old").unwrap(), "1");
         drop(target);
         assert_eq!(value(&simulated::open(&disk, 1 << 20).unwrap(), "old").unwrap(), "1");
     }
+}
+
+#[test]
+fn a_full_disk_costs_the_snapshot_and_not_the_state() {
+    for operation in [DiskOperation::Write, DiskOperation::Sync] {
+        let disk = SimDisk::new(1);
+        let target = simulated::open(&disk, 1 << 20).unwrap();
+        apply(&target, &[put_one("old", "1")]);
+        let (_dir, source) = filled();
+        disk.fail_next(operation, io::ErrorKind::StorageFull);
+        assert!(install(&target, &chunks(&source)).unwrap_err().is_disk_full());
+        apply(&target, &[put_one("old", "2")]);
+        assert_eq!((value(&target, "old").unwrap(), disk.generations()), ("2".into(), 1));
+        install(&target, &chunks(&source)).unwrap();
+        assert_eq!((value(&target, "old"), target.meta("applied").unwrap()), (None, Some("42".into())));
+    }
+}
+
+/// A file system of limited size, mounted on a directory.
+struct SmallDisk(TempDir);
+
+impl SmallDisk {
+    const MIB: u32 = 40;
+
+    /// None without the right to mount one.
+    fn mount() -> Option<Self> {
+        let disk = Self(tempfile::tempdir().unwrap());
+        disk.set_size("-t", "tmpfs", Self::MIB).then_some(disk)
+    }
+
+    fn grow(&self, mib: u32) {
+        assert!(self.set_size("-o", "remount", mib));
+    }
+
+    fn set_size(&self, flag: &str, with: &str, mib: u32) -> bool {
+        let mut command = std::process::Command::new("mount");
+        command.args([flag, with, "-o", &format!("size={mib}m"), "tmpfs"]).arg(self.0.path());
+        command.output().is_ok_and(|output| output.status.success())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let unmounted = std::process::Command::new("umount").arg("-l").arg(self.0.path()).output();
+        assert!(unmounted.unwrap().status.success());
+    }
+}
+
+#[test]
+fn a_snapshot_that_does_not_fit_leaves_nothing_behind_and_is_installed_once_there_is_space() {
+    let Some(disk) = SmallDisk::mount() else {
+        eprintln!("skipped: mounting a small file system needs root");
+        return;
+    };
+    let (_dir, source) = data();
+    let mut random = fastrand::Rng::with_seed(1);
+    for number in 0..2 * SmallDisk::MIB {
+        let value: String = (0..1 << 20).map(|_| random.alphanumeric()).collect();
+        apply(&source, &[put_one(&format!("k/{number}"), &format!("\"{value}\""))]);
+    }
+    let (chunks, target) = (chunks(&source), open(&disk.0).unwrap());
+    apply(&target, &[put_one("old", "1")]);
+    for round in 2..5 {
+        let refused = install(&target, &chunks).unwrap_err();
+        assert!(refused.is_disk_full(), "{refused:?}");
+        eventually("an unfinished state stays", || names(&disk.0) == ["data"]);
+        apply(&target, &[put_one("old", &round.to_string())]);
+        target.sync().unwrap();
+        assert_eq!(value(&target, "old").unwrap(), round.to_string());
+    }
+    disk.grow(8 * SmallDisk::MIB);
+    install(&target, &chunks).unwrap();
+    assert_eq!(value(&target, "k/3"), value(&source, "k/3"));
+    eventually("replaced states stay", || names(&disk.0) == ["data-4", "data.current"]);
+    drop(target);
+    assert_eq!(value(&open(&disk.0).unwrap(), "k/79"), value(&source, "k/79"));
 }
 
 #[test]

@@ -1,0 +1,85 @@
+//! The API of a node that is starting: its probes answer, and everything else is refused, until the node has its state.
+//!
+//! A start may take long: a node whose state is lost waits for another one that gives it a state. An orchestrator must not take it
+//! for dead meanwhile, and clients and other nodes must learn at once that they have to go elsewhere.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::middleware::from_fn_with_state;
+use axum::response::Response;
+use axum::routing::get;
+
+use super::observe::observe;
+use super::problem::{Kind, Problem};
+use super::router::with_or_without_slash;
+use super::{answer, health, peer, schema};
+use crate::net::BASE_PATH;
+use crate::telemetry::Telemetry;
+
+/// A node that is starting.
+#[derive(Clone)]
+pub(crate) struct Starting {
+    /// What it waits for.
+    pub reason: &'static str,
+    /// The other nodes that it was started with.
+    pub peer_urls: Vec<String>,
+    pub telemetry: Telemetry,
+}
+
+/// The API of a node until it can serve [`super::router()`].
+pub(crate) fn starting_router(starting: Starting) -> Router {
+    let (reason, telemetry) = (starting.reason, starting.telemetry.clone());
+    let probes = [("/livez", get(health::livez)), ("/readyz", get(readyz)), ("/metrics", get(metrics))];
+    let root = probes.clone().into_iter().fold(Router::new(), |root, (path, probe)| root.route(path, probe));
+    let probes = with_or_without_slash(probes.into_iter().chain([("/health", get(health))]));
+    Router::new()
+        .nest(BASE_PATH, probes)
+        .merge(root)
+        .with_state(Arc::new(starting))
+        .fallback(async move || Problem::new(Kind::STARTING, reason))
+        .method_not_allowed_fallback(async move || Problem::new(Kind::STARTING, reason))
+        .layer(from_fn_with_state(telemetry, observe))
+        .merge(Router::new().nest(BASE_PATH, peer::starting_router(reason)))
+}
+
+async fn readyz(State(starting): State<Arc<Starting>>) -> (StatusCode, String) {
+    (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", starting.reason))
+}
+
+async fn metrics(State(starting): State<Arc<Starting>>) -> Response {
+    health::metrics_of(&starting.telemetry)
+}
+
+/// `GET /health/`: nothing is known of the cluster but the nodes that this one was started with.
+async fn health(State(starting): State<Arc<Starting>>) -> Result<Response, Problem> {
+    let node = |url| schema::NodeHealth {
+        url,
+        healthy: false,
+        role: "voter",
+        lag_entries: None,
+        rtt_ms: None,
+        disk_full: false,
+        clock_offset_ms: None,
+    };
+    let nodes: Vec<_> = starting.peer_urls.iter().map(|url| node(url.as_str())).collect();
+    let total_nodes = 1 + nodes.len();
+    answer::ok(&schema::Health {
+        status: "starting",
+        reason: Some(starting.reason),
+        cluster: schema::ClusterHealth {
+            replication_enabled: !nodes.is_empty(),
+            total_nodes,
+            healthy_nodes: 0,
+            required_for_quorum: total_nodes / 2 + 1,
+            has_quorum: false,
+            can_accept_writes: false,
+            leader: None,
+            nodes,
+        },
+        disk_full: None,
+        clock: None,
+    })
+}
