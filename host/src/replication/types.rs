@@ -107,9 +107,11 @@ impl Round {
         self.writes.iter().map(|write| write.command.len()).sum()
     }
 
-    /// The guarded writes, in order. Those of a stamped round take place at `time_ms`.
-    pub(super) fn guarded_writes(&self, time_ms: u64) -> impl Iterator<Item = Result<GuardedWrite, Error>> + '_ {
-        let time_ms = self.stamped_at_ms.map(|_| time_ms);
+    /// The guarded writes, in order. They take place at `time_ms`; without it, at the times that their commands have.
+    pub(super) fn guarded_writes(
+        &self,
+        time_ms: Option<u64>,
+    ) -> impl Iterator<Item = Result<GuardedWrite, Error>> + '_ {
         self.writes.iter().map(move |write| GuardedWrite::decode(&write.command, time_ms).map_err(Error::Codec))
     }
 }

@@ -317,7 +317,9 @@ async fn a_node_joins_a_busy_cluster_with_much_data() {
     }
     let (lasted, writes) = (began.elapsed(), load.count() - before);
     let rate = writes as f64 / lasted.as_secs_f64();
-    println!("{mib} MiB: a voter after {lasted:?}, {writes} writes meanwhile ({rate:.0}/s), memory {most_mib:?} MiB, reads on it took at most {slowest:?}");
+    println!(
+        "{mib} MiB: a voter after {lasted:?}, {writes} writes meanwhile ({rate:.0}/s), memory {most_mib:?} MiB, reads on it took at most {slowest:?}"
+    );
     load.stop().await;
     assert_eq!(arrivals(&cluster.nodes[lost]).len(), 1, "{:?}", arrivals(&cluster.nodes[lost]));
     assert!(most_mib.iter().all(|most| *most < MEMORY_MIB_MAX), "{most_mib:?} MiB");

@@ -159,7 +159,8 @@ impl StateMachine {
 
     /// Applies entries in order; returns one list of outcomes per entry.
     ///
-    /// Time never goes back: a round with an earlier stamp than the newest one before it takes place at that one's time.
+    /// Time never goes back: a round with an earlier stamp than the newest one before it, or without one, takes place at that
+    /// one's time.
     fn apply_entries(&self, entries: &[LogEntry]) -> io::Result<Vec<Vec<storage::Outcome>>> {
         let mut writes: Vec<GuardedWrite> = Vec::with_capacity(entries.len());
         let mut counts = Vec::with_capacity(entries.len());
@@ -174,6 +175,8 @@ impl StateMachine {
                         level = level.max(FeatureLevel::STAMPED);
                         time_ms = time_ms.max(stamped_at_ms);
                     }
+                    // Once the cluster has a time, that of a leader that does not know it yet counts no more.
+                    let time_ms = (level >= FeatureLevel::STAMPED).then_some(time_ms);
                     for write in round.guarded_writes(time_ms) {
                         writes.push(write.map_err(io::Error::other)?);
                     }
@@ -298,16 +301,56 @@ impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::replication::types::{Round, RoundWrite, Vote};
+    use crate::storage::Space;
     use crate::storage::memory::{Operation, SimDisk};
     use crate::storage::simulated_data as simulated;
+
+    fn machine(data: &Data) -> StateMachine {
+        let (applied, telemetry) = (Arc::new(Applied::of(data).unwrap()), Telemetry::disabled());
+        StateMachine { data: data.clone(), applied, telemetry, blocking: Blocking::Threads }
+    }
+
+    /// A leader may not have applied the round with the first stamp yet, and its clock may be wrong.
+    #[test]
+    fn after_the_first_stamp_a_round_without_one_takes_place_at_the_newest_stamp() {
+        let data = simulated::open(&SimDisk::new(1), 1 << 20).unwrap();
+        let put = |key: &str, proposed_at_ms| {
+            let action = storage::Action::Put(storage::Value::json("1"));
+            let operations = vec![storage::Operation { space: Space::Kv, key: key.to_owned(), action }];
+            let write = GuardedWrite { operations, proposed_at_ms, ..GuardedWrite::default() };
+            vec![RoundWrite { trace: None, command: write.encode(FeatureLevel::FIRST).unwrap().into() }]
+        };
+        let rounds = [
+            (None, put("before", 9_000)),
+            (Some(5_000), vec![]),
+            (None, put("without", 9_000)),
+            (Some(4_000), put("earlier", 1)),
+            (Some(6_000), put("later", 1)),
+        ];
+        let entries: Vec<LogEntry> = (1..)
+            .zip(rounds)
+            .map(|(index, (stamped_at_ms, writes))| {
+                let log_id = LogId::new(*Vote::new(1, 1).leader_id(), index);
+                LogEntry::new(log_id, EntryPayload::Normal(Round { stamped_at_ms, writes }))
+            })
+            .collect();
+        let machine = machine(&data);
+        // In one batch or in several: the newest stamp is kept with the state.
+        let (first, rest) = entries.split_at(2);
+        machine.apply_entries(first).unwrap();
+        machine.apply_entries(rest).unwrap();
+        let times = ["before", "without", "earlier", "later"]
+            .map(|key| data.get(Space::Kv, key).unwrap().unwrap().meta.updated_at_ms);
+        assert_eq!(times, [9_000, 5_000, 5_000, 6_000]);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_snapshot_for_which_there_is_no_space_is_installed_once_there_is() {
         let disks = [SimDisk::new(1), SimDisk::new(2)];
         let [source, data] = disks.each_ref().map(|disk| simulated::open(disk, 1 << 20).unwrap());
         source.apply(&[], &[("content", "here".into())]).unwrap();
-        let (applied, telemetry) = (Arc::new(Applied::of(&data).unwrap()), Telemetry::disabled());
-        let mut machine = StateMachine { data: data.clone(), applied, telemetry, blocking: Blocking::Threads };
+        let mut machine = machine(&data);
         let began = tokio::time::Instant::now();
         disks[1].fail_next(Operation::Write, io::ErrorKind::StorageFull);
         let snapshot = SnapshotSource::Live(source.snapshot());

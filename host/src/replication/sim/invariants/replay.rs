@@ -39,7 +39,7 @@ impl Replay {
             }
             let entry: LogEntry = decode(bytes).map_err(|error| Violation::new("replay", error.to_string()))?;
             let EntryPayload::Normal(round) = entry.payload else { continue };
-            for write in round.guarded_writes(0) {
+            for write in round.guarded_writes(round.stamped_at_ms) {
                 replay.apply(&write.map_err(|error| Violation::new("replay", error.to_string()))?);
             }
         }
