@@ -8,7 +8,8 @@
 //! it is an operation that only becomes *pending*. The state is the set of all possible [`Case`]s. If a case cannot
 //! explain an answer, its pending writes are applied in every order until it can. Applying them no earlier loses nothing:
 //! answers contain versions, so a write that took effect before an answer on the same key is needed to explain that
-//! answer. Only a deletion hides versions; there, pending writes of several keys are tried as well.
+//! answer. Only a deletion hides versions: there, and where one of an absent key may have come before, pending writes of several
+//! keys are tried as well.
 //!
 //! A write with an unknown outcome whose value was read has a known outcome (see [`operations`]).
 
@@ -147,14 +148,15 @@ impl Case {
         while let Some(case) = queue.pop_front() {
             let after = case.accept(call);
             let is_explained = after.is_some();
-            if is_explained && !hides_versions(call) {
-                explained.extend(after);
+            explained.extend(after);
+            if is_explained && case.pending.iter().all(|write| write.0.items().len() < 2) {
                 continue;
             }
-            explained.extend(after);
+            let hides_versions = hides_versions(call);
             for (position, write) in case.candidates(call).into_iter().enumerate() {
                 let Some(write) = write else { continue };
-                if is_explained && write.items().len() < 2 {
+                let may_be_hidden = write.items().len() > 1 && (hides_versions || case.hides(&write, call));
+                if is_explained && !may_be_hidden {
                     continue;
                 }
                 if let Some(case) = case.apply_pending(position, &write)
@@ -168,6 +170,12 @@ impl Case {
             }
         }
         (explained, true)
+    }
+
+    /// Whether a pending write that deletes an absent key may have come before a call that writes it, unnoticed.
+    fn hides(&self, pending: &Call, call: &Call) -> bool {
+        let is_deleted = |key: usize| pending.items().iter().any(|item| item.key == key && item.value.is_none());
+        call.items().iter().any(|item| self.entries[item.key].is_none() && is_deleted(item.key))
     }
 
     /// The pending writes, each at its position, that can affect the answer to a call. Of plain writes that differ only in

@@ -213,6 +213,19 @@ mod tests {
     }
 
     #[test]
+    fn an_unknown_batch_may_delete_an_absent_key_before_another_write_creates_it() {
+        let one = call(1, 0..1, put(0, 1), done(1, 1));
+        let unknown = call(2, 2..3, batch(&[(0, None), (1, None)]), Outcome::Unknown);
+        let created = call(3, 4..5, put(1, 3), done(1, 3));
+        let created_again = call(4, 6..7, put(0, 4), done(1, 4));
+        let both = range(5, 8..9, Consistency::Strong, &[seen(4, 1, 4), seen(3, 1, 3)], 4);
+        let history = [one, unknown, created, created_again, both];
+        assert!(check(&history).is_ok());
+        // Without the batch, nothing explains the second creation.
+        assert!(check(&[history[0].clone(), history[2].clone(), history[3].clone(), history[4].clone()]).is_err());
+    }
+
+    #[test]
     fn many_unknown_writes_do_not_slow_down_the_search() {
         let mut history: Vec<Arc<Call>> = Vec::new();
         for number in 0..40 {
