@@ -16,8 +16,8 @@
 //!
 //! # Failure model
 //!
-//! The node serves nothing but its probes until it has a state (see `api/starting`). It goes on asking as long as no node has one for it: one that covers the
-//! cut may come back. A crash meanwhile leaves the state lost, and the next start asks again.
+//! The node serves nothing but its probes until it has a state (see `api/starting`). It goes on asking as long as no node has one
+//! for it: one that covers the cut may come back. A crash meanwhile leaves the state lost, and the next start asks again.
 
 use std::{io, time::Duration};
 
