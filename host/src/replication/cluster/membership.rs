@@ -278,7 +278,9 @@ impl Membership {
         let others: BTreeMap<u64, &str> = others.map(|(id, url)| (*id, url.as_str())).collect();
         // Asked now: the state recorded of a node that has just started may be old.
         let can_be_reached = async |id: u64, url: &str| {
-            id == self.view.raft.id() || self.greeter.ask(url).await.is_ok_and(|hello| hello.id == id)
+            // A node that lost its disk answers under its former id until it has another one.
+            let is_it = |hello: Hello| hello.id == id && hello.decided;
+            id == self.view.raft.id() || self.greeter.ask(url).await.is_ok_and(is_it)
         };
         let asked = futures::future::join_all(others.iter().map(|(id, url)| can_be_reached(*id, url))).await;
         let (reached, all) = (asked.into_iter().filter(|reached| *reached).count(), others.len());
