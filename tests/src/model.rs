@@ -9,7 +9,7 @@
 //! explain an answer, its pending writes are applied in every order until it can. Applying them no earlier loses nothing:
 //! answers contain versions, so a write that took effect before an answer on the same key is needed to explain that
 //! answer. Only a deletion hides versions: there, and where one of an absent key may have come before, pending writes of several
-//! keys are tried as well.
+//! keys are tried as well. So are all pending writes of a key that a resolved write gave a version which nobody saw.
 //!
 //! A write with an unknown outcome whose value was read has a known outcome (see [`operations`]).
 
@@ -149,13 +149,13 @@ impl Case {
             let after = case.accept(call);
             let is_explained = after.is_some();
             explained.extend(after);
-            if is_explained && case.pending.iter().all(|write| write.0.items().len() < 2) {
+            if is_explained && case.pending.is_empty() {
                 continue;
             }
-            let hides_versions = hides_versions(call);
             for (position, write) in case.candidates(call).into_iter().enumerate() {
                 let Some(write) = write else { continue };
-                let may_be_hidden = write.items().len() > 1 && (hides_versions || case.hides(&write, call));
+                let may_be_hidden = hides_write(call, &write)
+                    || write.items().len() > 1 && (hides_versions(call) || case.hides(&write, call));
                 if is_explained && !may_be_hidden {
                     continue;
                 }
@@ -317,6 +317,13 @@ impl Entry {
 
 fn touches(write: &Call, keys: &BTreeSet<usize>) -> bool {
     write.items().iter().any(|item| keys.contains(&item.key))
+}
+
+/// Whether a call wrote a key of a pending write, and nobody saw which version that gave it.
+fn hides_write(call: &Call, pending: &Call) -> bool {
+    let Outcome::Done { effects, .. } = &call.outcome else { return false };
+    let unseen = call.items().iter().zip(effects).filter(|(_, effect)| **effect == Effect::Unseen);
+    touches(pending, &unseen.map(|(item, _)| item.key).collect())
 }
 
 /// Whether the answer to a write does not show the versions that it replaced.

@@ -226,6 +226,20 @@ mod tests {
     }
 
     #[test]
+    fn an_unknown_deletion_may_come_before_a_batch_of_which_only_another_key_was_seen() {
+        let history = [
+            call(1, 0..1, put(0, 1), done(1, 1)),
+            call(2, 2..3, delete(0), Outcome::Unknown),
+            call(3, 4..5, batch(&[(0, Some(2)), (1, Some(3))]), Outcome::Unknown),
+            call(4, 6..7, put(0, 4), done(2, 4)),
+            range(5, 8..9, Consistency::Strong, &[seen(4, 2, 4), seen(3, 1, 3)], 4),
+        ];
+        assert!(check(&history).is_ok());
+        // Without the deletion, the version would be the third.
+        assert!(check(&[history[0].clone(), history[2].clone(), history[3].clone(), history[4].clone()]).is_err());
+    }
+
+    #[test]
     fn many_unknown_writes_do_not_slow_down_the_search() {
         let mut history: Vec<Arc<Call>> = Vec::new();
         for number in 0..40 {
