@@ -76,10 +76,7 @@ async fn a_node_without_a_majority_is_not_ready_and_refuses_writes() {
     let mut cluster = Cluster::prepare(3, Options::default());
     cluster.nodes[0].start();
     let first = cluster.client(0).clone();
-    eventually(Duration::from_secs(10), "the node answers", || async {
-        first.try_send("GET", "/livez", &[], "").await.ok().filter(|answer| answer.status == 200)
-    })
-    .await;
+    cluster.nodes[0].answers().await;
     assert_eq!(first.get("/readyz").await.status, 503);
     assert_refused_without_quorum(&first).await;
     let read = first.get("/kv/a/").await.expect(404);

@@ -71,8 +71,12 @@ pub(super) fn is_followed(world: &World, number: usize) -> bool {
     stored.is_none_or(|stored| stored == world.nodes[number].url)
 }
 
-/// Whether a node runs, and the cluster has it, and no other, at its URL.
+/// Whether a node runs and knows its id, and the cluster has it, and no other, at its URL.
 fn has_its_place(world: &World, number: usize) -> bool {
+    // A founder that moves before it knows its id leaves a place that an operator must remove.
+    if !world.nodes[number].is_identified() {
+        return false;
+    }
     let (Some(own), Some(newest)) = (world.nodes[number].metrics(), newest(world)) else { return false };
     let with_url = newest.membership_config.nodes().filter(|(_, node)| url_of(node) == world.nodes[number].url);
     with_url.map(|(id, _)| *id).eq([own.id])
