@@ -96,6 +96,7 @@ fn open_state(settings: &Settings, log: &Log) -> Result<Data, Error> {
             Ok(replication::Condition::StateLost(reason)) => reason,
             Err(error @ storage::Error::Lost { .. }) if settings.accept_data_loss => {
                 tracing::error!(%error, "the loss is accepted");
+                replication::accept_loss(log);
                 return Ok(data);
             }
             Err(error) => return Err(failed(error)),

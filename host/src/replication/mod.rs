@@ -82,6 +82,6 @@ pub use self::peer::protocol::{
     CLUSTER_HEADER, Envelope, INDEX_MIN_HEADER, PROTOCOL, REFUSAL_HEADER, SnapshotBody, TO_HEADER, VERSION_HEADER,
     common_version,
 };
-pub use self::raft::engine::{Condition, check_storage};
+pub use self::raft::engine::{Condition, accept_loss, check_storage};
 pub use self::start_error::StartError;
 pub use self::types::ClusterId;

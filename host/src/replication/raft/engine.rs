@@ -18,6 +18,9 @@ use crate::storage::{self, Data, Log};
 /// The highest index at which a log that was never cut may begin.
 const FIRST_INDEX_MAX: u64 = 1;
 
+/// The name of the value that tells of an accepted loss. It is lost only together with the votes that come after it.
+const LOSS_ACCEPTED: &str = "loss-accepted";
+
 /// openraft's handle on a running engine.
 pub(crate) type Raft = openraft::Raft<TypeConfig, StateMachine>;
 
@@ -172,8 +175,8 @@ pub fn check_storage(log: &Log, data: &Data, dir: &Path) -> Result<Condition, st
             "the log was cut up to entry {purged}, and the state ends with {applied}"
         )));
     }
-    // A node votes before it takes entries, so a log without a vote was never the one of this state.
-    if applied.is_some() && log.named(VOTE).is_none() {
+    // A node votes before it takes entries, so a log without a vote was never the one of this state, or has lost it.
+    if applied.is_some() && log.named(VOTE).is_none() && log.named(LOSS_ACCEPTED).is_none() {
         return lost(format!("the state holds entry {}, and the log is empty", name(applied)));
     }
     let last = range.map(|(_, last)| last).max(purged);
@@ -186,6 +189,13 @@ pub fn check_storage(log: &Log, data: &Data, dir: &Path) -> Result<Condition, st
         data.sync()?;
     }
     Ok(Condition::Whole)
+}
+
+/// Remembers that an operator accepts the loss that [`check_storage`] has found. Otherwise the next start would refuse it again,
+/// if the node has not voted until then.
+pub fn accept_loss(log: &Log) {
+    // A failure ends the use of the log anyway.
+    log.save_named(LOSS_ACCEPTED, Some(bytes::Bytes::new()), Box::new(drop));
 }
 
 /// What a log and a state are together.
@@ -239,5 +249,22 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn the_stores_conform_to_what_openraft_expects() {
         Suite::test_all(Disk).await.unwrap();
+    }
+
+    #[test]
+    fn a_loss_that_was_accepted_is_not_found_again_at_the_next_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || Log::open(&dir.path().join("log"), Box::new(|_, _| {}), false).unwrap();
+        let data = Data::open(&dir.path().join("data"), 8 << 20).unwrap();
+        let applied = LogId::new(*crate::replication::types::Vote::new(1, 1).leader_id(), 7);
+        let meta = crate::replication::types::encode(&applied).unwrap();
+        data.apply(&[], &[(APPLIED, meta)]).unwrap();
+        let log = open();
+        let found = check_storage(&log, &data, dir.path());
+        assert!(matches!(found, Err(storage::Error::Lost { .. })), "{found:?}");
+        accept_loss(&log);
+        log.close();
+        drop(log);
+        assert_eq!(check_storage(&open(), &data, dir.path()).unwrap(), Condition::Whole);
     }
 }

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::network::{Outbox, SimTransport};
 use crate::clock::{Clock, Clocks};
 use crate::replication::cluster::identity::Stage;
-use crate::replication::{Error, Handle, Options, StartError, Status, check_storage};
+use crate::replication::{Error, Handle, Options, StartError, Status, accept_loss, check_storage};
 use crate::replication::{blocking::Blocking, types::Metrics};
 use crate::storage::{self, Data, FreeSpace, Log, simulated_data, simulated_log};
 use crate::{storage::memory::SimDisk, telemetry::Telemetry};
@@ -170,7 +170,7 @@ impl Node {
         let log = simulated_log::open(&self.log_disk, accepts_loss)?;
         let data = simulated_data::open(&self.data_disk, CACHE_BYTES)?;
         match check_storage(&log, &data, "disk".as_ref()) {
-            Err(storage::Error::Lost { .. }) if accepts_loss => {}
+            Err(storage::Error::Lost { .. }) if accepts_loss => accept_loss(&log),
             checked => drop(checked?),
         }
         Ok((log, data))
