@@ -102,6 +102,15 @@ impl Client {
         self.send("GET", path, &[], "").await
     }
 
+    /// The members according to the node: the id of each URL.
+    pub async fn member_ids(&self) -> Value {
+        let list = self.get("/cluster/members/").await.expect(200).json;
+        let list = list["members"].as_array().unwrap().iter();
+        list.map(|member| (member["url"].as_str().unwrap().to_owned(), member["id"].clone()))
+            .collect::<serde_json::Map<_, _>>()
+            .into()
+    }
+
     /// `PUT` of a JSON value under a key.
     pub async fn put(&self, key: &str, value: &Value) -> Answer {
         self.put_json(&format!("/kv/{key}/"), &json!({ "value": value })).await

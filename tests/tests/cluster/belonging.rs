@@ -10,15 +10,6 @@ use serde_json::{Value, json};
 /// Time for a node to notice where it stands, or to get its place.
 const NOTICE_LIMIT: Duration = Duration::from_secs(15);
 
-/// The members according to a node: the id of each URL.
-async fn ids(client: &Client) -> Value {
-    let list = client.get("/cluster/members/").await.expect(200).json;
-    let list = list["members"].as_array().unwrap().iter();
-    list.map(|member| (member["url"].as_str().unwrap().to_owned(), member["id"].clone()))
-        .collect::<serde_json::Map<_, _>>()
-        .into()
-}
-
 async fn add(client: &Client, url: &str, role: &str) -> u16 {
     client.post_json("/cluster/members/", &json!({ "url": url, "role": role })).await.status
 }
@@ -59,7 +50,7 @@ async fn a_removed_member_knows_it_and_can_be_let_in_again() {
     let leader = cluster.leader().await;
     let removed = (leader + 1) % 3;
     let (client, url) = (cluster.client(removed), &cluster.nodes[removed].url);
-    let before = ids(client).await;
+    let before = client.member_ids().await;
     assert_eq!(remove(cluster.client(leader), url).await, 204);
     cluster.client(leader).put("x", &json!("new")).await.expect(200);
 
@@ -83,7 +74,7 @@ async fn a_removed_member_knows_it_and_can_be_let_in_again() {
     assert_eq!(add(cluster.client(leader), url, "voter").await, 200);
     cluster.ready().await;
     assert_eq!(client.get("/kv/x/").await.expect(200).json["value"], "new");
-    assert_eq!(ids(client).await, before);
+    assert_eq!(client.member_ids().await, before);
     writes(&cluster, removed).await;
 }
 
@@ -92,17 +83,17 @@ async fn a_member_that_comes_back_at_another_address_is_followed() {
     let mut cluster = Cluster::start(3).await;
     let leader = cluster.leader().await;
     let moved = (leader + 1) % 3;
-    let id = ids(cluster.client(leader)).await[&cluster.nodes[moved].url].clone();
+    let id = cluster.client(leader).member_ids().await[&cluster.nodes[moved].url].clone();
     cluster.nodes[moved].stop();
     cluster.nodes[moved].move_to(free_ports(1)[0]);
     cluster.nodes[moved].start();
     cluster.ready().await;
     writes(&cluster, moved).await;
-    let after = ids(cluster.client(leader)).await;
+    let after = cluster.client(leader).member_ids().await;
     assert_eq!((&after[&cluster.nodes[moved].url], after.as_object().unwrap().len()), (&id, 3), "{after}");
     // To add it is to say what is so already.
     assert_eq!(add(cluster.client(leader), &cluster.nodes[moved].url, "voter").await, 200);
-    assert_eq!(ids(cluster.client(leader)).await, after);
+    assert_eq!(cluster.client(leader).member_ids().await, after);
     // It counts for the quorum at its new address.
     let third = (leader + 2) % 3;
     cluster.nodes[third].kill();
@@ -113,7 +104,7 @@ async fn a_member_that_comes_back_at_another_address_is_followed() {
 async fn members_that_all_move_find_each_other() {
     let mut cluster = Cluster::start(3).await;
     cluster.client(0).put("before", &json!(1)).await.expect(201);
-    let before = ids(cluster.client(0)).await;
+    let before = cluster.client(0).member_ids().await;
     cluster.kill_all();
     for (node, port) in cluster.nodes.iter_mut().zip(free_ports(3)) {
         node.move_to(port);
@@ -129,7 +120,7 @@ async fn members_that_all_move_find_each_other() {
         cluster.client(node).get("/kv/before/?consistency=strong").await.expect(200);
         writes(&cluster, node).await;
     }
-    let after = ids(cluster.client(0)).await;
+    let after = cluster.client(0).member_ids().await;
     let known = |ids: &Value| {
         ids.as_object().unwrap().values().map(ToString::to_string).collect::<std::collections::BTreeSet<_>>()
     };
@@ -142,7 +133,7 @@ async fn two_members_that_swap_addresses_both_stay() {
     let mut cluster = Cluster::start(3).await;
     let leader = cluster.leader().await;
     let (one, other) = ((leader + 1) % 3, (leader + 2) % 3);
-    let before = ids(cluster.client(leader)).await;
+    let before = cluster.client(leader).member_ids().await;
     let ports = [cluster.nodes[one].port, cluster.nodes[other].port];
     let urls = [cluster.nodes[one].url.clone(), cluster.nodes[other].url.clone()];
     cluster.nodes[one].stop();
@@ -154,7 +145,7 @@ async fn two_members_that_swap_addresses_both_stay() {
         cluster.nodes[node].start();
     }
     cluster.ready().await;
-    let after = ids(cluster.client(leader)).await;
+    let after = cluster.client(leader).member_ids().await;
     assert_eq!((&after[&urls[0]], &after[&urls[1]]), (&before[&urls[1]], &before[&urls[0]]), "{after}");
     for node in 0..3 {
         writes(&cluster, node).await;
@@ -177,7 +168,7 @@ async fn a_copy_of_a_data_directory_takes_no_part_and_says_why() {
     copy(&cluster.nodes[original].data_dir(), &cluster.nodes[3].data_dir());
     cluster.nodes[original].start();
     cluster.ready().await;
-    let before = ids(cluster.client(leader)).await;
+    let before = cluster.client(leader).member_ids().await;
 
     cluster.nodes[3].knows(&urls[..3]);
     cluster.nodes[3].start();
@@ -188,7 +179,7 @@ async fn a_copy_of_a_data_directory_takes_no_part_and_says_why() {
     assert_eq!(add(cluster.client(leader), &urls[3], "voter").await, 409);
     for node in 0..3 {
         writes(&cluster, node).await;
-        assert_eq!(ids(cluster.client(node)).await, before);
+        assert_eq!(cluster.client(node).member_ids().await, before);
     }
 }
 
@@ -216,7 +207,7 @@ async fn changes_made_at_once_do_not_undo_each_other() {
         remove(first, &urls[2]),
     );
     assert_eq!(answers, (200, 200, 200, 204));
-    let after = ids(cluster.client(0)).await;
+    let after = cluster.client(0).member_ids().await;
     let expected = [&urls[0], &urls[1], &urls[3], &urls[4], &urls[5]];
     assert!(expected.iter().all(|url| after[*url].is_string()) && after.as_object().unwrap().len() == 5, "{after}");
 }

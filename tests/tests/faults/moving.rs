@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use brink_tests::hosts::Hosts;
-use brink_tests::{Client, Cluster, Node, Options, eventually};
+use brink_tests::{Cluster, Node, Options, eventually};
 use serde_json::{Value, json};
 
 use crate::alone::alone;
@@ -19,15 +19,6 @@ async fn start() -> (Cluster, Hosts) {
     (cluster, hosts)
 }
 
-/// The members according to a node: the id of each URL.
-async fn ids(client: &Client) -> Value {
-    let list = client.get("/cluster/members/").await.expect(200).json;
-    let list = list["members"].as_array().unwrap().iter();
-    list.map(|member| (member["url"].as_str().unwrap().to_owned(), member["id"].clone()))
-        .collect::<serde_json::Map<_, _>>()
-        .into()
-}
-
 async fn writes(cluster: &Cluster, node: usize) {
     eventually(LIMIT, "a write succeeds", || async {
         (cluster.client(node).put("written", &json!(node)).await.status < 300).then_some(())
@@ -38,7 +29,7 @@ async fn writes(cluster: &Cluster, node: usize) {
 /// Waits until a node lists three members, one of them with this URL and id.
 async fn lists(cluster: &Cluster, node: usize, url: &str, id: &Value) {
     eventually(LIMIT, &format!("node {node} lists {url}"), || async {
-        let found = ids(cluster.client(node)).await;
+        let found = cluster.client(node).member_ids().await;
         (found[url] == *id && found.as_object()?.len() == 3).then_some(())
     })
     .await;
@@ -53,7 +44,7 @@ fn isolate(hosts: &Hosts, node: usize) {
 
 /// Stops a node, and starts it on another port. Returns its id.
 async fn move_node(cluster: &mut Cluster, node: usize, port: u16) -> Value {
-    let id = ids(cluster.client(node)).await[&cluster.nodes[node].url].clone();
+    let id = cluster.client(node).member_ids().await[&cluster.nodes[node].url].clone();
     assert!(id.is_string());
     assert!(cluster.nodes[node].stop());
     // The others may have moved since it was last started.
@@ -71,7 +62,7 @@ async fn a_node_that_was_cut_off_follows_a_member_that_moved_meanwhile() {
     let (mut cluster, hosts) = start().await;
     let leader = cluster.leader().await;
     let (moved, cut_off) = ((leader + 1) % 3, (leader + 2) % 3);
-    let before = ids(cluster.client(cut_off)).await;
+    let before = cluster.client(cut_off).member_ids().await;
     isolate(&hosts, cut_off);
     let id = move_node(&mut cluster, moved, 8_001).await;
     let url = cluster.nodes[moved].url.clone();
@@ -79,7 +70,7 @@ async fn a_node_that_was_cut_off_follows_a_member_that_moved_meanwhile() {
         lists(&cluster, node, &url, &id).await;
         writes(&cluster, node).await;
     }
-    assert_eq!(ids(cluster.client(cut_off)).await, before);
+    assert_eq!(cluster.client(cut_off).member_ids().await, before);
     assert!(cluster.client(cut_off).put("alone", &json!(1)).await.status >= 500);
 
     hosts.heal();
@@ -118,8 +109,8 @@ async fn a_leader_that_is_cut_off_while_a_member_moves_follows_the_majority() {
         lists(&cluster, leader, &url, &id).await;
         for node in 0..3 {
             writes(&cluster, node).await;
-            let found = ids(cluster.client(node)).await;
-            assert_eq!(found, ids(cluster.client(other)).await, "after {delay_ms} ms");
+            let found = cluster.client(node).member_ids().await;
+            assert_eq!(found, cluster.client(other).member_ids().await, "after {delay_ms} ms");
         }
     }
 }
