@@ -4,6 +4,8 @@
 //! replaced atomically, and absent as long as `data` is current. fjall opens files by their paths whenever it needs them,
 //! so the directory of an open database is never renamed.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ffi::OsString;
 use std::fs::{File, TryLockError};
 use std::io::{self, Write};
@@ -23,7 +25,7 @@ use rustix::fs::statvfs;
 use super::compaction::Compactor;
 use super::damage::{damaged, explained};
 use super::journals::Journals;
-use super::{Bounds, Durability, Generations, Keys, ReadTables, Rows, Slice, StorageEngine, Table, WriteBatch};
+use super::{Bounds, Change, Durability, Generations, Keys, ReadTables, Rows, Slice, StorageEngine, Table, WriteBatch};
 use crate::storage::{Error, dir};
 
 /// Journal bytes kept before tables are flushed. A node that restarts after a crash reads them all, which takes some
@@ -350,6 +352,29 @@ impl StorageEngine for FjallEngine {
             }
         }
         changes.commit().map_err(|error| self.explained(error))
+    }
+
+    /// Writes the rows into files of tables at once: neither a journal nor memory holds them, and they are not merged.
+    fn fill(&self, batches: &mut dyn Iterator<Item = Result<WriteBatch, Error>>) -> Result<(), Error> {
+        // What writes the files of each table that has rows, and its last key: fjall panics if a key does not come after it.
+        let mut filled = BTreeMap::new();
+        for batch in batches {
+            for Change { table, key, value } in batch?.changes {
+                let (ingestion, last) = match filled.entry(table) {
+                    Entry::Occupied(entry) => entry.into_mut(),
+                    Entry::Vacant(entry) => entry.insert((self.opened.keyspace(table)?.start_ingestion()?, None)),
+                };
+                match value {
+                    Some(value) if last.as_ref() < Some(&key) => ingestion.write(key.clone(), value)?,
+                    _ => return Err(Error::corrupt("the order of rows")),
+                }
+                *last = Some(key);
+            }
+        }
+        for (ingestion, _) in filled.into_values() {
+            ingestion.finish()?;
+        }
+        Ok(())
     }
 
     fn sync(&self) -> Result<(), Error> {

@@ -303,7 +303,7 @@ impl Data {
         let inner = &self.inner;
         inner.poison.check()?;
         let fill = |engine: &dyn StorageEngine, has_values_apart| {
-            snapshot::read(chunks, has_values_apart, |batch| engine.write(batch, Durability::None))?;
+            engine.fill(&mut snapshot::read(chunks, has_values_apart))?;
             let mut batch = WriteBatch::with_capacity(meta.len());
             for (key, value) in meta {
                 batch.insert(META, *key, value.clone());

@@ -119,45 +119,66 @@ fn sealed(mut chunk: BytesMut) -> Bytes {
 
 /// Fails unless a snapshot is complete and undamaged.
 pub fn verify(chunks: impl Iterator<Item = Result<Bytes, Error>>) -> Result<(), Error> {
-    read(chunks, false, |_| Ok(()))
+    read(chunks, false).try_for_each(|batch| batch.map(drop))
 }
 
-/// Reads a snapshot, and passes the entries of each chunk to `take`, as a batch.
+/// Reads a snapshot: one batch for each chunk. Their rows come in the order of their keys in each table. An error, which is the last
+/// item, says that the snapshot is damaged or incomplete. `has_values_apart`: whether large values are stored apart here.
 pub(super) fn read(
-    mut chunks: impl Iterator<Item = Result<Bytes, Error>>,
+    chunks: impl Iterator<Item = Result<Bytes, Error>>,
     has_values_apart: bool,
-    mut take: impl FnMut(WriteBatch) -> Result<(), Error>,
-) -> Result<(), Error> {
-    let damaged = || Error::corrupt("the snapshot");
-    let head = chunks.next().ok_or_else(damaged)??;
-    if head.strip_prefix(MAGIC) != Some(FORMAT.to_be_bytes().as_slice()) {
-        return Err(damaged());
-    }
-    let mut entries = 0_u64;
-    for chunk in chunks {
-        let mut chunk = chunk?;
+) -> impl Iterator<Item = Result<WriteBatch, Error>> {
+    let mut reader = Reader { chunks, has_values_apart, is_open: false, entries: 0 };
+    std::iter::from_fn(move || reader.batch().transpose())
+}
+
+struct Reader<I> {
+    chunks: I,
+    has_values_apart: bool,
+    /// Whether the first chunk was read.
+    is_open: bool,
+    entries: u64,
+}
+
+impl<I: Iterator<Item = Result<Bytes, Error>>> Reader<I> {
+    /// The entries of the next chunk; none at the end of the snapshot.
+    fn batch(&mut self) -> Result<Option<WriteBatch>, Error> {
+        if !self.is_open {
+            if self.chunk()?.strip_prefix(MAGIC) != Some(FORMAT.to_be_bytes().as_slice()) {
+                return Err(damaged());
+            }
+            self.is_open = true;
+        }
+        let mut chunk = self.chunk()?;
         let mut body = chunk.split_to(chunk.len().checked_sub(4).ok_or_else(damaged)?);
         if chunk.get_u32() != crc32fast::hash(&body) {
             return Err(damaged());
         }
         let tag = body.try_get_u8().map_err(|_| damaged())?;
         if tag == END {
-            return if body.try_get_u64().is_ok_and(|count| count == entries) { Ok(()) } else { Err(damaged()) };
+            return if body.try_get_u64().is_ok_and(|count| count == self.entries) { Ok(None) } else { Err(damaged()) };
         }
         let (_, table) = PARTS.into_iter().find(|part| part.0 == tag).ok_or_else(damaged)?;
         let mut batch = WriteBatch::default();
         while body.has_remaining() {
             let (key, value) = read_entry(&mut body).ok_or_else(damaged)?;
             match tables::space_of(table) {
-                Some(space) => rows::insert_whole(&mut batch, space, key, value, has_values_apart)?,
+                Some(space) => rows::insert_whole(&mut batch, space, key, value, self.has_values_apart)?,
                 None => batch.insert(table, key, value),
             }
-            entries += 1;
+            self.entries += 1;
         }
-        take(batch)?;
+        Ok(Some(batch))
     }
-    // The end is missing.
-    Err(damaged())
+
+    /// The next chunk, of which there is always one: the end has its own.
+    fn chunk(&mut self) -> Result<Bytes, Error> {
+        self.chunks.next().ok_or_else(damaged)?
+    }
+}
+
+fn damaged() -> Error {
+    Error::corrupt("the snapshot")
 }
 
 fn read_entry(body: &mut Bytes) -> Option<(Bytes, Bytes)> {
