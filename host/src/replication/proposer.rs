@@ -278,7 +278,7 @@ impl Proposer {
                 Forwarded::LeaderLost => Err(Error::LeaderLost),
             },
             Err(error) => match error.failure {
-                Failure::NotSent | Failure::Refused => Ok(None),
+                Failure::NotSent | Failure::Starting | Failure::Refused => Ok(None),
                 Failure::NoAnswer if Instant::now() >= deadline => Err(self.view.no_quorum(WriteOutcome::Unknown)),
                 Failure::NoAnswer => Err(Error::LeaderLost),
             },

@@ -197,7 +197,7 @@ async fn changes_made_at_once_do_not_undo_each_other() {
     cluster.ready().await;
     for node in &mut cluster.nodes[3..] {
         node.start();
-        node.answers().await;
+        node.lives().await;
     }
     let (first, second) = (cluster.client(0), cluster.client(1));
     let answers = tokio::join!(

@@ -26,7 +26,7 @@ async fn with_learner(options: Options) -> Cluster {
     cluster.ready().await;
     cluster.nodes[LEARNER].knows(&urls[..LEARNER]);
     cluster.nodes[LEARNER].start();
-    cluster.nodes[LEARNER].answers().await;
+    cluster.nodes[LEARNER].lives().await;
     let member = json!({ "url": urls[LEARNER], "role": "learner" });
     cluster.client(0).post_json("/cluster/members/", &member).await.expect(200);
     cluster.nodes[LEARNER].ready().await;

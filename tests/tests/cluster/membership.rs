@@ -112,7 +112,7 @@ async fn a_single_node_grows_to_three_and_shrinks_without_its_first() {
     add(cluster.client(0), &urls[1], "voter").await;
     cluster.nodes[1].ready().await;
     cluster.nodes[2].start();
-    cluster.nodes[2].answers().await;
+    cluster.nodes[2].lives().await;
     // Any node accepts the request.
     add(cluster.client(1), &urls[2], "voter").await;
     cluster.ready().await;
@@ -144,7 +144,7 @@ async fn a_first_node_that_lost_its_disk_does_not_vote_in_its_old_cluster() {
     cluster.nodes[0].start();
     cluster.nodes[0].ready().await;
     cluster.nodes[1].start();
-    cluster.nodes[1].answers().await;
+    cluster.nodes[1].lives().await;
     add(cluster.client(0), &urls[1], "voter").await;
     cluster.ready().await;
     let before = members(cluster.client(1)).await;
@@ -172,7 +172,7 @@ async fn a_learner_serves_reads_and_does_not_count_for_the_quorum() {
     cluster.nodes[3].knows(&urls[..3]);
     cluster.ready().await;
     cluster.nodes[3].start();
-    cluster.nodes[3].answers().await;
+    cluster.nodes[3].lives().await;
     add(cluster.client(0), &urls[3], "learner").await;
     cluster.nodes[3].ready().await;
     assert_eq!(members(cluster.client(0)).await[&urls[3]]["role"], "learner");

@@ -284,7 +284,16 @@ async fn a_node_joins_a_busy_cluster_with_much_data() {
         });
         let value: Vec<u8> = random.take(LARGE_BYTES / 8).flatten().collect();
         let headers = [("content-type", "application/octet-stream")];
-        cluster.client(leader).send("PUT", &format!("/kv/much/{number}/"), &headers, value).await.expect(201);
+        // The disk is slower than this at times, and a write then ends in doubt.
+        eventually(Duration::from_secs(60), "a value is written", || async {
+            let path = format!("/kv/much/{number}/");
+            let written = cluster.client(leader).send("PUT", &path, &headers, value.clone()).await;
+            if written.status >= 500 {
+                println!("{path}: {}", written.json);
+            }
+            matches!(written.status, 200 | 201).then_some(())
+        })
+        .await;
     }
     fill(cluster.client(leader), "before").await;
     cluster.until_logs_are_cut(4 * SNAPSHOT_ENTRIES).await;

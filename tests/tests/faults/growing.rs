@@ -35,7 +35,7 @@ async fn a_cluster_grows_replaces_a_node_and_removes_its_leader_under_load() {
         cluster.nodes[node].knows(&urls[..1]);
         cluster.nodes[node].start();
         workload.note_restart(node);
-        cluster.nodes[node].answers().await;
+        cluster.nodes[node].lives().await;
         add(cluster.client(node - 1), &urls[node]).await;
         cluster.nodes[node].ready().await;
     }

@@ -9,7 +9,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::peer_table::{Hello, HelloMore, KnownMembership};
 use super::{identity::Identity, time::ClockReading, view::ClusterView};
-use crate::replication::peer::protocol::{ANYONE, Call, Transport};
+use crate::replication::peer::protocol::{ANYONE, Call, CallError, Failure, Transport};
 use crate::replication::types::{Metrics, url_of};
 use crate::replication::{error::Error, lease::Lease, raft::engine::matched};
 use crate::storage::{FeatureLevel, FreeSpace};
@@ -107,9 +107,11 @@ impl Greeter {
             .is_ok_and(|hello| hello.decided && hello.id == id && hello.more.is_some() && !self.is_own(&hello))
     }
 
-    pub(super) async fn ask(&self, url: &str) -> Result<Hello, Error> {
-        let answer = self.transport.call(ANYONE, url, Call::Hello, self.hello().encode()?, HELLO_TIMEOUT).await;
-        Hello::decode(&answer.map_err(|error| Error::Refused(error.to_string()))?)
+    pub(super) async fn ask(&self, url: &str) -> Result<Hello, CallError> {
+        let unusable = |error: Error| CallError::new(Failure::NoAnswer, url, error);
+        let hello = self.hello().encode().map_err(unusable)?;
+        let answer = self.transport.call(ANYONE, url, Call::Hello, hello, HELLO_TIMEOUT).await?;
+        Hello::decode(&answer).map_err(unusable)
     }
 
     /// Answers a peer's hello.

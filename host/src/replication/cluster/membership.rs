@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::change::{Change, Members, Progress, Role, is_joint};
 use super::{hello::Greeter, identity::Identity, leadership::Leadership, peer_table::Hello, view::ClusterView};
 use crate::replication::error::{Error, WriteOutcome};
-use crate::replication::peer::protocol::{Call, Transport};
+use crate::replication::peer::protocol::{Call, Failure, Transport};
 use crate::replication::types::{Metrics, decode, encode};
 
 /// Maximum duration of a step; a longer one is requested again.
@@ -172,11 +172,12 @@ impl Membership {
         self.view.peers.get(now_at).filter(|peer| peer.is_healthy_as(id)).map(|_| now_at.clone())
     }
 
-    /// Asks a node that is to be admitted for its state; a refusal if it cannot be.
+    /// Asks a node that is to be admitted for its state. The progress if it cannot be, or not yet.
     async fn check_newcomer(&self, url: &str) -> Result<Hello, Progress> {
         let refuse = |reason| Err(Progress::Refused(reason));
         let hello = match self.greeter.ask(url).await {
             Ok(hello) => hello,
+            Err(error) if error.failure == Failure::Starting => return Err(Progress::Pending),
             Err(error) => return refuse(format!("the node must answer, so that it can be added: {error}")),
         };
         let level = self.view.raft.applied().level();

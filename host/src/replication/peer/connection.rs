@@ -14,8 +14,8 @@
 //!
 //! # Guarantees
 //!
-//! A call is sent at most once. A call that fails with [`Failure::NotSent`] has not left this node; after
-//! [`Failure::NoAnswer`] the peer may have acted on it.
+//! A call is sent at most once. A call that fails with [`Failure::NotSent`] or [`Failure::Starting`] has not left this node;
+//! after [`Failure::NoAnswer`] the peer may have acted on it.
 //!
 //! # Failure model
 //!
@@ -104,10 +104,10 @@ impl PeerConnection {
 async fn keep_connected(url: Arc<str>, mut calls: mpsc::Receiver<Queued>, resets: Arc<Notify>) {
     while let Some(first) = calls.recv().await {
         let connected = tokio::time::timeout(CONNECT_TIMEOUT, connect(&url)).await;
-        let io = match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+        let io = match connected.unwrap_or_else(|_| Err(not_sent(&url, io::Error::from(io::ErrorKind::TimedOut)))) {
             Ok(io) => io,
             Err(error) => {
-                refuse_all(&url, first, &mut calls, &error);
+                refuse_all(first, &mut calls, &error);
                 continue;
             }
         };
@@ -124,15 +124,37 @@ async fn keep_connected(url: Arc<str>, mut calls: mpsc::Receiver<Queued>, resets
     }
 }
 
-fn refuse_all(url: &str, first: Queued, calls: &mut mpsc::Receiver<Queued>, error: &io::Error) {
+fn refuse_all(first: Queued, calls: &mut mpsc::Receiver<Queued>, error: &CallError) {
     let mut next = Some(first);
     while let Some(queued) = next {
-        let _ = queued.reply.send(Err(CallError::new(Failure::NotSent, url, error)));
+        let _ = queued.reply.send(Err(error.clone()));
         next = calls.try_recv().ok();
     }
 }
 
-async fn connect(url: &str) -> io::Result<TokioIo<hyper::upgrade::Upgraded>> {
+fn not_sent(url: &str, reason: impl ToString) -> CallError {
+    CallError::new(Failure::NotSent, url, reason)
+}
+
+async fn connect(url: &str) -> Result<TokioIo<hyper::upgrade::Upgraded>, CallError> {
+    let response = ask_to_upgrade(url).await.map_err(|error| not_sent(url, error))?;
+    match response.status() {
+        StatusCode::SWITCHING_PROTOCOLS => {}
+        StatusCode::SERVICE_UNAVAILABLE => {
+            return Err(CallError::new(Failure::Starting, url, "it has no state to take part with yet"));
+        }
+        status => return Err(not_sent(url, format!("it does not speak {PROTOCOL}: {status}"))),
+    }
+    let spoken = response.headers().get(VERSION_HEADER).map(|version| version.to_str().unwrap_or_default());
+    if spoken.is_some_and(|spoken| {
+        common_version(Some(spoken)).map(|version| version.to_string()).as_deref() != Some(spoken)
+    }) {
+        return Err(not_sent(url, format!("it speaks a version of {PROTOCOL} that this node does not know")));
+    }
+    hyper::upgrade::on(response).await.map(TokioIo::new).map_err(|error| not_sent(url, error))
+}
+
+async fn ask_to_upgrade(url: &str) -> io::Result<http::Response<hyper::body::Incoming>> {
     let (authority, base_path) = net::authority_and_path(url);
     let stream = net::connect(url, Some(UNACKNOWLEDGED_MAX)).await?;
     let (mut sender, connection) =
@@ -145,19 +167,7 @@ async fn connect(url: &str) -> io::Result<TokioIo<hyper::upgrade::Upgraded>> {
         .header(VERSION_HEADER, VERSION)
         .body(http_body_util::Empty::<Bytes>::new())
         .map_err(io::Error::other)?;
-    let response = sender.send_request(request).await.map_err(io::Error::other)?;
-    match response.status() {
-        StatusCode::SWITCHING_PROTOCOLS => {}
-        StatusCode::SERVICE_UNAVAILABLE => return Err(io::Error::other("it is starting")),
-        status => return Err(io::Error::other(format!("it does not speak {PROTOCOL}: {status}"))),
-    }
-    let spoken = response.headers().get(VERSION_HEADER).map(|version| version.to_str().unwrap_or_default());
-    if spoken.is_some_and(|spoken| {
-        common_version(Some(spoken)).map(|version| version.to_string()).as_deref() != Some(spoken)
-    }) {
-        return Err(io::Error::other(format!("it speaks a version of {PROTOCOL} that this node does not know")));
-    }
-    Ok(TokioIo::new(hyper::upgrade::on(response).await.map_err(io::Error::other)?))
+    sender.send_request(request).await.map_err(io::Error::other)
 }
 
 /// The calls that wait for their answers, by number.

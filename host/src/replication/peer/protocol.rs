@@ -66,6 +66,9 @@ pub(crate) enum Failure {
     /// No connection could be made: the peer has not seen the call.
     #[strum(to_string = "cannot be reached")]
     NotSent,
+    /// The peer runs, and answers no calls yet: it has not seen the call.
+    #[strum(to_string = "is starting")]
+    Starting,
     /// The call was sent, and no complete answer arrived: the peer may have acted on it.
     #[strum(to_string = "did not answer")]
     NoAnswer,

@@ -207,7 +207,7 @@ impl PeerNetwork {
 
 fn rpc_error(error: CallError) -> RPCError<TypeConfig> {
     match error.failure {
-        Failure::NotSent | Failure::NoAnswer => RPCError::Unreachable(Unreachable::new(&error)),
+        Failure::NotSent | Failure::Starting | Failure::NoAnswer => RPCError::Unreachable(Unreachable::new(&error)),
         Failure::Refused => RPCError::Network(NetworkError::new(&error)),
     }
 }
