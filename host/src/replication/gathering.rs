@@ -1,10 +1,10 @@
 //! When the next round of writes is made: at once, or after the writers of the last one have come back.
 //!
 //! Without it, the writers of a busy node fall into two halves: one half waits in the queue while the other is in flight. Each
-//! round then has half the writes that it could have, and each write waits for two rounds. So when a round ends while others
-//! wait, the next one waits a moment for the writers that were just answered: most clients send the next write at once.
-//! Fewer and larger rounds cost less, since a round costs the same entry in the log, syncs and messages however many writes
-//! it has. A write that finds no round in flight never waits.
+//! round then has half the writes that it could have, and each write waits for two rounds. So when a round ends, the next one
+//! waits a moment for the writers that were just answered: most clients send the next write at once. Fewer and larger rounds
+//! cost less, since a round costs the same entry in the log, syncs and messages however many writes it has. A lone writer
+//! never waits: it is all that its own last round had.
 //!
 //! Writers that do not come back must cost the others little. Each time in vain doubles the number of rounds that are made
 //! without waiting.
@@ -32,8 +32,8 @@ impl Gathering {
         Self { last: 0, skip: 0, next_skip: 1 }
     }
 
-    /// The number of writes to wait for, now that a round has ended while so many wait; none if the next round should be made at
-    /// once. Not all writers of a round need to come back.
+    /// The number of writes to wait for, now that a round has ended and so many wait already; none if the next round should be
+    /// made at once. Not all writers of a round need to come back.
     pub(super) fn wanted(&mut self, waiting: usize) -> Option<usize> {
         if self.skip > 0 {
             self.skip -= 1;

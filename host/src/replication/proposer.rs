@@ -348,22 +348,23 @@ async fn make_rounds(proposer: Weak<Proposer>, queue: Arc<Queue>) {
     let latest = Arc::new(Semaphore::new(1));
     let mut gathering = Gathering::new();
     loop {
+        let ended = tokio::time::timeout(ROUND_PATIENCE, latest.clone().acquire_owned()).await;
+        let turn = ended.ok().and_then(Result::ok);
+        if turn.is_some() {
+            queue.gather(&mut gathering).await;
+        }
+        if proposer.strong_count() == 0 {
+            return;
+        }
         queue.filled().await;
         let Some(Ok(mut permit)) = swept(&proposer, None, room(IN_FLIGHT_BYTES_MIN)).await else { return };
-        let mut turn = latest.clone().try_acquire_owned().ok();
-        if turn.is_none() {
-            let ended = tokio::time::timeout(ROUND_PATIENCE, latest.clone().acquire_owned()).await;
-            turn = ended.ok().and_then(Result::ok);
-            if turn.is_some() {
-                queue.gather(&mut gathering).await;
-            }
-        }
         let Some(mut proposal) = queue.take_round() else { continue };
         gathering.made(proposal.round.writes.len());
         let bytes = u32::try_from(proposal.round.command_bytes()).unwrap_or(u32::MAX);
         let more = bytes.clamp(IN_FLIGHT_BYTES_MIN, IN_FLIGHT_BYTES_MAX) - IN_FLIGHT_BYTES_MIN;
         let Some(Ok(more)) = swept(&proposer, Some(&mut proposal), room(more)).await else { return };
         permit.merge(more);
+        let turn = turn.or_else(|| latest.clone().try_acquire_owned().ok());
         let Some(proposer) = proposer.upgrade() else { return };
         tokio::spawn(proposer.run_round(proposal, (permit, turn)));
     }

@@ -344,6 +344,7 @@ fn is_sound_operation(operation: &Operation) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::replication::error::Limit;
     use crate::storage::{AskedBy, Fact, FeatureLevel, Precondition, Value};
 
     fn round_write(bytes: usize) -> RoundWrite {
@@ -409,6 +410,43 @@ mod tests {
         assert!(matches!(forwarded.try_recv(), Ok(Ok(None))));
         let sizes: Vec<_> = proposal.round.writes.iter().map(|write| write.command.len()).collect();
         assert_eq!(sizes, [1, 4]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_write_of_a_round_has_its_own_deadline() {
+        let queue = Queue::new();
+        let push = |bytes, seconds| {
+            let deadline = Instant::now() + std::time::Duration::from_secs(seconds);
+            queue.push(round_write(bytes), queue.reserve(bytes).unwrap(), deadline).unwrap()
+        };
+        let late = || Error::Busy { limit: Limit::Deadline };
+        let in_doubt = || Error::LeaderLost;
+        let (mut queued, mut first, mut second, mut last) = (push(1, 1), push(2, 2), push(3, 3), push(4, 4));
+        drop(push(5, 4));
+        let pass_a_second = || tokio::time::advance(std::time::Duration::from_secs(1));
+
+        pass_a_second().await;
+        queue.sweep(late);
+        assert!(matches!(queued.try_recv(), Ok(Err(Error::Busy { .. }))));
+        let mut proposal = queue.take_round().unwrap();
+        let sizes =
+            |proposal: &Proposal| proposal.round.writes.iter().map(|write| write.command.len()).collect::<Vec<_>>();
+        assert_eq!(sizes(&proposal), [2, 3, 4]);
+
+        // Before the round is appended, it loses a write that is late; after that, only the caller is told.
+        pass_a_second().await;
+        assert!(proposal.retain_waiting(late));
+        assert!(matches!(first.try_recv(), Ok(Err(Error::Busy { .. }))));
+        assert_eq!(sizes(&proposal), [3, 4]);
+        assert_eq!(first_deadline(&proposal.callers), Some(Instant::now() + std::time::Duration::from_secs(1)));
+        pass_a_second().await;
+        tell_late(&mut proposal.callers, in_doubt);
+        assert!(matches!(second.try_recv(), Ok(Err(Error::LeaderLost))));
+        assert_eq!(sizes(&proposal), [3, 4]);
+        assert!(last.try_recv().is_err(), "it was told of another's deadline");
+        let outcome = |revision| Outcome::Applied { revision, effects: Vec::new() };
+        proposal.conclude(vec![outcome(7), outcome(8)]);
+        assert_eq!(last.try_recv().unwrap().unwrap(), outcome(8));
     }
 
     #[tokio::test]

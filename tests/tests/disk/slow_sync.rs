@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use brink_tests::{Client, Options, entries};
+use brink_tests::{Client, Options, entries, eventually};
 use serde_json::json;
 
 use crate::setup::Setup;
@@ -12,6 +12,12 @@ const SYNC: Duration = Duration::from_millis(400);
 
 /// Duration of each sync of a disk that is slower than any test waits.
 const STUCK: Duration = Duration::from_secs(3);
+
+/// Duration of each sync of a disk that stands still for as long as a test fills a node's memory.
+const STANDSTILL: Duration = Duration::from_secs(15);
+
+/// Bytes of entries that a leader holds without having synced them.
+const UNSYNCED_BYTES_MAX: usize = 64 << 20;
 
 /// Number of writes in each half of the test.
 const WRITES: usize = 40;
@@ -63,4 +69,32 @@ async fn a_leader_that_crashes_with_its_log_behind_its_state_stays_the_member_it
     assert!(!log.contains("set aside"), "{log}");
     assert_eq!(setup.cluster.member_ids(other).await, before);
     assert_eq!(entries(setup.cluster.client(leader), "k/", "strong").await.len(), 40);
+}
+
+/// The others commit without the leader's disk, so what it has not synced grows in its memory. That has a bound.
+#[tokio::test]
+async fn a_leader_whose_disk_stands_still_refuses_writes_before_its_memory_is_used_up() {
+    let setup = Setup::start(3, Options::default()).await;
+    let leader = setup.cluster.leader().await;
+    let client = setup.cluster.client(leader);
+    setup.disks[leader].slow_syncs("data/log", STANDSTILL);
+    let headers = [("content-type", "application/octet-stream")];
+    let value = vec![7; 4 << 20];
+    let mut taken = 0;
+    let refused = loop {
+        let answer = client.send("PUT", &format!("/kv/large/{taken}/"), &headers, value.clone()).await;
+        if answer.status != 201 {
+            break answer;
+        }
+        taken += 1;
+    };
+    // The bound and one write.
+    assert!((8..=UNSYNCED_BYTES_MAX / value.len() + 1).contains(&taken), "{taken} were taken");
+    assert_eq!((refused.status, &refused.json["outcome"]), (503, &json!("not_written")), "{}", refused.json);
+    assert!(refused.json["detail"].as_str().unwrap().contains("too slow"), "{}", refused.json);
+    setup.disks[leader].heal();
+    eventually(2 * STANDSTILL, "the disk has caught up", || async {
+        (client.put("after", &json!(1)).await.status < 300).then_some(())
+    })
+    .await;
 }
