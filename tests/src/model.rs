@@ -111,6 +111,8 @@ impl Model for Object {
                 Event::Begun(call) => {
                     let mut case = case.clone();
                     case.pending.push(Pending(call.clone()));
+                    // Whatever begins first, the case is the same.
+                    case.pending.sort_unstable();
                     next.cases.insert(case);
                 }
                 Event::Answered(call) => {
@@ -120,6 +122,7 @@ impl Model for Object {
                 }
             }
         }
+        drop_weaker(&mut next.cases);
         while next.cases.len() > CASES_MAX {
             next.cases.pop_last();
             next.is_truncated = true;
@@ -136,6 +139,22 @@ impl Model for Object {
 
     fn describe_state(state: &State) -> String {
         state.cases.iter().map(Case::describe).collect::<Vec<_>>().join(" or ")
+    }
+}
+
+/// Drops the cases that differ from another one only by fewer pending writes. The other one explains whatever they do, since
+/// a pending write need not ever take effect.
+fn drop_weaker(cases: &mut BTreeSet<Case>) {
+    let mut kept: BTreeMap<_, Vec<BTreeSet<u64>>> = BTreeMap::new();
+    let mut all: Vec<Case> = std::mem::take(cases).into_iter().collect();
+    all.sort_by_key(|case| std::cmp::Reverse(case.pending.len()));
+    for case in all {
+        let pending: BTreeSet<u64> = case.pending.iter().map(|write| write.0.id).collect();
+        let of_same = kept.entry((case.entries, case.revision)).or_default();
+        if !of_same.iter().any(|stronger| stronger.is_superset(&pending)) {
+            of_same.push(pending);
+            cases.insert(case);
+        }
     }
 }
 
@@ -193,10 +212,10 @@ impl Case {
         }
         let mut plain = BTreeSet::new();
         let candidate = |write: &Pending| {
-            let is_new = match write.0.items() {
-                [Item { key, value, precondition: None }] => plain.insert((*key, value.is_some())),
-                _ => true,
-            };
+            let items = write.0.items();
+            let is_plain = items.iter().all(|item| item.precondition.is_none());
+            let shape: Vec<_> = items.iter().map(|item| (item.key, item.value.is_some())).collect();
+            let is_new = !is_plain || plain.insert(shape);
             (is_new && touches(&write.0, &keys)).then(|| write.0.clone())
         };
         self.pending.iter().map(candidate).collect()
@@ -371,4 +390,25 @@ fn resolve(call: &Call, seen: &BTreeMap<u64, (Seen, i64)>) -> Option<(Call, i64)
     let outcome = Outcome::Done { revision: Some(first.revision), effects };
     let completed = sights.iter().map(|(_, completed)| *completed).min()?;
     Some((Call { outcome, completed, ..call.clone() }, completed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::invariants::samples::{call, put};
+
+    #[test]
+    fn a_case_that_can_do_less_than_another_is_dropped() {
+        let write = |id| Pending(call(id, 0..1, put(0, id), Outcome::Unknown));
+        let entry = Some(Entry { value: None, version: 1, revision: None });
+        let case = |first, pending: &[u64]| Case {
+            entries: [first, None, None, None],
+            revision: 0,
+            pending: pending.iter().map(|id| write(*id)).collect(),
+        };
+        let mut cases: BTreeSet<Case> =
+            [case(None, &[1, 2]), case(None, &[1]), case(None, &[]), case(None, &[3]), case(entry, &[1])].into();
+        drop_weaker(&mut cases);
+        assert_eq!(cases, [case(None, &[1, 2]), case(None, &[3]), case(entry, &[1])].into());
+    }
 }

@@ -257,4 +257,26 @@ mod tests {
         history.push(get(900, 1_000..1_001, None, 40));
         assert!(check(&history).is_err());
     }
+
+    #[test]
+    fn unknown_batches_that_deletions_may_hide_leave_nothing_undecided() {
+        let mut history: Vec<Arc<Call>> = Vec::new();
+        for number in 0..12 {
+            let items = [(0, Some(100 + number)), (1, Some(200 + number))];
+            history.push(call(1 + number, 0..1, batch(&items), Outcome::Unknown));
+        }
+        history.push(call(20, 2..3, put(0, 1), done(1, 1)));
+        history.push(call(21, 4..5, put(1, 2), done(1, 2)));
+        // Any of the batches may have come before both deletions, which makes 4,096 cases.
+        history.push(call(22, 6..7, delete(0), deleted(true)));
+        history.push(call(23, 8..9, delete(1), deleted(true)));
+        for number in 0..12 {
+            let time = 10 + 10 * i64::try_from(number).unwrap();
+            history.push(call(30 + number, time..time + 1, put(0, 30 + number), done(2 * number + 2, 10 + 3 * number)));
+        }
+        assert!(check(&history).is_ok());
+        history.push(call(50, 200..201, put(0, 50), done(26, 100)));
+        let violation = check(&history).unwrap_err();
+        assert!(violation.what.contains("not linearizable"), "{violation}");
+    }
 }

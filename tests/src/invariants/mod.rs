@@ -7,7 +7,7 @@ mod linearizable;
 mod local_reads;
 mod revisions;
 #[cfg(test)]
-mod samples;
+pub(crate) mod samples;
 mod violation;
 mod visible;
 
