@@ -24,6 +24,7 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
+use memchr::memchr2;
 
 use crate::limits::JSON_LEVELS_MAX;
 
@@ -129,16 +130,23 @@ impl<'a> Checker<'a> {
     fn string(&mut self) -> Result<Cow<'a, str>, Error> {
         let begin = self.at;
         let mut has_escapes = false;
+        self.at += 1;
         loop {
-            self.at += 1;
+            let rest = self.text.as_bytes().get(self.at..).unwrap_or_default();
+            let end = memchr2(b'"', b'\\', rest);
+            let plain = rest.get(..end.unwrap_or(rest.len())).unwrap_or_default();
+            // Looks at all bytes, which the compiler does many at a time.
+            if plain.iter().fold(false, |found, byte| found | is_control(byte)) {
+                self.at += plain.iter().position(is_control).unwrap_or_default();
+                return Err(self.wrong("a control character in a string"));
+            }
+            self.at += plain.len();
             match self.byte() {
                 Some(b'"') => break,
-                Some(b'\\') => {
+                Some(_) => {
                     has_escapes = true;
-                    self.at += 1;
+                    self.at += 2;
                 }
-                Some(0..=0x1f) => return Err(self.wrong("a control character in a string")),
-                Some(_) => {}
                 None => return Err(self.wrong("the text ends early")),
             }
         }
@@ -211,6 +219,10 @@ impl<'a> Checker<'a> {
     fn wrong(&self, reason: &str) -> Error {
         Error { at: self.at, reason: reason.to_owned() }
     }
+}
+
+fn is_control(byte: &u8) -> bool {
+    *byte < 0x20
 }
 
 #[cfg(test)]

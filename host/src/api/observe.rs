@@ -1,12 +1,14 @@
-//! The middleware around every request of a client: its trace, its metrics, and the rendering of problems.
+//! The middleware around every request of a client: its trace, its metrics, the rendering of problems, and the end of panics.
 
+use std::panic::AssertUnwindSafe;
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::middleware::Next;
-use axum::response::Response;
-use tracing::{Instrument as _, Span};
+use axum::response::{IntoResponse as _, Response};
+use futures::{FutureExt as _, TryFutureExt as _};
+use tracing::Instrument as _;
 
 use super::problem::Problem;
 use crate::telemetry::{Telemetry, TraceContext, names, new_trace_id, within_request};
@@ -17,25 +19,22 @@ const TRACE_ID: HeaderName = HeaderName::from_static("brink-trace-id");
 pub(super) async fn observe(State(telemetry): State<Telemetry>, request: Request, next: Next) -> Response {
     let began = Instant::now();
     let method = request.method().clone();
-    let route = request.extensions().get::<MatchedPath>();
-    let route = route.map_or("unmatched", |path| path.as_str().trim_end_matches('/')).to_owned();
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let route = route.as_ref().map_or("unmatched", |path| path.as_str().trim_end_matches('/'));
 
     let parent = TraceContext::extract(request.headers());
-    // A field that is recorded after the span was made costs more than all others, so the trace id is found first unless
-    // the exporter draws it with the span.
-    let known = match (parent, telemetry.exports_traces()) {
-        (Some(parent), _) => Some(parent.trace_id_hex()),
-        (None, false) => Some(new_trace_id()),
-        (None, true) => None,
-    };
-    let span = tracing::info_span!(target: names::REQUEST_TARGET, names::SPAN_REQUEST, %method, route, trace_id = known.as_deref());
+    let span = names::request_span(&method, route);
     if let Some(parent) = parent {
         parent.set_parent(&span);
     }
-    let trace_id = known.unwrap_or_else(|| record_trace_id(&span));
+    let trace = parent.or_else(|| TraceContext::of_span(&span));
+    let trace_id = trace.map_or_else(new_trace_id, |trace| trace.trace_id_hex());
 
     let serve = async {
-        let mut response = within_request(trace_id.as_str().into(), next.run(request)).await;
+        // A panic in a handler ends its request, not the connection, on which others may follow.
+        let answer = AssertUnwindSafe(next.run(request)).catch_unwind();
+        let answer = answer.unwrap_or_else(|_| Problem::internal("a handler panicked").into_response());
+        let mut response = within_request(trace_id.as_str().into(), answer).await;
         match response.extensions_mut().remove::<Problem>() {
             // A failed write without an explicit outcome was not written.
             Some(problem) if !method.is_safe() => with_headers_of(response, problem.not_written().render(&trace_id)),
@@ -47,15 +46,8 @@ pub(super) async fn observe(State(telemetry): State<Telemetry>, request: Request
     if let Ok(value) = HeaderValue::from_str(&trace_id) {
         response.headers_mut().insert(TRACE_ID, value);
     }
-    telemetry.metrics().http(method.as_str(), &route, response.status().as_u16(), began.elapsed());
+    telemetry.metrics().http(&method, route, response.status(), began.elapsed());
     response
-}
-
-/// Records the trace id of a span that begins a trace.
-fn record_trace_id(span: &Span) -> String {
-    let trace_id = TraceContext::of_span(span).map_or_else(new_trace_id, |trace| trace.trace_id_hex());
-    span.record("trace_id", trace_id.as_str());
-    trace_id
 }
 
 /// The rendered problem, with the headers that the handler or the router had set.

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::problem::{Kind, Problem};
 use crate::hooks::Record;
 use crate::limits::{ByteBudget, IDEMPOTENCY_KEY_BYTES_MAX, KEY_BYTES_MAX, NAME_BYTES_MAX};
+use crate::net::BASE_PATH;
 use crate::registry::{Author, Registry};
 use crate::replication;
 use crate::storage::{AskedBy, Data, Fact, Precondition, Space, Value};
@@ -145,9 +146,9 @@ pub(super) fn not_allowed(name: &str, found: &str, allowed: &str) -> Problem {
     Problem::new(Kind::BAD_PARAMETER, format!("{name} is {found:?}; allowed: {allowed}"))
 }
 
-/// The key in the path `/kv/<key>/`: percent-decoded, without one trailing slash. `%2F` writes a slash at its end.
+/// The key in the path `<base>/kv/<key>/`: percent-decoded, without one trailing slash. `%2F` writes a slash at its end.
 pub(super) fn key(uri: &Uri) -> Result<String, Problem> {
-    let raw = uri.path().strip_prefix("/kv/").unwrap_or_default();
+    let raw = uri.path().strip_prefix(BASE_PATH).and_then(|path| path.strip_prefix("/kv/")).unwrap_or_default();
     let decoded = percent_decode_str(raw.strip_suffix('/').unwrap_or(raw)).decode_utf8();
     let key = decoded.map_err(|_| Problem::new(Kind::BAD_KEY, "the key is not UTF-8"))?.into_owned();
     check_key(&key)?;
@@ -294,7 +295,7 @@ mod tests {
 
     #[test]
     fn a_key_is_what_the_path_says_without_one_trailing_slash() {
-        let key = |path: &str| key(&format!("/kv/{path}").parse().unwrap());
+        let key = |path: &str| key(&format!("{BASE_PATH}/kv/{path}").parse().unwrap());
         for (path, expected) in [("a/", "a"), ("a/b", "a/b"), ("a%2Fb%20c%2F/", "a/b c/"), ("%C3%A9", "é")] {
             assert_eq!(key(path).unwrap(), expected);
         }

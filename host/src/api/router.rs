@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::middleware::from_fn_with_state;
-use axum::response::IntoResponse as _;
 use axum::routing::{MethodRouter, delete, get, post};
-use tower_http::catch_panic::CatchPanicLayer;
 
 use super::observe::observe;
 use super::problem::{Kind, Problem};
@@ -17,7 +15,7 @@ use crate::net::BASE_PATH;
 /// The whole API of a node, for clients and for other nodes.
 pub(crate) fn router(app: Arc<App>) -> Router {
     let key = || get(kv::one::get).put(kv::one::put).delete(kv::one::delete);
-    let clients = Router::new().route("/kv/{*key}", key()).merge(with_or_without_slash([
+    let clients = Router::new().route(&format!("{BASE_PATH}/kv/{{*key}}"), key()).merge(under_base([
         ("/kv", get(kv::range::list)),
         // Only POST is the batch: `batch` is a key like any other.
         ("/kv/batch", key().post(kv::batch::post)),
@@ -36,9 +34,10 @@ pub(crate) fn router(app: Arc<App>) -> Router {
     ]));
     let probes = [("/livez", get(health::livez)), ("/readyz", get(health::readyz)), ("/metrics", get(health::metrics))];
     let root = probes.clone().into_iter().fold(Router::new(), |root, (path, probe)| root.route(path, probe));
-    let probes = with_or_without_slash(probes.into_iter().chain([("/health", get(health::health))]));
+    let probes = under_base(probes.into_iter().chain([("/health", get(health::health))]));
     Router::new()
-        .nest(BASE_PATH, clients.with_state(seal(app.clone())).merge(probes.with_state(app.clone())))
+        .merge(clients.with_state(seal(app.clone())))
+        .merge(probes.with_state(app.clone()))
         .merge(root.with_state(app.clone()))
         .fallback(|| async {
             Problem::new(Kind::NOT_FOUND, format!("there is no such path; the API is under {BASE_PATH}/"))
@@ -46,15 +45,17 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .method_not_allowed_fallback(|| async {
             Problem::new(Kind::METHOD_NOT_ALLOWED, "the method is not allowed here; Allow names those that are")
         })
-        .layer(CatchPanicLayer::custom(|_| Problem::internal("a handler panicked").into_response()))
         .layer(from_fn_with_state(app.telemetry.clone(), observe))
         .merge(Router::new().nest(BASE_PATH, peer::router(app.replication.clone())))
 }
 
-pub(super) fn with_or_without_slash<S: Clone + Send + Sync + 'static>(
+/// Routes below [`BASE_PATH`], each with and without a slash at its end. They are not nested: axum would write the URI of each
+/// request anew.
+pub(super) fn under_base<S: Clone + Send + Sync + 'static>(
     paths: impl IntoIterator<Item = (&'static str, MethodRouter<S>)>,
 ) -> Router<S> {
     paths.into_iter().fold(Router::new(), |router, (path, methods)| {
-        router.route(path, methods.clone()).route(&format!("{path}/"), methods)
+        let path = format!("{BASE_PATH}{path}");
+        router.route(&path, methods.clone()).route(&format!("{path}/"), methods)
     })
 }

@@ -14,7 +14,7 @@ use axum::routing::get;
 
 use super::observe::observe;
 use super::problem::{Kind, Problem};
-use super::router::with_or_without_slash;
+use super::router::under_base;
 use super::{answer, health, peer, schema};
 use crate::net::BASE_PATH;
 use crate::telemetry::Telemetry;
@@ -34,9 +34,9 @@ pub(crate) fn starting_router(starting: Starting) -> Router {
     let (reason, telemetry) = (starting.reason, starting.telemetry.clone());
     let probes = [("/livez", get(health::livez)), ("/readyz", get(readyz)), ("/metrics", get(metrics))];
     let root = probes.clone().into_iter().fold(Router::new(), |root, (path, probe)| root.route(path, probe));
-    let probes = with_or_without_slash(probes.into_iter().chain([("/health", get(health))]));
+    let probes = under_base(probes.into_iter().chain([("/health", get(health))]));
     Router::new()
-        .nest(BASE_PATH, probes)
+        .merge(probes)
         .merge(root)
         .with_state(Arc::new(starting))
         .fallback(async move || Problem::new(Kind::STARTING, reason))

@@ -51,7 +51,22 @@ impl GuardedWrite {
             return postcard::to_stdvec(self);
         }
         let fields = (&self.operations, &self.preconditions, &self.hook_epoch, &self.idempotency);
-        postcard::to_extend(&fields, vec![VERSIONED, STAMPED])
+        let mut command = Vec::with_capacity(self.about_bytes());
+        command.extend([VERSIONED, STAMPED]);
+        postcard::to_extend(&fields, command)
+    }
+
+    /// About the bytes of the command, so that it is not moved while it grows.
+    fn about_bytes(&self) -> usize {
+        let of_operation = |operation: &Operation| {
+            let value = match &operation.action {
+                Action::Put(value) => value.bytes.len() + value.content_type.len(),
+                Action::Delete => 0,
+            };
+            operation.key.len() + value + 16
+        };
+        let preconditions = self.preconditions.len() * 64;
+        64 + self.operations.iter().map(of_operation).sum::<usize>() + preconditions
     }
 
     /// Decodes a command of a round, with the round's time if it was stamped.

@@ -2,14 +2,20 @@
 //!
 //! Durations are in seconds, in histograms with buckets from 50 µs. No label is ever a key.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use http::{Method, StatusCode};
 use opentelemetry::KeyValue;
-use opentelemetry::metrics::{AsyncInstrument, Counter, Gauge, Histogram, MeterProvider as _, UpDownCounter};
+use opentelemetry::metrics::{
+    AsyncInstrument, BoundHistogram, Counter, Gauge, Histogram, MeterProvider as _, UpDownCounter,
+};
 use opentelemetry_sdk::metrics::{MeterProviderBuilder, SdkMeterProvider};
+use parking_lot::RwLock;
 use prometheus::{Registry, TextEncoder};
+use strum::IntoEnumIterator as _;
 
 use super::names;
 
@@ -26,7 +32,7 @@ const ENTRIES: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 256.0, 1024.0];
 const MEMORY: [f64; 7] = [65_536.0, 1_048_576.0, 2_097_152.0, 4_194_304.0, 8_388_608.0, 33_554_432.0, 67_108_864.0];
 
 /// A stage of a write.
-#[derive(Clone, Copy, strum::IntoStaticStr)]
+#[derive(Clone, Copy, strum::IntoStaticStr, strum::EnumIter)]
 #[strum(serialize_all = "lowercase")]
 pub enum Stage {
     /// Judged by its hooks.
@@ -50,13 +56,15 @@ pub struct Metrics {
     registry: Registry,
     /// Ends the exports, and keeps the readers alive.
     pub(super) provider: SdkMeterProvider,
-    write: Histogram<f64>,
+    /// One for each [`Stage`], in their order.
+    write: Vec<BoundHistogram<f64>>,
     rtt: Histogram<f64>,
     lag: Gauge<u64>,
     log_entries: Gauge<u64>,
     fsync: Histogram<f64>,
     fsync_entries: Histogram<f64>,
-    read: Histogram<f64>,
+    linearizable_read: BoundHistogram<f64>,
+    local_read: BoundHistogram<f64>,
     term: Gauge<u64>,
     /// The last known leader, to count changes.
     last_leader: AtomicU64,
@@ -69,6 +77,8 @@ pub struct Metrics {
     hook_traps: Counter<u64>,
     hook_memory: Histogram<f64>,
     http: Histogram<f64>,
+    /// [`Self::http`] with its labels, by route, method and status.
+    http_bound: RwLock<HashMap<Box<str>, HashMap<(&'static str, StatusCode), BoundHistogram<f64>>>>,
 }
 
 /// The instruments for the calls of one hook.
@@ -108,14 +118,18 @@ impl Metrics {
         let seconds = |name: &'static str| histogram(name, &SECONDS).with_unit("s").build();
         let dropped_lines = move |counter: &dyn AsyncInstrument<u64>| counter.observe(dropped_lines(), &[]);
         meter.u64_observable_counter(names::LINES_DROPPED).with_callback(dropped_lines).build();
+        let (write, read) = (seconds(names::WRITE_DURATION), seconds(names::READ_DURATION));
+        let of_stage = |stage: Stage| write.bind(&[KeyValue::new(names::STAGE, <&'static str>::from(stage))]);
+        let read = |consistency: &'static str| read.bind(&[KeyValue::new(names::CONSISTENCY, consistency)]);
         Arc::new(Self {
-            write: seconds(names::WRITE_DURATION),
+            write: Stage::iter().map(of_stage).collect(),
             rtt: seconds(names::REPLICATION_RTT),
             lag: meter.u64_gauge(names::REPLICATION_LAG).build(),
             log_entries: meter.u64_gauge(names::LOG_ENTRIES).build(),
             fsync: seconds(names::LOG_FSYNC_DURATION),
             fsync_entries: histogram(names::LOG_FSYNC_ENTRIES, &ENTRIES).build(),
-            read: seconds(names::READ_DURATION),
+            linearizable_read: read("linearizable"),
+            local_read: read("local"),
             term: meter.u64_gauge(names::RAFT_TERM).build(),
             last_leader: AtomicU64::new(0),
             leader_changes: meter.u64_counter(names::RAFT_LEADER_CHANGES).build(),
@@ -127,13 +141,16 @@ impl Metrics {
             hook_traps: meter.u64_counter(names::HOOK_TRAPS).build(),
             hook_memory: histogram(names::HOOK_MEMORY, &MEMORY).with_unit("By").build(),
             http: seconds(names::HTTP_DURATION),
+            http_bound: RwLock::default(),
             registry,
             provider,
         })
     }
 
     pub(crate) fn write_stage(&self, stage: Stage, took: Duration) {
-        self.write.record(took.as_secs_f64(), &[KeyValue::new(names::STAGE, <&'static str>::from(stage))]);
+        if let Some(histogram) = self.write.get(stage as usize) {
+            histogram.record(took.as_secs_f64());
+        }
     }
 
     /// Records the answer of a follower to an append.
@@ -155,9 +172,9 @@ impl Metrics {
         self.fsync_entries.record(f64::from(u32::try_from(entries).unwrap_or(u32::MAX)), &[]);
     }
 
-    /// Records a read, `linearizable` or `local`.
-    pub(crate) fn read(&self, consistency: &'static str, took: Duration) {
-        self.read.record(took.as_secs_f64(), &[KeyValue::new(names::CONSISTENCY, consistency)]);
+    pub(crate) fn read(&self, is_linearizable: bool, took: Duration) {
+        let histogram = if is_linearizable { &self.linearizable_read } else { &self.local_read };
+        histogram.record(took.as_secs_f64());
     }
 
     /// Sets Raft's term, the leader, and whether this node reaches a leader and a majority.
@@ -189,13 +206,18 @@ impl Metrics {
         HookMetrics { metrics: self.clone(), labels, accepted }
     }
 
-    pub(crate) fn http(&self, method: &str, route: &str, status: u16, took: Duration) {
-        let labels = [
-            KeyValue::new(names::HTTP_METHOD, method.to_owned()),
+    pub(crate) fn http(&self, method: &Method, route: &str, status: StatusCode, took: Duration) {
+        let (took, key) = (took.as_secs_f64(), (method_label(method), status));
+        if let Some(histogram) = self.http_bound.read().get(route).and_then(|of_route| of_route.get(&key)) {
+            return histogram.record(took);
+        }
+        let histogram = self.http.bind(&[
+            KeyValue::new(names::HTTP_METHOD, key.0),
             KeyValue::new(names::HTTP_ROUTE, route.to_owned()),
-            KeyValue::new(names::HTTP_STATUS, i64::from(status)),
-        ];
-        self.http.record(took.as_secs_f64(), &labels);
+            KeyValue::new(names::HTTP_STATUS, i64::from(status.as_u16())),
+        ]);
+        histogram.record(took);
+        self.http_bound.write().entry(route.into()).or_default().insert(key, histogram);
     }
 
     /// All metrics in Prometheus' text format, version 0.0.4.
@@ -225,6 +247,22 @@ impl HookMetrics {
     }
 }
 
+/// The label of a method. Those that a client invents have one in common, since labels must be few.
+fn method_label(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::PUT => "PUT",
+        Method::POST => "POST",
+        Method::DELETE => "DELETE",
+        Method::HEAD => "HEAD",
+        Method::OPTIONS => "OPTIONS",
+        Method::PATCH => "PATCH",
+        Method::CONNECT => "CONNECT",
+        Method::TRACE => "TRACE",
+        _ => "_OTHER",
+    }
+}
+
 fn with([hook, plugin]: &[KeyValue; 2], name: &'static str, value: &'static str) -> [KeyValue; 3] {
     [hook.clone(), plugin.clone(), KeyValue::new(name, value)]
 }
@@ -241,14 +279,14 @@ mod tests {
         metrics.set_replication_lag("http://b", 3);
         metrics.set_log_entries(5);
         metrics.fsync(Duration::from_millis(1), 4);
-        metrics.read("local", Duration::from_millis(1));
+        metrics.read(false, Duration::from_millis(1));
         metrics.set_cluster(2, Some(7), true);
         drop(metrics.pending());
         metrics.set_clock_offset(-1_500);
         for result in ["accepted", "rejected", "trapped"] {
             metrics.of_hook("h", "p").call(Duration::from_micros(20), result, 65_536);
         }
-        metrics.http("GET", "/kv", 200, Duration::from_millis(1));
+        metrics.http(&Method::GET, "/kv", StatusCode::OK, Duration::from_millis(1));
         let text = metrics.render_prometheus();
         for name in names::METRICS {
             assert!(text.contains(&name.replace('.', "_")), "{name} is missing:\n{text}");
@@ -258,7 +296,9 @@ mod tests {
             text.lines().any(|line| line.starts_with("brink_clock_offset_seconds") && line.ends_with(" -1.5")),
             "{text}"
         );
-        assert!(!other.render_prometheus().contains(r#"stage="append""#));
+        let other = other.render_prometheus();
+        let mut counts = other.lines().filter(|line| line.starts_with("brink_write_duration_seconds_count"));
+        assert!(counts.all(|line| line.ends_with(" 0")), "{other}");
     }
 
     #[test]

@@ -7,8 +7,8 @@
 //! `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_TRACES_SAMPLER`, `OTEL_BSP_*`, `OTEL_METRIC_EXPORT_INTERVAL`.
 //! `OTEL_SDK_DISABLED=true` disables all exports. Metrics are always collected, for `/metrics`.
 //!
-//! Inside the process, spans are `tracing` spans. Spans of the hot path have the target [`names::TRACE_TARGET`] and are not
-//! created while traces are off. Between nodes, the trace context is part of the log entries, so each node adds its appends
+//! Inside the process, spans are `tracing` spans with the target [`names::TRACE_TARGET`]. They are not created while traces are
+//! off. Between nodes, the trace context is part of the log entries, so each node adds its appends
 //! and applies to the traces of the writes.
 //!
 //! Log lines are written by a thread of their own, so that a pipe that nobody reads stops no request. Lines that do not fit its
@@ -18,6 +18,7 @@
 //! Only the `tracing` subscriber is global to the process. Two nodes in one process have separate metrics.
 
 mod context;
+mod lines;
 mod metrics;
 pub mod names;
 mod watched;
@@ -36,12 +37,16 @@ use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 use parking_lot::Mutex;
+use tracing::Subscriber;
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::filter::{EnvFilter, LevelFilter, Targets};
+use tracing_subscriber::filter::{EnvFilter, LevelFilter, ParseError, Targets};
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
 pub use self::context::{TraceContext, new_trace_id, request_trace_id, within_request, within_request_sync};
+use self::lines::WithTraceId;
 pub use self::metrics::{HookMetrics, Metrics, Stage};
 use self::watched::Watched;
 
@@ -53,7 +58,7 @@ const LINES_MAX: usize = 16 * 1024;
 pub enum LogFormat {
     /// Readable text.
     Text,
-    /// One JSON object a line, with the trace id under `spans`.
+    /// One JSON object a line.
     Json,
 }
 
@@ -62,7 +67,7 @@ pub enum LogFormat {
 pub enum Error {
     /// The filter of log lines is malformed.
     #[error("--log: {0:?}: it must be a level or a list such as `brink=debug,warn` ({1})")]
-    Filter(String, #[source] tracing_subscriber::filter::ParseError),
+    Filter(String, #[source] ParseError),
     /// The `OTEL_*` variables do not describe an exporter.
     #[error("OTEL_*: {0}")]
     Exporter(#[from] opentelemetry_otlp::ExporterBuildError),
@@ -88,9 +93,7 @@ impl Telemetry {
     /// Starts logs, metrics, and the exports that the `OTEL_*` variables ask for. `node` is exported as
     /// `service.instance.id`; `filter` is the `tracing` filter of log lines.
     pub fn init(node: String, format: LogFormat, filter: &str) -> Result<Self, Error> {
-        // Log lines get their trace id from the request's span, so that span always exists.
-        let with_spans = format!("{filter},{}=off,{}=info", names::TRACE_TARGET, names::REQUEST_TARGET);
-        let line_filter = EnvFilter::try_new(with_spans).map_err(|error| Error::Filter(filter.to_owned(), error))?;
+        let line_filter = line_filter(filter).map_err(|error| Error::Filter(filter.to_owned(), error))?;
         let resource = resource(node);
         let traces = match exports("TRACES") {
             true => {
@@ -116,16 +119,16 @@ impl Telemetry {
         let dropped = writer.error_counter();
         let metrics = Metrics::start(metrics, move || dropped.dropped_lines() as u64);
         let spans = traces.as_ref().map(|(_, tracer)| {
-            let targets = [names::TRACE_TARGET, names::REQUEST_TARGET].map(|target| (target, LevelFilter::INFO));
+            let targets = [(names::TRACE_TARGET, LevelFilter::INFO)];
             let spans = tracing_opentelemetry::layer().with_tracer(tracer.clone());
             spans.with_location(false).with_threads(false).with_filter(Targets::from_iter(targets))
         });
-        let lines = tracing_subscriber::fmt::layer().with_writer(writer);
-        let lines = match format {
-            LogFormat::Text => lines.boxed(),
-            LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).with_span_list(true).boxed(),
-        };
-        tracing_subscriber::registry().with(spans).with(lines.with_filter(line_filter)).try_init()?;
+        let lines = tracing_subscriber::registry().with(lines_layer(format, line_filter, writer));
+        // IMPORTANT: not `with` an option: a layer that is absent counts as one that wants every span.
+        match spans {
+            Some(spans) => lines.with(spans).try_init()?,
+            None => lines.try_init()?,
+        }
         Ok(Self { metrics, traces, lines: Arc::new(Mutex::new(Some(guard))) })
     }
 
@@ -136,10 +139,6 @@ impl Telemetry {
 
     pub(crate) fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
-    }
-
-    pub(crate) fn exports_traces(&self) -> bool {
-        self.traces.is_some()
     }
 
     /// Records a span that has ended, as a child of `parent`. One append or apply serves the writes of many traces, so its
@@ -167,6 +166,31 @@ impl Telemetry {
             tracing::warn!("the last traces and metrics were not exported: the collector does not answer");
         }
         drop(lines.lock().take());
+    }
+}
+
+/// A filter of log lines, which need no spans.
+fn line_filter(filter: &str) -> Result<EnvFilter, ParseError> {
+    EnvFilter::try_new(format!("{filter},{}=off", names::TRACE_TARGET))
+}
+
+/// Writes log lines.
+fn lines_layer<S, W>(format: LogFormat, filter: EnvFilter, writer: W) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer);
+    match format {
+        LogFormat::Text => {
+            let has_colors = std::env::var("NO_COLOR").map_or(true, |value| value.is_empty());
+            let layer = layer.map_event_format(|lines| WithTraceId { lines: lines.with_ansi(has_colors), format });
+            layer.with_filter(filter).boxed()
+        }
+        LogFormat::Json => {
+            let layer = layer.json().flatten_event(true).with_current_span(false).with_span_list(false);
+            layer.map_event_format(|lines| WithTraceId { lines, format }).with_filter(filter).boxed()
+        }
     }
 }
 

@@ -71,14 +71,16 @@ names! {
     SPAN_APPLY = "storage.apply";
 }
 
-/// The target of spans that exist only while traces are exported.
+/// The target of all spans. They exist only while traces are exported.
 pub const TRACE_TARGET: &str = "brink::trace";
-/// The target of the span around each request. It always exists, since log lines get their trace id from it.
-pub const REQUEST_TARGET: &str = "brink::request";
 
 /// The span attribute for a log index.
 pub(crate) fn log_index(index: u64) -> KeyValue {
     KeyValue::new("brink.log.index", i64::try_from(index).unwrap_or(i64::MAX))
+}
+
+pub(crate) fn request_span(method: &http::Method, route: &str) -> tracing::Span {
+    tracing::info_span!(target: TRACE_TARGET, SPAN_REQUEST, %method, route)
 }
 
 pub(crate) fn propose_span() -> tracing::Span {

@@ -58,7 +58,7 @@ impl Freshness {
     }
 
     pub(super) fn count(&self, app: &App) {
-        app.telemetry.metrics().read(self.word(), self.began.elapsed());
+        app.telemetry.metrics().read(self.staleness.is_none(), self.began.elapsed());
     }
 
     fn word(&self) -> &'static str {
