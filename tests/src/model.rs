@@ -142,8 +142,8 @@ impl Model for Object {
     }
 }
 
-/// Drops the cases that differ from another one only by fewer pending writes. The other one explains whatever they do, since
-/// a pending write need not ever take effect.
+/// Drops the cases that differ from another one only by fewer pending writes. The other one explains every answer that they
+/// explain, since a pending write may never take effect.
 fn drop_weaker(cases: &mut BTreeSet<Case>) {
     let mut kept: BTreeMap<_, Vec<BTreeSet<u64>>> = BTreeMap::new();
     let mut all: Vec<Case> = std::mem::take(cases).into_iter().collect();

@@ -1,4 +1,5 @@
-//! The middleware around every request of a client: its trace, its metrics, the rendering of problems, and the end of panics.
+//! The middleware around every request of a client: its trace, its metrics, the rendering of problems, and the handling
+//! of panics.
 
 use std::panic::AssertUnwindSafe;
 use std::time::Instant;

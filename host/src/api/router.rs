@@ -49,8 +49,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .merge(Router::new().nest(BASE_PATH, peer::router(app.replication.clone())))
 }
 
-/// Routes below [`BASE_PATH`], each with and without a slash at its end. They are not nested: axum would write the URI of each
-/// request anew.
+/// Routes below [`BASE_PATH`], each with and without a slash at its end. They are not nested, since nesting makes axum rebuild the
+/// URI of each request.
 pub(super) fn under_base<S: Clone + Send + Sync + 'static>(
     paths: impl IntoIterator<Item = (&'static str, MethodRouter<S>)>,
 ) -> Router<S> {

@@ -3,8 +3,8 @@
 //! Without it, the writers of a busy node fall into two halves: one half waits in the queue while the other is in flight. Each
 //! round then has half the writes that it could have, and each write waits for two rounds. So when a round ends, the next one
 //! waits a moment for the writers that were just answered: most clients send the next write at once. Fewer and larger rounds
-//! cost less, since a round costs the same entry in the log, syncs and messages however many writes it has. A lone writer
-//! never waits: it is all that its own last round had.
+//! cost less, since a round costs the same entry in the log, syncs and messages however many writes it has. A writer that was
+//! alone in the last round does not wait.
 //!
 //! Writers that do not come back must cost the others little. Each time in vain doubles the number of rounds that are made
 //! without waiting.
@@ -32,9 +32,12 @@ impl Gathering {
         Self { last: 0, skip: 0, next_skip: 1 }
     }
 
-    /// The number of writes to wait for, now that a round has ended and so many wait already; none if the next round should be
-    /// made at once. Not all writers of a round need to come back.
+    /// The number of writes to wait for, after a round has ended while `waiting` writes are queued; none if the next round should
+    /// be made at once. Not all writers of a round need to come back.
     pub(super) fn wanted(&mut self, waiting: usize) -> Option<usize> {
+        if waiting == 0 && self.last <= 1 {
+            return None;
+        }
         if self.skip > 0 {
             self.skip -= 1;
             return None;

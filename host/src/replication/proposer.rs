@@ -2,7 +2,8 @@
 //!
 //! Writes that arrive while an earlier round is in flight share the next round, so that batches grow with the load: an idle
 //! node proposes a single write at once, a busy node fills its rounds. A slow round, because of a wide network or a lost
-//! leader, delays the next one by at most [`ROUND_PATIENCE`]. A round is sent to the leader, wherever it is, and is sent
+//! leader, delays the next one by at most [`ROUND_PATIENCE`]; waiting for more writers (see [`super::gathering`]) delays it by
+//! 2 ms. A round is sent to the leader, wherever it is, and is sent
 //! again only if it is certain that no node has appended it. On the leader, it waits among the leader's own writes, so that the
 //! rounds of all nodes share one log entry.
 //!
@@ -29,7 +30,7 @@ use crate::limits::{COMMAND_BYTES_MAX, PROPOSE_QUEUE_BYTES_MAX};
 use crate::storage::{DiskFull, FeatureLevel, FreeSpace, GuardedWrite, Outcome};
 use crate::telemetry::{Stage, Telemetry, TraceContext, names};
 
-/// Time that the writes of the next proposal round wait for the round in flight.
+/// Longest time between two rounds while the earlier one is in flight.
 const ROUND_PATIENCE: Duration = Duration::from_millis(20);
 
 /// Most bytes of a node's proposal rounds in flight at once; a single larger round goes alone. Small, so that what is in a log is
@@ -353,12 +354,17 @@ async fn make_rounds(proposer: Weak<Proposer>, queue: Arc<Queue>) {
         if turn.is_some() {
             queue.gather(&mut gathering).await;
         }
-        if proposer.strong_count() == 0 {
-            return;
-        }
-        queue.filled().await;
-        let Some(Ok(mut permit)) = swept(&proposer, None, room(IN_FLIGHT_BYTES_MIN)).await else { return };
-        let Some(mut proposal) = queue.take_round() else { continue };
+        let (mut permit, mut proposal) = loop {
+            if proposer.strong_count() == 0 {
+                return;
+            }
+            queue.filled().await;
+            let Some(Ok(permit)) = swept(&proposer, None, room(IN_FLIGHT_BYTES_MIN)).await else { return };
+            // Nothing is left to take if the writes were dropped, or taken with the last round after they had been announced.
+            if let Some(proposal) = queue.take_round() {
+                break (permit, proposal);
+            }
+        };
         gathering.made(proposal.round.writes.len());
         let bytes = u32::try_from(proposal.round.command_bytes()).unwrap_or(u32::MAX);
         let more = bytes.clamp(IN_FLIGHT_BYTES_MIN, IN_FLIGHT_BYTES_MAX) - IN_FLIGHT_BYTES_MIN;

@@ -51,13 +51,13 @@ impl GuardedWrite {
             return postcard::to_stdvec(self);
         }
         let fields = (&self.operations, &self.preconditions, &self.hook_epoch, &self.idempotency);
-        let mut command = Vec::with_capacity(self.about_bytes());
+        let mut command = Vec::with_capacity(self.encoded_bytes_estimate());
         command.extend([VERSIONED, STAMPED]);
         postcard::to_extend(&fields, command)
     }
 
-    /// About the bytes of the command, so that it is not moved while it grows.
-    fn about_bytes(&self) -> usize {
+    /// The estimated length of the encoded command, so that its memory is allocated once.
+    fn encoded_bytes_estimate(&self) -> usize {
         let of_operation = |operation: &Operation| {
             let value = match &operation.action {
                 Action::Put(value) => value.bytes.len() + value.content_type.len(),

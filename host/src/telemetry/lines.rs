@@ -1,7 +1,7 @@
 //! The formats of log lines. A line that is written within a request ends with the request's trace id.
 //!
 //! The id is taken from the request when a line is written. As a field of the request's span, where `tracing` would look for it, it
-//! would be formatted for every request, and hardly any has a line.
+//! would be formatted for every request, although few requests log.
 
 use std::fmt;
 

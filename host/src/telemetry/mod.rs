@@ -8,8 +8,8 @@
 //! `OTEL_SDK_DISABLED=true` disables all exports. Metrics are always collected, for `/metrics`.
 //!
 //! Inside the process, spans are `tracing` spans with the target [`names::TRACE_TARGET`]. They are not created while traces are
-//! off. Between nodes, the trace context is part of the log entries, so each node adds its appends
-//! and applies to the traces of the writes.
+//! off. Between nodes, the trace context is part of the log entries, so each node adds its appends and applies to the traces
+//! of the writes.
 //!
 //! Log lines are written by a thread of their own, so that a pipe that nobody reads stops no request. Lines that do not fit its
 //! queue are dropped and counted. A collector that does not answer is logged once, and delays the end of the process by a
@@ -124,7 +124,7 @@ impl Telemetry {
             spans.with_location(false).with_threads(false).with_filter(Targets::from_iter(targets))
         });
         let lines = tracing_subscriber::registry().with(lines_layer(format, line_filter, writer));
-        // IMPORTANT: not `with` an option: a layer that is absent counts as one that wants every span.
+        // IMPORTANT: an `Option` must not be passed to `with`: `None` enables every span.
         match spans {
             Some(spans) => lines.with(spans).try_init()?,
             None => lines.try_init()?,

@@ -108,7 +108,7 @@ impl Greeter {
     }
 
     pub(super) async fn ask(&self, url: &str) -> Result<Hello, CallError> {
-        let unusable = |error: Error| CallError::new(Failure::NoAnswer, url, error);
+        let unusable = |error: Error| CallError::new(Failure::Refused, url, error);
         let hello = self.hello().encode().map_err(unusable)?;
         let answer = self.transport.call(ANYONE, url, Call::Hello, hello, HELLO_TIMEOUT).await?;
         Hello::decode(&answer).map_err(unusable)

@@ -172,12 +172,16 @@ impl Membership {
         self.view.peers.get(now_at).filter(|peer| peer.is_healthy_as(id)).map(|_| now_at.clone())
     }
 
-    /// Asks a node that is to be admitted for its state. The progress if it cannot be, or not yet.
+    /// Asks a node that is to be admitted for its state. Returns the progress of the change if the node cannot be admitted, or not
+    /// yet.
     async fn check_newcomer(&self, url: &str) -> Result<Hello, Progress> {
         let refuse = |reason| Err(Progress::Refused(reason));
         let hello = match self.greeter.ask(url).await {
             Ok(hello) => hello,
-            Err(error) if error.failure == Failure::Starting => return Err(Progress::Pending),
+            Err(error) if error.failure == Failure::Starting => {
+                tracing::info!(url, "the node is starting; it is added once it has started");
+                return Err(Progress::Pending);
+            }
             Err(error) => return refuse(format!("the node must answer, so that it can be added: {error}")),
         };
         let level = self.view.raft.applied().level();

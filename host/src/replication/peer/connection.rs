@@ -33,7 +33,9 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::frames::{self, Frames};
-use super::protocol::{Call, CallError, Envelope, Failure, PROTOCOL, VERSION, VERSION_HEADER, common_version};
+use super::protocol::{
+    Call, CallError, Envelope, Failure, PROTOCOL, REFUSAL_HEADER, VERSION, VERSION_HEADER, common_version,
+};
 use crate::net;
 
 /// Calls waiting to be sent on a connection; over it a call fails at once.
@@ -140,7 +142,7 @@ async fn connect(url: &str) -> Result<TokioIo<hyper::upgrade::Upgraded>, CallErr
     let response = ask_to_upgrade(url).await.map_err(|error| not_sent(url, error))?;
     match response.status() {
         StatusCode::SWITCHING_PROTOCOLS => {}
-        StatusCode::SERVICE_UNAVAILABLE => {
+        StatusCode::SERVICE_UNAVAILABLE if response.headers().contains_key(REFUSAL_HEADER) => {
             return Err(CallError::new(Failure::Starting, url, "it has no state to take part with yet"));
         }
         status => return Err(not_sent(url, format!("it does not speak {PROTOCOL}: {status}"))),

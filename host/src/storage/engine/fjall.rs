@@ -354,27 +354,30 @@ impl StorageEngine for FjallEngine {
         changes.commit().map_err(|error| self.explained(error))
     }
 
-    /// Writes the rows into files of tables at once: neither a journal nor memory holds them, and they are not merged.
+    /// Writes the rows directly into the files of tables, past the journal and the tables in memory.
     fn fill(&self, batches: &mut dyn Iterator<Item = Result<WriteBatch, Error>>) -> Result<(), Error> {
-        // What writes the files of each table that has rows, and its last key: fjall panics if a key does not come after it.
+        // The ingestion of each table, and its last key. fjall panics unless keys ascend.
         let mut filled = BTreeMap::new();
         for batch in batches {
             for Change { table, key, value } in batch?.changes {
                 let (ingestion, last) = match filled.entry(table) {
                     Entry::Occupied(entry) => entry.into_mut(),
-                    Entry::Vacant(entry) => entry.insert((self.opened.keyspace(table)?.start_ingestion()?, None)),
+                    Entry::Vacant(entry) => {
+                        let ingestion = self.opened.keyspace(table)?.start_ingestion();
+                        entry.insert((ingestion.map_err(|error| self.explained(error))?, None))
+                    }
                 };
-                match value {
-                    Some(value) if last.as_ref() < Some(&key) => ingestion.write(key.clone(), value)?,
-                    _ => return Err(Error::corrupt("the order of rows")),
-                }
+                let Some(value) = value.filter(|_| last.as_ref() < Some(&key)) else {
+                    return Err(Error::corrupt("the order of rows"));
+                };
+                // A copy: fjall keeps the last key of each block until the file is finished, and with it the whole chunk of a
+                // snapshot that the key may be a part of.
+                let key = Slice::from(key.to_vec());
+                ingestion.write(key.clone(), value).map_err(|error| self.explained(error))?;
                 *last = Some(key);
             }
         }
-        for (ingestion, _) in filled.into_values() {
-            ingestion.finish()?;
-        }
-        Ok(())
+        filled.into_values().try_for_each(|(ingestion, _)| ingestion.finish()).map_err(|error| self.explained(error))
     }
 
     fn sync(&self) -> Result<(), Error> {

@@ -68,8 +68,12 @@ pub(super) trait StorageEngine: ReadTables {
     /// batch does nothing.
     fn write(&self, batch: WriteBatch, durability: Durability) -> Result<(), Error>;
 
-    /// Fills empty tables, which nobody else uses yet. In each table, the rows come in ascending order of their keys. Ends
-    /// with the first batch that is an error. Memory does not grow with the rows.
+    /// Fills the tables of a new database, which nobody else uses yet and which have none of these rows. In each table, the rows
+    /// come in ascending order of their keys. Ends with the first batch that is an error. On a disk, the rows take a bounded
+    /// part of the memory.
+    ///
+    /// IMPORTANT: a crash may leave any part of the rows until the next sync, and another batch must be written before that: the
+    /// journals must end after what the files of the tables hold.
     fn fill(&self, batches: &mut dyn Iterator<Item = Result<WriteBatch, Error>>) -> Result<(), Error> {
         for batch in batches {
             self.write(batch?, Durability::None)?;

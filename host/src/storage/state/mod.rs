@@ -360,7 +360,10 @@ impl Inner {
         let filled = format::check(next.as_ref(), META, self.poison.path(), FORMATS).and_then(|format| {
             let has_values_apart = format == VALUES_APART;
             fill(next.as_ref(), has_values_apart)?;
-            next.sync()?;
+            // A batch must come after the rows (see `StorageEngine::fill`).
+            let mut last = WriteBatch::default();
+            format::set(&mut last, META, format);
+            next.write(last, Durability::All)?;
             Ok(has_values_apart)
         });
         let has_values_apart = filled.inspect_err(|_| next.retire())?;

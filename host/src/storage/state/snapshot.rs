@@ -122,8 +122,8 @@ pub fn verify(chunks: impl Iterator<Item = Result<Bytes, Error>>) -> Result<(), 
     read(chunks, false).try_for_each(|batch| batch.map(drop))
 }
 
-/// Reads a snapshot: one batch for each chunk. Their rows come in the order of their keys in each table. An error, which is the last
-/// item, says that the snapshot is damaged or incomplete. `has_values_apart`: whether large values are stored apart here.
+/// Reads a snapshot: one batch for each chunk. Their rows come in the order of their keys in each table. The last item is an error
+/// if the snapshot is damaged or incomplete. `has_values_apart`: whether large values are stored apart here.
 pub(super) fn read(
     chunks: impl Iterator<Item = Result<Bytes, Error>>,
     has_values_apart: bool,
@@ -171,7 +171,7 @@ impl<I: Iterator<Item = Result<Bytes, Error>>> Reader<I> {
         Ok(Some(batch))
     }
 
-    /// The next chunk, of which there is always one: the end has its own.
+    /// The next chunk. A missing one is damage, since a snapshot ends with a chunk of its own.
     fn chunk(&mut self) -> Result<Bytes, Error> {
         self.chunks.next().ok_or_else(damaged)?
     }

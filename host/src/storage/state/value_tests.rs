@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::tables::{KV, KV_VALUES, META};
-use super::tests::{apply, data, delete, keys, put, put_one, value, write};
+use super::tests::{apply, data, delete, keys, open, put, put_one, value, write};
 use super::{Data, simulated};
 use crate::storage::engine::{Durability, EVERYTHING, StorageEngine as _, WriteBatch};
 use crate::storage::memory::SimDisk;
@@ -130,11 +130,16 @@ fn a_snapshot_carries_entries_as_format_3_does_and_stores_them_in_this_one() {
     let chunks: Vec<Bytes> = source.snapshot().into_chunks().map(Result::unwrap).collect();
     let row = old_row(meta, &large('1'));
     assert!(chunks[1].windows(row.len()).any(|bytes| bytes == row), "the row that the version before reads");
-    let (_target, target) = data();
+    let (dir, target) = data();
     apply(&target, &[put_one("old", &large('1'))]);
     target.install(chunks.iter().cloned().map(Ok), &[]).unwrap();
-    assert_eq!(apart(&target), ["a"]);
-    assert_eq!(target.get(Space::Kv, "a").unwrap(), source.get(Space::Kv, "a").unwrap());
-    let again: Vec<Bytes> = target.snapshot().into_chunks().map(Result::unwrap).collect();
-    assert_eq!(again, chunks);
+    let check = |target: &Data| {
+        assert_eq!(apart(target), ["a"]);
+        assert_eq!(target.get(Space::Kv, "a").unwrap(), source.get(Space::Kv, "a").unwrap());
+        let again: Vec<Bytes> = target.snapshot().into_chunks().map(Result::unwrap).collect();
+        assert_eq!(again, chunks);
+    };
+    check(&target);
+    drop(target);
+    check(&open(&dir).unwrap());
 }

@@ -19,7 +19,7 @@ pub(super) fn data() -> (TempDir, Data) {
 }
 
 /// Opens the state below a directory.
-fn open(dir: &TempDir) -> Result<Data, Error> {
+pub(super) fn open(dir: &TempDir) -> Result<Data, Error> {
     Data::open(&dir.path().join("data"), 8 << 20)
 }
 
