@@ -11,7 +11,9 @@ use serde_json::{Value, json};
 const NOTICE_LIMIT: Duration = Duration::from_secs(15);
 
 async fn add(client: &Client, url: &str, role: &str) -> u16 {
-    client.post_json("/cluster/members/", &json!({ "url": url, "role": role })).await.status
+    let answer = client.post_json("/cluster/members/", &json!({ "url": url, "role": role })).await;
+    println!("{url}: {} {}", answer.status, answer.json["detail"]);
+    answer.status
 }
 
 async fn remove(client: &Client, url: &str) -> u16 {

@@ -26,6 +26,9 @@ pub(super) const STEP_TIMEOUT: Duration = Duration::from_secs(2);
 /// Pause between the steps of a change.
 const STEP_PAUSE: Duration = Duration::from_millis(50);
 
+/// Time to reach a node that is to be admitted: a node that has just started breaks off connections when it begins to take part.
+const NEWCOMER_PATIENCE: Duration = Duration::from_secs(1);
+
 /// Interval at which a leader looks for a joint membership to complete.
 const FINISH_JOINT_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -176,7 +179,15 @@ impl Membership {
     /// yet.
     async fn check_newcomer(&self, url: &str) -> Result<Hello, Progress> {
         let refuse = |reason| Err(Progress::Refused(reason));
-        let hello = match self.greeter.ask(url).await {
+        let began = Instant::now();
+        let mut asked = self.greeter.ask(url).await;
+        while asked.as_ref().is_err_and(|error| error.failure != Failure::Starting)
+            && began.elapsed() < NEWCOMER_PATIENCE
+        {
+            tokio::time::sleep(STEP_PAUSE).await;
+            asked = self.greeter.ask(url).await;
+        }
+        let hello = match asked {
             Ok(hello) => hello,
             Err(error) if error.failure == Failure::Starting => {
                 tracing::info!(url, "the node is starting; it is added once it has started");
