@@ -1,4 +1,4 @@
-//! The formats of log lines. A line that is written within a request ends with the request's trace id.
+//! Log lines and their formats. A line that is written within a request ends with the request's trace id.
 //!
 //! The id is taken from the request when a line is written. As a field of the request's span, where `tracing` would look for it, it
 //! would be formatted for every request, although few requests log.
@@ -6,17 +6,53 @@
 use std::fmt;
 
 use tracing::{Event, Subscriber};
+use tracing_subscriber::filter::{EnvFilter, ParseError};
 use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
+use tracing_subscriber::layer::Layer;
 use tracing_subscriber::registry::LookupSpan;
 
-use super::LogFormat;
 use super::context::request_trace_id;
+use super::names;
+
+/// The format of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Readable text.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// A filter of log lines, which need no spans.
+pub(super) fn line_filter(filter: &str) -> Result<EnvFilter, ParseError> {
+    EnvFilter::try_new(format!("{filter},{}=off", names::TRACE_TARGET))
+}
+
+/// Writes log lines.
+pub(super) fn lines_layer<S, W>(format: LogFormat, filter: EnvFilter, writer: W) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer);
+    match format {
+        LogFormat::Text => {
+            let has_colors = std::env::var("NO_COLOR").map_or(true, |value| value.is_empty());
+            let layer = layer.map_event_format(|lines| WithTraceId { lines: lines.with_ansi(has_colors), format });
+            layer.with_filter(filter).boxed()
+        }
+        LogFormat::Json => {
+            let layer = layer.json().flatten_event(true).with_current_span(false).with_span_list(false);
+            layer.map_event_format(|lines| WithTraceId { lines, format }).with_filter(filter).boxed()
+        }
+    }
+}
 
 /// A format of lines, with the trace id added.
-pub(super) struct WithTraceId<F> {
-    pub(super) lines: F,
-    pub(super) format: LogFormat,
+struct WithTraceId<F> {
+    lines: F,
+    format: LogFormat,
 }
 
 impl<S, N, F> FormatEvent<S, N> for WithTraceId<F>
@@ -46,7 +82,7 @@ mod tests {
     use tracing_subscriber::layer::SubscriberExt as _;
 
     use super::*;
-    use crate::telemetry::{line_filter, lines_layer, names, within_request_sync};
+    use crate::telemetry::within_request_sync;
 
     #[derive(Clone, Default)]
     struct Written(Arc<Mutex<Vec<u8>>>);

@@ -37,30 +37,19 @@ use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 use parking_lot::Mutex;
-use tracing::Subscriber;
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::filter::{EnvFilter, LevelFilter, ParseError, Targets};
-use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::filter::{LevelFilter, ParseError, Targets};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
-use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
 pub use self::context::{TraceContext, new_trace_id, request_trace_id, within_request, within_request_sync};
-use self::lines::WithTraceId;
+pub use self::lines::LogFormat;
+use self::lines::{line_filter, lines_layer};
 pub use self::metrics::{HookMetrics, Metrics, Stage};
 use self::watched::Watched;
 
 /// Log lines that wait for whoever reads them.
 const LINES_MAX: usize = 16 * 1024;
-
-/// The format of log lines.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    /// Readable text.
-    Text,
-    /// One JSON object a line.
-    Json,
-}
 
 /// Why telemetry could not start.
 #[derive(Debug, thiserror::Error)]
@@ -166,31 +155,6 @@ impl Telemetry {
             tracing::warn!("the last traces and metrics were not exported: the collector does not answer");
         }
         drop(lines.lock().take());
-    }
-}
-
-/// A filter of log lines, which need no spans.
-fn line_filter(filter: &str) -> Result<EnvFilter, ParseError> {
-    EnvFilter::try_new(format!("{filter},{}=off", names::TRACE_TARGET))
-}
-
-/// Writes log lines.
-fn lines_layer<S, W>(format: LogFormat, filter: EnvFilter, writer: W) -> Box<dyn Layer<S> + Send + Sync>
-where
-    S: Subscriber + for<'a> LookupSpan<'a>,
-    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
-{
-    let layer = tracing_subscriber::fmt::layer().with_writer(writer);
-    match format {
-        LogFormat::Text => {
-            let has_colors = std::env::var("NO_COLOR").map_or(true, |value| value.is_empty());
-            let layer = layer.map_event_format(|lines| WithTraceId { lines: lines.with_ansi(has_colors), format });
-            layer.with_filter(filter).boxed()
-        }
-        LogFormat::Json => {
-            let layer = layer.json().flatten_event(true).with_current_span(false).with_span_list(false);
-            layer.map_event_format(|lines| WithTraceId { lines, format }).with_filter(filter).boxed()
-        }
     }
 }
 
