@@ -54,7 +54,9 @@ async fn check_table(size: usize) {
 async fn check_refusals(client: &brink_tests::Client) {
     let (mut began, mut refused) = (Instant::now(), client.put("lost", &json!(1)).await);
     if refused.json["type"] == "urn:brink:problem:leader-lost" {
-        // It was on its way to the leader that was killed.
+        // It was on its way to the leader that was killed, and the answer says so in time.
+        assert_eq!((refused.status, &refused.json["outcome"]), (503, &json!("unknown")), "{}", refused.json);
+        assert!(began.elapsed() < REFUSAL_LIMIT, "{:?}", began.elapsed());
         (began, refused) = (Instant::now(), client.put("lost", &json!(1)).await);
     }
     let refused = refused.expect(500);
