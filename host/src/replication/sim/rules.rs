@@ -9,7 +9,9 @@
 //! former id (P8).
 
 mod addresses;
+mod memberships;
 mod promises;
+mod reads;
 mod time;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -376,52 +378,6 @@ fn a_call_that_names_no_cluster_is_refused_by_a_member() {
             assert!(matches!(&refused, Err(Error::Refused(reason)) if reason.contains(why)), "{call:?}: {refused:?}");
         }
     }
-}
-
-/// The node has lost its disk and is about to be replaced by itself, under another id.
-#[test]
-fn a_node_that_is_removed_while_it_rejoins_stays_removed() {
-    let (mut world, led_by) = cluster(1, [1_000; 3]);
-    let loser = (led_by + 1) % 3;
-    world.crash(loser, true);
-    world.nodes[loser].wipe();
-    world.start(loser);
-    let with_url = |world: &World| {
-        let nodes = metrics(world, led_by).membership_config;
-        nodes.nodes().filter(|(_, node)| url_of(node) == url(loser)).count()
-    };
-    until(&mut world, |world| with_url(world) == 2);
-    let removed = Arc::new(Mutex::new(None));
-    let slot = removed.clone();
-    world.nodes[led_by].spawn(async move |handle| {
-        let done = handle.remove_member(&url(loser), Instant::now() + DEADLINE).await;
-        *slot.lock() = Some(done);
-    });
-    until(&mut world, |_| removed.lock().is_some());
-    removed.lock().take().unwrap().unwrap();
-    steps(&mut world, 1_000);
-    assert_eq!(with_url(&world), 0);
-}
-
-/// The leader is lost in the middle of a change from three voters to two.
-#[test]
-fn a_joint_membership_is_completed_by_the_next_leader() {
-    let (mut world, led_by) = cluster(1, [1_000; 3]);
-    let others = [(led_by + 1) % 3, (led_by + 2) % 3];
-    let rest: BTreeSet<u64> = others.iter().map(|number| metrics(&world, *number).id).collect();
-    let before = metrics(&world, led_by).membership_config;
-    let nodes: BTreeMap<u64, _> = before.membership().nodes().map(|(id, node)| (*id, node.clone())).collect();
-    let joint = openraft::Membership::new(vec![before.voter_ids().collect(), rest.clone()], nodes).unwrap();
-    let config =
-        |world: &World, number| metrics(world, number).membership_config.membership().get_joint_config().clone();
-    world.nodes[led_by].spawn(async move |handle| {
-        let raft = handle.0.view.raft.raft();
-        raft.append_membership(joint, openraft::EntryPayload::<_, _, _>::Blank, []).await.unwrap();
-    });
-    until(&mut world, |world| others.iter().all(|number| config(world, *number).len() == 2));
-    world.crash(led_by, true);
-    until(&mut world, |world| config(world, others[0]) == vec![rest.clone()]);
-    write(&mut world, others[0], "after");
 }
 
 /// Lets clients continue for a while, comes to rest, and checks the course.

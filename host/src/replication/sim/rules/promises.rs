@@ -52,6 +52,34 @@ fn a_node_that_lost_its_disk_does_not_acknowledge_as_the_node_that_it_was() {
     }
 }
 
+/// The leader and this voter alone have acknowledged a write. Without it, the voter must not help another to lead.
+#[test]
+fn a_voter_that_lost_what_it_acknowledged_elects_nobody_who_lacks_it() {
+    for seed in 1..=5 {
+        let (mut world, led_by) = cluster(seed, [1_000; 3]);
+        let (loser, other) = ((led_by + 1) % 3, (led_by + 2) % 3);
+        for round in 0..20 {
+            write(&mut world, led_by, &format!("x/{round}"));
+        }
+        until(&mut world, |world| has(world, other, "x/19"));
+        cut_off(&mut world, other);
+        write(&mut world, led_by, "a");
+        world.nodes[loser].lies = true;
+        world.crash(loser, true);
+        world.crash(led_by, true);
+        world.cuts.heal();
+        world.start(loser);
+        for _ in 0..3_000 {
+            world.step().unwrap();
+            assert_eq!(leader(&world), None, "of seed {seed}");
+        }
+        world.start(led_by);
+        until(&mut world, |world| is_ready(world, loser));
+        assert!((0..3).all(|number| has(&world, number, "a")), "of seed {seed}");
+        finish_quietly(&mut world);
+    }
+}
+
 /// The leader knows that the node had acknowledged more than it has now.
 #[test]
 fn a_voter_whose_loss_was_accepted_is_sent_again_what_it_lost() {
