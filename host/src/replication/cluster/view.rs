@@ -131,11 +131,13 @@ impl ClusterView {
 
     /// The URLs of the nodes that this one watches.
     pub(crate) fn watched_urls(&self) -> BTreeSet<String> {
-        let mut nodes = self.raft.with_metrics(|metrics| self.nodes(metrics));
+        let (mut nodes, knows_leader) =
+            self.raft.with_metrics(|metrics| (self.nodes(metrics), self.known_leader(metrics).is_some()));
         let stored = nodes.remove(&self.raft.id());
         let mut urls: BTreeSet<String> = nodes.into_values().collect();
-        // A node that waits for its place, or has moved, also watches the nodes it was started with.
-        if stored.is_none_or(|stored| stored != self.founders.own_url) {
+        // A node that waits for its place, or has moved, also watches the nodes it was started with. So does one that hears no
+        // leader: the membership in its log may be old, or never have been committed, while all have moved.
+        if !knows_leader || stored.is_none_or(|stored| stored != self.founders.own_url) {
             urls.extend(self.founders.peer_urls());
         }
         urls.remove(&self.founders.own_url);
