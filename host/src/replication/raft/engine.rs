@@ -225,11 +225,14 @@ fn index(bytes: Option<bytes::Bytes>) -> Result<Option<u64>, storage::Error> {
 #[cfg(test)]
 mod tests {
     use openraft::StorageError;
+    use openraft::entry::RaftEntry as _;
+    use openraft::storage::{RaftLogStorage as _, RaftLogStorageExt as _};
     use openraft::testing::log::{StoreBuilder, Suite};
     use tempfile::TempDir;
 
     use super::*;
     use crate::replication::blocking::Blocking;
+    use crate::replication::types::LogEntry;
     use crate::telemetry::Telemetry;
 
     struct Disk;
@@ -266,5 +269,17 @@ mod tests {
         log.close();
         drop(log);
         assert_eq!(check_storage(&open(), &data, dir.path()).unwrap(), Condition::Whole);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_commit_position_beyond_the_end_of_the_log_is_forgotten() {
+        let (_dir, mut log_store, _) = Disk.build().await.unwrap();
+        let log_id = |index| LogId::new(*crate::replication::types::Vote::new(1, 1).leader_id(), index);
+        let entries = [LogEntry::new_blank(log_id(0)), LogEntry::new_blank(log_id(1))];
+        log_store.blocking_append(entries).await.unwrap();
+        for (committed, found) in [(1, Some(log_id(1))), (2, None)] {
+            log_store.save_committed(Some(log_id(committed))).await.unwrap();
+            assert_eq!(log_store.read_committed().await.unwrap(), found);
+        }
     }
 }

@@ -146,8 +146,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         Ok(())
     }
 
+    /// None if the log ends before: it has lost its end, and an operator has accepted that.
     async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
-        Ok(stored(Ok(self.log.named(COMMITTED)))?.flatten())
+        let committed: Option<LogId> = stored(Ok(self.log.named(COMMITTED)))?.flatten();
+        let last = self.get_log_state().await?.last_log_id;
+        Ok(committed.filter(|committed| last.is_some_and(|last| committed.index() <= last.index())))
     }
 
     async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> Result<(), io::Error>
