@@ -221,7 +221,7 @@ pub(super) fn has_caught_up(world: &World, number: usize) -> bool {
 }
 
 /// Lets time pass until something holds. False if it does not within `ms`.
-fn pass_until(world: &mut World, ms: u64, holds: impl Fn(&World) -> bool) -> Result<bool, Violation> {
+pub(super) fn pass_until(world: &mut World, ms: u64, holds: impl Fn(&World) -> bool) -> Result<bool, Violation> {
     for _ in 0..ms {
         if holds(world) {
             return Ok(true);

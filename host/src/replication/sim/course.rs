@@ -2,9 +2,10 @@
 
 use std::{collections::BTreeSet, hash::Hasher};
 
-use super::chaos::{self, CATCH_UP_MS_MAX, Chaos, has_caught_up, leader_and_members};
-use super::history::{Response, Unique};
-use super::{clients::Client, clocks, invariants::Violation, moves, network::Weather, node::Node, siege, world::World};
+use super::chaos::{self, CATCH_UP_MS_MAX, Chaos, has_caught_up, leader_and_members, pass_until};
+use super::clients::{Client, DEADLINE, KEYS};
+use super::history::{Request, Response, Unique};
+use super::{clocks, invariants::Violation, moves, network::Weather, node::Node, siege, world::World};
 
 const FORM_MS_MAX: u64 = 5_000;
 
@@ -22,6 +23,9 @@ const RECOVER_MS_MAX: u64 = 4_000;
 
 /// Maximum time for the nodes to reach the same state once the clients have stopped.
 const SETTLE_MS_MAX: u64 = 8_000;
+
+/// Time in which a leader hears the clocks of all voters. A hello that was lost is made again after a second.
+const HEARD_MS_MAX: u64 = 2_000;
 
 /// Steps for which all nodes must have applied the same log before the end, so that the invariants observe it.
 const STEPS_AT_REST: u32 = 10;
@@ -166,6 +170,20 @@ pub(super) fn finish(world: &mut World) -> Result<(), Violation> {
         late.retain(|number| !has_caught_up(world, *number) || !moves::is_followed(world, *number));
     }
     world.clients_act = false;
+    come_to_rest(world)?;
+    if !pass_until(world, CATCH_UP_MS_MAX, all_voters_run)? {
+        return Err(Violation::new("availability", format!("a voter runs nowhere: {}", state(world))));
+    }
+    pass_until(world, HEARD_MS_MAX, |_| false)?;
+    write_at_rest(world)?;
+    come_to_rest(world)?;
+    let Some(members) = leader_and_members(world) else {
+        return Err(Violation::new("availability", "nobody leads at the end"));
+    };
+    world.invariants.conclude(&world.history, &members, world.looks_for_orders)
+}
+
+fn come_to_rest(world: &mut World) -> Result<(), Violation> {
     let rest_ms = world.now_ms;
     // A delayed write may still arrive when all seems at rest.
     let mut steps_at_rest = 0;
@@ -177,10 +195,29 @@ pub(super) fn finish(world: &mut World) -> Result<(), Violation> {
         world.step()?;
         steps_at_rest = if is_at_rest(world) { steps_at_rest + 1 } else { 0 };
     }
-    let Some(members) = leader_and_members(world) else {
-        return Err(Violation::new("availability", "nobody leads at the end"));
-    };
-    world.invariants.conclude(&world.history, &members, world.looks_for_orders)
+    Ok(())
+}
+
+/// Whether each voter is a node that runs: a node that has lost its disk has replaced what it was.
+fn all_voters_run(world: &World) -> bool {
+    let Some((leader, members)) = leader_and_members(world) else { return false };
+    let running: BTreeSet<u64> = members.iter().filter_map(|node| Some(node.metrics()?.id)).collect();
+    leader.membership_config.voter_ids().all(|voter| running.contains(&voter))
+}
+
+/// Writes once more. By now the leader knows the clocks of all voters, so this write has the right time.
+fn write_at_rest(world: &mut World) -> Result<(), Violation> {
+    let Some(leader) = chaos::leader(world) else { return Ok(()) };
+    let id = world.history.operations.len();
+    world.begin(leader, Request::Put { keys: vec![KEYS[0].to_owned()], expected: None, name: None }, DEADLINE);
+    let began_ms = world.now_ms;
+    while world.history.operations[id].response.is_none() {
+        if world.now_ms > began_ms + SETTLE_MS_MAX {
+            return Err(Violation::new("availability", "a write at rest is not answered"));
+        }
+        world.step()?;
+    }
+    Ok(())
 }
 
 fn was_written_since(world: &World, since_ms: u64) -> bool {

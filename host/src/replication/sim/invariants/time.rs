@@ -1,5 +1,5 @@
 //! Time: the time that a node has applied never goes back, and is not later than a right clock by more than the bound, as long as the
-//! clocks of a majority are right. It does not stay behind them either, and entries have times in the order of their revisions.
+//! clocks of a majority are right. After the faults it is not behind them either, and entries have times in the order of their revisions.
 
 use std::collections::HashMap;
 
@@ -12,9 +12,6 @@ const NAME: &str = "time";
 
 /// Right clocks differ by this, since they run at different rates and are read from afar.
 const UNCERTAINTY_MS: u64 = 2_000;
-
-/// Time stands still without a leader, and until a new one has heard a majority of the clocks; faults last for so long.
-const STANDSTILL_MS_MAX: u64 = 7_500;
 
 /// The last start and time of each node.
 #[derive(Default)]
@@ -48,10 +45,11 @@ impl Time {
     pub(super) fn conclude(&self, history: &History, datas: &[&Data]) -> Result<(), Violation> {
         let acknowledged = history.operations.iter().filter(|operation| operation.outcome().is_some());
         let last_ms = acknowledged.map(|operation| operation.called_ms).max().unwrap_or(0);
-        // Time begins once all voters have answered at one moment, which faults may prevent.
+        // Time may stand still during faults. But the last write was made at rest, when the leader knew the clocks of all voters. Time
+        // begins once all have answered at one moment, which faults may prevent.
         let newest_ms = self.seen.values().map(|(_, time_ms)| *time_ms).max().filter(|time_ms| *time_ms > 0);
         if let Some(newest_ms) = newest_ms
-            && newest_ms + STANDSTILL_MS_MAX < WALL_START_MS + last_ms
+            && newest_ms + allowance_ms() < WALL_START_MS + last_ms
         {
             let detail = format!("the newest time is {newest_ms}, though a write began at {last_ms}");
             return Err(Violation::new(NAME, detail));
