@@ -27,6 +27,14 @@ pub const BODY_BYTES_MAX: usize = VALUE_BYTES_MAX + 64 * 1024;
 pub const BATCH_ITEMS_MAX: usize = 10_000;
 /// Largest body of a batch, in bytes.
 pub const BATCH_BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Largest line of a stream, in bytes: the largest value in Base64, and room for the other members.
+pub const STREAM_LINE_BYTES_MAX: usize = VALUE_BYTES_MAX / 3 * 4 + 64 * 1024;
+/// Writes of a stream that are under way at once. Beyond it, the node reads on once the client has read answers.
+pub const STREAM_WRITES_MAX: usize = 1_024;
+/// Bytes of the lines that are under way at once in a stream. Beyond it, the node reads on once the client has read answers.
+pub const STREAM_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Time without a line and without a write under way after which a stream ends.
+pub const STREAM_IDLE_MAX: Duration = Duration::from_secs(60);
 /// Most entries on a page of a range.
 pub const PAGE_ENTRIES_MAX: usize = 10_000;
 /// Entries on a page of a range if the client sets no limit.
@@ -235,6 +243,11 @@ impl ByteBudget {
 }
 
 impl HeldBytes {
+    /// Takes away a part of it, which then counts by itself.
+    pub fn split(&mut self, bytes: usize) -> Option<Self> {
+        self.0.split(bytes).map(Self)
+    }
+
     /// Adds what another request of the same budget holds.
     pub fn merge(&mut self, other: Self) {
         self.0.merge(other.0);

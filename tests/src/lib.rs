@@ -27,6 +27,7 @@ mod load;
 pub mod model;
 pub mod nemesis;
 mod otlp;
+mod stream;
 mod wait;
 pub mod workload;
 
@@ -38,4 +39,5 @@ pub use fake_clock::{FakeClock, right_time};
 pub use fault_fs::{FaultFs, Operation, Tail};
 pub use load::{Load, entries};
 pub use otlp::{Collector, Span};
+pub use stream::Stream;
 pub use wait::eventually;

@@ -120,14 +120,18 @@ impl Problem {
         self
     }
 
-    /// The whole response. The trace id becomes the last member.
-    pub(crate) fn render(self, trace_id: &str) -> Response {
-        let problem = self.with("trace_id", trace_id);
+    /// The problem as JSON text. The trace id becomes the last member.
+    pub(super) fn text(self, trace_id: &str) -> String {
         // Strings, numbers and JSON values can always be written.
-        let text = serde_json::to_string(&problem).unwrap_or_default();
-        let mut response =
-            (problem.kind.status, [(header::CONTENT_TYPE, "application/problem+json")], text).into_response();
-        if [Kind::BUSY, Kind::DISK_FULL, Kind::MEMBERSHIP_PENDING, Kind::STARTING].contains(&problem.kind) {
+        serde_json::to_string(&self.with("trace_id", trace_id)).unwrap_or_default()
+    }
+
+    /// The whole response.
+    pub(crate) fn render(self, trace_id: &str) -> Response {
+        let kind = self.kind;
+        let text = self.text(trace_id);
+        let mut response = (kind.status, [(header::CONTENT_TYPE, "application/problem+json")], text).into_response();
+        if [Kind::BUSY, Kind::DISK_FULL, Kind::MEMBERSHIP_PENDING, Kind::STARTING].contains(&kind) {
             // In seconds.
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }

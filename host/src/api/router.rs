@@ -17,8 +17,9 @@ pub(crate) fn router(app: Arc<App>) -> Router {
     let key = || get(kv::one::get).put(kv::one::put).delete(kv::one::delete);
     let clients = Router::new().route(&format!("{BASE_PATH}/kv/{{*key}}"), key()).merge(under_base([
         ("/kv", get(kv::range::list)),
-        // Only POST is the batch: `batch` is a key like any other.
+        // Only POST is the batch or the stream: `batch` and `stream` are keys like any other.
         ("/kv/batch", key().post(kv::batch::post)),
+        ("/kv/stream", key().post(kv::stream::post)),
         ("/cluster/members", get(cluster::members).post(cluster::add)),
         ("/cluster/members/{url}", delete(cluster::remove)),
         ("/cluster/feature-level", get(cluster::level).put(cluster::raise_level)),

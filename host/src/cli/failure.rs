@@ -72,6 +72,14 @@ impl Refusal {
         Self { status, problem: serde_json::from_slice(body).unwrap_or(Value::Null) }
     }
 
+    /// The problem in a line of a stream's answer, which states its status.
+    pub(super) fn of_line(line: &[u8]) -> Self {
+        let problem: Value = serde_json::from_slice(line).unwrap_or(Value::Null);
+        let status =
+            problem["status"].as_u64().and_then(|status| StatusCode::from_u16(u16::try_from(status).ok()?).ok());
+        Self { status: status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), problem }
+    }
+
     /// The last part of the problem's type, such as `rejected`.
     pub(super) fn slug(&self) -> &str {
         self.problem["type"].as_str().and_then(|kind| kind.rsplit(':').next()).unwrap_or_default()

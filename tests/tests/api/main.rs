@@ -1,5 +1,6 @@
-//! The HTTP API: golden scripts of requests and answers, the limits of requests, and too many of them.
+//! The HTTP API: golden scripts of requests and answers, streams, the limits of requests, and too many of them.
 
 mod limits;
 mod overload;
 mod scripts;
+mod stream;

@@ -10,4 +10,5 @@ mod logs;
 mod references;
 mod registry;
 mod rules;
+mod streams;
 mod uploads;

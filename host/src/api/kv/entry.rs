@@ -39,18 +39,33 @@ pub(super) fn page(page: &Page, keys_only: bool, next_cursor: Option<String>) ->
 pub(super) fn batch(written: &Written) -> Vec<u8> {
     let (count, revision) = (written.changes.len(), written.revision);
     let mut text = format!("{{\"count\":{count},\"revision\":{revision},\"results\":[").into_bytes();
-    for (position, Change { key, effect, value }) in written.changes.iter().enumerate() {
+    for (position, change) in written.changes.iter().enumerate() {
         separate(&mut text, position);
-        match effect {
-            Effect::Put(meta) => push_entry(&mut text, key, *meta, value.as_ref()),
-            Effect::Deleted { existed } => {
-                push_member(&mut text, "{\"key\":", key);
-                text.extend(format!(",\"deleted\":true,\"existed\":{existed}}}").into_bytes());
-            }
-        }
+        push_change(&mut text, change, change.value.as_ref());
     }
     text.extend(b"]}");
     text
+}
+
+/// Adds a line that answers one write of a stream: without the value, which the client has.
+pub(super) fn push_line(text: &mut Vec<u8>, written: &Written) {
+    let Some(change) = written.changes.first() else { return };
+    push_change(text, change, None);
+    if written.repeated {
+        text.pop();
+        text.extend(b",\"repeated\":true}");
+    }
+    text.push(b'\n');
+}
+
+fn push_change(text: &mut Vec<u8>, Change { key, effect, .. }: &Change, value: Option<&Value>) {
+    match effect {
+        Effect::Put(meta) => push_entry(text, key, *meta, value),
+        Effect::Deleted { existed } => {
+            push_member(text, "{\"key\":", key);
+            text.extend(format!(",\"deleted\":true,\"existed\":{existed}}}").into_bytes());
+        }
+    }
 }
 
 /// Separates an element from the one before it.

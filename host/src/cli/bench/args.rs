@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::super::kv::Consistency;
 use super::super::{Common, Failure, Method, Request, key_path};
-use crate::limits::VALUE_BYTES_MAX;
+use crate::limits::{STREAM_WRITES_MAX, VALUE_BYTES_MAX};
 use crate::net::BASE_PATH;
 
 /// Maximum number of clients.
@@ -46,6 +46,9 @@ pub(in crate::cli) struct Args {
     /// Requests per second of all clients together; unlimited if absent
     #[arg(long, value_name = "N")]
     pub(super) rate: Option<u64>,
+    /// Send writes as a stream: each client has up to N of them under way on its connection
+    #[arg(long, value_name = "N", conflicts_with_all = ["reads", "rate"])]
+    pub(super) stream: Option<usize>,
     /// Threads that send requests [default: half of the cores]
     #[arg(long, value_name = "N")]
     pub(super) threads: Option<usize>,
@@ -69,6 +72,9 @@ impl Args {
         bounded("reads", (0.0..=1.0).contains(&self.reads), self.reads, "0 to 1")?;
         bounded("keys", self.keys > 0, self.keys, "at least 1")?;
         bounded("threads", (1..=THREADS_MAX).contains(&threads), threads, format!("1 to {THREADS_MAX}"))?;
+        let stream = self.stream.unwrap_or(1);
+        bounded("stream", (1..=STREAM_WRITES_MAX).contains(&stream), stream, format!("1 to {STREAM_WRITES_MAX}"))?;
+        bounded("stream", self.stream.is_none() || self.api == Api::Brink, stream, "absent with --api etcd")?;
         bounded("rate", self.rate != Some(0), 0, "at least 1")?;
         bounded("duration", !self.duration.is_zero(), "0s", "longer")
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Body;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
@@ -13,10 +14,11 @@ use tokio::time::Instant;
 use super::super::{Failure, Refusal, Request, client, root_cause};
 use super::args::Args;
 use super::report::{Kind, Measured};
+use super::stream;
 use crate::net;
 
 /// Pause of a client after a failed request, so that it does not busy-loop on a dead node.
-const ERROR_PAUSE: Duration = Duration::from_millis(10);
+pub(super) const ERROR_PAUSE: Duration = Duration::from_millis(10);
 
 /// Maximum bytes of a problem object.
 const PROBLEM_BYTES_MAX: usize = 1024 * 1024;
@@ -34,8 +36,18 @@ pub(super) struct Load {
 }
 
 impl Load {
+    /// A random key.
+    pub(super) fn key(&self) -> String {
+        format!("{}{}", self.args.prefix, fastrand::u64(0..self.args.keys))
+    }
+
+    /// The node of a client.
+    pub(super) fn url(&self, number: usize) -> Option<&String> {
+        self.urls.get(number % self.urls.len().max(1))
+    }
+
     fn next_request(&self) -> (Kind, Request) {
-        let key = format!("{}{}", self.args.prefix, fastrand::u64(0..self.args.keys));
+        let key = self.key();
         if fastrand::f64() < self.args.reads {
             return (Kind::Read, self.args.api.read(&key, self.args.consistency));
         }
@@ -48,7 +60,11 @@ pub(super) fn run_clients(load: &Arc<Load>, thread: usize) -> std::io::Result<Me
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let numbers = (thread..load.args.clients).step_by(load.threads);
-        let clients: Vec<_> = numbers.map(|number| tokio::spawn(run_client(load.clone(), number))).collect();
+        let clients = numbers.map(|number| match load.args.stream {
+            Some(window) => tokio::spawn(stream::run_client(load.clone(), number, window)),
+            None => tokio::spawn(run_client(load.clone(), number)),
+        });
+        let clients: Vec<_> = clients.collect();
         let mut total = Measured::default();
         for client in clients {
             total.add(client.await.unwrap_or_default());
@@ -59,7 +75,7 @@ pub(super) fn run_clients(load: &Arc<Load>, thread: usize) -> std::io::Result<Me
 
 /// Runs one client: sends one request after the other until the load ends.
 async fn run_client(load: Arc<Load>, number: usize) -> Measured {
-    let Some(url) = load.urls.get(number % load.urls.len().max(1)) else { return Measured::default() };
+    let Some(url) = load.url(number) else { return Measured::default() };
     let mut connection = Connection { url: url.clone(), sender: None };
     let interval = load.args.rate.map(|rate| Duration::from_secs_f64(load.args.clients as f64 / rate as f64));
     let mut due = Instant::now() + interval.unwrap_or_default().mul_f64(number as f64 / load.args.clients as f64);
@@ -136,7 +152,10 @@ impl Connection {
 }
 
 /// Opens a connection. Its task ends when the sender is dropped, or when the node closes the connection.
-async fn open(url: &str) -> Result<SendRequest<Full<Bytes>>, Failure> {
+pub(super) async fn open<B>(url: &str) -> Result<SendRequest<B>, Failure>
+where
+    B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
+{
     let unreachable = |reason: String| Failure::Unreachable { url: url.to_owned(), reason };
     let stream = net::connect(url, None).await.map_err(|error| unreachable(error.to_string()))?;
     let handshake = http1::handshake(TokioIo::new(stream)).await;

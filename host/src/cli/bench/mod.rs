@@ -20,6 +20,7 @@
 mod args;
 mod load;
 mod report;
+mod stream;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
