@@ -68,7 +68,7 @@ impl Discovery {
             }
             Stage::Unidentified => self.formation.identify().await?,
             Stage::Member { id, .. } if id == self.view.founders.own_id() => self.found(id, &survey, waited).await,
-            Stage::Waiting { id } | Stage::Member { id, .. } => self.ask_to_join(id, &survey.in_cluster).await,
+            Stage::Waiting { id } | Stage::Member { id, .. } => self.ask_to_join(id, &survey).await,
         }
         Ok(())
     }
@@ -96,7 +96,7 @@ impl Discovery {
         }
         // A founder is a member, and the leader sends it the log. If that takes too long, another node has its place.
         if waited >= FORM_PATIENCE + FIRST_PATIENCE {
-            self.ask_to_join(id, &survey.in_cluster).await;
+            self.ask_to_join(id, survey).await;
         }
     }
 
@@ -110,14 +110,16 @@ impl Discovery {
     }
 
     /// Asks members of the cluster to let this node in.
-    async fn ask_to_join(&mut self, id: u64, members: &[String]) {
-        if members.is_empty() {
+    async fn ask_to_join(&mut self, id: u64, survey: &Survey) {
+        if survey.in_cluster.is_empty() {
             return;
         }
         let change = Change::Join { id, url: self.view.founders.own_url.clone() };
         // A node that leads already may still have to change its own URL.
         let mut progress = self.membership.step(&change).await;
-        for url in members {
+        let own_url = &self.view.founders.own_url;
+        let others = survey.named.iter().filter(|url| !survey.in_cluster.contains(url) && *url != own_url);
+        for url in survey.in_cluster.iter().chain(others) {
             if progress != Progress::NotLeader {
                 break;
             }

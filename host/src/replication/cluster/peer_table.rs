@@ -137,6 +137,8 @@ pub(crate) struct Survey {
     pub(crate) without_cluster: Vec<String>,
     /// Those that belong to a cluster, whether or not they know its membership yet.
     pub(crate) in_cluster: Vec<String>,
+    /// The URLs of all nodes in the memberships that they know. A node that was added later may lead, and is in no list.
+    pub(crate) named: BTreeSet<String>,
     /// Those that belong to this node's cluster.
     pub(crate) fellows: Vec<String>,
     /// Whether one of the fellows knows a membership.
@@ -236,6 +238,8 @@ impl PeerTable {
         for (url, peer) in self.peers.lock().iter().filter(|(_, peer)| peer.is_healthy()) {
             let side = if peer.hello.cluster.is_some() { &mut survey.in_cluster } else { &mut survey.without_cluster };
             side.push(url.clone());
+            let membership = peer.hello.more.iter().filter_map(|more| more.membership.as_ref());
+            survey.named.extend(membership.flat_map(|membership| membership.nodes.values().cloned()));
             if own.is_some() && peer.hello.cluster == own {
                 survey.fellows.push(url.clone());
                 survey.is_initialized |= peer.hello.initialized;

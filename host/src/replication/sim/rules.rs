@@ -16,6 +16,7 @@ mod time;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::ServerState;
@@ -35,6 +36,9 @@ use crate::storage::Space;
 
 /// Maximum duration of any wait, in milliseconds of the world.
 const WAIT_MS_MAX: u64 = 20_000;
+
+/// How long a node tries to hand over.
+const TRANSFER_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Duration of a voter's silence after a restart.
 fn silence_ms() -> u64 {
@@ -140,6 +144,16 @@ pub(super) fn write(world: &mut World, number: usize, key: &str) {
 
 fn put(key: &str) -> Request {
     Request::Put { keys: vec![key.to_owned()], expected: None, name: None }
+}
+
+/// Hands the leadership over to a node.
+fn lead(world: &mut World, number: usize) {
+    steps(world, 100);
+    while leader(world) != Some(number) {
+        let led_by = leader(world).unwrap();
+        world.transfer(led_by, number, TRANSFER_PATIENCE);
+        steps(world, 300);
+    }
 }
 
 fn cut_off(world: &mut World, number: usize) {

@@ -52,6 +52,33 @@ fn a_joint_membership_is_completed_by_the_next_leader() {
     write(&mut world, others[0], "after");
 }
 
+/// Its list names those it was started with, and a node that was added later leads.
+#[test]
+fn a_node_that_lost_its_disk_rejoins_though_it_does_not_know_the_leader() {
+    for seed in 1..=5 {
+        let (mut world, led_by) = cluster(seed, [1_000; 3]);
+        until(&mut world, |world| (0..3).all(|number| is_ready(world, number)));
+        world.nodes.push(Node::new(3, &[0, 1, 2], seed + 3, 1_000, 10_000));
+        world.start(3);
+        world.nodes[led_by].spawn(async move |handle| {
+            handle.add_member(&url(3), Role::Voter, Instant::now() + 2 * DEADLINE).await.unwrap();
+        });
+        until(&mut world, |world| metrics(world, led_by).membership_config.voter_ids().count() == 4);
+        lead(&mut world, 3);
+        let loser = (led_by + 1) % 3;
+        world.crash(loser, true);
+        world.nodes[loser].wipe();
+        world.start(loser);
+        let is_member = |world: &World| {
+            let id = world.nodes[loser].is_identified().then(|| metrics(world, loser).id);
+            metrics(world, 3).membership_config.voter_ids().any(|voter| Some(voter) == id)
+        };
+        until(&mut world, is_member);
+        assert_eq!(leader(&world), Some(3), "of seed {seed}");
+        finish_quietly(&mut world);
+    }
+}
+
 /// While the removal of one node asks the others whether they can be reached, the one that answers late becomes a learner. The
 /// removal was planned with it as a voter.
 #[test]

@@ -1,7 +1,5 @@
 //! What a read counts on, where a follower hears of writes late, or has forgotten what it knew.
 
-use std::time::Duration;
-
 use super::*;
 use crate::replication::sim::history::Response;
 use crate::replication::sim::network::Weather;

@@ -17,9 +17,6 @@ use openraft::entry::RaftEntry;
 const READ_EVERY_MS: u64 = 9;
 const WRITE_EVERY_MS: u64 = 37;
 
-/// How long a node tries to hand over.
-const TRANSFER_PATIENCE: Duration = Duration::from_secs(1);
-
 const DAY_MS: i64 = 24 * 3_600_000;
 
 /// A clock that was never set: 2020.
@@ -49,15 +46,6 @@ fn stamped(seed: u64, set: impl FnOnce(&mut World)) -> World {
     let has_time = |node: &Node| node.handle().is_some_and(|handle| handle.applied_time_ms().is_some());
     until(&mut world, |world| world.nodes.iter().all(has_time));
     world
-}
-
-fn lead(world: &mut World, number: usize) {
-    steps(world, 100);
-    while leader(world) != Some(number) {
-        let led_by = leader(world).unwrap();
-        world.transfer(led_by, number, TRANSFER_PATIENCE);
-        steps(world, 300);
-    }
 }
 
 /// For a while, reads a key strongly on one node and writes it on others.
