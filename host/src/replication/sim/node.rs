@@ -156,8 +156,7 @@ impl Node {
         let has_lied = std::mem::take(&mut self.lies);
         let accepts_loss = std::mem::take(&mut self.accepts_loss);
         match self.try_open(accepts_loss) {
-            // Without even its id, the rest of a log is of no use, and the operator empties the directory.
-            Ok((log, _)) if accepts_loss && matches!(Stage::stored(&log), Ok(Stage::Unidentified)) => {}
+            Ok((log, _)) if accepts_loss && is_without_cluster(&log) => {}
             Ok(opened) => return opened,
             Err(_) if has_lied => self.may_found = false,
             Err(refusal) => self.refusal = Some(refusal.into()),
@@ -292,6 +291,16 @@ impl Node {
     /// Lets the node stand for election now, as it does at some random time once it has heard no leader for a lease.
     pub(super) fn stand(&self) {
         self.spawn(async move |handle| drop(handle.0.view.raft.raft().trigger().elect(true).await));
+    }
+}
+
+/// Whether a log has lost its node's id, or the cluster that its entries are of. The rest is of no use: the operator empties the
+/// directory, as the node asks.
+fn is_without_cluster(log: &Log) -> bool {
+    match Stage::stored(log) {
+        Ok(Stage::Unidentified) => true,
+        Ok(Stage::Waiting { .. }) => log.first_last().is_some() || log.purged_marker().is_some(),
+        Ok(Stage::Member { .. }) | Err(_) => false,
     }
 }
 
