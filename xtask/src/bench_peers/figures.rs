@@ -62,19 +62,28 @@ impl Figures {
         }
     }
 
+    /// The CPU time of a request in µs: of all nodes together, and of the loader.
+    fn cpu_us(&self) -> (f64, f64) {
+        let of = |cores: f64| 1e6 * cores / self.rate.max(1.0);
+        (of(self.server_cores), of(self.loader_cores))
+    }
+
     fn json(&self) -> Value {
+        let (server_us, loader_us) = self.cpu_us();
         json!({
             "per_second": self.rate, "p50_ms": self.p50_ms, "p99_ms": self.p99_ms, "errors": self.errors,
             "server_cores": self.server_cores, "loader_cores": self.loader_cores,
+            "server_cpu_us": server_us, "loader_cpu_us": loader_us,
         })
     }
 }
 
 impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { rate, p50_ms, p99_ms, errors, server_cores, loader_cores, .. } = self;
+        let Self { rate, p50_ms, p99_ms, errors, .. } = self;
+        let (server_us, loader_us) = self.cpu_us();
         write!(f, "{rate:.0}/s, p50 {p50_ms:.2} ms, p99 {p99_ms:.2} ms, {errors} errors, ")?;
-        write!(f, "cores: nodes {server_cores:.2}, loader {loader_cores:.2}")
+        write!(f, "CPU of a request: nodes {server_us:.1} µs, loader {loader_us:.1} µs")
     }
 }
 
@@ -170,12 +179,13 @@ fn table(cases: &[&Compared]) -> String {
         "P99 MS",
         "RATIO",
         "TARGET",
-        "CORES: NODES+LOADER, ETCD | BRINK"
+        "CPU µs OF A REQUEST: NODES+LOADER, ETCD | BRINK"
     )];
     for compared in cases {
         let Compared { case, brink, etcd } = compared;
+        let ((etcd_us, etcd_loader_us), (brink_us, brink_loader_us)) = (etcd.cpu_us(), brink.cpu_us());
         lines.push(format!(
-            "{:>7}  {:>9.0} {:>8.2} {:>8.2}  {:>9.0} {:>8.2} {:>8.2}  {:>5.2}×  {:<28} {:.2}+{:.2} | {:.2}+{:.2}",
+            "{:>7}  {:>9.0} {:>8.2} {:>8.2}  {:>9.0} {:>8.2} {:>8.2}  {:>5.2}×  {:<28} {:.1}+{:.1} | {:.1}+{:.1}",
             case.clients,
             etcd.rate,
             etcd.p50_ms,
@@ -185,10 +195,10 @@ fn table(cases: &[&Compared]) -> String {
             brink.p99_ms,
             compared.ratio(),
             compared.verdict(),
-            etcd.server_cores,
-            etcd.loader_cores,
-            brink.server_cores,
-            brink.loader_cores
+            etcd_us,
+            etcd_loader_us,
+            brink_us,
+            brink_loader_us
         ));
         for (name, figures) in [("etcd", etcd), ("brink", brink)] {
             if figures.errors > 0.0 {
@@ -216,6 +226,7 @@ mod tests {
     fn the_medians_are_those_of_each_figure() {
         let median = Figures::median(vec![run(300.0, 1.0), run(100.0, 2.0), run(200.0, 9.0)]);
         assert_eq!((median.rate, median.p99_ms), (200.0, 2.0));
+        assert_eq!(median.cpu_us(), (5_000.0, 2_500.0));
     }
 
     #[test]
