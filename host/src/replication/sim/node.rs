@@ -156,7 +156,7 @@ impl Node {
         let has_lied = std::mem::take(&mut self.lies);
         let accepts_loss = std::mem::take(&mut self.accepts_loss);
         match self.try_open(accepts_loss) {
-            Ok((log, _)) if accepts_loss && is_without_cluster(&log) => {}
+            Ok((log, data)) if accepts_loss && is_without_cluster(&log, &data) => {}
             Ok(opened) => return opened,
             Err(_) if has_lied => self.may_found = false,
             Err(refusal) => self.refusal = Some(refusal.into()),
@@ -294,12 +294,13 @@ impl Node {
     }
 }
 
-/// Whether a log has lost its node's id, or the cluster that its entries are of. The rest is of no use: the operator empties the
-/// directory, as the node asks.
-fn is_without_cluster(log: &Log) -> bool {
+/// Whether a log has lost its node's id, or the cluster that its entries and the state are of. They are of no use then: the operator
+/// empties the directory, as the node asks.
+fn is_without_cluster(log: &Log, data: &Data) -> bool {
+    let is_empty = log.first_last().is_none() && log.purged_marker().is_none() && data.revision() == 0;
     match Stage::stored(log) {
         Ok(Stage::Unidentified) => true,
-        Ok(Stage::Waiting { .. }) => log.first_last().is_some() || log.purged_marker().is_some(),
+        Ok(Stage::Waiting { .. }) => !is_empty,
         Ok(Stage::Member { .. }) | Err(_) => false,
     }
 }
