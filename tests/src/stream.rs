@@ -29,7 +29,8 @@ impl Stream {
         let mut tcp = BufReader::new(tcp);
         let head: Vec<String> = (&mut tcp).lines().map(Result::unwrap).take_while(|line| !line.is_empty()).collect();
         assert!(
-            head[0].contains(" 200 ") && head.iter().any(|line| line == "content-type: application/x-ndjson"),
+            head[0].contains(" 200 ")
+                && head.iter().any(|line| line.eq_ignore_ascii_case("content-type: application/x-ndjson")),
             "{head:?}"
         );
         Self { tcp, rest: Vec::new() }

@@ -238,25 +238,21 @@ fn elements(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str>
 pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     let mut values = headers.get_all("idempotency-key").iter();
     let Some(value) = values.next() else { return Ok(None) };
-    let key = value.to_str().map_err(|_| bad_idempotency_key("not ASCII"))?;
-    if values.next().is_some() {
-        return Err(bad_idempotency_key(key));
-    }
-    check_idempotency_key(key)?;
+    let key = value.to_str().unwrap_or_default();
+    let checked = if values.next().is_some() { Err("is there twice".to_owned()) } else { check_idempotency_key(key) };
+    checked.map_err(|wrong| Problem::new(Kind::BAD_HEADER, format!("Idempotency-Key {wrong}")))?;
     Ok(Some(key.to_owned()))
 }
 
-pub(super) fn check_idempotency_key(key: &str) -> Result<(), Problem> {
+/// What is wrong with a name for a write.
+pub(super) fn check_idempotency_key(key: &str) -> Result<(), String> {
     let has_length = (1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len());
     match has_length && key.bytes().all(|byte| byte.is_ascii_graphic()) {
         true => Ok(()),
-        false => Err(bad_idempotency_key(key)),
+        false => {
+            Err(format!("is {key:?}; it must be one of 1 to {IDEMPOTENCY_KEY_BYTES_MAX} visible ASCII characters"))
+        }
     }
-}
-
-fn bad_idempotency_key(found: &str) -> Problem {
-    let allowed = format!("one of 1 to {IDEMPOTENCY_KEY_BYTES_MAX} visible ASCII characters");
-    Problem::new(Kind::BAD_HEADER, format!("Idempotency-Key is {found:?}; it must be {allowed}"))
 }
 
 /// The person who changes the registry, as the client says in `Brink-User`.

@@ -95,7 +95,9 @@ async fn a_named_line_is_applied_once() {
     assert_eq!((&first["revision"], &first["version"]), (&again["revision"], &again["version"]));
     let mut stream = Stream::open(cluster.nodes[0].port);
     stream.send(&line.replace("one", ""));
-    assert_eq!(stream.line().unwrap()["type"], "urn:brink:problem:bad-header");
+    let refused = stream.line().unwrap();
+    assert_eq!(refused["type"], "urn:brink:problem:bad-body");
+    assert!(refused["detail"].as_str().unwrap().contains("idempotency_key"), "{refused}");
 }
 
 #[tokio::test]
@@ -122,19 +124,22 @@ async fn a_client_that_reads_no_answers_is_not_read_further() {
     }
 }
 
+/// The client does not look at the answers before it has sent all.
 #[tokio::test]
 async fn a_line_that_is_too_long_ends_the_stream_after_the_lines_before() {
     let cluster = Cluster::start(1).await;
     let mut stream = Stream::open(cluster.nodes[0].port);
     stream.send("{\"key\":\"a\",\"value\":1}\n");
     let piece = "x".repeat(1 << 20);
-    for _ in 0..6 {
+    for _ in 0..12 {
         stream.send(&piece);
     }
     assert_eq!(stream.line().unwrap()["key"], "a");
     let last = stream.line().unwrap();
     assert_eq!((&last["type"], &last["line"]), (&json!("urn:brink:problem:too-large"), &json!(2)), "{last}");
     assert_eq!(stream.line(), None);
+    // What it held is free again.
+    cluster.client(0).put("other", &json!(1)).await.expect(201);
 }
 
 #[tokio::test]

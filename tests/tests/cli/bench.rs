@@ -37,3 +37,19 @@ async fn a_rate_is_kept_and_errors_are_counted() {
     let report: Value = serde_json::from_str(&running.join().unwrap().expect(0).out).unwrap();
     assert!(report["errors"].as_u64().unwrap() > 0, "{report}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_are_loaded_and_what_is_lost_with_one_counts() {
+    let mut cluster = Cluster::start(1).await;
+    let url = cluster.nodes[0].url.clone();
+    let args = ["bench", "-c", "2", "-d", "2s", "--warmup", "0s", "--stream", "64", "--prefix", "b\"/", "-o", "json"];
+    let report: Value = serde_json::from_str(&brink(&url, &args).expect(0).out).unwrap();
+    assert_eq!(report["errors"], 0, "{report}");
+    assert!(report["writes"]["count"].as_u64().unwrap() > 100, "{report}");
+
+    let running = std::thread::spawn(move || brink(&url, &args));
+    tokio::time::sleep(std::time::Duration::from_millis(800)).await;
+    cluster.nodes[0].kill();
+    let report: Value = serde_json::from_str(&running.join().unwrap().expect(0).out).unwrap();
+    assert!(report["errors"].as_u64().unwrap() >= 64, "{report}");
+}

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use brink_tests::{Client, Cluster, eventually};
+use brink_tests::{Client, Cluster, Stream, eventually};
 use serde_json::json;
 
 /// Number of writes and reads before and after each loss of a node.
@@ -14,6 +14,7 @@ const REQUESTS: usize = 150;
 /// A running nginx. Dropping it stops the process.
 struct Nginx {
     child: Child,
+    port: u16,
     client: Client,
     dir: tempfile::TempDir,
 }
@@ -45,7 +46,14 @@ impl Nginx {
         let mut command = Command::new("nginx");
         command.args(["-p", &path, "-c", &format!("{path}/nginx.conf"), "-e", &format!("{path}/error.log")]);
         let child = command.stdin(Stdio::null()).spawn().expect("nginx is not installed; run `cargo xtask test`");
-        Self { child, client: Client::new(&format!("http://127.0.0.1:{port}/kv-store/v1")), dir }
+        Self { child, port, client: Client::new(&format!("http://127.0.0.1:{port}/kv-store/v1")), dir }
+    }
+
+    async fn answers(&self) {
+        eventually(Duration::from_secs(10), "nginx answers", || async {
+            self.client.try_send("GET", "/readyz", &[], "").await.ok().filter(|answer| answer.status == 200)
+        })
+        .await;
     }
 
     fn error_log(&self) -> String {
@@ -67,10 +75,7 @@ async fn clients_behind_nginx_do_not_notice_the_loss_of_a_node() {
     let mut cluster = Cluster::start(3).await;
     let nginx = Nginx::start(&cluster);
     let client = nginx.client.clone();
-    eventually(Duration::from_secs(10), "nginx answers", || async {
-        client.try_send("GET", "/readyz", &[], "").await.ok().filter(|answer| answer.status == 200)
-    })
-    .await;
+    nginx.answers().await;
     // The first round loses no node, the second one a follower, the third one the leader.
     for round in 0..3 {
         if round > 0 {
@@ -92,4 +97,18 @@ async fn clients_behind_nginx_do_not_notice_the_loss_of_a_node() {
     }
     let refused = client.send("POST", "/peer/hello", &[], "").await;
     assert_eq!(refused.status, 404, "clients must not reach the peer protocol");
+}
+
+#[tokio::test]
+async fn a_stream_of_writes_passes_nginx_line_by_line() {
+    let cluster = Cluster::start(3).await;
+    let nginx = Nginx::start(&cluster);
+    nginx.answers().await;
+    let mut stream = Stream::open(nginx.port);
+    for number in 0..3 {
+        stream.send(&format!("{{\"key\":\"{number}\",\"value\":1}}\n"));
+        assert_eq!(stream.line().unwrap()["key"], number.to_string(), "{}", nginx.error_log());
+    }
+    stream.end();
+    assert_eq!(stream.line(), None);
 }

@@ -1,6 +1,9 @@
 //! Hooks judge each line of a stream.
 
-use brink_tests::{Cluster, Stream, plugin_wasm};
+use std::io::Write as _;
+use std::time::Duration;
+
+use brink_tests::{Client, Cluster, Stream, eventually, plugin_wasm};
 use serde_json::json;
 
 /// Keys that are written twice.
@@ -9,14 +12,24 @@ const KEYS: usize = 8;
 /// Bytes of the first value of each key, whose hook takes much longer than that of the second.
 const LARGE: usize = 900_000;
 
+/// Time for the lines of all streams.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Streams whose clients read nothing, and more lines than the node takes from one.
+const STALLED: usize = 2;
+const LINES_MAX: usize = 40_000;
+
+async fn set_hook(client: &Client) {
+    client.put_plugin("normalize", plugin_wasm("normalize")).await.expect(200);
+    let hook = json!({"plugin": "normalize", "prefix": "k/", "config": {"trim": ["/a"]}, "deadline_ms": 10_000});
+    client.put_json("/hooks/normalize/", &hook).await.expect(200);
+}
+
 #[tokio::test]
 async fn lines_of_one_key_are_applied_in_their_order_however_long_their_hooks_take() {
     let cluster = Cluster::start(1).await;
     let client = cluster.client(0);
-    client.put_plugin("normalize", plugin_wasm("normalize")).await.expect(200);
-    let hook = json!({"plugin": "normalize", "prefix": "k/", "config": {"trim": ["/a"]}, "deadline_ms": 10_000});
-    client.put_json("/hooks/normalize/", &hook).await.expect(200);
-
+    set_hook(client).await;
     let mut stream = Stream::open(cluster.nodes[0].port);
     for key in 0..KEYS {
         for text in [format!(" {} ", "x".repeat(LARGE)), " last ".to_owned()] {
@@ -28,5 +41,37 @@ async fn lines_of_one_key_are_applied_in_their_order_however_long_their_hooks_ta
     assert_eq!(versions, [Some(1), Some(2)].repeat(KEYS));
     for key in 0..KEYS {
         assert_eq!(client.get(&format!("/kv/k/{key}/")).await.expect(200).json["value"], json!({"a": "last"}));
+    }
+}
+
+/// Its writes go on although nobody takes their answers, so they leave the places where hooks run to others.
+#[tokio::test]
+async fn clients_that_read_no_answers_do_not_keep_hooks_from_others() {
+    let cluster = Cluster::start(1).await;
+    let client = cluster.client(0);
+    set_hook(client).await;
+    let mut streams: Vec<Stream> = (0..STALLED).map(|_| Stream::open(cluster.nodes[0].port)).collect();
+    for (stream, number) in streams.iter_mut().zip(0..) {
+        stream.tcp.get_ref().set_write_timeout(Some(Duration::from_secs(1))).unwrap();
+        for line in 0.. {
+            // Answers name their keys, and fill the buffers of the sockets.
+            let key = format!("k/{number}/{line}/{}", "k".repeat(900));
+            let text = json!({"key": key, "value": {"a": " x "}}).to_string() + "\n";
+            if stream.tcp.get_mut().write_all(format!("{:x}\r\n{text}\r\n", text.len()).as_bytes()).is_err() {
+                break;
+            }
+            assert!(line < LINES_MAX, "the node reads on");
+        }
+    }
+    // Until the lines that were taken are written, and the streams stand still.
+    let probe = async || client.put("probe", &json!(1)).await.json["revision"].as_u64();
+    eventually(LIMIT, "the streams stand still", || async {
+        let before = probe().await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        (before.is_some() && probe().await == before.map(|before| before + 1)).then_some(())
+    })
+    .await;
+    for number in 0..50 {
+        client.put(&format!("k/{number}"), &json!({"a": " y "})).await.expect(201);
     }
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use base64::display::Base64Display;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
+use crate::api::problem::Problem;
 use crate::storage::{Effect, EntryMeta, Page, Value};
 use crate::write_path::{Change, Written};
 
@@ -47,15 +48,17 @@ pub(super) fn batch(written: &Written) -> Vec<u8> {
     text
 }
 
-/// Adds a line that answers one write of a stream: without the value, which the client has.
-pub(super) fn push_line(text: &mut Vec<u8>, written: &Written) {
-    let Some(change) = written.changes.first() else { return };
-    push_change(text, change, None);
+/// The line that answers one write of a stream: without the value, which the client has.
+pub(super) fn line(written: &Written) -> Result<Vec<u8>, Problem> {
+    let change = written.changes.first().ok_or_else(|| Problem::internal("the write had an unexpected effect"))?;
+    let mut text = Vec::with_capacity(ENTRY_SPARE_BYTES + change.key.len());
+    push_change(&mut text, change, None);
     if written.repeated {
         text.pop();
         text.extend(b",\"repeated\":true}");
     }
     text.push(b'\n');
+    Ok(text)
 }
 
 fn push_change(text: &mut Vec<u8>, Change { key, effect, .. }: &Change, value: Option<&Value>) {

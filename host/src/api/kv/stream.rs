@@ -9,32 +9,38 @@
 //! # Order
 //!
 //! Lines of different keys may commit in any order. Of one key, only one line is under way at a time, so these commit in
-//! the order of their lines.
+//! the order of their lines. A line that waits for its key holds up those after it.
 //!
 //! # Bounds
 //!
-//! The node reads no further while [`STREAM_WRITES_MAX`] lines or [`STREAM_BYTES_MAX`] bytes are under way, and those are under way
-//! until the client has read their answers. So a client reads while it sends. What a stream holds counts towards the
-//! node's room for bodies. A client that leaves drops its writes which no node has appended yet.
+//! The node reads no further while [`STREAM_WRITES_MAX`] lines or [`STREAM_BYTES_MAX`] bytes wait for their writes or for the client to
+//! take their answers. So a client reads while it sends. What a stream holds counts towards the node's room for bodies.
+//!
+//! A task of its own drives the stream: hyper polls the body of an answer only while the client takes it, and a write that is not
+//! polled would keep its place among the calls of plugins from others.
 //!
 //! # End
 //!
-//! The answer ends after the last line is answered. A node that stops, a line that is too long, and a client that sends nothing for
-//! [`STREAM_IDLE_MAX`] end it early: the lines under way are still answered, and the last line of the answer is a problem.
+//! The answer ends after the last line is answered. A node that stops or has no room, a line that is too long, and a client that breaks
+//! off, or sends nothing for [`STREAM_IDLE_MAX`], end it early: the lines under way are still answered, and the last line of
+//! the answer is a problem. A client that takes no answer for as long is cut off. If the client has gone, writes that no node has
+//! appended yet are dropped.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::http::header;
 use axum::response::{IntoResponse as _, Response};
 use bytes::BytesMut;
-use futures::future::BoxFuture;
-use futures::stream::{self, FuturesOrdered};
+use futures::future::{BoxFuture, ready};
+use futures::stream::{FuturesOrdered, poll_fn};
 use futures::{FutureExt as _, StreamExt as _};
-use http_body_util::BodyExt as _;
-use tokio::time::{Instant, sleep, timeout};
+use http_body_util::{BodyExt as _, Limited};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{Instrument as _, Span};
 
 use super::entry;
@@ -42,38 +48,39 @@ use super::item::Item;
 use crate::api::problem::{Kind, Problem};
 use crate::api::request::{self, App, Call};
 use crate::limits::{
-    BODIES_BYTES_MAX, HeldBytes, STREAM_BYTES_MAX, STREAM_IDLE_MAX, STREAM_LINE_BYTES_MAX, STREAM_WRITES_MAX,
-    WRITE_DEADLINE,
+    BODIES_BYTES_MAX, HeldBytes, REFUSED_BODY_BYTES_MAX, REFUSED_BODY_DEADLINE, STREAM_BYTES_MAX, STREAM_IDLE_MAX,
+    STREAM_LINE_BYTES_MAX, STREAM_WRITES_MAX, WRITE_DEADLINE,
 };
 use crate::telemetry::{request_trace_id, within_request};
-use crate::write_path::{Request, Written};
+use crate::write_path::Request;
 
-/// Bytes of answers that are sent at once.
-const ANSWER_BYTES: usize = 16 * 1024;
+/// Bytes of answers after which they are sent, though more are ready.
+const CHUNK_BYTES: usize = 16 * 1024;
 
-pub(crate) async fn post(Call { app, headers, body, .. }: Call) -> Result<Response, Problem> {
-    let Some(held) = app.bodies.take(0) else { return Err(no_room()) };
-    let mut writes = Writes {
-        trace_id: request_trace_id().unwrap_or_else(|| "".into()),
-        span: Span::current(),
-        lines: Lines { read: BytesMut::new(), held, count: 0 },
-        body: Some(body),
-        next: None,
-        keys: HashSet::new(),
-        under_way: FuturesOrdered::new(),
-        sizes: VecDeque::new(),
-        bytes: 0,
-        last: None,
-        app,
+/// Time without a byte after which a client counts as quiet, once the stream has ended early.
+const QUIET: Duration = Duration::from_millis(200);
+
+pub(crate) async fn post(Call { app, headers, mut body, .. }: Call) -> Result<Response, Problem> {
+    let held = app.bodies.take(0).ok_or_else(no_room)?;
+    // A client may ask before it sends (RFC 9110, section 10.1.1), and hyper tells it to once the body is read, but only before the
+    // answer begins.
+    let first = match headers.contains_key(header::EXPECT) {
+        true => tokio::select! {
+            first = timeout(STREAM_IDLE_MAX, read(&mut body)) => Some(first.map_err(|_| idle())?),
+            () = app.draining.cancelled() => return Err(stopping()),
+        },
+        false => None,
     };
-    // A client that asks before it sends (RFC 9110, section 10.1.1) is told to, but only while there is no answer yet.
-    if headers.contains_key(header::EXPECT) {
-        let first = timeout(STREAM_IDLE_MAX, read(&mut writes.body)).await;
-        first.map(|first| writes.note(first)).map_err(|_| idle())?;
-    }
-    let answers = stream::unfold(writes, async |mut writes| Some((writes.answers().await?, writes)));
-    let answers = Body::from_stream(answers.map(Ok::<_, Infallible>));
-    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], answers).into_response())
+    let (answers, mut taken) = mpsc::channel::<Bytes>(1);
+    let mut writes = Writes::new(app, body, held);
+    tokio::spawn(async move {
+        if let Some(first) = first {
+            writes.note(first);
+        }
+        writes.run(answers).await;
+    });
+    let answers = poll_fn(move |context| taken.poll_recv(context)).map(Ok::<_, Infallible>);
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(answers)).into_response())
 }
 
 /// A stream of writes.
@@ -81,20 +88,41 @@ struct Writes {
     app: Arc<App>,
     trace_id: Arc<str>,
     span: Span,
-    /// None once nothing more is read.
-    body: Option<Body>,
+    body: Body,
+    /// Whether more is read, or why not.
+    end: Option<End>,
     lines: Lines,
+    /// Room for what was read and not answered yet.
+    held: HeldBytes,
     /// The next write, while it cannot begin.
     next: Option<Write>,
     /// The keys of the writes under way.
     keys: HashSet<String>,
     /// The writes under way, in the order of their lines.
     under_way: FuturesOrdered<BoxFuture<'static, Answer>>,
-    /// The sizes of their lines, and the sum.
-    sizes: VecDeque<usize>,
+    /// The bytes of their lines.
     bytes: usize,
-    /// Why the stream ends early; its last line.
-    last: Option<Problem>,
+    answered: Answered,
+    /// Since when no line has come and no write is under way.
+    idle_since: Instant,
+}
+
+/// Why a stream ends.
+enum End {
+    /// The client has sent all.
+    Whole,
+    /// Early; the last line of the answer says why, once.
+    Early(Option<Problem>),
+}
+
+/// Answers that the client has not taken yet.
+struct Answered {
+    text: BytesMut,
+    /// How many lines they answer, and the bytes of these.
+    lines: usize,
+    bytes: usize,
+    /// Since when there are some, or when the client last took some.
+    since: Instant,
 }
 
 /// What a line asks for.
@@ -104,59 +132,92 @@ struct Write {
     key: Option<String>,
     request: Result<Request, Problem>,
     bytes: usize,
-    held: Option<HeldBytes>,
 }
 
-/// The answer to a line, and the key that it wrote.
+/// The answer to a line, its key, and its bytes.
 struct Answer {
-    number: u64,
+    text: Vec<u8>,
     key: Option<String>,
-    result: Result<Written, Problem>,
+    bytes: usize,
 }
 
 impl Writes {
-    /// Waits for answers, and meanwhile reads and begins writes. None at the end.
-    async fn answers(&mut self) -> Option<Bytes> {
+    fn new(app: Arc<App>, body: Body, held: HeldBytes) -> Self {
+        let now = Instant::now();
+        Self {
+            app,
+            trace_id: request_trace_id().unwrap_or_else(|| "".into()),
+            span: Span::current(),
+            body,
+            end: None,
+            lines: Lines::default(),
+            held,
+            next: None,
+            keys: HashSet::new(),
+            under_way: FuturesOrdered::new(),
+            bytes: 0,
+            answered: Answered { text: BytesMut::new(), lines: 0, bytes: 0, since: now },
+            idle_since: now,
+        }
+    }
+
+    /// Reads lines, performs and answers them, until the stream ends or the client has gone.
+    async fn run(mut self, answers: mpsc::Sender<Bytes>) {
+        let draining = self.app.draining.clone();
         loop {
             self.begin();
-            let is_idle = self.under_way.is_empty();
-            let reads = self.body.is_some() && self.next.is_none() && self.has_room();
-            if is_idle && !reads {
-                let problem = self.last.take()?;
-                return Some((self.line(problem) + "\n").into());
+            let (is_idle, reads) = (self.under_way.is_empty(), self.end.is_none());
+            let has_answers = !self.answered.text.is_empty();
+            if is_idle && !reads && !has_answers {
+                let Some(End::Early(last)) = &mut self.end else { return };
+                let Some(last) = last.take() else { return discard(self.body).await };
+                let last = line_of(last, &self.trace_id);
+                self.answered.text.extend_from_slice(&last);
+                continue;
             }
-            let draining = self.app.draining.clone();
+            let (idle_until, taken_until) = (self.idle_since + STREAM_IDLE_MAX, self.answered.since + STREAM_IDLE_MAX);
             tokio::select! {
                 biased;
-                Some(first) = self.under_way.next(), if !is_idle => return Some(self.collect(first)),
-                frame = read(&mut self.body), if reads => self.note(frame),
-                () = draining.cancelled(), if self.body.is_some() => {
-                    self.end(Problem::new(Kind::STOPPING, "the node is stopping; the lines before are answered, and no others are read"));
+                room = answers.reserve(), if has_answers => match room {
+                    Ok(room) => room.send(self.take_answers()),
+                    Err(_) => return,
+                },
+                () = answers.closed() => return,
+                Some(answer) = self.under_way.next(), if !is_idle => self.answer(answer),
+                frame = read(&mut self.body), if reads && self.next.is_none() && self.has_room() => self.note(frame),
+                () = draining.cancelled(), if reads => self.end(stopping(), self.lines.count + 1),
+                () = sleep_until(taken_until), if has_answers => return,
+                () = sleep_until(idle_until), if is_idle && reads && !has_answers => {
+                    self.end(idle(), self.lines.count + 1);
                 }
-                () = sleep(STREAM_IDLE_MAX), if is_idle => self.end(idle()),
             }
         }
     }
 
     fn has_room(&self) -> bool {
-        self.under_way.len() < STREAM_WRITES_MAX && self.bytes < STREAM_BYTES_MAX
+        self.under_way.len() + self.answered.lines < STREAM_WRITES_MAX
+            && self.bytes + self.answered.bytes < STREAM_BYTES_MAX
     }
 
-    /// Reads nothing more. What was read in part is dropped.
-    fn end(&mut self, problem: Problem) {
-        self.body = None;
+    /// Reads nothing more, because of a problem with the line of this number. Lines that have not begun are dropped.
+    fn end(&mut self, problem: Problem, number: u64) {
+        let number = self.next.take().map_or(number, |next| next.number);
         self.lines.clear();
-        self.last = Some(problem.with("line", self.lines.count + 1));
+        self.end = Some(End::Early(Some(problem.with("line", number))));
     }
 
     /// Takes what was read; none at the end.
     fn note(&mut self, frame: Option<Result<Bytes, axum::Error>>) {
         match frame {
-            Some(Ok(chunk)) if !self.app.bodies.extend(&mut self.lines.held, chunk.len()) => self.end(no_room()),
+            Some(Ok(chunk)) if !self.app.bodies.extend(&mut self.held, chunk.len()) => {
+                self.end(no_room(), self.lines.count + 1);
+            }
             Some(Ok(chunk)) => self.lines.read.extend_from_slice(&chunk),
-            Some(Err(_)) => self.end(Problem::new(Kind::BAD_BODY, "the stream ended early")),
+            Some(Err(_)) => {
+                self.end(Problem::new(Kind::BAD_BODY, "the stream broke off"), self.lines.count + 1);
+            }
             None => {
-                self.body = None;
+                self.end = Some(End::Whole);
                 self.lines.finish();
             }
         }
@@ -171,68 +232,86 @@ impl Writes {
                 return;
             }
             self.keys.extend(write.key.clone());
-            self.sizes.push_back(write.bytes);
             self.bytes += write.bytes;
             self.under_way.push_back(self.perform(write));
         }
-        if self.lines.read.len() > STREAM_LINE_BYTES_MAX && !self.lines.has_line() {
-            let detail = format!("line {} has more than {STREAM_LINE_BYTES_MAX} bytes", self.lines.count + 1);
-            self.end(Problem::new(Kind::TOO_LARGE, detail));
+        if self.lines.is_too_long() {
+            self.end(too_long(), self.lines.count + 1);
         }
     }
 
     fn next_write(&mut self) -> Option<Write> {
-        let (line, held) = self.lines.next()?;
-        let (key, request) = match request_of(&line) {
-            Ok((key, request)) => (Some(key), Ok(request)),
-            Err(problem) => (None, Err(problem)),
-        };
-        Some(Write { number: self.lines.count, key, request, bytes: line.len(), held })
+        loop {
+            let line = self.lines.next()?;
+            let number = self.lines.count;
+            if line.len() > STREAM_LINE_BYTES_MAX {
+                self.end(too_long(), number);
+                return None;
+            }
+            if line.trim_ascii().is_empty() {
+                drop(self.held.split(line.len()));
+                continue;
+            }
+            let (key, request) = match request_of(&line) {
+                Ok((key, request)) => (Some(key), Ok(request)),
+                Err(problem) => (None, Err(problem)),
+            };
+            return Some(Write { number, key, request, bytes: line.len() });
+        }
     }
 
-    fn perform(&self, Write { number, key, request, held, .. }: Write) -> BoxFuture<'static, Answer> {
+    fn perform(&self, Write { number, key, request, bytes }: Write) -> BoxFuture<'static, Answer> {
+        let trace_id = self.trace_id.clone();
+        let failed = move |problem: Problem| line_of(problem.with("line", number), &trace_id);
         let request = match request {
             Ok(request) => request,
-            Err(problem) => return futures::future::ready(Answer { number, key, result: Err(problem) }).boxed(),
+            Err(problem) => return ready(Answer { text: failed(problem), key, bytes }).boxed(),
         };
         let app = self.app.clone();
         let work = async move {
             let written = app.write_path.write(request, Instant::now() + WRITE_DEADLINE).await;
-            drop(held);
-            Answer { number, key, result: written.map_err(Problem::from) }
+            let text = written.map_err(Problem::from).and_then(|written| entry::line(&written));
+            Answer { text: text.unwrap_or_else(failed), key, bytes }
         };
         within_request(self.trace_id.clone(), work.instrument(self.span.clone())).boxed()
     }
 
-    /// The lines for an answer and for those that are ready after it.
-    fn collect(&mut self, first: Answer) -> Bytes {
-        let mut text = Vec::with_capacity(ANSWER_BYTES);
-        let mut answer = Some(first);
-        while let Some(Answer { number, key, result }) = answer.take() {
-            self.bytes -= self.sizes.pop_front().unwrap_or_default();
+    /// Takes the answer to a line, and those that are ready after it.
+    fn answer(&mut self, first: Answer) {
+        let now = Instant::now();
+        if self.answered.text.is_empty() {
+            self.answered.since = now;
+        }
+        let mut next = Some(first);
+        while let Some(Answer { text, key, bytes }) = next.take() {
             if let Some(key) = &key {
                 self.keys.remove(key);
             }
-            match result {
-                Ok(written) => entry::push_line(&mut text, &written),
-                Err(problem) => text.extend((self.line(problem.with("line", number)) + "\n").into_bytes()),
-            }
-            if text.len() < ANSWER_BYTES {
-                answer = self.under_way.next().now_or_never().flatten();
+            self.bytes -= bytes;
+            let answered = &mut self.answered;
+            answered.text.extend_from_slice(&text);
+            answered.lines += 1;
+            answered.bytes += bytes;
+            if answered.text.len() < CHUNK_BYTES {
+                next = self.under_way.next().now_or_never().flatten();
             }
         }
-        text.into()
+        self.idle_since = now;
     }
 
-    fn line(&self, problem: Problem) -> String {
-        problem.not_written().text(&self.trace_id)
+    /// Takes the answers for the client. What they answer holds room no longer.
+    fn take_answers(&mut self) -> Bytes {
+        let answered = &mut self.answered;
+        drop(self.held.split(answered.bytes));
+        (answered.lines, answered.bytes, answered.since) = (0, 0, Instant::now());
+        answered.text.split().freeze()
     }
 }
 
 /// The next bytes of a body.
-async fn read(body: &mut Option<Body>) -> Option<Result<Bytes, axum::Error>> {
+async fn read(body: &mut Body) -> Option<Result<Bytes, axum::Error>> {
     loop {
-        match body.as_mut()?.frame().await? {
+        match body.frame().await? {
             Ok(frame) => match frame.into_data() {
                 Ok(data) => return Some(Ok(data)),
                 Err(_trailers) => continue,
@@ -242,55 +321,73 @@ async fn read(body: &mut Option<Body>) -> Option<Result<Bytes, axum::Error>> {
     }
 }
 
-/// What was read of a stream, and its lines.
+/// Reads on until the client is quiet: one that is cut off while it sends does not see the answer.
+async fn discard(body: Body) {
+    let mut rest = Limited::new(body, REFUSED_BODY_BYTES_MAX);
+    let until_quiet = async { while let Ok(Some(Ok(_))) = timeout(QUIET, rest.frame()).await {} };
+    let _ = timeout(REFUSED_BODY_DEADLINE, until_quiet).await;
+}
+
+/// What was read of a stream and is not performed yet.
+#[derive(Default)]
 struct Lines {
     read: BytesMut,
-    held: HeldBytes,
+    /// Bytes at its beginning that are known to hold no end of a line.
+    searched: usize,
     /// Lines so far, empty ones included.
     count: u64,
 }
 
 impl Lines {
-    fn has_line(&self) -> bool {
-        memchr::memchr(b'\n', &self.read).is_some()
+    /// Takes the next whole line, with its end.
+    fn next(&mut self) -> Option<Bytes> {
+        let rest = self.read.get(self.searched..).unwrap_or_default();
+        let Some(end) = memchr::memchr(b'\n', rest) else {
+            self.searched = self.read.len();
+            return None;
+        };
+        let line = self.read.split_to(self.searched + end + 1).freeze();
+        self.searched = 0;
+        self.count += 1;
+        Some(line)
     }
 
-    /// Takes the next whole line that is not empty, and its part of the node's room.
-    fn next(&mut self) -> Option<(Bytes, Option<HeldBytes>)> {
-        loop {
-            let end = memchr::memchr(b'\n', &self.read)?;
-            let line = self.read.split_to(end + 1).freeze();
-            let held = self.held.split(line.len());
-            self.count += 1;
-            if !line.trim_ascii().is_empty() {
-                return Some((line, held));
-            }
-        }
+    /// Whether the next line is too long, though its end was not read yet.
+    fn is_too_long(&self) -> bool {
+        self.searched > STREAM_LINE_BYTES_MAX
     }
 
-    fn clear(&mut self) {
-        drop(self.held.split(self.read.len()));
-        self.read.clear();
-    }
-
-    /// Ends the last line, which may lack its newline.
+    /// Ends the last line, which may lack its end.
     fn finish(&mut self) {
         if !self.read.is_empty() {
             self.read.extend_from_slice(b"\n");
         }
     }
+
+    fn clear(&mut self) {
+        self.read.clear();
+        self.searched = 0;
+    }
 }
 
 fn request_of(line: &[u8]) -> Result<(String, Request), Problem> {
-    let shape = "one line {\"key\", \"value\"} or {\"op\": \"delete\", \"key\"}";
-    let mut item: Item = request::json(line, shape)?;
+    let mut item: Item = serde_json::from_slice(line).map_err(|error| {
+        let shape = "{\"key\", \"value\"} or {\"op\": \"delete\", \"key\"}";
+        Problem::new(Kind::BAD_BODY, format!("the line must be {shape}: {error}"))
+    })?;
     let idempotency_key = item.idempotency_key.take();
     if let Some(key) = &idempotency_key {
-        request::check_idempotency_key(key)?;
+        request::check_idempotency_key(key)
+            .map_err(|wrong| Problem::new(Kind::BAD_BODY, format!("the line's idempotency_key {wrong}")))?;
     }
     let (operation, precondition) = item.check()?;
     let (key, preconditions) = (operation.key.clone(), precondition.into_iter().collect());
     Ok((key, Request { operations: vec![operation], preconditions, idempotency_key }))
+}
+
+/// A problem as a line of the answer. A failed write without an explicit outcome was not written.
+fn line_of(problem: Problem, trace_id: &str) -> Vec<u8> {
+    (problem.not_written().text(trace_id) + "\n").into_bytes()
 }
 
 fn no_room() -> Problem {
@@ -299,6 +396,14 @@ fn no_room() -> Problem {
     Problem::new(Kind::BUSY, detail)
 }
 
+fn too_long() -> Problem {
+    Problem::new(Kind::TOO_LARGE, format!("the line has more than {STREAM_LINE_BYTES_MAX} bytes"))
+}
+
 fn idle() -> Problem {
     Problem::new(Kind::BAD_BODY, format!("no line came within {} seconds", STREAM_IDLE_MAX.as_secs()))
+}
+
+fn stopping() -> Problem {
+    Problem::new(Kind::STOPPING, "the node is stopping; the lines before this one are answered, and no others are read")
 }

@@ -22,7 +22,7 @@ const THREADS_MAX: usize = 256;
 /// Clients are spread over the nodes of --url. Writes go to random keys under --prefix, which are not deleted afterwards.
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct Args {
-    /// Number of clients, each with one request in flight
+    /// Number of clients, each with one request in flight unless --stream says otherwise
     #[arg(short, long, value_name = "N", default_value_t = 16)]
     pub(super) clients: usize,
     /// How long to measure, such as 10s or 2m

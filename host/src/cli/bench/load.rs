@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::body::Body;
+use hyper::StatusCode;
+use hyper::body::{Body, Incoming};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
@@ -14,7 +15,6 @@ use tokio::time::Instant;
 use super::super::{Failure, Refusal, Request, client, root_cause};
 use super::args::Args;
 use super::report::{Kind, Measured};
-use super::stream;
 use crate::net;
 
 /// Pause of a client after a failed request, so that it does not busy-loop on a dead node.
@@ -55,26 +55,8 @@ impl Load {
     }
 }
 
-/// Runs the clients of one thread. Tasks of a single-threaded runtime are woken without another thread, which is cheap.
-pub(super) fn run_clients(load: &Arc<Load>, thread: usize) -> std::io::Result<Measured> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let numbers = (thread..load.args.clients).step_by(load.threads);
-        let clients = numbers.map(|number| match load.args.stream {
-            Some(window) => tokio::spawn(stream::run_client(load.clone(), number, window)),
-            None => tokio::spawn(run_client(load.clone(), number)),
-        });
-        let clients: Vec<_> = clients.collect();
-        let mut total = Measured::default();
-        for client in clients {
-            total.add(client.await.unwrap_or_default());
-        }
-        Ok(total)
-    })
-}
-
 /// Runs one client: sends one request after the other until the load ends.
-async fn run_client(load: Arc<Load>, number: usize) -> Measured {
+pub(super) async fn run_client(load: Arc<Load>, number: usize) -> Measured {
     let Some(url) = load.url(number) else { return Measured::default() };
     let mut connection = Connection { url: url.clone(), sender: None };
     let interval = load.args.rate.map(|rate| Duration::from_secs_f64(load.args.clients as f64 / rate as f64));
@@ -139,9 +121,9 @@ impl Connection {
         let response = sender.send_request(request).await.map_err(|error| bad_answer(&error))?;
         let (status, mut body) = (response.status(), response.into_body());
         if !status.is_success() {
-            let problem = Limited::new(body, PROBLEM_BYTES_MAX).collect().await.map_err(|error| bad_answer(&*error))?;
+            let refused = refusal(url, status, body).await?;
             self.sender = Some(sender);
-            return Err(Failure::Refused(Refusal::parse(status, &problem.to_bytes())));
+            return Err(refused);
         }
         while let Some(frame) = body.frame().await {
             frame.map_err(|error| bad_answer(&error))?;
@@ -149,6 +131,13 @@ impl Connection {
         self.sender = Some(sender);
         Ok(())
     }
+}
+
+/// The failure that an answer without success tells.
+pub(super) async fn refusal(url: &str, status: StatusCode, body: Incoming) -> Result<Failure, Failure> {
+    let collected = Limited::new(body, PROBLEM_BYTES_MAX).collect().await;
+    let problem = collected.map_err(|error| Failure::BadAnswer { url: url.to_owned(), reason: root_cause(&*error) })?;
+    Ok(Failure::Refused(Refusal::parse(status, &problem.to_bytes())))
 }
 
 /// Opens a connection. Its task ends when the sender is dropped, or when the node closes the connection.

@@ -14,7 +14,7 @@
 //! of it in the kernel; hyper costs 2 µs more than HTTP written by hand.
 //!
 //! ```text
-//! mod → load → report → args
+//! mod → stream → load → report → args
 //! ```
 
 mod args;
@@ -31,7 +31,7 @@ use nix::sys::time::TimeVal;
 use tokio::time::Instant;
 
 pub(super) use self::args::Args;
-use self::load::{Load, run_clients};
+use self::load::Load;
 use self::report::Measured;
 use super::{Client, Failure, Request, io};
 use crate::limits::BATCH_ITEMS_MAX;
@@ -77,6 +77,24 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     }
     let seconds = ended.saturating_duration_since(measure_from).as_secs_f64();
     report::print(&total, &load.args, seconds, threads, cpu)
+}
+
+/// Runs the clients of one thread. Tasks of a single-threaded runtime are woken without another thread, which is cheap.
+fn run_clients(load: &Arc<Load>, thread: usize) -> std::io::Result<Measured> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let numbers = (thread..load.args.clients).step_by(load.threads);
+        let clients = numbers.map(|number| match load.args.stream {
+            Some(window) => tokio::spawn(stream::run_client(load.clone(), number, window)),
+            None => tokio::spawn(load::run_client(load.clone(), number)),
+        });
+        let clients: Vec<_> = clients.collect();
+        let mut total = Measured::default();
+        for client in clients {
+            total.add(client.await.unwrap_or_default());
+        }
+        Ok(total)
+    })
 }
 
 /// Writes every key once, so that every read finds an entry.

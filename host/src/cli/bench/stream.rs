@@ -6,32 +6,38 @@ use std::sync::atomic::Ordering;
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
-use http_body_util::channel::{Channel, Sender};
+use http_body_util::channel::Channel;
 use hyper::body::Incoming;
 use hyper::{Request, header};
 use tokio::time::Instant;
 
-use super::super::{Failure, Refusal, root_cause};
-use super::load::{ERROR_PAUSE, Load, open};
+use super::super::{Failure, Refusal, client, root_cause};
+use super::load::{ERROR_PAUSE, Load, open, refusal};
 use super::report::{Kind, Measured};
 use crate::net;
 
 /// Chunks of lines that wait to be sent.
 const CHUNKS_MAX: usize = 8;
 
-/// Bytes of lines after which a chunk is sent.
-const CHUNK_BYTES: usize = 16 * 1024;
-
 /// Runs one client: keeps up to `window` writes under way until the load ends.
 pub(super) async fn run_client(load: Arc<Load>, number: usize, window: usize) -> Measured {
     let mut measured = Measured::default();
     let Some(url) = load.url(number) else { return measured };
     while goes_on(&load) {
+        let mut client =
+            Client { load: &load, url, under_way: VecDeque::with_capacity(window), measured: &mut measured };
         let began = Instant::now();
-        if let Err(failure) = run_stream(&load, url, window, &mut measured).await {
-            measured.note(Kind::Write, began.elapsed(), Some(failure));
-            tokio::time::sleep(ERROR_PAUSE).await;
+        let Err(failure) = client.run(window).await else { continue };
+        // Those under way are lost with the stream. One that did not even begin counts as one error.
+        if client.under_way.is_empty() {
+            client.under_way.push_back(began);
         }
+        let reason = failure.to_string();
+        client.note(Some(failure));
+        while !client.under_way.is_empty() {
+            client.note(Some(bad_answer(url, reason.clone())));
+        }
+        tokio::time::sleep(ERROR_PAUSE).await;
     }
     measured
 }
@@ -40,30 +46,72 @@ fn goes_on(load: &Load) -> bool {
     !load.stopped.load(Ordering::Relaxed) && Instant::now() < load.until
 }
 
-/// One stream, until the load ends or the stream does.
-async fn run_stream(load: &Load, url: &str, window: usize, measured: &mut Measured) -> Result<(), Failure> {
-    let (lines, body) = Channel::new(CHUNKS_MAX);
-    let mut answers = begin(url, body).await?;
-    let mut lines = Some(lines);
-    let mut under_way: VecDeque<Instant> = VecDeque::with_capacity(window);
-    let mut rest = BytesMut::new();
-    loop {
-        match &mut lines {
-            Some(open) if goes_on(load) => send(load, open, window, &mut under_way).await,
-            _ => lines = None,
-        }
-        let Some(frame) = answers.frame().await else { break };
-        rest.extend_from_slice(&frame.map_err(|error| bad_answer(url, &error))?.into_data().unwrap_or_default());
-        while let Some(end) = memchr::memchr(b'\n', &rest) {
-            let line = rest.split_to(end + 1);
-            let failure = (!line.starts_with(b"{\"key\":")).then(|| Failure::Refused(Refusal::of_line(&line)));
-            let Some(began) = under_way.pop_front() else { return failure.map_or(Ok(()), Err) };
-            if began >= load.measure_from {
-                measured.note(Kind::Write, began.elapsed(), failure);
+/// A client with an open stream.
+struct Client<'a> {
+    load: &'a Load,
+    url: &'a str,
+    /// When the writes began that are not answered yet.
+    under_way: VecDeque<Instant>,
+    measured: &'a mut Measured,
+}
+
+impl Client<'_> {
+    /// One stream, until the load ends. Fails if the stream ends before, or stands still.
+    async fn run(&mut self, window: usize) -> Result<(), Failure> {
+        let (lines, body) = Channel::new(CHUNKS_MAX);
+        let mut answers = self.in_time(begin(self.url, body)).await??;
+        let mut lines = Some(lines);
+        let mut rest = BytesMut::new();
+        loop {
+            match &mut lines {
+                Some(open) if goes_on(self.load) => {
+                    let chunk = self.next_lines(window);
+                    // Fails if the connection is gone, which the answers tell.
+                    let _ = self.in_time(open.send_data(chunk)).await?;
+                }
+                _ => lines = None,
+            }
+            let Some(frame) = self.in_time(answers.frame()).await? else { break };
+            let frame = frame.map_err(|error| bad_answer(self.url, root_cause(&error)))?;
+            rest.extend_from_slice(&frame.into_data().unwrap_or_default());
+            while let Some(end) = memchr::memchr(b'\n', &rest) {
+                let line = rest.split_to(end + 1);
+                let failure = (!line.starts_with(b"{\"key\":")).then(|| Failure::Refused(Refusal::of_line(&line)));
+                if self.under_way.is_empty() {
+                    return failure.map_or(Ok(()), Err);
+                }
+                self.note(failure);
             }
         }
+        let is_whole = lines.is_none() && self.under_way.is_empty();
+        if is_whole { Ok(()) } else { Err(bad_answer(self.url, "the stream ended early".to_owned())) }
     }
-    Ok(())
+
+    /// The lines of as many writes as may be under way.
+    fn next_lines(&mut self, window: usize) -> Bytes {
+        let mut lines = String::new();
+        while self.under_way.len() < window {
+            // Quoted as JSON: the prefix may be any text.
+            let key = serde_json::Value::from(self.load.key());
+            lines.push_str(&format!("{{\"key\":{key},\"value\":\"{}\"}}\n", self.load.value));
+            self.under_way.push_back(Instant::now());
+        }
+        lines.into()
+    }
+
+    /// Records the answer to the oldest write.
+    fn note(&mut self, failure: Option<Failure>) {
+        if let Some(began) = self.under_way.pop_front()
+            && began >= self.load.measure_from
+        {
+            self.measured.note(Kind::Write, began.elapsed(), failure);
+        }
+    }
+
+    async fn in_time<T>(&self, work: impl Future<Output = T>) -> Result<T, Failure> {
+        let answered = tokio::time::timeout(client::TIMEOUT, work).await;
+        answered.map_err(|_| bad_answer(self.url, "it did not answer in time".to_owned()))
+    }
 }
 
 /// Begins a stream on a connection of its own.
@@ -72,33 +120,11 @@ async fn begin(url: &str, lines: Channel<Bytes>) -> Result<Incoming, Failure> {
     let request = Request::post(format!("{base_path}/kv/stream/")).header(header::HOST, authority).body(lines);
     let request = request.map_err(|error| Failure::Usage(error.to_string()))?;
     let mut sender = open(url).await?;
-    let response = sender.send_request(request).await.map_err(|error| bad_answer(url, &error))?;
-    let status = response.status();
-    let body = response.into_body();
-    if status.is_success() {
-        return Ok(body);
-    }
-    let problem = body.collect().await.map_err(|error| bad_answer(url, &error))?;
-    Err(Failure::Refused(Refusal::parse(status, &problem.to_bytes())))
+    let response = sender.send_request(request).await.map_err(|error| bad_answer(url, root_cause(&error)))?;
+    let (status, body) = (response.status(), response.into_body());
+    if status.is_success() { Ok(body) } else { Err(refusal(url, status, body).await?) }
 }
 
-/// Sends as many lines as may be under way.
-async fn send(load: &Load, lines: &mut Sender<Bytes>, window: usize, under_way: &mut VecDeque<Instant>) {
-    let mut chunk = BytesMut::with_capacity(CHUNK_BYTES + load.value.len());
-    while under_way.len() < window {
-        let line = format!("{{\"key\":\"{}\",\"value\":\"{}\"}}\n", load.key(), load.value);
-        chunk.extend_from_slice(line.as_bytes());
-        under_way.push_back(Instant::now());
-        if chunk.len() >= CHUNK_BYTES {
-            // Fails if the connection is gone, which the answers tell.
-            let _ = lines.send_data(chunk.split().freeze()).await;
-        }
-    }
-    if !chunk.is_empty() {
-        let _ = lines.send_data(chunk.freeze()).await;
-    }
-}
-
-fn bad_answer(url: &str, error: &(dyn std::error::Error + 'static)) -> Failure {
-    Failure::BadAnswer { url: url.to_owned(), reason: root_cause(error) }
+fn bad_answer(url: &str, reason: String) -> Failure {
+    Failure::BadAnswer { url: url.to_owned(), reason }
 }
