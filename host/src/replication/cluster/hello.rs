@@ -75,10 +75,14 @@ impl Greeter {
     async fn greet(&self, url: &str) {
         let began = self.view.time.clock().uptime();
         match self.ask(url).await {
-            Ok(hello) if self.is_own(&hello) => self.view.peers.note_failure(url, &"it is this node itself"),
+            Ok(hello) if self.is_own(&hello) => self.note_failure(url, &"it is this node itself"),
             Ok(hello) => self.note(url, hello, began, Some(self.view.time.clock().uptime().saturating_sub(began))),
-            Err(error) => self.view.peers.note_failure(url, &error),
+            Err(error) => self.note_failure(url, &error),
         }
+    }
+
+    fn note_failure(&self, url: &str, reason: &dyn std::fmt::Display) {
+        self.view.peers.note_failure(url, reason, self.view.expects(url));
     }
 
     /// Records a hello, and where its sender is reached if it is a member. If this node asked for it, it began to at an uptime of

@@ -177,12 +177,13 @@ impl PeerTable {
         *state = PeerState { hello, seen: Some(Instant::now()), rtt: rtt.or(state.rtt), clock, failures: 0 };
     }
 
-    pub(crate) fn note_failure(&self, url: &str, reason: &dyn std::fmt::Display) {
+    /// Records that a peer did not answer, and reports it if it should.
+    pub(crate) fn note_failure(&self, url: &str, reason: &dyn std::fmt::Display, is_expected: bool) {
         let mut peers = self.peers.lock();
         let Some(state) = peers.get_mut(url) else { return };
         state.failures = state.failures.saturating_add(1);
         state.seen = None;
-        if state.failures == FAILURES_MIN {
+        if state.failures == FAILURES_MIN && is_expected {
             tracing::warn!(url, %reason, "a node cannot be reached");
         }
     }

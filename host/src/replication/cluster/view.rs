@@ -144,6 +144,13 @@ impl ClusterView {
         urls
     }
 
+    /// Whether a node should answer at a URL that this one watches: not if its list is old, and only looked at for want of a leader.
+    pub(super) fn expects(&self, url: &str) -> bool {
+        let nodes = self.raft.with_metrics(|metrics| self.nodes(metrics));
+        let has_its_place = nodes.get(&self.raft.id()).is_some_and(|stored| *stored == self.founders.own_url);
+        !has_its_place || nodes.values().any(|member| member == url)
+    }
+
     /// Number of these nodes that can be reached, this one included.
     pub(crate) fn reachable_of(&self, nodes: &BTreeMap<u64, String>) -> usize {
         let own = self.raft.id();

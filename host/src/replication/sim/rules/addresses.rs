@@ -2,10 +2,25 @@
 
 use super::*;
 use crate::replication::sim::node::PeerList;
+use crate::storage::memory::SimDisk;
 
 /// The URLs of all nodes but one.
 fn all_but(world: &World, number: usize) -> Vec<String> {
     world.nodes.iter().filter(|node| node.number != number).map(|node| node.url.clone()).collect()
+}
+
+/// Three nodes, one of which has moved and was followed, and its disks from before.
+fn one_that_was_followed(seed: u64) -> (World, usize, [SimDisk; 2]) {
+    let (mut world, led_by) = cluster(seed, [1_000; 3]);
+    write(&mut world, led_by, "x");
+    let mover = (led_by + 1) % 3;
+    steps(&mut world, 500);
+    world.crash(mover, true);
+    let before = [world.nodes[mover].log_disk.copy(), world.nodes[mover].data_disk.copy()];
+    world.nodes[mover].url = "http://elsewhere".to_owned();
+    world.start(mover);
+    until(&mut world, |world| moves::is_followed(world, mover));
+    (world, mover, before)
 }
 
 #[test]
@@ -67,15 +82,7 @@ fn a_copy_of_a_disk_takes_no_part_while_the_original_runs() {
 #[test]
 fn a_member_that_moves_back_before_it_knows_that_it_was_followed_is_followed_again() {
     for seed in 1..=5 {
-        let (mut world, led_by) = cluster(seed, [1_000; 3]);
-        write(&mut world, led_by, "x");
-        let mover = (led_by + 1) % 3;
-        steps(&mut world, 500);
-        world.crash(mover, true);
-        let before = [world.nodes[mover].log_disk.copy(), world.nodes[mover].data_disk.copy()];
-        world.nodes[mover].url = "http://elsewhere".to_owned();
-        world.start(mover);
-        until(&mut world, |world| moves::is_followed(world, mover));
+        let (mut world, mover, before) = one_that_was_followed(seed);
         world.crash(mover, true);
         [world.nodes[mover].log_disk, world.nodes[mover].data_disk] = before;
         world.nodes[mover].url = url(mover);
@@ -89,22 +96,14 @@ fn a_member_that_moves_back_before_it_knows_that_it_was_followed_is_followed_aga
 #[test]
 fn a_member_that_has_its_place_by_an_old_log_finds_others_that_have_moved_by_its_list() {
     for seed in 1..=5 {
-        let (mut world, led_by) = cluster(seed, [1_000; 3]);
-        write(&mut world, led_by, "x");
-        let mover = (led_by + 1) % 3;
-        steps(&mut world, 500);
-        world.crash(mover, true);
-        let before = [world.nodes[mover].log_disk.copy(), world.nodes[mover].data_disk.copy()];
-        world.nodes[mover].url = "http://elsewhere".to_owned();
-        world.start(mover);
-        until(&mut world, |world| moves::is_followed(world, mover));
+        let (mut world, mover, before) = one_that_was_followed(seed);
         (0..3).for_each(|number| world.crash(number, true));
         [world.nodes[mover].log_disk, world.nodes[mover].data_disk] = before;
         for node in &mut world.nodes {
             node.url = if node.number == mover { url(mover) } else { format!("{}-moved", url(node.number)) };
         }
         (0..3).for_each(|number| world.nodes[number].peers = PeerList::right(all_but(&world, number)));
-        let others = [led_by, (led_by + 2) % 3];
+        let others = [(mover + 1) % 3, (mover + 2) % 3];
         others.into_iter().for_each(|number| world.start(number));
         until(&mut world, |world| others.iter().all(|number| moves::is_followed(world, *number)));
         // By now the others have their places, and no longer look for nodes of their lists.
