@@ -89,7 +89,7 @@ struct Writes {
     trace_id: Arc<str>,
     span: Span,
     body: Body,
-    /// Whether more is read, or why not.
+    /// Why nothing more is read; none while more is.
     end: Option<End>,
     lines: Lines,
     /// Room for what was read and not answered yet.
