@@ -155,7 +155,7 @@ impl Handle {
         }
         self.spawn(|stop| standing.watch(stop));
         self.spawn(|stop| parts.greeter.clone().watch_peers(parts.tasks.clone(), stop));
-        self.spawn(|stop| parts.membership.clone().finish_joint(stop));
+        self.spawn(|stop| parts.membership.clone().finish_changes(stop));
         self.spawn(|stop| parts.membership.clone().raise_level_of_new_cluster(stop));
         if !is_restart && founders.is_alone() {
             raft.initialize(&BTreeMap::from([(raft.id(), founders.own_url.clone())])).await;

@@ -3,8 +3,8 @@
 //! The leader changes the membership by Raft's joint consensus (Ongaro's thesis, section 4.3), in small steps that can be
 //! repeated. Whoever requests a change requests it again until it is done, so a change survives the loss of the leader. If
 //! a leader is lost in the middle of a change, the next leader completes the joint membership by itself
-//! ([`Membership::finish_joint`]), since two majorities are needed while it lasts. A node becomes a voter only once it has
-//! caught up, so the quorum never rests on an empty disk.
+//! ([`Membership::finish_changes`]), since two majorities are needed while it lasts. If that takes its own vote away, it
+//! hands over. A node becomes a voter only once it has caught up, so the quorum never rests on an empty disk.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::{sync::Arc, time::Duration};
@@ -29,8 +29,8 @@ const STEP_PAUSE: Duration = Duration::from_millis(50);
 /// Time to reach a node that is to be admitted: a node that has just started breaks off connections when it begins to take part.
 const NEWCOMER_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Interval at which a leader looks for a joint membership to complete.
-const FINISH_JOINT_INTERVAL: Duration = Duration::from_millis(250);
+/// Interval at which a leader looks for a change that was left behind.
+const FINISH_CHANGES_INTERVAL: Duration = Duration::from_millis(250);
 
 pub(crate) struct Membership {
     pub(crate) identity: Arc<Identity>,
@@ -98,12 +98,18 @@ impl Membership {
         Members::of(metrics, &self.view.addresses)
     }
 
-    /// Completes joint memberships left behind by earlier leaders, while this node runs and leads.
-    pub(crate) async fn finish_joint(self: Arc<Self>, stop: CancellationToken) {
-        while stop.run_until_cancelled(tokio::time::sleep(FINISH_JOINT_INTERVAL)).await.is_some() {
-            let left_behind = |metrics: &_| (leads(metrics) && is_joint(metrics)).then(|| self.members(metrics));
-            if let Some(members) = self.view.raft.with_metrics(left_behind) {
-                self.complete_joint(&members).await;
+    /// While this node runs and leads: completes joint memberships left behind by earlier leaders, and hands over if it is no
+    /// voter. A node that is about to lose its vote may be elected in the middle of that change.
+    pub(crate) async fn finish_changes(self: Arc<Self>, stop: CancellationToken) {
+        while stop.run_until_cancelled(tokio::time::sleep(FINISH_CHANGES_INTERVAL)).await.is_some() {
+            let own = self.view.raft.id();
+            let is_voter = |metrics: &Metrics| metrics.membership_config.voter_ids().any(|voter| voter == own);
+            let left_behind = |metrics: &Metrics| leads(metrics) && (is_joint(metrics) || !is_voter(metrics));
+            let members = |metrics: &_| left_behind(metrics).then(|| self.members(metrics));
+            match self.view.raft.with_metrics(members) {
+                Some(members) if members.is_joint => drop(self.complete_joint(&members).await),
+                Some(members) => drop(self.leadership.give_way(&members).await),
+                None => {}
             }
         }
     }
@@ -273,6 +279,9 @@ impl Membership {
             return Progress::Unknown;
         }
         let Some(&id) = ids.iter().find(|id| members.voters.contains(id)) else {
+            if ids.contains(&self.view.raft.id()) {
+                return self.leadership.give_way(members).await;
+            }
             let removed = ChangeMembers::RemoveNodes(ids.into_iter().collect());
             return self.apply(members, removed, Progress::Done).await;
         };

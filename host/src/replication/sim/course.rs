@@ -207,17 +207,16 @@ fn all_voters_run(world: &World) -> bool {
 
 /// Writes once more. By now the leader knows the clocks of all voters, so this write has the right time.
 fn write_at_rest(world: &mut World) -> Result<(), Violation> {
-    let Some(leader) = chaos::leader(world) else { return Ok(()) };
+    let failed = |why: String| Err(Violation::new("availability", format!("a write at rest: {why}")));
+    let Some(leader) = chaos::leader(world) else { return failed("nobody leads".to_owned()) };
     let id = world.history.operations.len();
     world.begin(leader, Request::Put { keys: vec![KEYS[0].to_owned()], expected: None, name: None }, DEADLINE);
-    let began_ms = world.now_ms;
-    while world.history.operations[id].response.is_none() {
-        if world.now_ms > began_ms + SETTLE_MS_MAX {
-            return Err(Violation::new("availability", "a write at rest is not answered"));
-        }
-        world.step()?;
+    let is_answered = |world: &World| world.history.operations[id].response.is_some();
+    pass_until(world, SETTLE_MS_MAX, is_answered)?;
+    match &world.history.operations[id].response {
+        Some(Response::Committed(_)) => Ok(()),
+        response => failed(format!("{response:?}")),
     }
-    Ok(())
 }
 
 fn was_written_since(world: &World, since_ms: u64) -> bool {

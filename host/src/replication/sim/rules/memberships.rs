@@ -36,20 +36,48 @@ fn a_node_that_is_removed_while_it_rejoins_stays_removed() {
 fn a_joint_membership_is_completed_by_the_next_leader() {
     let (mut world, led_by) = cluster(1, [1_000; 3]);
     let others = [(led_by + 1) % 3, (led_by + 2) % 3];
-    let rest: BTreeSet<u64> = others.iter().map(|number| metrics(&world, *number).id).collect();
-    let before = metrics(&world, led_by).membership_config;
+    let rest = begin_to_leave(&mut world, led_by, others);
+    world.crash(led_by, true);
+    until(&mut world, |world| configs(world, others[0]) == vec![rest.clone()]);
+    write(&mut world, others[0], "after");
+}
+
+/// A voter is elected in the middle of a change that takes its vote away, and then completes it.
+#[test]
+fn a_leader_without_a_vote_hands_over() {
+    for seed in 1..=5 {
+        let (mut world, led_by) = cluster(seed, [1_000; 3]);
+        until(&mut world, |world| (0..3).all(|number| is_ready(world, number)));
+        let (leaving, other) = ((led_by + 1) % 3, (led_by + 2) % 3);
+        let rest = begin_to_leave(&mut world, led_by, [led_by, other]);
+        let id = metrics(&world, leaving).id;
+        world.nodes[led_by].spawn(async move |handle| {
+            handle.0.view.raft.raft().trigger().transfer_leader(id).await.unwrap();
+        });
+        until(&mut world, |world| leader(world) == Some(leaving));
+        until(&mut world, |world| configs(world, other) == vec![rest.clone()]);
+        until(&mut world, |world| leader(world).is_some_and(|now| now != leaving));
+        write(&mut world, leaving, "after");
+    }
+}
+
+/// Has the leader append the first half of a change after which only `rest` have votes, as if it were lost then. Returns when the
+/// others have it, with the ids of `rest`.
+fn begin_to_leave(world: &mut World, led_by: usize, rest: [usize; 2]) -> BTreeSet<u64> {
+    let rest: BTreeSet<u64> = rest.iter().map(|number| metrics(world, *number).id).collect();
+    let before = metrics(world, led_by).membership_config;
     let nodes: BTreeMap<u64, _> = before.membership().nodes().map(|(id, node)| (*id, node.clone())).collect();
     let joint = openraft::Membership::new(vec![before.voter_ids().collect(), rest.clone()], nodes).unwrap();
-    let config =
-        |world: &World, number| metrics(world, number).membership_config.membership().get_joint_config().clone();
     world.nodes[led_by].spawn(async move |handle| {
         let raft = handle.0.view.raft.raft();
         raft.append_membership(joint, openraft::EntryPayload::<_, _, _>::Blank, []).await.unwrap();
     });
-    until(&mut world, |world| others.iter().all(|number| config(world, *number).len() == 2));
-    world.crash(led_by, true);
-    until(&mut world, |world| config(world, others[0]) == vec![rest.clone()]);
-    write(&mut world, others[0], "after");
+    until(world, |world| (0..3).all(|number| configs(world, number).len() == 2));
+    rest
+}
+
+fn configs(world: &World, number: usize) -> Vec<BTreeSet<u64>> {
+    metrics(world, number).membership_config.membership().get_joint_config().clone()
 }
 
 /// Its list names those it was started with, and a node that was added later leads.
