@@ -132,7 +132,7 @@ fn passing(criterion: &mut Criterion) {
     let runtime = Runtime::new(Arc::new(()), None).unwrap();
     let mut group = criterion.benchmark_group("passing");
     for bytes in [16, 1_024, 16_384, 262_144] {
-        let action = Action::Put(Value { content_type: "text/plain".to_owned(), bytes: vec![b'x'; bytes].into() });
+        let action = Action::Put(Value { content_type: "text/plain".into(), bytes: vec![b'x'; bytes].into() });
         let subject =
             Subject { name: "limits", package: "limits", config: r#"{"bytes_max": 1000000}"#, action: action.clone() };
         let set = Arc::new(Set::new(1, vec![hook(&runtime, &subject, true)]));

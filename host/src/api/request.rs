@@ -166,7 +166,7 @@ pub(super) fn check_key(key: &str) -> Result<(), Problem> {
 
 /// The entity tag of an entry: its revision.
 pub(super) fn etag(revision: u64) -> String {
-    format!("\"{revision}\"")
+    ["\"", itoa::Buffer::new().format(revision), "\""].concat()
 }
 
 /// The preconditions of a write on a key: `If-Match`, and `If-None-Match: *` (RFC 9110, section 13).

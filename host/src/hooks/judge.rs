@@ -235,7 +235,7 @@ fn check_size(hook: &Hook, operations: &[Operation]) -> Result<(), Error> {
 
 fn as_write(operation: &Operation) -> wit::Write<'_> {
     let (content_type, value) = match &operation.action {
-        Action::Put(value) => (value.content_type.as_str(), Some(&*value.bytes)),
+        Action::Put(value) => (&*value.content_type, Some(&*value.bytes)),
         Action::Delete => ("", None),
     };
     wit::Write { key: &operation.key, content_type, value }

@@ -52,7 +52,7 @@ impl HostReads for Reads {
         self.charge(entry_bytes)?;
         Ok(entry.map(|entry| wit::Entry {
             key: entry.key,
-            content_type: entry.value.content_type,
+            content_type: entry.value.content_type.into_owned(),
             value: entry.value.bytes.to_vec(),
             version: entry.meta.version,
             revision: entry.meta.revision,

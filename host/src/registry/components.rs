@@ -49,7 +49,7 @@ impl StoredPieces {
     pub(super) fn missing(&self, digest: &str, component: &Bytes) -> Vec<Operation> {
         let stored: BTreeSet<&String> = self.of(digest).iter().collect();
         let pieces = pieces(digest, component).filter(|(key, _)| !stored.contains(key));
-        let value = |bytes| Value { content_type: "application/wasm".to_owned(), bytes };
+        let value = |bytes| Value::of_type("application/wasm", bytes);
         pieces.map(|(key, bytes)| put(key, value(bytes))).collect()
     }
 
@@ -148,8 +148,7 @@ mod tests {
         let still_exist = stored(&data).still_exist(&digest);
         assert!(matches!(apply(&data, name(), still_exist.clone(), 0), Outcome::Applied { .. }));
         // Storing a piece again changes nothing; removing one does.
-        let again = pieces(&digest, &component)
-            .map(|(key, bytes)| put(key, Value { content_type: "application/wasm".to_owned(), bytes }));
+        let again = pieces(&digest, &component).map(|(key, bytes)| put(key, Value::of_type("application/wasm", bytes)));
         let again = again.collect();
         apply(&data, again, Vec::new(), 0);
         assert!(matches!(apply(&data, name(), still_exist.clone(), 0), Outcome::Applied { .. }));

@@ -10,8 +10,10 @@
 //! which is never 0. Later versions start with 0 and the number. Version 2 carries no time, since the leader stamps the round.
 //! Which version a node writes is up to the cluster's [feature level](super::FeatureLevel).
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::FeatureLevel;
@@ -156,7 +158,8 @@ pub enum Action {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Value {
     /// The media type; [`Value::JSON`] for values that arrived as JSON.
-    pub content_type: String,
+    #[serde(deserialize_with = "media_type")]
+    pub content_type: Cow<'static, str>,
     /// The bytes; compact JSON text if the media type is JSON.
     pub bytes: Bytes,
 }
@@ -167,13 +170,25 @@ impl Value {
 
     /// A JSON value; `text` must be valid JSON.
     pub fn json(text: impl Into<Bytes>) -> Self {
-        Self { content_type: Self::JSON.to_owned(), bytes: text.into() }
+        Self { content_type: Self::JSON.into(), bytes: text.into() }
+    }
+
+    /// A value of a media type.
+    pub fn of_type(content_type: &str, bytes: Bytes) -> Self {
+        // Most values are JSON, and need no memory of their own for that.
+        let content_type = if content_type == Self::JSON { Self::JSON.into() } else { content_type.to_owned().into() };
+        Self { content_type, bytes }
     }
 
     /// Whether the media type is JSON.
     pub fn is_json(&self) -> bool {
         self.content_type == Self::JSON
     }
+}
+
+fn media_type<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Cow<'static, str>, D::Error> {
+    let content_type = <&str>::deserialize(deserializer)?;
+    Ok(Value::of_type(content_type, Bytes::new()).content_type)
 }
 
 /// A fact about the store that must hold when a write is applied.

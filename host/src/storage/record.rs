@@ -98,7 +98,7 @@ mod tests {
         let meta =
             EntryMeta { version: u64::MAX, revision: u64::MAX, created_at_ms: u64::MAX, updated_at_ms: u64::MAX };
         let content_type = "x".repeat(crate::limits::CONTENT_TYPE_BYTES_MAX);
-        let value = Value { content_type, bytes: vec![b'x'; INLINE_VALUE_BYTES_MAX].into() };
+        let value = Value { content_type: content_type.into(), bytes: vec![b'x'; INLINE_VALUE_BYTES_MAX].into() };
         let (row, apart) = encode(meta, &value, is_large(&value)).unwrap();
         assert!(apart.is_none() && row.len() < 4 * 1024, "{}", row.len());
     }

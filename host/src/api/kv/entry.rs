@@ -93,9 +93,15 @@ fn push_entry(text: &mut Vec<u8>, key: &str, meta: EntryMeta, value: Option<&Val
         }
     }
     let EntryMeta { version, revision, created_at_ms, updated_at_ms } = meta;
+    push_number(text, ",\"version\":", version);
+    push_number(text, ",\"revision\":", revision);
     let (created_at, updated_at) = (timestamp(created_at_ms), timestamp(updated_at_ms));
-    let _ = write!(text, ",\"version\":{version},\"revision\":{revision}");
     let _ = write!(text, ",\"created_at\":\"{created_at}\",\"updated_at\":\"{updated_at}\"}}");
+}
+
+fn push_number(text: &mut Vec<u8>, name: &str, number: u64) {
+    text.extend_from_slice(name.as_bytes());
+    text.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
 }
 
 fn push_member(text: &mut Vec<u8>, name: &str, string: &str) {

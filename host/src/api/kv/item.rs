@@ -72,7 +72,7 @@ impl Item {
                         "has a content_type that is not allowed: 1 to 255 bytes, and JSON goes into value",
                     ));
                 }
-                Ok(Action::Put(value::within_limit(Value { content_type, bytes })?))
+                Ok(Action::Put(value::within_limit(Value::of_type(&content_type, bytes))?))
             }
             (Op::Put, Some(_), Some(_)) => Err(bad("has both value and value_base64")),
             (Op::Put, None, None) => Err(bad("has no value")),

@@ -42,7 +42,7 @@ pub(super) fn of_body(headers: &HeaderMap, body: Bytes) -> Result<Value, Problem
         let detail = format!("the content type must have 1 to {CONTENT_TYPE_BYTES_MAX} bytes of ASCII");
         return Err(Problem::new(Kind::UNSUPPORTED_MEDIA_TYPE, detail));
     }
-    within_limit(Value { content_type: content_type.to_owned(), bytes: body })
+    within_limit(Value::of_type(content_type, body))
 }
 
 fn of_object(body: Bytes) -> Result<Value, Problem> {

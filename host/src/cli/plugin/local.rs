@@ -100,7 +100,7 @@ pub(super) fn json_value(text: impl Into<Bytes>) -> Result<Value, crate::json::E
 
 /// A value of any other type.
 pub(super) fn other_value(content_type: &str, bytes: impl Into<Bytes>) -> Value {
-    Value { content_type: content_type.to_owned(), bytes: bytes.into() }
+    Value::of_type(content_type, bytes.into())
 }
 
 /// `brink plugin inspect`: the roles, rights and size of a component.

@@ -1,6 +1,6 @@
 //! Applies guarded writes, deterministically: the result depends on the state and the write alone.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use super::cache::RecentHeads;
@@ -23,8 +23,31 @@ pub(super) struct Overlay<'a> {
     /// Whether large values are stored apart. The version before cannot read them then, so this begins with the feature level
     /// that it does not know.
     has_values_apart: bool,
-    changed: HashMap<Space, BTreeMap<String, Change>>,
+    changed: BySpace<'a>,
     outcomes: Outcomes<'a>,
+}
+
+/// The changed keys of each space, in order.
+#[derive(Default)]
+struct BySpace<'a> {
+    kv: BTreeMap<&'a str, Change<'a>>,
+    system: BTreeMap<&'a str, Change<'a>>,
+}
+
+impl<'a> BySpace<'a> {
+    fn of(&self, space: Space) -> &BTreeMap<&'a str, Change<'a>> {
+        match space {
+            Space::Kv => &self.kv,
+            Space::System => &self.system,
+        }
+    }
+
+    fn of_mut(&mut self, space: Space) -> &mut BTreeMap<&'a str, Change<'a>> {
+        match space {
+            Space::Kv => &mut self.kv,
+            Space::System => &mut self.system,
+        }
+    }
 }
 
 /// What a batch goes on from, and what it leaves.
@@ -36,14 +59,14 @@ pub(super) struct Counters {
 }
 
 /// The change of a key by a batch.
-struct Change {
+struct Change<'a> {
     /// Whether the value that it had before the batch has a row of its own.
     was_apart: bool,
     /// None: it is deleted.
-    entry: Option<NewEntry>,
+    entry: Option<NewEntry<'a>>,
 }
 
-impl Change {
+impl Change<'_> {
     fn meta(&self) -> Option<EntryMeta> {
         self.entry.as_ref().map(|entry| entry.meta)
     }
@@ -52,12 +75,12 @@ impl Change {
 impl<'a> Overlay<'a> {
     pub(super) fn new(tables: &'a dyn ReadTables, recent: &'a RecentHeads, counters: Counters) -> Self {
         let Counters { revision, hook_epoch, has_values_apart } = counters;
-        let (changed, outcomes) = (HashMap::new(), Outcomes::new(tables));
+        let (changed, outcomes) = (BySpace::default(), Outcomes::new(tables));
         Self { tables, recent, revision, hook_epoch, has_values_apart, changed, outcomes }
     }
 
     /// Applies one write as a whole or not at all. A write whose idempotency key is remembered is not applied again.
-    pub(super) fn apply(&mut self, write: &GuardedWrite) -> Result<Outcome, Error> {
+    pub(super) fn apply(&mut self, write: &'a GuardedWrite) -> Result<Outcome, Error> {
         self.has_values_apart |= write.level >= FeatureLevel::STAMPED;
         let Some(idempotency) = &write.idempotency else { return self.apply_new(write) };
         if let Some(outcome) = self.outcomes.recall(idempotency, write.proposed_at_ms)? {
@@ -71,7 +94,7 @@ impl<'a> Overlay<'a> {
         Ok(outcome)
     }
 
-    fn apply_new(&mut self, write: &GuardedWrite) -> Result<Outcome, Error> {
+    fn apply_new(&mut self, write: &'a GuardedWrite) -> Result<Outcome, Error> {
         if write.hook_epoch.is_some_and(|epoch| epoch != self.hook_epoch) {
             return Ok(Outcome::HooksChanged { epoch: self.hook_epoch });
         }
@@ -96,24 +119,24 @@ impl<'a> Overlay<'a> {
 
     /// The keys of clients that the batch changes, with the heads of their new entries; none for deleted ones.
     pub(super) fn heads(&self) -> Vec<(String, Option<Head>)> {
-        let changes = self.changed.get(&Space::Kv).into_iter().flatten();
-        let head = |entry: &NewEntry| Head { meta: entry.meta, is_apart: entry.is_apart };
-        changes.map(|(key, change)| (key.clone(), change.entry.as_ref().map(head))).collect()
+        let head = |entry: &NewEntry<'_>| Head { meta: entry.meta, is_apart: entry.is_apart };
+        let heads = self.changed.kv.iter().map(|(key, change)| ((*key).to_owned(), change.entry.as_ref().map(head)));
+        heads.collect()
     }
 
     /// Adds the changes to a batch; returns the new counters.
     pub(super) fn stage(self, batch: &mut WriteBatch) -> Result<Counters, Error> {
-        for (space, changes) in self.changed {
+        let Self { changed: BySpace { kv, system }, outcomes, revision, hook_epoch, has_values_apart, .. } = self;
+        for (space, changes) in [(Space::Kv, kv), (Space::System, system)] {
             for (key, Change { was_apart, entry }) in changes {
                 rows::stage(batch, space, key, was_apart, entry)?;
             }
         }
-        self.outcomes.stage(batch);
-        let Self { revision, hook_epoch, has_values_apart, .. } = self;
+        outcomes.stage(batch);
         Ok(Counters { revision, hook_epoch, has_values_apart })
     }
 
-    fn change(&mut self, operation: &Operation, revision: u64, now_ms: u64) -> Result<Effect, Error> {
+    fn change(&mut self, operation: &'a Operation, revision: u64, now_ms: u64) -> Result<Effect, Error> {
         let Current { meta: before, was_apart } = self.current(operation.space, &operation.key)?;
         let (effect, entry) = match &operation.action {
             Action::Put(value) => {
@@ -124,18 +147,18 @@ impl<'a> Overlay<'a> {
                     updated_at_ms: now_ms,
                 };
                 let is_apart = self.has_values_apart && record::is_large(value);
-                (Effect::Put(meta), Some(NewEntry { meta, value: value.clone(), is_apart }))
+                (Effect::Put(meta), Some(NewEntry { meta, value, is_apart }))
             }
             Action::Delete if before.is_none() => return Ok(Effect::Deleted { existed: false }),
             Action::Delete => (Effect::Deleted { existed: true }, None),
         };
         let change = Change { was_apart, entry };
-        self.changed.entry(operation.space).or_default().insert(operation.key.clone(), change);
+        self.changed.of_mut(operation.space).insert(&operation.key, change);
         Ok(effect)
     }
 
     fn current(&self, space: Space, key: &str) -> Result<Current, Error> {
-        if let Some(change) = self.changed.get(&space).and_then(|changed| changed.get(key)) {
+        if let Some(change) = self.changed.of(space).get(key) {
             return Ok(Current { meta: change.meta(), was_apart: change.was_apart });
         }
         let head = match (space, self.recent.get(key)) {
@@ -162,7 +185,7 @@ impl<'a> Overlay<'a> {
         let limit = usize::try_from(limit).unwrap_or(0);
         let is_before_end = |key: &str| end.is_empty() || key <= end;
         let after_start = (Bound::Included(start), Bound::Unbounded);
-        let changes = self.changed.get(&space).into_iter().flat_map(|changes| changes.range::<str, _>(after_start));
+        let changes = self.changed.of(space).range::<str, _>(after_start);
         let mut changes = changes.take_while(|(key, _)| is_before_end(key)).peekable();
         let mut stored = scan::revisions(self.tables, space, start, end)?.peekable();
         let mut found: Vec<(String, u64)> = Vec::new();
@@ -170,14 +193,14 @@ impl<'a> Overlay<'a> {
         while found.len() < limit {
             let is_change_next = match (stored.peek(), changes.peek()) {
                 (None, None) => break,
-                (Some(Ok((stored, _))), Some((changed, _))) => *changed <= stored,
+                (Some(Ok((stored, _))), Some((changed, _))) => **changed <= stored.as_str(),
                 (stored, _) => stored.is_none(),
             };
             match if is_change_next { changes.next() } else { None } {
                 Some((key, change)) => {
                     // It takes the place of the stored entry of its key.
-                    drop(stored.next_if(|stored| stored.as_ref().is_ok_and(|(stored, _)| stored == key)));
-                    found.extend(change.meta().map(|meta| (key.clone(), meta.revision)));
+                    drop(stored.next_if(|stored| stored.as_ref().is_ok_and(|(stored, _)| stored == *key)));
+                    found.extend(change.meta().map(|meta| ((*key).to_owned(), meta.revision)));
                 }
                 None => found.extend(stored.next().transpose()?),
             }

@@ -41,7 +41,7 @@ pub(super) fn entry(
         StoredValue::Inline(bytes) => Bytes::copy_from_slice(bytes),
         StoredValue::Apart(length) => apart(tables, space, key.as_bytes(), length)?.into(),
     };
-    Ok(Entry { key, meta, value: Value { content_type: content_type.to_owned(), bytes } })
+    Ok(Entry { key, meta, value: Value::of_type(content_type, bytes) })
 }
 
 /// A value that is stored apart.
@@ -52,9 +52,9 @@ fn apart(tables: &dyn ReadTables, space: Space, key: &[u8], length: u64) -> Resu
 }
 
 /// A new entry on its way into the tables.
-pub(super) struct NewEntry {
+pub(super) struct NewEntry<'a> {
     pub meta: EntryMeta,
-    pub value: Value,
+    pub value: &'a Value,
     /// Whether its value gets a row of its own.
     pub is_apart: bool,
 }
@@ -64,19 +64,19 @@ pub(super) struct NewEntry {
 pub(super) fn stage(
     batch: &mut WriteBatch,
     space: Space,
-    key: String,
+    key: &str,
     was_apart: bool,
-    new: Option<NewEntry>,
+    new: Option<NewEntry<'_>>,
 ) -> Result<(), Error> {
     let (row, value) = match new {
         Some(NewEntry { meta, value, is_apart }) => {
-            let (row, value) = record::encode(meta, &value, is_apart)?;
+            let (row, value) = record::encode(meta, value, is_apart)?;
             (Some(row), value)
         }
         None => (None, None),
     };
     if was_apart || value.is_some() {
-        batch.set(tables::values_of(space), key.as_str(), value.map(Into::into));
+        batch.set(tables::values_of(space), key, value.map(Into::into));
     }
     batch.set(tables::of(space), key, row.map(Into::into));
     Ok(())
@@ -105,8 +105,9 @@ pub(super) fn insert_whole(
     let Row { meta, content_type, value } = Row::decode(&row)?;
     match value {
         StoredValue::Inline(value) if has_values_apart && value.len() > record::INLINE_VALUE_BYTES_MAX => {
-            let value = Value { content_type: content_type.to_owned(), bytes: row.slice_ref(value) };
-            stage(batch, space, record::decode_key(&key)?, false, Some(NewEntry { meta, value, is_apart: true }))
+            let value = Value::of_type(content_type, row.slice_ref(value));
+            let entry = NewEntry { meta, value: &value, is_apart: true };
+            stage(batch, space, &record::decode_key(&key)?, false, Some(entry))
         }
         StoredValue::Inline(_) => {
             batch.insert(tables::of(space), key, row);
