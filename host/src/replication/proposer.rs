@@ -23,7 +23,7 @@ use super::error::{Error, Limit, WriteOutcome};
 use super::gathering::Gathering;
 use super::peer::protocol::{Call, Failure, Transport};
 use super::queue::{self, Proposal, Queue};
-use super::types::{Round, RoundWrite, TypeConfig, decode, encode};
+use super::types::{Round, RoundWrite, TypeConfig, decode, encode_with_rounds};
 use super::{cluster::leadership::Leadership, cluster::view::ClusterView, disk_full};
 use crate::clock;
 use crate::limits::{COMMAND_BYTES_MAX, PROPOSE_QUEUE_BYTES_MAX};
@@ -256,7 +256,8 @@ impl Proposer {
     async fn forward(&self, leader: u64, url: &str, round: &Round, deadline: Instant) -> Result<Attempt, Error> {
         let began = clock::now();
         let remaining = deadline.saturating_duration_since(Instant::now());
-        let call = self.transport.call(leader, url, Call::Propose, encode(&(round, remaining))?, remaining);
+        let body = encode_with_rounds(&(round, remaining), round.encoded_bytes())?;
+        let call = self.transport.call(leader, url, Call::Propose, body, remaining);
         let answer = tokio::select! {
             biased;
             answer = call => answer,

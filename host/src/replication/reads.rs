@@ -113,16 +113,19 @@ impl Reads {
         if self.view.quorum_is_out_of_reach() {
             return Err(self.unreachable());
         }
-        let index = match self.view.leader() {
-            Some((leader, _)) if leader == self.view.raft.id() => self.read_index(deadline).await?,
-            Some((leader, url)) => {
-                let remaining = deadline.saturating_duration_since(Instant::now());
-                let answer = self.transport.call(leader, &url, Call::ReadIndex, encode(&remaining)?, remaining).await;
-                decode::<Option<u64>>(&answer.map_err(|_| self.unreachable())?)?
-            }
-            None => None,
+        let index = match self.view.leads() {
+            true => self.read_index(deadline).await?,
+            false => self.ask_leader(deadline).await?,
         };
         index.ok_or_else(|| self.unreachable())
+    }
+
+    /// Asks the leader for its [`Self::read_index`]; none if this node knows no leader.
+    async fn ask_leader(&self, deadline: Instant) -> Result<Option<u64>, Error> {
+        let Some((leader, url)) = self.view.leader() else { return Ok(None) };
+        let remaining = deadline.saturating_duration_since(Instant::now());
+        let answer = self.transport.call(leader, &url, Call::ReadIndex, encode(&remaining)?, remaining).await;
+        decode(&answer.map_err(|_| self.unreachable())?)
     }
 
     /// On the leader: the log index that a linearizable read must see; none if this node cannot confirm that it leads.

@@ -95,6 +95,10 @@ pub struct Round {
     pub writes: Vec<RoundWrite>,
 }
 
+/// Room for what an encoded value has beside its rounds, and a write of a round beside its command, in bytes.
+const SPARE_BYTES: usize = 64;
+const WRITE_SPARE_BYTES: usize = 8;
+
 /// What every version but the first starts with.
 const VERSIONED: u64 = 0;
 
@@ -105,6 +109,11 @@ impl Round {
     /// Bytes of the commands.
     pub(super) fn command_bytes(&self) -> usize {
         self.writes.iter().map(|write| write.command.len()).sum()
+    }
+
+    /// About how many bytes the round has, encoded.
+    pub(super) fn encoded_bytes(&self) -> usize {
+        self.command_bytes() + self.writes.len() * WRITE_SPARE_BYTES
     }
 
     /// The guarded writes, in order. They take place at `time_ms`; without it, at the times that their commands have.
@@ -191,6 +200,14 @@ pub(super) fn url_of(node: &BasicNode) -> String {
     net::with_one_localhost(node.addr.to_ascii_lowercase())
 }
 
+/// About how many bytes the round of an entry has, encoded.
+pub(super) fn encoded_bytes(entry: &LogEntry) -> usize {
+    match &entry.payload {
+        EntryPayload::Normal(round) => round.encoded_bytes(),
+        EntryPayload::Blank | EntryPayload::Membership(_) => 0,
+    }
+}
+
 /// The sampled traces of the writes in an entry.
 pub(super) fn traces_of(entry: &LogEntry) -> impl Iterator<Item = TraceContext> + '_ {
     let writes = match &entry.payload {
@@ -202,7 +219,12 @@ pub(super) fn traces_of(entry: &LogEntry) -> impl Iterator<Item = TraceContext> 
 
 /// Encodes a value for the log or the wire.
 pub(super) fn encode<T: Serialize>(value: &T) -> Result<Bytes, Error> {
-    Ok(postcard::to_stdvec(value).map_err(Error::Codec)?.into())
+    encode_with_rounds(value, 0)
+}
+
+/// Encodes a value that has rounds of about so many bytes, so that its memory is allocated once.
+pub(super) fn encode_with_rounds<T: Serialize>(value: &T, bytes: usize) -> Result<Bytes, Error> {
+    Ok(postcard::to_extend(value, Vec::with_capacity(SPARE_BYTES + bytes)).map_err(Error::Codec)?.into())
 }
 
 /// Decodes a stored value, if there is one.

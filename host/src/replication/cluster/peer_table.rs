@@ -227,6 +227,10 @@ impl PeerTable {
         nodes.filter(|(id, url)| peers.get(*url).is_some_and(|peer| peer.is_healthy_as(*id))).count()
     }
 
+    pub(crate) fn is_any_gone(&self) -> bool {
+        self.peers.lock().values().any(PeerState::is_gone)
+    }
+
     /// Number of these URLs whose nodes are gone.
     pub(crate) fn count_gone<'a>(&self, urls: impl Iterator<Item = &'a String>) -> usize {
         let peers = self.peers.lock();

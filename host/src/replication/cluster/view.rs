@@ -62,6 +62,11 @@ impl ClusterView {
         })
     }
 
+    /// Whether this node leads, as far as it knows.
+    pub(crate) fn leads(&self) -> bool {
+        self.raft.with_metrics(|metrics| self.known_leader(metrics) == Some(metrics.id))
+    }
+
     /// Fails if this node is no member of its cluster any more.
     pub(crate) fn check_standing(&self) -> Result<(), Error> {
         self.standing.lock().reason().map_or(Ok(()), |reason| Err(Error::Barred(reason)))
@@ -160,6 +165,10 @@ impl ClusterView {
 
     /// Whether it is certain enough that no majority can be reached, so that waiting is in vain.
     pub(crate) fn quorum_is_out_of_reach(&self) -> bool {
+        // Asked for each strong read: nearly always there is nothing to count.
+        if !self.peers.is_any_gone() {
+            return false;
+        }
         let voters = self.raft.with_metrics(|metrics| self.voters(metrics));
         let gone = self.peers.count_gone(voters.values());
         voters.len() - gone <= voters.len() / 2

@@ -17,7 +17,9 @@ use crate::clock;
 use crate::limits::COMMAND_BYTES_MAX;
 use crate::replication::blocking::Blocking;
 use crate::replication::peer::frames::PEER_BODY_BYTES_MAX;
-use crate::replication::types::{LogEntry, LogId, TypeConfig, Vote, decode, encode, traces_of};
+use crate::replication::types::{
+    LogEntry, LogId, TypeConfig, Vote, decode, encode, encode_with_rounds, encoded_bytes, traces_of,
+};
 use crate::storage::{self, Log};
 use crate::telemetry::{Stage, Telemetry, TraceContext, names};
 
@@ -161,7 +163,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let entries: Vec<LogEntry> = entries.into_iter().collect();
         let encoded = entries
             .iter()
-            .map(|entry| Ok((entry.log_id().index(), encode(entry).map_err(io::Error::other)?)))
+            .map(|entry| {
+                Ok((entry.log_id().index(), encode_with_rounds(entry, encoded_bytes(entry)).map_err(io::Error::other)?))
+            })
             .collect::<io::Result<Vec<_>>>()?;
         self.log.append(encoded, self.traced(&entries, callback));
         Ok(())

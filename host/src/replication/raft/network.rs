@@ -23,7 +23,7 @@ use crate::replication::peer::protocol::{Call, CallError, Failure, Transport};
 use crate::replication::peer::snapshot::{
     Awaited, Outgoing, Progress, RESUME_PAUSE, RESUME_TRIES_MAX, STALL_MAX, SnapshotSource, Transfers,
 };
-use crate::replication::types::{TypeConfig, Vote, decode, encode, url_of};
+use crate::replication::types::{TypeConfig, Vote, decode, encode, encode_with_rounds, encoded_bytes, url_of};
 use crate::replication::{blocking::Blocking, error::Error};
 use crate::{limits::SNAPSHOT_BYTES_PER_SECOND_MAX, telemetry::Telemetry};
 
@@ -120,7 +120,7 @@ impl PeerNetwork {
         request: &AppendEntriesRequest<TypeConfig>,
     ) -> impl Future<Output = Answer<AppendEntriesResponse<TypeConfig>>> + use<'_> {
         let began = std::time::Instant::now();
-        let body = encode(request);
+        let body = encode_with_rounds(request, request.entries.iter().map(encoded_bytes).sum());
         let timeout = append_timeout(body.as_ref().map_or(0, Bytes::len));
         let answer = self.call(Call::Append, body, timeout);
         async move {
