@@ -1,10 +1,8 @@
-//! The figures of a run, the comparison of both servers, and their output.
+//! The figures of a run, and their medians.
 
 use std::fmt;
 
 use serde_json::{Value, json};
-
-use super::case::{Case, Load};
 
 /// The figures of one run, or the medians of several.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -62,18 +60,40 @@ impl Figures {
         }
     }
 
-    /// The CPU time of a request in µs: of all nodes together, and of the loader.
-    fn cpu_us(&self) -> (f64, f64) {
-        let of = |cores: f64| 1e6 * cores / self.rate.max(1.0);
-        (of(self.server_cores), of(self.loader_cores))
+    /// The CPU time of a request over all nodes, in µs.
+    pub(super) fn server_us(&self) -> f64 {
+        self.us(self.server_cores)
     }
 
-    fn json(&self) -> Value {
-        let (server_us, loader_us) = self.cpu_us();
+    /// The CPU time that a request costs the loader, in µs.
+    pub(super) fn loader_us(&self) -> f64 {
+        self.us(self.loader_cores)
+    }
+
+    fn us(&self, cores: f64) -> f64 {
+        1e6 * cores / self.rate.max(1.0)
+    }
+
+    /// This rate divided by a peer's.
+    pub(super) fn rate_ratio(&self, peer: &Self) -> f64 {
+        self.rate / peer.rate.max(1.0)
+    }
+
+    /// A peer's CPU time of a request divided by this one.
+    pub(super) fn cpu_ratio(&self, peer: &Self) -> f64 {
+        peer.server_us() / self.server_us().max(0.1)
+    }
+
+    /// Whether the loader may have limited the rate.
+    pub(super) fn is_loader_busy(&self) -> bool {
+        self.loader_cores > LOADER_BUSY_MAX * self.loader_threads
+    }
+
+    pub(super) fn json(&self) -> Value {
         json!({
             "per_second": self.rate, "p50_ms": self.p50_ms, "p99_ms": self.p99_ms, "errors": self.errors,
             "server_cores": self.server_cores, "loader_cores": self.loader_cores,
-            "server_cpu_us": server_us, "loader_cpu_us": loader_us,
+            "server_cpu_us": self.server_us(), "loader_cpu_us": self.loader_us(),
         })
     }
 }
@@ -81,135 +101,10 @@ impl Figures {
 impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { rate, p50_ms, p99_ms, errors, .. } = self;
-        let (server_us, loader_us) = self.cpu_us();
+        let (server_us, loader_us) = (self.server_us(), self.loader_us());
         write!(f, "{rate:.0}/s, p50 {p50_ms:.2} ms, p99 {p99_ms:.2} ms, {errors} errors, ")?;
         write!(f, "CPU of a request: nodes {server_us:.1} µs, loader {loader_us:.1} µs")
     }
-}
-
-/// A case with the medians of both servers.
-pub(super) struct Compared {
-    pub(super) case: Case,
-    pub(super) brink: Figures,
-    pub(super) etcd: Figures,
-}
-
-impl Compared {
-    fn ratio(&self) -> f64 {
-        self.brink.rate / self.etcd.rate.max(1.0)
-    }
-
-    /// Whether the target is reached, if there is one.
-    fn is_met(&self) -> Option<bool> {
-        self.case.target.map(|target| self.ratio() >= target)
-    }
-
-    /// Whether p99 must be lower than etcd's, which is so for replicated writes.
-    fn p99_counts(&self) -> bool {
-        self.case.load == Load::Writes
-    }
-
-    fn has_lower_p99(&self) -> bool {
-        self.brink.p99_ms < self.etcd.p99_ms
-    }
-
-    /// The comparison of the ratio with its target, in words.
-    fn verdict(&self) -> String {
-        let mut verdict = match (self.case.target, self.is_met()) {
-            (Some(target), Some(false)) => {
-                format!("{target:.1}× missed by {:.0} %", 100.0 * (1.0 - self.ratio() / target))
-            }
-            (Some(target), _) => format!("{target:.1}× met"),
-            (None, _) => "no target".to_owned(),
-        };
-        if self.p99_counts() {
-            verdict.push_str(if self.has_lower_p99() { ", p99 lower" } else { ", p99 NOT lower" });
-        }
-        verdict
-    }
-
-    fn json(&self) -> Value {
-        json!({
-            "load": title(self.case.load), "clients": self.case.clients, "brink": self.brink.json(),
-            "etcd": self.etcd.json(), "ratio": self.ratio(), "target": self.case.target, "met": self.is_met(),
-            "p99_lower": self.has_lower_p99(),
-        })
-    }
-}
-
-fn title(load: Load) -> &'static str {
-    match load {
-        Load::Writes => "Writes, three nodes",
-        Load::StrongReads => "Linearizable reads from the leader, three nodes",
-        Load::LocalReads => "Local (etcd: serializable) reads from a follower, three nodes",
-        Load::SingleWrites => "Writes, a single node",
-    }
-}
-
-/// All cases as a JSON list.
-pub(super) fn json(compared: &[Compared]) -> Value {
-    compared.iter().map(Compared::json).collect()
-}
-
-/// Prints a table for each load, and a summary.
-pub(super) fn print(compared: &[Compared]) {
-    for load in [Load::Writes, Load::StrongReads, Load::LocalReads, Load::SingleWrites] {
-        let cases: Vec<&Compared> = compared.iter().filter(|compared| compared.case.load == load).collect();
-        if !cases.is_empty() {
-            println!("\n{}\n{}", title(load), table(&cases));
-        }
-    }
-    let missed = compared.iter().filter(|compared| compared.is_met() == Some(false)).count();
-    let slow = compared.iter().filter(|compared| compared.p99_counts() && !compared.has_lower_p99()).count();
-    let targets = compared.iter().filter(|compared| compared.is_met().is_some()).count();
-    println!(
-        "\n{missed} of {targets} targets missed; p99 is not lower than etcd's in {slow} cases of replicated writes"
-    );
-}
-
-fn table(cases: &[&Compared]) -> String {
-    let mut lines = vec![format!(
-        "{:>7}  {:>9} {:>8} {:>8}  {:>9} {:>8} {:>8}  {:>6}  {:<28} {}",
-        "CLIENTS",
-        "ETCD/S",
-        "P50 MS",
-        "P99 MS",
-        "BRINK/S",
-        "P50 MS",
-        "P99 MS",
-        "RATIO",
-        "TARGET",
-        "CPU µs OF A REQUEST: NODES+LOADER, ETCD | BRINK"
-    )];
-    for compared in cases {
-        let Compared { case, brink, etcd } = compared;
-        let ((etcd_us, etcd_loader_us), (brink_us, brink_loader_us)) = (etcd.cpu_us(), brink.cpu_us());
-        lines.push(format!(
-            "{:>7}  {:>9.0} {:>8.2} {:>8.2}  {:>9.0} {:>8.2} {:>8.2}  {:>5.2}×  {:<28} {:.1}+{:.1} | {:.1}+{:.1}",
-            case.clients,
-            etcd.rate,
-            etcd.p50_ms,
-            etcd.p99_ms,
-            brink.rate,
-            brink.p50_ms,
-            brink.p99_ms,
-            compared.ratio(),
-            compared.verdict(),
-            etcd_us,
-            etcd_loader_us,
-            brink_us,
-            brink_loader_us
-        ));
-        for (name, figures) in [("etcd", etcd), ("brink", brink)] {
-            if figures.errors > 0.0 {
-                lines.push(format!("{:>7}  {name} answered {} requests of a run with errors", "", figures.errors));
-            }
-            if figures.loader_cores > LOADER_BUSY_MAX * figures.loader_threads {
-                lines.push(format!("{:>7}  the loader was the bottleneck; {name} may be faster", ""));
-            }
-        }
-    }
-    lines.join("\n")
 }
 
 #[cfg(test)]
@@ -226,15 +121,6 @@ mod tests {
     fn the_medians_are_those_of_each_figure() {
         let median = Figures::median(vec![run(300.0, 1.0), run(100.0, 2.0), run(200.0, 9.0)]);
         assert_eq!((median.rate, median.p99_ms), (200.0, 2.0));
-        assert_eq!(median.cpu_us(), (5_000.0, 2_500.0));
-    }
-
-    #[test]
-    fn a_missed_target_says_by_how_much() {
-        let case = Case { load: Load::Writes, clients: 1, target: Some(1.6) };
-        let missed = Compared { case, brink: run(120.0, 2.0), etcd: run(100.0, 3.0) };
-        assert_eq!(missed.verdict(), "1.6× missed by 25 %, p99 lower");
-        let met = Compared { case, brink: run(160.0, 3.0), etcd: run(100.0, 3.0) };
-        assert_eq!(met.verdict(), "1.6× met, p99 NOT lower");
+        assert_eq!((median.server_us(), median.loader_us()), (5_000.0, 2_500.0));
     }
 }

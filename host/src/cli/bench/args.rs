@@ -1,13 +1,10 @@
-//! The options of `brink bench`, and the requests of the load, in brink's API and in etcd's.
+//! The options of `brink bench`.
 
 use std::fmt::Display;
 use std::time::Duration;
 
-use base64::Engine as _;
-use serde_json::{Value, json};
-
 use super::super::kv::Consistency;
-use super::super::{Common, Failure, Method, Request, key_path};
+use super::super::{Common, Failure};
 use crate::limits::{STREAM_WRITES_MAX, VALUE_BYTES_MAX};
 use crate::net::BASE_PATH;
 
@@ -40,6 +37,9 @@ pub(in crate::cli) struct Args {
     /// Share of reads, 0 to 1; with reads, every key is written before the load begins
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     pub(super) reads: f64,
+    /// The keys are there, from an earlier run with reads and the same --keys and --prefix
+    #[arg(long)]
+    pub(super) prepared: bool,
     /// Consistency of reads
     #[arg(long)]
     pub(super) consistency: Option<Consistency>,
@@ -52,9 +52,12 @@ pub(in crate::cli) struct Args {
     /// Threads that send requests [default: half of the cores]
     #[arg(long, value_name = "N")]
     pub(super) threads: Option<usize>,
-    /// The API of the nodes; etcd is for comparison
+    /// The API of the nodes; those of other stores are for comparison
     #[arg(long, default_value = "brink")]
     pub(super) api: Api,
+    /// Replicas that must have a write before it counts; with --api redis, which asks for it with WAIT
+    #[arg(long, value_name = "N")]
+    pub(super) wait_replicas: Option<u32>,
     /// Prefix of all keys
     #[arg(long, default_value = "bench/")]
     pub(super) prefix: String,
@@ -74,7 +77,12 @@ impl Args {
         bounded("threads", (1..=THREADS_MAX).contains(&threads), threads, format!("1 to {THREADS_MAX}"))?;
         let stream = self.stream.unwrap_or(1);
         bounded("stream", (1..=STREAM_WRITES_MAX).contains(&stream), stream, format!("1 to {STREAM_WRITES_MAX}"))?;
-        bounded("stream", self.stream.is_none() || self.api == Api::Brink, stream, "absent with --api etcd")?;
+        bounded("stream", self.stream.is_none() || self.api == Api::Brink, stream, "absent unless --api is brink")?;
+        let replicas = self.wait_replicas.unwrap_or(0);
+        let allows_wait = self.wait_replicas.is_none() || self.api == Api::Redis;
+        bounded("wait-replicas", allows_wait, replicas, "absent unless --api is redis")?;
+        let allows_prefix = self.api != Api::Nats || is_nats_prefix(&self.prefix);
+        bounded("prefix", allows_prefix, &self.prefix, "letters, digits and -/_=. with --api nats")?;
         bounded("rate", self.rate != Some(0), 0, "at least 1")?;
         bounded("duration", !self.duration.is_zero(), "0s", "longer")
     }
@@ -94,66 +102,38 @@ pub(in crate::cli) enum Api {
     Brink,
     /// The v3 JSON gateway of etcd
     Etcd,
+    /// The v3 gRPC API of etcd
+    EtcdGrpc,
+    /// Redis; each node is read from as it is, so --consistency means nothing
+    Redis,
+    /// The key-value bucket `bench` of NATS JetStream; reads that are not local are answered by its leader
+    Nats,
 }
 
 impl Api {
-    /// A path that every node answers.
-    pub(super) fn probe_path(self) -> &'static str {
-        match self {
-            Self::Brink => "/health/",
-            Self::Etcd => "/version",
-        }
-    }
-
     /// The base URL of a node. `url` has the path of brink's API.
     pub(super) fn base_url(self, url: &str) -> &str {
-        match self {
-            Self::Brink => url,
-            Self::Etcd => url.strip_suffix(BASE_PATH).unwrap_or(url),
-        }
-    }
-
-    pub(super) fn write(self, key: &str, value: &str) -> Request {
-        match self {
-            Self::Brink => {
-                Request::new(Method::PUT, key_path(key)).body("application/json", format!("{{\"value\":\"{value}\"}}"))
-            }
-            Self::Etcd => etcd("put", format!("{{\"key\":\"{}\",\"value\":\"{}\"}}", base64(key), base64(value))),
-        }
-    }
-
-    pub(super) fn read(self, key: &str, consistency: Option<Consistency>) -> Request {
-        match self {
-            Self::Brink => {
-                let query = consistency.map_or(String::new(), |consistency| format!("?consistency={consistency}"));
-                Request::get(format!("{}{query}", key_path(key)))
-            }
-            Self::Etcd => {
-                let local = matches!(consistency, Some(Consistency::Local));
-                etcd("range", format!("{{\"key\":\"{}\",\"serializable\":{local}}}", base64(key)))
-            }
-        }
-    }
-
-    /// Writes several keys in one batch.
-    pub(super) fn write_all(self, keys: impl Iterator<Item = String>, value: &str) -> Request {
-        match self {
-            Self::Brink => {
-                let items: Vec<Value> = keys.map(|key| json!({"key": key, "value": value})).collect();
-                Request::new(Method::POST, "/kv/batch/").json(&json!({ "items": items }))
-            }
-            Self::Etcd => {
-                let put = |key: String| json!({"requestPut": {"key": base64(&key), "value": base64(value)}});
-                etcd("txn", json!({"success": keys.map(put).collect::<Vec<_>>()}).to_string())
-            }
-        }
+        if self == Self::Brink { url } else { url.strip_suffix(BASE_PATH).unwrap_or(url) }
     }
 }
 
-fn etcd(call: &str, body: String) -> Request {
-    Request::new(Method::POST, format!("/v3/kv/{call}")).body("application/json", body)
+/// Whether a prefix and a number make a key of a NATS bucket: a subject without empty parts and wildcards (ADR-8).
+fn is_nats_prefix(prefix: &str) -> bool {
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || "-/_=.".contains(c);
+    prefix.chars().all(is_allowed) && !prefix.starts_with('.') && !prefix.contains("..")
 }
 
-fn base64(text: &str) -> String {
-    base64::engine::general_purpose::STANDARD.encode(text)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_nats_prefix_has_no_wildcards_and_no_empty_parts() {
+        for prefix in ["bench/", "", "a.b.", "A-b_c=1"] {
+            assert!(is_nats_prefix(prefix), "{prefix:?}");
+        }
+        for prefix in [".a", "a..b", "a b", "a*", ">", "é"] {
+            assert!(!is_nats_prefix(prefix), "{prefix:?}");
+        }
+    }
 }

@@ -13,10 +13,17 @@
 //! runtimes, and the report says how much CPU it used. A request costs the loader about 25 µs of CPU in a development build, most
 //! of it in the kernel; hyper costs 2 µs more than HTTP written by hand.
 //!
+//! # Other stores
+//!
+//! `--api` names the API of the nodes. Those of etcd, Redis and NATS are for `cargo xtask bench-peers`: [`api`] speaks the few
+//! requests that a load needs, so that all stores are loaded alike, by one connection and one request in flight for each
+//! client. What an acknowledged write means differs between them; `docs/testing.md` says how.
+//!
 //! ```text
-//! mod → stream → load → report → args
+//! mod → stream → load → api → report → args
 //! ```
 
+mod api;
 mod args;
 mod load;
 mod report;
@@ -30,6 +37,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 use tokio::time::Instant;
 
+use self::api::{Call, Connection, Dialect, dialect};
 pub(super) use self::args::Args;
 use self::load::Load;
 use self::report::Measured;
@@ -42,17 +50,26 @@ const PREPARE_ITEMS_MAX: usize = 128;
 /// Maximum bytes of values in a batch that prepares reads.
 const PREPARE_BYTES_MAX: usize = 1024 * 1024;
 
+/// Number of connections that prepare reads in an API without batches.
+const PREPARE_CONNECTIONS: u64 = 64;
+
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
     args.check()?;
     let client = Client::new(&args.common)?;
     let urls: Vec<String> = client.urls.iter().map(|url| args.api.base_url(url).to_owned()).collect();
     // A node that cannot be reached fails the command at once.
     for url in &urls {
-        client.send_to(url, &Request::get(args.api.probe_path())).await?;
+        match dialect(args.api) {
+            Some(dialect) => drop(client.send_to(url, &Request::get(dialect.probe_path())).await?),
+            None => Connection::new(args.api, url).open().await?,
+        }
     }
     let value: String = std::iter::repeat_with(fastrand::alphanumeric).take(args.value_bytes).collect();
-    if let (Some(url), true) = (urls.first(), args.reads > 0.0) {
-        prepare(&client, url, &args, &value).await?;
+    if let (Some(url), true) = (urls.first(), args.reads > 0.0 && !args.prepared) {
+        match dialect(args.api) {
+            Some(dialect) => prepare(&client, dialect, url, &args, &value).await?,
+            None => prepare_one_by_one(url, &args, &value).await?,
+        }
     }
     let measure_from = Instant::now() + args.warmup;
     let until = measure_from + args.duration;
@@ -97,8 +114,8 @@ fn run_clients(load: &Arc<Load>, thread: usize) -> std::io::Result<Measured> {
     })
 }
 
-/// Writes every key once, so that every read finds an entry.
-async fn prepare(client: &Client, url: &str, args: &Args, value: &str) -> Result<(), Failure> {
+/// Writes every key once, in batches, so that every read finds an entry.
+async fn prepare(client: &Client, dialect: Dialect, url: &str, args: &Args, value: &str) -> Result<(), Failure> {
     let bar = io::progress(args.keys, "keys prepared");
     let items_max =
         (PREPARE_BYTES_MAX / (args.value_bytes + 1)).clamp(1, PREPARE_ITEMS_MAX.min(BATCH_ITEMS_MAX)) as u64;
@@ -106,12 +123,31 @@ async fn prepare(client: &Client, url: &str, args: &Args, value: &str) -> Result
     while first < args.keys {
         let last = (first + items_max).min(args.keys);
         let keys = (first..last).map(|number| format!("{}{number}", args.prefix));
-        client.send_to(url, &args.api.write_all(keys, value)).await?;
+        client.send_to(url, &dialect.write_all(keys, value)).await?;
         first = last;
         bar.set_position(first);
     }
     bar.finish_and_clear();
     Ok(())
+}
+
+/// Writes every key once, each by a request of its own.
+async fn prepare_one_by_one(url: &str, args: &Args, value: &str) -> Result<(), Failure> {
+    let bar = io::progress(args.keys, "keys prepared");
+    let writers = (0..PREPARE_CONNECTIONS).map(|first| {
+        let (mut connection, bar) = (Connection::new(args.api, url), &bar);
+        async move {
+            for number in (first..args.keys).step_by(PREPARE_CONNECTIONS as usize) {
+                let key = format!("{}{number}", args.prefix);
+                connection.send(&Call::Write { key: &key, value, replicas: args.wait_replicas }).await?;
+                bar.inc(1);
+            }
+            Ok(())
+        }
+    });
+    let written: Result<Vec<()>, Failure> = futures::future::try_join_all(writers).await;
+    bar.finish_and_clear();
+    written.map(drop)
 }
 
 /// Waits for the end of the load or for Ctrl-C, and shows the progress.

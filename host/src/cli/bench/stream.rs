@@ -12,7 +12,8 @@ use hyper::{Request, header};
 use tokio::time::Instant;
 
 use super::super::{Failure, Refusal, client, root_cause};
-use super::load::{ERROR_PAUSE, Load, open, refusal};
+use super::api::{open, refusal};
+use super::load::{ERROR_PAUSE, Load};
 use super::report::{Kind, Measured};
 use crate::net;
 
