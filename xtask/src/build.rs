@@ -76,6 +76,13 @@ pub(crate) fn node() -> anyhow::Result<()> {
     progress::build("brink", command(&cargo(), &["build", "--workspace", "--bin", "brink"]))
 }
 
+/// Builds the node as its instructions are counted. Returns its binary.
+pub(crate) fn counted() -> anyhow::Result<PathBuf> {
+    let args = ["build", "--profile", "counted", "--package", "brink", "--bin", "brink"];
+    progress::build("brink, to count its instructions", command(&cargo(), &args))?;
+    Ok(target_dir()?.join("counted").join("brink"))
+}
+
 /// Builds the node and plugins at the same time, since neither build keeps all cores busy to its end.
 pub(crate) fn node_and_plugins(packages: &[&str]) -> anyhow::Result<()> {
     add_wasm_target()?;

@@ -4,12 +4,14 @@ mod bench_peers;
 mod build;
 mod dev;
 mod faults;
+mod instructions;
 mod progress;
 mod readme;
 mod sim;
 mod test;
 #[cfg(test)]
 mod tidy;
+mod tools;
 mod upgrade;
 
 use clap::{Parser, Subcommand};
@@ -36,8 +38,10 @@ enum Task {
     Readme,
     /// Build an earlier version, and run it with this one in one cluster: an upgrade, the way back, and the end of it
     Upgrade(upgrade::Options),
-    /// Compare the speed of brink and etcd; installs etcd
+    /// Compare the speed of brink, etcd, Redis and NATS; installs them
     BenchPeers(bench_peers::Options),
+    /// Count the instructions of writes and reads, and compare them with the recorded figures; installs valgrind
+    Instructions(instructions::Options),
     /// Check format, lints, documentation and the shape of the source; changes nothing
     Verify,
     /// Fix format and lints where that is possible automatically
@@ -53,6 +57,7 @@ fn main() -> anyhow::Result<()> {
         Task::Readme => readme::run(),
         Task::Upgrade(options) => upgrade::run(&options),
         Task::BenchPeers(options) => bench_peers::run(&options),
+        Task::Instructions(options) => instructions::run(&options),
         Task::Verify => test::verify(),
         Task::Fix => test::fix(),
     }

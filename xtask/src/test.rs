@@ -1,11 +1,8 @@
 //! `cargo xtask test`, `verify` and `fix`, and the tools that tests need.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
 
-use anyhow::{Context, bail};
-
-use crate::{build, readme};
+use crate::{build, instructions, readme, tools};
 
 /// The tools that tests need beyond Rust: a file that shows that the tool is installed, and its Debian package.
 const NEEDED: [(&str, &str); 12] = [
@@ -43,7 +40,8 @@ pub(crate) fn run() -> anyhow::Result<()> {
     ];
     build::run_with(&build::cargo(), &["test", "--workspace"], &env)?;
     readme::run()?;
-    verify()
+    verify()?;
+    instructions::run(&instructions::Options::default())
 }
 
 /// Checks format, lints, documentation and the shape of the source. Changes nothing.
@@ -65,38 +63,9 @@ pub(crate) fn fix() -> anyhow::Result<()> {
 
 /// Installs the tools that tests need.
 pub(crate) fn install_needed() -> anyhow::Result<()> {
-    install(&NEEDED)?;
+    tools::install(&NEEDED)?;
     if !rustix::process::geteuid().is_root() {
-        install(&[NEEDED_TO_MOUNT])?;
+        tools::install(&[NEEDED_TO_MOUNT])?;
     }
     Ok(())
-}
-
-/// Installs the missing tools of a list like [`NEEDED`]. A test that lacks its tools would fail, so this fails first if they
-/// cannot be installed.
-pub(crate) fn install(needed: &[(&str, &str)]) -> anyhow::Result<()> {
-    let missing: Vec<&str> =
-        needed.iter().filter(|(file, _)| !Path::new(file).exists()).map(|(_, package)| *package).collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    if !Path::new("/usr/bin/apt-get").exists() {
-        bail!("please install these Debian packages, or what corresponds to them here: {}", missing.join(", "));
-    }
-    let is_root = rustix::process::geteuid().is_root();
-    let (program, before) = if is_root { ("apt-get", vec![]) } else { ("sudo", vec!["apt-get"]) };
-    let apt = |args: &[&str]| -> anyhow::Result<()> {
-        let all: Vec<&str> = before.iter().chain(args).copied().collect();
-        let mut command = Command::new(program);
-        // Packages must not start their services: the tests start their own. Installation scripts see run level 1.
-        command.args(&all).env("DEBIAN_FRONTEND", "noninteractive").env("RUNLEVEL", "1").stdin(Stdio::null());
-        let status = command.status().with_context(|| format!("{program} cannot be run"))?;
-        if !status.success() {
-            bail!("{program} {}: {status}", all.join(" "));
-        }
-        Ok(())
-    };
-    apt(&["update", "--quiet"])?;
-    let install = ["install", "--quiet", "--yes", "--no-install-recommends"];
-    apt(&install.iter().chain(&missing).copied().collect::<Vec<_>>())
 }

@@ -37,7 +37,7 @@ use self::compared::Compared;
 use self::figures::Figures;
 use self::peer::Peer;
 use self::servers::Servers;
-use crate::{build, test};
+use crate::{build, tools};
 
 /// Number of runs of each case; the medians count.
 const ROUNDS: usize = 3;
@@ -103,7 +103,7 @@ enum Output {
 /// Installs the peers, builds brink, measures all, and prints the comparison.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let packages: Vec<_> = options.peers.iter().filter_map(|peer| peer.package()).collect();
-    test::install(&packages)?;
+    tools::install(&packages)?;
     let brink = match &options.brink {
         Some(brink) => brink.clone(),
         None => {
