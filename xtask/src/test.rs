@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::{build, instructions, readme, tools};
 
 /// The tools that tests need beyond Rust: a file that shows that the tool is installed, and its Debian package.
-const NEEDED: [(&str, &str); 12] = [
+const NEEDED: [(&str, &str); 13] = [
     ("/usr/sbin/nginx", "nginx-light"),
     ("/usr/share/iso-codes/json/iso_639-3.json", "iso-codes"),
     ("/usr/bin/systemd-analyze", "systemd"),
@@ -18,6 +18,7 @@ const NEEDED: [(&str, &str); 12] = [
     ("/usr/bin/python3", "python3"),
     ("/usr/share/doc/python3-venv", "python3-venv"),
     ("/usr/share/doc/libfaketime", "libfaketime"),
+    ("/usr/bin/callgrind_control", "valgrind"),
 ];
 
 /// The tool that tests need to mount their file system when they do not run as root.

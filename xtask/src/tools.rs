@@ -5,8 +5,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
 
-/// Installs the missing tools of a list: a file that shows that a tool is installed, and its Debian package. A test that lacks its tools would fail, so this fails first if they
-/// cannot be installed.
+/// Installs what is missing of a list: for each tool, a file that shows that it is installed, and its Debian package. Fails if it
+/// cannot be installed, before anything runs that needs it.
 pub(crate) fn install(needed: &[(&str, &str)]) -> anyhow::Result<()> {
     let missing: Vec<&str> =
         needed.iter().filter(|(file, _)| !Path::new(file).exists()).map(|(_, package)| *package).collect();

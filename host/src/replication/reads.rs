@@ -122,7 +122,9 @@ impl Reads {
 
     /// Asks the leader for its [`Self::read_index`]; none if this node knows no leader.
     async fn ask_leader(&self, deadline: Instant) -> Result<Option<u64>, Error> {
-        let Some((leader, url)) = self.view.leader() else { return Ok(None) };
+        // If this node has just become the leader, the read is tried again.
+        let leader = self.view.leader().filter(|(leader, _)| *leader != self.view.raft.id());
+        let Some((leader, url)) = leader else { return Ok(None) };
         let remaining = deadline.saturating_duration_since(Instant::now());
         let answer = self.transport.call(leader, &url, Call::ReadIndex, encode(&remaining)?, remaining).await;
         decode(&answer.map_err(|_| self.unreachable())?)

@@ -11,8 +11,10 @@
 //! Which version a node writes is up to the cluster's [feature level](super::FeatureLevel).
 
 use std::borrow::Cow;
+use std::fmt;
 
 use bytes::Bytes;
+use serde::de::Visitor;
 use serde::{Deserialize, Deserializer, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -187,8 +189,21 @@ impl Value {
 }
 
 fn media_type<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Cow<'static, str>, D::Error> {
-    let content_type = <&str>::deserialize(deserializer)?;
-    Ok(Value::of_type(content_type, Bytes::new()).content_type)
+    deserializer.deserialize_str(MediaType)
+}
+
+struct MediaType;
+
+impl Visitor<'_> for MediaType {
+    type Value = Cow<'static, str>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a media type")
+    }
+
+    fn visit_str<E>(self, content_type: &str) -> Result<Self::Value, E> {
+        Ok(Value::of_type(content_type, Bytes::new()).content_type)
+    }
 }
 
 /// A fact about the store that must hold when a write is applied.

@@ -51,8 +51,8 @@ const KEYS: &str = "20000";
 /// Duration of the load before the measurement.
 const WARMUP: &str = "1s";
 
-/// Maximum time that a run may take beyond its duration, to prepare the keys for example.
-const RUN_MARGIN: Duration = Duration::from_secs(60);
+/// Maximum time that a run may take beyond its duration, to prepare the keys for example. Longer than the loader waits for an answer.
+const RUN_MARGIN: Duration = Duration::from_secs(120);
 
 /// Replicas of Redis that must have a write, so that a majority of three nodes has it.
 const WAIT_REPLICAS: &str = "1";

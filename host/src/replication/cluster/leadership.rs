@@ -63,7 +63,7 @@ impl Leadership {
     pub(crate) async fn hand_over(&self, deadline: Instant) {
         while self.leads() && Instant::now() < deadline {
             let members = self.members();
-            if members.voters.len() < 2 || self.give_way(&members).await != Progress::Pending {
+            if self.others(&members).next().is_none() || self.give_way(&members).await != Progress::Pending {
                 return;
             }
             tokio::time::sleep(HAND_OVER_PAUSE).await;

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use rustix::process::{Pid, Signal, kill_process_group};
 
 use self::node::{Ports, free_ports};
 use super::peer::Peer;
@@ -131,8 +132,8 @@ impl Servers {
 impl Drop for Servers {
     fn drop(&mut self) {
         for node in &mut self.nodes {
-            // Fails only if the node has ended already.
-            let _ = node.process.kill();
+            // With its children: Redis has its log rewritten by one. Each node leads a process group. Fails only if all have ended.
+            let _ = kill_process_group(Pid::from_child(&node.process), Signal::KILL);
             let _ = node.process.wait();
         }
     }

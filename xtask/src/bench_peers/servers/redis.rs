@@ -1,7 +1,7 @@
 //! Redis: its arguments, and whether the replicas follow.
 //!
-//! The first node is the primary, the others are its replicas; nobody elects another. Every node syncs a write before it answers
-//! it.
+//! The first node is the primary, the others are its replicas; nobody elects another. The primary syncs a write before it
+//! answers; a replica acknowledges what it has received.
 
 use std::path::Path;
 use std::process::Command;

@@ -9,6 +9,9 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use super::call::{ANSWER_BYTES_MAX, Error};
 use crate::net;
 
+/// Room for each read.
+const READ_BYTES: usize = 16 * 1024;
+
 /// A TCP connection. `net`, which opens them, is the only room that names their type.
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
@@ -45,6 +48,7 @@ impl Wire {
             if self.received.len() > ANSWER_BYTES_MAX {
                 return Err(Error::TooLarge);
             }
+            self.received.reserve(READ_BYTES);
             if self.stream.read_buf(&mut self.received).await? == 0 {
                 return Err(Error::Closed);
             }
