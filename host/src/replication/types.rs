@@ -111,7 +111,7 @@ impl Round {
         self.writes.iter().map(|write| write.command.len()).sum()
     }
 
-    /// About how many bytes the round has, encoded.
+    /// Approximate size of the encoded round, in bytes.
     pub(super) fn encoded_bytes(&self) -> usize {
         self.command_bytes() + self.writes.len() * WRITE_SPARE_BYTES
     }
@@ -200,7 +200,7 @@ pub(super) fn url_of(node: &BasicNode) -> String {
     net::with_one_localhost(node.addr.to_ascii_lowercase())
 }
 
-/// About how many bytes the round of an entry has, encoded.
+/// Approximate size of the encoded round of an entry, in bytes; 0 without one.
 pub(super) fn encoded_bytes(entry: &LogEntry) -> usize {
     match &entry.payload {
         EntryPayload::Normal(round) => round.encoded_bytes(),
@@ -222,7 +222,7 @@ pub(super) fn encode<T: Serialize>(value: &T) -> Result<Bytes, Error> {
     encode_with_rounds(value, 0)
 }
 
-/// Encodes a value that has rounds of about so many bytes, so that its memory is allocated once.
+/// Encodes a value. `bytes` is the approximate size of the rounds in it, so that its memory is allocated once.
 pub(super) fn encode_with_rounds<T: Serialize>(value: &T, bytes: usize) -> Result<Bytes, Error> {
     Ok(postcard::to_extend(value, Vec::with_capacity(SPARE_BYTES + bytes)).map_err(Error::Codec)?.into())
 }

@@ -167,13 +167,8 @@ fn summary(compared: &[Compared]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::figures::tests::run;
     use super::*;
-
-    fn run(rate: f64, p99_ms: f64) -> Figures {
-        let report = json!({"errors": 0, "loader_cores": 0.5, "loader_threads": 1,
-            "writes": {"per_second": rate, "p50_ms": 1.0, "p99_ms": p99_ms}});
-        Figures::of(&report, 1.0).unwrap()
-    }
 
     fn compared(clients: u32, peers: &[(Peer, Figures)]) -> Compared {
         Compared { case: Case { load: Load::Writes, clients }, brink: run(12_000.0, 2.0), peers: peers.to_vec() }

@@ -108,10 +108,11 @@ impl fmt::Display for Figures {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn run(rate: f64, p99_ms: f64) -> Figures {
+    /// The figures of a run of writes.
+    pub(in super::super) fn run(rate: f64, p99_ms: f64) -> Figures {
         let report = json!({"errors": 0, "loader_cores": 0.5, "loader_threads": 1,
             "writes": {"per_second": rate, "p50_ms": 1.0, "p99_ms": p99_ms}});
         Figures::of(&report, 1.0).unwrap()

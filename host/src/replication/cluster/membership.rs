@@ -3,8 +3,8 @@
 //! The leader changes the membership by Raft's joint consensus (Ongaro's thesis, section 4.3), in small steps that can be
 //! repeated. Whoever requests a change requests it again until it is done, so a change survives the loss of the leader. If
 //! a leader is lost in the middle of a change, the next leader completes the joint membership by itself
-//! ([`Membership::finish_changes`]), since two majorities are needed while it lasts. If that takes its own vote away, it
-//! hands over. A node becomes a voter only once it has caught up, so the quorum never rests on an empty disk.
+//! ([`Membership::finish_changes`]), since two majorities are needed while it lasts. A leader that
+//! loses its own vote by that hands over. A node becomes a voter only once it has caught up, so the quorum never rests on an empty disk.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::{sync::Arc, time::Duration};

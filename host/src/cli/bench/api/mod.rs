@@ -4,7 +4,8 @@
 //! again after it broke. hyper speaks HTTP/1.1 and HTTP/2, without a pool. The frames of Redis and NATS are written by hand: a
 //! load sends two kinds of them, and a client library would bring tasks and queues that cost more CPU than the request.
 //!
-//! An answer counts as a success only if it says so and, for a read, holds an entry.
+//! An answer counts as a success only if it says so and, for a read, holds an entry. etcd's gateway is an exception: it answers with
+//! success for a key that is absent.
 //!
 //! ```text
 //! mod → {http, grpc, redis, nats} → wire → call
