@@ -14,7 +14,7 @@
 //!    [`crate::storage`], [`crate::registry`] or [`crate::replication`].
 //! 3. The result becomes a response: `schema` has the typed bodies, `answer` makes the response, `problem` every error.
 //!
-//! `router` maps paths to handlers, and `observe` surrounds each request with its trace and its metrics. `peer`
+//! `router` maps paths to handlers, most directly those of one key. `observe` surrounds each request with its trace and its metrics. `peer`
 //! serves the other nodes of the cluster and shares none of this. Until a node has its state, `starting` answers
 //! its probes, and refuses everything else.
 //!
@@ -50,5 +50,5 @@ mod schema;
 mod starting;
 
 pub(crate) use self::request::App;
-pub(crate) use self::router::router;
+pub(crate) use self::router::Api;
 pub(crate) use self::starting::{Starting, starting_router};

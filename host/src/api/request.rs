@@ -24,6 +24,10 @@ use crate::storage::{AskedBy, Data, Fact, Precondition, Space, Value};
 use crate::telemetry::Telemetry;
 use crate::write_path::WritePath;
 
+// Constants, since a name that is given as text is parsed for each request.
+const PREFER: HeaderName = HeaderName::from_static("prefer");
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
 /// The parts of a node that handlers work with.
 pub(crate) struct App {
     pub write_path: WritePath,
@@ -60,6 +64,13 @@ impl<P: Parameters> FromRequest<Sealed> for Call<P> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, Sealed(app): &Sealed) -> Result<Self, Problem> {
+        Self::new(app, request)
+    }
+}
+
+impl<P: Parameters> Call<P> {
+    /// Fails if a parameter is not allowed.
+    pub(super) fn new(app: &Arc<App>, request: Request) -> Result<Self, Problem> {
         let (parts, body) = request.into_parts();
         let parameters = parameters(parts.uri.query().unwrap_or_default())?;
         Ok(Self { app: app.clone(), parameters, uri: parts.uri, headers: parts.headers, body })
@@ -210,7 +221,7 @@ pub(super) fn has_already(headers: &HeaderMap, revision: u64) -> bool {
 
 /// Whether a response without a body is enough: `Prefer: return=minimal` (RFC 7240).
 pub(super) fn prefers_minimal(headers: &HeaderMap) -> bool {
-    elements(headers, HeaderName::from_static("prefer")).any(|one| one.eq_ignore_ascii_case("return=minimal"))
+    elements(headers, PREFER).any(|one| one.eq_ignore_ascii_case("return=minimal"))
 }
 
 /// Whether the client wants the bytes of a value and not its entry: it accepts `application/octet-stream`, or the value's
@@ -236,7 +247,7 @@ fn elements(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str>
 
 /// The client's name for a write: `Idempotency-Key`, taken as it is.
 pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
-    let mut values = headers.get_all("idempotency-key").iter();
+    let mut values = headers.get_all(IDEMPOTENCY_KEY).iter();
     let Some(value) = values.next() else { return Ok(None) };
     let key = value.to_str().unwrap_or_default();
     let checked = if values.next().is_some() { Err("is there twice".to_owned()) } else { check_idempotency_key(key) };

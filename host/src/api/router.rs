@@ -1,21 +1,65 @@
 //! Paths and their handlers.
+//!
+//! The router has all of them. Most requests are for one key; they pass it by, since the match of their path and the services around
+//! their handlers would cost a tenth of a write.
 
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::Request;
+use axum::http::Method;
 use axum::middleware::from_fn_with_state;
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::{MethodRouter, delete, get, post};
 
-use super::observe::observe;
+use super::observe::{observe, observed};
 use super::problem::{Kind, Problem};
-use super::request::{App, seal};
+use super::request::{App, Call, seal};
 use super::{cluster, health, kv, peer, registry};
-use crate::net::BASE_PATH;
+use crate::net::{self, BASE_PATH};
+
+/// The route of one key, which the metrics of its requests name.
+const KEY: &str = "/kv-store/v1/kv/{*key}";
 
 /// The whole API of a node, for clients and for other nodes.
-pub(crate) fn router(app: Arc<App>) -> Router {
+pub(crate) struct Api {
+    app: Arc<App>,
+    router: Router,
+}
+
+impl Api {
+    pub(crate) fn new(app: Arc<App>) -> Self {
+        Self { router: router(app.clone()), app }
+    }
+
+    async fn key(&self, request: Request) -> Result<Response, Problem> {
+        match *request.method() {
+            Method::PUT => kv::one::put(Call::new(&self.app, request)?).await,
+            Method::DELETE => kv::one::delete(Call::new(&self.app, request)?).await,
+            _ => kv::one::get(Call::new(&self.app, request)?).await,
+        }
+    }
+}
+
+impl net::Answer for Api {
+    async fn answer(&self, request: Request) -> Response {
+        if !is_for_key(&request) {
+            return self.router.answer(request).await;
+        }
+        let key = async |request| self.key(request).await.into_response();
+        observed(&self.app.telemetry, KEY, request, key).await
+    }
+}
+
+/// Whether [`Api::key`] takes a request.
+fn is_for_key(request: &Request) -> bool {
+    let path = request.uri().path().strip_prefix(BASE_PATH).and_then(|path| path.strip_prefix("/kv/"));
+    path.is_some_and(|key| !key.is_empty()) && matches!(*request.method(), Method::GET | Method::PUT | Method::DELETE)
+}
+
+fn router(app: Arc<App>) -> Router {
     let key = || get(kv::one::get).put(kv::one::put).delete(kv::one::delete);
-    let clients = Router::new().route(&format!("{BASE_PATH}/kv/{{*key}}"), key()).merge(under_base([
+    let clients = Router::new().route(KEY, key()).merge(under_base([
         ("/kv", get(kv::range::list)),
         // Only POST is the batch or the stream: `batch` and `stream` are keys like any other.
         ("/kv/batch", key().post(kv::batch::post)),
@@ -59,4 +103,41 @@ pub(super) fn under_base<S: Clone + Send + Sync + 'static>(
         let path = format!("{BASE_PATH}{path}");
         router.route(&path, methods.clone()).route(&format!("{path}/"), methods)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+
+    use super::*;
+
+    #[test]
+    fn requests_for_one_key_pass_the_router_by_and_no_others() {
+        let is_for_key = |method: Method, path: &str| {
+            is_for_key(&Request::builder().method(method).uri(path).body(Body::empty()).unwrap())
+        };
+        for path in ["a", "a/", "a/b?consistency=local", "batch/", "stream", "/", "%2F"] {
+            for method in [Method::GET, Method::PUT, Method::DELETE] {
+                assert!(is_for_key(method, &format!("{BASE_PATH}/kv/{path}")), "{path}");
+            }
+        }
+        for (method, path) in [
+            (Method::GET, "/kv-store/v1/kv"),
+            (Method::GET, "/kv-store/v1/kv/"),
+            (Method::GET, "/kv-store/v1/kv/?limit=1"),
+            (Method::HEAD, "/kv-store/v1/kv/a"),
+            (Method::POST, "/kv-store/v1/kv/batch/"),
+            (Method::PATCH, "/kv-store/v1/kv/a"),
+            (Method::GET, "/kv-store/v1/kvs/a"),
+            (Method::GET, "/kv-store/v1/hooks/a"),
+            (Method::GET, "/kv/a"),
+        ] {
+            assert!(!is_for_key(method.clone(), path), "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn the_route_of_a_key_is_below_the_base_path() {
+        assert_eq!(KEY, format!("{BASE_PATH}/kv/{{*key}}"));
+    }
 }

@@ -8,6 +8,8 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use tokio::runtime;
+
 use crate::node::{DataError, Failure, Given, Node, Settings, StartError};
 use crate::telemetry::{LogFormat, Telemetry};
 
@@ -51,19 +53,29 @@ pub(super) fn run(args: Args) -> ExitCode {
         Ok(settings) => settings,
         Err(error) => return report_start(&error.into()),
     };
-    let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    // Half of the cores: the log's writer, apply and plugins have their own threads. TOKIO_WORKER_THREADS overrides it.
-    if std::env::var_os("TOKIO_WORKER_THREADS").is_none() {
-        let cores = thread::available_parallelism().map_or(1, usize::from);
-        runtime.worker_threads(cores.div_ceil(2));
-    }
-    match runtime.enable_all().thread_name("brink").build() {
+    match runtime().enable_all().thread_name("brink").build() {
         Ok(runtime) => {
             let code = runtime.block_on(serve(settings)).unwrap_or_else(|code| code);
             runtime.shutdown_timeout(BLOCKING_DEADLINE);
             code
         }
         Err(error) => report(1, format!("the runtime cannot start: {error}")),
+    }
+}
+
+/// Requests and replication run on half of the cores: the log's writer, apply and plugins have their own threads. With one
+/// thread, nothing is shared between threads, and a task costs less. `TOKIO_WORKER_THREADS` asks for that many.
+fn runtime() -> runtime::Builder {
+    if std::env::var_os("TOKIO_WORKER_THREADS").is_some() {
+        return runtime::Builder::new_multi_thread();
+    }
+    match thread::available_parallelism().map_or(1, usize::from).div_ceil(2) {
+        1 => runtime::Builder::new_current_thread(),
+        threads => {
+            let mut runtime = runtime::Builder::new_multi_thread();
+            runtime.worker_threads(threads);
+            runtime
+        }
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::io::ErrorKind::{ConnectionAborted, ConnectionReset};
 use std::io::{self, IoSlice};
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -67,17 +66,13 @@ impl BoundedListener {
             }
         }
     }
-}
 
-impl axum::serve::Listener for BoundedListener {
-    type Io = BoundedStream;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (BoundedStream, SocketAddr) {
+    /// The next connection. Cancel safe.
+    pub(super) async fn accept(&mut self) -> BoundedStream {
         loop {
             let Some(permit) = self.permit().await else { continue };
-            let (stream, address) = match self.listener.accept().await {
-                Ok(accepted) => accepted,
+            let stream = match self.listener.accept().await {
+                Ok((stream, _)) => stream,
                 // The client has gone already.
                 Err(error) if [ConnectionAborted, ConnectionReset].contains(&error.kind()) => continue,
                 Err(error) => {
@@ -89,12 +84,8 @@ impl axum::serve::Listener for BoundedListener {
             if let Err(error) = stream.set_nodelay(true) {
                 tracing::debug!(%error, "TCP_NODELAY could not be set");
             }
-            return (BoundedStream { stream, _permit: permit }, address);
+            return BoundedStream { stream, _permit: permit };
         }
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
     }
 }
 

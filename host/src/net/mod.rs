@@ -1,18 +1,20 @@
-//! The network: the only room that opens a socket. Base URLs of nodes, connections to them, and the listener of a node.
+//! The network: the only room that opens a socket. Base URLs of nodes, connections to them, and the listener and
+//! the HTTP server of a node.
 //!
 //! Every socket that carries small messages has `TCP_NODELAY` set: a call or an answer must not wait for the
 //! acknowledgement of an earlier one.
 
 mod listener;
+mod server;
 
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::listener::BoundedListener;
+pub(crate) use self::server::{Answer, serve};
 
 /// The path under which every node serves its API.
 pub(crate) const BASE_PATH: &str = "/kv-store/v1";
@@ -112,16 +114,6 @@ pub(crate) async fn bind(address: SocketAddr) -> io::Result<(BoundedListener, So
     let listener = TcpListener::bind(address).await?;
     let address = listener.local_addr()?;
     Ok((BoundedListener::new(listener), address))
-}
-
-/// Serves HTTP until `draining` is cancelled. Then it accepts no more connections, and returns once every request in progress
-/// is answered.
-pub(crate) async fn serve(
-    listener: BoundedListener,
-    routes: axum::Router,
-    draining: CancellationToken,
-) -> io::Result<()> {
-    axum::serve(listener, routes).with_graceful_shutdown(draining.cancelled_owned()).await
 }
 
 #[cfg(test)]

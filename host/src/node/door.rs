@@ -1,7 +1,5 @@
 //! The HTTP server of a node, from the first moment of its start on.
 
-use std::io;
-
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -29,7 +27,7 @@ impl Door {
     }
 
     /// Serves the API until `draining` is cancelled.
-    pub(super) fn open(self, routes: axum::Router, draining: CancellationToken) -> JoinHandle<io::Result<()>> {
-        tokio::spawn(net::serve(self.listener, routes, draining))
+    pub(super) fn open(self, api: api::Api, draining: CancellationToken) -> JoinHandle<()> {
+        tokio::spawn(net::serve(self.listener, api, draining))
     }
 }

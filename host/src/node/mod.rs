@@ -89,7 +89,7 @@ pub(crate) struct Node {
     pub address: SocketAddr,
     log: Log,
     app: Arc<api::App>,
-    server: JoinHandle<std::io::Result<()>>,
+    server: JoinHandle<()>,
     /// Stops the tasks.
     stopping: CancellationToken,
     tasks: TaskTracker,
@@ -150,7 +150,7 @@ impl Node {
             data,
             telemetry,
         });
-        let server = door.open(api::router(app.clone()), app.draining.clone());
+        let server = door.open(api::Api::new(app.clone()), app.draining.clone());
         tracing::info!(%url, %address, peers = settings.peer_urls.len(), data_dir = %settings.data_dir.display(), "started");
         Ok(Self { url, address, log, app, server, stopping, tasks })
     }

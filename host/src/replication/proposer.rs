@@ -23,7 +23,7 @@ use super::error::{Error, Limit, WriteOutcome};
 use super::gathering::Gathering;
 use super::peer::protocol::{Call, Failure, Transport};
 use super::queue::{self, Proposal, Queue};
-use super::types::{Round, RoundWrite, TypeConfig, decode, encode_with_rounds};
+use super::types::{Round, RoundWrite, TypeConfig, decode, decode_shared, encode_with_rounds};
 use super::{cluster::leadership::Leadership, cluster::view::ClusterView, disk_full};
 use crate::clock;
 use crate::limits::{COMMAND_BYTES_MAX, PROPOSE_QUEUE_BYTES_MAX};
@@ -113,7 +113,7 @@ impl Proposer {
     ) -> Result<Outcome, Error> {
         self.view.check_standing()?;
         disk_full::check(&self.free_space)?;
-        let command: Bytes = write.encode(self.view.raft.applied().level()).map_err(Error::Codec)?.into();
+        let command = write.encode(self.view.raft.applied().level()).map_err(Error::Codec)?;
         if command.len() > COMMAND_BYTES_MAX {
             return Err(Error::TooLarge { bytes: command.len() });
         }
@@ -297,7 +297,7 @@ impl Proposer {
     }
 
     /// Serves a round that another node forwarded. After an error nothing was appended.
-    pub(super) async fn serve(&self, body: &[u8]) -> Result<Forwarded, Error> {
+    pub(super) async fn serve(&self, body: &Bytes) -> Result<Forwarded, Error> {
         if self.view.leader().is_none_or(|(leader, _)| leader != self.view.raft.id()) {
             return Ok(Forwarded::NotLeader);
         }
@@ -310,7 +310,7 @@ impl Proposer {
         }
         let not_written = |is_busy| Forwarded::Failed { successful: 1, outcome: WriteOutcome::NotWritten, is_busy };
         let Some(held) = self.queue.reserve(body.len()) else { return Ok(not_written(true)) };
-        let (round, remaining): (Round, Duration) = decode(body)?;
+        let (round, remaining): (Round, Duration) = decode_shared(body)?;
         queue::check(&round)?;
         // A little earlier than the other side's, so that it receives our answer and not a timeout.
         let remaining = remaining.saturating_sub(LEADER_POLL);

@@ -10,7 +10,7 @@ use super::cluster::identity::{Stage, unidentified};
 use super::peer::protocol::{Call, Envelope, SnapshotBody};
 use super::peer::server;
 use super::peer::snapshot::{Header, Outgoing};
-use super::types::{TypeConfig, decode, encode};
+use super::types::{TypeConfig, decode, decode_shared, encode};
 use super::{disk_full, error::Error, handle::Handle};
 use crate::limits::SNAPSHOT_BYTES_PER_SECOND_MAX;
 
@@ -109,8 +109,8 @@ impl Handle {
             .boxed())
     }
 
-    async fn append(&self, body: &[u8]) -> Result<Bytes, Error> {
-        let request: openraft::raft::AppendEntriesRequest<TypeConfig> = decode(body)?;
+    async fn append(&self, body: &Bytes) -> Result<Bytes, Error> {
+        let request: openraft::raft::AppendEntriesRequest<TypeConfig> = decode_shared(body)?;
         disk_full::check_entries(&self.0.free_space, &request.entries)?;
         // Until it has committed an entry of its own term, a new leader does not know all that its predecessors had committed.
         let term = request.vote.leader_id.term;

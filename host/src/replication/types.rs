@@ -11,7 +11,7 @@ use serde::de::{self, DeserializeOwned, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::error::Error;
-use crate::storage::{self, GuardedWrite, Outcome};
+use crate::storage::{self, GuardedWrite, Outcome, shared};
 use crate::{net, telemetry::TraceContext};
 
 // The runtime is an associated type of openraft's configuration, so it cannot be passed in as a value. Making it a type
@@ -178,6 +178,7 @@ pub struct RoundWrite {
     /// The span that proposed the write, if its trace is sampled, so that every node can add its part to the trace.
     pub trace: Option<TraceContext>,
     /// A [`storage::GuardedWrite`], encoded by the node that received it.
+    #[serde(deserialize_with = "shared::deserialize")]
     pub command: Bytes,
 }
 
@@ -238,6 +239,11 @@ where
 /// Decodes a value that [`encode`] wrote.
 pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
     postcard::from_bytes(bytes).map_err(Error::Codec)
+}
+
+/// [`decode`], with commands that are parts of `bytes` and not copies. The memory of `bytes` stays as long as one of them.
+pub(super) fn decode_shared<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, Error> {
+    shared::within(bytes, || decode(bytes))
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use serde::de::Visitor;
 use serde::{Deserialize, Deserializer, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::FeatureLevel;
+use super::{FeatureLevel, shared};
 
 /// Operations and the conditions for applying them, as the log carries them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,14 +50,14 @@ impl GuardedWrite {
     /// # Errors
     ///
     /// None that a write can cause.
-    pub fn encode(&self, level: FeatureLevel) -> Result<Vec<u8>, postcard::Error> {
+    pub fn encode(&self, level: FeatureLevel) -> Result<Bytes, postcard::Error> {
         if level < FeatureLevel::STAMPED {
-            return postcard::to_stdvec(self);
+            return postcard::to_stdvec(self).map(Bytes::from);
         }
         let fields = (&self.operations, &self.preconditions, &self.hook_epoch, &self.idempotency);
         let mut command = Vec::with_capacity(self.encoded_bytes_estimate());
         command.extend([VERSIONED, STAMPED]);
-        postcard::to_extend(&fields, command)
+        postcard::to_extend(&fields, command).map(Bytes::from)
     }
 
     /// The estimated length of the encoded command, so that its memory is allocated once.
@@ -73,12 +73,16 @@ impl GuardedWrite {
         64 + self.operations.iter().map(of_operation).sum::<usize>() + preconditions
     }
 
-    /// Decodes a command of a round, with the round's time if it was stamped.
+    /// Decodes a command of a round, with the round's time if it was stamped. Its values are parts of the command's memory.
     ///
     /// # Errors
     ///
     /// If the bytes are malformed, of a later version, or have no time.
-    pub fn decode(command: &[u8], stamped_at_ms: Option<u64>) -> Result<Self, postcard::Error> {
+    pub fn decode(command: &Bytes, stamped_at_ms: Option<u64>) -> Result<Self, postcard::Error> {
+        shared::within(command, || Self::decode_fields(command, stamped_at_ms))
+    }
+
+    fn decode_fields(command: &[u8], stamped_at_ms: Option<u64>) -> Result<Self, postcard::Error> {
         let level = if stamped_at_ms.is_some() { FeatureLevel::STAMPED } else { FeatureLevel::FIRST };
         if let [VERSIONED, version, fields @ ..] = command {
             let (STAMPED, Some(proposed_at_ms)) = (*version, stamped_at_ms) else {
@@ -163,6 +167,7 @@ pub struct Value {
     #[serde(deserialize_with = "media_type")]
     pub content_type: Cow<'static, str>,
     /// The bytes; compact JSON text if the media type is JSON.
+    #[serde(deserialize_with = "shared::deserialize")]
     pub bytes: Bytes,
 }
 
@@ -372,8 +377,8 @@ mod tests {
 
     #[test]
     fn a_command_of_a_later_version_is_refused() {
-        let mut bytes = write().encode(FeatureLevel::STAMPED).unwrap();
+        let mut bytes = write().encode(FeatureLevel::STAMPED).unwrap().to_vec();
         bytes[1] += 1;
-        assert!(GuardedWrite::decode(&bytes, Some(9)).is_err());
+        assert!(GuardedWrite::decode(&bytes.into(), Some(9)).is_err());
     }
 }

@@ -39,6 +39,7 @@ mod free_space;
 mod log;
 mod poison;
 mod record;
+pub(crate) mod shared;
 mod state;
 
 pub use self::command::{

@@ -1,12 +1,15 @@
 //! W3C trace context: links the spans of one request across nodes.
 
-use std::sync::Arc;
+use std::fmt;
+use std::ops::Deref;
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use opentelemetry::Context;
 use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState};
 use serde::{Deserialize, Serialize};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// The position of a span in its trace (W3C Trace Context, level 1). `tracestate` is not carried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,7 +39,7 @@ impl TraceContext {
 
     /// The context in the headers of a request, if they have a valid one.
     pub fn extract(headers: &HeaderMap) -> Option<Self> {
-        Self::parse(headers.get("traceparent")?.to_str().ok()?)
+        Self::parse(headers.get(TRACEPARENT)?.to_str().ok()?)
     }
 
     /// The context of a span. `None` if its trace is not sampled, or traces are off.
@@ -60,8 +63,8 @@ impl TraceContext {
         }
     }
 
-    pub(crate) fn trace_id_hex(&self) -> String {
-        TraceId::from_bytes(self.trace_id).to_string()
+    pub(crate) fn trace_id_hex(&self) -> TraceIdHex {
+        TraceIdHex::new(u128::from_be_bytes(self.trace_id))
     }
 
     /// The parent of spans on this node.
@@ -72,18 +75,55 @@ impl TraceContext {
     }
 }
 
+/// A trace id as people see it: 32 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct TraceIdHex([u8; 32]);
+
+impl TraceIdHex {
+    /// A trace id by its number.
+    pub fn new(id: u128) -> Self {
+        let mut rest = id;
+        let mut digits = [0; 32];
+        for digit in digits.iter_mut().rev() {
+            let nibble = (rest & 0xf) as u8;
+            *digit = if nibble < 10 { b'0' + nibble } else { b'a' + nibble - 10 };
+            rest >>= 4;
+        }
+        Self(digits)
+    }
+
+    /// A random trace id, for a request without a `traceparent`.
+    pub fn random() -> Self {
+        Self::new(fastrand::u128(..))
+    }
+}
+
+impl Deref for TraceIdHex {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for TraceIdHex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self)
+    }
+}
+
 tokio::task_local! {
-    /// The trace id of the current request, in hexadecimal.
-    static REQUEST: Arc<str>;
+    /// The trace id of the current request.
+    static REQUEST: TraceIdHex;
 }
 
 /// Runs the work of a request. Within it, [`request_trace_id`] returns this trace id.
-pub async fn within_request<T>(trace_id: Arc<str>, work: impl Future<Output = T>) -> T {
+pub async fn within_request<T>(trace_id: TraceIdHex, work: impl Future<Output = T>) -> T {
     REQUEST.scope(trace_id, work).await
 }
 
 /// As [`within_request`], for work on another thread.
-pub fn within_request_sync<T>(trace_id: Option<Arc<str>>, work: impl FnOnce() -> T) -> T {
+pub fn within_request_sync<T>(trace_id: Option<TraceIdHex>, work: impl FnOnce() -> T) -> T {
     match trace_id {
         Some(trace_id) => REQUEST.sync_scope(trace_id, work),
         None => work(),
@@ -91,13 +131,8 @@ pub fn within_request_sync<T>(trace_id: Option<Arc<str>>, work: impl FnOnce() ->
 }
 
 /// The trace id of the current request. `None` outside of requests.
-pub fn request_trace_id() -> Option<Arc<str>> {
-    REQUEST.try_with(Arc::clone).ok()
-}
-
-/// A random trace id in hexadecimal, for a request without a `traceparent`.
-pub fn new_trace_id() -> String {
-    format!("{:032x}", fastrand::u128(..))
+pub fn request_trace_id() -> Option<TraceIdHex> {
+    REQUEST.try_with(|trace_id| *trace_id).ok()
 }
 
 #[cfg(test)]
@@ -108,7 +143,7 @@ mod tests {
 
     #[test]
     fn a_traceparent_is_read() {
-        assert_eq!(TraceContext::parse(GOOD).unwrap().trace_id_hex(), "0af7651916cd43dd8448eb211c80319c");
+        assert_eq!(&*TraceContext::parse(GOOD).unwrap().trace_id_hex(), "0af7651916cd43dd8448eb211c80319c");
         assert!(TraceContext::parse(&GOOD.replacen("00", "cc", 1)).is_some());
         assert!(TraceContext::parse(&format!("{}-more", GOOD.replacen("00", "01", 1))).is_some());
     }

@@ -82,7 +82,7 @@ mod tests {
     use tracing_subscriber::layer::SubscriberExt as _;
 
     use super::*;
-    use crate::telemetry::within_request_sync;
+    use crate::telemetry::{TraceIdHex, within_request_sync};
 
     #[derive(Clone, Default)]
     struct Written(Arc<Mutex<Vec<u8>>>);
@@ -105,7 +105,7 @@ mod tests {
         tracing::subscriber::with_default(tracing_subscriber::registry().with(lines), || {
             assert!(names::propose_span().is_disabled(), "spans cost every write, and lines need none");
             tracing::info!(a = 1, "outside");
-            within_request_sync(Some("0af7".into()), || tracing::info!(b = "\"}", "within"));
+            within_request_sync(Some(TraceIdHex::new(0x0af7)), || tracing::info!(b = "\"}", "within"));
         });
         String::from_utf8(written.0.lock().clone()).unwrap()
     }
@@ -115,11 +115,11 @@ mod tests {
         let json = written(LogFormat::Json);
         let lines: Vec<serde_json::Value> = json.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!((lines.len(), &lines[0]["a"], lines[0].get("trace_id")), (2, &1.into(), None));
-        assert_eq!((&lines[1]["b"], &lines[1]["trace_id"]), (&"\"}".into(), &"0af7".into()));
+        assert_eq!((&lines[1]["b"], &lines[1]["trace_id"]), (&"\"}".into(), &format!("{:0>32}", "af7").into()));
 
         let text = written(LogFormat::Text);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 2, "{text}");
-        assert!(!lines[0].contains("trace_id") && lines[1].ends_with(" trace_id=0af7"), "{text}");
+        assert!(!lines[0].contains("trace_id") && lines[1].ends_with("0af7"), "{text}");
     }
 }

@@ -78,11 +78,11 @@ pub struct Metrics {
     hook_memory: Histogram<f64>,
     http: Histogram<f64>,
     /// [`Self::http`] with its labels, by route.
-    http_bound: RwLock<HashMap<Box<str>, OfRoute>>,
+    http_bound: RwLock<HashMap<Box<str>, OfRoute, ahash::RandomState>>,
 }
 
 /// The requests of a route, by method and status.
-type OfRoute = HashMap<(&'static str, StatusCode), BoundHistogram<f64>>;
+type OfRoute = HashMap<(&'static str, StatusCode), BoundHistogram<f64>, ahash::RandomState>;
 
 /// The instruments for the calls of one hook.
 pub struct HookMetrics {

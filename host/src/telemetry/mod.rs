@@ -42,7 +42,7 @@ use tracing_subscriber::filter::{LevelFilter, ParseError, Targets};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
-pub use self::context::{TraceContext, new_trace_id, request_trace_id, within_request, within_request_sync};
+pub use self::context::{TraceContext, TraceIdHex, request_trace_id, within_request, within_request_sync};
 pub use self::lines::LogFormat;
 use self::lines::{line_filter, lines_layer};
 pub use self::metrics::{HookMetrics, Metrics, Stage};

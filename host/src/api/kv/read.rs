@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use axum::http::HeaderValue;
+use axum::http::{HeaderName, HeaderValue};
 use axum::response::Response;
 
 use crate::api::App;
@@ -11,6 +11,10 @@ use crate::api::request::Consistency;
 use crate::limits::{PROMPT_READ_DEADLINE, STRONG_READ_DEADLINE};
 use crate::replication;
 use crate::storage::{self, Data};
+
+const REVISION: HeaderName = HeaderName::from_static("brink-revision");
+const CONSISTENCY: HeaderName = HeaderName::from_static("brink-consistency");
+const STALENESS_MS: HeaderName = HeaderName::from_static("brink-staleness-ms");
 
 /// The freshness that a read can claim. Established before the read, so that it never claims too much.
 pub(super) struct Freshness {
@@ -49,11 +53,11 @@ impl Freshness {
     /// States the freshness and the revision of the read in the headers of its response.
     pub(super) fn describe(&self, revision: u64, response: &mut Response) {
         let headers = response.headers_mut();
-        headers.insert("brink-revision", HeaderValue::from(revision));
-        headers.insert("brink-consistency", HeaderValue::from_static(self.word()));
+        headers.insert(REVISION, HeaderValue::from(revision));
+        headers.insert(CONSISTENCY, HeaderValue::from_static(self.word()));
         if let Some(staleness) = self.staleness {
             let staleness_ms = u64::try_from(staleness.as_millis()).unwrap_or(u64::MAX);
-            headers.insert("brink-staleness-ms", HeaderValue::from(staleness_ms));
+            headers.insert(STALENESS_MS, HeaderValue::from(staleness_ms));
         }
     }
 

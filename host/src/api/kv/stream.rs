@@ -51,7 +51,7 @@ use crate::limits::{
     BODIES_BYTES_MAX, HeldBytes, REFUSED_BODY_BYTES_MAX, REFUSED_BODY_DEADLINE, STREAM_BYTES_MAX, STREAM_IDLE_MAX,
     STREAM_LINE_BYTES_MAX, STREAM_WRITES_MAX, WRITE_DEADLINE,
 };
-use crate::telemetry::{request_trace_id, within_request};
+use crate::telemetry::{TraceIdHex, request_trace_id, within_request};
 use crate::write_path::Request;
 
 /// Bytes of answers after which they are sent, though more are ready.
@@ -86,7 +86,7 @@ pub(crate) async fn post(Call { app, headers, mut body, .. }: Call) -> Result<Re
 /// A stream of writes.
 struct Writes {
     app: Arc<App>,
-    trace_id: Arc<str>,
+    trace_id: TraceIdHex,
     span: Span,
     body: Body,
     /// Why nothing more is read; none while more is.
@@ -146,7 +146,7 @@ impl Writes {
         let now = Instant::now();
         Self {
             app,
-            trace_id: request_trace_id().unwrap_or_else(|| "".into()),
+            trace_id: request_trace_id().unwrap_or_else(TraceIdHex::random),
             span: Span::current(),
             body,
             end: None,
@@ -261,7 +261,7 @@ impl Writes {
     }
 
     fn perform(&self, Write { number, key, request, bytes }: Write) -> BoxFuture<'static, Answer> {
-        let trace_id = self.trace_id.clone();
+        let trace_id = self.trace_id;
         let failed = move |problem: Problem| line_of(problem.with("line", number), &trace_id);
         let request = match request {
             Ok(request) => request,
@@ -273,7 +273,7 @@ impl Writes {
             let text = written.map_err(Problem::from).and_then(|written| entry::line(&written));
             Answer { text: text.unwrap_or_else(failed), key, bytes }
         };
-        within_request(self.trace_id.clone(), work.instrument(self.span.clone())).boxed()
+        within_request(self.trace_id, work.instrument(self.span.clone())).boxed()
     }
 
     /// Takes the answer to a line, and those that are ready after it.

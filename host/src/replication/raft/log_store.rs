@@ -18,7 +18,7 @@ use crate::limits::COMMAND_BYTES_MAX;
 use crate::replication::blocking::Blocking;
 use crate::replication::peer::frames::PEER_BODY_BYTES_MAX;
 use crate::replication::types::{
-    LogEntry, LogId, TypeConfig, Vote, decode, encode, encode_with_rounds, encoded_bytes, traces_of,
+    LogEntry, LogId, TypeConfig, Vote, decode, decode_shared, encode, encode_with_rounds, encoded_bytes, traces_of,
 };
 use crate::storage::{self, Log};
 use crate::telemetry::{Stage, Telemetry, TraceContext, names};
@@ -67,7 +67,7 @@ impl LogStore {
 }
 
 fn decode_all(encoded: &[Bytes]) -> io::Result<Vec<LogEntry>> {
-    encoded.iter().map(|bytes| decode(bytes).map_err(io::Error::other)).collect()
+    encoded.iter().map(|bytes| decode_shared(bytes).map_err(io::Error::other)).collect()
 }
 
 /// Decodes a stored value, if there is one.

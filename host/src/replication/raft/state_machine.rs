@@ -319,7 +319,7 @@ mod tests {
             let action = storage::Action::Put(storage::Value::json("1"));
             let operations = vec![storage::Operation { space: Space::Kv, key: key.to_owned(), action }];
             let write = GuardedWrite { operations, proposed_at_ms, ..GuardedWrite::default() };
-            vec![RoundWrite { trace: None, command: write.encode(FeatureLevel::FIRST).unwrap().into() }]
+            vec![RoundWrite { trace: None, command: write.encode(FeatureLevel::FIRST).unwrap() }]
         };
         let rounds = [
             (None, put("before", 9_000)),

@@ -162,7 +162,7 @@ fn a_write_that_is_too_large_or_finds_no_room_is_refused_at_once() {
 #[test]
 fn a_round_that_could_not_be_replicated_or_applied_is_refused_before_it_is_logged() {
     let (mut world, led_by) = plain_cluster();
-    let command = |key: &str| Bytes::from(put(key).encode(FeatureLevel::FIRST).unwrap());
+    let command = |key: &str| put(key).encode(FeatureLevel::FIRST).unwrap();
     let bodies = [
         (vec![], 1_000),
         (vec![Bytes::from_static(b"\xff\xff")], 1_000),

@@ -178,9 +178,12 @@ impl Data {
         if has_values_apart && !before.has_values_apart {
             format::set(&mut batch, META, VALUES_APART);
         }
-        if !writes.is_empty() {
-            batch.insert(META, REVISION, revision.to_be_bytes());
-            batch.insert(META, HOOK_EPOCH, hook_epoch.to_be_bytes());
+        for (name, counter, before) in
+            [(REVISION, revision, before.revision), (HOOK_EPOCH, hook_epoch, before.hook_epoch)]
+        {
+            if counter != before {
+                batch.insert(META, name, counter.to_be_bytes());
+            }
         }
         for (key, value) in meta {
             batch.insert(META, *key, value.clone());
