@@ -5,6 +5,7 @@ mod build;
 mod dev;
 mod faults;
 mod figures;
+mod growth;
 mod http;
 mod instructions;
 mod interrupt;
@@ -47,6 +48,8 @@ enum Task {
     BenchPeers(bench_peers::Options),
     /// Count the instructions of writes and reads, and compare them with the recorded figures; installs valgrind
     Instructions(instructions::Options),
+    /// Measure writes at growing numbers of keys and sizes of values, and plot them
+    Growth(growth::Options),
     /// Check format, lints, documentation and the shape of the source; changes nothing
     Verify,
     /// Fix format and lints where that is possible automatically
@@ -63,6 +66,7 @@ fn main() -> anyhow::Result<()> {
         Task::Upgrade(options) => upgrade::run(&options),
         Task::BenchPeers(options) => bench_peers::run(&options),
         Task::Instructions(options) => instructions::run(&options),
+        Task::Growth(options) => growth::run(&options),
         Task::Verify => test::verify(),
         Task::Fix => test::fix(),
     }
