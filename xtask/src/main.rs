@@ -6,6 +6,7 @@ mod dev;
 mod faults;
 mod figures;
 mod growth;
+mod hook_cost;
 mod http;
 mod instructions;
 mod interrupt;
@@ -50,6 +51,8 @@ enum Task {
     Instructions(instructions::Options),
     /// Measure writes at growing numbers of keys and sizes of values, and plot them
     Growth(growth::Options),
+    /// Measure what a bound hook costs writes
+    HookCost(hook_cost::Options),
     /// Check format, lints, documentation and the shape of the source; changes nothing
     Verify,
     /// Fix format and lints where that is possible automatically
@@ -67,6 +70,7 @@ fn main() -> anyhow::Result<()> {
         Task::BenchPeers(options) => bench_peers::run(&options),
         Task::Instructions(options) => instructions::run(&options),
         Task::Growth(options) => growth::run(&options),
+        Task::HookCost(options) => hook_cost::run(&options),
         Task::Verify => test::verify(),
         Task::Fix => test::fix(),
     }
