@@ -5,6 +5,7 @@ mod build;
 mod dev;
 mod faults;
 mod figures;
+mod flame;
 mod growth;
 mod hook_cost;
 mod http;
@@ -53,6 +54,8 @@ enum Task {
     Growth(growth::Options),
     /// Measure what a bound hook costs writes
     HookCost(hook_cost::Options),
+    /// Draw flame graphs of nodes that are busy with writes; installs perf
+    Flame(flame::Options),
     /// Check format, lints, documentation and the shape of the source; changes nothing
     Verify,
     /// Fix format and lints where that is possible automatically
@@ -71,6 +74,7 @@ fn main() -> anyhow::Result<()> {
         Task::Instructions(options) => instructions::run(&options),
         Task::Growth(options) => growth::run(&options),
         Task::HookCost(options) => hook_cost::run(&options),
+        Task::Flame(options) => flame::run(&options),
         Task::Verify => test::verify(),
         Task::Fix => test::fix(),
     }
