@@ -59,9 +59,7 @@ impl Compared {
 
     fn paced_json(&self, peer: Peer) -> Option<Value> {
         let (_, figures) = self.paced.iter().find(|(paced, _)| *paced == peer)?;
-        let mut json = figures.json();
-        json["p99_to_p50"] = json!(figures.p99_ratio());
-        Some(json)
+        Some(json!({"figures": figures.json(), "p99_to_p50": figures.p99_ratio()}))
     }
 
     /// The lines of the table of paced loads.

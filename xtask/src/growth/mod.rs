@@ -170,14 +170,9 @@ fn save(rows: &[Row], options: &Options, dir: &Path) -> anyhow::Result<()> {
     let bytes = |row: &&Row| {
         row.keys == KEYS.min(keys_max(options, row.value_bytes)) && options.value_bytes.contains(&row.value_bytes)
     };
-    let sorted = |mut rows: Vec<_>, x: fn(&Row) -> f64| {
-        rows.sort_by(|one: &&Row, other: &&Row| x(one).total_cmp(&x(other)));
-        rows
-    };
-    let (by_keys, by_bytes): (fn(&Row) -> f64, fn(&Row) -> f64) = (|row| row.keys as f64, |row| row.value_bytes as f64);
     let series = [
-        Series { name: "keys", rows: sorted(rows.iter().filter(keys).collect(), by_keys), x: by_keys },
-        Series { name: "bytes of a value", rows: sorted(rows.iter().filter(bytes).collect(), by_bytes), x: by_bytes },
+        Series::new("keys", rows.iter().filter(keys), |row| row.keys as f64),
+        Series::new("bytes of a value", rows.iter().filter(bytes), |row| row.value_bytes as f64),
     ];
     plot::draw(&dir.join("growth.svg"), &title, &series)
 }

@@ -51,9 +51,18 @@ const QUANTITIES: [Quantity; 3] = [
 
 /// Rows along one axis.
 pub(super) struct Series<'a> {
-    pub(super) name: &'a str,
-    pub(super) rows: Vec<&'a Row>,
-    pub(super) x: fn(&Row) -> f64,
+    name: &'a str,
+    rows: Vec<&'a Row>,
+    x: fn(&Row) -> f64,
+}
+
+impl<'a> Series<'a> {
+    /// The rows in the order of `x`, which the axis `name` shows.
+    pub(super) fn new(name: &'a str, rows: impl Iterator<Item = &'a Row>, x: fn(&Row) -> f64) -> Self {
+        let mut rows: Vec<&Row> = rows.collect();
+        rows.sort_by(|one, other| x(one).total_cmp(&x(other)));
+        Self { name, rows, x }
+    }
 }
 
 /// Draws the plot into an SVG file: a column of charts for each series, with logarithmic axes.
@@ -142,13 +151,13 @@ mod tests {
         let rows = [row(20_000, 10_000.0), row(10_000_000, 7_500.0)];
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("growth.svg");
-        let series = Series { name: "keys", rows: rows.iter().collect(), x: |row| row.keys as f64 };
+        let series = Series::new("keys", rows.iter(), |row| row.keys as f64);
         draw(&path, "growth", &[series]).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         for part in ["<svg", "growth", "writes per second", "p99", "7.5k", "10k"] {
             assert!(text.contains(part), "{part} is missing");
         }
-        let empty = Series { name: "keys", rows: Vec::new(), x: |_| 0.0 };
+        let empty = Series::new("keys", [].iter(), |_| 0.0);
         draw(&path, "growth", &[empty]).unwrap();
     }
 

@@ -34,11 +34,10 @@ impl Row {
     }
 
     pub(super) fn json(&self) -> Value {
-        let mut json = self.figures.json();
-        json["keys"] = json!(self.keys);
-        json["value_bytes"] = json!(self.value_bytes);
-        json["fill_seconds"] = json!(self.fill_seconds);
-        json["disk_mib"] = json!(self.disk_mib);
-        json
+        let Self { keys, value_bytes, fill_seconds, disk_mib, figures } = self;
+        json!({
+            "keys": keys, "value_bytes": value_bytes, "fill_seconds": fill_seconds, "disk_mib": disk_mib,
+            "figures": figures.json(),
+        })
     }
 }

@@ -106,7 +106,7 @@ mod tests {
         for due in [3, 5, 7, 9] {
             assert_eq!(pace.next().await.unwrap(), at(due));
         }
-        for due in [101, 103].map(|due| at(due)) {
+        for due in [101, 103].map(at) {
             while pace.next().await.unwrap() < due {}
             assert!(Instant::now() >= due);
         }
