@@ -50,6 +50,10 @@ mod timer {
     pub(super) struct Timer(AsyncFd<OwnedFd>);
 
     impl Timer {
+        #[expect(
+            deprecated,
+            reason = "its successor is unsafe, since a file may be closed while it is registered; an OwnedFd is not"
+        )]
         pub(super) fn new() -> std::io::Result<Self> {
             let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
             Ok(Self(AsyncFd::new(timer)?))
