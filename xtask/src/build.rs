@@ -76,6 +76,15 @@ pub(crate) fn node() -> anyhow::Result<()> {
     progress::build("brink", command(&cargo(), &["build", "--workspace", "--bin", "brink"]))
 }
 
+/// The given binary of brink, or a release build.
+pub(crate) fn given_or_release(given: Option<&Path>) -> anyhow::Result<PathBuf> {
+    if let Some(brink) = given {
+        return Ok(brink.to_path_buf());
+    }
+    progress::build("brink", command(&cargo(), &["build", "--release", "--package", "brink"]))?;
+    Ok(target_dir()?.join("release").join("brink"))
+}
+
 /// Builds the node as its instructions are counted. Returns its binary.
 pub(crate) fn counted() -> anyhow::Result<PathBuf> {
     let args = ["build", "--profile", "counted", "--package", "brink", "--bin", "brink"];
@@ -91,6 +100,12 @@ pub(crate) fn node_and_plugins(packages: &[&str]) -> anyhow::Result<()> {
         node()?;
         plugins.join().unwrap_or_else(|_| bail!("the build of the plugins panicked"))
     })
+}
+
+/// Builds plugins.
+pub(crate) fn plugins_only(packages: &[&str]) -> anyhow::Result<()> {
+    add_wasm_target()?;
+    plugins(packages)
 }
 
 fn plugins(packages: &[&str]) -> anyhow::Result<()> {

@@ -9,14 +9,15 @@
 use std::collections::BTreeMap;
 use std::env::consts::ARCH;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 
+use crate::http::Client;
+use crate::node::{self, Process};
 use crate::{build, tools};
 
 /// The file that shows that callgrind is installed, and its Debian package.
@@ -45,9 +46,6 @@ const READY_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Pause between attempts to reach it, and until it is at rest.
 const POLL: Duration = Duration::from_millis(200);
-
-/// Maximum time for an answer.
-const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Instructions by what they are for.
 type Counts = BTreeMap<String, u64>;
@@ -132,9 +130,9 @@ fn compare(counts: &Counts, recorded: &Counts) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A node under callgrind. Dropping it ends it.
+/// A node under callgrind.
 struct Counted {
-    process: Child,
+    process: Process,
     port: u16,
     dir: PathBuf,
     /// How often the counts were written to a file so far.
@@ -144,29 +142,21 @@ struct Counted {
 impl Counted {
     fn start(brink: &Path) -> anyhow::Result<Self> {
         let dir = build::target_dir()?.join("instructions");
-        if dir.exists() {
-            std::fs::remove_dir_all(&dir).with_context(|| format!("{} cannot be removed", dir.display()))?;
-        }
-        std::fs::create_dir_all(&dir)?;
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let log = File::create(dir.join("log.txt"))?;
+        node::remove_dir(&dir)?;
+        let port = *node::free_ports(1)?.first().context("no port is free")?;
         let mut command = Command::new("valgrind");
         command.args(["--tool=callgrind", "--instr-atstart=no"]);
         command.arg(format!("--callgrind-out-file={}", dir.join("counts").display()));
         command.arg(brink).arg("serve").args(["--listen", &format!("127.0.0.1:{port}")]);
-        // The figures must not depend on settings.
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("BRINK_")) {
-            command.env_remove(name);
-        }
-        command.env_remove("REPLICA_NODES");
+        node::without_settings(&mut command);
         // One worker, however many cores there are.
         command.arg("--data-dir").arg(dir.join("data")).env("TOKIO_WORKER_THREADS", "1");
-        let process = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn().context("valgrind")?;
-        let mut node = Self { process, port, dir, dumps: 0 };
+        let mut node = Self { process: Process::start(command, &dir)?, port, dir, dumps: 0 };
         let began = Instant::now();
         while !Client::connect(port).is_ok_and(|mut client| client.is_ready()) {
-            let is_starting = began.elapsed() < READY_DEADLINE && node.process.try_wait()?.is_none();
-            ensure!(is_starting, "the node does not start; its log is in {}", node.dir.display());
+            node.process.check()?;
+            let log = node.process.log().display();
+            ensure!(began.elapsed() < READY_DEADLINE, "the node does not start; its log: {log}");
             std::thread::sleep(POLL);
         }
         std::thread::sleep(POLL);
@@ -216,14 +206,6 @@ impl Counted {
     }
 }
 
-impl Drop for Counted {
-    fn drop(&mut self) {
-        // Fails only if the node has ended already.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
 /// Sends [`REQUESTS`] requests.
 fn run_load(load: Load, clients: &mut [Client]) -> anyhow::Result<()> {
     let body = format!("{{\"value\":\"{}\"}}", "x".repeat(VALUE_BYTES));
@@ -241,48 +223,6 @@ fn run_load(load: Load, clients: &mut [Client]) -> anyhow::Result<()> {
         clients.iter_mut().take(at_once).try_for_each(Client::finish)?;
     }
     Ok(())
-}
-
-/// A connection to the node.
-struct Client(BufReader<TcpStream>);
-
-impl Client {
-    fn connect(port: u16) -> std::io::Result<Self> {
-        let stream = TcpStream::connect(("127.0.0.1", port))?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(ANSWER_DEADLINE))?;
-        Ok(Self(BufReader::new(stream)))
-    }
-
-    /// Whether the node takes part in its cluster.
-    fn is_ready(&mut self) -> bool {
-        self.begin("GET", "/readyz", "").is_ok() && self.finish().is_ok()
-    }
-
-    fn begin(&mut self, method: &str, path: &str, body: &str) -> anyhow::Result<()> {
-        let length = body.len();
-        let head = format!("{method} {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n");
-        let request = format!("{head}content-length: {length}\r\n\r\n{body}");
-        Ok(self.0.get_mut().write_all(request.as_bytes())?)
-    }
-
-    /// Reads the answer, which must be a success.
-    fn finish(&mut self) -> anyhow::Result<()> {
-        let mut status = String::new();
-        self.0.read_line(&mut status)?;
-        ensure!(!status.is_empty(), "the node closed the connection");
-        let (mut line, mut length) = (String::new(), 0);
-        while self.0.read_line(&mut line)? > 2 {
-            if let Some(found) = line.strip_prefix("content-length: ") {
-                length = found.trim().parse()?;
-            }
-            line.clear();
-        }
-        let mut body = vec![0; length];
-        self.0.read_exact(&mut body)?;
-        ensure!(status.starts_with("HTTP/1.1 2"), "{status}{}", String::from_utf8_lossy(&body));
-        Ok(())
-    }
 }
 
 #[cfg(test)]

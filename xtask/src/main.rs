@@ -4,7 +4,15 @@ mod bench_peers;
 mod build;
 mod dev;
 mod faults;
+mod figures;
+mod flame;
+mod growth;
+mod hook_cost;
+mod http;
 mod instructions;
+mod interrupt;
+mod loader;
+mod node;
 mod progress;
 mod readme;
 mod sim;
@@ -42,6 +50,12 @@ enum Task {
     BenchPeers(bench_peers::Options),
     /// Count the instructions of writes and reads, and compare them with the recorded figures; installs valgrind
     Instructions(instructions::Options),
+    /// Measure writes at growing numbers of keys and sizes of values, and plot them
+    Growth(growth::Options),
+    /// Measure what a bound hook costs writes
+    HookCost(hook_cost::Options),
+    /// Draw flame graphs of nodes that are busy with writes; installs perf
+    Flame(flame::Options),
     /// Check format, lints, documentation and the shape of the source; changes nothing
     Verify,
     /// Fix format and lints where that is possible automatically
@@ -58,6 +72,9 @@ fn main() -> anyhow::Result<()> {
         Task::Upgrade(options) => upgrade::run(&options),
         Task::BenchPeers(options) => bench_peers::run(&options),
         Task::Instructions(options) => instructions::run(&options),
+        Task::Growth(options) => growth::run(&options),
+        Task::HookCost(options) => hook_cost::run(&options),
+        Task::Flame(options) => flame::run(&options),
         Task::Verify => test::verify(),
         Task::Fix => test::fix(),
     }

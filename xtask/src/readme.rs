@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 
 use crate::build;
 use crate::dev::Cluster;
+use crate::interrupt::Interrupt;
 
 /// The port of the first node in the README.
 const PORT: u16 = 8001;
@@ -28,7 +29,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         bail!("the README has no examples");
     }
     let mut cluster = Cluster::start(PORT)?;
-    cluster.prepare()?;
+    cluster.prepare(&Interrupt::default())?;
     for example in &examples {
         check(example)?;
     }

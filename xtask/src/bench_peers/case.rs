@@ -8,7 +8,6 @@ pub(super) enum Load {
     Writes,
     StrongReads,
     LocalReads,
-    SingleWrites,
 }
 
 impl Load {
@@ -17,9 +16,10 @@ impl Load {
     }
 }
 
-/// One load by a number of clients.
+/// One load by a number of clients on a number of nodes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Case {
+    pub(super) nodes: usize,
     pub(super) load: Load,
     pub(super) clients: u32,
 }
@@ -27,16 +27,17 @@ pub(super) struct Case {
 impl Case {
     /// The ratio of brink's rate to a peer's that must be reached, if there is a target.
     pub(super) fn rate_target(self, peer: Peer) -> Option<f64> {
-        match (peer, self.load, self.clients) {
-            (Peer::EtcdJson, Load::Writes, 1) => Some(1.6),
-            (Peer::EtcdJson, Load::Writes, 16) => Some(2.5),
-            (Peer::EtcdJson, Load::Writes, 64) => Some(3.5),
-            (Peer::EtcdJson, Load::Writes, 256) => Some(4.0),
-            (Peer::EtcdJson, Load::StrongReads, 64) => Some(5.0),
-            (Peer::EtcdJson, Load::LocalReads, 64) => Some(6.0),
-            (Peer::EtcdJson, Load::SingleWrites, _) => Some(2.0),
-            (Peer::Etcd, Load::Writes, 16..) => Some(2.5),
-            (Peer::Nats, Load::Writes, 64 | 256) | (Peer::Redis, Load::Writes, 256) => Some(1.0),
+        match (self.nodes, peer, self.load, self.clients) {
+            (1, Peer::EtcdJson, Load::Writes, _) => Some(2.0),
+            (1, ..) => None,
+            (_, Peer::EtcdJson, Load::Writes, 1) => Some(1.6),
+            (_, Peer::EtcdJson, Load::Writes, 16) => Some(2.5),
+            (_, Peer::EtcdJson, Load::Writes, 64) => Some(3.5),
+            (_, Peer::EtcdJson, Load::Writes, 256) => Some(4.0),
+            (_, Peer::EtcdJson, Load::StrongReads, 64) => Some(5.0),
+            (_, Peer::EtcdJson, Load::LocalReads, 64) => Some(6.0),
+            (_, Peer::Etcd, Load::Writes, 16..) => Some(2.5),
+            (_, Peer::Nats, Load::Writes, 64 | 256) | (_, Peer::Redis, Load::Writes, 256) => Some(1.0),
             _ => None,
         }
     }
@@ -44,6 +45,7 @@ impl Case {
     /// The CPU time of a request to brink, in µs over all nodes, that must not be exceeded, if there is a target.
     pub(super) fn cpu_target_us(self) -> Option<f64> {
         match (self.load, self.clients) {
+            _ if self.nodes == 1 => None,
             (Load::Writes, 1) => Some(450.0),
             (Load::Writes, 16) => Some(90.0),
             (Load::Writes, 64) => Some(40.0),

@@ -3,14 +3,16 @@
 use serde_json::{Map, Value, json};
 
 use super::case::{Case, Load};
-use super::figures::Figures;
 use super::peer::Peer;
+use crate::figures::Figures;
 
 /// A case with the medians of brink and of its peers.
 pub(super) struct Compared {
     pub(super) case: Case,
     pub(super) brink: Figures,
     pub(super) peers: Vec<(Peer, Figures)>,
+    /// The medians of brink and of its peers at a part of their own rates, if that was measured.
+    pub(super) paced: Vec<(Peer, Figures)>,
 }
 
 impl Compared {
@@ -31,7 +33,7 @@ impl Compared {
 
     /// Whether p99 is lower than a peer's, where that must be: in replicated writes, compared with etcd's gateway.
     fn has_lower_p99(&self, peer: Peer, figures: &Figures) -> Option<bool> {
-        let counts = self.case.load == Load::Writes && peer == Peer::EtcdJson;
+        let counts = self.case.load == Load::Writes && self.case.nodes > 1 && peer == Peer::EtcdJson;
         counts.then_some(self.brink.p99_ms < figures.p99_ms)
     }
 
@@ -39,7 +41,8 @@ impl Compared {
         let cpu = self.cpu_target();
         let peer = |(peer, figures): &(Peer, Figures)| (peer.name().to_owned(), self.peer_json(*peer, figures));
         json!({
-            "load": title(self.case.load), "clients": self.case.clients, "brink": self.brink.json(),
+            "load": title(self.case), "nodes": self.case.nodes, "clients": self.case.clients, "brink": self.brink.json(),
+            "brink_paced": self.paced_json(Peer::Brink),
             "cpu_target_us": self.case.cpu_target_us(), "cpu_met": cpu.map(Target::is_met),
             "peers": self.peers.iter().map(peer).collect::<Map<_, _>>(),
         })
@@ -47,11 +50,31 @@ impl Compared {
 
     fn peer_json(&self, peer: Peer, figures: &Figures) -> Value {
         json!({
-            "figures": figures.json(), "ratio": self.brink.rate_ratio(figures),
+            "figures": figures.json(), "paced": self.paced_json(peer), "ratio": self.brink.rate_ratio(figures),
             "cpu_ratio": self.brink.cpu_ratio(figures), "target": self.case.rate_target(peer),
             "met": self.rate_target(peer, figures).map(Target::is_met),
             "p99_lower": self.brink.p99_ms < figures.p99_ms,
         })
+    }
+
+    fn paced_json(&self, peer: Peer) -> Option<Value> {
+        let (_, figures) = self.paced.iter().find(|(paced, _)| *paced == peer)?;
+        Some(json!({"figures": figures.json(), "p99_to_p50": figures.p99_ratio()}))
+    }
+
+    /// The lines of the table of paced loads.
+    fn paced_lines(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for (peer, figures) in &self.paced {
+            let (clients, name) = (self.case.clients, peer.name());
+            let (Figures { rate, p50_ms, p99_ms, .. }, ratio) = (figures, figures.p99_ratio());
+            let (server_us, loader_us) = (figures.server_us(), figures.loader_us());
+            lines.push(format!(
+                "{clients:>7} {name:<9} {rate:>9.0} {p50_ms:>8.2} {p99_ms:>8.2} {server_us:>9.1} {loader_us:>9.1} {ratio:>7.1}"
+            ));
+            add_warnings(&mut lines, *peer, figures);
+        }
+        lines
     }
 
     /// The lines of the table: brink's, and one for each peer.
@@ -73,7 +96,7 @@ impl Compared {
 
     fn add_lines(&self, lines: &mut Vec<String>, peer: Peer, figures: &Figures, verdict: &str) {
         let (clients, name) = (self.case.clients, peer.name());
-        let Figures { rate, p50_ms, p99_ms, errors, .. } = figures;
+        let Figures { rate, p50_ms, p99_ms, .. } = figures;
         let (server_us, loader_us) = (figures.server_us(), figures.loader_us());
         let ratios = match peer {
             Peer::Brink => format!("{:>7} {:>7}", "", ""),
@@ -81,12 +104,24 @@ impl Compared {
         };
         let row = format!("{clients:>7} {name:<9} {rate:>9.0} {p50_ms:>8.2} {p99_ms:>8.2} {server_us:>9.1}");
         lines.push(format!("{row} {loader_us:>9.1} {ratios}  {verdict}").trim_end().to_owned());
-        if *errors > 0.0 {
-            lines.push(format!("{:>7} {name} answered {errors} requests of a run with errors", ""));
-        }
-        if figures.is_loader_busy() {
-            lines.push(format!("{:>7} the loader was the bottleneck; {name} may be faster", ""));
-        }
+        add_warnings(lines, peer, figures);
+    }
+}
+
+/// What makes the figures of a line doubtful.
+fn add_warnings(lines: &mut Vec<String>, peer: Peer, figures: &Figures) {
+    let (name, Figures { errors, unsent, .. }) = (peer.name(), figures);
+    if *errors > 0.0 {
+        lines.push(format!("{:>7} {name} answered {errors} requests of a run with errors", ""));
+    }
+    if *unsent > 0.0 {
+        lines.push(format!(
+            "{:>7} {name} was too slow for its rate in a run: {unsent} requests were due but not sent",
+            ""
+        ));
+    }
+    if figures.is_loader_busy() {
+        lines.push(format!("{:>7} the loader was the bottleneck; {name} may be faster", ""));
     }
 }
 
@@ -116,12 +151,14 @@ impl Target {
     }
 }
 
-fn title(load: Load) -> &'static str {
-    match load {
-        Load::Writes => "Writes, three nodes",
-        Load::StrongReads => "Reads from the leader, three nodes: linearizable ones of brink and etcd",
-        Load::LocalReads => "Local reads from a follower, three nodes",
-        Load::SingleWrites => "Writes, a single node",
+fn title(case: Case) -> &'static str {
+    match (case.nodes, case.load) {
+        (1, Load::Writes) => "Writes, a single node",
+        (1, Load::StrongReads) => "Reads from a single node: linearizable ones of brink and etcd",
+        (1, Load::LocalReads) => "Local reads from a single node",
+        (_, Load::Writes) => "Writes, three nodes",
+        (_, Load::StrongReads) => "Reads from the leader, three nodes: linearizable ones of brink and etcd",
+        (_, Load::LocalReads) => "Local reads from a follower, three nodes",
     }
 }
 
@@ -130,24 +167,30 @@ pub(super) fn json(compared: &[Compared]) -> Value {
     compared.iter().map(Compared::json).collect()
 }
 
-/// Prints a table for each load, and a summary.
+/// Prints the tables of each kind of load, and a summary.
 pub(super) fn print(compared: &[Compared]) {
-    for load in [Load::Writes, Load::StrongReads, Load::LocalReads, Load::SingleWrites] {
-        let cases: Vec<&Compared> = compared.iter().filter(|compared| compared.case.load == load).collect();
-        if !cases.is_empty() {
-            println!("\n{}\n{}", title(load), table(&cases));
+    for cases in compared.chunk_by(|one, next| title(one.case) == title(next.case)) {
+        let Some(first) = cases.first() else { continue };
+        println!(
+            "\n{}\n{}",
+            title(first.case),
+            table(&format!("{:>7} {:>7}  TARGET", "RATE", "CPU"), cases, Compared::lines)
+        );
+        if cases.iter().any(|compared| !compared.paced.is_empty()) {
+            println!("\n{}, at 70 % of each server's own rate", title(first.case));
+            println!("{}", table("P99/P50", cases, Compared::paced_lines));
         }
     }
     println!("\n{}", summary(compared));
 }
 
-fn table(cases: &[&Compared]) -> String {
+/// A table whose last columns are `last`.
+fn table(last: &str, cases: &[Compared], lines: fn(&Compared) -> Vec<String>) -> String {
     let head = format!(
-        "{:>7} {:<9} {:>9} {:>8} {:>8} {:>9} {:>9} {:>7} {:>7}  {}",
-        "CLIENTS", "SERVER", "PER SEC", "P50 MS", "P99 MS", "NODES µs", "LOADER µs", "RATE", "CPU", "TARGET"
+        "{:>7} {:<9} {:>9} {:>8} {:>8} {:>9} {:>9} {last}",
+        "CLIENTS", "SERVER", "PER SEC", "P50 MS", "P99 MS", "NODES µs", "LOADER µs"
     );
-    let lines = cases.iter().flat_map(|compared| compared.lines());
-    std::iter::once(head).chain(lines).collect::<Vec<_>>().join("\n")
+    std::iter::once(head).chain(cases.iter().flat_map(lines)).collect::<Vec<_>>().join("\n")
 }
 
 /// How many targets were missed.
@@ -167,11 +210,12 @@ fn summary(compared: &[Compared]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::figures::tests::run;
     use super::*;
+    use crate::figures::tests::run;
 
     fn compared(clients: u32, peers: &[(Peer, Figures)]) -> Compared {
-        Compared { case: Case { load: Load::Writes, clients }, brink: run(12_000.0, 2.0), peers: peers.to_vec() }
+        let (case, paced) = (Case { nodes: 3, load: Load::Writes, clients }, vec![(Peer::Brink, run(8_400.0, 3.0))]);
+        Compared { case, brink: run(12_000.0, 2.0), peers: peers.to_vec(), paced }
     }
 
     #[test]
@@ -195,6 +239,19 @@ mod tests {
         assert!(lines[2].ends_with("1.0× met"), "{lines:?}");
         assert!(
             summary(&[compared]).contains("1 of 3 targets missed; p99 is not lower than that of etcd's gateway in 1")
+        );
+    }
+
+    #[test]
+    fn a_paced_load_shows_how_far_p99_is_from_p50() {
+        let mut compared = compared(16, &[]);
+        assert!(compared.paced_lines()[0].ends_with("    3.0"), "{:?}", compared.paced_lines());
+        assert_eq!(compared.json()["brink_paced"]["p99_to_p50"], json!(3.0));
+        compared.paced[0].1.unsent = 7.0;
+        assert!(
+            compared.paced_lines()[1].ends_with("7 requests were due but not sent"),
+            "{:?}",
+            compared.paced_lines()
         );
     }
 

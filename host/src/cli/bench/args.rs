@@ -43,8 +43,12 @@ pub(in crate::cli) struct Args {
     /// Consistency of reads
     #[arg(long)]
     pub(super) consistency: Option<Consistency>,
-    /// Requests per second of all clients together; unlimited if absent
-    #[arg(long, value_name = "N")]
+    /// Requests per second of all clients together, each due at a fixed time; without it, clients send as fast as they are
+    /// answered
+    ///
+    /// The latency of a request counts from the time when it was due, not from when it was sent: a slow answer delays the requests
+    /// after it, and that shows. Requests that were due but not sent at the end are reported; then the nodes are slower than that.
+    #[arg(long, value_name = "PER_SECOND")]
     pub(super) rate: Option<u64>,
     /// Send writes as a stream: each client has up to N of them under way on its connection
     #[arg(long, value_name = "N", conflicts_with_all = ["reads", "rate"])]

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::api::{Call, Connection};
 use super::args::Args;
+use super::pace::Pace;
 use super::report::{Kind, Measured};
 
 /// Pause of a client after a failed request, so that it does not busy-loop on a dead node.
@@ -19,7 +20,7 @@ pub(super) struct Load {
     pub(super) args: Args,
     pub(super) value: String,
     pub(super) threads: usize,
-    /// Requests that begin from here to `until` are measured.
+    /// Requests that are sent from here to `until` are measured.
     pub(super) measure_from: Instant,
     pub(super) until: Instant,
     pub(super) stopped: AtomicBool,
@@ -44,36 +45,36 @@ impl Load {
     }
 }
 
-/// Runs one client: sends one request after the other until the load ends.
-pub(super) async fn run_client(load: Arc<Load>, number: usize) -> Measured {
-    let Some(url) = load.url(number) else { return Measured::default() };
-    let mut connection = Connection::new(load.args.api, url);
-    let interval = load.args.rate.map(|rate| Duration::from_secs_f64(load.args.clients as f64 / rate as f64));
-    let mut due = Instant::now() + interval.unwrap_or_default().mul_f64(number as f64 / load.args.clients as f64);
+/// Runs one client: sends one request after the other until the load ends; with a schedule, each when it is due.
+pub(super) async fn run_client(load: Arc<Load>, number: usize) -> std::io::Result<Measured> {
     let mut measured = Measured::default();
+    let Some(url) = load.url(number) else { return Ok(measured) };
+    let mut connection = Connection::new(load.args.api, url);
+    let clients = load.args.clients;
+    let start = load.measure_from - load.args.warmup;
+    let mut pace = load.args.rate.map(|rate| Pace::new(rate, clients, number, start)).transpose()?;
     while !load.stopped.load(Ordering::Relaxed) {
-        let began = match interval {
+        // The time from which the latency counts: a request that waits for an earlier answer has begun nevertheless.
+        let began = match &mut pace {
             None => Instant::now(),
-            Some(interval) => {
-                let began = due;
-                due += interval;
-                tokio::time::sleep_until(began).await;
-                began
-            }
+            Some(pace) => pace.next().await?,
         };
         if began >= load.until {
             break;
         }
         let key = load.key();
         let (kind, call) = load.next_call(&key);
+        // If requests are late, those that were due before the measurement are a part of it.
+        let counts = Instant::now() >= load.measure_from;
         let result = connection.send(&call).await;
         let is_error = result.is_err();
-        if began >= load.measure_from {
+        if counts {
             measured.note(kind, began.elapsed(), result.err());
         }
         if is_error {
             tokio::time::sleep(ERROR_PAUSE).await;
         }
     }
-    measured
+    measured.unsent += pace.map_or(0, |pace| pace.due_until(load.until.min(Instant::now())));
+    Ok(measured)
 }

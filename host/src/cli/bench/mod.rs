@@ -4,7 +4,8 @@
 //!
 //! A client that waits for a slow answer does not send the requests that the same stall would have delayed, so a plain
 //! histogram hides stalls (Gil Tene, "How NOT to Measure Latency"). With `--rate`, requests have scheduled times, and
-//! latencies are measured from those. Without it, every client sends as fast as it is answered; the requests that a stall
+//! latencies are measured from those, in all APIs; those that were due and never sent, because the nodes were too slow, are
+//! counted apart. Without it, every client sends as fast as it is answered; the requests that a stall
 //! prevented are added as HdrHistogram's correction does, with the mean latency as the expected interval.
 //!
 //! # Cost
@@ -20,12 +21,13 @@
 //! client. What an acknowledged write means differs between them; `docs/testing.md` says how.
 //!
 //! ```text
-//! mod → stream → load → api → report → args
+//! mod → stream → load → {api, pace} → report → args
 //! ```
 
 mod api;
 mod args;
 mod load;
+mod pace;
 mod report;
 mod stream;
 
@@ -108,7 +110,7 @@ fn run_clients(load: &Arc<Load>, thread: usize) -> std::io::Result<Measured> {
         let clients: Vec<_> = clients.collect();
         let mut total = Measured::default();
         for client in clients {
-            total.add(client.await.unwrap_or_default());
+            total.add(client.await.unwrap_or_else(|error| Err(std::io::Error::other(error)))?);
         }
         Ok(total)
     })

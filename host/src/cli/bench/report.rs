@@ -32,6 +32,8 @@ pub(super) struct Measured {
     latencies: BTreeMap<Kind, Histogram<u64>>,
     /// The number of errors by their text.
     errors: BTreeMap<String, u64>,
+    /// The number of requests that were due before the end, but not sent.
+    pub(super) unsent: u64,
 }
 
 impl Measured {
@@ -62,6 +64,7 @@ impl Measured {
         for (error, count) in other.errors {
             *self.errors.entry(error).or_default() += count;
         }
+        self.unsent += other.unsent;
     }
 
     fn histogram(&mut self, kind: Kind) -> Option<&mut Histogram<u64>> {
@@ -85,6 +88,10 @@ pub(super) fn print(
         "errors": measured.errors.values().sum::<u64>(), "errors_by_kind": measured.errors,
         "loader_threads": loader_threads, "loader_cores": round(loader_cores),
     });
+    if let Some(rate) = args.rate {
+        summary["rate"] = json!(rate);
+        summary["unsent"] = json!(measured.unsent);
+    }
     let mut rows = Vec::new();
     for (kind, raw) in &measured.latencies {
         let name = if *kind == Kind::Write { "writes" } else { "reads" };
@@ -109,6 +116,12 @@ pub(super) fn print(
     io::table(["", "COUNT", "PER SECOND", "P50 MS", "P90 MS", "P99 MS", "P99.9 MS", "MAX MS"], rows)?;
     for (error, count) in &measured.errors {
         io::line(&format!("{count} errors: {error}"))?;
+    }
+    if measured.unsent > 0 {
+        io::line(&format!(
+            "{} requests were due but not sent: the nodes were too slow for this rate",
+            measured.unsent
+        ))?;
     }
     if loader_cores > LOADER_BUSY_MAX * loader_threads as f64 {
         io::line(

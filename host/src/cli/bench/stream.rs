@@ -21,9 +21,9 @@ use crate::net;
 const CHUNKS_MAX: usize = 8;
 
 /// Runs one client: keeps up to `window` writes under way until the load ends.
-pub(super) async fn run_client(load: Arc<Load>, number: usize, window: usize) -> Measured {
+pub(super) async fn run_client(load: Arc<Load>, number: usize, window: usize) -> std::io::Result<Measured> {
     let mut measured = Measured::default();
-    let Some(url) = load.url(number) else { return measured };
+    let Some(url) = load.url(number) else { return Ok(measured) };
     while goes_on(&load) {
         let mut client =
             Client { load: &load, url, under_way: VecDeque::with_capacity(window), measured: &mut measured };
@@ -40,7 +40,7 @@ pub(super) async fn run_client(load: Arc<Load>, number: usize, window: usize) ->
         }
         tokio::time::sleep(ERROR_PAUSE).await;
     }
-    measured
+    Ok(measured)
 }
 
 fn goes_on(load: &Load) -> bool {

@@ -5,7 +5,9 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use super::node::{Ports, ask, same};
+use super::ports::Ports;
+use crate::http::ask;
+use crate::node::same;
 
 /// Only addresses are set; all other settings have etcd's defaults, fsync included.
 pub(super) fn arguments(command: &mut Command, nodes: &[Ports], number: usize, ports: Ports, dir: &Path) {

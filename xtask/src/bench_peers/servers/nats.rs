@@ -9,7 +9,9 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use super::node::{ANSWER_DEADLINE, Ports, ask, same};
+use super::ports::Ports;
+use crate::http::{QUESTION_DEADLINE, ask};
+use crate::node::same;
 
 /// The stream of the bucket that the loader uses, and the subjects of its keys.
 const STREAM: (&str, &str) = ("KV_bench", "$KV.bench.>");
@@ -39,7 +41,7 @@ pub(super) fn request_bucket(nodes: &[Ports]) -> Option<()> {
     let bucket = bucket.to_string();
     let publish = format!("PUB $JS.API.STREAM.CREATE.{stream} _INBOX.bench {}\r\n{bucket}\r\n", bucket.len());
     let mut connection = TcpStream::connect(("127.0.0.1", nodes.first()?.client)).ok()?;
-    connection.set_read_timeout(Some(ANSWER_DEADLINE)).ok()?;
+    connection.set_read_timeout(Some(QUESTION_DEADLINE)).ok()?;
     connection.write_all(format!("CONNECT {{\"verbose\":false}}\r\n{publish}PING\r\n").as_bytes()).ok()?;
     // The pong says that the node has the request. Whether there is a bucket is seen from the leader.
     let (mut answer, mut part) = (Vec::new(), [0; 4096]);

@@ -6,7 +6,8 @@
 use std::path::Path;
 use std::process::Command;
 
-use super::node::{Ports, ask_text};
+use super::ports::Ports;
+use crate::http::ask_text;
 
 pub(super) fn arguments(command: &mut Command, nodes: &[Ports], number: usize, ports: Ports, dir: &Path) {
     command.args(["--port", &ports.client.to_string(), "--bind", "127.0.0.1", "--save", ""]).arg("--dir").arg(dir);
