@@ -71,8 +71,7 @@ pub(super) fn encode(meta: EntryMeta, value: &Value, apart: bool) -> Result<(Vec
     let header = Header { meta, content_type: &value.content_type };
     let row = postcard::to_extend(&header, vec![APART]);
     let row = row.and_then(|row| postcard::to_extend(&value.bytes.len(), row));
-    // A copy: the tables in memory would hold on to the whole log entry that it is a part of.
-    Ok((row.map_err(|_| Error::corrupt("an entry's header"))?, Some(Bytes::copy_from_slice(&value.bytes))))
+    Ok((row.map_err(|_| Error::corrupt("an entry's header"))?, Some(value.bytes.clone())))
 }
 
 /// The row of an entry with its value, however long that is.

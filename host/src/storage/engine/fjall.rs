@@ -370,9 +370,6 @@ impl StorageEngine for FjallEngine {
                 let Some(value) = value.filter(|_| last.as_ref() < Some(&key)) else {
                     return Err(Error::corrupt("the order of rows"));
                 };
-                // A copy: fjall keeps the last key of each block until the file is finished, and with it the whole chunk of a
-                // snapshot that the key may be a part of.
-                let key = Slice::from(key.to_vec());
                 ingestion.write(key.clone(), value).map_err(|error| self.explained(error))?;
                 *last = Some(key);
             }

@@ -18,6 +18,9 @@ use crate::storage::Error;
 /// Zeros that are written ahead of the records.
 const AHEAD_BYTES: usize = 512 * 1024;
 
+/// Records from this length on are written without zeros: the zeros would cost the disk more than they save.
+const LARGE_BYTES: usize = AHEAD_BYTES / 4;
+
 /// Unit of writes past the page cache: a multiple of what disks ask for.
 const BLOCK_BYTES: usize = 4_096;
 
@@ -67,8 +70,9 @@ impl OpenSegment {
 
 impl SegmentFile for OpenSegment {
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
-        let is_ahead = offset + bytes.len() as u64 <= self.zeros_end;
-        self.write_blocks(offset, bytes, if is_ahead { 0 } else { AHEAD_BYTES })
+        let is_over_zeros = offset + bytes.len() as u64 <= self.zeros_end;
+        let zeros = if is_over_zeros || bytes.len() >= LARGE_BYTES { 0 } else { AHEAD_BYTES };
+        self.write_blocks(offset, bytes, zeros)
     }
 
     fn sync(&mut self) -> Result<(), Error> {

@@ -138,7 +138,7 @@ impl<'a> Outcomes<'a> {
 
     pub(super) fn stage(self, batch: &mut WriteBatch) {
         for (key, value) in self.changed {
-            batch.set(IDEMPOTENCY, key, value.map(Into::into));
+            batch.set(IDEMPOTENCY, key, value.as_deref().map(Into::into));
         }
     }
 

@@ -186,7 +186,7 @@ impl Data {
             }
         }
         for (key, value) in meta {
-            batch.insert(META, *key, value.clone());
+            batch.insert(META, *key, &**value);
         }
         inner.cache.change(Some(&changed), || engine.write(batch, Durability::None))?;
         for (key, head) in changed {
@@ -309,7 +309,7 @@ impl Data {
             engine.fill(&mut snapshot::read(chunks, has_values_apart))?;
             let mut batch = WriteBatch::with_capacity(meta.len());
             for (key, value) in meta {
-                batch.insert(META, *key, value.clone());
+                batch.insert(META, *key, &**value);
             }
             engine.write(batch, Durability::None)
         };

@@ -39,7 +39,7 @@ pub(super) fn entry(
         _ if !with_value => Bytes::new(),
         // Copied, because a row holds on to the whole block that it was read from.
         StoredValue::Inline(bytes) => Bytes::copy_from_slice(bytes),
-        StoredValue::Apart(length) => apart(tables, space, key.as_bytes(), length)?.into(),
+        StoredValue::Apart(length) => Bytes::from_owner(apart(tables, space, key.as_bytes(), length)?),
     };
     Ok(Entry { key, meta, value: Value::of_type(content_type, bytes) })
 }
@@ -76,7 +76,7 @@ pub(super) fn stage(
         None => (None, None),
     };
     if was_apart || value.is_some() {
-        batch.set(tables::values_of(space), key, value.map(Into::into));
+        batch.set(tables::values_of(space), key, value.as_deref().map(Into::into));
     }
     batch.set(tables::of(space), key, row.map(Into::into));
     Ok(())
@@ -110,7 +110,7 @@ pub(super) fn insert_whole(
             stage(batch, space, &record::decode_key(&key)?, false, Some(entry))
         }
         StoredValue::Inline(_) => {
-            batch.insert(tables::of(space), key, row);
+            batch.insert(tables::of(space), &*key, &*row);
             Ok(())
         }
         StoredValue::Apart(_) => Err(Error::corrupt("the row of an entry")),

@@ -164,7 +164,7 @@ impl<I: Iterator<Item = Result<Bytes, Error>>> Reader<I> {
             let (key, value) = read_entry(&mut body).ok_or_else(damaged)?;
             match tables::space_of(table) {
                 Some(space) => rows::insert_whole(&mut batch, space, key, value, self.has_values_apart)?,
-                None => batch.insert(table, key, value),
+                None => batch.insert(table, &*key, &*value),
             }
             self.entries += 1;
         }
