@@ -7,8 +7,8 @@ use std::cell::RefCell;
 use std::fmt;
 
 use bytes::Bytes;
-use serde::de::{Error, Visitor};
 use serde::Deserializer;
+use serde::de::{Error, Visitor};
 
 thread_local! {
     /// What the thread decodes from.
