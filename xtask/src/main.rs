@@ -2,6 +2,7 @@
 
 mod bench_peers;
 mod build;
+mod deployment;
 mod dev;
 mod faults;
 mod figures;
@@ -48,6 +49,8 @@ enum Task {
     Upgrade(upgrade::Options),
     /// Compare the speed of brink, etcd, Redis and NATS; installs them
     BenchPeers(bench_peers::Options),
+    /// Measure what deploying a large plugin costs the writes of a busy cluster
+    Deployment(deployment::Options),
     /// Count the instructions of writes and reads, and compare them with the recorded figures; installs valgrind
     Instructions(instructions::Options),
     /// Measure writes at growing numbers of keys and sizes of values, and plot them
@@ -71,6 +74,7 @@ fn main() -> anyhow::Result<()> {
         Task::Readme => readme::run(),
         Task::Upgrade(options) => upgrade::run(&options),
         Task::BenchPeers(options) => bench_peers::run(&options),
+        Task::Deployment(options) => deployment::run(&options),
         Task::Instructions(options) => instructions::run(&options),
         Task::Growth(options) => growth::run(&options),
         Task::HookCost(options) => hook_cost::run(&options),

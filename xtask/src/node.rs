@@ -133,9 +133,12 @@ pub(crate) fn same<T: PartialEq>(mut views: impl Iterator<Item = Option<T>>) -> 
     views.all(|view| view.as_ref() == Some(&first)).then_some(first)
 }
 
+/// The path of a node's API.
+pub(crate) const BASE_PATH: &str = "/kv-store/v1";
+
 /// The base URL of a node of brink.
 pub(crate) fn url(port: u16) -> String {
-    format!("http://127.0.0.1:{port}/kv-store/v1")
+    format!("http://127.0.0.1:{port}{BASE_PATH}")
 }
 
 /// Appends the arguments by which the node on the port `own` finds the others, and keeps its data in `dir`.
