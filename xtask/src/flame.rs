@@ -17,7 +17,7 @@ use inferno::collapse::perf::Folder;
 use inferno::flamegraph;
 
 use crate::interrupt::Interrupt;
-use crate::loader::{Load, Loader, Requests};
+use crate::loader::{Load, Loader};
 use crate::node::{self, Cluster, Settings};
 use crate::{build, tools};
 
@@ -79,16 +79,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let nodes: Vec<(String, u32)> = names.collect();
 
     let urls = node::urls(&ports);
-    let load = Load {
-        api: "brink",
-        urls: &urls,
-        requests: Requests::Writes { wait_replicas: None },
-        clients: options.clients,
-        seconds: options.seconds + 2 * MARGIN.as_secs(),
-        keys: KEYS,
-        value_bytes: VALUE_BYTES,
-        rate: None,
-    };
+    let seconds = options.seconds + 2 * MARGIN.as_secs();
+    let load = Load::writes(&urls, options.clients, seconds, KEYS, VALUE_BYTES);
     let figures = std::thread::scope(|scope| {
         let load = scope.spawn(|| loader.measure(&load, || cluster.cpu_seconds()));
         let sampled = sample(options, &dir, &nodes);

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::build;
 use crate::figures::Figures;
 use crate::interrupt::Interrupt;
-use crate::loader::{Load, Loader, Requests};
+use crate::loader::{Load, Loader};
 use crate::node::{self, Cluster, Settings};
 
 /// Number of nodes.
@@ -146,16 +146,7 @@ impl Clusters {
 /// One run.
 fn measure(options: &Options, loader: &Loader, cluster: &mut Cluster) -> anyhow::Result<Figures> {
     let urls = node::urls(&cluster.wait_ready(&loader.interrupt)?);
-    let load = Load {
-        api: "brink",
-        urls: &urls,
-        requests: Requests::Writes { wait_replicas: None },
-        clients: options.clients,
-        seconds: options.seconds,
-        keys: KEYS,
-        value_bytes: VALUE_BYTES,
-        rate: None,
-    };
+    let load = Load::writes(&urls, options.clients, options.seconds, KEYS, VALUE_BYTES);
     loader.measure(&load, || cluster.cpu_seconds())
 }
 

@@ -46,7 +46,13 @@ pub(crate) struct Load<'a> {
     pub(crate) rate: Option<u64>,
 }
 
-impl Load<'_> {
+impl<'a> Load<'a> {
+    /// Writes to nodes of brink, as fast as they are answered.
+    pub(crate) fn writes(urls: &'a str, clients: u32, seconds: u64, keys: u64, value_bytes: u64) -> Self {
+        let requests = Requests::Writes { wait_replicas: None };
+        Self { api: "brink", urls, requests, clients, seconds, keys, value_bytes, rate: None }
+    }
+
     fn args(&self) -> Vec<String> {
         let args = [
             ("--output", "json".to_owned()),

@@ -14,9 +14,9 @@
 //!    [`crate::storage`], [`crate::registry`] or [`crate::replication`].
 //! 3. The result becomes a response: `schema` has the typed bodies, `answer` makes the response, `problem` every error.
 //!
-//! `router` maps paths to handlers, most directly those of one key. `observe` surrounds each request with its trace and its metrics. `peer`
-//! serves the other nodes of the cluster and shares none of this. Until a node has its state, `starting` answers
-//! its probes, and refuses everything else.
+//! `router` maps paths to handlers; requests for one key go to theirs directly. `observe` surrounds each request with its trace
+//! and its metrics. `peer` serves the other nodes of the cluster and shares none of this. Until a node has its state, `starting`
+//! answers its probes, and refuses everything else.
 //!
 //! # Guarantees
 //!

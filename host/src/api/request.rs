@@ -157,9 +157,14 @@ pub(super) fn not_allowed(name: &str, found: &str, allowed: &str) -> Problem {
     Problem::new(Kind::BAD_PARAMETER, format!("{name} is {found:?}; allowed: {allowed}"))
 }
 
+/// What follows `<base>/kv/` in a path, as it was sent; none in any other path.
+pub(super) fn raw_key(uri: &Uri) -> Option<&str> {
+    uri.path().strip_prefix(BASE_PATH)?.strip_prefix("/kv/")
+}
+
 /// The key in the path `<base>/kv/<key>/`: percent-decoded, without one trailing slash. `%2F` writes a slash at its end.
 pub(super) fn key(uri: &Uri) -> Result<String, Problem> {
-    let raw = uri.path().strip_prefix(BASE_PATH).and_then(|path| path.strip_prefix("/kv/")).unwrap_or_default();
+    let raw = raw_key(uri).unwrap_or_default();
     let decoded = percent_decode_str(raw.strip_suffix('/').unwrap_or(raw)).decode_utf8();
     let key = decoded.map_err(|_| Problem::new(Kind::BAD_KEY, "the key is not UTF-8"))?.into_owned();
     check_key(&key)?;

@@ -24,7 +24,7 @@ use self::row::Row;
 use crate::build;
 use crate::figures::Figures;
 use crate::interrupt::Interrupt;
-use crate::loader::{Load, Loader, Requests};
+use crate::loader::{Load, Loader};
 use crate::node::{self, Cluster, Settings};
 
 /// Number of nodes.
@@ -125,16 +125,7 @@ fn measure(options: &Options, loader: &Loader, size: Fill, dir: &Path) -> anyhow
     let disk_mib = dir_bytes(dir)? as f64 / NODES as f64 / (1024.0 * 1024.0);
 
     let urls = node::urls(&cluster.wait_ready(&loader.interrupt)?);
-    let load = Load {
-        api: "brink",
-        urls: &urls,
-        requests: Requests::Writes { wait_replicas: None },
-        clients: options.clients,
-        seconds: options.seconds,
-        keys,
-        value_bytes,
-        rate: None,
-    };
+    let load = Load::writes(&urls, options.clients, options.seconds, keys, value_bytes);
     let mut runs = Vec::new();
     for _ in 0..ROUNDS {
         let figures = loader.measure(&load, || cluster.cpu_seconds())?;

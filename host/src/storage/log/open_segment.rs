@@ -113,8 +113,9 @@ mod tests {
         let mut segment = OpenSegment::create(&path, 1 << 20).unwrap();
         let mut rng = fastrand::Rng::with_seed(1);
         let mut expected = Vec::new();
-        for _ in 0..200 {
-            let mut bytes = vec![0; rng.usize(1..20_000)];
+        for number in 0..200 {
+            let lengths = if number % 20 == 19 { LARGE_BYTES..3 * LARGE_BYTES } else { 1..20_000 };
+            let mut bytes = vec![0; rng.usize(lengths)];
             rng.fill(&mut bytes);
             segment.write(expected.len() as u64, &bytes).unwrap();
             segment.sync().unwrap();
