@@ -73,22 +73,25 @@ impl Threads {
 }
 
 /// A hook in a pipeline of its own.
-fn watched(wat: &Wat, binding: &str) -> (Pipeline, Threads) {
+fn watched(wat: &Wat, binding: &str) -> (Pipeline, Threads, Hook) {
     let threads = Threads::default();
     let runtime = Runtime::new(Arc::new(threads.clone()), None).unwrap();
-    (pipeline(vec![hook(&runtime, "h", wat, binding)]), threads)
+    let hook = hook(&runtime, "h", wat, binding);
+    (pipeline(vec![hook.clone()]), threads, hook)
 }
 
-/// As above, after it has shown itself quick. How long that takes depends on how busy the machine is.
+/// As above, with a history of short calls. It is recorded, not made: how long calls take depends on how busy the machine is.
 async fn quick(wat: &Wat, binding: &str) -> (Pipeline, Threads) {
-    let (pipeline, threads) = watched(wat, binding);
-    for _ in 0..100_000 {
+    let (pipeline, threads, hook) = watched(wat, binding);
+    // A call that is interrupted while another process has the core costs credit.
+    for _ in 0..100 {
+        (0..100).for_each(|_| hook.share().history.record(Duration::from_micros(1), false));
         ask(&pipeline, "1").await.unwrap();
         if threads.take() == [Here] {
             return (pipeline, threads);
         }
     }
-    panic!("the hook was never quick");
+    panic!("a quick hook was never asked where the request is");
 }
 
 #[tokio::test]
@@ -102,7 +105,7 @@ async fn a_quick_hook_is_asked_where_the_request_is() {
 
 #[tokio::test]
 async fn a_hook_that_may_read_is_never_asked_on_an_async_thread() {
-    let (pipeline, threads) = watched(&Wat::validator(OK), "{}");
+    let (pipeline, threads, _) = watched(&Wat::validator(OK), "{}");
     for _ in 0..500 {
         ask(&pipeline, "1").await.unwrap();
         assert_ne!(threads.take(), [Here]);
@@ -162,7 +165,7 @@ async fn heavy_hooks_take_no_room_of_others() {
 
 #[tokio::test]
 async fn a_hook_whose_calls_take_long_stands_back() {
-    let (pipeline, threads) = watched(&Wat::validator(BUSY_IF_LONG).without_reads(), r#"{"deadline_ms":10000}"#);
+    let (pipeline, threads, _) = watched(&Wat::validator(BUSY_IF_LONG).without_reads(), r#"{"deadline_ms":10000}"#);
     for _ in 0..3 {
         ask(&pipeline, "1234").await.unwrap();
     }
@@ -213,36 +216,33 @@ async fn a_hook_that_goes_on_looping_rests_between_its_calls() {
                         (i32.const 1024)";
     let hook = hook(&runtime(), "h", &Wat::validator(loop_if_long), r#"{"deadline_ms":50}"#);
     let pipeline = pipeline(vec![hook.clone()]);
-    let judge = async |json: &str| {
-        let started_at = Instant::now();
-        let judged = ask(&pipeline, json).await;
-        (judged.map_err(|error| error.word()).err(), started_at.elapsed())
-    };
+    let judge = async |json: &str| ask(&pipeline, json).await.map_err(|error| error.word()).err();
+    // All times count from here: a rest begins when its call ends, which the test may notice late.
+    let started_at = Instant::now();
+    let mut least = Duration::ZERO;
     for rests in [0, 0, 1, 2, 3, 4, 4] {
-        let (error, took) = judge("\"long\"").await;
-        assert_eq!(error, Some("timed_out"));
-        assert!(took >= Duration::from_millis(50 + 50 * rests), "{took:?} with {rests} rests");
+        assert_eq!(judge("\"long\"").await, Some("timed_out"));
+        least += Duration::from_millis(50 + 50 * rests);
+        assert!(started_at.elapsed() >= least, "{:?} with {rests} rests, not {least:?}", started_at.elapsed());
     }
     // The next one waits too, since nobody knows that it ends in time. It does, and all is forgotten.
-    let (error, took) = judge("1").await;
-    assert!(error.is_none() && took >= Duration::from_millis(200), "{error:?} {took:?}");
+    assert_eq!(judge("1").await, None);
+    assert!(started_at.elapsed() >= least + Duration::from_millis(200), "{:?}", started_at.elapsed());
     assert!(hook.share().history.backoff().is_zero());
-    assert_eq!(judge("1").await.0, None);
+    assert_eq!(judge("1").await, None);
 }
 
 #[tokio::test]
 async fn writes_beyond_the_queue_are_refused_at_once() {
-    let hook = hook(&runtime(), "loop", &Wat::validator(LOOP), r#"{"deadline_ms":400}"#);
+    let hook = hook(&runtime(), "loop", &Wat::validator(LOOP), r#"{"deadline_ms":2000}"#);
     let pipeline = pipeline(vec![hook]);
-    let deadline = Instant::now() + Duration::from_millis(600);
+    let deadline = Instant::now() + Duration::from_secs(2);
     let mut tasks = ask_often(&pipeline, crate::limits::PLUGIN_QUEUE_MAX / 2 + 100, deadline);
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    let mut refused_at_once = 0;
-    while let Some(result) = tasks.try_join_next() {
-        assert!(matches!(result.unwrap(), Err(Error::Busy(_))));
-        refused_at_once += 1;
+    for refused in 0..50 {
+        let result = tokio::time::timeout_at((deadline - Duration::from_millis(500)).into(), tasks.join_next()).await;
+        let Ok(Some(Ok(result))) = result else { panic!("{refused} were refused at once: {result:?}") };
+        assert!(matches!(result, Err(Error::Busy(_))));
     }
-    assert!(refused_at_once > 50, "{refused_at_once}");
     assert!(tasks.join_all().await.iter().all(Result::is_err));
 }
 
