@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use brink::hooks::{Binding, Hook, Runtime, Set, View, ViewError};
+use brink::hooks::{Binding, CompileOptions, Compilers, Hook, Runtime, Set, View, ViewError};
 use brink::storage::{Action, Entry, Operation, RangeDigest, Space, Value};
 use criterion::{Criterion, criterion_group, criterion_main};
 
@@ -97,18 +97,18 @@ fn component(package: &str) -> Vec<u8> {
 
 fn hook(runtime: &Runtime, subject: &Subject, is_pre_initialized: bool) -> Hook {
     let component = component(subject.package);
-    let plugin = runtime.compile("p", &component).unwrap();
+    let plugin = runtime.compile("p", &component, &CompileOptions::default()).unwrap();
     let binding = format!(r#"{{"plugin": "p", "operations": ["put", "delete"], "config": {}}}"#, subject.config);
     let hook = runtime.bind("h", Binding::parse(binding.as_bytes()).unwrap(), &plugin).unwrap();
     if is_pre_initialized {
-        hook.pre_initialize(&component);
+        hook.pre_initialize(&component, &CompileOptions::default()).unwrap();
         assert_eq!(hook.pre_initialized(), Some(Ok(())));
     }
     hook
 }
 
 fn judgements(criterion: &mut Criterion) {
-    let with_resets = Runtime::new(Arc::new(()), None).unwrap();
+    let with_resets = Runtime::new(Arc::new(()), Compilers::Here, None).unwrap();
     let without_resets = Runtime::without_resets(Arc::new(())).unwrap();
     let settings =
         [("reset", &with_resets, true), ("new", &without_resets, true), ("configured", &without_resets, false)];
@@ -129,7 +129,7 @@ fn judgements(criterion: &mut Criterion) {
 }
 
 fn passing(criterion: &mut Criterion) {
-    let runtime = Runtime::new(Arc::new(()), None).unwrap();
+    let runtime = Runtime::new(Arc::new(()), Compilers::Here, None).unwrap();
     let mut group = criterion.benchmark_group("passing");
     for bytes in [16, 1_024, 16_384, 262_144] {
         let action = Action::Put(Value { content_type: "text/plain".into(), bytes: vec![b'x'; bytes].into() });

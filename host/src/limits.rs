@@ -108,10 +108,44 @@ pub const HISTORY_CHANGES_MAX: usize = 200;
 pub const HISTORY_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Bytes of plugin versions that only the history names.
 pub const HISTORY_VERSIONS_BYTES_MAX: u64 = 256 * 1024 * 1024;
-/// Time for a change of the registry. It stores plugins, and waits until hooks are in force.
+/// Time for storing an upload on a majority, piece by piece: 64 MiB over a link of 10 Mbit/s take a minute.
+pub const STORE_UPLOAD_DEADLINE: Duration = Duration::from_secs(300);
+/// Time for any other change of the registry. It waits until hooks are in force.
 pub const REGISTRY_DEADLINE: Duration = Duration::from_secs(60);
-/// Time that a change of the registry waits for other nodes to compile its plugins.
+/// Time that an upload waits for other nodes to compile it.
 pub const PREPARE_DEADLINE: Duration = Duration::from_secs(30);
+/// Time that a hook waits to be pre-initialized on all nodes before it is in force. After that it is in force all the same, and
+/// its calls are configured one by one where it is not ready.
+pub const BIND_DEADLINE: Duration = Duration::from_secs(300);
+/// Hooks that are being prepared at once in a cluster. Beyond it, a change of a hook is refused with 503.
+pub const HOOKS_PREPARED_MAX: usize = 8;
+
+// Compiling a plugin, in a process of its own
+
+/// Functions of a component, over all its modules.
+pub const PLUGIN_FUNCTIONS_MAX: u64 = 200_000;
+/// The body of one function, in bytes.
+pub const PLUGIN_FUNCTION_BYTES_MAX: u64 = 1024 * 1024;
+/// Targets of all jump tables (`br_table`) of a component.
+pub const PLUGIN_JUMP_TARGETS_MAX: u64 = 1_000_000;
+/// Values that the branches of one function carry, at most: its branches, each counted with all locals and with the values of
+/// the block it leads to. What a compiler needs grows with it, however small the component is.
+pub const PLUGIN_BRANCH_VALUES_MAX: u64 = 10_000_000;
+/// Processor time for compiling a component, over all cores. It compiles about a megabyte in two seconds.
+pub const COMPILE_CPU: Duration = Duration::from_secs(120);
+/// Memory for compiling a component, in bytes of data: heap, stacks and everything else that is written to.
+pub const COMPILE_MEMORY_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+/// Compiled code of a component, in bytes.
+pub const COMPILED_BYTES_MAX: u64 = 512 * 1024 * 1024;
+/// Time for compiling a component, waiting for others included. On a busy machine compilers take far longer than their
+/// processor time.
+pub const COMPILE_DEADLINE: Duration = Duration::from_secs(600);
+/// Components that a node compiles at once, unless writes wait for them.
+pub const COMPILERS_MAX: usize = 2;
+/// Components that wait to be compiled. Beyond it, one is refused with 503.
+pub const COMPILES_WAITING_MAX: usize = 16;
+/// Threads that compile one component, but not more than half of the cores.
+pub const COMPILER_THREADS_MAX: usize = 4;
 
 // Calls of a plugin
 

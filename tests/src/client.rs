@@ -43,9 +43,10 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client of the node at a base URL. Requests time out after 60 seconds, because uploads compile plugins.
+    /// A client of the node at a base URL. Requests time out after five minutes: deployments wait for compilers, which wait for
+    /// a machine that other tests keep busy.
     pub fn new(url: &str) -> Self {
-        Self::with_timeout(url, Duration::from_secs(60))
+        Self::with_timeout(url, Duration::from_secs(300))
     }
 
     /// A client with a request timeout.

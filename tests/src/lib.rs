@@ -13,6 +13,7 @@
 //! `README.md` has the reading order of the tests and says how to run one.
 
 mod artifacts;
+mod bomb;
 mod cli;
 mod client;
 mod cluster;
@@ -31,7 +32,8 @@ mod stream;
 mod wait;
 pub mod workload;
 
-pub use artifacts::{brink_bin, build_dir, plugin_file, plugin_wasm};
+pub use artifacts::{brink_bin, build_dir, plugin_file, plugin_version, plugin_wasm};
+pub use bomb::Bomb;
 pub use cli::{Run, brink, brink_with};
 pub use client::{Answer, Client};
 pub use cluster::{Cluster, Node, Options, Place, free_ports};

@@ -24,9 +24,8 @@ const NEEDED: [(&str, &str); 13] = [
 /// The tool that tests need to mount their file system when they do not run as root.
 const NEEDED_TO_MOUNT: (&str, &str) = ("/usr/bin/fusermount3", "fuse3");
 
-/// Number of tests that run at once. Each may run a cluster of five processes under load; on a machine of two cores, two such
-/// clusters starve each other until calls of plugins exceed their limits.
-const TEST_THREADS: &str = "1";
+/// Number of tests of a suite that run at once. Each may run a cluster of five processes under load.
+const TEST_THREADS: &str = "2";
 
 /// Runs every check and every test.
 pub(crate) fn run() -> anyhow::Result<()> {

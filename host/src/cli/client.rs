@@ -81,7 +81,7 @@ impl Client {
     }
 
     pub(super) async fn send_to(&self, url: &str, request: &Request) -> Result<Answer, Failure> {
-        let response = self.begin(url, request, TIMEOUT).await?;
+        let response = self.begin(url, request, request.timeout).await?;
         let headers = response.headers().clone();
         let body = response.bytes().await.map_err(|error| failure(url, &error))?;
         Ok(Answer { url: url.to_owned(), headers, body })
@@ -131,12 +131,13 @@ pub(super) struct Request {
     path: String,
     headers: Vec<(&'static str, String)>,
     body: Bytes,
+    timeout: Duration,
 }
 
 impl Request {
     /// A request without a body.
     pub(super) fn new(method: Method, path: impl Into<String>) -> Self {
-        Self { method, path: path.into(), headers: Vec::new(), body: Bytes::new() }
+        Self { method, path: path.into(), headers: Vec::new(), body: Bytes::new(), timeout: TIMEOUT }
     }
 
     pub(super) fn get(path: impl Into<String>) -> Self {
@@ -155,6 +156,11 @@ impl Request {
 
     pub(super) fn json(self, body: &Value) -> Self {
         self.body("application/json", body.to_string())
+    }
+
+    /// Waits so long for the answer.
+    pub(super) fn wait(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
     }
 
     /// The request as hyper sends it to the node at a base URL.

@@ -48,6 +48,8 @@ impl Failure {
             Self::Usage(_) | Self::File { .. } => 2,
             Self::Unreachable { .. } | Self::BadAnswer { .. } | Self::Output(_) => 1,
             Self::Failed(_) | Self::Plugin(hooks::Error::Engine(_)) => 1,
+            // The component may be fine.
+            Self::Plugin(hooks::Error::Failed { failure, .. }) if failure.may_pass() => 1,
             Self::Plugin(_) => 4,
             Self::Refused(refusal) | Self::Record { refusal, .. } => match refusal.status {
                 StatusCode::NOT_FOUND => 3,

@@ -1,9 +1,10 @@
 //! The command line.
 //!
 //! `serve` runs a node. The other commands are clients of nodes, except those of `brink plugin` that try a plugin here.
+//! `compile-component` is for nodes and these commands only.
 //!
 //! ```text
-//! mod → serve
+//! mod → {serve, compile}
 //! mod → {kv, plugin, cluster, bench} → client → io → failure
 //! ```
 //!
@@ -32,6 +33,7 @@
 mod bench;
 mod client;
 mod cluster;
+mod compile;
 mod failure;
 mod io;
 mod kv;
@@ -71,6 +73,8 @@ enum Command {
     #[command(subcommand)]
     Cluster(cluster::Command),
     Bench(bench::Args),
+    #[command(hide = true)]
+    CompileComponent(compile::Args),
     /// Print a shell's completion script
     Completions {
         /// The shell
@@ -82,6 +86,7 @@ enum Command {
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Serve(args) => return serve::run(args),
+        Command::CompileComponent(args) => return compile::run(&args),
         Command::Kv(command) => run(kv::run(command)),
         Command::Plugin(command) => run(plugin::run(command)),
         Command::Cluster(command) => run(cluster::run(command)),

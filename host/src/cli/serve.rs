@@ -22,7 +22,7 @@ const FAILURE_FLUSH_DEADLINE: Duration = Duration::from_millis(500);
 /// Maximum time to write a line to standard error.
 const LAST_LINE_DEADLINE: Duration = Duration::from_millis(500);
 
-/// Maximum time to wait at the end for work that cannot be cancelled: reads of a large state, the compilation of a plugin. The
+/// Maximum time to wait at the end for work that cannot be cancelled: reads of a large state. The
 /// data directory stays whole wherever it ends, as after a kill.
 const BLOCKING_DEADLINE: Duration = Duration::from_millis(300);
 

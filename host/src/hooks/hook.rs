@@ -10,7 +10,9 @@ use super::error::Error;
 use super::scheduler::Share;
 use super::view::Reads;
 use crate::sandbox::wit::Level;
-use crate::sandbox::{self, CallLimits, ConfiguredPlugin, Engine, LogSink, LogSource, one_line};
+use crate::sandbox::{
+    self, CallLimits, CompileOptions, Compilers, ConfiguredPlugin, Engine, LogSink, LogSource, one_line,
+};
 
 /// A compiled plugin. Cheap to clone.
 pub type Plugin = sandbox::Plugin<Reads>;
@@ -55,21 +57,21 @@ impl Observer for () {
 
 impl Runtime {
     /// Sets up the engine (see [`Engine::new`]). Fails with [`Error::Engine`] if the machine cannot run it.
-    pub fn new(observer: Arc<dyn Observer>, cache_dir: Option<&Path>) -> Result<Self, Error> {
-        let engine = Engine::new(observer.clone(), cache_dir)?;
+    pub fn new(observer: Arc<dyn Observer>, compilers: Compilers, cache_dir: Option<&Path>) -> Result<Self, Error> {
+        let engine = Engine::new(observer.clone(), compilers, cache_dir)?;
         Ok(Self { engine: Arc::new(engine), observer })
     }
 
-    /// The same without a folder, and with a new instance for each call, to compare with.
+    /// The same without a folder, compiling in this process, and with a new instance for each call, to compare with.
     pub fn without_resets(observer: Arc<dyn Observer>) -> Result<Self, Error> {
-        let engine = Engine::new(observer.clone(), None)?.without_resets();
+        let engine = Engine::new(observer.clone(), Compilers::Here, None)?.without_resets();
         Ok(Self { engine: Arc::new(engine), observer })
     }
 
     /// Compiles a component and checks that it is a plugin (see [`sandbox::Plugin::compile`]). [`Error::Failed`] says what is
-    /// wrong with the bytes, or that too many components are being compiled.
-    pub fn compile(&self, name: &str, bytes: &[u8]) -> Result<Plugin, Error> {
-        Plugin::compile(&self.engine, name, bytes).map_err(|failure| Error::Failed {
+    /// wrong with the bytes, or why they were not compiled.
+    pub fn compile(&self, name: &str, bytes: &[u8], options: &CompileOptions) -> Result<Plugin, Error> {
+        Plugin::compile(&self.engine, name, bytes, options).map_err(|failure| Error::Failed {
             hook: String::new(),
             plugin: name.to_owned(),
             failure,
@@ -160,7 +162,7 @@ impl Hook {
     }
 
     /// The error of a failure of its plugin.
-    pub(super) fn failed(&self, failure: sandbox::Error) -> Error {
+    pub(crate) fn failed(&self, failure: sandbox::Error) -> Error {
         let LogSource { hook, plugin, .. } = &self.source;
         Error::Failed { hook: hook.clone(), plugin: plugin.clone(), failure }
     }

@@ -8,8 +8,8 @@
 //!
 //! # Approach
 //!
-//! A [`Binding`] names a plugin, the writes it judges, its configuration and its limits. The [`Runtime`] compiles the
-//! [`Plugin`], and makes a [`Hook`] of both. The hooks in force at one epoch are an immutable [`Set`]; [`Active`] holds the
+//! A [`Binding`] names a plugin, the writes it judges, its configuration and its limits. The [`Runtime`] has the
+//! [`Plugin`] compiled, and makes a [`Hook`] of both. The hooks in force at one epoch are an immutable [`Set`]; [`Active`] holds the
 //! current one. A request takes five steps:
 //!
 //! 1. *Match* (`pipeline`): a request that no hook matches passes at once, without leaving its thread.
@@ -73,4 +73,6 @@ pub use record::{Figures, Line, Record, Tally};
 pub use set::{Active, Set};
 pub use view::{View, ViewError};
 
-pub use crate::sandbox::{Error as Failure, HOOKS_VERSION, LogSink, LogSource, Role, digest};
+pub use crate::sandbox::{
+    CompileOptions, Compilers, Error as Failure, HOOKS_VERSION, LogSink, LogSource, Priority, Role, digest,
+};

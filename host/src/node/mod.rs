@@ -34,7 +34,7 @@ use tokio_util::task::TaskTracker;
 pub(crate) use self::databases::Error as DataError;
 use self::door::Door;
 pub(crate) use self::settings::{Error as SettingsError, Given, Settings};
-use crate::hooks::{self, Calls, Line, LogSink, LogSource, Observer, Record};
+use crate::hooks::{self, Calls, Compilers, Line, LogSink, LogSource, Observer, Record};
 use crate::limits::{BODIES_BYTES_MAX, ByteBudget, DRAIN_DEADLINE};
 use crate::registry::Registry;
 use crate::replication::{self, HttpTransport};
@@ -134,7 +134,7 @@ impl Node {
             replication::Handle::start(options, log.clone(), data.clone(), transport, telemetry.clone()).await?;
         let record = Record::default();
         let observer = Arc::new(PluginObserver { telemetry: telemetry.clone(), record: record.clone() });
-        let runtime = hooks::Runtime::new(observer, Some(&settings.data_dir.join("compiled")))?;
+        let runtime = hooks::Runtime::new(observer, Compilers::Processes, Some(&settings.data_dir.join("compiled")))?;
         let pipeline = hooks::Pipeline::new(hooks::Active::default());
         let write_path = WritePath::new(pipeline.clone(), replication.clone(), data.clone(), telemetry.clone());
         let registry = Registry::start(runtime, &pipeline, write_path.clone(), replication.clone(), data.clone());
@@ -184,6 +184,8 @@ impl Node {
         // First, so that writes go on elsewhere while this node answers its requests.
         self.app.replication.hand_over().await;
         self.app.draining.cancel();
+        // Otherwise requests would wait for it.
+        self.app.registry.stop_compiling();
         let deadline = Instant::now() + DRAIN_DEADLINE;
         if timeout_at(deadline, self.server).await.is_err() {
             tracing::warn!(deadline = ?DRAIN_DEADLINE, "some requests were cut off");
@@ -192,7 +194,7 @@ impl Node {
         self.tasks.close();
         let tasks = async { tokio::join!(self.tasks.wait(), self.app.registry.stop()) };
         if timeout_at(deadline, tasks).await.is_err() {
-            tracing::warn!(deadline = ?DRAIN_DEADLINE, "a plugin is still being compiled");
+            tracing::warn!(deadline = ?DRAIN_DEADLINE, "the registry has not stopped in time");
         }
         self.app.replication.shutdown().await;
         let log = self.log;

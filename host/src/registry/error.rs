@@ -1,6 +1,6 @@
 //! Why the registry was not changed or read.
 
-use crate::limits::{HOOKS_MAX, PLUGINS_MAX, UPLOADS_MAX};
+use crate::limits::{HOOKS_MAX, HOOKS_PREPARED_MAX, PLUGINS_MAX, UPLOADS_MAX};
 use crate::{hooks, storage, write_path};
 
 #[derive(Debug, thiserror::Error)]
@@ -13,6 +13,8 @@ pub(crate) enum Error {
     TooManyHooks,
     #[error("this node is receiving {UPLOADS_MAX} uploads, the maximum")]
     TooManyUploads,
+    #[error("{HOOKS_PREPARED_MAX} hooks are being prepared, the maximum")]
+    TooManyPreparations,
     #[error(
         "the history has no record of hook {hook:?} {}",
         to.map_or_else(|| "before its last change".to_owned(), |to| format!("as of change {to}"))

@@ -3,10 +3,11 @@
 //! | task | does | what waits for it |
 //! |---|---|---|
 //! | put in force | builds the set of hooks of the newest epoch | writes on this node |
-//! | compile ahead | compiles every version that is named | the acknowledgement of a change, on every node |
-//! | pre-initialize | pre-initializes the plugins of the hooks in force | nothing |
+//! | prepare | compiles every version that is named, and pre-initializes the hooks that will be in force | the acknowledgement of an upload; a hook, before it is in force |
+//! | pre-initialize | pre-initializes the hooks in force that were not prepared in time | nothing |
 //!
-//! They are separate because each takes longer than the one before, and must not delay it.
+//! They are separate because each takes longer than the one before, and must not delay it. The first has compilers that serve, since
+//! writes wait for them; those of the others have a low priority.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,12 +26,13 @@ use super::catalog::Catalog;
 use super::components;
 use super::error::Error;
 use super::history::History;
-use crate::hooks::{self, Active, Hook, Plugin, Runtime};
+use super::preparation::{self, Preparation};
+use crate::hooks::{self, Active, Binding, CompileOptions, Hook, Plugin, Priority, Runtime};
 use crate::replication;
 use crate::storage::Data;
 
-/// Pause between two runs of the compile-ahead task.
-const COMPILE_AHEAD_INTERVAL: Duration = Duration::from_millis(200);
+/// Pause between two runs of the task that prepares.
+const PREPARE_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Pause before a step that failed is tried again.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -44,14 +46,32 @@ pub(super) struct Follower {
     pub(super) replication: replication::Handle,
     pub(super) data: Data,
     pub(super) started: Instant,
+    /// Hooks that are prepared and not in force yet. Only locked to look something up.
+    pub(super) prepared: Mutex<Vec<Prepared>>,
+    /// Ends all compilers.
+    pub(super) compiling: CancellationToken,
     /// Ends the tasks. A step that runs ends first.
     pub(super) stop: CancellationToken,
+}
+
+/// What became of the preparation of a hook.
+pub(super) struct Prepared {
+    name: String,
+    binding: Binding,
+    /// None if it cannot be prepared, for instance because its plugin was removed meanwhile.
+    hook: Option<Hook>,
+}
+
+impl Prepared {
+    fn is_of(&self, name: &str, binding: &Binding) -> bool {
+        self.name == name && self.binding == *binding
+    }
 }
 
 impl Follower {
     pub(super) fn start(self: &Arc<Self>, tasks: &TaskTracker) {
         tasks.spawn(self.clone().keep_in_force());
-        tasks.spawn(self.clone().keep_compiled());
+        tasks.spawn(self.clone().keep_prepared());
         tasks.spawn(self.clone().keep_pre_initialized());
     }
 
@@ -68,13 +88,13 @@ impl Follower {
         }
     }
 
-    async fn keep_compiled(self: Arc<Self>) {
+    async fn keep_prepared(self: Arc<Self>) {
         let (mut applied, mut in_force) = (self.replication.applied(), self.active.subscribe());
         loop {
             applied.mark_unchanged();
             in_force.mark_unchanged();
-            let pause = self.run(Self::compile_ahead, "a plugin could not be compiled ahead").await;
-            if self.stop.run_until_cancelled(sleep(COMPILE_AHEAD_INTERVAL)).await.is_none() {
+            let pause = self.run(Self::prepare, "plugins and hooks could not be prepared").await;
+            if self.stop.run_until_cancelled(sleep(PREPARE_INTERVAL)).await.is_none() {
                 return;
             }
             let changed = async {
@@ -123,7 +143,9 @@ impl Follower {
             Ok(Err(error)) => error.into(),
             Err(error) => error.into(),
         };
-        tracing::error!(%error, "{failure}");
+        if !self.compiling.is_cancelled() {
+            tracing::error!(%error, "{failure}");
+        }
         Some(RETRY_PAUSE)
     }
 
@@ -143,12 +165,15 @@ impl Follower {
             let mut hooks = Vec::with_capacity(catalog.hooks.len());
             for hook in catalog.hooks.into_values() {
                 // An unchanged hook stays as it is, pre-initialized, and with its share of the node.
-                let is_same = |old: &&Hook| old.name() == hook.name && *old.binding() == hook.binding;
-                match current.hooks().iter().find(is_same) {
-                    Some(old) => hooks.push(old.clone()),
+                match self.find(current.hooks(), &hook.name, &hook.binding) {
+                    Some(known) => hooks.push(known),
                     None => {
-                        let plugin = self.plugins.get(&hook.binding.plugin, hook.binding.digest())?;
-                        hooks.push(self.plugins.runtime.load(&hook.name, hook.binding, &plugin)?);
+                        let options = self.compile_options(Priority::Serving);
+                        let plugin = self.plugins.get(&hook.binding.plugin, hook.binding.digest(), &options)?;
+                        let hook = self.plugins.runtime.load(&hook.name, hook.binding, &plugin)?;
+                        // It is there if this node was restarted.
+                        hook.pre_initialize_from_cache();
+                        hooks.push(hook);
                     }
                 }
             }
@@ -157,8 +182,19 @@ impl Follower {
         }
     }
 
-    /// Compiles the versions that the registry names, drops all others, and tells the other nodes.
-    fn compile_ahead(&self) -> Result<(), Error> {
+    /// The hook with this binding, in force or prepared.
+    fn find(&self, in_force: &[Hook], name: &str, binding: &Binding) -> Option<Hook> {
+        let is_same = |hook: &&Hook| hook.name() == name && hook.binding() == binding;
+        let prepared = || self.prepared.lock().iter().find(|prepared| prepared.is_of(name, binding))?.hook.clone();
+        in_force.iter().find(is_same).cloned().or_else(prepared)
+    }
+
+    fn compile_options(&self, priority: Priority) -> CompileOptions {
+        CompileOptions { priority, cancelled: self.compiling.clone() }
+    }
+
+    /// Compiles the versions that the registry names, drops all others, prepares hooks, and tells the other nodes.
+    fn prepare(&self) -> Result<(), Error> {
         let revision = self.data.revision();
         let versions = Catalog::read(&self.data)?.versions();
         self.plugins.by_version.lock().retain(|version, _| versions.contains(version));
@@ -166,11 +202,62 @@ impl Follower {
             if self.stop.is_cancelled() {
                 return Ok(());
             }
-            self.plugins.get(&name, &digest)?;
+            self.plugins.get(&name, &digest, &self.compile_options(Priority::Deploying))?;
         }
+        self.prepare_hooks()?;
         // Hooks of a later epoch are left to the next run.
         if self.active.current().epoch() == self.data.hook_epoch() {
             self.replication.set_prepared(revision);
+        }
+        Ok(())
+    }
+
+    /// Pre-initializes the hooks that are about to be in force.
+    fn prepare_hooks(&self) -> Result<(), Error> {
+        let wanted = preparation::read(&self.data)?;
+        self.prepared.lock().retain(|known| preparation::revision_of(&wanted, &known.name, &known.binding).is_some());
+        for Preparation { name, binding, .. } in wanted {
+            let is_known = self.prepared.lock().iter().any(|known| known.is_of(&name, &binding));
+            if self.stop.is_cancelled() || is_known {
+                continue;
+            }
+            let hook = match self.prepare_hook(&name, &binding) {
+                Ok(hook) => Some(hook),
+                Err(Error::Hook(hooks::Error::Failed { failure, .. })) if failure.may_pass() => {
+                    return Err(hooks::Error::Failed { hook: name, plugin: binding.plugin, failure }.into());
+                }
+                // Nothing waits for it in vain: whoever puts it in force finds the same.
+                Err(error) => {
+                    tracing::warn!(hook = name, %error, "a hook cannot be prepared");
+                    None
+                }
+            };
+            self.prepared.lock().push(Prepared { name, binding, hook });
+        }
+        Ok(())
+    }
+
+    fn prepare_hook(&self, name: &str, binding: &Binding) -> Result<Hook, Error> {
+        let options = self.compile_options(Priority::Deploying);
+        let plugin = self.plugins.get(&binding.plugin, binding.digest(), &options)?;
+        let hook = self.plugins.runtime.load(name, binding.clone(), &plugin)?;
+        self.pre_initialize_one(&hook)?;
+        Ok(hook)
+    }
+
+    /// Pre-initializes a hook. The hook keeps the result, also if it cannot be pre-initialized.
+    fn pre_initialize_one(&self, hook: &Hook) -> Result<(), Error> {
+        let began = Instant::now();
+        let (name, plugin) = (hook.name(), hook.plugin().name());
+        let component = self.plugins.component(plugin, hook.plugin().digest())?;
+        hook.pre_initialize(&component, &self.compile_options(Priority::Deploying))
+            .map_err(|failure| hook.failed(failure))?;
+        let ms = began.elapsed().as_millis();
+        match hook.pre_initialized() {
+            Some(Err(reason)) => {
+                tracing::info!(hook = name, plugin, reason, "the plugin is configured before each call")
+            }
+            _ => tracing::info!(hook = name, plugin, ms, "the plugin is pre-initialized"),
         }
         Ok(())
     }
@@ -183,24 +270,15 @@ impl Follower {
             if self.data.hook_epoch() != set.epoch() || self.stop.is_cancelled() {
                 return Ok(());
             }
-            let began = Instant::now();
-            let (name, plugin) = (hook.name(), hook.plugin().name());
-            // The hook keeps the result, also if it failed.
-            hook.pre_initialize(&self.plugins.component(plugin, hook.plugin().digest())?);
-            let ms = began.elapsed().as_millis();
-            match hook.pre_initialized() {
-                Some(Err(reason)) => {
-                    tracing::info!(hook = name, plugin, reason, "the plugin is configured before each call")
-                }
-                _ => tracing::info!(hook = name, plugin, ms, "the plugin is pre-initialized"),
-            }
+            self.pre_initialize_one(hook)?;
         }
         if self.data.hook_epoch() != set.epoch() || self.started.elapsed() < KEEP_ALL_COMPILED {
             return Ok(());
         }
         // Versions that a hook can be rolled back to stay compiled.
         let digests = Catalog::read(&self.data)?.digests().into_iter().chain(History::read(&self.data)?.digests());
-        self.plugins.runtime.keep_compiled(digests, set.hooks());
+        let prepared: Vec<Hook> = self.prepared.lock().iter().filter_map(|prepared| prepared.hook.clone()).collect();
+        self.plugins.runtime.keep_compiled(digests, set.hooks().iter().chain(&prepared));
         Ok(())
     }
 }
@@ -210,18 +288,18 @@ type Version = (String, String);
 
 /// The compiled versions of plugins on this node: in memory, from the cache on disk, or compiled from the registry.
 ///
-/// Its methods may compile a plugin, which takes up to seconds: call them on blocking threads.
+/// Its methods may compile a plugin, which takes up to minutes: call them on blocking threads.
 pub(super) struct CompiledPlugins {
     pub(super) runtime: Runtime,
     pub(super) data: Data,
-    /// Never locked while a plugin compiles: two threads may compile the same version, and the later one replaces it.
+    /// Never locked while a plugin compiles: two threads may load the same version, and the later one replaces it.
     pub(super) by_version: Mutex<HashMap<Version, Arc<Plugin>>>,
 }
 
 impl CompiledPlugins {
     /// The compiled form of a version in the registry. [`hooks::Error::PluginMissing`] if the registry does not have all
     /// its bytes.
-    pub(super) fn get(&self, name: &str, digest: &str) -> Result<Arc<Plugin>, Error> {
+    pub(super) fn get(&self, name: &str, digest: &str, options: &CompileOptions) -> Result<Arc<Plugin>, Error> {
         let version = (name.to_owned(), digest.to_owned());
         if let Some(plugin) = self.in_memory(&version) {
             return Ok(plugin);
@@ -229,16 +307,16 @@ impl CompiledPlugins {
         if let Some(plugin) = self.runtime.compiled_before(name, digest) {
             return Ok(self.keep(version, plugin));
         }
-        self.compile(name, &self.component(name, digest)?)
+        self.compile(name, &self.component(name, digest)?, options)
     }
 
     /// Compiles the bytes of a plugin, unless that was done before.
-    pub(super) fn compile(&self, name: &str, bytes: &[u8]) -> Result<Arc<Plugin>, Error> {
+    pub(super) fn compile(&self, name: &str, bytes: &[u8], options: &CompileOptions) -> Result<Arc<Plugin>, Error> {
         let version = (name.to_owned(), hooks::digest(bytes));
         if let Some(plugin) = self.in_memory(&version) {
             return Ok(plugin);
         }
-        Ok(self.keep(version, self.runtime.compile(name, bytes)?))
+        Ok(self.keep(version, self.runtime.compile(name, bytes, options)?))
     }
 
     /// The bytes of a version, checked against its digest.

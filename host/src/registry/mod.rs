@@ -7,7 +7,7 @@
 //!
 //! # Approach
 //!
-//! The registry is four kinds of entries in the system space, written through the log like any other entry:
+//! The registry is five kinds of entries in the system space, written through the log like any other entry:
 //!
 //! | key | value | file |
 //! |---|---|---|
@@ -15,29 +15,35 @@
 //! | `hooks/<name>` | a binding: which plugin runs on which writes | `catalog` |
 //! | `components/<digest>/<number>` | a piece of the bytes of a version | `components` |
 //! | `history/<number>` | a change: what was changed, when and by whom | `history` |
+//! | `preparing/<name>` | the binding that a hook is about to have | `preparation` |
 //!
 //! `Registry` is the facade. All changes go through `transaction`, one read-modify-write loop. On every node `follower`
-//! watches the applied entries: it compiles what the registry names, puts the hooks in force and then pre-initializes them.
-//! Until a hook is pre-initialized, its calls are configured one by one.
+//! watches the applied entries: it compiles what the registry names, pre-initializes the hooks that are about to be in force, and
+//! puts them in force. A change of a hook takes three steps: the node that was asked checks the binding, all nodes prepare it, and
+//! one write puts it in force everywhere. A node that was not reached has calls configured one by one until it has caught up.
 //!
 //! # Guarantees
 //!
 //! - A change of a hook changes the hook epoch, and no write judged under an older epoch commits. So a hook is in force
 //!   everywhere once its creation is acknowledged (P6).
 //! - A change and its record in the history are one write. A plugin is named only when all its bytes are stored.
-//! - A change is acknowledged once every node that can be reached is ready for it, or after [`PREPARE_DEADLINE`]. So a
-//!   write need not wait for a compiler.
+//! - An upload is acknowledged once every node that can be reached has compiled it, or after [`PREPARE_DEADLINE`]; a hook is in
+//!   force once they have pre-initialized it, or after [`BIND_DEADLINE`]. So a write need not wait for a compiler, nor pay for
+//!   a configuration.
+//! - What compiles for a request ends with it (see [`sandbox`](crate::sandbox)).
 //!
 //! # Failure model
 //!
 //! A transaction that finds the registry changed by another starts again, a bounded number of times. An upload that fails
-//! leaves pieces that a later change removes. A node that was cut off when a hook was created may have to compile it
-//! first: its writes wait until the hooks of the newest epoch are in force there. A step of the follower that fails is
-//! logged and tried again.
+//! leaves pieces that a later change removes, and a hook that is not set its preparation. A client that was cut off while a hook
+//! was prepared repeats its request, and goes on where it was. A node that was cut off when a hook was created may have to compile
+//! it first: its writes wait until the hooks of the newest epoch are in force there. A step of the follower that fails is logged
+//! and tried again.
 //!
 //! # Cost
 //!
-//! A change reads the whole registry, without the bytes of plugins, and is one write. An upload is one more write per MiB.
+//! A change reads the whole registry, without the bytes of plugins, and is one write; that of a hook is two. An upload is one more
+//! write per MiB.
 
 mod catalog;
 mod components;
@@ -45,15 +51,17 @@ mod entry;
 mod error;
 mod follower;
 mod history;
+mod preparation;
 mod transaction;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -64,11 +72,16 @@ use self::follower::{CompiledPlugins, Follower};
 use self::history::{Change, Edit};
 pub(crate) use self::transaction::Author;
 use self::transaction::{Commit, Decision, ReadSet, Transactions, blocking};
-use crate::hooks::{self, Binding, Hook, Pipeline, Runtime};
-use crate::limits::{HOOKS_MAX, PLUGINS_MAX, PREPARE_DEADLINE, REGISTRY_DEADLINE, UPLOADS_MAX};
+use crate::hooks::{self, Binding, CompileOptions, Hook, Pipeline, Priority, Runtime};
+use crate::limits::{
+    BIND_DEADLINE, HOOKS_MAX, PLUGINS_MAX, PREPARE_DEADLINE, REGISTRY_DEADLINE, STORE_UPLOAD_DEADLINE, UPLOADS_MAX,
+};
 use crate::replication;
 use crate::storage::{Data, HOOKS_PREFIX, PLUGINS_PREFIX};
 use crate::write_path::WritePath;
+
+/// Interval at which the nodes' preparations are checked. They arrive with every hello.
+const PREPARED_POLL: Duration = Duration::from_millis(50);
 
 /// The registry of this node.
 pub(crate) struct Registry {
@@ -113,6 +126,8 @@ impl Registry {
             replication,
             data,
             started: Instant::now(),
+            prepared: Mutex::default(),
+            compiling: CancellationToken::new(),
             stop: CancellationToken::new(),
         });
         let tasks = TaskTracker::new();
@@ -120,8 +135,14 @@ impl Registry {
         Self { follower, transactions, uploads: Arc::new(Semaphore::new(UPLOADS_MAX)), tasks }
     }
 
-    /// Stops following. Returns once the steps that were running have ended, which takes as long as compiling one plugin.
+    /// Ends all compilers, and with them the requests that wait for one.
+    pub fn stop_compiling(&self) {
+        self.follower.compiling.cancel();
+    }
+
+    /// Stops following. Returns once the steps that were running have ended.
     pub async fn stop(&self) {
+        self.stop_compiling();
         self.follower.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
@@ -134,8 +155,9 @@ impl Registry {
 
     /// Uploads a plugin, or a new version of it. Existing hooks keep the version they were bound to.
     ///
-    /// After an error the plugin is unchanged, unless the leader was lost during the last write ([`Error::Write`]), which
-    /// may still commit. Pieces that were stored are removed later.
+    /// If the caller does not wait for the answer, the compiler is ended. After an error the plugin is unchanged, unless the
+    /// leader was lost during the last write ([`Error::Write`]), which may still commit. Pieces that were stored are removed
+    /// later.
     pub async fn put_plugin(
         &self,
         name: &str,
@@ -144,12 +166,15 @@ impl Registry {
         upload: OwnedSemaphorePermit,
     ) -> Result<PluginInfo, Error> {
         hooks::check_name("name", name)?;
-        let deadline = Instant::now() + REGISTRY_DEADLINE;
         let (plugin, _upload) = {
             let (follower, name, bytes) = (self.follower.clone(), name.to_owned(), bytes.clone());
-            // The compiler holds the permit while it runs, even if the client goes away.
-            blocking(move || Ok((follower.plugins.compile(&name, &bytes)?, upload))).await?
+            // Dropped with this future.
+            let cancelled = self.follower.compiling.child_token();
+            let options = CompileOptions { priority: Priority::Deploying, cancelled: cancelled.clone() };
+            let _cancel = cancelled.drop_guard();
+            blocking(move || Ok((follower.plugins.compile(&name, &bytes, &options)?, upload))).await?
         };
+        let deadline = Instant::now() + STORE_UPLOAD_DEADLINE;
         let info = PluginInfo {
             name: name.to_owned(),
             digest: plugin.digest().to_owned(),
@@ -171,10 +196,10 @@ impl Registry {
             let Some(preconditions) = transactions.store_pieces(&read, &info.digest, bytes, deadline).await? else {
                 return Ok(Decision::Again);
             };
-            let operation = put_json(format!("{PLUGINS_PREFIX}{name}"), info)?;
+            let operations = vec![put_json(format!("{PLUGINS_PREFIX}{name}"), info)?];
             let (plugin, digest, size_bytes) = (info.name.clone(), info.digest.clone(), info.size_bytes);
             let edit = Edit::PluginUploaded { plugin, digest, size_bytes };
-            Ok(Decision::Commit(Box::new(Commit { read, operation, preconditions, edit }), info.clone()))
+            Ok(Decision::Commit(Box::new(Commit { read, operations, preconditions, edit }), info.clone()))
         };
         let (mut info, committed) = transactions.run(author, deadline, decide).await?;
         if let Some(revision) = committed {
@@ -195,38 +220,30 @@ impl Registry {
             if !hooks.is_empty() {
                 return Err(Error::PluginInUse { plugin: name.to_owned(), hooks });
             }
-            let operation = delete(format!("{PLUGINS_PREFIX}{name}"));
+            let operations = vec![delete(format!("{PLUGINS_PREFIX}{name}"))];
             let edit = Edit::PluginRemoved { plugin: name.to_owned() };
-            Ok(Decision::Commit(Box::new(Commit { read, operation, preconditions: Vec::new(), edit }), true))
+            Ok(Decision::Commit(Box::new(Commit { read, operations, preconditions: Vec::new(), edit }), true))
         };
         let deadline = Instant::now() + REGISTRY_DEADLINE;
         Ok(self.transactions.run(author, deadline, decide).await?.0)
     }
 
-    /// Creates or replaces a hook. When this returns, no write commits that the hook did not see.
+    /// Creates or replaces a hook. When this returns, no write commits that the hook did not see. Before it is in force, the
+    /// nodes that can be reached pre-initialize it, so that its first calls cost what all others do.
     pub async fn put_hook(&self, name: &str, binding: Binding, author: &Author) -> Result<HookInfo, Error> {
         hooks::check_name("name", name)?;
+        let binding = &self.prepare_hook(name, binding).await?;
         let deadline = Instant::now() + REGISTRY_DEADLINE;
-        let binding = &binding;
         let decide = move |read: ReadSet| async move {
             if read.catalog.hooks.len() >= HOOKS_MAX && !read.catalog.hooks.contains_key(name) {
                 return Err(Error::TooManyHooks);
             }
+            // The version may have gone meanwhile.
             let binding = read.history.pin(&read.catalog, binding.clone())?;
-            {
-                let (follower, name, binding) = (self.follower.clone(), name.to_owned(), binding.clone());
-                // Checks the binding: runs the plugin once with the configuration.
-                blocking(move || {
-                    let plugin = follower.plugins.get(&binding.plugin, binding.digest())?;
-                    follower.plugins.runtime.bind(&name, binding, &plugin)?;
-                    Ok(())
-                })
-                .await?;
-            }
-            let operation = put_json(format!("{HOOKS_PREFIX}{name}"), &binding)?;
+            let operations = vec![put_json(format!("{HOOKS_PREFIX}{name}"), &binding)?, preparation::end(name)];
             let edit = Edit::HookSet { hook: name.to_owned(), binding: binding.clone() };
             let hook = HookInfo { name: name.to_owned(), binding, revision: 0 };
-            Ok(Decision::Commit(Box::new(Commit { read, operation, preconditions: Vec::new(), edit }), hook))
+            Ok(Decision::Commit(Box::new(Commit { read, operations, preconditions: Vec::new(), edit }), hook))
         };
         let (mut hook, committed) = self.transactions.run(author, deadline, decide).await?;
         if let Some(revision) = committed {
@@ -240,15 +257,67 @@ impl Registry {
         Ok(hook)
     }
 
+    /// Checks the binding of a hook, and has every node that can be reached prepare it. Returns the binding with its digest.
+    async fn prepare_hook(&self, name: &str, binding: Binding) -> Result<Binding, Error> {
+        let deadline = Instant::now() + BIND_DEADLINE;
+        let read = self.transactions.read(deadline).await?;
+        if read.catalog.hooks.len() >= HOOKS_MAX && !read.catalog.hooks.contains_key(name) {
+            return Err(Error::TooManyHooks);
+        }
+        let binding = read.history.pin(&read.catalog, binding)?;
+        let cancelled = self.follower.compiling.child_token();
+        let options = CompileOptions { priority: Priority::Deploying, cancelled: cancelled.clone() };
+        let _cancel = cancelled.drop_guard();
+        let (follower, hook, checked) = (self.follower.clone(), name.to_owned(), binding.clone());
+        // Runs the plugin once with the configuration.
+        let preparations = blocking(move || {
+            let plugin = follower.plugins.get(&checked.plugin, checked.digest(), &options)?;
+            follower.plugins.runtime.bind(&hook, checked, &plugin)?;
+            preparation::read(&follower.data)
+        })
+        .await?;
+        if read.catalog.hooks.get(name).is_some_and(|hook| hook.binding == binding) {
+            return Ok(binding);
+        }
+        let revision = match preparation::revision_of(&preparations, name, &binding) {
+            Some(revision) => revision,
+            None => {
+                let write_path = &self.transactions.write_path;
+                let begin = preparation::begin(&preparations, name, &binding, write_path.time_ms())?;
+                write_path.write_unjudged(begin, Vec::new(), deadline).await?.unwrap_or(0)
+            }
+        };
+        self.wait_prepared(revision, deadline).await?;
+        Ok(binding)
+    }
+
+    /// Waits until this node and all that can be reached are prepared, but not beyond the deadline.
+    async fn wait_prepared(&self, revision: u64, deadline: Instant) -> Result<(), Error> {
+        loop {
+            let prepared = self.follower.replication.prepared().into_iter();
+            let late: Vec<String> = prepared.filter(|(_, prepared)| *prepared < revision).map(|(url, _)| url).collect();
+            if late.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                tracing::warn!(nodes = late.join(", "), revision, "some nodes have not pre-initialized a hook in time");
+                return Ok(());
+            }
+            if self.follower.compiling.run_until_cancelled(sleep(PREPARED_POLL)).await.is_none() {
+                return Err(Error::Stopping);
+            }
+        }
+    }
+
     /// Removes a hook. False if there is no hook of that name.
     pub async fn delete_hook(&self, name: &str, author: &Author) -> Result<bool, Error> {
         let decide = move |read: ReadSet| async move {
             if !read.catalog.hooks.contains_key(name) {
                 return Ok(Decision::Done(false));
             }
-            let operation = delete(format!("{HOOKS_PREFIX}{name}"));
+            let operations = vec![delete(format!("{HOOKS_PREFIX}{name}"))];
             let edit = Edit::HookRemoved { hook: name.to_owned() };
-            Ok(Decision::Commit(Box::new(Commit { read, operation, preconditions: Vec::new(), edit }), true))
+            Ok(Decision::Commit(Box::new(Commit { read, operations, preconditions: Vec::new(), edit }), true))
         };
         let deadline = Instant::now() + REGISTRY_DEADLINE;
         Ok(self.transactions.run(author, deadline, decide).await?.0)

@@ -21,7 +21,7 @@ use crate::write_path::{self, WritePath};
 /// Attempts at a transaction while others change the registry at the same time.
 const ATTEMPTS_MAX: usize = 4;
 
-/// Pause before a piece of an upload is written again because the leader was lost.
+/// Pause before a piece of an upload is written again, because the leader was lost or too busy.
 const PIECE_RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// The state that a transaction reads, and that must be unchanged when it commits.
@@ -41,7 +41,7 @@ pub(super) enum Decision<T> {
 /// The write of a transaction, without its record in the history.
 pub(super) struct Commit {
     pub(super) read: ReadSet,
-    pub(super) operation: Operation,
+    pub(super) operations: Vec<Operation>,
     /// Preconditions beside the read set.
     pub(super) preconditions: Vec<Precondition>,
     pub(super) edit: Edit,
@@ -129,8 +129,12 @@ impl Transactions {
         for piece in missing {
             while let Err(error) = self.write_path.write_unjudged(vec![piece.clone()], Vec::new(), deadline).await {
                 // The piece may have been committed. Writing it again is harmless.
-                let is_in_doubt = matches!(error, write_path::Error::Replication(replication::Error::LeaderLost));
-                if !is_in_doubt || Instant::now() >= deadline {
+                let may_pass = match &error {
+                    write_path::Error::Replication(replication::Error::Stopped { .. }) => false,
+                    write_path::Error::Replication(error) => error.is_retryable(),
+                    _ => false,
+                };
+                if !may_pass || Instant::now() >= deadline {
                     return Err(Error::Piece(error));
                 }
                 tokio::time::sleep(PIECE_RETRY_PAUSE).await;
@@ -153,7 +157,7 @@ impl Transactions {
             edit: commit.edit,
             rolled_back_to: author.rolls_back_to,
         };
-        let mut operations = vec![commit.operation];
+        let mut operations = commit.operations;
         operations.extend(history.record(&catalog, &pieces, change)?);
         Ok(self.write_path.write_unjudged(operations, preconditions, deadline).await?)
     }

@@ -3,19 +3,20 @@
 //! - An entry is loaded only by an engine with the version and settings of the one that wrote it: its name contains a
 //!   digest of both, next to the digest of its source.
 //! - An entry is loaded only if it is complete: its header has a checksum (SHA-256), because wasmtime runs what it is given.
-//! - Entries come from this node alone. A folder that other users may write to is refused. Compiled code never travels
+//! - Entries come from this node and its compilers alone. A folder that other users may write to is refused. Compiled code never travels
 //!   between nodes and is never accepted from clients.
 //! - Whatever is wrong with an entry, the node compiles again, and its log says why.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
+use tempfile::NamedTempFile;
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
@@ -26,6 +27,9 @@ const MAGIC: &[u8; 8] = b"brinkc\0\x01";
 const HEADER_BYTES: usize = MAGIC.len() + 32;
 
 const EXTENSION: &str = "compiled";
+
+/// The first part of the name of an entry that is being written.
+const UNFINISHED: &str = "compiling-";
 
 pub(super) struct Cache {
     dir: PathBuf,
@@ -42,6 +46,11 @@ impl Cache {
             let advice = format!("others may write to {}; it must be its owner's alone (mode 0700)", dir.display());
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, advice));
         }
+        // What a process that was killed has left.
+        let entries = fs::read_dir(dir)?.flatten();
+        for left in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(UNFINISHED)) {
+            fs::remove_file(left.path())?;
+        }
         let mut hash = DefaultHasher::new();
         engine.precompile_compatibility_hash().hash(&mut hash);
         Ok(Self { dir: dir.to_owned(), engine_digest: hash.finish() })
@@ -52,11 +61,29 @@ impl Cache {
         let code = self.get(key)?;
         #[allow(
             unsafe_code,
-            reason = "the cache vouches for the code: this node wrote it, by an engine with these settings"
+            reason = "the cache vouches for the code: this node or its compiler wrote it, by an engine with these settings"
         )]
-        // SAFETY: `store` serialized the code, and `get` has checked that it is complete. Only this user can write to the folder.
+        // SAFETY: this node or one of its compilers serialized the code, and `get` has checked that it is complete. Only this
+        // user can write to the folder.
         let component = unsafe { Component::deserialize(engine, code) };
         component.map_err(|error| tracing::warn!(error = format!("{error:#}"), "compiled code cannot be used")).ok()
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// A file for an entry that a compiler [writes](write). It is removed if it is not [adopted](Self::adopt).
+    pub(super) fn new_entry(&self) -> io::Result<NamedTempFile> {
+        // Only its owner may write to it, as is the default.
+        let permissions = Permissions::from_mode(0o600);
+        tempfile::Builder::new().prefix(UNFINISHED).permissions(permissions).tempfile_in(&self.dir)
+    }
+
+    /// Puts a new entry under a key.
+    pub(super) fn adopt(&self, key: &str, entry: NamedTempFile) -> io::Result<()> {
+        // A power loss may leave less of it, which the checksum reveals.
+        entry.persist(self.path(key)).map(|_: File| ()).map_err(|error| error.error)
     }
 
     /// Stores a component. A component that cannot be stored is compiled again another time.
@@ -99,16 +126,21 @@ impl Cache {
     }
 
     fn put(&self, key: &str, code: &[u8]) -> io::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(&self.dir)?;
-        file.write_all(&header(code))?;
-        file.write_all(code)?;
-        // A power loss may leave less of it, which the checksum reveals.
-        file.persist(self.path(key)).map(|_: File| ()).map_err(|error| error.error)
+        let mut entry = self.new_entry()?;
+        write(&mut entry, code)?;
+        self.adopt(key, entry)
     }
 
     fn path(&self, key: &str) -> PathBuf {
         self.dir.join(format!("{key}-{:016x}.{EXTENSION}", self.engine_digest))
     }
+}
+
+/// Writes an entry with this code.
+pub(super) fn write(entry: &mut impl Write, code: &[u8]) -> io::Result<()> {
+    entry.write_all(&header(code))?;
+    entry.write_all(code)?;
+    entry.flush()
 }
 
 fn header(code: &[u8]) -> Vec<u8> {
@@ -138,6 +170,9 @@ mod tests {
         fs::write(cache.path("b"), b"").unwrap();
         assert_eq!(cache.get("b"), None);
 
+        // What a process that was killed has left goes at the next start.
+        cache.new_entry().unwrap().keep().unwrap();
+        Cache::open(&dir, &Engine::default()).unwrap();
         cache.retain(&HashSet::from(["a".to_owned()]));
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
         assert!(cache.get("a").is_some());

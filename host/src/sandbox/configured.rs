@@ -3,26 +3,24 @@
 //! Until the plugin is pre-initialized, and if it cannot be, each call starts an instance and configures it first. From then
 //! on instances start configured, and are reset after their calls if possible (see [`instance`](super::instance)).
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
+use wasmtime::component::Component;
 
 use super::bindings::brink::hooks::types::Write;
+use super::compiler::{CompileOptions, Configuration, Job};
 use super::component::{LinkedComponent, Role, check_resources};
 use super::engine::Engine;
 use super::error::Error;
 use super::host_state::HostReads;
-use super::instance::{Instrumented, Pool, Resetter};
+use super::instance::{Pool, Resetter};
 use super::invocation::{CallOutcome, Invocation, Target};
 use super::limiter::CallLimits;
 use super::lines::LogSource;
 use super::plugin::Plugin;
 use crate::limits;
-
-/// Memory of an instrumented instance beyond the limit of its calls: a page of each memory, to read the state through.
-const HEADROOM_BYTES: usize = limits::PLUGIN_MEMORIES_MAX * 64 * 1024;
 
 /// The first part of the cache key of a pre-initialized component: what is stored, in which version.
 const CACHE_KEY: &str = "rewindable image";
@@ -93,29 +91,46 @@ impl<R: HostReads> ConfiguredPlugin<R> {
         self.with_configured(limits, |_| ())
     }
 
-    /// Pre-initializes the plugin from its component, unless that has been tried before. Takes seconds if the component is
-    /// large: call it on a blocking thread, away from requests.
-    pub fn pre_initialize(&self, component: &[u8]) {
-        self.pre_initialized.get_or_init(|| {
-            let key = self.cache_key();
-            let compiled = match self.engine.cached(&key) {
-                Some(compiled) => compiled,
-                None => {
-                    let snapshot = catch_unwind(AssertUnwindSafe(|| self.snapshot(component)));
-                    // The component comes from outside, and reading it is intricate: a panic is a reason like any other.
-                    let snapshot = snapshot.unwrap_or_else(|_| Err("it cannot be instrumented".to_owned()))?;
-                    let compiled = self.engine.compile(&key, &snapshot)?;
-                    check_resources(&compiled).map_err(|mismatch| mismatch.to_string())?;
-                    compiled
-                }
+    /// Pre-initializes the plugin from its component, unless that has been tried before. Takes seconds to minutes if the
+    /// component is large: call it on a blocking thread. An error is one that [may pass](Error::may_pass).
+    pub fn pre_initialize(&self, component: &[u8], options: &CompileOptions) -> Result<(), Error> {
+        if self.pre_initialized.get().is_none() {
+            let configuration = Configuration {
+                config: self.config.clone(),
+                random_seed: self.random_seed,
+                memory_bytes: self.limits.memory_bytes,
+                output_bytes: self.limits.output_bytes,
             };
-            let component = LinkedComponent::new(&compiled).map_err(|mismatch| mismatch.to_string())?;
-            let pool = self.pool_for(&component);
-            if let Err(reason) = &pool {
-                tracing::debug!(hook = self.source.hook, reason, "each call starts an instance");
-            }
-            Ok(PreInitialized { component, pool })
-        });
+            let job = Job::PreInitialize(configuration);
+            let result = match self.engine.compile(&self.cache_key(), &job, component, options) {
+                Err(error) if error.may_pass() => return Err(error),
+                Err(Error::NotAComponent(reason)) => Err(reason),
+                Err(error) => Err(format!("it {error}")),
+                Ok(compiled) => self.start_with(&compiled),
+            };
+            // Another thread may have come first; its result is the same.
+            let _ = self.pre_initialized.set(result);
+        }
+        Ok(())
+    }
+
+    /// The same, if the result is in the cache. It takes milliseconds.
+    pub fn pre_initialize_from_cache(&self) {
+        if self.pre_initialized.get().is_none()
+            && let Some(compiled) = self.engine.cached(&self.cache_key())
+        {
+            let _ = self.pre_initialized.set(self.start_with(&compiled));
+        }
+    }
+
+    fn start_with(&self, compiled: &Component) -> Result<PreInitialized<R>, String> {
+        check_resources(compiled).map_err(|mismatch| mismatch.to_string())?;
+        let component = LinkedComponent::new(compiled).map_err(|mismatch| mismatch.to_string())?;
+        let pool = self.pool_for(&component);
+        if let Err(reason) = &pool {
+            tracing::debug!(hook = self.source.hook, reason, "each call starts an instance");
+        }
+        Ok(PreInitialized { component, pool })
     }
 
     /// Whether the plugin is pre-initialized; an error says why it cannot be. `None` until that is known.
@@ -137,25 +152,6 @@ impl<R: HostReads> ConfiguredPlugin<R> {
     pub fn cache_key(&self) -> String {
         let hash = sha256(&[CACHE_KEY, &self.source.hook, &self.source.digest, &self.config]);
         hash.iter().map(|byte| format!("{byte:02x}")).collect()
-    }
-
-    /// The component with the configuration in its initial memory.
-    fn snapshot(&self, component: &[u8]) -> Result<Vec<u8>, String> {
-        let instrumented = Instrumented::new(component)?;
-        let engine = self.engine.scratch().map_err(|error| error.to_string())?;
-        let component = engine.compile("", &instrumented.component)?;
-        let component = LinkedComponent::new(&component).map_err(|mismatch| mismatch.to_string())?;
-        let limits = CallLimits {
-            deadline: limits::PLUGIN_CONFIGURE_DEADLINE,
-            memory_bytes: self.limits.memory_bytes + HEADROOM_BYTES,
-            ..self.limits
-        };
-        let target = Target { engine: &engine, ..self.target(&component, None) };
-        let snapshot = target.invoke(limits, |invocation| {
-            invocation.configure(&self.config).map_err(|error| format!("it {error}"))?;
-            instrumented.snapshot(&mut invocation.instance)
-        });
-        snapshot.map_err(|error| format!("it {error}"))?
     }
 
     fn pool_for(&self, component: &LinkedComponent<R>) -> Result<Pool<R>, String> {
@@ -181,7 +177,14 @@ impl<R: HostReads> ConfiguredPlugin<R> {
     }
 
     fn target<'a>(&'a self, component: &'a LinkedComponent<R>, pool: Option<&'a Pool<R>>) -> Target<'a, R> {
-        Target { engine: &self.engine, component, pool, source: &self.source, random_seed: self.random_seed }
+        Target {
+            ticker: &self.engine.ticker,
+            log_sink: &*self.engine.log_sink,
+            component,
+            pool,
+            source: &self.source,
+            random_seed: self.random_seed,
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! The WebAssembly engine of a node: its configuration, its clock, its compilers, and its cache of compiled code.
+//! The WebAssembly engine of a node: its instances, its clock, its compilers, and its cache of compiled code.
 
 use std::collections::HashSet;
 use std::num::NonZero;
@@ -6,24 +6,25 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::available_parallelism;
+use std::time::Instant;
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
+use tempfile::TempDir;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use wasmtime::component::Component;
-use wasmtime::{Config, Enabled, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, RegallocAlgorithm};
+use wasmtime::{Enabled, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 use super::cache::Cache;
+use super::compiler::{self, CompileOptions, Compilers, Job, Processes, Refusal};
 use super::error::{EngineError, Error};
 use super::instance::ResetSupport;
 use super::lines::LogSink;
+use super::settings::{self, MEMORY_RESERVATION_BYTES, NICENESS};
 use super::ticker::Ticker;
 use crate::limits;
 
 /// Instances that run at once, per core. More than one, because guests may wait for reads.
 const INSTANCES_PER_CORE: usize = 4;
-
-/// Address space of one linear memory, so that bounds checks are page faults and a memory never moves when it grows.
-const MEMORY_RESERVATION_BYTES: u64 = 4 << 30;
 
 /// Bytes of an ended instance's memory that are zeroed and kept instead of returned to the system. Small instances then
 /// cause no page fault; more would only raise the node's resident memory.
@@ -37,16 +38,17 @@ const INSTANCE_METADATA_BYTES_MAX: usize = 8 << 20;
 
 const BACKGROUND_INSTANCES_MAX: usize = limits::PLUGIN_INSTANCES_MAX / INSTANCES_PER_CORE;
 
-/// Instances that may run at once. An ended instance returns its slots a moment later, hence a few to spare.
-const RUNNING_INSTANCES: u32 =
-    (limits::PLUGIN_INSTANCES_MAX + BACKGROUND_INSTANCES_MAX + limits::PLUGIN_SIDE_INSTANCES_MAX + 4) as u32;
+/// Instances that may run at once; each component starts one when it has been compiled. An ended instance returns its slots a
+/// moment later, hence a few to spare.
+const RUNNING_INSTANCES: u32 = (limits::PLUGIN_INSTANCES_MAX
+    + BACKGROUND_INSTANCES_MAX
+    + limits::PLUGIN_SIDE_INSTANCES_MAX
+    + limits::COMPILERS_MAX
+    + 4) as u32;
 
 /// Instances that may wait for calls, beside those that run. Each counts as at least one MiB, and has one memory, because
 /// only such instances can be reset.
 const WAITING_INSTANCES: u32 = limits::PLUGIN_KEPT_MIB_MAX as u32;
-
-/// Niceness of the threads of a node's pools, of 0 to 19. On Linux each thread has its own.
-const NICENESS: i32 = 5;
 
 /// Guest instances that may run at once on this machine for writes.
 pub(crate) fn instances_max() -> usize {
@@ -59,14 +61,17 @@ pub(crate) fn background_instances_max() -> usize {
     (instances_max() / INSTANCES_PER_CORE).max(1)
 }
 
-/// The engine that compiles and runs guests. Its clock stops when it is dropped.
+/// The engine that has guests compiled, and runs them. Its clock stops when it is dropped.
 pub struct Engine {
     wasmtime: wasmtime::Engine,
     pub(super) ticker: Ticker,
-    compilers: Arc<ThreadPool>,
+    /// What compiles; none if this process does.
+    processes: Option<Processes>,
     /// For calls that take long.
     pub(crate) background: Arc<ThreadPool>,
+    /// Where compilers leave their results; there is one wherever they are processes.
     cache: Option<Cache>,
+    _temporary_cache: Option<TempDir>,
     pub(super) log_sink: Arc<dyn LogSink>,
     side_room: Semaphore,
     /// What instances are reset with; `None` where that is not possible.
@@ -77,25 +82,37 @@ impl Engine {
     /// Sets up the engine. Fails if the machine cannot run it. Where the system denies the address space that the pool of
     /// instances reserves (`ulimit -v`), instances are allocated one by one, which is slower, and a warning says so.
     ///
-    /// A node gives a folder for compiled code, where the next process finds it, and its compilers and background threads
-    /// yield to the threads that serve. A folder that cannot be used is reported, and the node does without.
-    pub fn new(log_sink: Arc<dyn LogSink>, cache_dir: Option<&Path>) -> Result<Self, EngineError> {
-        let pooled = wasmtime::Engine::new(config().allocation_strategy(pool()));
+    /// A node gives a folder for compiled code, where the next process finds it, and its background threads yield to the
+    /// threads that serve. A folder that cannot be used is reported, and the node does without.
+    pub fn new(
+        log_sink: Arc<dyn LogSink>,
+        compilers: Compilers,
+        cache_dir: Option<&Path>,
+    ) -> Result<Self, EngineError> {
+        let pooled = wasmtime::Engine::new(settings::config().allocation_strategy(pool()));
         let wasmtime = pooled.or_else(|error| {
             let error = format!("{error:#}");
             tracing::warn!(error, "plugin instances cannot be pooled; calls will be slower");
-            wasmtime::Engine::new(&config()).map_err(EngineError::new)
+            wasmtime::Engine::new(&settings::config()).map_err(EngineError::new)
         })?;
-        let cache = cache_dir.and_then(|dir| {
+        let mut cache = cache_dir.and_then(|dir| {
             let cache = Cache::open(dir, &wasmtime);
             cache.inspect_err(|error| tracing::warn!(dir = %dir.display(), %error, "compiled code is not stored")).ok()
         });
+        let processes = (compilers == Compilers::Processes).then(Processes::of_this_executable);
+        let mut temporary_cache = None;
+        if processes.is_some() && cache.is_none() {
+            let dir = tempfile::Builder::new().prefix("brink-compiled-").tempdir().map_err(EngineError::new)?;
+            cache = Some(Cache::open(dir.path(), &wasmtime).map_err(EngineError::new)?);
+            temporary_cache = Some(dir);
+        }
         let is_node = cache_dir.is_some();
         Ok(Self {
             ticker: Ticker::start(&wasmtime).map_err(EngineError::new)?,
-            compilers: threads("compiler", 0, is_node)?,
+            processes,
             background: threads("plugin", background_instances_max(), is_node)?,
             cache,
+            _temporary_cache: temporary_cache,
             log_sink,
             side_room: Semaphore::new(limits::PLUGIN_SIDE_INSTANCES_MAX),
             reset_support: ResetSupport::find(),
@@ -108,33 +125,44 @@ impl Engine {
         Self { reset_support: None, ..self }
     }
 
-    /// An engine for a single instance: it compiles quickly, and its code runs slowly.
-    pub(super) fn scratch(&self) -> Result<Self, EngineError> {
-        let mut config = config();
-        config.cranelift_opt_level(OptLevel::None).cranelift_regalloc_algorithm(RegallocAlgorithm::SinglePass);
-        let wasmtime = wasmtime::Engine::new(&config).map_err(EngineError::new)?;
-        Ok(Self {
-            ticker: Ticker::start(&wasmtime).map_err(EngineError::new)?,
-            compilers: Arc::clone(&self.compilers),
-            background: Arc::clone(&self.background),
-            cache: None,
-            log_sink: Arc::new(()),
-            side_room: Semaphore::new(0),
-            reset_support: None,
-            wasmtime,
-        })
-    }
-
-    /// Compiles a component, unless it is in the cache under this key. An error says why it cannot be compiled.
-    pub(super) fn compile(&self, key: &str, bytes: &[u8]) -> Result<Component, String> {
+    /// Does a compiler's job, unless its result is in the cache under this key. Blocks until that is done, which may take as
+    /// long as [`limits::COMPILE_DEADLINE`].
+    pub(super) fn compile(
+        &self,
+        key: &str,
+        job: &Job,
+        bytes: &[u8],
+        options: &CompileOptions,
+    ) -> Result<Component, Error> {
         if let Some(component) = self.cached(key) {
             return Ok(component);
         }
+        let (Some(processes), Some(cache)) = (&self.processes, &self.cache) else {
+            return self.compile_here(key, job, bytes);
+        };
+        let deadline = Instant::now() + limits::COMPILE_DEADLINE;
+        let _turn = processes.turns.take(key, options, deadline)?;
+        // Another may have compiled it meanwhile.
+        if let Some(component) = self.cached(key) {
+            return Ok(component);
+        }
+        let failed = |error: std::io::Error| Error::Compiler(error.to_string());
+        let entry = cache.new_entry().map_err(failed)?;
+        let output = entry.reopen().map_err(failed)?;
+        processes.run(job, bytes, (cache.dir(), output), options, deadline)?;
+        cache.adopt(key, entry).map_err(failed)?;
+        self.cached(key).ok_or_else(|| Error::Compiler("what it wrote cannot be used".to_owned()))
+    }
+
+    fn compile_here(&self, key: &str, job: &Job, bytes: &[u8]) -> Result<Component, Error> {
+        let build = || compiler::build(&self.wasmtime, job, bytes, limits::PLUGIN_CONFIGURE_DEADLINE);
         // The bytes come from outside, and compilers are large: a panic is an error like any other.
-        let compile = || self.compilers.install(|| Component::from_binary(&self.wasmtime, bytes));
-        let component = catch_unwind(AssertUnwindSafe(compile))
-            .map_err(|_| "the compiler failed on it".to_owned())?
-            .map_err(|error| format!("{error:#}"))?;
+        let built = catch_unwind(AssertUnwindSafe(build));
+        let built = built.unwrap_or_else(|_| Err(Refusal::Invalid("the compiler failed on it".to_owned())));
+        let component = built.map_err(|refusal| match refusal {
+            Refusal::Invalid(reason) => Error::NotAComponent(reason),
+            Refusal::Shape(reason) => Error::Shape(reason),
+        })?;
         if let Some(cache) = &self.cache {
             cache.store(key, &component);
         }
@@ -159,9 +187,7 @@ impl Engine {
     }
 }
 
-/// Starts `count` threads; 0 means one for each core.
-///
-/// On a node they have a lower priority: each gets about a quarter of a busy core, and all of an idle one.
+/// Starts `count` threads; on a node, at a lower priority. On Linux each thread has its own.
 fn threads(name: &'static str, count: usize, is_node: bool) -> Result<Arc<ThreadPool>, EngineError> {
     let lower_priority = move |_| {
         if is_node && let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
@@ -170,19 +196,6 @@ fn threads(name: &'static str, count: usize, is_node: bool) -> Result<Arc<Thread
     };
     let pool = ThreadPoolBuilder::new().num_threads(count).thread_name(move |index| format!("{name}-{index}"));
     pool.start_handler(lower_priority).build().map(Arc::new).map_err(EngineError::new)
-}
-
-fn config() -> Config {
-    let mut config = Config::new();
-    config
-        .concurrency_support(false)
-        .epoch_interruption(true)
-        // 32-bit memories only: bounds checks stay free, and no language of plugins needs more.
-        .wasm_memory64(false)
-        // A trap's backtrace names functions, and released plugins have no names for them.
-        .wasm_backtrace_max_frames(None)
-        .memory_reservation(MEMORY_RESERVATION_BYTES);
-    config
 }
 
 /// Whether pages may be swapped out. wasmtime's scan misses pages that were written to and then swapped out, so that the

@@ -1,7 +1,7 @@
 //! How a component is refused, and how a guest fails.
 
 use super::bindings::HOOKS_VERSION;
-use crate::limits::PLUGIN_BYTES_MAX;
+use crate::limits::{COMPILE_CPU, COMPILE_DEADLINE, COMPILE_MEMORY_BYTES_MAX, COMPILED_BYTES_MAX, PLUGIN_BYTES_MAX};
 
 /// How a guest or its component failed, as a predicate: the message begins with a verb, and its reader adds who failed.
 #[derive(Debug, thiserror::Error, strum::IntoStaticStr)]
@@ -16,6 +16,21 @@ pub enum Error {
     /// The component is larger than a node accepts.
     #[error("has {0} bytes; at most {PLUGIN_BYTES_MAX} are allowed")]
     TooLarge(usize),
+    /// The component would be too expensive to compile.
+    #[error("is too complex: {0}")]
+    Shape(String),
+    /// Compiling the component needed more than it may.
+    #[error("could not be compiled: it needs more than {0}")]
+    CompileLimit(CompileResource),
+    /// The component was not compiled in time, since the machine is busy.
+    #[error("was not compiled within {} s: this node is busy", COMPILE_DEADLINE.as_secs())]
+    CompileDeadline,
+    /// Nobody waits for the component to be compiled any more: the client has left, or the node stops.
+    #[error("was not compiled: the request was cancelled")]
+    CompileCancelled,
+    /// The compiler itself failed; says how.
+    #[error("could not be compiled, since the compiler failed: {0}")]
+    Compiler(String),
     /// The guest refused its configuration.
     #[error("refuses the configuration{}: {message}", at(.path))]
     ConfigRefused {
@@ -47,9 +62,30 @@ pub enum Error {
     /// The guest returned, or passed to the host, more than it may.
     #[error("passed more than {0} bytes to the host in one call")]
     OutputLimit(usize),
-    /// All instances that may run at once are running.
-    #[error("cannot start: too many instances are running")]
+    /// All instances that may run at once are running, or too many components wait to be compiled.
+    #[error("cannot start: too many instances are running, or being compiled")]
     Busy,
+}
+
+/// A resource that compiling a component has exhausted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CompileResource {
+    /// [`COMPILE_CPU`].
+    Cpu,
+    /// [`COMPILE_MEMORY_BYTES_MAX`].
+    Memory,
+    /// [`COMPILED_BYTES_MAX`].
+    Code,
+}
+
+impl std::fmt::Display for CompileResource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Cpu => write!(f, "{} s of processor time", COMPILE_CPU.as_secs()),
+            Self::Memory => write!(f, "{} MiB of memory", COMPILE_MEMORY_BYTES_MAX >> 20),
+            Self::Code => write!(f, "{} MiB of code", COMPILED_BYTES_MAX >> 20),
+        }
+    }
 }
 
 /// The WebAssembly engine could not be set up on this machine.
@@ -102,8 +138,15 @@ impl Error {
         match self {
             Self::TimedOut { .. } | Self::Trapped(_) | Self::MemoryLimit { .. } => true,
             Self::OutputLimit(_) | Self::ConfigRefused { .. } => true,
-            Self::NotAComponent(_) | Self::WorldMismatch(_) | Self::TooLarge(_) | Self::Busy => false,
+            Self::NotAComponent(_) | Self::WorldMismatch(_) | Self::TooLarge(_) | Self::Shape(_) => false,
+            Self::CompileLimit(_) | Self::CompileDeadline | Self::CompileCancelled | Self::Compiler(_) => false,
+            Self::Busy => false,
         }
+    }
+
+    /// Whether another attempt to compile the same may succeed.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::CompileDeadline | Self::CompileCancelled | Self::Compiler(_) | Self::Busy)
     }
 
     /// Whether a call met one of its limits.

@@ -4,12 +4,12 @@ use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
 
 use super::bindings::brink::hooks::types::{Rejection, Replacement, Write};
 use super::component::{LinkedComponent, Role};
-use super::engine::Engine;
 use super::error::Error;
 use super::host_state::{HostReads, HostState};
 use super::instance::{Instance, Pool};
 use super::limiter::CallLimits;
-use super::lines::{LogSource, cut, one_line};
+use super::lines::{LogSink, LogSource, cut, one_line};
+use super::ticker::Ticker;
 use super::wasi::Exit;
 use crate::limits;
 
@@ -31,7 +31,8 @@ pub struct CallOutcome<R> {
 
 /// What invocations get their instances from.
 pub(super) struct Target<'a, R: 'static> {
-    pub(super) engine: &'a Engine,
+    pub(super) ticker: &'a Ticker,
+    pub(super) log_sink: &'a dyn LogSink,
     pub(super) component: &'a LinkedComponent<R>,
     /// Reset instances; `None` if the component's instances cannot be reset.
     pub(super) pool: Option<&'a Pool<R>>,
@@ -56,7 +57,7 @@ impl<R: HostReads> Target<'_, R> {
         limits: CallLimits,
         ask: impl FnOnce(&mut Invocation<'_, R>) -> T,
     ) -> Result<T, Error> {
-        let _running = self.engine.ticker.run();
+        let _running = self.ticker.run();
         let waiting = self.pool.and_then(Pool::take).and_then(|instance| instance.renew(limits, self.random_seed));
         let instance = match waiting {
             Some(instance) => instance,
@@ -90,7 +91,7 @@ impl<R: HostReads> Target<'_, R> {
         if is_repeated {
             state.lines.discard();
         }
-        state.lines.flush(self.source, &*self.engine.log_sink);
+        state.lines.flush(self.source, self.log_sink);
     }
 }
 

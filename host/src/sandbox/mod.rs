@@ -7,9 +7,10 @@
 //!
 //! # Approach
 //!
-//! A [`Plugin`] is a WebAssembly component that fits one of the worlds of `wit/hooks.wit`, compiled once per node by the
-//! [`Engine`]. With its configuration it is a [`ConfiguredPlugin`], which offers calls on the types of [`wit`]. The caller says
-//! what the guest may read, by a [`HostReads`]. A call takes five steps, from [`ConfiguredPlugin::call`] on:
+//! A [`Plugin`] is a WebAssembly component that fits one of the worlds of `wit/hooks.wit`, compiled once per node, in a process of
+//! its own ([`compiler`]). The [`Engine`] loads it. With its configuration it is a [`ConfiguredPlugin`], which offers calls on the
+//! types of [`wit`]. The caller says what the guest may read, by a [`HostReads`]. A call takes five steps, from
+//! [`ConfiguredPlugin::call`] on:
 //!
 //! 1. *Take* an instance: a reset one that waits for this thread, or a new one (`invocation`, `instance/pool`).
 //! 2. *Configure* it, unless it started configured (`instance/preinit`).
@@ -23,6 +24,7 @@
 //!   memories and tables of the instance), instances, stack, bytes passed to the host, log lines and log bytes.
 //! - A guest has no clock, network, files, environment or entropy. Of WASI it gets what reveals nothing (see `wasi`).
 //! - No call sees what another call left in memory (see `instance`).
+//! - Compiling is bounded as well, and takes little of the processor from what serves (see [`compiler`]).
 //! - Compiled code is loaded only from this node's own cache (see `cache`).
 //! - `unsafe` code is in two places: resetting instances (`instance/`), and loading compiled code (`cache`).
 //!
@@ -57,6 +59,7 @@
 
 mod bindings;
 mod cache;
+mod compiler;
 mod component;
 mod configured;
 mod engine;
@@ -67,17 +70,19 @@ mod invocation;
 mod limiter;
 mod lines;
 mod plugin;
+mod settings;
 #[cfg(test)]
 pub(crate) mod tests;
 mod ticker;
 mod wasi;
 
 pub use bindings::HOOKS_VERSION;
+pub use compiler::{CompileOptions, CompilerLimits, Compilers, Priority, compile_component};
 pub use component::Role;
 pub use configured::ConfiguredPlugin;
 pub use engine::Engine;
 pub(crate) use engine::{background_instances_max, instances_max};
-pub use error::{EngineError, Error, Mismatch};
+pub use error::{CompileResource, EngineError, Error, Mismatch};
 pub use host_state::HostReads;
 pub use invocation::CallOutcome;
 pub use limiter::CallLimits;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use sha2::{Digest, Sha256};
 use wasmtime::component::Component;
 
+use super::compiler::{CompileOptions, Job};
 use super::component::{self, LinkedComponent, Role};
 use super::engine::Engine;
 use super::error::Error;
@@ -35,16 +36,15 @@ impl<R: HostReads> Plugin<R> {
     /// Compiles a component and checks that it is a plugin: its size, its imports and exports with all their types, and
     /// that an instance of it can start within the limits.
     ///
-    /// Takes from milliseconds to seconds and all cores: call it on a blocking thread, away from requests. Fails with
-    /// [`Error::Busy`] if too many components are being compiled, and as an instance does that fails to start.
-    pub fn compile(engine: &Engine, name: &str, bytes: &[u8]) -> Result<Self, Error> {
+    /// Takes from milliseconds to minutes: call it on a blocking thread. Fails as [`compiler`](super::compiler) says, and as
+    /// an instance does that fails to start.
+    pub fn compile(engine: &Engine, name: &str, bytes: &[u8], options: &CompileOptions) -> Result<Self, Error> {
         if bytes.len() > limits::PLUGIN_BYTES_MAX {
             return Err(Error::TooLarge(bytes.len()));
         }
         component::check_preamble(bytes).map_err(|detail| Error::NotAComponent(detail.to_owned()))?;
-        let _room = engine.side_room()?;
         let digest = digest(bytes);
-        let component = engine.compile(&digest, bytes).map_err(Error::NotAComponent)?;
+        let component = engine.compile(&digest, &Job::Compile, bytes, options)?;
         Self::checked(engine, name, digest, &component)
     }
 
@@ -69,7 +69,14 @@ impl<R: HostReads> Plugin<R> {
             is_provisional: false,
         };
         let began = Instant::now();
-        let target = Target { engine, component: &component, pool: None, source: &source, random_seed: 0 };
+        let target = Target {
+            ticker: &engine.ticker,
+            log_sink: &*engine.log_sink,
+            component: &component,
+            pool: None,
+            source: &source,
+            random_seed: 0,
+        };
         let (start_time, start_memory_bytes) = target.invoke(limits, |invocation| {
             let start = (began.elapsed(), invocation.memory_bytes());
             invocation.check_types().map_err(|error| Error::WorldMismatch(component::signature(error)))?;

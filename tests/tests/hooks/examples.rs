@@ -98,13 +98,13 @@ async fn a_transformer_runs_before_a_validator_and_a_batch_is_judged_as_a_whole(
 async fn a_monitoring_hook_refuses_nothing_and_a_skipping_hook_ignores_failures() {
     let cluster = Cluster::start(1).await;
     let client = cluster.client(0);
-    client.put_plugin("json-schema", plugin_wasm("json-schema")).await.expect(200);
+    client.put_plugin("limits", plugin_wasm("limits")).await.expect(200);
     client.put_plugin("hostile", plugin_wasm("test-hostile")).await.expect(200);
-    let monitor = json!({"plugin": "json-schema", "prefix": "m/", "mode": "monitor", "config": {"schema": false}});
+    let monitor = json!({"plugin": "limits", "prefix": "m/", "mode": "monitor", "config": {"depth_max": 0}});
     client.put_json("/hooks/monitor/", &monitor).await.expect(200);
     let skip = json!({"plugin": "hostile", "prefix": "s/", "on_failure": "skip", "config": {"do": "panic", "role": "validator"}});
     client.put_json("/hooks/skip/", &skip).await.expect(200);
-    client.put("m/a", &json!(1)).await.expect(201);
+    client.put("m/a", &json!([1])).await.expect(201);
     client.put("s/a", &json!(1)).await.expect(201);
     let metrics = String::from_utf8(client.get("/metrics").await.expect(200).body).unwrap();
     let counted = |name: &str, label: &str| {
@@ -119,7 +119,7 @@ async fn a_repeated_write_keeps_its_first_outcome_after_a_change_of_hooks() {
     let cluster = Cluster::start(3).await;
     let client = cluster.client(0);
     client.put_plugin("normalize", plugin_wasm("normalize")).await.expect(200);
-    client.put_plugin("json-schema", plugin_wasm("json-schema")).await.expect(200);
+    client.put_plugin("limits", plugin_wasm("limits")).await.expect(200);
     let hook = json!({"plugin": "normalize", "prefix": "users/", "config": {"trim": ["/name"]}});
     client.put_json("/hooks/normal/", &hook).await.expect(200);
     let headers = [("content-type", "application/json"), ("idempotency-key", "ann")];
@@ -127,7 +127,7 @@ async fn a_repeated_write_keeps_its_first_outcome_after_a_change_of_hooks() {
     let first = client.send("PUT", "/kv/users/ann/", &headers, body).await.expect(201);
     assert_eq!(first.json["value"], json!({"name": "Ann"}));
 
-    let nothing = json!({"plugin": "json-schema", "prefix": "users/", "config": {"schema": false}});
+    let nothing = json!({"plugin": "limits", "prefix": "users/", "config": {"depth_max": 0}});
     client.put_json("/hooks/nothing/", &nothing).await.expect(200);
     client.put("users/bob", &json!({"name": "Bob"})).await.expect(422);
     for node in &cluster.nodes {

@@ -2,6 +2,7 @@
 
 mod authors;
 mod compatibility;
+mod compiling;
 mod epochs;
 mod examples;
 mod history;

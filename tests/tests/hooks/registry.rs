@@ -134,12 +134,12 @@ async fn a_plugin_in_use_cannot_be_removed() {
 async fn a_hook_keeps_its_version_after_an_upload_of_a_new_one() {
     let cluster = Cluster::start(1).await;
     let client = cluster.client(0);
-    let first = client.put_plugin("p", plugin_wasm("json-schema")).await.expect(200).json;
-    client.put_json("/hooks/h/", &json!({"plugin": "p", "config": {"schema": false}})).await.expect(200);
+    let first = client.put_plugin("p", plugin_wasm("limits")).await.expect(200).json;
+    client.put_json("/hooks/h/", &json!({"plugin": "p", "config": {"depth_max": 0}})).await.expect(200);
     let second = client.put_plugin("p", plugin_wasm("normalize")).await.expect(200).json;
     assert_ne!(first["digest"], second["digest"]);
     assert_eq!(client.get("/hooks/h/").await.json["digest"], first["digest"]);
-    client.put("a", &json!(1)).await.expect(422);
+    client.put("a", &json!([1])).await.expect(422);
     client.put_json("/hooks/h/", &json!({"plugin": "p", "config": {"trim": [""]}})).await.expect(200);
     assert_eq!(client.put("a", &json!(" x ")).await.expect(201).json["value"], "x");
 }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use brink_tests::{Client, Cluster, plugin_wasm};
 use serde_json::{Value, json};
@@ -16,6 +17,9 @@ const ORDERS_MAX: usize = 3;
 
 /// Number of changes of the stamping hook.
 const DEPLOYMENTS: u64 = 25;
+
+/// Pause of a writer, so that compilers, whose priority is low, get on.
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// Number of answers by status.
 type Answers = BTreeMap<u16, usize>;
@@ -74,6 +78,7 @@ async fn write(client: Client, seed: u64, stop: Arc<AtomicBool>) -> Answers {
             _ => panic!("{answer:?}"),
         }
         *answers.entry(answer.status).or_default() += 1;
+        tokio::time::sleep(PAUSE).await;
     }
     answers
 }

@@ -69,7 +69,9 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let hook = local.bind(&trial.config)?;
     let bound = began.elapsed();
     let began = Instant::now();
-    hook.pre_initialize(&local.component);
+    let failed =
+        |failure| hooks::Error::Failed { hook: String::new(), plugin: hook.plugin().name().to_owned(), failure };
+    hook.pre_initialize(&local.component, &local::compile_options()).map_err(failed)?;
     let pre_initialized = began.elapsed();
     let verdict = match local::judge(&local::set(&hook), trial.write.clone(), &trial.store) {
         Ok(_) => "accepted",

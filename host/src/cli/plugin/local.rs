@@ -14,7 +14,10 @@ use serde_json::{Value as Json, json};
 
 use super::super::{Failure, Format, io};
 use super::project;
-use crate::hooks::{self, Binding, HOOKS_VERSION, Hook, Judged, Observer, Plugin, Runtime, Set, View, ViewError};
+use crate::hooks::{
+    self, Binding, CompileOptions, Compilers, HOOKS_VERSION, Hook, Judged, Observer, Plugin, Priority, Runtime, Set,
+    View, ViewError,
+};
 use crate::storage::command::{Action, Entry, EntryMeta, Operation, RangeDigest, Space, Value};
 
 /// Maximum time of a judgement. The hook's own deadline is shorter.
@@ -63,10 +66,16 @@ impl Target {
             }
         };
         let component = fs::read(&file).map_err(Failure::of_file(&file))?;
-        let runtime = Runtime::new(observer, None)?;
-        let plugin = runtime.compile(&name, &component)?;
+        // As on a node: what is inspected may be a stranger's.
+        let runtime = Runtime::new(observer, Compilers::Processes, None)?;
+        let plugin = runtime.compile(&name, &component, &compile_options())?;
         Ok(Local { plugin, component, runtime })
     }
+}
+
+/// Somebody waits at the terminal.
+pub(super) fn compile_options() -> CompileOptions {
+    CompileOptions { priority: Priority::Serving, ..CompileOptions::default() }
 }
 
 impl Local {

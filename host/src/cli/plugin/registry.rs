@@ -1,10 +1,15 @@
 //! The commands of `brink plugin` that change and list the plugins and hooks of a cluster.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::super::{Client, Common, Failure, Format, Method, Request, io, name_path};
+use crate::limits::{BIND_DEADLINE, COMPILE_DEADLINE, STORE_UPLOAD_DEADLINE};
+
+/// Time for a change for which nodes compile: it may be compiled on one node, then on the others, and then be stored.
+const TIMEOUT: Duration = COMPILE_DEADLINE.saturating_add(BIND_DEADLINE).saturating_add(STORE_UPLOAD_DEADLINE);
 
 /// Bind a plugin to keys: create or replace a hook
 #[derive(Debug, clap::Args)]
@@ -50,7 +55,7 @@ pub(in crate::cli) struct BindArgs {
 
 pub(super) async fn deploy(name: &str, file: &Path, common: &Common) -> Result<(), Failure> {
     let request = Request::new(Method::PUT, name_path("plugins", name));
-    let request = request.body("application/wasm", io::read_file(file)?);
+    let request = request.body("application/wasm", io::read_file(file)?).wait(TIMEOUT);
     let sentence = |plugin: &Value| {
         let (roles, digest) = (io::words(&plugin["roles"]), io::digest(plugin));
         format!("plugin {name} deployed: {roles}, {} bytes, digest {digest}", io::text(&plugin["size_bytes"]))
@@ -59,7 +64,7 @@ pub(super) async fn deploy(name: &str, file: &Path, common: &Common) -> Result<(
 }
 
 pub(super) async fn bind(args: &BindArgs) -> Result<(), Failure> {
-    let request = Request::new(Method::PUT, name_path("hooks", &args.hook)).json(&binding(args)?);
+    let request = Request::new(Method::PUT, name_path("hooks", &args.hook)).json(&binding(args)?).wait(TIMEOUT);
     let sentence = |hook: &Value| {
         let [plugin, prefix] = io::texts(hook, ["plugin", "prefix"]);
         format!("hook {} is in force: {plugin} judges keys that start with {prefix:?}", args.hook)
@@ -75,7 +80,7 @@ pub(super) async fn remove(kind: &str, name: &str, common: &Common) -> Result<()
 
 pub(super) async fn rollback(hook: &str, to: Option<u64>, common: &Common) -> Result<(), Failure> {
     let path = format!("{}rollback/", name_path("hooks", hook));
-    let request = Request::new(Method::POST, path).json(&json!({ "to": to }));
+    let request = Request::new(Method::POST, path).json(&json!({ "to": to })).wait(TIMEOUT);
     let sentence = |binding: &Value| match binding.is_null() {
         true => format!("hook {hook} removed"),
         false => format!("hook {hook} is in force as it was: {} {}", io::text(&binding["plugin"]), io::digest(binding)),

@@ -35,7 +35,7 @@ fn a_stored_binding_reads_back_as_it_was() {
 #[test]
 fn a_hook_for_another_digest_is_refused() {
     let runtime = runtime();
-    let plugin = runtime.compile("p", &Wat::validator(OK).bytes()).unwrap();
+    let plugin = runtime.compile("p", &Wat::validator(OK).bytes(), &CompileOptions::default()).unwrap();
     let other = format!(r#"{{"digest":"{}"}}"#, "0".repeat(64));
     assert!(matches!(runtime.load("h", binding(&other), &plugin), Err(Error::PluginMissing { .. })));
 }
@@ -47,7 +47,7 @@ fn a_configuration_is_refused_in_the_plugins_own_words() {
     wat.data = r#"(data (i32.const 2048) "\01\00\00\00\34\08\00\00\02\00\00\00\36\08\00\00\03\00\00\00")
                   (data (i32.const 2100) "/abad")"#
         .to_owned();
-    let plugin = runtime.compile("p", &wat.bytes()).unwrap();
+    let plugin = runtime.compile("p", &wat.bytes(), &CompileOptions::default()).unwrap();
     let error = runtime.bind("h", binding("{}"), &plugin).unwrap_err();
     let Failure::ConfigRefused { path, message } = failure(error) else { panic!() };
     assert_eq!((path.as_str(), message.as_str()), ("/a", "bad"));

@@ -30,7 +30,7 @@ fn a_deadline_holds_after_the_ticker_has_slept() {
 fn a_loop_in_configure_is_refused_when_the_hook_is_created() {
     let wat = Wat::validator(OK).with_configure(LOOP);
     let runtime = runtime();
-    let plugin = runtime.compile("p", &wat.bytes()).unwrap();
+    let plugin = runtime.compile("p", &wat.bytes(), &CompileOptions::default()).unwrap();
     let error = runtime.bind("h", binding("{}"), &plugin).unwrap_err();
     assert!(matches!(failure(error), Failure::TimedOut { deadline_ms: 5_000 }));
 }
@@ -80,7 +80,7 @@ fn an_answer_that_is_too_large_costs_an_error_and_no_memory() {
 fn a_loop_at_the_start_of_an_instance_makes_no_plugin() {
     let mut wat = Wat::validator(OK);
     wat.data = "(func $start (loop $l (br $l))) (start $start)".to_owned();
-    let error = runtime().compile("p", &wat.bytes()).unwrap_err();
+    let error = runtime().compile("p", &wat.bytes(), &CompileOptions::default()).unwrap_err();
     assert!(matches!(failure(error), Failure::TimedOut { deadline_ms: 5_000 }));
 }
 

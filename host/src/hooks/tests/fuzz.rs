@@ -109,7 +109,7 @@ fn damage(component: &mut Vec<u8>, rng: &mut Rng) {
 
 /// A hook that may use little.
 fn bounded(runtime: &Runtime, component: &[u8]) -> Result<Hook, Error> {
-    let plugin = runtime.compile("p", component)?;
+    let plugin = runtime.compile("p", component, &CompileOptions::default())?;
     Ok(runtime.load("h", binding(r#"{"deadline_ms":20,"memory_bytes":1048576}"#), &plugin).unwrap())
 }
 
@@ -172,7 +172,7 @@ fn whatever_is_damaged_in_a_component_is_refused_or_runs() {
 /// The answers to several calls of a pre-initialized guest, one after the other.
 fn call_often(runtime: &Runtime, component: &[u8]) -> Option<(Vec<String>, usize)> {
     let hook = bounded(runtime, component).ok()?;
-    hook.pre_initialize(component);
+    hook.pre_initialize(component, &CompileOptions::default()).unwrap();
     hook.pre_initialized()?.ok()?;
     let mut was_reset = 0;
     let answers = (0..4).map(|_| {

@@ -21,11 +21,11 @@ use crate::storage::command::{Action, Entry, EntryMeta, Operation, RangeDigest, 
 /// A runtime that remembers what it observed: hook and result.
 fn observed() -> (Runtime, Seen) {
     let seen = Seen::default();
-    (Runtime::new(Arc::new(seen.clone()), None).unwrap(), seen)
+    (Runtime::new(Arc::new(seen.clone()), Compilers::Here, None).unwrap(), seen)
 }
 
 fn runtime() -> Runtime {
-    Runtime::new(Arc::new(()), None).unwrap()
+    Runtime::new(Arc::new(()), Compilers::Here, None).unwrap()
 }
 
 #[derive(Default, Clone)]
@@ -75,7 +75,7 @@ fn binding(json: &str) -> Binding {
 }
 
 fn hook(runtime: &Runtime, name: &str, wat: &Wat, json: &str) -> Hook {
-    let plugin = runtime.compile("p", &wat.bytes()).unwrap();
+    let plugin = runtime.compile("p", &wat.bytes(), &CompileOptions::default()).unwrap();
     runtime.bind(name, binding(json), &plugin).unwrap()
 }
 
@@ -85,9 +85,9 @@ fn pre_initialized(runtime: &Runtime, wat: &Wat, json: &str) -> Hook {
 }
 
 fn pre_initialized_from(runtime: &Runtime, component: &[u8], json: &str) -> Hook {
-    let plugin = runtime.compile("p", component).unwrap();
+    let plugin = runtime.compile("p", component, &CompileOptions::default()).unwrap();
     let hook = runtime.bind("h", binding(json), &plugin).unwrap();
-    hook.pre_initialize(component);
+    hook.pre_initialize(component, &CompileOptions::default()).unwrap();
     assert_eq!(hook.pre_initialized(), Some(Ok(())));
     hook
 }

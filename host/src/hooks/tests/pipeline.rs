@@ -75,7 +75,7 @@ impl Threads {
 /// A hook in a pipeline of its own.
 fn watched(wat: &Wat, binding: &str) -> (Pipeline, Threads, Hook) {
     let threads = Threads::default();
-    let runtime = Runtime::new(Arc::new(threads.clone()), None).unwrap();
+    let runtime = Runtime::new(Arc::new(threads.clone()), Compilers::Here, None).unwrap();
     let hook = hook(&runtime, "h", wat, binding);
     (pipeline(vec![hook.clone()]), threads, hook)
 }

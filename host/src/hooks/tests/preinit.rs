@@ -19,7 +19,7 @@ fn calls_start_configured_and_see_nothing_of_each_other() {
     judge_key(&hook, "before").unwrap();
     assert_eq!(hook.pre_initialized(), None);
 
-    hook.pre_initialize(&wat.bytes());
+    hook.pre_initialize(&wat.bytes(), &CompileOptions::default()).unwrap();
     assert_eq!(hook.pre_initialized(), Some(Ok(())));
     // Were it configured once more, or started where another call ended, it would trap.
     for key in ["a", "b", "trap", "c", "trap", "d"] {
@@ -55,7 +55,7 @@ fn a_plugin_that_changes_its_tables_is_configured_before_each_call() {
                 (func (export \"grow\") (drop (table.grow $t (ref.null func) (i32.const 1))))"
         .to_owned();
     let hook = hook(&runtime(), "h", &wat, r#"{"config": 7}"#);
-    hook.pre_initialize(&wat.bytes());
+    hook.pre_initialize(&wat.bytes(), &CompileOptions::default()).unwrap();
     let reason = hook.pre_initialized().unwrap().unwrap_err();
     assert!(reason.contains("table"), "{reason}");
     judge_key(&hook, "a").unwrap();
@@ -66,11 +66,11 @@ fn a_plugin_that_changes_its_tables_is_configured_before_each_call() {
 fn the_next_process_compiles_nothing_again() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().join("compiled");
-    let start = || Runtime::new(Arc::new(()), Some(&dir)).unwrap();
+    let start = || Runtime::new(Arc::new(()), Compilers::Here, Some(&dir)).unwrap();
     let wat = Wat::validator(SPOIL).with_configure(CONFIGURE_ONCE);
     let first = start();
     let hook = hook(&first, "h", &wat, r#"{"config": 7}"#);
-    hook.pre_initialize(&wat.bytes());
+    hook.pre_initialize(&wat.bytes(), &CompileOptions::default()).unwrap();
     let digest = hook.plugin().digest().to_owned();
 
     let second = start();
@@ -78,7 +78,7 @@ fn the_next_process_compiles_nothing_again() {
     assert_eq!((plugin.digest(), plugin.roles()), (digest.as_str(), vec!["validator"]));
     let again = second.load("h", binding(r#"{"config": 7}"#), &plugin).unwrap();
     // From what is on disk alone: there are no bytes to make it of.
-    again.pre_initialize(b"");
+    again.pre_initialize(b"", &CompileOptions::default()).unwrap();
     assert_eq!(again.pre_initialized(), Some(Ok(())));
     judge_key(&again, "a").unwrap();
     assert!(second.compiled_before("p", &super::digest(b"other")).is_none());

@@ -8,6 +8,8 @@
 //! tables. A component that could change its tables is refused, and so is an instance that holds handles of WASI, which end
 //! with it.
 
+use std::time::Duration;
+
 use futures::FutureExt;
 use wasmtime::Store;
 use wasmtime::component::{Lift, WasmList};
@@ -16,21 +18,22 @@ use wasmtime_wizer::{ComponentContext, ComponentInstanceState, Wizer};
 use super::super::host_state::{HostReads, HostState};
 use super::Instance;
 use super::resettable::resettable;
-use crate::limits;
 
 pub(crate) struct Instrumented<'a> {
     wizer: Wizer,
     context: ComponentContext<'a>,
     pub(crate) component: Vec<u8>,
+    /// For each step of reading its state.
+    deadline: Duration,
 }
 
 impl<'a> Instrumented<'a> {
-    pub(crate) fn new(component: &'a [u8]) -> Result<Self, String> {
+    pub(crate) fn new(component: &'a [u8], deadline: Duration) -> Result<Self, String> {
         let mut wizer = Wizer::new();
         // The copy keeps all exports, `configure` included.
         wizer.keep_init_func(true);
         let (context, component) = wizer.instrument_component(component).map_err(reason)?;
-        Ok(Self { wizer, context, component })
+        Ok(Self { wizer, context, component, deadline })
     }
 
     /// The pre-initialized copy of the component, from an instance of [`Self::component`] that has been configured. An error
@@ -40,7 +43,7 @@ impl<'a> Instrumented<'a> {
             return Err("it holds handles of WASI when it is configured, such as that of standard output".to_owned());
         }
         instance.lift_output_limit();
-        let mut state = InstanceState { instance, failure: None };
+        let mut state = InstanceState { instance, failure: None, deadline: self.deadline };
         // Nothing in it waits: all reads are answered at once.
         let copy = self.wizer.snapshot_component(&self.context, &mut state).now_or_never();
         let copy = match (state.failure, copy) {
@@ -64,6 +67,7 @@ fn reason(error: impl std::fmt::Display) -> String {
 struct InstanceState<'a, R: 'static> {
     instance: &'a mut Instance<R>,
     failure: Option<String>,
+    deadline: Duration,
 }
 
 impl<R: HostReads> InstanceState<'_, R> {
@@ -84,7 +88,7 @@ impl<R: HostReads> InstanceState<'_, R> {
     }
 
     fn call<V: Lift + 'static>(&mut self, interface: &str, function: &str) -> wasmtime::Result<V> {
-        self.instance.set_deadline(limits::PLUGIN_CONFIGURE_DEADLINE);
+        self.instance.set_deadline(self.deadline);
         let Instance { store, raw, .. } = &mut *self.instance;
         let missing = || wasmtime::format_err!("there is no {interface}#{function}");
         let (_, exports) = raw.get_export(&mut *store, None, interface).ok_or_else(missing)?;

@@ -161,7 +161,7 @@ impl InitialMemory {
     fn of(memory: &[u8]) -> Self {
         // A memory consists of pages of 64 KiB.
         let (chunks, _) = memory.as_chunks::<CHUNK_BYTES>();
-        Self(chunks.iter().map(|chunk| chunk.iter().any(|byte| *byte != 0).then(|| Box::new(*chunk))).collect())
+        Self(chunks.iter().map(|chunk| (*chunk != [0; CHUNK_BYTES]).then(|| Box::new(*chunk))).collect())
     }
 
     fn bytes(&self) -> usize {

@@ -248,9 +248,9 @@ impl HostReads for () {
 }
 
 fn engine() -> Engine {
-    Engine::new(Arc::new(()), None).unwrap()
+    Engine::new(Arc::new(()), Compilers::Here, None).unwrap()
 }
 
 fn compile(engine: &Engine, bytes: &[u8]) -> Result<Plugin<()>, Error> {
-    Plugin::compile(engine, "p", bytes)
+    Plugin::compile(engine, "p", bytes, &CompileOptions::default())
 }

@@ -1,0 +1,26 @@
+//! `brink compile-component`: a compiler of plugins, which a node or a command starts for itself.
+
+use std::process::ExitCode;
+
+use crate::sandbox::{CompilerLimits, compile_component};
+
+/// Compile a component, for a node
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The process that asks for it, and with which this one ends
+    #[arg(long, value_name = "PID")]
+    parent: u32,
+    #[arg(long, default_value_t = CompilerLimits::default().niceness)]
+    niceness: i32,
+    #[arg(long, default_value_t = CompilerLimits::default().cpu_s)]
+    cpu_s: u64,
+    #[arg(long, default_value_t = CompilerLimits::default().memory_bytes)]
+    memory_bytes: u64,
+    #[arg(long, default_value_t = CompilerLimits::default().code_bytes)]
+    code_bytes: u64,
+}
+
+pub(super) fn run(args: &Args) -> ExitCode {
+    let Args { parent, niceness, cpu_s, memory_bytes, code_bytes } = *args;
+    compile_component(parent, CompilerLimits { niceness, cpu_s, memory_bytes, code_bytes })
+}
