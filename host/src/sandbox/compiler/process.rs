@@ -172,7 +172,7 @@ mod tests {
             ("echo it is odd >&2; exit 3", "is not a WebAssembly component: it is odd"),
             ("echo it has 9 legs >&2; exit 4", "is too complex: it has 9 legs"),
             ("echo no memory map >&2; exit 5", "could not be compiled, since the compiler failed: no memory map"),
-            ("kill -XCPU $$", "needs more than 120 s of processor time"),
+            ("kill -XCPU $$", "needs more than 300 s of processor time"),
             ("kill -XFSZ $$", "needs more than 512 MiB of code"),
             ("echo memory allocation of 64 bytes failed >&2; kill -ABRT $$", "needs more than 1024 MiB of memory"),
             ("kill -KILL $$", "it was ended"),
