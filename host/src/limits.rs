@@ -110,6 +110,8 @@ pub const HISTORY_BYTES_MAX: usize = 16 * 1024 * 1024;
 pub const HISTORY_VERSIONS_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// Time for storing an upload on a majority, piece by piece: 64 MiB over a link of 10 Mbit/s take a minute.
 pub const STORE_UPLOAD_DEADLINE: Duration = Duration::from_secs(300);
+/// Time for a node to catch up before it changes the registry: it may have just started, and apply the pieces of an upload.
+pub const REGISTRY_READ_DEADLINE: Duration = Duration::from_secs(20);
 /// Time for any other change of the registry. It waits until hooks are in force.
 pub const REGISTRY_DEADLINE: Duration = Duration::from_secs(60);
 /// Time that an upload waits for other nodes to compile it.

@@ -248,7 +248,9 @@ impl From<registry::Error> for Problem {
             registry::Error::NoSuchState { .. } => Self::new(Kind::NO_SUCH_STATE, detail),
             registry::Error::Hook(error) => Self::from(error),
             registry::Error::TooManyUploads | registry::Error::TooManyPreparations => Self::new(Kind::BUSY, detail),
-            registry::Error::Piece(error) => Self { outcome: Some(WriteOutcome::NotWritten), ..Self::from(error) },
+            registry::Error::Preliminary(error) => {
+                Self { outcome: Some(WriteOutcome::NotWritten), ..Self::from(error) }
+            }
             registry::Error::Write(error) => Self::from(error),
             registry::Error::Storage(error) => Self::from(error),
             registry::Error::Undecodable { .. } => Self::internal(error),

@@ -19,7 +19,7 @@ use crate::net::{self, BASE_PATH};
 /// Longest time to connect to a node.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Longest time until a whole answer is there. The answer to a deployment comes when it is in force.
+/// Longest time until a whole answer is there, unless a request says otherwise.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(90);
 
 /// Characters that are escaped in a path. The slashes of a key are not, unless they would be lost: see [`key_path`].
@@ -158,7 +158,7 @@ impl Request {
         self.body("application/json", body.to_string())
     }
 
-    /// Waits so long for the answer.
+    /// Sets the timeout of the answer.
     pub(super) fn wait(self, timeout: Duration) -> Self {
         Self { timeout, ..self }
     }

@@ -7,7 +7,7 @@ use crate::sandbox::{CompilerLimits, compile_component};
 /// Compile a component, for a node
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The process that asks for it, and with which this one ends
+    /// The parent process; the compiler ends when it does
     #[arg(long, value_name = "PID")]
     parent: u32,
     #[arg(long, default_value_t = CompilerLimits::default().niceness)]

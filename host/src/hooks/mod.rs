@@ -9,8 +9,8 @@
 //! # Approach
 //!
 //! A [`Binding`] names a plugin, the writes it judges, its configuration and its limits. The [`Runtime`] has the
-//! [`Plugin`] compiled, and makes a [`Hook`] of both. The hooks in force at one epoch are an immutable [`Set`]; [`Active`] holds the
-//! current one. A request takes five steps:
+//! [`Plugin`] compiled, and makes a [`Hook`] of both. The hooks in force at one epoch are an immutable [`Set`]; [`Active`]
+//! holds the current one. A request takes five steps:
 //!
 //! 1. *Match* (`pipeline`): a request that no hook matches passes at once, without leaving its thread.
 //! 2. *Schedule* (`scheduler`), for each hook: wait for its turn and for room on the node, then run the call inline, on a blocking

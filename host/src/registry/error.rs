@@ -20,9 +20,9 @@ pub(crate) enum Error {
         to.map_or_else(|| "before its last change".to_owned(), |to| format!("as of change {to}"))
     )]
     NoSuchState { hook: String, to: Option<u64> },
-    /// A piece of an upload was not committed. The plugin was not changed.
+    /// A write before the change was not committed: a piece of an upload, or the preparation of a hook. Nothing was changed.
     #[error(transparent)]
-    Piece(write_path::Error),
+    Preliminary(write_path::Error),
     /// The plugin or the binding was refused.
     #[error(transparent)]
     Hook(#[from] hooks::Error),

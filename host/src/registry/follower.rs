@@ -3,13 +3,13 @@
 //! | task | does | what waits for it |
 //! |---|---|---|
 //! | put in force | builds the set of hooks of the newest epoch | writes on this node |
-//! | prepare | compiles every version that is named, and pre-initializes the hooks that will be in force | the acknowledgement of an upload; a hook, before it is in force |
+//! | prepare | pre-initializes hooks before they are in force, compiles every version | the acknowledgement of a deployment |
 //! | pre-initialize | pre-initializes the hooks in force that were not prepared in time | nothing |
 //!
-//! They are separate because each takes longer than the one before, and must not delay it. The first has compilers that serve, since
-//! writes wait for them; those of the others have a low priority.
+//! They are separate because each takes longer than the one before, and must not delay it. The first has compilers that serve,
+//! since writes wait for them; those of the others have a low priority.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,7 +46,7 @@ pub(super) struct Follower {
     pub(super) replication: replication::Handle,
     pub(super) data: Data,
     pub(super) started: Instant,
-    /// Hooks that are prepared and not in force yet. Only locked to look something up.
+    /// Hooks that are prepared and not in force yet. Never locked while a plugin compiles.
     pub(super) prepared: Mutex<Vec<Prepared>>,
     /// Ends all compilers.
     pub(super) compiling: CancellationToken,
@@ -193,18 +193,20 @@ impl Follower {
         CompileOptions { priority, cancelled: self.compiling.clone() }
     }
 
-    /// Compiles the versions that the registry names, drops all others, prepares hooks, and tells the other nodes.
+    /// Prepares hooks, compiles the versions that the registry names, drops all others, and tells the other nodes.
     fn prepare(&self) -> Result<(), Error> {
         let revision = self.data.revision();
         let versions = Catalog::read(&self.data)?.versions();
         self.plugins.by_version.lock().retain(|version, _| versions.contains(version));
+        self.plugins.unusable.lock().retain(|version| versions.contains(version));
+        // First, since they are urgent: a rollback may be among them.
+        self.prepare_hooks()?;
         for (name, digest) in versions {
             if self.stop.is_cancelled() {
                 return Ok(());
             }
-            self.plugins.get(&name, &digest, &self.compile_options(Priority::Deploying))?;
+            self.prepare_version(name, digest)?;
         }
-        self.prepare_hooks()?;
         // Hooks of a later epoch are left to the next run.
         if self.active.current().epoch() == self.data.hook_epoch() {
             self.replication.set_prepared(revision);
@@ -212,21 +214,46 @@ impl Follower {
         Ok(())
     }
 
+    /// Compiles a version. One that cannot be compiled here holds up nothing else: it is tried again after a restart, and when a
+    /// hook needs it.
+    fn prepare_version(&self, name: String, digest: String) -> Result<(), Error> {
+        let version = (name, digest);
+        if self.plugins.unusable.lock().contains(&version) {
+            return Ok(());
+        }
+        match self.plugins.get(&version.0, &version.1, &self.compile_options(Priority::Deploying)) {
+            Ok(_) => Ok(()),
+            Err(Error::Hook(hooks::Error::Failed { failure, .. })) if !failure.may_pass() => {
+                let (plugin, digest) = (&version.0, &version.1);
+                tracing::error!(plugin, digest, error = %failure, "a plugin that another node accepted cannot be compiled here");
+                self.plugins.unusable.lock().insert(version);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Pre-initializes the hooks that are about to be in force.
     fn prepare_hooks(&self) -> Result<(), Error> {
-        let wanted = preparation::read(&self.data)?;
-        self.prepared.lock().retain(|known| preparation::revision_of(&wanted, &known.name, &known.binding).is_some());
+        let (wanted, _) = preparation::read(&self.data)?;
+        // A hook that was just put in force is still needed until this node has done so.
+        let is_in_force = self.active.current().epoch() == self.data.hook_epoch();
+        let is_wanted = |known: &Prepared| preparation::revision_of(&wanted, &known.name, &known.binding).is_some();
+        self.prepared.lock().retain(|known| !is_in_force || is_wanted(known));
         for Preparation { name, binding, .. } in wanted {
             let is_known = self.prepared.lock().iter().any(|known| known.is_of(&name, &binding));
-            if self.stop.is_cancelled() || is_known {
+            if is_known {
                 continue;
+            }
+            if self.stop.is_cancelled() {
+                return Err(Error::Stopping);
             }
             let hook = match self.prepare_hook(&name, &binding) {
                 Ok(hook) => Some(hook),
                 Err(Error::Hook(hooks::Error::Failed { failure, .. })) if failure.may_pass() => {
                     return Err(hooks::Error::Failed { hook: name, plugin: binding.plugin, failure }.into());
                 }
-                // Nothing waits for it in vain: whoever puts it in force finds the same.
+                // Nothing waits for it in vain: it is in force without, or whoever puts it in force meets the same error.
                 Err(error) => {
                     tracing::warn!(hook = name, %error, "a hook cannot be prepared");
                     None
@@ -294,6 +321,8 @@ pub(super) struct CompiledPlugins {
     pub(super) data: Data,
     /// Never locked while a plugin compiles: two threads may load the same version, and the later one replaces it.
     pub(super) by_version: Mutex<HashMap<Version, Arc<Plugin>>>,
+    /// Versions that could not be compiled here.
+    pub(super) unusable: Mutex<HashSet<Version>>,
 }
 
 impl CompiledPlugins {

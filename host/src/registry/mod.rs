@@ -28,15 +28,16 @@
 //!   everywhere once its creation is acknowledged (P6).
 //! - A change and its record in the history are one write. A plugin is named only when all its bytes are stored.
 //! - An upload is acknowledged once every node that can be reached has compiled it, or after [`PREPARE_DEADLINE`]; a hook is in
-//!   force once they have pre-initialized it, or after [`BIND_DEADLINE`]. So a write need not wait for a compiler, nor pay for
-//!   a configuration.
+//!   force once they have pre-initialized it, or after [`BIND_DEADLINE`] (after [`PREPARE_DEADLINE`] if it is rolled back). So a
+//!   write need not wait for a compiler, nor pay for a configuration.
 //! - What compiles for a request ends with it (see [`sandbox`](crate::sandbox)).
 //!
 //! # Failure model
 //!
-//! A transaction that finds the registry changed by another starts again, a bounded number of times. An upload that fails
-//! leaves pieces that a later change removes, and a hook that is not set its preparation. A client that was cut off while a hook
-//! was prepared repeats its request, and goes on where it was. A node that was cut off when a hook was created may have to compile
+//! A transaction that finds the registry changed by another starts again, a bounded number of times. A failed upload leaves
+//! pieces, and a failed change of a hook its preparation; a later change removes both. A client that was cut off while a hook was
+//! prepared repeats its request, and goes on where it was. A version that one node cannot compile holds up only the hooks that
+//! run it there. A node that was cut off when a hook was created may have to compile
 //! it first: its writes wait until the hooks of the newest epoch are in force there. A step of the follower that fails is logged
 //! and tried again.
 //!
@@ -71,14 +72,14 @@ pub(crate) use self::error::Error;
 use self::follower::{CompiledPlugins, Follower};
 use self::history::{Change, Edit};
 pub(crate) use self::transaction::Author;
-use self::transaction::{Commit, Decision, ReadSet, Transactions, blocking};
+use self::transaction::{ATTEMPTS_MAX, Commit, Decision, ReadSet, Transactions, blocking};
 use crate::hooks::{self, Binding, CompileOptions, Hook, Pipeline, Priority, Runtime};
 use crate::limits::{
     BIND_DEADLINE, HOOKS_MAX, PLUGINS_MAX, PREPARE_DEADLINE, REGISTRY_DEADLINE, STORE_UPLOAD_DEADLINE, UPLOADS_MAX,
 };
 use crate::replication;
 use crate::storage::{Data, HOOKS_PREFIX, PLUGINS_PREFIX};
-use crate::write_path::WritePath;
+use crate::write_path::{self, WritePath};
 
 /// Interval at which the nodes' preparations are checked. They arrive with every hello.
 const PREPARED_POLL: Duration = Duration::from_millis(50);
@@ -121,7 +122,12 @@ impl Registry {
     ) -> Self {
         let transactions = Transactions { write_path, data: data.clone(), node_url: replication.url().to_owned() };
         let follower = Arc::new(Follower {
-            plugins: CompiledPlugins { runtime, data: data.clone(), by_version: Mutex::default() },
+            plugins: CompiledPlugins {
+                runtime,
+                data: data.clone(),
+                by_version: Mutex::default(),
+                unusable: Mutex::default(),
+            },
             active: pipeline.active().clone(),
             replication,
             data,
@@ -231,8 +237,19 @@ impl Registry {
     /// Creates or replaces a hook. When this returns, no write commits that the hook did not see. Before it is in force, the
     /// nodes that can be reached pre-initialize it, so that its first calls cost what all others do.
     pub async fn put_hook(&self, name: &str, binding: Binding, author: &Author) -> Result<HookInfo, Error> {
+        self.put_prepared_hook(name, binding, author, BIND_DEADLINE).await
+    }
+
+    /// The same, but the hook is in force after `patience`, whether all nodes have pre-initialized it or not.
+    async fn put_prepared_hook(
+        &self,
+        name: &str,
+        binding: Binding,
+        author: &Author,
+        patience: Duration,
+    ) -> Result<HookInfo, Error> {
         hooks::check_name("name", name)?;
-        let binding = &self.prepare_hook(name, binding).await?;
+        let binding = &self.prepare_hook(name, binding, patience).await?;
         let deadline = Instant::now() + REGISTRY_DEADLINE;
         let decide = move |read: ReadSet| async move {
             if read.catalog.hooks.len() >= HOOKS_MAX && !read.catalog.hooks.contains_key(name) {
@@ -258,9 +275,8 @@ impl Registry {
     }
 
     /// Checks the binding of a hook, and has every node that can be reached prepare it. Returns the binding with its digest.
-    async fn prepare_hook(&self, name: &str, binding: Binding) -> Result<Binding, Error> {
-        let deadline = Instant::now() + BIND_DEADLINE;
-        let read = self.transactions.read(deadline).await?;
+    async fn prepare_hook(&self, name: &str, binding: Binding, patience: Duration) -> Result<Binding, Error> {
+        let read = self.transactions.read(Instant::now() + REGISTRY_DEADLINE).await?;
         if read.catalog.hooks.len() >= HOOKS_MAX && !read.catalog.hooks.contains_key(name) {
             return Err(Error::TooManyHooks);
         }
@@ -270,25 +286,38 @@ impl Registry {
         let _cancel = cancelled.drop_guard();
         let (follower, hook, checked) = (self.follower.clone(), name.to_owned(), binding.clone());
         // Runs the plugin once with the configuration.
-        let preparations = blocking(move || {
+        blocking(move || {
             let plugin = follower.plugins.get(&checked.plugin, checked.digest(), &options)?;
-            follower.plugins.runtime.bind(&hook, checked, &plugin)?;
-            preparation::read(&follower.data)
+            Ok(follower.plugins.runtime.bind(&hook, checked, &plugin).map(drop)?)
         })
         .await?;
         if read.catalog.hooks.get(name).is_some_and(|hook| hook.binding == binding) {
             return Ok(binding);
         }
-        let revision = match preparation::revision_of(&preparations, name, &binding) {
-            Some(revision) => revision,
-            None => {
-                let write_path = &self.transactions.write_path;
-                let begin = preparation::begin(&preparations, name, &binding, write_path.time_ms())?;
-                write_path.write_unjudged(begin, Vec::new(), deadline).await?.unwrap_or(0)
-            }
-        };
+        // From here on: compiling has a deadline of its own.
+        let deadline = Instant::now() + patience;
+        let revision = self.begin_preparation(name, &binding, deadline).await?;
         self.wait_prepared(revision, deadline).await?;
         Ok(binding)
+    }
+
+    /// Has all nodes prepare a hook. Returns the revision that they have seen then.
+    async fn begin_preparation(&self, name: &str, binding: &Binding, deadline: Instant) -> Result<u64, Error> {
+        let write_path = &self.transactions.write_path;
+        for _ in 0..ATTEMPTS_MAX {
+            self.transactions.catch_up(deadline).await?;
+            let data = self.follower.data.clone();
+            let (all, unchanged) = blocking(move || preparation::read(&data)).await?;
+            if let Some(revision) = preparation::revision_of(&all, name, binding) {
+                return Ok(revision);
+            }
+            let begin = preparation::begin(&all, name, binding, write_path.time_ms())?;
+            let begun = write_path.write_unjudged(begin, vec![unchanged], deadline).await;
+            if let Some(revision) = begun.map_err(Error::Preliminary)? {
+                return Ok(revision);
+            }
+        }
+        Err(write_path::Error::Contended { attempts: ATTEMPTS_MAX }.into())
     }
 
     /// Waits until this node and all that can be reached are prepared, but not beyond the deadline.
@@ -330,7 +359,10 @@ impl Registry {
         let change = history.state_of(name, to).ok_or_else(|| Error::NoSuchState { hook: name.to_owned(), to })?;
         let author = Author { rolls_back_to: Some(change.number), ..author.clone() };
         match &change.edit {
-            Edit::HookSet { binding, .. } => self.put_hook(name, binding.clone(), &author).await.map(Some),
+            // Whoever rolls back is in a hurry.
+            Edit::HookSet { binding, .. } => {
+                self.put_prepared_hook(name, binding.clone(), &author, PREPARE_DEADLINE).await.map(Some)
+            }
             _ => self.delete_hook(name, &author).await.map(|_| None),
         }
     }

@@ -9,7 +9,7 @@ use super::entry::{decode, delete, name_of, put_json, read_prefix};
 use super::error::Error;
 use crate::hooks::Binding;
 use crate::limits::{BIND_DEADLINE, HOOKS_PREPARED_MAX};
-use crate::storage::{Data, Operation};
+use crate::storage::{Data, Operation, Precondition};
 
 /// Keys of the system space under this prefix are preparations.
 const PREFIX: &str = "preparing/";
@@ -25,9 +25,9 @@ pub(super) struct Preparation {
     since_ms: u64,
 }
 
-/// All preparations.
-pub(super) fn read(data: &Data) -> Result<Vec<Preparation>, Error> {
-    let (entries, _) = read_prefix(data, PREFIX)?;
+/// All preparations, and the precondition that they have not changed.
+pub(super) fn read(data: &Data) -> Result<(Vec<Preparation>, Precondition), Error> {
+    let (entries, unchanged) = read_prefix(data, PREFIX)?;
     let preparation = |entry| {
         Ok(Preparation {
             name: name_of(entry, PREFIX),
@@ -36,7 +36,7 @@ pub(super) fn read(data: &Data) -> Result<Vec<Preparation>, Error> {
             since_ms: entry.meta.updated_at_ms,
         })
     };
-    entries.iter().map(preparation).collect()
+    Ok((entries.iter().map(preparation).collect::<Result<_, Error>>()?, unchanged))
 }
 
 /// The revision from which on a hook is being prepared with this binding, if it is.

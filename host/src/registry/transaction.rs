@@ -13,13 +13,13 @@ use super::catalog::Catalog;
 use super::components::StoredPieces;
 use super::error::Error;
 use super::history::{Change, Edit, History};
-use crate::limits::{PROMPT_READ_DEADLINE, WRITE_DEADLINE};
+use crate::limits::{PROMPT_READ_DEADLINE, REGISTRY_READ_DEADLINE};
 use crate::replication;
 use crate::storage::{Data, Operation, Precondition};
 use crate::write_path::{self, WritePath};
 
 /// Attempts at a transaction while others change the registry at the same time.
-const ATTEMPTS_MAX: usize = 4;
+pub(super) const ATTEMPTS_MAX: usize = 4;
 
 /// Pause before a piece of an upload is written again, because the leader was lost or too busy.
 const PIECE_RETRY_PAUSE: Duration = Duration::from_millis(100);
@@ -92,8 +92,13 @@ impl Transactions {
 
     /// The registry with every change that any node has acknowledged.
     pub(super) async fn read(&self, deadline: Instant) -> Result<ReadSet, Error> {
-        self.write_path.catch_up(deadline.min(Instant::now() + WRITE_DEADLINE)).await?;
+        self.catch_up(deadline).await?;
         self.read_local().await
+    }
+
+    /// Waits until this node has every change of the registry that any node has acknowledged.
+    pub(super) async fn catch_up(&self, deadline: Instant) -> Result<(), Error> {
+        Ok(self.write_path.catch_up(deadline.min(Instant::now() + REGISTRY_READ_DEADLINE)).await?)
     }
 
     /// The registry with every change that any node has acknowledged, if this node can catch up promptly; else as it is
@@ -135,7 +140,7 @@ impl Transactions {
                     _ => false,
                 };
                 if !may_pass || Instant::now() >= deadline {
-                    return Err(Error::Piece(error));
+                    return Err(Error::Preliminary(error));
                 }
                 tokio::time::sleep(PIECE_RETRY_PAUSE).await;
             }

@@ -3,8 +3,8 @@
 //! - An entry is loaded only by an engine with the version and settings of the one that wrote it: its name contains a
 //!   digest of both, next to the digest of its source.
 //! - An entry is loaded only if it is complete: its header has a checksum (SHA-256), because wasmtime runs what it is given.
-//! - Entries come from this node and its compilers alone. A folder that other users may write to is refused. Compiled code never travels
-//!   between nodes and is never accepted from clients.
+//! - Entries come from this node and its compilers alone. A folder that other users may write to is refused. Compiled code
+//!   never travels between nodes and is never accepted from clients.
 //! - Whatever is wrong with an entry, the node compiles again, and its log says why.
 
 use std::collections::HashSet;

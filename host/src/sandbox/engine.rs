@@ -162,6 +162,7 @@ impl Engine {
         let component = built.map_err(|refusal| match refusal {
             Refusal::Invalid(reason) => Error::NotAComponent(reason),
             Refusal::Shape(reason) => Error::Shape(reason),
+            Refusal::Unable(reason) => Error::Compiler(reason),
         })?;
         if let Some(cache) = &self.cache {
             cache.store(key, &component);

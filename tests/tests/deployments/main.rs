@@ -1,5 +1,5 @@
-//! Deployments one after the other, under load. A suite of its own, which no other test runs beside: it takes all of a small machine
-//! for a minute, and tests of hooks count the time that plugins take.
+//! Deployments one after the other, under load. A suite of its own, which no other test runs beside: it takes all of a small
+//! machine for a minute, and tests of hooks count the time that plugins take.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -142,7 +142,7 @@ fn report(counts: &Counts, times: &[usize]) -> anyhow::Result<()> {
     let &[warm, upload, bind, after, end] = times else { bail!("a phase is missing") };
     println!(
         "\n{:<10} {:>9} {:>9} {:>9} {:>9} {:>14} {:>14}  goal",
-        "writes/s", "before", "upload", "bind", "after", "worst before", "worst since"
+        "writes/s", "before", "upload", "bind", "after", "least before", "least since"
     );
     let mut missed = Vec::new();
     for half in [Half::Unjudged, Half::Judged] {
@@ -179,5 +179,5 @@ fn mean(rates: &[u64]) -> f64 {
 
 /// The least rate over [`WINDOW_S`].
 fn least(rates: &[u64]) -> f64 {
-    rates.windows(WINDOW_S.clamp(1, rates.len().max(1))).map(mean).fold(f64::INFINITY, f64::min)
+    rates.windows(WINDOW_S.clamp(1, rates.len().max(1))).map(mean).min_by(f64::total_cmp).unwrap_or(0.0)
 }

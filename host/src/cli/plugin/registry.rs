@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::super::{Client, Common, Failure, Format, Method, Request, io, name_path};
 use crate::limits::{BIND_DEADLINE, COMPILE_DEADLINE, STORE_UPLOAD_DEADLINE};
 
-/// Time for a change for which nodes compile: it may be compiled on one node, then on the others, and then be stored.
+/// Time for a change for which nodes compile: one compiles, the change is stored, and the others compile.
 const TIMEOUT: Duration = COMPILE_DEADLINE.saturating_add(BIND_DEADLINE).saturating_add(STORE_UPLOAD_DEADLINE);
 
 /// Bind a plugin to keys: create or replace a hook

@@ -38,6 +38,7 @@ pub fn compile_component(parent: u32, limits: CompilerLimits) -> ExitCode {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(Refusal::Invalid(reason))) => failed(REFUSED, reason),
         Ok(Err(Refusal::Shape(reason))) => failed(SHAPE_REFUSED, reason),
+        Ok(Err(Refusal::Unable(reason))) => failed(UNABLE, reason),
         Err(error) => failed(UNABLE, error.to_string()),
     }
 }

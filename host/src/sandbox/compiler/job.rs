@@ -61,29 +61,27 @@ pub(in crate::sandbox) fn build(
     component: &[u8],
     deadline: Duration,
 ) -> Result<Component, Refusal> {
-    let built = match job {
+    match job {
         Job::Compile => {
             shape::check(component)?;
             compile(engine, component)
         }
-        Job::PreInitialize(configuration) => {
-            snapshot(configuration, component, deadline).and_then(|snapshot| compile(engine, &snapshot))
-        }
-    };
-    built.map_err(Refusal::Invalid)
+        Job::PreInitialize(configuration) => compile(engine, &snapshot(configuration, component, deadline)?),
+    }
 }
 
-fn compile(engine: &wasmtime::Engine, component: &[u8]) -> Result<Component, String> {
-    Component::from_binary(engine, component).map_err(|error| format!("{error:#}"))
+fn compile(engine: &wasmtime::Engine, component: &[u8]) -> Result<Component, Refusal> {
+    Component::from_binary(engine, component).map_err(|error| Refusal::Invalid(format!("{error:#}")))
 }
 
 /// The component with the configuration in its initial memory.
-fn snapshot(configuration: &Configuration, component: &[u8], deadline: Duration) -> Result<Vec<u8>, String> {
-    let instrumented = Instrumented::new(component, deadline)?;
-    let engine = wasmtime::Engine::new(&settings::scratch()).map_err(|error| error.to_string())?;
-    let ticker = Ticker::start(&engine).map_err(|error| error.to_string())?;
+fn snapshot(configuration: &Configuration, component: &[u8], deadline: Duration) -> Result<Vec<u8>, Refusal> {
+    let instrumented = Instrumented::new(component, deadline).map_err(Refusal::Invalid)?;
+    let engine = wasmtime::Engine::new(&settings::scratch()).map_err(|error| Refusal::Unable(error.to_string()))?;
+    let ticker = Ticker::start(&engine).map_err(|error| Refusal::Unable(error.to_string()))?;
     let component = compile(&engine, &instrumented.component)?;
-    let component = LinkedComponent::<NoReads>::new(&component).map_err(|mismatch| mismatch.to_string())?;
+    let component = LinkedComponent::<NoReads>::new(&component);
+    let component = component.map_err(|mismatch| Refusal::Invalid(mismatch.to_string()))?;
     let limits = CallLimits {
         deadline,
         memory_bytes: configuration.memory_bytes.saturating_add(HEADROOM_BYTES),
@@ -104,7 +102,7 @@ fn snapshot(configuration: &Configuration, component: &[u8], deadline: Duration)
         invocation.configure(&configuration.config).map_err(|error| format!("it {error}"))?;
         instrumented.snapshot(&mut invocation.instance)
     });
-    snapshot.map_err(|error| format!("it {error}"))?
+    snapshot.map_err(|error| format!("it {error}")).flatten().map_err(Refusal::Invalid)
 }
 
 /// A plugin cannot read while it is configured.

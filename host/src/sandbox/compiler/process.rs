@@ -31,8 +31,14 @@ pub(super) const SHAPE_REFUSED: u8 = 4;
 /// Exit code of a compiler that cannot work; it says why.
 pub(super) const UNABLE: u8 = 5;
 
-/// Interval at which a running compiler is looked after.
+/// Exit code of a Rust process that panics.
+const PANICKED: u8 = 101;
+
+/// Interval at which a running compiler is polled.
 const CHECK_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Most that is read of the words of a compiler, in bytes.
+const WORDS_BYTES_MAX: u64 = 16 * 1024;
 
 /// What Rust says when memory is refused, before it aborts; and what the system says.
 const OUT_OF_MEMORY: [&str; 2] = ["memory allocation of", "Cannot allocate memory"];
@@ -80,7 +86,7 @@ impl Processes {
         }
         let mut text = String::new();
         // Without its words, its status has to do.
-        let _ = words.rewind().and_then(|()| words.read_to_string(&mut text));
+        let _ = words.rewind().and_then(|()| words.take(WORDS_BYTES_MAX).read_to_string(&mut text));
         Err(failure(status, &text))
     }
 
@@ -131,14 +137,19 @@ fn failure(status: ExitStatus, words: &str) -> Error {
         // Whoever ends a node may end all its processes at once.
         Some(Signal::TERM | Signal::INT) => Error::CompileCancelled,
         Some(Signal::KILL) => Error::Compiler(format!("it was ended ({status})")),
+        // wasmtime or its compiler has a bug.
+        Some(Signal::ABORT | Signal::SEGV | Signal::ILL | Signal::BUS) => compiler_bug(status, &said),
+        _ if is(PANICKED) => compiler_bug(status, &said),
         _ if is(REFUSED) => Error::NotAComponent(said),
         _ if is(SHAPE_REFUSED) => Error::Shape(said),
         _ if is(UNABLE) => Error::Compiler(said),
-        _ => {
-            tracing::error!(%status, said, "a compiler has failed");
-            Error::NotAComponent("the compiler failed on it".to_owned())
-        }
+        _ => Error::Compiler(format!("it has ended ({status}) {said}")),
     }
+}
+
+fn compiler_bug(status: ExitStatus, said: &str) -> Error {
+    tracing::error!(%status, said, "a compiler has failed on a component");
+    Error::NotAComponent("the compiler failed on it".to_owned())
 }
 
 #[cfg(test)]
@@ -177,6 +188,8 @@ mod tests {
             ("echo memory allocation of 64 bytes failed >&2; kill -ABRT $$", "needs more than 1024 MiB of memory"),
             ("kill -KILL $$", "it was ended"),
             ("kill -SEGV $$", "the compiler failed on it"),
+            ("exit 101", "the compiler failed on it"),
+            ("exit 127", "it has ended (exit status: 127)"),
         ] {
             let error = error(script);
             assert!(error.contains(says), "{script}: {error}");

@@ -19,6 +19,8 @@ pub(in crate::sandbox) enum Refusal {
     Invalid(String),
     /// It is too complex; says how.
     Shape(String),
+    /// The machine does not let the compiler work; says why.
+    Unable(String),
 }
 
 /// What the code of a component amounts to.

@@ -29,7 +29,7 @@ struct State {
 /// A turn, which ends when it is dropped.
 pub(in crate::sandbox) struct Turn<'a> {
     turns: &'a Turns,
-    /// None for one that writes wait for: it waits for nobody. Few ask for it: one task of a node.
+    /// `None` for the compilers that writes wait for, which take no slot. Only one task of a node starts those.
     key: Option<String>,
 }
 
