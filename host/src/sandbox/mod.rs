@@ -8,7 +8,7 @@
 //! # Approach
 //!
 //! A [`Plugin`] is a WebAssembly component that fits one of the worlds of `wit/hooks.wit`, compiled once per node, in a process of
-//! its own ([`compiler`]). The [`Engine`] loads it. With its configuration it is a [`ConfiguredPlugin`], which offers calls on the
+//! its own (`compiler`). The [`Engine`] loads it. With its configuration it is a [`ConfiguredPlugin`], which offers calls on the
 //! types of [`wit`]. The caller says what the guest may read, by a [`HostReads`]. A call takes five steps, from
 //! [`ConfiguredPlugin::call`] on:
 //!
@@ -24,7 +24,7 @@
 //!   memories and tables of the instance), instances, stack, bytes passed to the host, log lines and log bytes.
 //! - A guest has no clock, network, files, environment or entropy. Of WASI it gets what reveals nothing (see `wasi`).
 //! - No call sees what another call left in memory (see `instance`).
-//! - Compiling is bounded as well, and takes little of the processor from what serves (see [`compiler`]).
+//! - Compiling is bounded as well, and takes little of the processor from what serves (see `compiler`).
 //! - Compiled code is loaded only from this node's own cache (see `cache`).
 //! - `unsafe` code is in two places: resetting instances (`instance/`), and loading compiled code (`cache`).
 //!

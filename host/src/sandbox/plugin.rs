@@ -36,7 +36,7 @@ impl<R: HostReads> Plugin<R> {
     /// Compiles a component and checks that it is a plugin: its size, its imports and exports with all their types, and
     /// that an instance of it can start within the limits.
     ///
-    /// Takes from milliseconds to minutes: call it on a blocking thread. Fails as [`compiler`](super::compiler) says, and as
+    /// Takes from milliseconds to minutes: call it on a blocking thread. Fails as `compiler` says, and as
     /// an instance does that fails to start.
     pub fn compile(engine: &Engine, name: &str, bytes: &[u8], options: &CompileOptions) -> Result<Self, Error> {
         if bytes.len() > limits::PLUGIN_BYTES_MAX {
