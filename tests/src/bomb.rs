@@ -30,31 +30,31 @@ impl Bomb {
     /// The component.
     pub fn component(self) -> Vec<u8> {
         let body = self.body();
-        let mut code = number(self.functions);
+        let mut code = leb128(self.functions);
         for _ in 0..self.functions {
-            code.extend(number(body.len()));
+            code.extend(leb128(body.len()));
             code.extend(&body);
         }
         let mut module = b"\0asm\x01\0\0\0".to_vec();
         module.extend(section(1, &[1, 0x60, 0, 0]));
-        module.extend(section(3, &[number(self.functions), vec![0; self.functions]].concat()));
+        module.extend(section(3, &[leb128(self.functions), vec![0; self.functions]].concat()));
         module.extend(section(10, &code));
         [b"\0asm\x0d\0\x01\0".to_vec(), section(1, &module)].concat()
     }
 
     fn body(self) -> Vec<u8> {
         let mut body = vec![1];
-        body.extend(number(self.locals));
+        body.extend(leb128(self.locals));
         body.push(I32);
         body.extend([LOOP, NOTHING].repeat(self.loops));
         for local in 0..self.locals {
-            let local = number(local);
+            let local = leb128(local);
             body.extend([&[LOCAL_GET], &local[..], &[I32_CONST, 1, I32_ADD, LOCAL_SET], &local[..]].concat());
         }
         for _ in 0..self.tables {
             body.extend([BLOCK, NOTHING, LOCAL_GET, 0, BR_IF, 0, LOCAL_GET, 0, BR_TABLE]);
-            body.extend(number(self.loops));
-            body.extend((1..=self.loops).flat_map(number));
+            body.extend(leb128(self.loops));
+            body.extend((1..=self.loops).flat_map(leb128));
             body.extend([0, END]);
         }
         body.extend([END].repeat(self.loops));
@@ -64,11 +64,11 @@ impl Bomb {
 }
 
 fn section(id: u8, content: &[u8]) -> Vec<u8> {
-    [&[id], &number(content.len())[..], content].concat()
+    [&[id], &leb128(content.len())[..], content].concat()
 }
 
-/// A number in LEB128.
-fn number(mut number: usize) -> Vec<u8> {
+/// A number in LEB128, as WebAssembly and the jobs of compilers have it.
+pub fn leb128(mut number: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     while number >= 0x80 {
         bytes.push(number as u8 | 0x80);

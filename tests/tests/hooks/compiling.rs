@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
-use brink_tests::{Bomb, Client, Cluster, brink, eventually, plugin_wasm};
+use brink_tests::{Bomb, Client, Cluster, brink, eventually, leb128, plugin_wasm};
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -137,14 +137,8 @@ async fn a_compiler_does_not_outlive_its_node() {
 /// Compiles the component within these limits, as a node would, and returns the exit status and the words.
 fn compile(component: &[u8], limits: &[&str]) -> (ExitStatus, String) {
     let mut input = tempfile::tempfile().unwrap();
-    // The job: compile. The length of the component as LEB128, and the component.
-    let mut job = vec![0];
-    let mut len = component.len();
-    while len >= 0x80 {
-        job.push((len & 0x7f) as u8 | 0x80);
-        len >>= 7;
-    }
-    job.push(len as u8);
+    // The job: compile; then the length of the component.
+    let job = [vec![0], leb128(component.len())].concat();
     input.write_all(&[&job, component].concat()).unwrap();
     input.rewind().unwrap();
     let output = tempfile::tempfile().unwrap();
