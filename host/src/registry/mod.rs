@@ -37,9 +37,8 @@
 //! A transaction that finds the registry changed by another starts again, a bounded number of times. A failed upload leaves
 //! pieces, and a failed change of a hook its preparation; a later change removes both. A client that was cut off while a hook was
 //! prepared repeats its request, and goes on where it was. A version that one node cannot compile holds up only the hooks that
-//! run it there. A node that was cut off when a hook was created may have to compile
-//! it first: its writes wait until the hooks of the newest epoch are in force there. A step of the follower that fails is logged
-//! and tried again.
+//! run it there. A node that was cut off when a hook was created may have to compile it first: its writes wait until the hooks
+//! of the newest epoch are in force there. A step of the follower that fails is logged and tried again.
 //!
 //! # Cost
 //!

@@ -21,7 +21,7 @@ async fn set_stamp(client: &Client, stamp: u64, in_force: &mut BTreeMap<u64, u64
 
 #[tokio::test]
 async fn every_write_is_judged_by_the_version_in_force_during_deployments_and_rollbacks() {
-    const ROUNDS: u8 = 6;
+    const ROUNDS: u8 = 10;
     let cluster = Cluster::start(3).await;
     let mut in_force = BTreeMap::new();
     cluster.client(0).put_plugin("stamp", plugin_wasm("test-stamp")).await.expect(200);

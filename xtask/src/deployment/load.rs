@@ -32,7 +32,7 @@ impl Half {
         }
     }
 
-    /// The part of their rate that they must keep in any ten seconds.
+    /// The part of their rate that they must keep in each second.
     pub(super) fn goal(self) -> f64 {
         match self {
             Self::Unjudged => 0.9,

@@ -159,8 +159,7 @@ async fn heavy_hooks_take_no_room_of_others() {
         pipeline.judge(vec![put("g", "1")], view(), soon()).await.unwrap();
         judged += 1;
     }
-    // Some thousands; were there no room, one for each call of the others, which take tens of milliseconds.
-    assert!(judged > 50, "{judged} judged in two seconds");
+    assert!(judged > 500, "{judged} judged in two seconds");
     tasks.join_all().await;
 }
 
