@@ -104,6 +104,7 @@ async fn a_learner_is_never_a_candidate() {
     cluster.client(LEARNER).put("a", &json!(1)).await.expect(500);
     // The learner and one voter are two of four nodes, but one of three voters.
     cluster.nodes[0].start();
+    cluster.nodes[0].answers().await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(cluster.client(LEARNER).get("/health/").await.json["cluster"]["has_quorum"], false);
     cluster.nodes[1].start();

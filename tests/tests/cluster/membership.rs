@@ -75,8 +75,13 @@ async fn a_node_with_an_empty_disk_does_not_vote() {
     cluster.nodes[leader].kill();
     cluster.nodes[wiped].kill();
     std::fs::remove_dir_all(cluster.nodes[wiped].data_dir()).unwrap();
-    cluster.nodes[behind].start();
-    cluster.nodes[wiped].start();
+    for node in [behind, wiped] {
+        cluster.nodes[node].start();
+    }
+    for node in [behind, wiped] {
+        cluster.nodes[node].answers().await;
+    }
+    // Longer than several elections.
     tokio::time::sleep(Duration::from_secs(3)).await;
     for node in [behind, wiped] {
         let health = cluster.client(node).get("/health/").await.json;
