@@ -11,7 +11,7 @@ use crate::setup::Setup;
 const SYNC: Duration = Duration::from_millis(400);
 
 /// Duration of each sync of a disk that is slower than any test waits.
-const STUCK: Duration = Duration::from_secs(3);
+const STUCK: Duration = Duration::from_secs(6);
 
 /// Duration of each sync of a disk that stands still for as long as a test fills a node's memory.
 const STANDSTILL: Duration = Duration::from_secs(15);
@@ -21,6 +21,9 @@ const UNSYNCED_BYTES_MAX: usize = 64 << 20;
 
 /// Number of writes in each half of the test.
 const WRITES: usize = 40;
+
+/// Number of writes of 100 kB, of which 63 fill the buffer before a node's tables.
+const LARGE_WRITES: usize = 100;
 
 async fn median_of_writes(client: &Client, name: &str) -> Duration {
     let mut taken = Vec::new();
@@ -56,8 +59,8 @@ async fn a_leader_that_crashes_with_its_log_behind_its_state_stays_the_member_it
     let before = setup.cluster.member_ids(other).await;
     setup.disks[leader].slow_syncs("data/log", STUCK);
     // More than the state keeps in the memory of the process, which a crash takes.
-    let value = json!("v".repeat(10_000));
-    for number in 0..40 {
+    let value = json!("v".repeat(100_000));
+    for number in 0..LARGE_WRITES {
         setup.cluster.client(leader).put(&format!("k/{number}"), &value).await.expect(201);
     }
     setup.cluster.nodes[leader].kill();
@@ -68,7 +71,7 @@ async fn a_leader_that_crashes_with_its_log_behind_its_state_stays_the_member_it
     assert!(log.contains("the state is ahead of the log"), "the crash came too late: {log}");
     assert!(!log.contains("set aside"), "{log}");
     assert_eq!(setup.cluster.member_ids(other).await, before);
-    assert_eq!(entries(setup.cluster.client(leader), "k/", "strong").await.len(), 40);
+    assert_eq!(entries(setup.cluster.client(leader), "k/", "strong").await.len(), LARGE_WRITES);
 }
 
 /// The others commit without the leader's disk, so what it has not synced grows in its memory. That has a bound.

@@ -1,7 +1,7 @@
 //! The storage engine: ordered tables with atomic batches, views of one moment, and explicit durability.
 //!
 //! Production uses fjall on a directory (`fjall`). Tests use a simulated disk (`memory`), which loses power, fails and
-//! lies on demand, and outlives the node that uses it. The rest of [`crate::storage`] sees only the traits.
+//! lies on demand, and outlives the node that uses it. Before both stands a buffer in memory (`write_behind`). The rest of [`crate::storage`] sees only the traits.
 //!
 //! A database is replaced as a whole by another *generation* of it ([`Generations`]): the new one is created and filled
 //! beside the current one, which is read meanwhile, and takes its place once it is durable.
@@ -25,6 +25,7 @@ pub(super) mod fjall;
 mod journals;
 #[cfg(test)]
 pub(crate) mod memory;
+pub(in crate::storage) mod write_behind;
 
 use std::ops::Bound;
 use std::sync::Arc;
@@ -84,7 +85,8 @@ pub(super) trait StorageEngine: ReadTables {
     /// Makes everything written so far durable.
     fn sync(&self) -> Result<(), Error>;
 
-    /// Fails if work in the background has failed. A write may not return after that, so somebody must ask now and then.
+    /// Hands everything written so far to the operating system, so that it outlives the process. Fails if work in the background
+    /// has failed: a write may not return after that, so somebody must ask now and then.
     fn check(&self) -> Result<(), Error> {
         Ok(())
     }

@@ -1,12 +1,11 @@
-//! Caches of the state: entries for readers that must not wait for the disk, and metadata for apply.
+//! A cache of the state: entries for readers that must not wait for the disk.
 
 use std::sync::Arc;
 
 use parking_lot::RwLock;
+use quick_cache::Weighter;
 use quick_cache::sync::Cache;
-use quick_cache::{Weighter, unsync};
 
-use super::rows::Head;
 use crate::storage::command::Entry;
 
 /// Memory counted for each entry beside its key and value, in bytes.
@@ -34,7 +33,7 @@ struct Changes {
     is_under_way: bool,
 }
 
-/// Counts the memory of the items of both caches.
+/// Counts the memory of entries.
 #[derive(Clone)]
 pub(super) struct ByteWeight;
 
@@ -70,47 +69,31 @@ impl EntryCache {
         Ok(Some(entry))
     }
 
-    /// Removes the entries of these keys, or every entry, without keys; then changes the state.
-    ///
-    /// IMPORTANT: in this order. Once a reader has found a part of the change in the tables, no later one may find an older
-    /// entry here.
-    pub(super) fn change<T>(&self, keys: Option<&[(String, Option<Head>)]>, change: impl FnOnce() -> T) -> T {
+    /// Removes the entries of these keys, then changes the state.
+    pub(super) fn change<'k, T>(&self, keys: impl Iterator<Item = &'k str>, change: impl FnOnce() -> T) -> T {
+        self.change_after(|entries| keys.for_each(|key| drop(entries.remove(key))), change)
+    }
+
+    /// Removes all entries, then replaces the state.
+    pub(super) fn replace<T>(&self, replace: impl FnOnce() -> T) -> T {
+        self.change_after(Cache::clear, replace)
+    }
+
+    /// IMPORTANT: removes entries first. Once a reader has found a part of the change in the tables, no later one may find an
+    /// older entry here.
+    fn change_after<T>(
+        &self,
+        remove: impl FnOnce(&Cache<String, Arc<Entry>, ByteWeight>),
+        change: impl FnOnce() -> T,
+    ) -> T {
         {
             let mut changes = self.changes.write();
             changes.begun += 1;
             changes.is_under_way = true;
-            match keys {
-                Some(keys) => keys.iter().for_each(|(key, _)| drop(self.entries.remove(key))),
-                None => self.entries.clear(),
-            }
+            remove(&self.entries);
         }
         let changed = change();
         self.changes.write().is_under_way = false;
         changed
     }
-}
-
-/// Memory for recently written metadata, in bytes.
-const RECENT_BYTES_MAX: u64 = 4 * 1024 * 1024;
-
-/// Memory counted for each item of metadata beside its key and itself, in bytes.
-const META_OVERHEAD_BYTES: usize = 32;
-
-/// Assumed size of an item of metadata when the cache is laid out, in bytes.
-const META_BYTES_TYPICAL: u64 = 128;
-
-/// Heads of recently written entries, so that apply need not look up a key in the tables each time it is written. A
-/// key that is absent here may be present in the tables.
-pub(super) type RecentHeads = unsync::Cache<String, Head, ByteWeight>;
-
-impl Weighter<String, Head> for ByteWeight {
-    fn weight(&self, key: &String, _head: &Head) -> u64 {
-        let bytes = key.len() + size_of::<(String, Head)>() + META_OVERHEAD_BYTES;
-        u64::try_from(bytes).unwrap_or(u64::MAX)
-    }
-}
-
-pub(super) fn recent_heads() -> RecentHeads {
-    let metas = usize::try_from(RECENT_BYTES_MAX / META_BYTES_TYPICAL).unwrap_or(usize::MAX);
-    unsync::Cache::with_weighter(metas, RECENT_BYTES_MAX, ByteWeight)
 }

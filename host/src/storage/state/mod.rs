@@ -29,7 +29,8 @@
 //!
 //! # Cost
 //!
-//! One batch without a sync for each apply. A read holds a shared lock for an instant and opens a view; from the cache it
+//! One batch for each apply, which goes into a map in memory and to the disk seconds later (see
+//! [`super::engine::write_behind`]). A read holds a shared lock for an instant and opens a view; from the cache it
 //! does neither. Values above 3 KiB have rows of their own, which only reads of these values touch
 //! ([decision 23](../../../../docs/decisions/0023-large-values-apart.md)). While a snapshot is installed, both states take
 //! their space on disk, and twice the memory for blocks of tables.
@@ -62,13 +63,14 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 
 use self::apply::{Counters, Overlay};
-use self::cache::{EntryCache, RecentHeads};
+use self::cache::EntryCache;
 use self::idempotency::Outcomes;
 pub use self::scan::{Page, RangeQuery};
 pub use self::snapshot::{SnapshotReader, verify as verify_snapshot};
 pub use self::suspicion::Position;
 use self::suspicion::Suspicion;
 use self::tables::META;
+use super::engine::write_behind::{Buffered, Flushes};
 use super::engine::{Durability, Generations, ReadTables, Slice, StorageEngine, WriteBatch, fjall};
 use super::{Entry, Error, GuardedWrite, Idempotency, Outcome, Poison, RangeDigest, Space, format};
 
@@ -107,8 +109,7 @@ struct Inner {
     /// Whether large values are stored apart.
     has_values_apart: AtomicBool,
     /// Locked during an apply and while a snapshot takes the state's place, so that only one of them happens at a time.
-    /// Holds the heads of recently written entries.
-    applying: Mutex<RecentHeads>,
+    applying: Mutex<()>,
     /// Locked while a snapshot is installed, so that only one is.
     installing: Mutex<()>,
 }
@@ -119,6 +120,7 @@ impl Data {
     pub fn open(dir: &Path, cache_bytes: u64) -> Result<Self, Error> {
         let entry_cache_bytes = cache_bytes / ENTRY_CACHE_SHARE;
         let generations = fjall::Directories::new(dir, cache_bytes - entry_cache_bytes, &tables::OPTIONS);
+        let generations = Buffered::new(generations, Flushes::Behind);
         Self::load(Box::new(generations), dir, Suspicion::beside(dir), entry_cache_bytes)
     }
 
@@ -141,7 +143,7 @@ impl Data {
             revision: AtomicU64::new(0),
             hook_epoch: AtomicU64::new(0),
             has_values_apart: AtomicBool::new(format == VALUES_APART),
-            applying: Mutex::new(cache::recent_heads()),
+            applying: Mutex::new(()),
             installing: Mutex::new(()),
         };
         if is_partial {
@@ -161,7 +163,7 @@ impl Data {
 
     fn apply_all(&self, writes: &[GuardedWrite], meta: &[(&'static str, Bytes)]) -> Result<Vec<Outcome>, Error> {
         let inner = &self.inner;
-        let mut recent = inner.applying.lock();
+        let _applies_alone = inner.applying.lock();
         let engine = inner.engine();
         let view = engine.view();
         let before = Counters {
@@ -169,12 +171,13 @@ impl Data {
             hook_epoch: self.hook_epoch(),
             has_values_apart: inner.has_values_apart.load(Ordering::Acquire),
         };
-        let mut overlay = Overlay::new(view.as_ref(), &recent, before);
+        let mut overlay = Overlay::new(view.as_ref(), before);
         let outcomes = writes.iter().map(|write| overlay.apply(write)).collect::<Result<Vec<_>, _>>()?;
 
         let mut batch = WriteBatch::with_capacity(writes.len() + meta.len() + 2);
-        let changed = overlay.heads();
         let Counters { revision, hook_epoch, has_values_apart } = overlay.stage(&mut batch)?;
+        // A map that nobody else holds is changed in place.
+        drop(view);
         if has_values_apart && !before.has_values_apart {
             format::set(&mut batch, META, VALUES_APART);
         }
@@ -188,13 +191,10 @@ impl Data {
         for (key, value) in meta {
             batch.insert(META, *key, &**value);
         }
-        inner.cache.change(Some(&changed), || engine.write(batch, Durability::None))?;
-        for (key, head) in changed {
-            match head {
-                Some(head) => recent.insert(key, head),
-                None => drop(recent.remove(&key)),
-            }
-        }
+        // Those that turn out not to change among them: their entries are read again.
+        let operations = writes.iter().flat_map(|write| &write.operations);
+        let keys = operations.filter(|operation| operation.space == Space::Kv).map(|operation| operation.key.as_str());
+        inner.cache.change(keys, || engine.write(batch, Durability::None))?;
         inner.revision.store(revision, Ordering::Release);
         inner.hook_epoch.store(hook_epoch, Ordering::Release);
         inner.has_values_apart.store(has_values_apart, Ordering::Release);
@@ -375,13 +375,12 @@ impl Inner {
 
     /// Makes the next generation the current one. After an error, either may be it.
     fn switch_to(&self, next: Arc<dyn StorageEngine>, has_values_apart: bool) -> Result<(), Error> {
-        let mut recent = self.applying.lock();
+        let _nobody_applies = self.applying.lock();
         self.generations.switch()?;
-        self.cache.change(None, || {
+        self.cache.replace(|| {
             let former = std::mem::replace(&mut *self.engine.write(), next);
             former.retire();
         });
-        *recent = cache::recent_heads();
         self.has_values_apart.store(has_values_apart, Ordering::Release);
         self.suspicion.lift()?;
         self.load_counters()

@@ -7,10 +7,15 @@ use super::Data;
 use super::suspicion::Suspicion;
 use super::tables::{IDEMPOTENCY, KV, KV_VALUES, SYSTEM, SYSTEM_VALUES};
 use crate::storage::Error;
+use crate::storage::engine::write_behind::{Buffered, Flushes};
 use crate::storage::engine::{EVERYTHING, memory::SimDisk, memory::SimGenerations};
 
+/// Batches after which a simulated node flushes: few, so that power losses meet every state of the buffer.
+const FLUSH_AFTER: usize = 5;
+
 pub(crate) fn open(disk: &SimDisk, cache_bytes: u64) -> Result<Data, Error> {
-    Data::load(Box::new(SimGenerations::new(disk)), Path::new("disk"), Suspicion::default(), cache_bytes)
+    let generations = Buffered::new(SimGenerations::new(disk), Flushes::After(FLUSH_AFTER));
+    Data::load(Box::new(generations), Path::new("disk"), Suspicion::default(), cache_bytes)
 }
 
 /// A digest of the state, the same on nodes that have applied the same entries.

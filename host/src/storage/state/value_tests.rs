@@ -64,6 +64,7 @@ fn a_state_of_format_3_keeps_values_inside_until_the_feature_level_is_raised() {
     let raised = GuardedWrite { level: FeatureLevel::STAMPED, ..put_one("b", &large('2')) };
     apply(&data, &[raised]);
     assert_eq!((apart(&data), format(&data)), (vec!["b".to_owned()], 4_u32.to_be_bytes().to_vec()));
+    data.sync().unwrap();
     drop(data);
     let data = simulated::open(&disk, 8 << 20).unwrap();
     assert_eq!((value(&data, "a").unwrap(), value(&data, "b").unwrap()), (large('1').into(), large('2').into()));
@@ -80,7 +81,7 @@ fn keys_revisions_and_writes_do_not_read_large_values() {
     let digest = data.digest_range("", "", 10).unwrap().1;
     let mut batch = WriteBatch::default();
     ["a", "b"].iter().for_each(|key| batch.set(KV_VALUES, *key, None));
-    data.inner.engine().write(batch, Durability::None).unwrap();
+    data.inner.engine().write(batch, Durability::All).unwrap();
     drop(data);
     let data = simulated::open(&disk, 8 << 20).unwrap();
     let page = data.scan(&RangeQuery { keys_only: true, ..RangeQuery::default() }).unwrap();

@@ -185,12 +185,13 @@ fn damage_that_a_read_meets_is_remembered() {
     is_met_and_remembered(&dir, &data, || data.scan(&RangeQuery::default()).is_err());
 }
 
-/// Writes as much to the registry's table as it holds in memory.
+/// Writes as much to the registry's table as the engine holds of it in memory.
 fn fill_table(data: &Data, round: u32) -> Result<(), Error> {
     let value = Value::json(format!("\"{}\"", "x".repeat(2_500)));
     let operation =
         |key| Operation { space: Space::System, key: format!("{key:04}/{round}"), action: Action::Put(value.clone()) };
-    data.apply(&[write((0..1_900).map(operation).collect(), vec![])], &[]).map(drop)
+    data.apply(&[write((0..1_900).map(operation).collect(), vec![])], &[])?;
+    data.sync()
 }
 
 #[test]

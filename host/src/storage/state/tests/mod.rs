@@ -341,12 +341,17 @@ fn a_state_that_cannot_be_written_is_not_written_again() {
     let value = |text: &'static str| [("key", Bytes::from(text))];
     data.apply(&[], &value("before")).unwrap();
     assert!(futures::FutureExt::now_or_never(data.poison().poisoned()).is_none());
+    data.sync().unwrap();
     disk.fail_next(DiskOperation::Write, io::ErrorKind::StorageFull);
-    assert!(data.apply(&[], &value("failed")).is_err());
+    // The log has what is not written, so readers may see it.
+    data.apply(&[], &value("not written")).unwrap();
+    assert!(data.sync().is_err());
     assert!(matches!(data.apply(&[], &value("later")), Err(Error::Poisoned(_))));
     assert!(matches!(data.sync(), Err(Error::Poisoned(_))));
-    assert_eq!(data.meta("key").unwrap().unwrap(), "before");
+    assert_eq!(data.meta("key").unwrap().unwrap(), "not written");
     assert!(futures::FutureExt::now_or_never(data.poison().poisoned()).is_some());
+    drop(data);
+    assert_eq!(simulated::open(&disk, 1 << 20).unwrap().meta("key").unwrap().unwrap(), "before");
 }
 
 #[test]

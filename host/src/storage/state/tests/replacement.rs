@@ -199,6 +199,7 @@ fn a_failure_of_the_disk_ends_the_use_of_the_state_but_not_of_what_is_there() {
         let disk = SimDisk::new(1);
         let target = simulated::open(&disk, 1 << 20).unwrap();
         apply(&target, &[put_one("old", "1")]);
+        target.sync().unwrap();
         let (_dir, source) = filled();
         disk.fail_next(operation, io::ErrorKind::Other);
         assert!(install(&target, &chunks(&source)).is_err());
