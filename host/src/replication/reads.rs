@@ -39,6 +39,9 @@ const WAITING_READS_MAX: usize = 65_536;
 /// Maximum duration of one exchange: a leader that takes longer is about to lose the leadership.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_millis(500);
 
+/// Interval at which a node that lags looks whether reads still wait for it.
+const ABANDONED_POLL: Duration = Duration::from_millis(500);
+
 /// Time after the start of a node in which local reads wait until it is as new as before.
 const RECOVERY_MAX: Duration = Duration::from_secs(10);
 
@@ -102,10 +105,16 @@ impl Reads {
         }
     }
 
-    /// Lets reads pass once this node has applied the log up to `index`.
-    async fn release(self: Arc<Self>, index: u64, waiting: Vec<WaitingRead>) {
-        let caught_up = self.view.raft.applied().wait_for(index, Instant::now() + STRONG_READ_DEADLINE).await;
-        answer_all(waiting, &if caught_up { Ok(()) } else { Err(self.unreachable()) });
+    /// Lets reads pass once this node has applied the log up to `index`. Each has a deadline of its own: a change of the registry
+    /// waits longer for a node that has just started than a client's read.
+    async fn release(self: Arc<Self>, index: u64, mut waiting: Vec<WaitingRead>) {
+        while !self.view.raft.applied().wait_for(index, Instant::now() + ABANDONED_POLL).await {
+            waiting.retain(|reader| !reader.is_closed());
+            if waiting.is_empty() {
+                return;
+            }
+        }
+        answer_all(waiting, &Ok(()));
     }
 
     /// One exchange: returns the log index that this node must have applied.
