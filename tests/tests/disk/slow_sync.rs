@@ -22,8 +22,8 @@ const UNSYNCED_BYTES_MAX: usize = 64 << 20;
 /// Number of writes in each half of the test.
 const WRITES: usize = 40;
 
-/// Number of writes of 100 kB, of which 63 fill the buffer before a node's tables.
-const LARGE_WRITES: usize = 100;
+/// Number of writes of 100 kB, of which 84 fill the buffer before a node's tables.
+const LARGE_WRITES: usize = 120;
 
 async fn median_of_writes(client: &Client, name: &str) -> Duration {
     let mut taken = Vec::new();

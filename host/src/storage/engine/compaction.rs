@@ -34,6 +34,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::Table;
 use super::damage::explained;
+use super::write_behind::FLUSH_INTERVAL;
 use crate::limits::DISK_RESERVE_BYTES;
 use crate::storage::Error;
 
@@ -46,8 +47,10 @@ const SHARE: u64 = 1_000;
 /// Deleted keys from which on a table is compacted although more are being deleted.
 const DELETED_MAX: u64 = 50_000;
 
-/// Time without deletions after which a table is quiet.
-const QUIET: Duration = Duration::from_secs(1);
+/// Time without deletions after which a table is quiet. They arrive with each flush of the buffer before the tables.
+const QUIET: Duration = Duration::from_secs(5);
+
+const _: () = assert!(QUIET.as_secs() > 2 * FLUSH_INTERVAL.as_secs());
 
 /// Largest table that is compacted, in bytes. A compaction of it takes about ten seconds, in which fjall flushes what is
 /// written but compacts nothing, and a stopping node waits for it.

@@ -16,8 +16,8 @@
 //!
 //! # Cost
 //!
-//! One virtual call for each get, batch, sync, and row of a range; one allocation for each range and view. Keys and
-//! values are never copied on the way.
+//! One virtual call for each engine in a row of two, for each get, batch, sync, and row of a range; some allocations for each
+//! range and view. Values, and all but short keys, are never copied on the way.
 
 mod compaction;
 mod damage;
@@ -85,8 +85,8 @@ pub(super) trait StorageEngine: ReadTables {
     /// Makes everything written so far durable.
     fn sync(&self) -> Result<(), Error>;
 
-    /// Hands everything written so far to the operating system, so that it outlives the process. Fails if work in the background
-    /// has failed: a write may not return after that, so somebody must ask now and then.
+    /// Hands what the engine has written so far to the operating system, so that it outlives the process. Fails if work in the
+    /// background has failed: a write may not return after that, so somebody must ask now and then.
     fn check(&self) -> Result<(), Error> {
         Ok(())
     }

@@ -25,21 +25,25 @@
 //!
 //! # Failure model
 //!
-//! A failed flush ends the use of the database: every later write and sync fails, as after any failed write.
+//! A failed flush ends the use of the database: every later write and sync fails, as after any failed write. Readers still see
+//! what was not written.
 //!
 //! # Cost
 //!
-//! A change costs one insertion into a map; a flush, one batch of sorted rows. The memory of both layers is at most
-//! [`LAYER_BYTES_MAX`] each, and the batch that reaches it; nothing, when nothing was written for two intervals. A read looks into
-//! two maps before it asks the engine. A range takes rows from them in chunks, and passes over removed ones.
+//! A change costs one insertion into a map; a flush, one batch of sorted rows. A layer has about [`FLUSH_BYTES`], and twice as much
+//! and a batch at most; two exist, and those that open views hold. When nothing was written for two intervals, both are empty. A
+//! read looks into two maps before it asks the engine. A range takes rows from them in chunks, and passes over removed ones. Readers
+//! wait while a small batch is added ([`IN_PLACE_CHANGES_MAX`]), for a fifth of a millisecond.
 
 use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::io;
 use std::ops::Bound;
-use std::sync::Arc;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{self, AtomicBool};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -49,29 +53,34 @@ use parking_lot::{Mutex, RwLock};
 use super::{Bounds, Change, Durability, Generations, Keys, ReadTables, Rows, Slice, StorageEngine, Table, WriteBatch};
 use crate::storage::Error;
 
-/// Age at which a layer is flushed: what a crash of the process takes, and the log applies again.
-const FLUSH_INTERVAL: Duration = Duration::from_secs(2);
+/// Age at which a layer is flushed. A crash of the process takes what is younger, and the log applies it again.
+pub(super) const FLUSH_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Size at which a flush begins in the background, in bytes.
-const FLUSH_BYTES: usize = 6 * 1024 * 1024;
+/// Size at which a layer is flushed, in bytes.
+const FLUSH_BYTES: usize = 8 * 1024 * 1024;
 
-/// Size of a layer at which writers wait for its flush, in bytes.
-const LAYER_BYTES_MAX: usize = 2 * FLUSH_BYTES;
+/// Changes of a batch that are made while readers wait. Of a larger batch, they are made in a copy of the map, which shares
+/// what stays as it is.
+const IN_PLACE_CHANGES_MAX: usize = 256;
 
 /// Rows that a range takes from the layers at once.
 const CHUNK_ROWS: usize = 32;
 
-/// Memory counted for each row beside its key and value, in bytes.
-const ROW_OVERHEAD_BYTES: usize = 64;
+/// Memory counted for each row beside its key and value, in bytes: its place in a map that is half full, and its allocations.
+const ROW_OVERHEAD_BYTES: usize = 128;
 
 /// When layers are flushed.
 #[derive(Clone, Copy)]
 pub(in crate::storage) enum Flushes {
-    /// By a thread, which yields to the threads that serve.
-    Behind,
+    /// By a thread, at an age or at a size in bytes. At twice the size, writers wait.
+    Behind { interval: Duration, bytes: usize },
     /// By the writer, after so many batches: the same in each run of a simulation.
     #[cfg(test)]
     After(usize),
+}
+
+impl Flushes {
+    pub(in crate::storage) const USUAL: Self = Self::Behind { interval: FLUSH_INTERVAL, bytes: FLUSH_BYTES };
 }
 
 /// The generations of a database, each behind a buffer of its own.
@@ -112,8 +121,12 @@ struct WriteBehind {
 struct Buffer {
     engine: Arc<dyn StorageEngine>,
     layers: RwLock<Layers>,
-    /// Locked during a flush. The error that ended the use of the database.
-    flushing: Mutex<Option<Error>>,
+    /// Locked while the newer layer changes, or another one takes its place.
+    changing: Mutex<()>,
+    /// Locked during a flush.
+    flushing: Mutex<()>,
+    /// The error that ended the use of the database.
+    failed: OnceLock<Error>,
     /// Whether another database takes the place of this one, so that nothing need be flushed.
     is_retired: AtomicBool,
 }
@@ -148,6 +161,14 @@ struct Layer {
 }
 
 impl Layer {
+    fn change(&mut self, changes: Vec<Change>) {
+        #[cfg(test)]
+        {
+            self.batches += 1;
+        }
+        changes.into_iter().for_each(|change| self.set(change));
+    }
+
     fn set(&mut self, Change { table, key, value }: Change) {
         if self.tables.len() <= table.0 {
             self.tables.resize_with(table.0 + 1, OrdMap::new);
@@ -190,6 +211,15 @@ impl Layer {
 }
 
 impl Buffer {
+    fn new(engine: Arc<dyn StorageEngine>) -> Self {
+        let (layers, changing, flushing) = (RwLock::default(), Mutex::default(), Mutex::default());
+        Self { engine, layers, changing, flushing, failed: OnceLock::new(), is_retired: AtomicBool::new(false) }
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        self.failed.get().map_or(Ok(()), |error| Err(error.clone()))
+    }
+
     fn view(&self) -> View {
         let layers = self.layers.read();
         // While the layers are locked: no flush can end before the engine's view is taken, and begin another layer.
@@ -197,73 +227,90 @@ impl Buffer {
         View { layers: layers.clone(), below }
     }
 
-    /// Writes everything to the engine that was written before.
-    fn flush(&self) -> Result<(), Error> {
-        let mut failed = self.flushing.lock();
-        self.flush_alone(&mut failed)
+    fn change(&self, changes: Vec<Change>) {
+        let _changes_alone = self.changing.lock();
+        if changes.len() <= IN_PLACE_CHANGES_MAX {
+            return Arc::make_mut(&mut self.layers.write().newer).change(changes);
+        }
+        let mut newer = Layer::clone(&self.layers.read().newer);
+        newer.change(changes);
+        let former = std::mem::replace(&mut self.layers.write().newer, Arc::new(newer));
+        // Unlocked, since it takes a while.
+        drop(former);
     }
 
-    fn flush_alone(&self, failed: &mut Option<Error>) -> Result<(), Error> {
-        if let Some(error) = failed {
-            return Err(error.clone());
-        }
-        if self.is_retired.load(atomic::Ordering::Relaxed) {
+    /// Writes everything to the engine that was written before.
+    fn flush(&self) -> Result<(), Error> {
+        self.flush_if(|_| true)
+    }
+
+    /// Flushes the newer layer, if it is due once the flush before has ended.
+    fn flush_if(&self, is_due: impl FnOnce(&Layer) -> bool) -> Result<(), Error> {
+        let _flushes_alone = self.flushing.lock();
+        self.check()?;
+        if self.is_retired.load(atomic::Ordering::Relaxed) || !is_due(&self.layers.read().newer) {
             return Ok(());
         }
-        let layer = {
-            let mut layers = self.layers.write();
-            // The engine has the rows of the older layer: the flush before has ended without an error.
-            layers.older = std::mem::take(&mut layers.newer);
-            layers.older.clone()
-        };
+        let layer = self.begin_layer();
         if layer.tables.is_empty() {
             return Ok(());
         }
-        let written = self.engine.write(layer.batch(), Durability::None);
-        // The check also has the operating system take what the engine buffers: without its end, the batch would be lost with
-        // the process.
-        written.and_then(|()| self.engine.check()).inspect_err(|error| *failed = Some(error.clone()))
+        let write = || {
+            self.engine.write(layer.batch(), Durability::None)?;
+            // Also has the operating system take what the engine buffers: without its end, the batch would be lost with the
+            // process.
+            self.engine.check()
+        };
+        let panicked = |_| Err(io::Error::other("the storage engine panicked").into());
+        let written = catch_unwind(AssertUnwindSafe(write)).unwrap_or_else(panicked);
+        written.inspect_err(|error| drop(self.failed.set(error.clone())))
+    }
+
+    /// Begins a layer. Returns the one before, which is to be flushed.
+    fn begin_layer(&self) -> Arc<Layer> {
+        let _changes_alone = self.changing.lock();
+        let mut layers = self.layers.write();
+        let newer = std::mem::take(&mut layers.newer);
+        // The engine has its rows: the flush before has ended without an error.
+        let former = std::mem::replace(&mut layers.older, newer.clone());
+        drop(layers);
+        // Unlocked, since it takes a while.
+        drop(former);
+        newer
     }
 }
 
 impl WriteBehind {
     fn new(engine: Arc<dyn StorageEngine>, flushes: Flushes) -> Result<Self, Error> {
-        let (layers, flushing) = (RwLock::default(), Mutex::default());
-        let buffer = Arc::new(Buffer { engine, layers, flushing, is_retired: AtomicBool::new(false) });
-        let mut new = Self { buffer, flushes, wake: None, thread: None };
-        if matches!(flushes, Flushes::Behind) {
-            let (wake, woken) = sync_channel(1);
-            let buffer = new.buffer.clone();
-            let thread = std::thread::Builder::new().name("brink-flush".to_owned());
-            new.wake = Some(wake);
-            new.thread = Some(thread.spawn(move || flush_behind(&buffer, &woken))?);
+        let mut new = Self { buffer: Arc::new(Buffer::new(engine)), flushes, wake: None, thread: None };
+        match flushes {
+            Flushes::Behind { interval, bytes } => {
+                let (wake, woken) = sync_channel(1);
+                let buffer = new.buffer.clone();
+                let thread = std::thread::Builder::new().name("brink-flush".to_owned());
+                new.wake = Some(wake);
+                new.thread = Some(thread.spawn(move || flush_behind(&buffer, interval, bytes, &woken))?);
+            }
+            #[cfg(test)]
+            Flushes::After(_) => {}
         }
         Ok(new)
     }
-
-    fn flush_if_large(&self, layer: &Layer) -> bool {
-        match self.flushes {
-            Flushes::Behind => {
-                // If it was woken already, it comes anyway.
-                if layer.bytes >= FLUSH_BYTES
-                    && let Some(wake) = &self.wake
-                {
-                    let _ = wake.try_send(());
-                }
-                layer.bytes >= LAYER_BYTES_MAX
-            }
-            #[cfg(test)]
-            Flushes::After(batches) => layer.batches >= batches,
-        }
-    }
 }
 
-/// Flushes from time to time, until the engine is dropped.
-fn flush_behind(buffer: &Buffer, woken: &Receiver<()>) {
+/// Flushes from time to time, until the engine is dropped or a flush fails. The error is kept, for the next that writes or checks.
+fn flush_behind(buffer: &Buffer, interval: Duration, bytes: usize, woken: &Receiver<()>) {
     loop {
-        let is_last = matches!(woken.recv_timeout(FLUSH_INTERVAL), Err(RecvTimeoutError::Disconnected));
-        // The error is kept, for the next that writes or checks.
-        if buffer.flush().is_err() || is_last {
+        let (flushed, is_last) = match woken.recv_timeout(interval) {
+            // A writer may have flushed the layer itself.
+            Ok(()) => (buffer.flush_if(|layer| layer.bytes >= bytes), false),
+            Err(RecvTimeoutError::Timeout) => (buffer.flush(), false),
+            Err(RecvTimeoutError::Disconnected) => (buffer.flush(), true),
+        };
+        if let Err(error) = &flushed {
+            tracing::error!(%error, "recent changes of the state could not be written; the log has them");
+        }
+        if flushed.is_err() || is_last {
             return;
         }
     }
@@ -272,7 +319,10 @@ fn flush_behind(buffer: &Buffer, woken: &Receiver<()>) {
 impl Drop for WriteBehind {
     fn drop(&mut self) {
         drop(self.wake.take());
-        if let Some(thread) = self.thread.take() {
+        // Nobody opens a retired database again, and its flush may wait for a disk.
+        if let Some(thread) = self.thread.take()
+            && !self.buffer.is_retired.load(atomic::Ordering::Relaxed)
+        {
             // If it has panicked, it has said so.
             let _ = thread.join();
         }
@@ -299,25 +349,25 @@ impl ReadTables for WriteBehind {
 
 impl StorageEngine for WriteBehind {
     fn write(&self, batch: WriteBatch, durability: Durability) -> Result<(), Error> {
-        // A writer waits for a flush only if its layer is full. An error is then found by the next check.
-        if let Some(failed) = self.buffer.flushing.try_lock().and_then(|failed| failed.clone()) {
-            return Err(failed);
-        }
-        let is_full = {
-            let mut layers = self.buffer.layers.write();
-            let layer = Arc::make_mut(&mut layers.newer);
-            #[cfg(test)]
-            {
-                layer.batches += 1;
+        self.buffer.check()?;
+        self.buffer.change(batch.changes);
+        match self.flushes {
+            Flushes::Behind { bytes, .. } => {
+                let held = self.buffer.layers.read().newer.bytes;
+                // If the thread was woken already, it comes anyway.
+                if held >= bytes
+                    && let Some(wake) = &self.wake
+                {
+                    let _ = wake.try_send(());
+                }
+                if held >= 2 * bytes {
+                    self.buffer.flush_if(|layer| layer.bytes >= 2 * bytes)?;
+                }
             }
-            batch.changes.into_iter().for_each(|change| layer.set(change));
-            self.flush_if_large(layer)
-        };
-        match durability {
-            Durability::All => self.sync(),
-            Durability::None if is_full => self.buffer.flush(),
-            Durability::None => Ok(()),
+            #[cfg(test)]
+            Flushes::After(batches) => self.buffer.flush_if(|layer| layer.batches >= batches)?,
         }
+        if durability == Durability::All { self.sync() } else { Ok(()) }
     }
 
     fn fill(&self, batches: &mut dyn Iterator<Item = Result<WriteBatch, Error>>) -> Result<(), Error> {
@@ -331,9 +381,7 @@ impl StorageEngine for WriteBehind {
     }
 
     fn check(&self) -> Result<(), Error> {
-        if let Some(failed) = self.buffer.flushing.try_lock().and_then(|failed| failed.clone()) {
-            return Err(failed);
-        }
+        self.buffer.check()?;
         self.buffer.engine.check()
     }
 
@@ -400,31 +448,30 @@ struct Ends<T> {
     front: VecDeque<T>,
     /// The last of the sequence comes first.
     back: VecDeque<T>,
+    /// Whether nothing is left between them.
+    is_drained: bool,
 }
 
 impl<T> Default for Ends<T> {
     fn default() -> Self {
-        Self { front: VecDeque::new(), back: VecDeque::new() }
+        Self { front: VecDeque::new(), back: VecDeque::new(), is_drained: false }
     }
 }
 
 impl<T> Ends<T> {
-    fn of(&mut self, end: End) -> (&mut VecDeque<T>, &mut VecDeque<T>) {
-        match end {
-            End::Front => (&mut self.front, &mut self.back),
-            End::Back => (&mut self.back, &mut self.front),
-        }
-    }
-
     /// Has the next item from an end at the start of the queue that it returns. `take` takes more from that end, if there is more.
     fn next<E>(
         &mut self,
         end: End,
         take: impl FnOnce(&mut VecDeque<T>) -> Result<(), E>,
     ) -> Result<&mut VecDeque<T>, E> {
-        let (near, far) = self.of(end);
-        if near.is_empty() {
+        let (near, far) = match end {
+            End::Front => (&mut self.front, &mut self.back),
+            End::Back => (&mut self.back, &mut self.front),
+        };
+        if near.is_empty() && !self.is_drained {
             take(near)?;
+            self.is_drained = near.is_empty();
         }
         if near.is_empty() {
             near.extend(far.pop_back());
@@ -569,7 +616,8 @@ mod tests {
             let mut views = Vec::new();
             for _ in 0..40 {
                 let mut batch: BTreeMap<(usize, Vec<u8>), Option<Vec<u8>>> = BTreeMap::new();
-                for _ in 0..rng.usize(1..6) {
+                let changes = if rng.u8(..) == 0 { 2 * IN_PLACE_CHANGES_MAX } else { rng.usize(1..6) };
+                for _ in 0..changes {
                     let value = rng.bool().then(|| vec![rng.u8(..)]);
                     batch.insert((rng.usize(0..TABLES.len()), key(&mut rng)), value);
                 }
@@ -639,8 +687,8 @@ mod tests {
     #[test]
     fn a_full_layer_is_flushed_by_its_writer_and_all_is_flushed_at_the_end() {
         let disk = SimDisk::new(1);
-        let engine = Buffered::new(SimGenerations::new(&disk), Flushes::Behind).open().unwrap();
-        let value = vec![0; LAYER_BYTES_MAX / 4];
+        let engine = Buffered::new(SimGenerations::new(&disk), Flushes::USUAL).open().unwrap();
+        let value = vec![0; FLUSH_BYTES / 2];
         for number in 0..10_u8 {
             let mut batch = WriteBatch::default();
             batch.insert(Table(0), [number], value.as_slice());
@@ -649,5 +697,23 @@ mod tests {
         drop(engine);
         let engine = SimGenerations::new(&disk).open().unwrap();
         assert_eq!(engine.keys(Table(0), super::super::EVERYTHING).unwrap().count(), 10);
+    }
+    #[test]
+    fn a_check_finds_a_flush_that_failed_in_the_background() {
+        let disk = SimDisk::new(1);
+        let behind = Flushes::Behind { interval: Duration::from_millis(1), bytes: FLUSH_BYTES };
+        let engine = Buffered::new(SimGenerations::new(&disk), behind).open().unwrap();
+        engine.check().unwrap();
+        disk.fail_next(super::super::memory::Operation::Write, io::ErrorKind::Other);
+        let mut batch = WriteBatch::default();
+        batch.insert(Table(0), [1], [1]);
+        engine.write(batch, Durability::None).unwrap();
+        let began = std::time::Instant::now();
+        while engine.check().is_ok() {
+            assert!(began.elapsed() < Duration::from_secs(30), "the failure was not found");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(engine.write(WriteBatch::default(), Durability::None).is_err());
+        assert_eq!(engine.get(Table(0), &[1]).unwrap().as_deref(), Some(&[1][..]));
     }
 }

@@ -118,9 +118,13 @@ impl Data {
     /// Opens the state in `dir` and directories beside it whose names begin with the same name, creating it if it is
     /// missing.
     pub fn open(dir: &Path, cache_bytes: u64) -> Result<Self, Error> {
+        Self::open_flushed(dir, cache_bytes, Flushes::USUAL)
+    }
+
+    fn open_flushed(dir: &Path, cache_bytes: u64, flushes: Flushes) -> Result<Self, Error> {
         let entry_cache_bytes = cache_bytes / ENTRY_CACHE_SHARE;
         let generations = fjall::Directories::new(dir, cache_bytes - entry_cache_bytes, &tables::OPTIONS);
-        let generations = Buffered::new(generations, Flushes::Behind);
+        let generations = Buffered::new(generations, flushes);
         Self::load(Box::new(generations), dir, Suspicion::beside(dir), entry_cache_bytes)
     }
 
@@ -155,8 +159,8 @@ impl Data {
     }
 
     /// Applies writes in order, in one batch, with the caller's own values. Returns one outcome per write. The same
-    /// input gives the same outcomes on every node. If the state cannot be read or written, nothing is applied, now or
-    /// later.
+    /// input gives the same outcomes on every node. Readers see the batch before it is on the disk. If the state cannot be read, or
+    /// an earlier batch could not be written, nothing is applied, now or later.
     pub fn apply(&self, writes: &[GuardedWrite], meta: &[(&'static str, Bytes)]) -> Result<Vec<Outcome>, Error> {
         self.inner.attempt(|| self.apply_all(writes, meta))
     }
@@ -191,8 +195,8 @@ impl Data {
         for (key, value) in meta {
             batch.insert(META, *key, &**value);
         }
-        // Those that turn out not to change among them: their entries are read again.
-        let operations = writes.iter().flat_map(|write| &write.operations);
+        let applied = writes.iter().zip(&outcomes).filter(|(_, outcome)| matches!(outcome, Outcome::Applied { .. }));
+        let operations = applied.flat_map(|(write, _)| &write.operations);
         let keys = operations.filter(|operation| operation.space == Space::Kv).map(|operation| operation.key.as_str());
         inner.cache.change(keys, || engine.write(batch, Durability::None))?;
         inner.revision.store(revision, Ordering::Release);

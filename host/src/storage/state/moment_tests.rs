@@ -2,14 +2,19 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use super::tests::{apply, data, put, write};
+use super::tests::{apply, put, write};
+use crate::storage::engine::write_behind::Flushes;
 use crate::storage::*;
 
 const WRITES: u64 = 1_500;
 
 /// Other keys that each write changes, so that it takes a while.
 const OTHERS: u64 = 30;
+
+/// So often that every read meets the end of a layer in the buffer, and rows that are in the tables alone.
+const FLUSHES: Flushes = Flushes::Behind { interval: Duration::from_millis(1), bytes: 16 * 1024 };
 
 /// The keys that each write changes together.
 const PAIR: [&str; 2] = ["a", "b"];
@@ -65,7 +70,8 @@ fn readings<'a>(data: &'a Data, revisions: &'a HashMap<[u8; 32], u64>) -> Vec<Re
 
 #[test]
 fn no_read_shows_part_of_a_batch_or_goes_back_behind_an_earlier_one() {
-    let (_dir, data) = data();
+    let dir = tempfile::tempdir().unwrap();
+    let data = Data::open_flushed(&dir.path().join("data"), 8 << 20, FLUSHES).unwrap();
     let digest = |revision| (RangeDigest::of(PAIR.map(|key| (key, revision))).0, revision);
     let revisions: HashMap<_, _> = (1..=WRITES).map(digest).collect();
     let readings = readings(&data, &revisions);

@@ -14,8 +14,8 @@ pub(super) const SYSTEM_VALUES: Table = Table(5);
 
 const KV_MEMTABLE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
-/// Smaller for the other tables: a table in memory holds every version of its keys, and positions change with every
-/// apply; a flushed one holds one version of each.
+/// Smaller for the other tables: a table in memory holds every version of its keys, and positions change with each flush of
+/// the buffer before it; one on disk holds one version of each.
 const MEMTABLE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// Rows larger than this are stored apart from their keys, so that compaction does not copy them.
