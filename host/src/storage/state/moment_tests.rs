@@ -14,7 +14,7 @@ const WRITES: u64 = 1_500;
 const OTHERS: u64 = 30;
 
 /// So often that every read meets the end of a layer in the buffer, and rows that are in the tables alone.
-const FLUSHES: Flushes = Flushes::Behind { interval: Duration::from_millis(1), bytes: 16 * 1024 };
+const FLUSHES: Flushes = Flushes { interval: Some(Duration::from_millis(1)), bytes: 16 * 1024 };
 
 /// The keys that each write changes together.
 const PAIR: [&str; 2] = ["a", "b"];

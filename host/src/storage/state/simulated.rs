@@ -10,11 +10,11 @@ use crate::storage::Error;
 use crate::storage::engine::write_behind::{Buffered, Flushes};
 use crate::storage::engine::{EVERYTHING, memory::SimDisk, memory::SimGenerations};
 
-/// Batches after which a simulated node flushes: few, so that power losses meet every state of the buffer.
-const FLUSH_AFTER: usize = 5;
+/// A simulated node flushes after a few batches, so that power losses meet every state of the buffer.
+const FLUSHES: Flushes = Flushes { interval: None, bytes: 1_500 };
 
 pub(crate) fn open(disk: &SimDisk, cache_bytes: u64) -> Result<Data, Error> {
-    let generations = Buffered::new(SimGenerations::new(disk), Flushes::After(FLUSH_AFTER));
+    let generations = Buffered::new(SimGenerations::new(disk), FLUSHES);
     Data::load(Box::new(generations), Path::new("disk"), Suspicion::default(), cache_bytes)
 }
 
