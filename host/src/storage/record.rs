@@ -63,24 +63,32 @@ pub(super) fn is_large(value: &Value) -> bool {
     value.bytes.len() > INLINE_VALUE_BYTES_MAX
 }
 
-/// The row of an entry, and its value if that is to be stored apart.
-pub(super) fn encode(meta: EntryMeta, value: &Value, apart: bool) -> Result<(Vec<u8>, Option<Bytes>), Error> {
+/// Replaces what is in `row` by the row of an entry. Returns the value if that is to be stored apart.
+pub(super) fn encode(meta: EntryMeta, value: &Value, apart: bool, row: &mut Vec<u8>) -> Result<Option<Bytes>, Error> {
     if !apart {
-        return Ok((encode_whole(meta, &value.content_type, &value.bytes)?, None));
+        encode_whole(meta, &value.content_type, &value.bytes, row)?;
+        return Ok(None);
     }
-    let header = Header { meta, content_type: &value.content_type };
-    let row = postcard::to_extend(&header, vec![APART]);
-    let row = row.and_then(|row| postcard::to_extend(&value.bytes.len(), row));
-    Ok((row.map_err(|_| Error::corrupt("an entry's header"))?, Some(value.bytes.clone())))
+    row.clear();
+    row.push(APART);
+    extend(row, &Header { meta, content_type: &value.content_type })?;
+    extend(row, &value.bytes.len())?;
+    Ok(Some(value.bytes.clone()))
 }
 
-/// The row of an entry with its value, however long that is.
-pub(super) fn encode_whole(meta: EntryMeta, content_type: &str, value: &[u8]) -> Result<Vec<u8>, Error> {
-    let header = Header { meta, content_type };
-    let buffer = Vec::with_capacity(64 + content_type.len() + value.len());
-    let mut row = postcard::to_extend(&header, buffer).map_err(|_| Error::corrupt("an entry's header"))?;
+/// Replaces what is in `row` by the row of an entry with its value, however long that is.
+pub(super) fn encode_whole(meta: EntryMeta, content_type: &str, value: &[u8], row: &mut Vec<u8>) -> Result<(), Error> {
+    row.clear();
+    row.reserve(64 + content_type.len() + value.len());
+    extend(row, &Header { meta, content_type })?;
     row.extend_from_slice(value);
-    Ok(row)
+    Ok(())
+}
+
+fn extend(row: &mut Vec<u8>, part: &impl Serialize) -> Result<(), Error> {
+    let extended = postcard::to_extend(part, std::mem::take(row)).map_err(|_| Error::corrupt("an entry's header"))?;
+    *row = extended;
+    Ok(())
 }
 
 pub(super) fn decode_key(key: &[u8]) -> Result<String, Error> {
@@ -99,14 +107,16 @@ mod tests {
             EntryMeta { version: u64::MAX, revision: u64::MAX, created_at_ms: u64::MAX, updated_at_ms: u64::MAX };
         let content_type = "x".repeat(crate::limits::CONTENT_TYPE_BYTES_MAX);
         let value = Value { content_type: content_type.into(), bytes: vec![b'x'; INLINE_VALUE_BYTES_MAX].into() };
-        let (row, apart) = encode(meta, &value, is_large(&value)).unwrap();
+        let mut row = Vec::new();
+        let apart = encode(meta, &value, is_large(&value), &mut row).unwrap();
         assert!(apart.is_none() && row.len() < 4 * 1024, "{}", row.len());
     }
 
     #[test]
     fn the_row_of_a_large_value_has_its_length_and_not_the_value() {
         let value = Value::json(vec![b' '; INLINE_VALUE_BYTES_MAX + 1]);
-        let (row, apart) = encode(META, &value, is_large(&value)).unwrap();
+        let mut row = b"of another entry".to_vec();
+        let apart = encode(META, &value, is_large(&value), &mut row).unwrap();
         assert!(row.len() < 64 && apart == Some(value.bytes.clone()));
         let decoded = Row::decode(&row).unwrap();
         assert_eq!((decoded.meta, decoded.content_type), (META, Value::JSON));
@@ -117,7 +127,8 @@ mod tests {
     fn a_row_of_format_3_is_readable_whatever_its_length() {
         for length in [0, 5, 100_000] {
             let value = vec![b'1'; length];
-            let row = encode_whole(META, Value::JSON, &value).unwrap();
+            let mut row = b"of another entry".to_vec();
+            encode_whole(META, Value::JSON, &value, &mut row).unwrap();
             assert_eq!(row[..3], [1, 0xac, 2], "it begins with the version, then the revision");
             assert!(Row::decode(&row).unwrap().value == StoredValue::Inline(&value));
         }

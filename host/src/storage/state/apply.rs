@@ -3,19 +3,21 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
+use super::heads::RecentHeads;
 use super::idempotency::{Outcomes, Rewritten};
-use super::rows::{self, NewEntry};
+use super::rows::{self, Head, NewEntry};
 use super::scan;
 use crate::storage::command::{
     Action, AskedBy, Effect, EntryMeta, Fact, GuardedWrite, HOOKS_PREFIX, Operation, Outcome, Precondition,
     RangeDigest, Space,
 };
-use crate::storage::engine::{ReadTables, WriteBatch};
+use crate::storage::engine::{ReadTables, Slice, WriteBatch};
 use crate::storage::{Error, FeatureLevel, record};
 
 /// The changes of a batch so far, over the state below it. Later writes of a batch see earlier ones.
 pub(super) struct Overlay<'a> {
     tables: &'a dyn ReadTables,
+    recent: &'a RecentHeads,
     revision: u64,
     hook_epoch: u64,
     /// Whether large values are stored apart. The version before cannot read them then, so this begins with the feature level
@@ -71,10 +73,10 @@ impl Change<'_> {
 }
 
 impl<'a> Overlay<'a> {
-    pub(super) fn new(tables: &'a dyn ReadTables, counters: Counters) -> Self {
+    pub(super) fn new(tables: &'a dyn ReadTables, recent: &'a RecentHeads, counters: Counters) -> Self {
         let Counters { revision, hook_epoch, has_values_apart } = counters;
         let (changed, outcomes) = (BySpace::default(), Outcomes::new(tables));
-        Self { tables, revision, hook_epoch, has_values_apart, changed, outcomes }
+        Self { tables, recent, revision, hook_epoch, has_values_apart, changed, outcomes }
     }
 
     /// Applies one write as a whole or not at all. A write whose idempotency key is remembered is not applied again.
@@ -115,12 +117,20 @@ impl<'a> Overlay<'a> {
         Ok(Outcome::Applied { revision: self.revision, effects })
     }
 
+    /// The keys of clients that the batch changes, with the heads of their new entries; none for deleted ones.
+    pub(super) fn heads(&self) -> Vec<(Slice, Option<Head>)> {
+        let head = |entry: &NewEntry<'_>| Head { meta: entry.meta, is_apart: entry.is_apart };
+        let heads = self.changed.kv.iter().map(|(key, change)| ((*key).into(), change.entry.as_ref().map(head)));
+        heads.collect()
+    }
+
     /// Adds the changes to a batch; returns the new counters.
     pub(super) fn stage(self, batch: &mut WriteBatch) -> Result<Counters, Error> {
         let Self { changed: BySpace { kv, system }, outcomes, revision, hook_epoch, has_values_apart, .. } = self;
+        let mut row = Vec::new();
         for (space, changes) in [(Space::Kv, kv), (Space::System, system)] {
             for (key, Change { was_apart, entry }) in changes {
-                rows::stage(batch, space, key, was_apart, entry)?;
+                rows::stage(batch, space, key, was_apart, entry, &mut row)?;
             }
         }
         outcomes.stage(batch);
@@ -152,7 +162,11 @@ impl<'a> Overlay<'a> {
         if let Some(change) = self.changed.of(space).get(key) {
             return Ok(Current { meta: change.meta(), was_apart: change.was_apart });
         }
-        let head = rows::head(self.tables, space, key)?;
+        let recent = if space == Space::Kv { self.recent.get(key.as_bytes()) } else { None };
+        let head = match recent {
+            Some(head) => head,
+            None => rows::head(self.tables, space, key)?,
+        };
         Ok(Current { meta: head.map(|head| head.meta), was_apart: head.is_some_and(|head| head.is_apart) })
     }
 

@@ -71,7 +71,13 @@ impl EntryCache {
 
     /// Removes the entries of these keys, then changes the state.
     pub(super) fn change<'k, T>(&self, keys: impl Iterator<Item = &'k str>, change: impl FnOnce() -> T) -> T {
-        self.change_after(|entries| keys.for_each(|key| drop(entries.remove(key))), change)
+        let remove = |entries: &Cache<_, _, _>| {
+            // Of a node that only writes.
+            if !entries.is_empty() {
+                keys.for_each(|key| drop(entries.remove(key)));
+            }
+        };
+        self.change_after(remove, change)
     }
 
     /// Removes all entries, then replaces the state.

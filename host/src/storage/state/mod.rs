@@ -39,6 +39,7 @@ mod apply;
 mod cache;
 #[cfg(test)]
 mod deletion_tests;
+mod heads;
 mod idempotency;
 #[cfg(test)]
 mod moment_tests;
@@ -64,6 +65,7 @@ use parking_lot::{Mutex, RwLock};
 
 use self::apply::{Counters, Overlay};
 use self::cache::EntryCache;
+use self::heads::RecentHeads;
 use self::idempotency::Outcomes;
 pub use self::scan::{Page, RangeQuery};
 pub use self::snapshot::{SnapshotReader, verify as verify_snapshot};
@@ -109,7 +111,7 @@ struct Inner {
     /// Whether large values are stored apart.
     has_values_apart: AtomicBool,
     /// Locked during an apply and while a snapshot takes the state's place, so that only one of them happens at a time.
-    applying: Mutex<()>,
+    applying: Mutex<RecentHeads>,
     /// Locked while a snapshot is installed, so that only one is.
     installing: Mutex<()>,
 }
@@ -147,7 +149,7 @@ impl Data {
             revision: AtomicU64::new(0),
             hook_epoch: AtomicU64::new(0),
             has_values_apart: AtomicBool::new(format == VALUES_APART),
-            applying: Mutex::new(()),
+            applying: Mutex::default(),
             installing: Mutex::new(()),
         };
         if is_partial {
@@ -167,7 +169,7 @@ impl Data {
 
     fn apply_all(&self, writes: &[GuardedWrite], meta: &[(&'static str, Bytes)]) -> Result<Vec<Outcome>, Error> {
         let inner = &self.inner;
-        let _applies_alone = inner.applying.lock();
+        let mut recent = inner.applying.lock();
         let engine = inner.engine();
         let view = engine.view();
         let before = Counters {
@@ -175,10 +177,11 @@ impl Data {
             hook_epoch: self.hook_epoch(),
             has_values_apart: inner.has_values_apart.load(Ordering::Acquire),
         };
-        let mut overlay = Overlay::new(view.as_ref(), before);
+        let mut overlay = Overlay::new(view.as_ref(), &recent, before);
         let outcomes = writes.iter().map(|write| overlay.apply(write)).collect::<Result<Vec<_>, _>>()?;
 
         let mut batch = WriteBatch::with_capacity(writes.len() + meta.len() + 2);
+        let heads = overlay.heads();
         let Counters { revision, hook_epoch, has_values_apart } = overlay.stage(&mut batch)?;
         // A map that nobody else holds is changed in place.
         drop(view);
@@ -199,6 +202,7 @@ impl Data {
         let operations = applied.flat_map(|(write, _)| &write.operations);
         let keys = operations.filter(|operation| operation.space == Space::Kv).map(|operation| operation.key.as_str());
         inner.cache.change(keys, || engine.write(batch, Durability::None))?;
+        recent.note(heads);
         inner.revision.store(revision, Ordering::Release);
         inner.hook_epoch.store(hook_epoch, Ordering::Release);
         inner.has_values_apart.store(has_values_apart, Ordering::Release);
@@ -379,12 +383,13 @@ impl Inner {
 
     /// Makes the next generation the current one. After an error, either may be it.
     fn switch_to(&self, next: Arc<dyn StorageEngine>, has_values_apart: bool) -> Result<(), Error> {
-        let _nobody_applies = self.applying.lock();
+        let mut recent = self.applying.lock();
         self.generations.switch()?;
         self.cache.replace(|| {
             let former = std::mem::replace(&mut *self.engine.write(), next);
             former.retire();
         });
+        *recent = RecentHeads::default();
         self.has_values_apart.store(has_values_apart, Ordering::Release);
         self.suspicion.lift()?;
         self.load_counters()

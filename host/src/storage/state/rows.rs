@@ -60,25 +60,26 @@ pub(super) struct NewEntry<'a> {
 }
 
 /// Adds the change of an entry to a batch; without a new one, its removal. `was_apart`: whether the old value has a row
-/// of its own.
+/// of its own. `encoded` is memory for rows.
 pub(super) fn stage(
     batch: &mut WriteBatch,
     space: Space,
     key: &str,
     was_apart: bool,
     new: Option<NewEntry<'_>>,
+    encoded: &mut Vec<u8>,
 ) -> Result<(), Error> {
     let (row, value) = match new {
         Some(NewEntry { meta, value, is_apart }) => {
-            let (row, value) = record::encode(meta, value, is_apart)?;
-            (Some(row), value)
+            let value = record::encode(meta, value, is_apart, encoded)?;
+            (Some(encoded.as_slice().into()), value)
         }
         None => (None, None),
     };
     if was_apart || value.is_some() {
         batch.set(tables::values_of(space), key, value.as_deref().map(Into::into));
     }
-    batch.set(tables::of(space), key, row.map(Into::into));
+    batch.set(tables::of(space), key, row);
     Ok(())
 }
 
@@ -89,7 +90,9 @@ pub(super) fn whole(tables: &dyn ReadTables, space: Space, key: &[u8], row: Slic
         StoredValue::Inline(_) => Ok(row),
         StoredValue::Apart(length) => {
             let value = apart(tables, space, key, length)?;
-            Ok(record::encode_whole(meta, content_type, &value)?.into())
+            let mut row = Vec::new();
+            record::encode_whole(meta, content_type, &value, &mut row)?;
+            Ok(row.into())
         }
     }
 }
@@ -107,7 +110,7 @@ pub(super) fn insert_whole(
         StoredValue::Inline(value) if has_values_apart && value.len() > record::INLINE_VALUE_BYTES_MAX => {
             let value = Value::of_type(content_type, row.slice_ref(value));
             let entry = NewEntry { meta, value: &value, is_apart: true };
-            stage(batch, space, &record::decode_key(&key)?, false, Some(entry))
+            stage(batch, space, &record::decode_key(&key)?, false, Some(entry), &mut Vec::new())
         }
         StoredValue::Inline(_) => {
             batch.insert(tables::of(space), &*key, &*row);

@@ -101,7 +101,9 @@ fn keys_revisions_and_writes_do_not_read_large_values() {
 
 /// As version 3 of the format stored an entry with a value of any length.
 fn old_row(meta: EntryMeta, value: &str) -> Vec<u8> {
-    record::encode_whole(meta, Value::JSON, value.as_bytes()).unwrap()
+    let mut row = Vec::new();
+    record::encode_whole(meta, Value::JSON, value.as_bytes(), &mut row).unwrap();
+    row
 }
 
 #[test]
