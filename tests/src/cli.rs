@@ -24,8 +24,8 @@ impl Run {
     }
 }
 
-/// Time limit of a command in seconds. `timeout` then ends it with code 124.
-const SECONDS_MAX: &str = "120";
+/// Time limit of a command in seconds, as long as a request's (see [`crate::Client`]). `timeout` then ends it with code 124.
+const SECONDS_MAX: &str = "300";
 
 /// Runs `brink` with arguments, against the node at `url`.
 pub fn brink(url: &str, args: &[&str]) -> Run {
