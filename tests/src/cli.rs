@@ -24,18 +24,30 @@ impl Run {
     }
 }
 
-/// Time limit of a command in seconds, as long as a request's (see [`crate::Client`]). `timeout` then ends it with code 124.
-const SECONDS_MAX: &str = "300";
+/// Time limit of a command in seconds. `timeout` then ends it with code 124.
+const SECONDS_MAX: &str = "120";
+
+/// Time limit of a command that waits for the compilers of a node, which have a low priority.
+const COMPILING_SECONDS_MAX: &str = "300";
 
 /// Runs `brink` with arguments, against the node at `url`.
 pub fn brink(url: &str, args: &[&str]) -> Run {
     brink_with(&[("BRINK_URL", url)], args)
 }
 
+/// The same for a command that deploys or binds a large plugin.
+pub fn brink_compiling(url: &str, args: &[&str]) -> Run {
+    run(COMPILING_SECONDS_MAX, &[("BRINK_URL", url)], args)
+}
+
 /// Runs `brink` with arguments and environment variables.
 pub fn brink_with(env: &[(&str, &str)], args: &[&str]) -> Run {
+    run(SECONDS_MAX, env, args)
+}
+
+fn run(seconds_max: &str, env: &[(&str, &str)], args: &[&str]) -> Run {
     let mut command = Command::new("timeout");
-    command.arg(SECONDS_MAX).arg(brink_bin()).args(args).envs(env.iter().copied()).stdin(Stdio::null());
+    command.arg(seconds_max).arg(brink_bin()).args(args).envs(env.iter().copied()).stdin(Stdio::null());
     let output = command.output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     Run { code: output.status.code().unwrap_or(-1), out: text(output.stdout), err: text(output.stderr) }

@@ -26,8 +26,8 @@
 //!
 //! # Cost
 //!
-//! Recent writes of the state are held in memory: in two layers of 8 MiB, 16 MiB if the disk is slow, which hold them for some seconds and
-//! leave only the newest row of each key, then in tables of 16 MiB, of which up to five exist at once for entries and as
+//! Recent writes of the state are held in memory: for some seconds in two layers of 8 MiB (16 MiB if the disk is slow),
+//! which have only the newest row of each key; then in tables of 16 MiB, of which up to five exist at once for entries and as
 //! many for large values. The journal that a restart reads is cut at 128 MiB. Opened after a crash with 1,000,000 entries of 256 bytes, it takes about a second.
 
 pub mod command;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use brink_tests::{Cluster, brink, plugin_wasm};
+use brink_tests::{Cluster, brink, brink_compiling, plugin_wasm};
 use serde_json::json;
 
 /// Runs an author's commands, from an empty directory to a refused write.
@@ -29,9 +29,10 @@ async fn check_the_authors_commands(language: &str) {
         brink(url, &["plugin", "run", project, "--key", "k", "--json", "{}", "--config", r#"{"required": ["a"]}"#]);
     assert!(run.expect(4).err.contains("/a: "));
 
-    brink(url, &["plugin", "deploy", &name, component]).expect(0);
+    brink_compiling(url, &["plugin", "deploy", &name, component]).expect(0);
     let config = r#"{"required": ["name", "email"]}"#;
-    brink(url, &["plugin", "bind", &name, "--plugin", &name, "--prefix", "users/", "--config", config]).expect(0);
+    brink_compiling(url, &["plugin", "bind", &name, "--plugin", &name, "--prefix", "users/", "--config", config])
+        .expect(0);
     let refused = node.put("users/ben", &json!({"name": "Ben"})).await.expect(422);
     assert_eq!(refused.json["violations"][0]["path"], "/email", "{refused:?}");
     node.put("users/ann", &json!({"name": "Ann", "email": "ann@example.org"})).await.expect(201);

@@ -47,7 +47,7 @@ const SHARE: u64 = 1_000;
 /// Deleted keys from which on a table is compacted although more are being deleted.
 const DELETED_MAX: u64 = 50_000;
 
-/// Time without deletions after which a table is quiet. They arrive with each flush of the buffer before the tables.
+/// Time without deletions after which a table is quiet. Deletions arrive in flushes of the buffer before the tables.
 const QUIET: Duration = Duration::from_secs(5);
 
 const _: () = assert!(QUIET.as_secs() > 2 * FLUSH_INTERVAL.as_secs());

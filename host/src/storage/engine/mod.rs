@@ -1,7 +1,8 @@
 //! The storage engine: ordered tables with atomic batches, views of one moment, and explicit durability.
 //!
 //! Production uses fjall on a directory (`fjall`). Tests use a simulated disk (`memory`), which loses power, fails and
-//! lies on demand, and outlives the node that uses it. Before both stands a buffer in memory (`write_behind`). The rest of [`crate::storage`] sees only the traits.
+//! lies on demand, and outlives the node that uses it. Changes of the state pass through a buffer in memory first
+//! (`write_behind`), which implements the same traits. The rest of [`crate::storage`] sees only these.
 //!
 //! A database is replaced as a whole by another *generation* of it ([`Generations`]): the new one is created and filled
 //! beside the current one, which is read meanwhile, and takes its place once it is durable.
@@ -16,7 +17,7 @@
 //!
 //! # Cost
 //!
-//! One virtual call for each engine in a row of two, for each get, batch, sync, and row of a range; some allocations for each
+//! One virtual call for each get, batch, sync, and row of a range, and another one behind the buffer; a few allocations for each
 //! range and view. Values, and all but short keys, are never copied on the way.
 
 mod compaction;

@@ -111,6 +111,7 @@ struct Inner {
     /// Whether large values are stored apart.
     has_values_apart: AtomicBool,
     /// Locked during an apply and while a snapshot takes the state's place, so that only one of them happens at a time.
+    /// Holds the heads of recently written entries.
     applying: Mutex<RecentHeads>,
     /// Locked while a snapshot is installed, so that only one is.
     installing: Mutex<()>,

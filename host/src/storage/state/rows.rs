@@ -60,7 +60,7 @@ pub(super) struct NewEntry<'a> {
 }
 
 /// Adds the change of an entry to a batch; without a new one, its removal. `was_apart`: whether the old value has a row
-/// of its own. `encoded` is memory for rows.
+/// of its own. `encoded` is memory in which the row is encoded; what it held is lost.
 pub(super) fn stage(
     batch: &mut WriteBatch,
     space: Space,
