@@ -17,10 +17,9 @@ use crate::limits::FILES_RESERVED;
 /// Pause after an error that another connection would meet, too.
 const ERROR_PAUSE: Duration = Duration::from_secs(1);
 
-/// Accepts connections, and waits while there are as many as allowed. Clones share the socket and the bound.
-#[derive(Clone)]
+/// Accepts connections, and waits while there are as many as allowed.
 pub(crate) struct BoundedListener {
-    listener: Arc<TcpListener>,
+    listener: TcpListener,
     permits: Arc<Semaphore>,
     max: usize,
     /// Whether the bound has been met since there was room the last time.
@@ -49,7 +48,7 @@ impl BoundedListener {
         let files = raise_file_limit();
         let max = files.saturating_sub(FILES_RESERVED).max(files / 2);
         let max = usize::try_from(max).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
-        Self { listener: Arc::new(listener), permits: Arc::new(Semaphore::new(max)), max, is_full: false }
+        Self { listener, permits: Arc::new(Semaphore::new(max)), max, is_full: false }
     }
 
     async fn permit(&mut self) -> Option<OwnedSemaphorePermit> {

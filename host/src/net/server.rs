@@ -30,8 +30,8 @@ impl Answer for Router {
 
 /// Serves HTTP until `draining` is cancelled. Then it accepts no more connections, and returns once every request in progress
 /// is answered.
-pub(crate) async fn serve(mut listener: BoundedListener, answer: impl Answer, draining: CancellationToken) {
-    let (answer, connections) = (Arc::new(answer), TaskTracker::new());
+pub(crate) async fn serve(mut listener: BoundedListener, answer: Arc<impl Answer>, draining: CancellationToken) {
+    let connections = TaskTracker::new();
     while let Some(stream) = draining.run_until_cancelled(listener.accept()).await {
         connections.spawn(serve_connection(stream, answer.clone(), draining.clone()));
     }

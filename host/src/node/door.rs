@@ -1,33 +1,87 @@
-//! The HTTP server of a node, from the first moment of its start on.
+//! The HTTP server of a node: one from the first moment of its start to its end, so that no connection is cut in between.
 
+use std::sync::{Arc, OnceLock};
+
+use axum::Router;
+use axum::extract::Request;
+use axum::response::Response;
+use parking_lot::RwLock;
 use tokio::task::JoinHandle;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::CancellationToken;
 
-use crate::telemetry::Telemetry;
+use crate::net::Answer;
 use crate::{api, net};
 
-/// Serves a listener: refusals while the node starts, and then its API. Each server has connections of its own, so the way of
-/// requests to the API is as if there had been no other.
+/// Serves a listener: refusals while the node starts, and then its API.
 pub(super) struct Door {
-    pub(super) listener: net::BoundedListener,
-    pub(super) peer_urls: Vec<String>,
-    pub(super) telemetry: Telemetry,
-    /// Stops the server that refuses.
-    pub(super) refusing: Option<DropGuard>,
+    starting: api::Starting,
+    answers: Arc<Answers>,
+    server: JoinHandle<()>,
+}
+
+/// What answers requests now.
+struct Answers {
+    /// Until there is an API.
+    refusing: RwLock<Router>,
+    api: OnceLock<api::Api>,
+}
+
+impl Answer for Answers {
+    async fn answer(&self, request: Request) -> Response {
+        match self.api.get() {
+            Some(api) => api.answer(request).await,
+            None => {
+                let refusing = self.refusing.read().clone();
+                refusing.answer(request).await
+            }
+        }
+    }
 }
 
 impl Door {
-    /// Answers the probes and refuses everything else, for another reason than before.
-    pub(super) fn refuse(&mut self, reason: &'static str) {
-        let (peer_urls, telemetry) = (self.peer_urls.clone(), self.telemetry.clone());
-        let routes = api::starting_router(api::Starting { reason, peer_urls, telemetry });
-        let stop = CancellationToken::new();
-        tokio::spawn(net::serve(self.listener.clone(), routes, stop.clone()));
-        self.refusing = Some(stop.drop_guard());
+    /// Answers the probes and refuses everything else. Serves until `draining` is cancelled.
+    pub(super) fn serve(listener: net::BoundedListener, starting: api::Starting, draining: CancellationToken) -> Self {
+        let refusing = RwLock::new(api::starting_router(starting.clone()));
+        let answers = Arc::new(Answers { refusing, api: OnceLock::new() });
+        let server = tokio::spawn(net::serve(listener, answers.clone(), draining));
+        Self { starting, answers, server }
     }
 
-    /// Serves the API until `draining` is cancelled.
-    pub(super) fn open(self, api: api::Api, draining: CancellationToken) -> JoinHandle<()> {
-        tokio::spawn(net::serve(self.listener, api, draining))
+    /// Refuses for another reason than before.
+    pub(super) fn refuse(&self, reason: &'static str) {
+        let starting = api::Starting { reason, ..self.starting.clone() };
+        *self.answers.refusing.write() = api::starting_router(starting);
+    }
+
+    /// Serves the API from now on. Returns the server's task.
+    pub(super) fn open(self, api: api::Api) -> JoinHandle<()> {
+        self.answers.api.get_or_init(|| api);
+        self.server
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+    use crate::telemetry::Telemetry;
+
+    #[tokio::test]
+    async fn a_connection_outlives_the_reason_of_its_refusals() {
+        let (listener, address) = net::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let starting = api::Starting { reason: "first", peer_urls: vec![], telemetry: Telemetry::disabled() };
+        let door = Door::serve(listener, starting, CancellationToken::new());
+        let mut connection = tokio::net::TcpStream::connect(address).await.unwrap();
+        for reason in ["first", "second", "third"] {
+            door.refuse(reason);
+            connection.write_all(b"GET /readyz HTTP/1.1\r\nhost: h\r\n\r\n").await.unwrap();
+            let mut answer = String::new();
+            while !answer.ends_with(&format!("{reason}\n")) {
+                let byte = connection.read_u8().await.expect("the connection goes on");
+                answer.push(char::from(byte));
+            }
+            assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+        }
     }
 }

@@ -104,9 +104,9 @@ impl Node {
             .map_err(|source| StartError::Listen { address: settings.listen, source })?;
         let url = settings.self_url(address)?;
 
-        let (peer_urls, refusing) = (settings.peer_urls.clone(), None);
-        let mut door = Door { listener, peer_urls, telemetry: telemetry.clone(), refusing };
-        door.refuse(OPENING);
+        let (peer_urls, draining) = (settings.peer_urls.clone(), CancellationToken::new());
+        let starting = api::Starting { reason: OPENING, peer_urls, telemetry: telemetry.clone() };
+        let door = Door::serve(listener, starting, draining.clone());
         let (log, data) = open_storage(&settings, &telemetry).await?;
         let (own_log, own_data) = (log.clone(), data.clone());
         if spawn_blocking(move || replication::lacks_state(&own_log, &own_data)).await?? {
@@ -139,7 +139,7 @@ impl Node {
         let write_path = WritePath::new(pipeline.clone(), replication.clone(), data.clone(), telemetry.clone());
         let registry = Registry::start(runtime, &pipeline, write_path.clone(), replication.clone(), data.clone());
 
-        let (bodies, draining) = (ByteBudget::new(BODIES_BYTES_MAX), CancellationToken::new());
+        let bodies = ByteBudget::new(BODIES_BYTES_MAX);
         let app = Arc::new(api::App {
             write_path,
             replication,
@@ -150,7 +150,7 @@ impl Node {
             data,
             telemetry,
         });
-        let server = door.open(api::Api::new(app.clone()), app.draining.clone());
+        let server = door.open(api::Api::new(app.clone()));
         tracing::info!(%url, %address, peers = settings.peer_urls.len(), data_dir = %settings.data_dir.display(), "started");
         Ok(Self { url, address, log, app, server, stopping, tasks })
     }

@@ -1,5 +1,7 @@
 //! A state that is damaged or lost costs a node neither its id nor its log: it is rebuilt, from the log or from another node.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -124,6 +126,14 @@ async fn answers_probes_and_refuses_the_rest(client: &Client) {
     }
 }
 
+/// The first words of the answer to `GET /readyz`. An answer comes in one packet.
+fn readiness(connection: &mut TcpStream) -> String {
+    connection.write_all(b"GET /readyz HTTP/1.1\r\nhost: node\r\n\r\n").unwrap();
+    let mut answer = [0; 4096];
+    let length = connection.read(&mut answer).unwrap();
+    String::from_utf8_lossy(&answer[..length]).chars().take("HTTP/1.1 200".len()).collect()
+}
+
 #[tokio::test]
 async fn a_node_that_waits_for_a_state_answers_probes_and_refuses_everything_else() {
     let mut cluster = Cluster::start_with(3, options()).await;
@@ -145,9 +155,12 @@ async fn a_node_that_waits_for_a_state_answers_probes_and_refuses_everything_els
     }
     cluster.nodes[2].start();
     cluster.nodes[2].lives().await;
+    let mut kept = TcpStream::connect(("127.0.0.1", cluster.nodes[2].port)).unwrap();
+    assert_eq!(readiness(&mut kept), "HTTP/1.1 503");
     cluster.nodes[0].signal(Signal::CONT);
     cluster.nodes[1].start();
     cluster.ready().await;
+    assert_eq!(readiness(&mut kept), "HTTP/1.1 200", "a connection outlives the start");
     assert_eq!(entries(cluster.client(2), "k/", "strong").await.len(), 300);
     cluster.client(2).put("k/1", &json!("now")).await.expect(200);
     assert!(cluster.nodes[2].log().contains("the state was fetched from another node"));
