@@ -1,11 +1,17 @@
 //! An HTTP client of one node that returns answers unchanged.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::eventually;
+
 /// Time to establish a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Time for a cluster to choose a leader, on a machine that stands still now and then.
+const SETTLE_LIMIT: Duration = Duration::from_secs(60);
 
 /// One answer of a node.
 #[derive(Debug, Clone)]
@@ -30,6 +36,13 @@ impl Answer {
     #[track_caller]
     pub fn expect(self, status: u16) -> Self {
         assert_eq!(self.status, status, "{}", String::from_utf8_lossy(&self.body));
+        self
+    }
+
+    /// The same for a write that creates its key or replaces its value.
+    #[track_caller]
+    pub fn expect_written(self) -> Self {
+        assert!(matches!(self.status, 200 | 201), "{}: {}", self.status, String::from_utf8_lossy(&self.body));
         self
     }
 }
@@ -115,6 +128,47 @@ impl Client {
     /// `PUT` of a JSON value under a key.
     pub async fn put(&self, key: &str, value: &Value) -> Answer {
         self.put_json(&format!("/kv/{key}/"), &json!({ "value": value })).await
+    }
+
+    /// `PUT` of a JSON value under a key, as a client makes it that wants it written: under a name, and repeated while the cluster
+    /// cannot take it. However often it is sent, it is written once, and answered as the first time.
+    #[track_caller]
+    pub fn write<'a>(&'a self, key: &'a str, value: &'a Value) -> impl Future<Output = Answer> + 'a {
+        self.send_named("PUT", format!("/kv/{key}/"), json!({ "value": value }).to_string())
+    }
+
+    /// `DELETE` of a key, as [`write`](Self::write) makes it.
+    #[track_caller]
+    pub fn erase<'a>(&'a self, key: &'a str) -> impl Future<Output = Answer> + 'a {
+        self.send_named("DELETE", format!("/kv/{key}/"), String::new())
+    }
+
+    #[track_caller]
+    fn send_named<'a>(&'a self, method: &'a str, path: String, body: String) -> impl Future<Output = Answer> + 'a {
+        let caller = std::panic::Location::caller();
+        async move {
+            static WRITES: AtomicU64 = AtomicU64::new(0);
+            let name = format!("test-{}-{}", std::process::id(), WRITES.fetch_add(1, Ordering::Relaxed));
+            let headers = [("content-type", "application/json"), ("idempotency-key", name.as_str())];
+            eventually(SETTLE_LIMIT, &format!("{method} {path} at {caller}"), || async {
+                let answer = self.try_send(method, &path, &headers, body.clone()).await.ok()?;
+                (answer.status < 500).then_some(answer)
+            })
+            .await
+        }
+    }
+
+    /// A `GET` that is repeated while the node cannot answer it (a status of 500 and above, or no answer).
+    #[track_caller]
+    pub fn settled<'a>(&'a self, path: &'a str) -> impl Future<Output = Answer> + 'a {
+        let caller = std::panic::Location::caller();
+        async move {
+            eventually(SETTLE_LIMIT, &format!("GET {path} at {caller}"), || async {
+                let answer = self.try_send("GET", path, &[], "").await.ok()?;
+                (answer.status < 500).then_some(answer)
+            })
+            .await
+        }
     }
 
     /// `PUT` of a JSON body.

@@ -76,7 +76,7 @@ pub async fn entries(client: &Client, prefix: &str, consistency: &str) -> BTreeM
     let mut cursor = String::new();
     loop {
         let path = format!("/kv/?prefix={prefix}&limit=5000&consistency={consistency}{cursor}");
-        let page = client.get(&path).await.expect(200).json;
+        let page = client.settled(&path).await.expect(200).json;
         for entry in page["results"].as_array().unwrap() {
             let earlier = entries.insert(entry["key"].as_str().unwrap().to_owned(), entry["value"].clone());
             assert!(earlier.is_none(), "a page repeats a key: {entry}");
