@@ -134,41 +134,74 @@ impl Client {
     /// cannot take it. However often it is sent, it is written once, and answered as the first time.
     #[track_caller]
     pub fn write<'a>(&'a self, key: &'a str, value: &'a Value) -> impl Future<Output = Answer> + 'a {
-        self.send_named("PUT", format!("/kv/{key}/"), json!({ "value": value }).to_string())
+        self.send_named(
+            "PUT",
+            format!("/kv/{key}/"),
+            "application/json",
+            json!({ "value": value }).to_string().into_bytes(),
+        )
+    }
+
+    /// `PUT` of bytes, as [`write`](Self::write) makes it.
+    #[track_caller]
+    pub fn write_bytes<'a>(&'a self, key: &'a str, value: Vec<u8>) -> impl Future<Output = Answer> + 'a {
+        self.send_named("PUT", format!("/kv/{key}/"), "application/octet-stream", value)
     }
 
     /// `DELETE` of a key, as [`write`](Self::write) makes it.
     #[track_caller]
     pub fn erase<'a>(&'a self, key: &'a str) -> impl Future<Output = Answer> + 'a {
-        self.send_named("DELETE", format!("/kv/{key}/"), String::new())
+        self.send_named("DELETE", format!("/kv/{key}/"), "application/json", Vec::new())
     }
 
     #[track_caller]
-    fn send_named<'a>(&'a self, method: &'a str, path: String, body: String) -> impl Future<Output = Answer> + 'a {
+    fn send_named<'a>(
+        &'a self,
+        method: &'a str,
+        path: String,
+        content_type: &'a str,
+        body: Vec<u8>,
+    ) -> impl Future<Output = Answer> + 'a {
         let caller = std::panic::Location::caller();
         async move {
             static WRITES: AtomicU64 = AtomicU64::new(0);
             let name = format!("test-{}-{}", std::process::id(), WRITES.fetch_add(1, Ordering::Relaxed));
-            let headers = [("content-type", "application/json"), ("idempotency-key", name.as_str())];
-            eventually(SETTLE_LIMIT, &format!("{method} {path} at {caller}"), || async {
-                let answer = self.try_send(method, &path, &headers, body.clone()).await.ok()?;
-                (answer.status < 500).then_some(answer)
-            })
-            .await
+            let headers = [("content-type", content_type), ("idempotency-key", name.as_str())];
+            self.repeat(method, &path, &headers, body, caller).await
         }
+    }
+
+    /// Sends a request that does the same however often it is sent, until the node answers it with a status below 500.
+    #[track_caller]
+    pub fn send_settled<'a>(
+        &'a self,
+        method: &'a str,
+        path: &'a str,
+        headers: &'a [(&'a str, &'a str)],
+        body: &'a str,
+    ) -> impl Future<Output = Answer> + 'a {
+        self.repeat(method, path, headers, body.as_bytes().to_vec(), std::panic::Location::caller())
+    }
+
+    async fn repeat(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Vec<u8>,
+        caller: &std::panic::Location<'_>,
+    ) -> Answer {
+        eventually(SETTLE_LIMIT, &format!("{method} {path} at {caller}"), || async {
+            let answer = self.try_send(method, path, headers, body.clone()).await.ok()?;
+            (answer.status < 500).then_some(answer)
+        })
+        .await
     }
 
     /// A `GET` that is repeated while the node cannot answer it (a status of 500 and above, or no answer).
     #[track_caller]
     pub fn settled<'a>(&'a self, path: &'a str) -> impl Future<Output = Answer> + 'a {
-        let caller = std::panic::Location::caller();
-        async move {
-            eventually(SETTLE_LIMIT, &format!("GET {path} at {caller}"), || async {
-                let answer = self.try_send("GET", path, &[], "").await.ok()?;
-                (answer.status < 500).then_some(answer)
-            })
-            .await
-        }
+        self.send_settled("GET", path, &[], "")
     }
 
     /// `PUT` of a JSON body.

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -13,6 +13,7 @@ use tempfile::TempDir;
 use crate::artifacts::brink_bin;
 use crate::client::Client;
 use crate::fault_fs::FaultFs;
+use crate::ports::free_ports;
 use crate::wait::eventually;
 
 /// Time for a cluster to form. Generous, because other tests may keep the machine busy.
@@ -260,10 +261,9 @@ impl Node {
         self.data_dir = Some(disk.path().join("data"));
     }
 
-    /// Waits until the node knows its leader.
+    /// Waits until the node knows its leader. If that fails, the end of its log is printed when the node is dropped.
     pub async fn ready(&self) {
-        let base = self.url.clone();
-        eventually(FORM_LIMIT, &format!("{base} is ready; its log:\n{}", self.log_tail()), || async {
+        eventually(FORM_LIMIT, &format!("{} is ready", self.url), || async {
             let answer = self.client.try_send("GET", "/readyz", &[], "").await.ok()?;
             (answer.status == 200).then_some(())
         })
@@ -359,12 +359,4 @@ impl Drop for Node {
         }
         self.kill();
     }
-}
-
-/// Free ports in ascending order. All listeners are open at once, so the ports differ.
-pub fn free_ports(count: usize) -> Vec<u16> {
-    let listeners: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    let mut ports: Vec<u16> = listeners.iter().map(|listener| listener.local_addr().unwrap().port()).collect();
-    ports.sort_unstable();
-    ports
 }

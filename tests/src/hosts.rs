@@ -6,7 +6,7 @@
 //! Each [`Hosts`] has a number that is unique on the machine; it holds a lock on a file for as long as its process lives.
 //! Interface names and addresses are derived from the number. A new [`Hosts`] also removes the remains of dead processes.
 
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -15,6 +15,7 @@ use std::process::{Command, Output, Stdio};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::cluster::Place;
+use crate::ports::try_lock;
 
 /// Directory of the lock files, one for each number.
 const LOCKS_DIR: &str = "/run/brink-test-hosts";
@@ -122,12 +123,8 @@ fn take_number() -> (u8, File) {
         if taken.is_some() && !path.exists() {
             break;
         }
-        let file = File::options().create(true).truncate(false).write(true).open(path).unwrap();
-        match file.try_lock() {
-            Ok(()) => remove(number),
-            Err(TryLockError::WouldBlock) => continue,
-            Err(TryLockError::Error(error)) => panic!("{LOCKS_DIR}/{number} cannot be locked: {error}"),
-        }
+        let Some(file) = try_lock(&path) else { continue };
+        remove(number);
         taken.get_or_insert((number, file));
     }
     taken.expect("a free number")

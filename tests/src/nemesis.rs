@@ -16,13 +16,17 @@ use crate::cluster::{Cluster, Options};
 use crate::fake_clock::FakeClock;
 use crate::fault_fs::{FaultFs, Tail};
 use crate::hosts::Hosts;
+use crate::probe::first_success;
 use crate::workload::Workload;
 
 /// Timeout of a request for a leadership transfer.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Timeout of a probe's write. A write in flight to a lost leader is lost.
-const PROBE_TIMEOUT: Duration = Duration::from_millis(200);
+/// Timeout of a probe's write: longer than the node's own. Others are sent meanwhile.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Interval between a probe's writes.
+const PROBE_INTERVAL: Duration = Duration::from_millis(30);
 
 /// Time for started nodes to become ready.
 const START_LIMIT: Duration = Duration::from_secs(30);
@@ -298,7 +302,10 @@ impl Testbed {
             .iter()
             .map(|node| {
                 let client = Client::with_timeout(&self.cluster.nodes[*node].url, PROBE_TIMEOUT);
-                tokio::spawn(probe(client, format!("/kv/probe/{node}/"), since, limit))
+                let path = format!("/kv/probe/{node}/");
+                tokio::spawn(
+                    async move { first_success(&client, |_| path.clone(), PROBE_INTERVAL, since, limit).await },
+                )
             })
             .collect();
         let mut pauses = Vec::new();
@@ -314,17 +321,4 @@ impl Testbed {
         self.cluster.ready().await;
         assert!(began.elapsed() < START_LIMIT, "the cluster was not ready within {START_LIMIT:?}");
     }
-}
-
-/// Repeats a write until it succeeds.
-async fn probe(client: Client, path: String, since: Instant, limit: Duration) -> Duration {
-    let headers = [("content-type", "application/json"), ("prefer", "return=minimal")];
-    while since.elapsed() < limit {
-        let sent = client.try_send("PUT", &path, &headers, r#"{"value":1}"#).await;
-        if sent.is_ok_and(|answer| answer.status < 300) {
-            return since.elapsed();
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    limit
 }

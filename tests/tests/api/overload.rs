@@ -18,8 +18,8 @@ const VALUE_BYTES: usize = 4 << 20;
 /// Memory that a node may have at most, in KiB.
 const MEMORY_KIB_MAX: u64 = 640 << 10;
 
-/// Time in which all nodes apply what was acknowledged.
-const APPLY_LIMIT: Duration = Duration::from_secs(10);
+/// Time in which all nodes apply what was acknowledged. Only a guard.
+const APPLY_LIMIT: Duration = Duration::from_secs(60);
 
 const RAW: (&str, &str) = ("content-type", "application/octet-stream");
 

@@ -2,6 +2,8 @@
 
 use brink_tests::{Cluster, brink, plugin_wasm};
 
+use crate::settled;
+
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_are_written_read_listed_and_deleted() {
     let cluster = Cluster::start(3).await;
@@ -10,14 +12,14 @@ async fn keys_are_written_read_listed_and_deleted() {
         brink(url, &["kv", "put", "users/ann", r#"{"n": 1.50}"#]).expect(0).out,
         "users/ann version 1, revision 1\n"
     );
-    assert_eq!(brink(url, &["kv", "get", "users/ann"]).expect(0).out, "{\"n\":1.50}\n");
-    brink(url, &["kv", "put", "users/ann", "2", "--if-absent"]).expect(4);
+    assert_eq!(settled(url, &["kv", "get", "users/ann"]).expect(0).out, "{\"n\":1.50}\n");
+    settled(url, &["kv", "put", "users/ann", "2", "--if-absent"]).expect(4);
     brink(url, &["kv", "put", "users/ann", "2", "--if-revision", "1"]).expect(0);
-    brink(url, &["kv", "put", "note", "plain text", "--content-type", "text/plain"]).expect(0);
-    assert_eq!(brink(url, &["kv", "get", "note"]).expect(0).out, "plain text");
+    settled(url, &["kv", "put", "note", "plain text", "--content-type", "text/plain"]).expect(0);
+    assert_eq!(settled(url, &["kv", "get", "note"]).expect(0).out, "plain text");
     for key in ["with space", "dir/", "a//b", "../up", "é?#%"] {
-        brink(url, &["kv", "put", key, "true"]).expect(0);
-        assert_eq!(brink(url, &["kv", "get", key, "--consistency", "strong"]).expect(0).out, "true\n");
+        settled(url, &["kv", "put", key, "true"]).expect(0);
+        assert_eq!(settled(url, &["kv", "get", key, "--consistency", "strong"]).expect(0).out, "true\n");
     }
     let listed = brink(url, &["kv", "list", "--keys-only", "-o", "json", "--limit", "2"]).expect(0).out;
     let keys: Vec<serde_json::Value> = listed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -53,19 +55,22 @@ async fn plugins_are_deployed_bound_listed_and_removed() {
     let wasm = dir.path().join("normalize.wasm");
     std::fs::write(&wasm, plugin_wasm("normalize")).unwrap();
     let wasm = wasm.to_str().unwrap();
-    assert!(brink(url, &["plugin", "deploy", "normalize", wasm]).expect(0).out.contains("transformer"));
+    assert!(settled(url, &["plugin", "deploy", "normalize", wasm]).expect(0).out.contains("transformer"));
     let config = dir.path().join("config.json");
     std::fs::write(&config, r#"{"trim": ["/name"]}"#).unwrap();
     let config = format!("@{}", config.to_str().unwrap());
     let bind = ["plugin", "bind", "names", "--plugin", "normalize", "--prefix", "users/", "--config", &config];
-    assert!(brink(url, &bind).expect(0).out.contains("in force"));
-    brink(url, &["kv", "put", "users/ann", r#"{"name": " Ann "}"#]).expect(0);
-    assert_eq!(brink(&cluster.nodes[1].url, &["kv", "get", "users/ann"]).expect(0).out, "{\"name\":\"Ann\"}\n");
+    // A generous deadline: this test does not measure time.
+    let bind = [&bind[..], &["--deadline-ms", "5000"]].concat();
+    assert!(settled(url, &bind).expect(0).out.contains("in force"));
+    settled(url, &["kv", "put", "users/ann", r#"{"name": " Ann "}"#]).expect(0);
+    let read = ["kv", "get", "users/ann", "--consistency", "strong"];
+    assert_eq!(settled(&cluster.nodes[1].url, &read).expect(0).out, "{\"name\":\"Ann\"}\n");
     let listed = brink(&cluster.nodes[2].url, &["plugin", "list"]).expect(0).out;
     assert!(listed.contains("normalize") && listed.contains("users/"), "{listed}");
-    let refused = brink(url, &["plugin", "bind", "bad", "--plugin", "normalize", "--config", "{\"x\": 1}"]).expect(4);
+    let refused = settled(url, &["plugin", "bind", "bad", "--plugin", "normalize", "--config", "{\"x\": 1}"]).expect(4);
     assert!(refused.err.contains("config-refused"), "{}", refused.err);
-    brink(url, &["plugin", "remove", "normalize"]).expect(4);
+    settled(url, &["plugin", "remove", "normalize"]).expect(4);
     brink(url, &["plugin", "unbind", "names"]).expect(0);
     brink(url, &["plugin", "remove", "normalize"]).expect(0);
     brink(url, &["plugin", "unbind", "names"]).expect(3);

@@ -2,8 +2,10 @@
 
 use std::path::Path;
 
-use brink_tests::{Cluster, brink, entries, plugin_wasm};
+use brink_tests::{Cluster, entries, plugin_wasm};
 use serde_json::{Value, json};
+
+use crate::settled;
 
 /// The package's data directory.
 const DATA_DIR: &str = "/usr/share/iso-codes/json";
@@ -34,14 +36,15 @@ async fn iso_639_3_is_imported_under_its_own_schema_and_a_corrupted_record_is_re
     let record_schema = schema["properties"]["639-3"]["items"].take();
     let config = file("config.json", json!({"draft": "draft-04", "schema": record_schema}).to_string().as_bytes());
     let wasm = file("json-schema.wasm", &plugin_wasm("json-schema"));
-    brink(url, &["plugin", "deploy", "json-schema", &wasm]).expect(0);
+    settled(url, &["plugin", "deploy", "json-schema", &wasm]).expect(0);
     let config = format!("@{config}");
     let bind = ["plugin", "bind", "iso639-3", "--plugin", "json-schema", "--prefix", "iso639-3/", "--config", &config];
-    brink(url, &bind).expect(0);
+    // A generous deadline: this test does not measure time.
+    settled(url, &[&bind[..], &["--deadline-ms", "5000"]].concat()).expect(0);
 
     let import = |path: &str| {
         let args = ["kv", "import", path, "--items", "/639-3", "--key-field", "alpha_3", "--prefix", "iso639-3/"];
-        brink(url, &args)
+        settled(url, &args)
     };
     let document = read("iso_639-3.json");
     let records = document["639-3"].as_array().unwrap();
@@ -66,6 +69,6 @@ async fn iso_639_3_is_imported_under_its_own_schema_and_a_corrupted_record_is_re
     for said in ["record 1001", &format!("iso639-3/{key}"), "/scope"] {
         assert!(refused.err.contains(said), "{said:?} is not in: {}", refused.err);
     }
-    let kept = cluster.client(1).get(&format!("/kv/iso639-3/{key}/")).await.expect(200);
+    let kept = cluster.client(1).settled(&format!("/kv/iso639-3/{key}/?consistency=strong")).await.expect(200);
     assert_eq!(kept.json["value"], records[1_000]);
 }

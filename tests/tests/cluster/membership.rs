@@ -7,7 +7,7 @@ use brink_tests::{Answer, Client, Cluster, Load, Options, entries, eventually};
 use serde_json::{Value, json};
 
 /// Time for a node to become a member.
-const JOIN_LIMIT: Duration = Duration::from_secs(20);
+const JOIN_LIMIT: Duration = Duration::from_secs(60);
 
 /// The members according to a node, by URL.
 async fn members(client: &Client) -> BTreeMap<String, Value> {
@@ -17,9 +17,10 @@ async fn members(client: &Client) -> BTreeMap<String, Value> {
 }
 
 async fn add(client: &Client, url: &str, role: &str) {
-    client.post_json("/cluster/members/", &json!({ "url": url, "role": role })).await.expect(200);
+    client.add_member(url, role).await.expect(200);
 }
 
+/// Requests once that a member is removed.
 async fn remove(client: &Client, url: &str) -> Answer {
     let url = url.replace('/', "%2F");
     client.delete(&format!("/cluster/members/{url}/")).await
@@ -29,7 +30,7 @@ async fn remove(client: &Client, url: &str) -> Answer {
 async fn a_node_that_lost_its_disk_rejoins_as_a_new_member() {
     let mut cluster = Cluster::start(3).await;
     for number in 0..50 {
-        cluster.client(0).put(&format!("before/{number}"), &json!(number)).await.expect(201);
+        cluster.client(0).write(&format!("before/{number}"), &json!(number)).await.expect(201);
     }
     let leader = cluster.leader().await;
     let (lost, other) = ((leader + 1) % 3, (leader + 2) % 3);
@@ -71,7 +72,7 @@ async fn a_node_with_an_empty_disk_does_not_vote() {
     let leader = cluster.leader().await;
     let (behind, wiped) = ((leader + 1) % 3, (leader + 2) % 3);
     cluster.nodes[behind].kill();
-    cluster.client(leader).put("acknowledged", &json!(1)).await.expect(201);
+    cluster.client(leader).write("acknowledged", &json!(1)).await.expect(201);
     cluster.nodes[leader].kill();
     cluster.nodes[wiped].kill();
     std::fs::remove_dir_all(cluster.nodes[wiped].data_dir()).unwrap();
@@ -92,7 +93,7 @@ async fn a_node_with_an_empty_disk_does_not_vote() {
     cluster.nodes[leader].start();
     cluster.ready().await;
     for node in &cluster.nodes {
-        node.client.get("/kv/acknowledged/?consistency=strong").await.expect(200);
+        node.client.settled("/kv/acknowledged/?consistency=strong").await.expect(200);
     }
 }
 
@@ -105,7 +106,7 @@ async fn a_single_node_grows_to_three_and_shrinks_without_its_first() {
     cluster.nodes[2].knows(&urls[..1]);
     cluster.nodes[0].start();
     cluster.nodes[0].ready().await;
-    cluster.client(0).put("first", &json!(1)).await.expect(201);
+    cluster.client(0).write("first", &json!(1)).await.expect(201);
 
     // A node that was not added waits, and logs the command that adds it.
     cluster.nodes[1].start();
@@ -121,21 +122,28 @@ async fn a_single_node_grows_to_three_and_shrinks_without_its_first() {
     // Any node accepts the request.
     add(cluster.client(1), &urls[2], "voter").await;
     cluster.ready().await;
-    let health = cluster.client(2).get("/health/").await.json;
-    assert_eq!((&health["cluster"]["total_nodes"], &health["status"]), (&json!(3), &json!("healthy")), "{health}");
-    cluster.client(2).get("/kv/first/?consistency=strong").await.expect(200);
+    eventually(JOIN_LIMIT, "the three nodes are healthy", || async {
+        let health = cluster.client(2).get("/health/").await.json;
+        ((&health["cluster"]["total_nodes"], &health["status"]) == (&json!(3), &json!("healthy"))).then_some(())
+    })
+    .await;
+    cluster.client(2).settled("/kv/first/?consistency=strong").await.expect(200);
     // A repeated request changes nothing.
     add(cluster.client(2), &urls[2], "voter").await;
 
     let leader = cluster.leader().await;
-    remove(cluster.client((leader + 1) % 3), &urls[leader]).await.expect(204);
     let left = cluster.client((leader + 1) % 3).clone();
     let left = &left;
+    left.remove_member(&urls[leader]).await;
     assert_eq!(members(left).await.len(), 2);
-    left.put("second", &json!(2)).await.expect(201);
-    remove(left, &urls[leader]).await.expect(404);
+    left.write("second", &json!(2)).await.expect(201);
+    let unknown = eventually(JOIN_LIMIT, "the cluster answers", || async {
+        let answer = remove(left, &urls[leader]).await;
+        (answer.status < 500).then_some(answer)
+    });
+    unknown.await.expect(404);
     cluster.nodes[leader].kill();
-    left.put("third", &json!(3)).await.expect(201);
+    left.write("third", &json!(3)).await.expect(201);
 }
 
 /// The first node of a grown cluster has no `REPLICA_NODES`. With an empty disk it forms a new cluster, and must not take
@@ -185,13 +193,13 @@ async fn a_learner_serves_reads_and_does_not_count_for_the_quorum() {
     assert_eq!(health["cluster"]["required_for_quorum"], 2, "{health}");
 
     // It accepts writes like any node, and its strong reads show them at once.
-    cluster.client(3).put("a", &json!(1)).await.expect(201);
-    cluster.client(3).get("/kv/a/?consistency=strong").await.expect(200);
-    let lag = eventually(JOIN_LIMIT, "the learner's lag is known", || async {
-        members(cluster.client(0)).await[&urls[3]]["lag_entries"].as_u64()
+    cluster.client(3).write("a", &json!(1)).await.expect(201);
+    cluster.client(3).settled("/kv/a/?consistency=strong").await.expect(200);
+    eventually(JOIN_LIMIT, "the learner's lag is known, and small", || async {
+        let lag = members(cluster.client(0)).await[&urls[3]]["lag_entries"].as_u64()?;
+        (lag < 10).then_some(())
     })
     .await;
-    assert!(lag < 10, "{lag}");
 
     // The learner and one voter have no quorum.
     cluster.nodes[0].kill();
@@ -239,21 +247,44 @@ async fn a_change_that_would_cost_the_quorum_is_refused() {
     assert!(refused.json["detail"].as_str().unwrap().contains("cannot be reached"), "{}", refused.json);
     assert_eq!(cluster.leader().await, leader);
     // The dead node can be removed.
-    remove(client, &urls[lost]).await.expect(204);
+    client.remove_member(&urls[lost]).await;
     assert_eq!(members(client).await.len(), 2);
-    client.put("a", &json!(1)).await.expect(201);
+    client.write("a", &json!(1)).await.expect(201);
 }
 
 #[tokio::test]
 async fn the_leadership_is_transferred_to_the_named_node() {
     let cluster = Cluster::start(3).await;
-    for _ in 0..5 {
-        let leader = cluster.leader().await;
+    let term = async || {
+        let terms =
+            cluster.nodes.iter().map(async |node| node.client.get("/cluster/leader/").await.json["term"].as_u64());
+        let mut highest = None;
+        for term in terms {
+            highest = highest.max(term.await);
+        }
+        highest.unwrap()
+    };
+    let (mut transfers, mut other_elections) = (0, 0);
+    while transfers < 5 {
+        cluster.healthy().await;
+        let (leader, before) = (cluster.leader().await, term().await);
         let successor = (leader + 1) % 3;
-        let body = json!({ "url": cluster.nodes[successor].url });
-        cluster.client(leader).put_json("/cluster/leader/", &body).await.expect(200);
-        assert_eq!(cluster.leader().await, successor);
-        cluster.client(leader).put("a", &json!(1)).await;
+        cluster.client(leader).make_leader(&cluster.nodes[successor].url).await.expect(200);
+        let next = cluster.leader().await;
+        let after = term().await;
+        cluster.client(leader).write("a", &json!(1)).await;
+        match next == successor {
+            true => transfers += 1,
+            // A transfer takes one term. After more of them, the successor has led, and there was another election.
+            false => {
+                assert!(
+                    after > before + 1,
+                    "{next} leads in term {after}, and not {successor} after {leader} in {before}"
+                );
+                other_elections += 1;
+                assert!(other_elections < 20, "no node leads for long");
+            }
+        }
     }
 }
 
@@ -264,6 +295,9 @@ async fn a_rolling_restart_loses_no_acknowledged_write() {
     let load = Load::start(&cluster, "rolling", 2);
     for node in 0..3 {
         tokio::time::sleep(Duration::from_millis(300)).await;
+        // There is load at each stop, and 200 writes in all.
+        let count = load.count();
+        eventually(JOIN_LIMIT, "writes are acknowledged", || async { (load.count() > count + 70).then_some(()) }).await;
         assert!(cluster.nodes[node].stop(), "the node did not stop cleanly");
         cluster.nodes[node].start();
         cluster.ready().await;

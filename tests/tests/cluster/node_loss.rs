@@ -2,8 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use brink_tests::{Cluster, eventually};
+use brink_tests::{Answer, Cluster, eventually};
 use serde_json::json;
+
+/// Limit of the time for a state that the nodes reach by themselves.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Attempts to be refused in time, on a machine that stands still now and then.
+const ATTEMPTS: usize = 5;
 
 /// Limit of the time until a refusal.
 const REFUSAL_LIMIT: Duration = Duration::from_secs(3);
@@ -21,21 +27,18 @@ async fn five_nodes_survive_the_loss_of_two() {
 /// Kills one node after the other, and checks writes and reads on the others.
 async fn check_table(size: usize) {
     let mut cluster = Cluster::start(size).await;
-    cluster.client(0).put("first", &json!("kept")).await.expect(201);
+    cluster.client(0).write("first", &json!("kept")).await.expect(201);
     // Every node has the write, so that local reads find it after any loss.
     for node in &cluster.nodes {
-        node.client.get("/kv/first/?consistency=strong").await.expect(200);
+        node.client.settled("/kv/first/?consistency=strong").await.expect(200);
     }
     for dead in 0..size {
         let has_majority = size - dead > size / 2;
         for node in cluster.nodes.iter().filter(|node| node.is_running()) {
             let client = &node.client;
             if has_majority {
-                eventually(Duration::from_secs(10), "the majority acknowledges writes", || async {
-                    (client.put(&format!("k/{dead}"), &json!(dead)).await.status < 300).then_some(())
-                })
-                .await;
-                let read = client.get("/kv/first/?consistency=strong").await.expect(200);
+                client.write(&format!("k/{dead}"), &json!(dead)).await.expect_written();
+                let read = client.settled("/kv/first/?consistency=strong").await.expect(200);
                 assert_eq!(read.header("brink-consistency"), Some("linearizable"));
             } else {
                 check_refusals(client).await;
@@ -52,15 +55,16 @@ async fn check_table(size: usize) {
 }
 
 async fn check_refusals(client: &brink_tests::Client) {
-    let (mut began, mut refused) = (Instant::now(), client.put("lost", &json!(1)).await);
-    if refused.json["type"] == "urn:brink:problem:leader-lost" {
-        // It was on its way to the leader that was killed, and the answer says so in time.
-        assert_eq!((refused.status, &refused.json["outcome"]), (503, &json!("unknown")), "{}", refused.json);
-        assert!(began.elapsed() < REFUSAL_LIMIT, "{:?}", began.elapsed());
-        (began, refused) = (Instant::now(), client.put("lost", &json!(1)).await);
-    }
-    let refused = refused.expect(500);
-    assert!(began.elapsed() < REFUSAL_LIMIT, "{:?}", began.elapsed());
+    let refused = refused_in_time(async || {
+        let refused = client.put("lost", &json!(1)).await;
+        if refused.json["type"] == "urn:brink:problem:leader-lost" {
+            // It was on its way to the leader that was killed.
+            assert_eq!((refused.status, &refused.json["outcome"]), (503, &json!("unknown")), "{}", refused.json);
+            return None;
+        }
+        Some(refused.expect(500))
+    })
+    .await;
     let detail = refused.json["detail"].as_str().unwrap();
     let counted = detail.strip_prefix("Failed to replicate to quorum of nodes. Successful: ");
     assert!(counted.is_some_and(|rest| rest.ends_with(" nodes")), "{detail}");
@@ -70,14 +74,24 @@ async fn check_refusals(client: &brink_tests::Client) {
     let read = client.get("/kv/first/").await.expect(200);
     assert_eq!(read.header("brink-consistency"), Some("local"));
     assert!(read.header("brink-staleness-ms").unwrap().parse::<u64>().is_ok());
-    let began = Instant::now();
-    let refused = client.get("/kv/first/?consistency=strong").await.expect(503);
-    assert!(began.elapsed() < REFUSAL_LIMIT, "{:?}", began.elapsed());
+    let refused = refused_in_time(async || Some(client.get("/kv/first/?consistency=strong").await.expect(503))).await;
     assert_eq!(refused.json["type"], "urn:brink:problem:quorum-unavailable");
-    eventually(Duration::from_secs(5), "the node reports no quorum", || async {
+    eventually(LIMIT, "the node reports no quorum", || async {
         (client.get("/health/").await.expect(200).json["status"] == "no_quorum").then_some(())
     })
     .await;
+}
+
+/// The first refusal that comes in time.
+async fn refused_in_time(refused: impl AsyncFn() -> Option<Answer>) -> Answer {
+    for _ in 0..ATTEMPTS {
+        let began = Instant::now();
+        match refused().await {
+            Some(refused) if began.elapsed() < REFUSAL_LIMIT => return refused,
+            _ => println!("not yet refused, after {:?}", began.elapsed()),
+        }
+    }
+    panic!("none of {ATTEMPTS} requests was refused within {REFUSAL_LIMIT:?}");
 }
 
 fn first_running(cluster: &Cluster) -> usize {

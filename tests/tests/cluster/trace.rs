@@ -15,6 +15,7 @@ async fn a_write_through_a_follower_is_one_trace_over_three_processes() {
     let env = [("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint.as_str()), ("OTEL_BSP_SCHEDULE_DELAY", "100")];
     let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
     let cluster = Cluster::start_with(3, Options { env, ..Options::default() }).await;
+    cluster.healthy().await;
     let leader = cluster.leader().await;
     let follower = (leader + 1) % 3;
 
@@ -28,7 +29,7 @@ async fn a_write_through_a_follower_is_one_trace_over_three_processes() {
     let answer = cluster.client(follower).send("PUT", "/kv/traced/", &headers, body).await.expect(201);
     assert_eq!(answer.header("brink-trace-id"), Some(TRACE_ID));
 
-    let spans = eventually(Duration::from_secs(20), "all spans have arrived", || async {
+    let spans = eventually(Duration::from_secs(60), "all spans have arrived", || async {
         let spans = collector.trace(TRACE_ID);
         // The request's span ends last on its node; appends and applies end independently on the others.
         let has_all = !all(&spans, "http.request").is_empty()

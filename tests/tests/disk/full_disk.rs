@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use brink_tests::{Client, Cluster, FaultFs, Options, brink, eventually};
+use brink_tests::{Answer, Client, Cluster, FaultFs, Options, brink, eventually};
 use serde_json::json;
 
 use crate::setup::Setup;
@@ -17,41 +17,59 @@ const LEFT_BYTES: u64 = 12 * 1024 * 1024;
 /// Free space of a disk that is too full for log entries from the leader: less than half of the reserve.
 const EXHAUSTED_BYTES: u64 = 4 * 1024 * 1024;
 
-/// Time for a node to notice that its disk is full, or is no longer.
-const NOTICE_LIMIT: Duration = Duration::from_secs(10);
+/// Time for a node to notice that its disk is full, or is no longer. Only a guard.
+const NOTICE_LIMIT: Duration = Duration::from_secs(60);
 
-/// Limit of the time until a refusal.
+/// Limit of the time until a refusal: of the fastest of some, since a busy machine may delay any of them.
 const REFUSAL_LIMIT: Duration = Duration::from_millis(500);
+const REFUSALS_MAX: usize = 10;
+
+/// The problem of a full disk.
+const DISK_FULL: &str = "urn:brink:problem:disk-full";
+
+/// Attempts at something that an election thwarts, which a busy machine may cause at any time.
+const ATTEMPTS: usize = 3;
 
 fn options() -> Options {
     let args = ["--disk-reserve-mib".to_owned(), RESERVE_MIB.to_string()].to_vec();
     Options { args, ..Options::default() }
 }
 
-async fn status_of_write(client: &Client) -> u16 {
-    client.put("probe", &json!("x".repeat(1_000))).await.status
+async fn write_probe(client: &Client) -> Answer {
+    client.put("probe", &json!("x".repeat(1_000))).await
 }
 
-async fn until_full(client: &Client) {
+async fn until_full(setup: &Setup, node: usize) {
+    let client = setup.cluster.client(node);
+    // Its own disk: a node that has not noticed passes on what its leader says about another one.
+    let disk = setup.disks[node].path().to_str().unwrap();
     eventually(NOTICE_LIMIT, "the node notices the full disk", || async {
-        (status_of_write(client).await == 503).then_some(())
+        let answer = write_probe(client).await.json;
+        (answer["type"] == DISK_FULL && answer["path"].as_str()?.starts_with(disk)).then_some(())
     })
     .await;
-    let began = Instant::now();
-    let refused = client.put("refused", &json!(1)).await.expect(503);
-    assert!(began.elapsed() < REFUSAL_LIMIT, "{:?}", began.elapsed());
-    assert_eq!(refused.json["type"], "urn:brink:problem:disk-full");
-    assert_eq!(refused.json["outcome"], "not_written");
-    assert_eq!(refused.json["reserve_bytes"], RESERVE_MIB * 1024 * 1024);
-    assert!(refused.json["free_bytes"].as_u64().unwrap() <= LEFT_BYTES, "{}", refused.json);
-    assert!(refused.json["path"].as_str().unwrap().ends_with("/data"), "{}", refused.json);
+    let mut fastest = Duration::MAX;
+    for _ in 0..REFUSALS_MAX {
+        let began = Instant::now();
+        let refused = client.put("refused", &json!(1)).await.expect(503);
+        fastest = fastest.min(began.elapsed());
+        assert_eq!(refused.json["type"], DISK_FULL);
+        assert_eq!(refused.json["outcome"], "not_written");
+        assert_eq!(refused.json["reserve_bytes"], RESERVE_MIB * 1024 * 1024);
+        assert!(refused.json["free_bytes"].as_u64().unwrap() <= LEFT_BYTES, "{}", refused.json);
+        assert!(refused.json["path"].as_str().unwrap().ends_with("/data"), "{}", refused.json);
+        if fastest < REFUSAL_LIMIT {
+            break;
+        }
+    }
+    assert!(fastest < REFUSAL_LIMIT, "{fastest:?}");
     let health = client.get("/health/").await.expect(200).json;
     assert_eq!(health["cluster"]["can_accept_writes"], false);
 }
 
 async fn until_writable(client: &Client) {
     eventually(NOTICE_LIMIT, "the node acknowledges writes", || async {
-        (status_of_write(client).await < 300).then_some(())
+        (write_probe(client).await.status < 300).then_some(())
     })
     .await;
 }
@@ -60,12 +78,12 @@ async fn until_writable(client: &Client) {
 async fn a_single_node_refuses_writes_and_serves_reads_until_there_is_space() {
     let setup = Setup::start(1, options()).await;
     let client = setup.cluster.client(0);
-    client.put("kept", &json!(1)).await.expect(201);
+    client.write("kept", &json!(1)).await.expect(201);
     for _ in 0..2 {
         setup.disks[0].set_free(LEFT_BYTES);
-        until_full(client).await;
-        client.get("/kv/kept/?consistency=strong").await.expect(200);
-        client.get("/kv/refused/?consistency=strong").await.expect(404);
+        until_full(&setup, 0).await;
+        client.settled("/kv/kept/?consistency=strong").await.expect(200);
+        client.settled("/kv/refused/?consistency=strong").await.expect(404);
         setup.disks[0].heal();
         until_writable(client).await;
     }
@@ -74,28 +92,43 @@ async fn a_single_node_refuses_writes_and_serves_reads_until_there_is_space() {
 #[tokio::test]
 async fn a_follower_with_a_full_disk_does_not_stop_the_cluster() {
     let setup = Setup::start(3, options()).await;
-    let leader = setup.cluster.leader().await;
-    let (full, other) = ((leader + 1) % 3, (leader + 2) % 3);
-    setup.disks[full].set_free(EXHAUSTED_BYTES);
-    until_full(setup.cluster.client(full)).await;
-    for number in 0..50 {
-        let client = setup.cluster.client(if number % 2 == 0 { leader } else { other });
-        client.put(&format!("meanwhile/{number}"), &json!("y".repeat(10_000))).await.expect(201);
+    for attempt in 0.. {
+        let leader = setup.cluster.leader().await;
+        let (full, other) = ((leader + 1) % 3, (leader + 2) % 3);
+        setup.disks[full].set_free(EXHAUSTED_BYTES);
+        until_full(&setup, full).await;
+        for number in 0..50 {
+            let client = setup.cluster.client(if number % 2 == 0 { leader } else { other });
+            let key = format!("meanwhile/{attempt}/{number}");
+            client.write(&key, &json!("y".repeat(10_000))).await.expect(201);
+        }
+        let first = format!("/kv/meanwhile/{attempt}/1/?consistency=local");
+        setup.cluster.client(full).get(&first).await.expect(404);
+        let has_led = setup.cluster.leader().await == leader;
+        says_that_a_disk_is_full(&setup, other, full).await;
+        setup.disks[full].heal();
+        until_writable(setup.cluster.client(full)).await;
+        let last = format!("/kv/meanwhile/{attempt}/49/?consistency=strong");
+        setup.cluster.client(full).settled(&last).await.expect(200);
+        if has_led {
+            return;
+        }
+        assert!(attempt + 1 < ATTEMPTS, "there was an election each time");
     }
-    setup.cluster.client(full).get("/kv/meanwhile/1/?consistency=local").await.expect(404);
-    assert_eq!(setup.cluster.leader().await, leader);
-    // The others say so, too, and that they take writes.
-    let url = &setup.cluster.nodes[full].url;
-    let health = setup.cluster.client(other).get("/health/").await.expect(200).json;
-    let nodes = health["cluster"]["nodes"].as_array().unwrap();
-    assert!(nodes.iter().any(|node| node["url"] == **url && node["disk_full"] == true), "{health}");
-    let state = (&health["status"], &health["cluster"]["can_accept_writes"]);
-    assert_eq!(state, (&json!("degraded"), &json!(true)), "{health}");
-    let status = brink(&setup.cluster.nodes[other].url, &["cluster", "status"]).expect(0).out;
-    assert!(status.contains("disk full"), "{status}");
-    setup.disks[full].heal();
-    until_writable(setup.cluster.client(full)).await;
-    setup.cluster.client(full).get("/kv/meanwhile/49/?consistency=strong").await.expect(200);
+}
+
+/// Waits until a node says that the disk of another one is full, and that it takes writes all the same.
+async fn says_that_a_disk_is_full(setup: &Setup, node: usize, full: usize) {
+    let (url, node) = (&setup.cluster.nodes[full].url, &setup.cluster.nodes[node]);
+    eventually(NOTICE_LIMIT, "the others say so, too, and that they take writes", || async {
+        let health = node.client.get("/health/").await.expect(200).json;
+        let nodes = health["cluster"]["nodes"].as_array()?;
+        let is_told = nodes.iter().any(|node| node["url"] == **url && node["disk_full"] == true);
+        let state = (&health["status"], &health["cluster"]["can_accept_writes"]);
+        let status = brink(&node.url, &["cluster", "status"]).expect(0).out;
+        (is_told && state == (&json!("degraded"), &json!(true)) && status.contains("disk full")).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -110,9 +143,9 @@ async fn a_leader_with_a_full_disk_hands_over() {
     .await;
     for number in 0..20 {
         let client = setup.cluster.client(others[number % 2]);
-        client.put(&format!("after/{number}"), &json!(number)).await.expect(201);
+        client.write(&format!("after/{number}"), &json!(number)).await.expect(201);
     }
-    until_full(setup.cluster.client(full)).await;
+    until_full(&setup, full).await;
     setup.disks[full].heal();
     until_writable(setup.cluster.client(full)).await;
 }
@@ -120,21 +153,21 @@ async fn a_leader_with_a_full_disk_hands_over() {
 #[tokio::test]
 async fn a_cluster_without_space_refuses_writes_serves_reads_and_recovers_by_itself() {
     let setup = Setup::start(3, options()).await;
-    setup.cluster.client(0).put("kept", &json!(1)).await.expect(201);
+    setup.cluster.client(0).write("kept", &json!(1)).await.expect(201);
     for disk in &setup.disks {
         disk.set_free(LEFT_BYTES);
     }
-    for node in &setup.cluster.nodes {
-        until_full(&node.client).await;
-        node.client.get("/kv/kept/?consistency=strong").await.expect(200);
+    for (index, node) in setup.cluster.nodes.iter().enumerate() {
+        until_full(&setup, index).await;
+        node.client.settled("/kv/kept/?consistency=strong").await.expect(200);
     }
     // Health does not promise what a write would not get.
-    let health = setup.cluster.client(0).get("/health/").await.expect(200).json;
-    assert_eq!(
-        (&health["status"], &health["cluster"]["can_accept_writes"]),
-        (&json!("degraded"), &json!(false)),
-        "{health}"
-    );
+    eventually(NOTICE_LIMIT, "the cluster is degraded and takes no writes", || async {
+        let health = setup.cluster.client(0).get("/health/").await.expect(200).json;
+        let state = (&health["status"], &health["cluster"]["can_accept_writes"]);
+        (state == (&json!("degraded"), &json!(false))).then_some(())
+    })
+    .await;
     for disk in &setup.disks {
         disk.heal();
     }
@@ -163,21 +196,10 @@ async fn a_snapshot_that_does_not_fit_leaves_nothing_and_arrives_once_there_is_s
     cluster.nodes[0].start();
     cluster.nodes[1].start();
     cluster.ready().await;
-    let large = [("content-type", "application/octet-stream")];
     for number in 0..LARGE_VALUES {
-        let path = format!("/kv/large/{number}/");
-        cluster.client(0).send("PUT", &path, &large, vec![7; LARGE_BYTES]).await.expect(201);
+        cluster.client(0).write_bytes(&format!("large/{number}"), vec![7; LARGE_BYTES]).await.expect(201);
     }
-    for node in &cluster.nodes[..2] {
-        eventually(SNAPSHOT_LIMIT, "the log is cut", || async {
-            assert!(status_of_write(cluster.client(0)).await < 300);
-            let metrics = String::from_utf8(node.client.get("/metrics").await.body).unwrap();
-            let gauge = metrics.lines().find(|line| line.starts_with("brink_log_entries{"))?;
-            let entries: usize = gauge.rsplit_once(' ')?.1.parse().ok()?;
-            (entries < LARGE_VALUES).then_some(())
-        })
-        .await;
-    }
+    cluster.until_logs_are_cut(LARGE_VALUES).await;
 
     disk.set_free(RESERVE_MIB * 1024 * 1024 + SPARE_BYTES);
     cluster.nodes[2].start();
@@ -188,7 +210,8 @@ async fn a_snapshot_that_does_not_fit_leaves_nothing_and_arrives_once_there_is_s
     })
     .await;
     tokio::time::sleep(Duration::from_secs(2)).await;
-    assert_eq!(spooled(), 0);
+    let nothing_is_spooled = || async { (spooled() == 0).then_some(()) };
+    eventually(SNAPSHOT_LIMIT, "the receiver keeps nothing", nothing_is_spooled).await;
     assert!(!cluster.nodes[2].log().contains("the disk is full"), "{}", cluster.nodes[2].log());
 
     disk.heal();
@@ -197,6 +220,6 @@ async fn a_snapshot_that_does_not_fit_leaves_nothing_and_arrives_once_there_is_s
     })
     .await;
     cluster.ready().await;
-    cluster.client(2).get("/kv/large/0/?consistency=strong").await.expect(200);
-    assert_eq!(spooled(), 0);
+    cluster.client(2).settled("/kv/large/0/?consistency=strong").await.expect(200);
+    eventually(SNAPSHOT_LIMIT, "the receiver keeps nothing", nothing_is_spooled).await;
 }

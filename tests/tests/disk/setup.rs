@@ -1,6 +1,20 @@
 //! A cluster whose nodes have a disk each.
 
-use brink_tests::{Cluster, FaultFs, Options};
+use std::time::Duration;
+
+use brink_tests::{Cluster, FaultFs, Node, Options, eventually};
+
+/// Time for a log to have lines that are written. Only a guard.
+const LOG_LIMIT: Duration = Duration::from_secs(60);
+
+/// Waits until the log of a node has these words: a thread of its own writes it.
+pub(crate) async fn says(node: &Node, words: &[&str]) {
+    eventually(LOG_LIMIT, &format!("the log says {words:?}"), || async {
+        let log = node.log();
+        words.iter().all(|words| log.contains(words)).then_some(())
+    })
+    .await;
+}
 
 /// A cluster and the disks of its nodes. The cluster is dropped first, so that no process uses a disk that is unmounted.
 pub(crate) struct Setup {

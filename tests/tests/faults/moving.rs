@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::alone::alone;
 
 /// Time for an election, for a node to get its place, and for nodes to notice the end of a partition.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 
 async fn start() -> (Cluster, Hosts) {
     let hosts = Hosts::new(3);

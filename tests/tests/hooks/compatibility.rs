@@ -15,10 +15,11 @@ async fn plugins_compiled_for_0_1_0_still_judge_read_and_replace() {
         assert_eq!(deployed.json["roles"], json!([role]));
     }
     for by in ["get", "exists"] {
-        let reference = json!({"plugin": "validator", "prefix": by, "config": {"reference": "of", "by": by}});
+        let reference =
+            json!({"plugin": "validator", "prefix": by, "config": {"reference": "of", "by": by}, "deadline_ms": 5_000});
         client.put_json(&format!("/hooks/{by}/"), &reference).await.expect(200);
     }
-    let stamp = json!({"plugin": "transformer", "prefix": "s/", "config": {"stamp": 7}});
+    let stamp = json!({"plugin": "transformer", "prefix": "s/", "config": {"stamp": 7}, "deadline_ms": 5_000});
     client.put_json("/hooks/stamp/", &stamp).await.expect(200);
     let wrong = client.put_json("/hooks/wrong/", &json!({"plugin": "transformer", "config": {"stamp": "x"}})).await;
     assert_eq!(wrong.expect(422).json["path"], "/stamp");

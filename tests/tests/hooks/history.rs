@@ -9,7 +9,7 @@ async fn every_change_is_recorded_with_its_author() {
     let client = cluster.client(0);
     let as_ann = [("content-type", "application/json"), ("brink-user", "ann")];
     client.put_plugin("normalize", plugin_wasm("normalize")).await.expect(200);
-    let hook = json!({"plugin": "normalize", "config": {"trim": ["/a"]}}).to_string();
+    let hook = json!({"plugin": "normalize", "config": {"trim": ["/a"]}, "deadline_ms": 5_000}).to_string();
     client.send("PUT", "/hooks/h/", &as_ann, hook).await.expect(200);
     // Failed requests, and requests without effect, are not recorded.
     client.put_json("/hooks/h/", &json!({"plugin": "normalize", "config": {"trim": ["a"]}})).await.expect(422);
@@ -38,7 +38,7 @@ async fn a_hook_is_rolled_back_in_one_command() {
     let url = client.url.as_str();
     let stored = async || client.put("k", &json!({"a": " x ", "b": " x "})).await.json["value"].clone();
     let set = async |field: &str| {
-        let hook = json!({"plugin": "p", "config": {"trim": [field]}});
+        let hook = json!({"plugin": "p", "config": {"trim": [field]}, "deadline_ms": 5_000});
         client.put_json("/hooks/h/", &hook).await.expect(200);
     };
     let first = client.put_plugin("p", plugin_wasm("normalize")).await.expect(200).json["digest"].clone();

@@ -7,12 +7,15 @@ use std::time::Duration;
 use brink_tests::{Cluster, brink, brink_bin, plugin_wasm};
 use serde_json::{Value, json};
 
+use crate::{LIMIT, repeated};
+
 #[tokio::test]
 async fn the_message_of_a_panic_is_shown_with_its_plugin_version_trace_and_node() {
     let mut cluster = Cluster::start(3).await;
-    let deployed = cluster.client(0).put_plugin("hostile", plugin_wasm("test-hostile")).await.expect(200).json;
+    let wasm = plugin_wasm("test-hostile");
+    let deployed = repeated(|| cluster.client(0).put_plugin("hostile", wasm.clone())).await.expect(200).json;
     let hook = json!({"plugin": "hostile", "prefix": "h/", "deadline_ms": 3_000, "config": {"do": "panic"}});
-    cluster.client(0).put_json("/hooks/guard/", &hook).await.expect(200);
+    repeated(|| cluster.client(0).put_json("/hooks/guard/", &hook)).await.expect(200);
 
     // The command asks one node and shows lines of all nodes.
     let mut follow = Command::new(brink_bin());
@@ -26,7 +29,7 @@ async fn the_message_of_a_panic_is_shown_with_its_plugin_version_trace_and_node(
     });
     // If the command has not connected yet, it shows the earlier lines first.
     let refused = cluster.client(2).put("h/a", &json!(1)).await.expect(500);
-    let found: Result<Result<Vec<Value>, _>, _> = tokio::time::timeout(Duration::from_secs(30), found).await;
+    let found: Result<Result<Vec<Value>, _>, _> = tokio::time::timeout(LIMIT, found).await;
     follow.kill().unwrap();
     follow.wait().unwrap();
     let found = found.expect("no lines arrived").unwrap();
@@ -50,7 +53,8 @@ async fn the_message_of_a_panic_is_shown_with_its_plugin_version_trace_and_node(
     tokio::time::sleep(Duration::from_millis(500)).await;
     let began = std::time::Instant::now();
     assert!(cluster.nodes[0].stop());
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert!(began.elapsed() < LIMIT, "{:?}", began.elapsed());
+    assert!(!cluster.nodes[0].log().contains("some requests were cut off"), "{}", cluster.nodes[0].log());
     follow.kill().unwrap();
     follow.wait().unwrap();
 }

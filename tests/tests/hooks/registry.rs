@@ -5,6 +5,8 @@ use std::time::Duration;
 use brink_tests::{Client, Cluster, eventually, plugin_wasm};
 use serde_json::{Value, json};
 
+use crate::repeated;
+
 /// A component that exports nothing.
 const EMPTY_COMPONENT: &[u8] = b"\0asm\x0d\0\x01\0";
 
@@ -65,14 +67,17 @@ async fn a_hook_that_cannot_run_is_refused_and_leaves_nothing() {
 #[tokio::test]
 async fn a_hook_applies_on_all_nodes_and_survives_a_restart() {
     let mut cluster = Cluster::start(3).await;
-    let deployed = cluster.client(0).put_plugin("json-schema", plugin_wasm("json-schema")).await.expect(200);
+    let deployed =
+        repeated(|| cluster.client(0).put_plugin("json-schema", plugin_wasm("json-schema"))).await.expect(200);
     assert_eq!(deployed.json["roles"], json!(["validator"]));
-    let hook = json!({"plugin": "json-schema", "prefix": "n/", "config": {"schema": {"type": "number"}}});
-    cluster.client(1).put_json("/hooks/numbers/", &hook).await.expect(200);
+    let config = json!({"schema": {"type": "number"}});
+    let hook = json!({"plugin": "json-schema", "prefix": "n/", "config": config, "deadline_ms": 5_000});
+    repeated(|| cluster.client(1).put_json("/hooks/numbers/", &hook)).await.expect(200);
     for restarted in [false, true] {
         for node in &cluster.nodes {
-            node.client.put("n/a", &json!("x")).await.expect(422);
-            assert!(node.client.put("n/a", &json!(1)).await.status < 300);
+            let text = json!("x");
+            repeated(|| node.client.put("n/a", &text)).await.expect(422);
+            node.client.write("n/a", &json!(1)).await.expect_written();
             let hooks = node.client.get("/hooks/").await.json;
             assert_eq!(hooks["hooks"][0]["name"], "numbers");
             assert_eq!(hooks["hooks"][0]["digest"], deployed.json["digest"]);
@@ -95,7 +100,8 @@ async fn a_large_plugin_is_uploaded_during_writes_and_judges_on_every_node() {
         let client = cluster.client(0).clone();
         async move {
             for number in 0_u64.. {
-                assert!(client.put("beside", &json!(number)).await.status < 300, "write {number}");
+                let value = json!(number);
+                assert!(repeated(|| client.put("beside", &value)).await.status < 300, "write {number}");
             }
         }
     });
@@ -104,12 +110,12 @@ async fn a_large_plugin_is_uploaded_during_writes_and_judges_on_every_node() {
     wasm.push(0);
     wasm.extend((0..5).map(|digit| (PADDING_BYTES >> (7 * digit)) as u8 & 0x7f | if digit < 4 { 0x80 } else { 0 }));
     wasm.resize(wasm.len() + PADDING_BYTES, 0);
-    let deployed = cluster.client(1).put_plugin("large", wasm.clone()).await.expect(200);
+    let deployed = repeated(|| cluster.client(1).put_plugin("large", wasm.clone())).await.expect(200);
     assert_eq!(deployed.json["size_bytes"], wasm.len());
-    let hook = json!({"plugin": "large", "prefix": "l/", "config": {"trim": [""]}});
-    cluster.client(2).put_json("/hooks/large/", &hook).await.expect(200);
+    let hook = json!({"plugin": "large", "prefix": "l/", "config": {"trim": [""]}, "deadline_ms": 5_000});
+    repeated(|| cluster.client(2).put_json("/hooks/large/", &hook)).await.expect(200);
     for node in &cluster.nodes {
-        assert_eq!(node.client.put("l/a", &json!(" x ")).await.json["value"], "x");
+        assert_eq!(node.client.write("l/a", &json!(" x ")).await.json["value"], "x");
     }
     assert!(!writer.is_finished(), "{:?}", writer.await);
     writer.abort();
@@ -135,12 +141,14 @@ async fn a_hook_keeps_its_version_after_an_upload_of_a_new_one() {
     let cluster = Cluster::start(1).await;
     let client = cluster.client(0);
     let first = client.put_plugin("p", plugin_wasm("limits")).await.expect(200).json;
-    client.put_json("/hooks/h/", &json!({"plugin": "p", "config": {"depth_max": 0}})).await.expect(200);
+    let limit = json!({"plugin": "p", "config": {"depth_max": 0}, "deadline_ms": 5_000});
+    client.put_json("/hooks/h/", &limit).await.expect(200);
     let second = client.put_plugin("p", plugin_wasm("normalize")).await.expect(200).json;
     assert_ne!(first["digest"], second["digest"]);
     assert_eq!(client.get("/hooks/h/").await.json["digest"], first["digest"]);
     client.put("a", &json!([1])).await.expect(422);
-    client.put_json("/hooks/h/", &json!({"plugin": "p", "config": {"trim": [""]}})).await.expect(200);
+    let trim = json!({"plugin": "p", "config": {"trim": [""]}, "deadline_ms": 5_000});
+    client.put_json("/hooks/h/", &trim).await.expect(200);
     assert_eq!(client.put("a", &json!(" x ")).await.expect(201).json["value"], "x");
 }
 
@@ -157,7 +165,8 @@ async fn a_restarted_node_reuses_compiled_and_pre_initialized_plugins() {
     let mut cluster = Cluster::start(1).await;
     let client = cluster.client(0).clone();
     client.put_plugin("normalize", plugin_wasm("normalize")).await.expect(200);
-    client.put_json("/hooks/h/", &json!({"plugin": "normalize", "config": {"trim": [""]}})).await.expect(200);
+    let hook = json!({"plugin": "normalize", "config": {"trim": [""]}, "deadline_ms": 5_000});
+    client.put_json("/hooks/h/", &hook).await.expect(200);
     let configured = async || {
         eventually(Duration::from_secs(60), "the plugin is pre-initialized", async || {
             let stats = client.get("/registry/stats/").await.json;
@@ -173,7 +182,7 @@ async fn a_restarted_node_reuses_compiled_and_pre_initialized_plugins() {
     cluster.nodes[0].start();
     cluster.ready().await;
     configured().await;
-    assert_eq!(client.put("a", &json!(" x ")).await.expect(201).json["value"], "x");
+    assert_eq!(client.write("a", &json!(" x ")).await.expect(201).json["value"], "x");
     assert_eq!(compiled(&cluster.nodes[0]), before);
 
     // Damaged files are written again.
@@ -187,6 +196,6 @@ async fn a_restarted_node_reuses_compiled_and_pre_initialized_plugins() {
     cluster.nodes[0].start();
     cluster.ready().await;
     configured().await;
-    assert_eq!(client.put("a", &json!(" y ")).await.expect(200).json["value"], "y");
+    assert_eq!(client.write("a", &json!(" y ")).await.expect(200).json["value"], "y");
     assert_ne!(compiled(&cluster.nodes[0]), before);
 }

@@ -6,11 +6,16 @@ use std::time::Duration;
 use brink_tests::{Client, Cluster, Stream, eventually, plugin_wasm};
 use serde_json::json;
 
+use crate::was_cut_off;
+
 /// Keys that are written twice.
 const KEYS: usize = 8;
 
 /// Bytes of the first value of each key, whose hook takes much longer than that of the second.
 const LARGE: usize = 900_000;
+
+/// Attempts at what a busy machine may not do in time.
+const ATTEMPTS: usize = 3;
 
 /// Time for the lines of all streams.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -30,18 +35,33 @@ async fn lines_of_one_key_are_applied_in_their_order_however_long_their_hooks_ta
     let cluster = Cluster::start(1).await;
     let client = cluster.client(0);
     set_hook(client).await;
-    let mut stream = Stream::open(cluster.nodes[0].port);
-    for key in 0..KEYS {
-        for text in [format!(" {} ", "x".repeat(LARGE)), " last ".to_owned()] {
-            stream.send(&(json!({"key": format!("k/{key}"), "value": {"a": text}}).to_string() + "\n"));
+    for attempt in 0..ATTEMPTS {
+        let mut stream = Stream::open(cluster.nodes[0].port);
+        for key in 0..KEYS {
+            for text in [format!(" {} ", "x".repeat(LARGE)), " last ".to_owned()] {
+                let line = json!({"key": format!("k/{attempt}/{key}"), "value": {"a": text}});
+                stream.send(&(line.to_string() + "\n"));
+            }
         }
+        stream.end();
+        let lines: Vec<_> = (0..2 * KEYS).map(|_| stream.line().unwrap()).collect();
+        // A busy machine may not have done a line in time.
+        if lines.iter().any(|line| line["type"].is_string()) {
+            assert!(
+                lines.iter().all(|line| line["version"].is_u64() || line["status"].as_u64() >= Some(500)),
+                "{lines:?}"
+            );
+            continue;
+        }
+        let versions: Vec<_> = lines.iter().map(|line| line["version"].as_u64()).collect();
+        assert_eq!(versions, [Some(1), Some(2)].repeat(KEYS));
+        for key in 0..KEYS {
+            let path = format!("/kv/k/{attempt}/{key}/");
+            assert_eq!(client.settled(&path).await.expect(200).json["value"], json!({"a": "last"}));
+        }
+        return;
     }
-    stream.end();
-    let versions: Vec<_> = (0..2 * KEYS).map(|_| stream.line().unwrap()["version"].as_u64()).collect();
-    assert_eq!(versions, [Some(1), Some(2)].repeat(KEYS));
-    for key in 0..KEYS {
-        assert_eq!(client.get(&format!("/kv/k/{key}/")).await.expect(200).json["value"], json!({"a": "last"}));
-    }
+    panic!("lines were late each time");
 }
 
 /// Its writes go on although nobody takes their answers, so they leave the places where hooks run to others.
@@ -52,7 +72,7 @@ async fn clients_that_read_no_answers_do_not_keep_hooks_from_others() {
     set_hook(client).await;
     let mut streams: Vec<Stream> = (0..STALLED).map(|_| Stream::open(cluster.nodes[0].port)).collect();
     for (stream, number) in streams.iter_mut().zip(0..) {
-        stream.tcp.get_ref().set_write_timeout(Some(Duration::from_secs(1))).unwrap();
+        stream.tcp.get_ref().set_write_timeout(Some(Duration::from_secs(5))).unwrap();
         for line in 0.. {
             // Answers name their keys, and fill the buffers of the sockets.
             let key = format!("k/{number}/{line}/{}", "k".repeat(900));
@@ -72,6 +92,14 @@ async fn clients_that_read_no_answers_do_not_keep_hooks_from_others() {
     })
     .await;
     for number in 0..50 {
-        client.put(&format!("k/{number}"), &json!({"a": " y "})).await.expect(201);
+        let (key, value) = (format!("k/{number}"), json!({"a": " y "}));
+        let mut written = client.put(&key, &value).await;
+        // Not for as long as `write` would: the node cuts off clients that take no answers for a minute.
+        for _ in 1..ATTEMPTS {
+            if was_cut_off(&written) {
+                written = client.put(&key, &value).await;
+            }
+        }
+        written.expect_written();
     }
 }
