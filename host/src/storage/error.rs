@@ -40,6 +40,9 @@ pub enum Error {
     /// An earlier write failed. The content of the disk is unknown since then, so nothing more is written.
     #[error("storage stopped after a failed write: {0}")]
     Poisoned(#[source] Arc<Error>),
+    /// The disk would have to be read, where that is not allowed. Stays within [`crate::storage`].
+    #[error("the disk would have to be read")]
+    NotInMemory,
     /// The storage was closed.
     #[error("storage is closed")]
     Closed,

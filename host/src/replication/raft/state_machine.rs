@@ -1,7 +1,8 @@
 //! openraft's state machine on the `data/` database.
 //!
 //! Committed entries are applied in chunks: one storage batch carries the writes of all entries that are ready, and the
-//! position of the last one. `data/` is not fsynced per chunk, since the log restores it after a crash. It is fsynced
+//! position of the last one. A small chunk whose keys were written recently is applied in memory, where it arrives; any other on a
+//! blocking thread. `data/` is not fsynced per chunk, since the log restores it after a crash. It is fsynced
 //! before a snapshot is reported, because the log may be purged up to a snapshot.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -36,6 +37,10 @@ const TIME: &str = "time";
 
 /// Pause before a snapshot is installed again for which the disk had no space.
 const INSTALL_RETRY: Duration = Duration::from_secs(10);
+
+/// Most writes that are applied on an async thread, and most bytes of their commands. They take it half a millisecond.
+const IN_PLACE_WRITES_MAX: usize = 128;
+const IN_PLACE_BYTES_MAX: usize = 64 * 1024;
 
 /// Entries applied in one storage batch.
 const APPLY_ENTRIES_MAX: usize = 256;
@@ -136,12 +141,7 @@ impl StateMachine {
         let Some(last) = entries.last() else { return Ok(()) };
         let last_index = last.log_id().index();
         let entries = Arc::new(entries);
-
-        // fjall may stall a writer with blocking sleeps, so this must not run on an async thread.
-        let outcomes = {
-            let (state, entries) = (self.clone(), entries.clone());
-            self.blocking.run(move || state.apply_entries(&entries)).await??
-        };
+        let outcomes = self.apply_entries(&entries).await?;
 
         self.telemetry.metrics().write_stage(Stage::Apply, began.0.elapsed());
         let ended = clock::now();
@@ -158,10 +158,31 @@ impl StateMachine {
     }
 
     /// Applies entries in order; returns one list of outcomes per entry.
+    async fn apply_entries(&self, entries: &Arc<Vec<LogEntry>>) -> io::Result<Vec<Vec<storage::Outcome>>> {
+        let state = self.clone();
+        // The disk must not hold up an async thread.
+        if !is_small(entries) {
+            let entries = entries.clone();
+            return self.blocking.run(move || state.apply_changes(&state.changes_of(&entries)?)).await?;
+        }
+        // If everything is in memory, going to another thread and back would cost more than the writes.
+        let changes = self.changes_of(entries)?;
+        match self.data.apply_in_memory(&changes.writes, &changes.meta) {
+            Some(outcomes) => Ok(self.note(&changes, outcomes.map_err(io::Error::other)?)),
+            None => self.blocking.run(move || state.apply_changes(&changes)).await?,
+        }
+    }
+
+    fn apply_changes(&self, changes: &Changes) -> io::Result<Vec<Vec<storage::Outcome>>> {
+        let outcomes = self.data.apply(&changes.writes, &changes.meta).map_err(io::Error::other)?;
+        Ok(self.note(changes, outcomes))
+    }
+
+    /// What entries change.
     ///
     /// Time never goes back: a round with an earlier stamp than the newest one before it, or without one, takes place at that
     /// one's time.
-    fn apply_entries(&self, entries: &[LogEntry]) -> io::Result<Vec<Vec<storage::Outcome>>> {
+    fn changes_of(&self, entries: &[LogEntry]) -> io::Result<Changes> {
         let mut writes: Vec<GuardedWrite> = Vec::with_capacity(entries.len());
         let mut counts = Vec::with_capacity(entries.len());
         let (mut level, mut time_ms) = (self.applied.level(), self.applied.time_ms());
@@ -200,11 +221,38 @@ impl StateMachine {
         if level > self.applied.level() {
             meta.push((LEVEL, encode(&level).map_err(io::Error::other)?));
         }
-        let mut outcomes = self.data.apply(&writes, &meta).map_err(io::Error::other)?.into_iter();
-        self.applied.level.store(level.0, Ordering::Release);
-        self.applied.time_ms.store(time_ms, Ordering::Release);
-        Ok(counts.into_iter().map(|count| outcomes.by_ref().take(count).collect()).collect())
+        Ok(Changes { writes, counts, meta, level, time_ms })
     }
+
+    /// Takes over what applied changes say about the cluster. Returns the outcomes by entry.
+    fn note(&self, changes: &Changes, outcomes: Vec<storage::Outcome>) -> Vec<Vec<storage::Outcome>> {
+        self.applied.level.store(changes.level.0, Ordering::Release);
+        self.applied.time_ms.store(changes.time_ms, Ordering::Release);
+        let mut outcomes = outcomes.into_iter();
+        changes.counts.iter().map(|count| outcomes.by_ref().take(*count).collect()).collect()
+    }
+}
+
+/// What a chunk of entries changes.
+struct Changes {
+    writes: Vec<GuardedWrite>,
+    /// How many of them each entry has.
+    counts: Vec<usize>,
+    /// The state machine's own values.
+    meta: Vec<(&'static str, bytes::Bytes)>,
+    level: FeatureLevel,
+    time_ms: u64,
+}
+
+/// Whether entries have few and small writes.
+fn is_small(entries: &[LogEntry]) -> bool {
+    let rounds = entries.iter().filter_map(|entry| match &entry.payload {
+        EntryPayload::Normal(round) => Some(round),
+        _ => None,
+    });
+    let (writes, bytes) =
+        rounds.fold((0, 0), |(writes, bytes), round| (writes + round.writes.len(), bytes + round.command_bytes()));
+    writes <= IN_PLACE_WRITES_MAX && bytes <= IN_PLACE_BYTES_MAX
 }
 
 /// Replaces the state by a snapshot. Blocks.
@@ -338,8 +386,9 @@ mod tests {
         let machine = machine(&data);
         // In one batch or in several: the newest stamp is kept with the state.
         let (first, rest) = entries.split_at(2);
-        machine.apply_entries(first).unwrap();
-        machine.apply_entries(rest).unwrap();
+        for part in [first, rest] {
+            machine.apply_changes(&machine.changes_of(part).unwrap()).unwrap();
+        }
         let times = ["before", "without", "earlier", "later"]
             .map(|key| data.get(Space::Kv, key).unwrap().unwrap().meta.updated_at_ms);
         assert_eq!(times, [9_000, 5_000, 5_000, 6_000]);

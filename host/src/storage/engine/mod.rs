@@ -95,6 +95,12 @@ pub(super) trait StorageEngine: ReadTables {
     /// A view of the current state of all tables. Later writes do not change it.
     fn view(&self) -> Box<dyn ReadTables>;
 
+    /// A view for a change that must not wait for the disk: a read of anything that is not in memory fails with
+    /// [`Error::NotInMemory`]. None if a small batch may have to wait.
+    fn memory(&self) -> Option<Box<dyn ReadTables>> {
+        None
+    }
+
     /// Has the database removed from the disk once nobody uses it any longer: neither this engine, nor its views and
     /// iterators.
     fn retire(&self);

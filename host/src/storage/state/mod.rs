@@ -165,20 +165,44 @@ impl Data {
     /// input gives the same outcomes on every node. Readers see the batch before it is on the disk. If the state cannot be read, or
     /// an earlier batch could not be written, nothing is applied, now or later.
     pub fn apply(&self, writes: &[GuardedWrite], meta: &[(&'static str, Bytes)]) -> Result<Vec<Outcome>, Error> {
-        self.inner.attempt(|| self.apply_all(writes, meta))
+        self.inner.attempt(|| {
+            let mut recent = self.inner.applying.lock();
+            let engine = self.inner.engine();
+            self.apply_alone(&mut recent, engine.as_ref(), engine.view(), writes, meta)
+        })
     }
 
-    fn apply_all(&self, writes: &[GuardedWrite], meta: &[(&'static str, Bytes)]) -> Result<Vec<Outcome>, Error> {
+    /// The same for a few small writes, without waiting for the disk. None if that is not possible; nothing is applied then.
+    pub fn apply_in_memory(
+        &self,
+        writes: &[GuardedWrite],
+        meta: &[(&'static str, Bytes)],
+    ) -> Option<Result<Vec<Outcome>, Error>> {
+        let mut recent = self.inner.applying.try_lock()?;
+        let engine = self.inner.engine();
+        let memory = engine.memory()?;
+        let attempt = || match self.apply_alone(&mut recent, engine.as_ref(), memory, writes, meta) {
+            Err(Error::NotInMemory) => Ok(None),
+            applied => applied.map(Some),
+        };
+        self.inner.attempt(attempt).transpose()
+    }
+
+    fn apply_alone(
+        &self,
+        recent: &mut RecentHeads,
+        engine: &dyn StorageEngine,
+        view: Box<dyn ReadTables>,
+        writes: &[GuardedWrite],
+        meta: &[(&'static str, Bytes)],
+    ) -> Result<Vec<Outcome>, Error> {
         let inner = &self.inner;
-        let mut recent = inner.applying.lock();
-        let engine = inner.engine();
-        let view = engine.view();
         let before = Counters {
             revision: self.revision(),
             hook_epoch: self.hook_epoch(),
             has_values_apart: inner.has_values_apart.load(Ordering::Acquire),
         };
-        let mut overlay = Overlay::new(view.as_ref(), &recent, before);
+        let mut overlay = Overlay::new(view.as_ref(), recent, before);
         let outcomes = writes.iter().map(|write| overlay.apply(write)).collect::<Result<Vec<_>, _>>()?;
 
         let mut batch = WriteBatch::with_capacity(writes.len() + meta.len() + 2);

@@ -50,6 +50,19 @@ impl View {
     }
 }
 
+/// Tables that may not be read.
+pub(super) struct Unread;
+
+impl ReadTables for Unread {
+    fn get(&self, _: Table, _: &[u8]) -> Result<Option<Slice>, Error> {
+        Err(Error::NotInMemory)
+    }
+
+    fn range(&self, _: Table, _: Bounds) -> Result<Rows, Error> {
+        Err(Error::NotInMemory)
+    }
+}
+
 /// The rows of a range. Those of an upper layer hide those below.
 struct Merged {
     layers: Layers,

@@ -51,7 +51,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, RwLock};
 
 use self::layers::{Layer, Layers};
-use self::merged::View;
+use self::merged::{Unread, View};
 use super::{Bounds, Change, Durability, Generations, Keys, ReadTables, Rows, Slice, StorageEngine, Table, WriteBatch};
 use crate::storage::Error;
 
@@ -210,6 +210,11 @@ impl WriteBehind {
         }
         Ok(new)
     }
+
+    /// Size at which a writer flushes the layer.
+    fn full(&self) -> usize {
+        2 * self.bytes
+    }
 }
 
 /// Flushes from time to time, until the engine is dropped or a flush fails. The error is kept, for the next that writes or checks.
@@ -272,9 +277,8 @@ impl StorageEngine for WriteBehind {
         {
             let _ = wake.try_send(());
         }
-        let full = 2 * self.bytes;
-        if held >= full {
-            self.buffer.flush_if(|layer| layer.bytes >= full)?;
+        if held >= self.full() {
+            self.buffer.flush_if(|layer| layer.bytes >= self.full())?;
         }
         if durability == Durability::All { self.sync() } else { Ok(()) }
     }
@@ -296,6 +300,13 @@ impl StorageEngine for WriteBehind {
 
     fn view(&self) -> Box<dyn ReadTables> {
         Box::new(self.buffer.view())
+    }
+
+    fn memory(&self) -> Option<Box<dyn ReadTables>> {
+        let layers = self.buffer.layers.read();
+        // A small batch takes less, so that its writer has nothing to flush.
+        let has_room = layers.newer.bytes + self.bytes / 2 < self.full();
+        has_room.then(|| Box::new(View::new(layers.clone(), Box::new(Unread))) as Box<dyn ReadTables>)
     }
 
     fn retire(&self) {

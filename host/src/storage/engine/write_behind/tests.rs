@@ -144,3 +144,24 @@ fn a_check_finds_a_flush_that_failed_in_the_background() {
     assert!(engine.write(WriteBatch::default(), Durability::None).is_err());
     assert_eq!(engine.get(Table(0), &[1]).unwrap().as_deref(), Some(&[1][..]));
 }
+
+#[test]
+fn memory_has_what_was_written_until_it_is_flushed_and_has_room_for_a_small_batch() {
+    let disk = SimDisk::new(1);
+    let engine = Buffered::new(SimGenerations::new(&disk), by_writer(1_000)).open().unwrap();
+    let write = |key: &[u8], length| {
+        let mut batch = WriteBatch::default();
+        batch.insert(TABLES[0], key, vec![0; length]);
+        engine.write(batch, Durability::None).unwrap();
+    };
+    write(b"a", 10);
+    let memory = engine.memory().expect("room for more");
+    assert_eq!(memory.get(TABLES[0], b"a").unwrap().unwrap().len(), 10);
+    assert!(matches!(memory.get(TABLES[0], b"b"), Err(Error::NotInMemory)));
+    assert!(matches!(memory.range(TABLES[0], EVERYTHING), Err(Error::NotInMemory)));
+    drop(memory);
+    write(b"b", 1_600);
+    assert!(engine.memory().is_none(), "a writer may have to flush");
+    engine.sync().unwrap();
+    assert!(engine.memory().is_some());
+}

@@ -1,6 +1,7 @@
 //! Tests of the state alone.
 
 mod damage;
+mod in_memory;
 mod replacement;
 
 use std::io;
