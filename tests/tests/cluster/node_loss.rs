@@ -2,14 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use brink_tests::{Answer, Cluster, eventually};
+use brink_tests::{Answer, Cluster, eventually, undisturbed};
 use serde_json::json;
 
 /// Limit of the time for a state that the nodes reach by themselves.
 const LIMIT: Duration = Duration::from_secs(60);
-
-/// Attempts to be refused in time, on a machine that stands still now and then.
-const ATTEMPTS: usize = 5;
 
 /// Limit of the time until a refusal.
 const REFUSAL_LIMIT: Duration = Duration::from_secs(3);
@@ -55,16 +52,14 @@ async fn check_table(size: usize) {
 }
 
 async fn check_refusals(client: &brink_tests::Client) {
-    let refused = refused_in_time(async || {
-        let refused = client.put("lost", &json!(1)).await;
-        if refused.json["type"] == "urn:brink:problem:leader-lost" {
-            // It was on its way to the leader that was killed.
-            assert_eq!((refused.status, &refused.json["outcome"]), (503, &json!("unknown")), "{}", refused.json);
-            return None;
-        }
-        Some(refused.expect(500))
-    })
-    .await;
+    let put = async || client.put("lost", &json!(1)).await;
+    let mut refused = refused_in_time(put).await;
+    if refused.json["type"] == "urn:brink:problem:leader-lost" {
+        // It was on its way to the leader that was killed, and the answer says so in time.
+        assert_eq!((refused.status, &refused.json["outcome"]), (503, &json!("unknown")), "{}", refused.json);
+        refused = refused_in_time(put).await;
+    }
+    let refused = refused.expect(500);
     let detail = refused.json["detail"].as_str().unwrap();
     let counted = detail.strip_prefix("Failed to replicate to quorum of nodes. Successful: ");
     assert!(counted.is_some_and(|rest| rest.ends_with(" nodes")), "{detail}");
@@ -74,7 +69,7 @@ async fn check_refusals(client: &brink_tests::Client) {
     let read = client.get("/kv/first/").await.expect(200);
     assert_eq!(read.header("brink-consistency"), Some("local"));
     assert!(read.header("brink-staleness-ms").unwrap().parse::<u64>().is_ok());
-    let refused = refused_in_time(async || Some(client.get("/kv/first/?consistency=strong").await.expect(503))).await;
+    let refused = refused_in_time(async || client.get("/kv/first/?consistency=strong").await.expect(503)).await;
     assert_eq!(refused.json["type"], "urn:brink:problem:quorum-unavailable");
     eventually(LIMIT, "the node reports no quorum", || async {
         (client.get("/health/").await.expect(200).json["status"] == "no_quorum").then_some(())
@@ -82,16 +77,17 @@ async fn check_refusals(client: &brink_tests::Client) {
     .await;
 }
 
-/// The first refusal that comes in time.
-async fn refused_in_time(refused: impl AsyncFn() -> Option<Answer>) -> Answer {
-    for _ in 0..ATTEMPTS {
+/// A refusal, which must come in time.
+async fn refused_in_time(request: impl AsyncFn() -> Answer) -> Answer {
+    let mut refused = None;
+    undisturbed(async || {
         let began = Instant::now();
-        match refused().await {
-            Some(refused) if began.elapsed() < REFUSAL_LIMIT => return refused,
-            _ => println!("not yet refused, after {:?}", began.elapsed()),
-        }
-    }
-    panic!("none of {ATTEMPTS} requests was refused within {REFUSAL_LIMIT:?}");
+        refused = Some(request().await);
+        let took = began.elapsed();
+        if took < REFUSAL_LIMIT { Ok(()) } else { Err(format!("refused after {took:?}")) }
+    })
+    .await;
+    refused.unwrap()
 }
 
 fn first_running(cluster: &Cluster) -> usize {
