@@ -46,7 +46,7 @@ pub use cluster::{Cluster, Node, Options, Place};
 pub use fake_clock::{FakeClock, right_time};
 pub use fault_fs::{FaultFs, Operation, Tail};
 pub use load::{Load, entries};
-pub use machine::undisturbed;
+pub use machine::{Watch, undisturbed};
 pub use otlp::{Collector, Span};
 pub use ports::free_ports;
 pub use probe::first_success;

@@ -22,20 +22,21 @@ pub async fn undisturbed(mut measure: impl AsyncFnMut() -> Result<(), String>) {
     for run in 1..=RUNS {
         let watch = Watch::start();
         let Err(wrong) = measure().await else { return };
-        let still = watch.stop();
+        let still = watch.longest();
         assert!(still > STILL_MAX && run < RUNS, "run {run}, in which the machine stood still for {still:?}: {wrong}");
         println!("run {run} is repeated, since the machine stood still for {still:?}: {wrong}");
     }
 }
 
 /// A thread that notes for how long it stands still.
-struct Watch {
+pub struct Watch {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<Duration>>,
 }
 
 impl Watch {
-    fn start() -> Self {
+    /// Begins to look.
+    pub fn start() -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let thread = std::thread::spawn(move || {
@@ -49,8 +50,13 @@ impl Watch {
         Self { stop, thread: Some(thread) }
     }
 
+    /// Whether the machine has stood still since the start, for so long that it spoils a measurement.
+    pub fn has_stood_still(self) -> bool {
+        self.longest() > STILL_MAX
+    }
+
     /// The longest standstill since the start.
-    fn stop(mut self) -> Duration {
+    fn longest(mut self) -> Duration {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.take().unwrap().join().unwrap()
     }
