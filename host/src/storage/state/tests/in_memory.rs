@@ -50,7 +50,7 @@ fn what_the_disk_must_be_asked_for_is_not_applied_in_memory() {
     assert!(data.apply_in_memory(&[put_one("new", "1"), change.clone()], &[("own", "1".into())]).is_none());
     assert_eq!((data.revision(), data.meta("own").unwrap()), (1, None));
     // A key that was written since the start is known.
-    apply(&data, &[change.clone()]);
+    apply(&data, std::slice::from_ref(&change));
     let outcomes = data.apply_in_memory(&[change], &[("own", "1".into())]).unwrap().unwrap();
     assert!(matches!(outcomes[..], [Outcome::Applied { revision: 3, .. }]), "{outcomes:?}");
     assert_eq!(data.meta("own").unwrap().unwrap(), "1");
