@@ -122,10 +122,7 @@ async fn a_client_that_reads_no_answers_is_not_read_further() {
     // It lives, and answers what it took.
     cluster.client(0).write("other", &json!(1)).await.expect(201);
     for number in 0..1_000 {
-        let line = stream.line().unwrap();
-        // A busy machine may not have done a line in time.
-        let is_late = line["status"].as_u64().is_some_and(|status| status >= 500) && line["line"] == number + 1;
-        assert!(line["key"] == key(number) || is_late, "{number}: {line}");
+        assert_eq!(stream.line().unwrap()["key"], key(number));
     }
 }
 

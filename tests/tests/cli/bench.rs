@@ -3,7 +3,7 @@
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use brink_tests::{Cluster, Run, brink, eventually};
+use brink_tests::{Cluster, Run, Watch, brink, eventually};
 use serde_json::Value;
 
 /// Runs on a machine that is fit for figures: others keep it busy at times.
@@ -16,11 +16,13 @@ const LIMIT: Duration = Duration::from_secs(60);
 fn run_until(url: &str, args: &[&str], is_right: impl Fn(&Value) -> bool) -> Value {
     let mut reports = Vec::new();
     for _ in 0..RUNS {
+        let machine = Watch::start();
         let report: Value = serde_json::from_str(&brink(url, args).expect(0).out).unwrap();
         if is_right(&report) {
             return report;
         }
         reports.push(report);
+        assert!(machine.has_stood_still(), "{args:?}: {reports:?}");
     }
     panic!("{args:?}: {reports:?}");
 }

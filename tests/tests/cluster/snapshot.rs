@@ -117,16 +117,6 @@ fn arrivals(node: &Node) -> Vec<(String, u64)> {
     found.collect()
 }
 
-/// Checks that a node was sent one snapshot. A transfer that is interrupted, because the machine stands still or the node is
-/// killed, goes on with what has not arrived yet.
-fn assert_one_snapshot_arrived(node: &Node) {
-    let arrivals = arrivals(node);
-    assert_eq!(arrivals[0].1, 0, "{arrivals:?}");
-    for pair in arrivals.windows(2) {
-        assert!(pair[0].0 == pair[1].0 && pair[0].1 < pair[1].1, "{arrivals:?}");
-    }
-}
-
 #[tokio::test]
 async fn an_interrupted_snapshot_resumes_at_its_offset() {
     let mut cluster = Cluster::prepare(3, options());
@@ -144,15 +134,15 @@ async fn an_interrupted_snapshot_resumes_at_its_offset() {
     })
     .await;
     cluster.nodes[2].kill();
-    let (held, interrupted) = (spooled(&cluster.nodes[2]), arrivals(&cluster.nodes[2]).len());
+    let held = spooled(&cluster.nodes[2]);
     assert!(held < LARGE_VALUES as u64 * LARGE_BYTES as u64, "the snapshot arrived before the node was killed");
 
     cluster.nodes[2].start();
     cluster.ready().await;
     installs_snapshot(&cluster.nodes[2]).await;
-    assert_one_snapshot_arrived(&cluster.nodes[2]);
     let arrivals = arrivals(&cluster.nodes[2]);
-    assert!(arrivals.len() > interrupted && arrivals[interrupted].1 == held, "{arrivals:?}, {held} bytes were held");
+    let [(first, 0), (second, offset)] = arrivals.as_slice() else { panic!("{arrivals:?}") };
+    assert_eq!((first, *offset), (second, held), "{arrivals:?}");
     eventually(LIMIT, "the spool is empty", || async { (spooled(&cluster.nodes[2]) == 0).then_some(()) }).await;
     let last = format!("/kv/large/{:04}/?consistency=local", LARGE_VALUES - 1);
     let value = cluster.client(2).send("GET", &last, &[("accept", "application/octet-stream")], "").await.expect(200);
@@ -189,7 +179,7 @@ async fn one_snapshot_is_enough_for_a_node_that_starts_late_under_load() {
     .await;
     let meanwhile = p99_of_writes(cluster.client(0), "meanwhile", 100).await;
     println!("p99 of a write: {usual:?}, during the transfer {meanwhile:?}");
-    assert!(meanwhile < Duration::from_secs(2) + usual, "{usual:?}, then {meanwhile:?}");
+    assert!(meanwhile < Duration::from_secs(2), "{usual:?}, then {meanwhile:?}");
     installs_snapshot(&cluster.nodes[2]).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     for node in &cluster.nodes {
@@ -202,7 +192,7 @@ async fn one_snapshot_is_enough_for_a_node_that_starts_late_under_load() {
         written.keys().all(|key| found.contains_key(key)).then_some(())
     })
     .await;
-    assert_one_snapshot_arrived(&cluster.nodes[2]);
+    assert_eq!(arrivals(&cluster.nodes[2]).len(), 1, "{:?}", arrivals(&cluster.nodes[2]));
 }
 
 /// The p99 of the durations of some writes, each with its repetitions if a node could not take it.
@@ -313,7 +303,7 @@ async fn a_node_joins_a_busy_cluster_with_much_data() {
 
     let (mut most_mib, mut slowest) = ([0; 3], Duration::ZERO);
     let joined = cluster.nodes[lost].url.clone();
-    let [reader, other] = [&joined, &cluster.nodes[leader].url].map(|url| Client::with_timeout(url, LIMIT));
+    let reader = Client::with_timeout(&joined, LIMIT);
     let limit = 2 * LIMIT + LIMIT_PER_MIB * mib;
     loop {
         assert!(began.elapsed() < limit, "not within {limit:?}; {:?} MiB of memory", most_mib);
@@ -321,11 +311,11 @@ async fn a_node_joins_a_busy_cluster_with_much_data() {
         for (most, node) in most_mib.iter_mut().zip(&cluster.nodes) {
             *most = resident_mib(node).max(*most);
         }
-        let ((read, took), (_, usual)) = tokio::join!(timed_read(&reader), timed_read(&other));
+        let (read, took) = timed_read(&reader).await;
         assert!(read.as_ref().is_err_and(|error| error.is_connect()) || read.is_ok(), "{read:?}");
         slowest = slowest.max(took);
         let read_max = if began.elapsed() < RECOVERY { RECOVERING_READ_MAX } else { READ_MAX };
-        assert!(took < read_max + usual, "a read took {took:?}, and {usual:?} on the leader");
+        assert!(took < read_max, "a read took {took:?}");
         let list = cluster.client(leader).get("/cluster/members/").await.json;
         let members = list["members"].as_array().cloned().unwrap_or_default();
         let of_url = |member: &&serde_json::Value| member["url"] == joined.as_str();
@@ -340,6 +330,6 @@ async fn a_node_joins_a_busy_cluster_with_much_data() {
         "{mib} MiB: a voter after {lasted:?}, {writes} writes meanwhile ({rate:.0}/s), memory {most_mib:?} MiB, reads on it took at most {slowest:?}"
     );
     load.stop().await;
-    assert_one_snapshot_arrived(&cluster.nodes[lost]);
+    assert_eq!(arrivals(&cluster.nodes[lost]).len(), 1, "{:?}", arrivals(&cluster.nodes[lost]));
     assert!(most_mib.iter().all(|most| *most < MEMORY_MIB_MAX), "{most_mib:?} MiB");
 }
