@@ -37,7 +37,7 @@ const RECORD_SCHEMA: &str = r#"{"schema": {"type": "object", "properties": {
     "inverted_name": {"type": "string", "minLength": 1}
   }, "required": ["alpha_3", "name", "scope", "type"], "additionalProperties": false}}"#;
 
-/// Bytes of the value that `normalize` is given.
+/// Bytes of the values that `normalize` and a pattern are given.
 const VALUE_BYTES: usize = 256;
 
 /// A store without entries.
@@ -61,7 +61,8 @@ struct Subject {
     action: Action,
 }
 
-fn subjects() -> [Subject; 3] {
+fn subjects() -> [Subject; 4] {
+    let text = format!(r#""{}""#, "aB3".repeat(VALUE_BYTES / 3));
     let padding = "x".repeat(VALUE_BYTES - r#"{"name":"  "}"#.len());
     let value = format!(r#"{{"name":" {padding} "}}"#);
     let record = r#"{"alpha_2":"de","alpha_3":"deu","bibliographic":"ger","name":"German","scope":"I","type":"L"}"#;
@@ -84,6 +85,13 @@ fn subjects() -> [Subject; 3] {
             package: "json_schema",
             config: RECORD_SCHEMA,
             action: Action::Put(Value::json(record)),
+        },
+        // What `cargo xtask hook-cost` binds.
+        Subject {
+            name: "pattern",
+            package: "json_schema",
+            config: r#"{"schema": {"type": "string", "maxLength": 1024, "pattern": "^[A-Za-z0-9]*$"}}"#,
+            action: Action::Put(Value::json(text)),
         },
     ]
 }

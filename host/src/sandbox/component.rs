@@ -1,7 +1,8 @@
 //! A component that fits one of the worlds of `brink:hooks`: checked, and linked to what the host offers.
 
+use wasmtime::Store;
 use wasmtime::component::types::{self, ComponentItem};
-use wasmtime::component::{Component, InstancePre, Linker};
+use wasmtime::component::{Component, Instance, InstancePre, Linker};
 
 use super::bindings::HOOKS_VERSION;
 use super::bindings::exports::brink::hooks::{configuration, transformer, validator};
@@ -17,9 +18,16 @@ const PAGE_BYTES: u64 = 64 * 1024;
 /// A compiled component with its imports linked, ready to be instantiated.
 pub(super) struct LinkedComponent<R: 'static> {
     pub(super) pre: InstancePre<HostState<R>>,
-    pub(super) configuration: configuration::GuestIndices,
+    configuration: configuration::GuestIndices,
     pub(super) validator: Option<validator::GuestIndices>,
     pub(super) transformer: Option<transformer::GuestIndices>,
+}
+
+/// The exports of one instance, whose types have been checked.
+pub(super) struct Exports {
+    pub(super) configuration: configuration::Guest,
+    pub(super) validator: Option<validator::Guest>,
+    pub(super) transformer: Option<transformer::Guest>,
 }
 
 /// What a plugin does about writes. It may have both roles.
@@ -54,6 +62,17 @@ impl<R: HostReads> LinkedComponent<R> {
         let validator = validator.transpose().map_err(signature)?;
         let transformer = transformer.transpose().map_err(signature)?;
         Ok(Self { configuration, validator, transformer, pre })
+    }
+
+    /// Finds the exports of an instance of the component. Fails if one has not the type it should have.
+    pub(super) fn exports(&self, store: &mut Store<HostState<R>>, instance: &Instance) -> wasmtime::Result<Exports> {
+        let validator = self.validator.as_ref().map(|validator| validator.load(&mut *store, instance));
+        let transformer = self.transformer.as_ref().map(|transformer| transformer.load(&mut *store, instance));
+        Ok(Exports {
+            validator: validator.transpose()?,
+            transformer: transformer.transpose()?,
+            configuration: self.configuration.load(store, instance)?,
+        })
     }
 }
 

@@ -3,7 +3,7 @@
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
 
 use super::bindings::brink::hooks::types::{Rejection, Replacement, Write};
-use super::component::{LinkedComponent, Role};
+use super::component::{Exports, LinkedComponent, Role};
 use super::error::Error;
 use super::host_state::{HostReads, HostState};
 use super::instance::{Instance, Pool};
@@ -98,17 +98,11 @@ impl<R: HostReads> Target<'_, R> {
 impl<R: HostReads> Invocation<'_, R> {
     /// Checks that every export of the plugin has the type it should have.
     pub(super) fn check_types(&mut self) -> wasmtime::Result<()> {
-        let component = self.component;
-        let Instance { store, raw, .. } = &mut self.instance;
-        component.configuration.load(&mut *store, raw)?;
-        component.validator.as_ref().map(|validator| validator.load(&mut *store, raw)).transpose()?;
-        component.transformer.as_ref().map(|transformer| transformer.load(&mut *store, raw)).transpose()?;
-        Ok(())
+        self.instance.exports(self.component).map(drop)
     }
 
     pub(super) fn configure(&mut self, config: &str) -> Result<(), Error> {
-        let configuration = &self.component.configuration;
-        let answer = self.step(|store, raw| configuration.load(&mut *store, raw)?.call_configure(store, config))?;
+        let answer = self.step(|store, exports| exports.configuration.call_configure(store, config))?;
         answer.map_err(|invalid| Error::ConfigRefused {
             path: cut(&invalid.path, limits::PLUGIN_TEXT_BYTES_MAX).to_owned(),
             message: cut(&invalid.message, limits::PLUGIN_TEXT_BYTES_MAX).to_owned(),
@@ -125,18 +119,16 @@ impl<R: HostReads> Invocation<'_, R> {
     }
 
     fn ask(&mut self, role: Role, writes: &[Write<'_>]) -> Result<Result<Vec<Replacement>, Rejection>, Error> {
-        let component = self.component;
-        match role {
+        self.step(|store, exports| match role {
             Role::Transformer => {
-                let Some(transformer) = &component.transformer else { return Ok(Ok(Vec::new())) };
-                self.step(|store, raw| transformer.load(&mut *store, raw)?.call_transform(store, writes))
+                let Some(transformer) = &exports.transformer else { return Ok(Ok(Vec::new())) };
+                transformer.call_transform(store, writes)
             }
             Role::Validator => {
-                let Some(validator) = &component.validator else { return Ok(Ok(Vec::new())) };
-                let answer = self.step(|store, raw| validator.load(&mut *store, raw)?.call_validate(store, writes))?;
-                Ok(answer.map(|()| Vec::new()))
+                let Some(validator) = &exports.validator else { return Ok(Ok(Vec::new())) };
+                Ok(validator.call_validate(store, writes)?.map(|()| Vec::new()))
             }
-        }
+        })
     }
 
     pub(super) fn memory_bytes(&self) -> usize {
@@ -151,14 +143,14 @@ impl<R: HostReads> Invocation<'_, R> {
     /// Runs the guest. Each step gets the whole deadline, unless the call is provisional.
     fn step<T>(
         &mut self,
-        run: impl FnOnce(&mut Store<HostState<R>>, &wasmtime::component::Instance) -> wasmtime::Result<T>,
+        run: impl FnOnce(&mut Store<HostState<R>>, &Exports) -> wasmtime::Result<T>,
     ) -> Result<T, Error> {
         if !self.limits.is_provisional {
             self.instance.set_deadline(self.limits.deadline);
         }
-        let Instance { store, raw, .. } = &mut self.instance;
-        run(store, raw).map_err(|error| {
-            let error = explain(&error, self.limits, store.data_mut());
+        let answer = self.instance.exports(self.component).and_then(|(store, exports)| run(store, exports));
+        answer.map_err(|error| {
+            let error = explain(&error, self.limits, self.instance.store.data_mut());
             self.has_failed = true;
             self.has_met_limit |= error.is_limit();
             error

@@ -26,7 +26,8 @@
 //! - No call sees what another call left in memory (see `instance`).
 //! - Compiling is bounded as well, and takes little of the processor from what serves (see `compiler`).
 //! - Compiled code is loaded only from this node's own cache (see `cache`).
-//! - `unsafe` code is in two places: resetting instances (`instance/`), and loading compiled code (`cache`).
+//! - `unsafe` code is in three places: resetting instances (`instance/`), loading compiled code (`cache`), and the class of a
+//!   compiler's threads (`compiler/child`).
 //!
 //! # Failure model
 //!
@@ -50,7 +51,7 @@
 //! | `normalize`, 256 bytes | 5.8 | 12.8 | 14.2 |
 //! | `json-schema`, an ISO 639-3 record | 7.2 | 19.6 | 2,000 |
 //!
-//! Taking and resetting an unused instance takes 1.0, more than half of it for counting page faults. Taking a new one from
+//! Taking and resetting an unused instance takes 0.8, a third of it for counting page faults. Taking a new one from
 //! wasmtime's pool, linking it and ending it takes 6.6 (9.0 for `json-schema`). A value of 16 KiB takes 0.6 more to hand over
 //! than one of 16 bytes, and one of 256 KiB 130, because the memory grows for it, and the instance cannot be reset then.
 //!

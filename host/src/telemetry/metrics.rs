@@ -88,8 +88,9 @@ type OfRoute = HashMap<(&'static str, StatusCode), BoundHistogram<f64>, ahash::R
 pub struct HookMetrics {
     metrics: Arc<Metrics>,
     labels: [KeyValue; 2],
-    /// The labels of most calls, built once.
-    accepted: [KeyValue; 3],
+    memory: BoundHistogram<f64>,
+    /// The durations of accepted calls, which are most of them.
+    accepted: BoundHistogram<f64>,
 }
 
 /// A write that waits for its outcome. Dropped with the request of a client that leaves.
@@ -205,8 +206,9 @@ impl Metrics {
     pub(crate) fn of_hook(self: &Arc<Self>, hook: &str, plugin: &str) -> HookMetrics {
         let shared = |name, value: &str| KeyValue::new(name, Arc::<str>::from(value));
         let labels = [shared(names::HOOK, hook), shared(names::PLUGIN, plugin)];
-        let accepted = with(&labels, names::RESULT, names::ACCEPTED);
-        HookMetrics { metrics: self.clone(), labels, accepted }
+        let memory = self.hook_memory.bind(&labels);
+        let accepted = self.hook.bind(&with(&labels, names::RESULT, names::ACCEPTED));
+        HookMetrics { metrics: self.clone(), labels, memory, accepted }
     }
 
     pub(crate) fn http(&self, method: &Method, route: &str, status: StatusCode, took: Duration) {
@@ -237,10 +239,9 @@ impl HookMetrics {
     pub(crate) fn call(&self, took: Duration, result: &'static str, memory_bytes: usize) {
         let metrics = &self.metrics;
         let (took, memory) = (took.as_secs_f64(), f64::from(u32::try_from(memory_bytes).unwrap_or(u32::MAX)));
-        metrics.hook_memory.record(memory, &self.labels);
+        self.memory.record(memory);
         if result == names::ACCEPTED {
-            metrics.hook.record(took, &self.accepted);
-            return;
+            return self.accepted.record(took);
         }
         metrics.hook.record(took, &with(&self.labels, names::RESULT, result));
         match result {

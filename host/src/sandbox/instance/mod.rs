@@ -12,7 +12,8 @@
 //!   becomes the initial state of a copy of the component. Instances of the copy are configured from their start.
 //! - `resettable` adds a module to that copy which saves the globals when an instance starts, and can restore them.
 //! - `reset` restores an instance after a call: its globals by that module, and of its memory the pages that the call wrote
-//!   to. `pages` asks Linux for them (`PAGEMAP_SCAN`), unless the thread had no page fault since: then there are no new ones.
+//!   to. `pages` asks Linux for them (`PAGEMAP_SCAN`), unless the thread had no page fault since the last look: then there are no
+//!   new ones.
 //! - `pool` keeps reset instances for the next calls, one for each thread.
 //!
 //! # Guarantees
@@ -48,10 +49,11 @@ use tokio::sync::OwnedSemaphorePermit;
 use wasmtime::Store;
 use wasmtime::component::{TypedFunc, WasmList};
 
+use self::pages::Faults;
 pub(super) use self::pool::Pool;
 pub(super) use self::preinit::Instrumented;
 pub(super) use self::reset::{ResetSupport, Resetter};
-use super::component::LinkedComponent;
+use super::component::{Exports, LinkedComponent};
 use super::host_state::{HostReads, HostState, Random};
 use super::limiter::{CallLimits, Limiter};
 use super::lines::Lines;
@@ -59,7 +61,9 @@ use super::ticker::Ticker;
 
 pub(super) struct Instance<R: 'static> {
     pub(super) store: Store<HostState<R>>,
-    pub(super) raw: wasmtime::component::Instance,
+    raw: wasmtime::component::Instance,
+    /// Found at the first call.
+    exports: Option<Exports>,
     /// How to reset it; found at its first reset.
     reset_state: Option<ResetState>,
 }
@@ -69,8 +73,8 @@ struct ResetState {
     memory: WasmList<u8>,
     /// The chunks of the memory (see `reset`) that the instance has written to since it started, in order.
     written: Vec<usize>,
-    /// The thread's page faults when `written` was complete; `None` if they could not be counted.
-    faults: Option<i64>,
+    /// The page faults before `written` was found; `None` if they could not be counted.
+    faults: Option<Faults>,
     _reserved: OwnedSemaphorePermit,
 }
 
@@ -95,7 +99,7 @@ impl<R: HostReads> Instance<R> {
         // IMPORTANT: without a deadline the first check of the epoch traps.
         store.set_epoch_deadline(Ticker::ticks(limits.deadline));
         match component.pre.instantiate(&mut store) {
-            Ok(raw) => Ok(Self { store, raw, reset_state: None }),
+            Ok(raw) => Ok(Self { store, raw, exports: None, reset_state: None }),
             Err(error) => Err((error, store)),
         }
     }
@@ -109,6 +113,18 @@ impl<R: HostReads> Instance<R> {
         state.lines = Lines::default();
         state.random = Random(random_seed);
         state.limiter.renew(limits.memory_bytes).then_some(self)
+    }
+
+    /// What the instance exports, and the store to call it in. Fails if an export has not the type it should have.
+    pub(super) fn exports(
+        &mut self,
+        component: &LinkedComponent<R>,
+    ) -> wasmtime::Result<(&mut Store<HostState<R>>, &Exports)> {
+        let exports = match &mut self.exports {
+            Some(exports) => exports,
+            unknown => unknown.insert(component.exports(&mut self.store, &self.raw)?),
+        };
+        Ok((&mut self.store, exports))
     }
 
     /// Lets the guest run for this long from now on.

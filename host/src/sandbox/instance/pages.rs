@@ -11,6 +11,7 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::thread::{self, ThreadId};
 
 use nix::sys::resource::getrusage;
 use rustix::{ioctl, mm};
@@ -19,6 +20,13 @@ use rustix::{ioctl, mm};
 pub(super) const RUNS_MAX: usize = 64;
 
 pub(super) struct PageMap(File);
+
+/// The page faults of a thread since it started. Equal counts of one thread mean that it had none between them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Faults {
+    thread: ThreadId,
+    count: i64,
+}
 
 /// A run of neighbouring pages: `struct page_region`.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -129,10 +137,13 @@ pub(super) unsafe fn drop_pages(range: Range<*const u8>) {
     }
 }
 
-/// The number of page faults of the calling thread since it started; `None` if the system does not count them.
-pub(super) fn faults() -> Option<i64> {
-    let usage = getrusage(system::THREAD).ok()?;
-    Some(usage.minor_page_faults().wrapping_add(usage.major_page_faults()))
+impl Faults {
+    /// `None` if the system does not count them.
+    pub(super) fn of_this_thread() -> Option<Self> {
+        let usage = getrusage(system::THREAD).ok()?;
+        let count = usage.minor_page_faults().wrapping_add(usage.major_page_faults());
+        Some(Self { thread: thread::current().id(), count })
+    }
 }
 
 /// # Safety
@@ -198,9 +209,9 @@ mod tests {
                 assert_eq!(starts, numbers);
             };
             let is_counted = |number: usize| {
-                let before = faults().unwrap();
+                let before = Faults::of_this_thread().unwrap();
                 write(number);
-                faults() != Some(before)
+                Faults::of_this_thread() != Some(before)
             };
             assert!(is_counted(3));
             told(&[3], &mut found);

@@ -6,7 +6,6 @@ use parking_lot::Mutex;
 use super::super::host_state::HostReads;
 use super::super::ticker::PerThread;
 use super::Instance;
-use super::pages::faults;
 use super::reset::Resetter;
 
 pub(crate) struct Pool<R: 'static> {
@@ -21,11 +20,7 @@ impl<R: HostReads> Pool<R> {
     }
 
     pub(crate) fn take(&self) -> Option<Instance<R>> {
-        let mut instance = self.waiting.mine().try_lock()?.take()?;
-        if let Some(state) = &mut instance.reset_state {
-            state.faults = faults();
-        }
-        Some(instance)
+        self.waiting.mine().try_lock()?.take()
     }
 
     /// Resets an instance, to wait for this thread's next call. Drops it if it cannot be reset, or if another one waits.

@@ -9,7 +9,7 @@ use wasmtime::component::{ComponentExportIndex, WasmList};
 
 use super::super::component::LinkedComponent;
 use super::super::host_state::HostReads;
-use super::pages::{PageMap, Pages, RUNS_MAX, drop_pages, faults, forbid_huge_pages};
+use super::pages::{Faults, PageMap, Pages, RUNS_MAX, drop_pages, forbid_huge_pages};
 use super::resettable::{MEMORY, RESTORE_GLOBALS};
 use super::{Instance, ResetState};
 use crate::limits;
@@ -96,10 +96,13 @@ impl Resetter {
         };
         state.restore_globals.call(&mut instance.store, ())?;
         let memory = state.memory.as_le_slice(&instance.store).as_ptr_range();
-        let has_faulted = state.faults.is_none() || state.faults != faults();
-        if has_faulted && !self.find_written(memory.start.addr()..memory.end.addr(), &mut state.written)? {
+        let faults = Faults::of_this_thread();
+        if (faults.is_none() || faults != state.faults)
+            && !self.find_written(memory.start.addr()..memory.end.addr(), &mut state.written)?
+        {
             return Ok(false);
         }
+        state.faults = faults;
         #[allow(unsafe_code, reason = "the guest's memory is not accessible otherwise")]
         // SAFETY: the instance is borrowed exclusively and does not run. Its memory begins at this address and has as many
         // bytes as the initial memory, because it has not grown (checked above). The system owns the memory, and compiled code,
