@@ -10,8 +10,9 @@ pub(super) struct Args {
     /// The parent process; the compiler ends when it does
     #[arg(long, value_name = "PID")]
     parent: u32,
-    #[arg(long, default_value_t = CompilerLimits::default().niceness)]
-    niceness: i32,
+    /// Without it, the compiler runs when nothing else wants to
+    #[arg(long)]
+    niceness: Option<i32>,
     #[arg(long, default_value_t = CompilerLimits::default().cpu_s)]
     cpu_s: u64,
     #[arg(long, default_value_t = CompilerLimits::default().memory_bytes)]

@@ -7,6 +7,7 @@ use std::num::NonZero;
 use std::process::ExitCode;
 use std::thread::available_parallelism;
 
+use nix::libc;
 use rayon::ThreadPoolBuilder;
 use rustix::process::{
     Pid, Resource, Rlimit, Signal, getppid, getpriority_process, getrlimit, set_parent_process_death_signal,
@@ -73,11 +74,24 @@ fn restrict(parent: u32, limits: CompilerLimits) -> io::Result<()> {
     limit(Resource::Core, 0, 0)?;
     // A machine without memory ends this process first. It may be forbidden to say so.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
-    // Unless that of the parent is higher.
-    if getpriority_process(None)? < limits.niceness {
-        setpriority_process(None, limits.niceness)?;
+    match limits.niceness {
+        None => enter_idle_class(),
+        // Unless that of the parent is higher.
+        Some(niceness) if getpriority_process(None)? < niceness => Ok(setpriority_process(None, niceness)?),
+        Some(_) => Ok(()),
     }
-    Ok(())
+}
+
+/// From now on this thread, and those that it starts, run when nothing else wants to: a thread of the usual class that wakes up
+/// does not wait for them. There is no way back without privileges.
+fn enter_idle_class() -> io::Result<()> {
+    let priority = libc::sched_param { sched_priority: 0 };
+    #[allow(unsafe_code, reason = "no library offers it")]
+    // SAFETY: this changes how Linux schedules the calling thread, and reads `priority`, which is what it takes for this class.
+    match unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const priority) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Sets a limit, or leaves the system's if that is lower.

@@ -18,8 +18,9 @@
 //! # Guarantees
 //!
 //! - A compiler has bounded processor time, memory, output, threads and wall time (see `limits`, `COMPILE_…`).
-//! - It yields to what serves, but always gets on: a tenth of a busy core, or a quarter if writes wait for it (see [`Priority`]).
-//!   It uses at most half of the cores.
+//! - It yields to what serves, but always gets on (see [`Priority`]). It takes what the others leave; if that is less than a
+//!   twentieth of a core for ten seconds, it is started again, at a niceness that gets a tenth of a busy core. If writes wait for
+//!   it, it gets a quarter from the start. It uses at most half of the cores.
 //! - It ends when the request that asked for it is cancelled, when the node stops, and when the node dies.
 //! - It compiles with the settings of the node: both build their configuration in one function, and wasmtime compares it when
 //!   the code is loaded.

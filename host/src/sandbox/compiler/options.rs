@@ -19,19 +19,19 @@ pub enum Compilers {
 /// How much of a busy machine a compiler gets. It gets all that an idle machine has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Priority {
-    /// A tenth of a busy core: somebody deploys.
+    /// What the others leave; a tenth of a core if that is too little. Somebody deploys.
     #[default]
     Deploying,
-    /// A quarter of a busy core: writes wait for it.
+    /// A quarter of a core: writes wait for it.
     Serving,
 }
 
 impl Priority {
-    /// The niceness of its process, of 0 to 19.
-    pub(super) fn niceness(self) -> i32 {
+    /// The niceness of its process, of 0 to 19, or `None` for the idle class: first, and whenever it starved so far.
+    pub(super) fn attempts(self) -> &'static [Option<i32>] {
         match self {
-            Self::Deploying => 10,
-            Self::Serving => settings::NICENESS,
+            Self::Deploying => &[None, Some(10)],
+            Self::Serving => &[Some(settings::NICENESS)],
         }
     }
 }
@@ -39,8 +39,8 @@ impl Priority {
 /// What the process of a compiler may use.
 #[derive(Debug, Clone, Copy)]
 pub struct CompilerLimits {
-    /// Its niceness, of 0 to 19.
-    pub niceness: i32,
+    /// Its niceness, of 0 to 19. `None`: Linux' idle class, which runs when nothing else wants to.
+    pub niceness: Option<i32>,
     /// Processor time over all its threads, in seconds.
     pub cpu_s: u64,
     /// Memory that is written to, in bytes.
@@ -52,7 +52,7 @@ pub struct CompilerLimits {
 impl Default for CompilerLimits {
     fn default() -> Self {
         Self {
-            niceness: Priority::default().niceness(),
+            niceness: None,
             cpu_s: limits::COMPILE_CPU.as_secs(),
             memory_bytes: limits::COMPILE_MEMORY_BYTES_MAX,
             code_bytes: limits::COMPILED_BYTES_MAX,

@@ -7,9 +7,11 @@ use std::fs::File;
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
+use nix::time::{ClockId, clock_getcpuclockid};
+use nix::unistd::Pid;
 use rustix::process::Signal;
 
 use super::super::error::{CompileResource, Error};
@@ -43,67 +45,105 @@ const WORDS_BYTES_MAX: u64 = 16 * 1024;
 /// What Rust says when memory is refused, before it aborts; and what the system says.
 const OUT_OF_MEMORY: [&str; 2] = ["memory allocation of", "Cannot allocate memory"];
 
+/// Time after which a compiler of the idle class has starved, unless it had [`STARVED_SHARE`] of a core in it.
+const STARVED_AFTER: Duration = Duration::from_secs(10);
+
+/// One part in so many of a core.
+const STARVED_SHARE: u32 = 20;
+
 /// Starts compilers.
 pub(in crate::sandbox) struct Processes {
     program: PathBuf,
     pub(in crate::sandbox) turns: Turns,
+    starved_after: Duration,
 }
 
 /// A running compiler; dropping it ends it.
 struct Running(Child);
 
+/// How a compiler ended.
+enum End {
+    Exited(ExitStatus),
+    /// It was ended because others had the processor.
+    Starved,
+}
+
+/// What a compiler has got of the processor since the last look.
+struct Progress {
+    clock: ClockId,
+    looked_at: Instant,
+    cpu: Duration,
+}
+
 impl Processes {
     /// Compilers of this executable, even if its file is replaced meanwhile.
     pub(in crate::sandbox) fn of_this_executable() -> Self {
-        Self { program: PathBuf::from("/proc/self/exe"), turns: Turns::default() }
+        let program = PathBuf::from("/proc/self/exe");
+        Self { program, turns: Turns::default(), starved_after: STARVED_AFTER }
     }
 
     /// Runs a compiler until it has written to `output` what [`Cache`](super::super::cache::Cache) loads. Blocks until it has
     /// ended. Temporary files are in `dir`.
+    ///
+    /// One that starves in the idle class is started again at a niceness that gets on.
     pub(in crate::sandbox) fn run(
         &self,
         job: &Job,
         component: &[u8],
-        (dir, output): (&Path, File),
+        (dir, mut output): (&Path, File),
         options: &CompileOptions,
         deadline: Instant,
     ) -> Result<(), Error> {
         let began = Instant::now();
         let failed = |error: io::Error| Error::Compiler(error.to_string());
-        let mut words = tempfile::tempfile_in(dir).map_err(failed)?;
-        let input = self.input(job, component, dir).map_err(failed)?;
-        let mut command = Command::new(&self.program);
-        let (parent, niceness) = (std::process::id().to_string(), options.priority.niceness().to_string());
-        command.args([SUBCOMMAND, "--parent", &parent, "--niceness", &niceness]);
-        command.stdin(input).stdout(output).stderr(words.try_clone().map_err(failed)?);
-        // It needs nothing of the environment, and what is there may be secret.
-        command.env_clear().current_dir("/");
-        let mut running = Running(command.spawn().map_err(failed)?);
-        let status = running.wait(options, deadline)?;
-        tracing::debug!(%status, took_ms = began.elapsed().as_millis() as u64, "a compiler has ended");
-        if status.success() {
-            return Ok(());
+        let mut input = self.input(job, component, dir).map_err(failed)?;
+        for niceness in options.priority.attempts() {
+            let words = tempfile::tempfile_in(dir).map_err(failed)?;
+            input.rewind().map_err(failed)?;
+            output.set_len(0).and_then(|()| output.rewind()).map_err(failed)?;
+            let mut running = self.start([&input, &output, &words], *niceness).map_err(failed)?;
+            let starved_after = niceness.is_none().then_some(self.starved_after);
+            let End::Exited(status) = running.wait(options, deadline, starved_after)? else {
+                tracing::debug!("a compiler has starved");
+                continue;
+            };
+            tracing::debug!(%status, took_ms = began.elapsed().as_millis() as u64, "a compiler has ended");
+            return if status.success() { Ok(()) } else { Err(failure(status, words)) };
         }
-        let mut text = String::new();
-        // Without its words, its status has to do.
-        let _ = words.rewind().and_then(|()| words.take(WORDS_BYTES_MAX).read_to_string(&mut text));
-        Err(failure(status, &text))
+        Err(Error::CompileDeadline)
     }
 
-    fn input(&self, job: &Job, component: &[u8], dir: &Path) -> io::Result<Stdio> {
+    fn input(&self, job: &Job, component: &[u8], dir: &Path) -> io::Result<File> {
         let mut input = tempfile::tempfile_in(dir)?;
         input.write_all(&job.encode(component).map_err(io::Error::other)?)?;
         input.write_all(component)?;
-        input.rewind()?;
-        Ok(input.into())
+        Ok(input)
+    }
+
+    /// Starts a compiler with these files as its standard input, output and error output.
+    fn start(&self, files: [&File; 3], niceness: Option<i32>) -> io::Result<Running> {
+        let mut command = Command::new(&self.program);
+        command.args([SUBCOMMAND, "--parent", &std::process::id().to_string()]);
+        command.args(niceness.map(|niceness| format!("--niceness={niceness}")));
+        let [input, output, words] = files;
+        command.stdin(input.try_clone()?).stdout(output.try_clone()?).stderr(words.try_clone()?);
+        // It needs nothing of the environment, and what is there may be secret.
+        command.env_clear().current_dir("/");
+        Ok(Running(command.spawn()?))
     }
 }
 
 impl Running {
-    fn wait(&mut self, options: &CompileOptions, deadline: Instant) -> Result<ExitStatus, Error> {
+    fn wait(
+        &mut self,
+        options: &CompileOptions,
+        deadline: Instant,
+        starved_after: Option<Duration>,
+    ) -> Result<End, Error> {
+        let mut progress = starved_after.and_then(|_| Progress::of(&self.0));
         loop {
             match self.0.try_wait() {
-                Ok(Some(status)) => return Ok(status),
+                Ok(Some(status)) => return Ok(End::Exited(status)),
                 Ok(None) => {}
                 Err(error) => return Err(Error::Compiler(error.to_string())),
             }
@@ -111,8 +151,34 @@ impl Running {
             if Instant::now() >= deadline {
                 return Err(Error::CompileDeadline);
             }
+            if let (Some(progress), Some(window)) = (&mut progress, starved_after)
+                && progress.has_starved(window)
+            {
+                return Ok(End::Starved);
+            }
             std::thread::sleep(CHECK_INTERVAL);
         }
+    }
+}
+
+impl Progress {
+    /// `None` if the system does not tell.
+    fn of(child: &Child) -> Option<Self> {
+        let clock = clock_getcpuclockid(Pid::from_raw(i32::try_from(child.id()).ok()?)).ok()?;
+        Some(Self { clock, looked_at: Instant::now(), cpu: Duration::ZERO })
+    }
+
+    /// Whether the process had too little of the processor, if the last look was so long ago.
+    fn has_starved(&mut self, window: Duration) -> bool {
+        let looked_at = Instant::now();
+        if looked_at.saturating_duration_since(self.looked_at) < window {
+            return false;
+        }
+        // One that has just ended has no clock any more.
+        let Ok(cpu) = self.clock.now().map(Duration::from) else { return false };
+        let has_starved = cpu.saturating_sub(self.cpu) < window / STARVED_SHARE;
+        (self.looked_at, self.cpu) = (looked_at, cpu);
+        has_starved
     }
 }
 
@@ -125,7 +191,10 @@ impl Drop for Running {
 }
 
 /// Why a compiler has ended without a result.
-fn failure(status: ExitStatus, words: &str) -> Error {
+fn failure(status: ExitStatus, mut said: File) -> Error {
+    let mut words = String::new();
+    // Without its words, its status has to do.
+    let _ = said.rewind().and_then(|()| said.take(WORDS_BYTES_MAX).read_to_string(&mut words));
     let said = one_line(cut(words.trim(), limits::PLUGIN_TEXT_BYTES_MAX));
     let is = |code: u8| status.code() == Some(code.into());
     if OUT_OF_MEMORY.iter().any(|text| words.contains(text)) {
@@ -156,6 +225,7 @@ fn compiler_bug(status: ExitStatus, said: &str) -> Error {
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
+    use super::super::options::Priority;
     use super::*;
 
     /// Runs a script as a compiler.
@@ -164,7 +234,7 @@ mod tests {
         let program = dir.path().join("compiler");
         std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
-        let processes = Processes { program, turns: Turns::default() };
+        let processes = Processes { program, turns: Turns::default(), starved_after: Duration::from_millis(500) };
         let began = Instant::now();
         let output = tempfile::tempfile().unwrap();
         let result = processes.run(&Job::Compile, b"abc", (dir.path(), output), options, began + deadline);
@@ -194,6 +264,21 @@ mod tests {
             let error = error(script);
             assert!(error.contains(says), "{script}: {error}");
         }
+    }
+
+    #[test]
+    fn a_compiler_that_starves_is_started_again_and_writes_its_output_anew() {
+        let starts = |script: &str, priority| {
+            let options = CompileOptions { priority, ..CompileOptions::default() };
+            run(script, &options, Duration::from_secs(60)).0
+        };
+        // It gets nothing of the processor in the idle class. The second one reads all of its job.
+        let starving = r#"case "$*" in *niceness*) test "$(wc -c)" -gt 3 && test ! -s /dev/stdout; exit;; esac; echo a; cat; exec sleep 60"#;
+        assert!(starts(starving, Priority::Deploying).is_ok());
+        // One that is busy goes on, and so does one that has a niceness.
+        let busy = r#"case "$*" in *niceness*) exit 9;; esac; i=0; while [ $i -lt 3000000 ]; do i=$((i+1)); done"#;
+        assert!(starts(busy, Priority::Deploying).is_ok());
+        assert!(starts("sleep 2", Priority::Serving).is_ok());
     }
 
     #[test]
