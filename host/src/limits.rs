@@ -43,6 +43,12 @@ pub const PAGE_ENTRIES_DEFAULT: usize = 100;
 pub const PAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Bytes of requests' bodies that a node holds at once, uploads of plugins apart. Beyond it, a request is refused with 503.
 pub const BODIES_BYTES_MAX: usize = 128 * 1024 * 1024;
+/// Steps in which a body takes its room as it arrives, in bytes. What a client only announces takes none.
+pub const BODY_STEP_BYTES: usize = 1024 * 1024;
+/// Time without a byte of a body after which it is given up.
+pub const BODY_STALL_MAX: Duration = Duration::from_secs(10);
+/// Bytes of a body that must arrive in each second, on average, once it has taken longer than [`BODY_STALL_MAX`].
+pub const BODY_BYTES_PER_S_MIN: u64 = 16 * 1024;
 /// Time for a body to arrive, uploads of plugins apart; the largest needs a line of 1 Mbit/s.
 pub const BODY_DEADLINE: Duration = Duration::from_secs(150);
 /// Bytes read and discarded of a body that is refused, so that its sender sees the refusal.
@@ -227,6 +233,22 @@ pub const SNAPSHOT_ENTRIES_MIN: u64 = 10;
 /// Free space of the data directory below which writes are refused, in bytes, unless set. It leaves room for journals and
 /// tables that are being written.
 pub const DISK_RESERVE_BYTES: u64 = 256 * 1024 * 1024;
+/// Time for the head of a request to arrive.
+pub const HEAD_DEADLINE: Duration = Duration::from_secs(10);
+/// Largest head of a request, in bytes, and the largest part of a body that is read at once.
+pub const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// Time without a request after which a connection of a client is closed.
+pub const IDLE_CONNECTION_MAX: Duration = Duration::from_secs(120);
+/// Time in which a client takes no byte of an answer after which its connection is cut.
+pub const UNTAKEN_ANSWER_MAX: Duration = Duration::from_secs(60);
+/// Requests at once on a connection of HTTP/2.
+pub const HTTP2_STREAMS_MAX: u32 = 128;
+/// Bytes of an answer that wait on a stream of HTTP/2 for the client to take them.
+pub const HTTP2_SEND_BYTES_MAX: usize = 64 * 1024;
+/// Interval at which the client of an HTTP/2 connection is asked whether it is there.
+pub const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(20);
+/// Time for its answer.
+pub const HTTP2_PING_DEADLINE: Duration = Duration::from_secs(10);
 /// Files that a node keeps for its disk and for other nodes, of those that the system lets it open. Clients may use the others for
 /// connections.
 pub const FILES_RESERVED: u64 = 512;
@@ -279,6 +301,11 @@ impl ByteBudget {
 }
 
 impl HeldBytes {
+    /// How many they are.
+    pub fn bytes(&self) -> usize {
+        self.0.num_permits()
+    }
+
     /// Takes away a part of it, which then counts by itself.
     pub fn split(&mut self, bytes: usize) -> Option<Self> {
         self.0.split(bytes).map(Self)

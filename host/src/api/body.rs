@@ -1,21 +1,22 @@
 //! Bodies of requests, each within its limit, and all together within the node's.
 //!
 //! A body counts from its arrival to the end of its request, so that what follows (hooks, the queue of writes) holds no more
-//! bodies than the node has room for. A body of announced length takes its room at once, another one as it arrives.
+//! bodies than the node has room for. It takes its room as it arrives, and must arrive in time: as a whole, without long pauses,
+//! and not too slowly.
 
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, header};
 use bytes::BytesMut;
-use futures::{TryStreamExt as _, future};
+use futures::{FutureExt as _, TryStreamExt as _, future};
 use http_body_util::{BodyExt as _, Limited};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::problem::{Kind, Problem};
 use super::request::App;
 use crate::limits::{
-    BODIES_BYTES_MAX, BODY_DEADLINE, ByteBudget, HeldBytes, PLUGIN_BYTES_MAX, REFUSED_BODY_BYTES_MAX,
+    BODIES_BYTES_MAX, BODY_BYTES_PER_S_MIN, BODY_DEADLINE, BODY_STALL_MAX, BODY_STEP_BYTES, ByteBudget, HeldBytes, PLUGIN_BYTES_MAX, REFUSED_BODY_BYTES_MAX,
     REFUSED_BODY_DEADLINE, UPLOAD_BODY_DEADLINE,
 };
 
@@ -31,11 +32,10 @@ pub(super) async fn read(app: &App, headers: &HeaderMap, body: Body, bytes_max: 
     if announced.is_some_and(|bytes| bytes > bytes_max) {
         return Err(refuse(headers, body, too_large(bytes_max)).await);
     }
-    let Some(mut held) = app.bodies.take(announced.unwrap_or(0)) else {
+    let Some(mut held) = app.bodies.take(announced.unwrap_or(0).min(BODY_STEP_BYTES)) else {
         return Err(refuse(headers, body, no_room()).await);
     };
-    let room = announced.is_none().then_some((&app.bodies, &mut held));
-    let bytes = collect(headers, body, bytes_max, BODY_DEADLINE, room).await?;
+    let bytes = collect(headers, body, bytes_max, BODY_DEADLINE, Some((&app.bodies, &mut held))).await?;
     Ok(Received { bytes, _held: held })
 }
 
@@ -71,48 +71,103 @@ fn no_room() -> Problem {
     Problem::new(Kind::BUSY, detail)
 }
 
-/// Reads a body as it arrives. It takes `room` for each chunk, unless it has its room already.
+/// Reads a body as it arrives, and takes `room` for it in steps, unless its memory is bounded otherwise.
 async fn collect(
     headers: &HeaderMap,
     mut body: Body,
     bytes_max: usize,
     deadline: Duration,
-    mut room: Option<(&ByteBudget, &mut HeldBytes)>,
+    room: Option<(&ByteBudget, &mut HeldBytes)>,
 ) -> Result<Bytes, Problem> {
-    let announced = announced(headers);
+    match collect_until_refused(announced(headers), &mut body, bytes_max, deadline, room).await {
+        Ok(bytes) => Ok(bytes),
+        Err(Refusal::Ended(problem)) => Err(problem),
+        Err(Refusal::Early(problem)) => Err(refuse(headers, body, problem).await),
+    }
+}
+
+/// Why a body was not read.
+enum Refusal {
+    /// Nothing more of it comes, or is waited for.
+    Ended(Problem),
+    /// It may still arrive.
+    Early(Problem),
+}
+
+async fn collect_until_refused(
+    announced: Option<usize>,
+    body: &mut Body,
+    bytes_max: usize,
+    deadline: Duration,
+    mut room: Option<(&ByteBudget, &mut HeldBytes)>,
+) -> Result<Bytes, Refusal> {
+    let mut arrival = None;
     let mut all = BytesMut::new();
-    let arrived = timeout(deadline, async {
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|_| Problem::new(Kind::BAD_BODY, "the body ended early"))?;
-            let Ok(chunk) = frame.into_data() else { continue };
-            if all.len() + chunk.len() > bytes_max {
-                return Err(too_large(bytes_max));
+    loop {
+        // Most bodies have arrived with their heads: they need no clock.
+        let frame = match body.frame().now_or_never() {
+            Some(frame) => frame,
+            None => {
+                let due = arrival.get_or_insert_with(|| Arrival::new(deadline)).due(all.len());
+                let frame = timeout_at(due, body.frame()).await;
+                frame.map_err(|_| Refusal::Ended(late(all.len(), deadline)))?
             }
-            if room.as_mut().is_some_and(|(bodies, held)| !bodies.extend(held, chunk.len())) {
-                return Err(no_room());
-            }
-            if announced == Some(chunk.len()) {
-                return Ok(Some(chunk));
-            }
-            all.reserve(announced.map_or(chunk.len(), |announced| announced.saturating_sub(all.len())));
-            all.extend_from_slice(&chunk);
+        };
+        let Some(frame) = frame else { return Ok(all.freeze()) };
+        let frame = frame.map_err(|_| Refusal::Ended(Problem::new(Kind::BAD_BODY, "the body ended early")))?;
+        let Ok(chunk) = frame.into_data() else { continue };
+        let bytes = all.len() + chunk.len();
+        if bytes > bytes_max {
+            return Err(Refusal::Early(too_large(bytes_max)));
         }
-        Ok(None)
-    });
-    let arrived = arrived.await;
-    match arrived {
-        Ok(Ok(Some(whole))) => Ok(whole),
-        Ok(Ok(None)) => Ok(all.freeze()),
-        Ok(Err(problem)) => Err(refuse(headers, body, problem).await),
-        Err(_) => {
-            let detail = format!("the body did not arrive within {} seconds", deadline.as_secs());
-            Err(Problem::new(Kind::BAD_BODY, detail))
+        if let Some((bodies, held)) = &mut room
+            && bytes > held.bytes()
+        {
+            let step = BODY_STEP_BYTES.min(announced.unwrap_or(0).saturating_sub(held.bytes()));
+            if !bodies.extend(held, step.max(bytes - held.bytes())) {
+                return Err(Refusal::Early(no_room()));
+            }
         }
+        if announced == Some(chunk.len()) {
+            return Ok(chunk);
+        }
+        all.reserve(announced.map_or(chunk.len(), |announced| announced.saturating_sub(all.len())));
+        all.extend_from_slice(&chunk);
+    }
+}
+
+fn late(arrived: usize, deadline: Duration) -> Problem {
+    let detail = format!(
+        "of the body, {arrived} bytes arrived in time: it may pause for {} seconds, must then bring {BODY_BYTES_PER_S_MIN} bytes in \
+         a second, and be complete after {}",
+        BODY_STALL_MAX.as_secs(),
+        deadline.as_secs()
+    );
+    Problem::new(Kind::REQUEST_TIMEOUT, detail)
+}
+
+/// How a body arrives that did not come with its head.
+struct Arrival {
+    began: Instant,
+    deadline: Duration,
+}
+
+impl Arrival {
+    fn new(deadline: Duration) -> Self {
+        Self { began: Instant::now(), deadline }
+    }
+
+    /// When the next part must have come, after so many bytes.
+    fn due(&self, arrived: usize) -> Instant {
+        let slowest = BODY_STALL_MAX + Duration::from_secs(arrived as u64 / BODY_BYTES_PER_S_MIN);
+        (Instant::now() + BODY_STALL_MAX).min(self.began + self.deadline.min(slowest))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use futures::StreamExt as _;
+
     use super::*;
 
     async fn collected(chunks: &[&'static [u8]], length: Option<usize>, room: &ByteBudget) -> Result<Bytes, Problem> {
@@ -121,8 +176,7 @@ mod tests {
         let chunks: Vec<_> = chunks.iter().map(|chunk| Ok::<_, std::io::Error>(Bytes::from_static(chunk))).collect();
         let body = Body::from_stream(futures::stream::iter(chunks));
         let mut held = room.take(0).unwrap();
-        let room = length.is_none().then_some((room, &mut held));
-        collect(&headers, body, 10, BODY_DEADLINE, room).await
+        collect(&headers, body, 10, BODY_DEADLINE, Some((room, &mut held))).await
     }
 
     #[tokio::test]
@@ -143,5 +197,50 @@ mod tests {
         let room = ByteBudget::new(5);
         assert!(collected(&[b"abc", b"def"], None, &room).await.is_err());
         assert!(room.take(5).is_some(), "a refused body holds nothing");
+    }
+
+    #[tokio::test]
+    async fn a_body_takes_room_as_it_arrives_and_no_more_than_it_has() {
+        let (room, bytes) = (ByteBudget::new(8 * BODY_STEP_BYTES), 3 * BODY_STEP_BYTES + 1);
+        let (mut sender, body) = futures::channel::mpsc::channel(0);
+        let mut body = Body::from_stream(body.map(Ok::<_, std::io::Error>));
+        let mut held = room.take(0).unwrap();
+        let free = |room: &ByteBudget| room.take(7 * BODY_STEP_BYTES).is_some();
+        {
+            let reading =
+                collect_until_refused(Some(bytes), &mut body, bytes, BODY_DEADLINE, Some((&room, &mut held)));
+            let mut reading = std::pin::pin!(reading);
+            // A body that is only announced leaves the room to others.
+            assert!(reading.as_mut().now_or_never().is_none() && free(&room));
+            sender.try_send(Bytes::from(vec![b'a'; BODY_STEP_BYTES + 1])).unwrap();
+            assert!(reading.as_mut().now_or_never().is_none() && !free(&room));
+            sender.try_send(Bytes::from(vec![b'b'; 2 * BODY_STEP_BYTES])).unwrap();
+            drop(sender);
+            assert_eq!(reading.await.map_err(|_| ()).unwrap().len(), bytes);
+        }
+        assert_eq!(held.bytes(), bytes);
+    }
+
+    /// Reads a body of which so many bytes come every second.
+    async fn slowly(bytes_per_s: u64, deadline: Duration) -> (Result<Bytes, Problem>, Duration) {
+        let began = Instant::now();
+        let chunks = futures::stream::repeat(Bytes::from(vec![0; bytes_per_s as usize]));
+        let chunks = chunks.take(if bytes_per_s == 0 { 0 } else { 100 }).then(|chunk| async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            Ok::<_, std::io::Error>(chunk)
+        });
+        let body = Body::from_stream(chunks.chain(futures::stream::pending()));
+        (collect(&HeaderMap::new(), body, usize::MAX, deadline, None).await, began.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_pauses_or_is_slow_or_late_is_given_up() {
+        let enough = BODY_BYTES_PER_S_MIN + 1_024;
+        // Nothing; less than the least; enough, until it pauses after 100 seconds; enough, until the deadline.
+        for (bytes_per_s, deadline_s, at_s) in [(0, 600, 10), (1, 600, 10), (enough / 2, 600, 20), (enough, 600, 110), (enough, 50, 50)] {
+            let (read, took) = slowly(bytes_per_s, Duration::from_secs(deadline_s)).await;
+            assert!(format!("{read:?}").contains("request-timeout"), "{read:?}");
+            assert_eq!(took.as_secs(), at_s, "{bytes_per_s}");
+        }
     }
 }

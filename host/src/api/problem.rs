@@ -48,6 +48,7 @@ kinds! {
     BAD_BODY = "bad-body" BAD_REQUEST "The body is malformed";
     DUPLICATE_KEY = "duplicate-key" BAD_REQUEST "A key occurs twice";
     NOT_FOUND = "not-found" NOT_FOUND "There is nothing here";
+    REQUEST_TIMEOUT = "request-timeout" REQUEST_TIMEOUT "The request did not arrive in time";
     METHOD_NOT_ALLOWED = "method-not-allowed" METHOD_NOT_ALLOWED "The method is not allowed here";
     TOO_LARGE = "too-large" PAYLOAD_TOO_LARGE "The request is too large";
     UNSUPPORTED_MEDIA_TYPE = "unsupported-media-type" UNSUPPORTED_MEDIA_TYPE "The content type is not supported";

@@ -1,14 +1,10 @@
 //! The listener of a node: a bounded number of connections, so that clients leave files for the disk and for other nodes.
 
 use std::io::ErrorKind::{ConnectionAborted, ConnectionReset};
-use std::io::{self, IoSlice};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 
@@ -26,11 +22,8 @@ pub(crate) struct BoundedListener {
     is_full: bool,
 }
 
-/// A connection that counts until it is dropped.
-pub(crate) struct BoundedStream {
-    stream: TcpStream,
-    _permit: OwnedSemaphorePermit,
-}
+/// What counts a connection until it is dropped.
+pub(super) type Counted = OwnedSemaphorePermit;
 
 /// Raises the number of files that the process may open as far as the system allows. Returns it.
 fn raise_file_limit() -> u64 {
@@ -51,7 +44,7 @@ impl BoundedListener {
         Self { listener, permits: Arc::new(Semaphore::new(max)), max, is_full: false }
     }
 
-    async fn permit(&mut self) -> Option<OwnedSemaphorePermit> {
+    async fn permit(&mut self) -> Option<Counted> {
         match self.permits.clone().try_acquire_owned() {
             Err(TryAcquireError::NoPermits) => {
                 if !std::mem::replace(&mut self.is_full, true) {
@@ -67,7 +60,7 @@ impl BoundedListener {
     }
 
     /// The next connection. Cancel safe.
-    pub(super) async fn accept(&mut self) -> BoundedStream {
+    pub(super) async fn accept(&mut self) -> (TcpStream, Counted) {
         loop {
             let Some(permit) = self.permit().await else { continue };
             let stream = match self.listener.accept().await {
@@ -83,43 +76,7 @@ impl BoundedListener {
             if let Err(error) = stream.set_nodelay(true) {
                 tracing::debug!(%error, "TCP_NODELAY could not be set");
             }
-            return BoundedStream { stream, _permit: permit };
+            return (stream, permit);
         }
-    }
-}
-
-impl AsyncRead for BoundedStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for BoundedStream {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffers: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, buffers)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }

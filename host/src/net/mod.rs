@@ -4,6 +4,7 @@
 //! Every socket that carries small messages has `TCP_NODELAY` set: a call or an answer must not wait for the
 //! acknowledgement of an earlier one.
 
+mod activity;
 mod listener;
 mod server;
 

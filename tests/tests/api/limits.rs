@@ -38,7 +38,10 @@ async fn a_value_may_have_4_mib_and_no_more() {
     client.send("PUT", "/kv/large/", &raw, bytes(20 << 20)).await.expect(413);
 }
 
-/// Sends the head of a request with a large body, and the first byte of that.
+/// What bodies that a node holds still lack, in bytes: one for each second of twice the guard.
+const LAST_BYTES: usize = 2 * LIMIT.as_secs() as usize;
+
+/// Sends the head of a request with a large body.
 fn announce(port: u16, number: usize, length: &str) -> TcpStream {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     let head = format!("PUT /kv-store/v1/kv/held/{number} HTTP/1.1\r\nhost: localhost\r\n{length}\r\n\r\n");
@@ -52,14 +55,29 @@ async fn the_bodies_that_a_node_holds_may_have_128_mib_and_no_more() {
     let (client, port) = (cluster.client(0), cluster.nodes[0].port);
     let raw = [("content-type", "application/octet-stream")];
     let large = vec![b'x'; 4 << 20];
+    // What is only announced needs little room.
+    let announced: Vec<_> = (0..56).map(|number| announce(port, number, "content-length: 4194304")).collect();
+    client.write_bytes("large", large.clone()).await;
+    drop(announced);
     // An eighth is left to small requests: 28 of these find room. Some say how long they are, some do not.
-    let mut held: Vec<_> = (0..14).map(|number| announce(port, number, "content-length: 4194304")).collect();
-    held.extend((14..28).map(|number| {
-        let mut stream = announce(port, number, "transfer-encoding: chunked");
-        stream.write_all(b"400000\r\n").unwrap();
-        stream.write_all(&large).unwrap();
-        stream
-    }));
+    let mut held: Vec<_> = (0..28)
+        .map(|number| {
+            let is_chunked = number % 2 == 0;
+            let length = if is_chunked { "transfer-encoding: chunked" } else { "content-length: 4194304" };
+            let mut stream = announce(port, number, length);
+            stream.write_all(if is_chunked { b"400000\r\n" } else { b"" }).unwrap();
+            stream.write_all(&large[LAST_BYTES..]).unwrap();
+            stream
+        })
+        .collect();
+    // They go on a little, so that they are not given up.
+    let held = tokio::spawn(async move {
+        for _ in 0..LAST_BYTES / 2 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            // One that was refused is gone.
+            held.retain_mut(|stream| stream.write_all(b"x").is_ok());
+        }
+    });
     let refused = eventually(LIMIT, "the node holds the bodies", || async {
         let answer = client.send("PUT", "/kv/large/", &raw, large.clone()).await;
         (answer.status == 503).then_some(answer)
@@ -68,7 +86,7 @@ async fn the_bodies_that_a_node_holds_may_have_128_mib_and_no_more() {
     let told = (&refused.json["type"], &refused.json["outcome"], refused.header("retry-after"));
     assert_eq!(told, (&json!("urn:brink:problem:busy"), &json!("not_written"), Some("1")), "{}", refused.json);
     client.put("small", &json!(1)).await.expect(201);
-    drop(held);
+    held.abort();
     eventually(LIMIT, "the node has room again", || async {
         (client.send("PUT", "/kv/large/", &raw, large.clone()).await.status < 300).then_some(())
     })

@@ -1,6 +1,7 @@
-//! The HTTP API: golden scripts of requests and answers, streams, the limits of requests, and too many of them.
+//! The HTTP API: golden scripts of requests and answers, streams, the limits of requests, too many of them, and slow ones.
 
 mod limits;
 mod overload;
 mod scripts;
+mod slow;
 mod stream;
