@@ -23,7 +23,8 @@ impl Stream {
         let mut tcp = TcpStream::connect(("127.0.0.1", port)).unwrap();
         tcp.set_read_timeout(Some(LIMIT)).unwrap();
         tcp.write_all(
-            b"POST /kv-store/v1/kv/stream/ HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n",
+            b"POST /kv-store/v1/kv/stream/ HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/x-ndjson\r\n\
+              transfer-encoding: chunked\r\n\r\n",
         )
         .unwrap();
         let mut tcp = BufReader::new(tcp);

@@ -9,15 +9,16 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, header};
 use bytes::BytesMut;
-use futures::{FutureExt as _, TryStreamExt as _, future};
-use http_body_util::{BodyExt as _, Limited};
-use tokio::time::{Instant, timeout, timeout_at};
+use futures::FutureExt as _;
+use http_body_util::BodyExt as _;
+use tokio::time::{Instant, timeout_at};
 
 use super::problem::{Kind, Problem};
+use super::refusal::refuse;
 use super::request::App;
 use crate::limits::{
-    BODIES_BYTES_MAX, BODY_BYTES_PER_S_MIN, BODY_DEADLINE, BODY_STALL_MAX, BODY_STEP_BYTES, ByteBudget, HeldBytes, PLUGIN_BYTES_MAX, REFUSED_BODY_BYTES_MAX,
-    REFUSED_BODY_DEADLINE, UPLOAD_BODY_DEADLINE,
+    BODIES_BYTES_MAX, BODY_BYTES_PER_S_MIN, BODY_DEADLINE, BODY_STALL_MAX, BODY_STEP_BYTES, ByteBudget, HeldBytes,
+    PLUGIN_BYTES_MAX, UPLOAD_BODY_DEADLINE,
 };
 
 /// A body in memory. It counts until it is dropped.
@@ -45,17 +46,6 @@ pub(super) async fn read_upload(headers: &HeaderMap, body: Body) -> Result<Bytes
         return Err(refuse(headers, body, too_large(PLUGIN_BYTES_MAX)).await);
     }
     collect(headers, body, PLUGIN_BYTES_MAX, UPLOAD_BODY_DEADLINE, None).await
-}
-
-/// Answers with a problem and discards the body: a client that is cut off while it sends does not see the answer.
-pub(super) async fn refuse(headers: &HeaderMap, body: Body, problem: Problem) -> Problem {
-    // A client that asks before it sends has sent nothing yet (RFC 9110, section 10.1.1).
-    if !headers.contains_key(header::EXPECT) {
-        let rest = Limited::new(body, REFUSED_BODY_BYTES_MAX).into_data_stream().try_for_each(|_| future::ok(()));
-        // After the deadline, or after so many bytes, the client is cut off all the same.
-        let _ = timeout(REFUSED_BODY_DEADLINE, rest).await;
-    }
-    problem
 }
 
 fn announced(headers: &HeaderMap) -> Option<usize> {

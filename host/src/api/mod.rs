@@ -15,13 +15,14 @@
 //! 3. The result becomes a response: `schema` has the typed bodies, `answer` makes the response, `problem` every error.
 //!
 //! `router` maps paths to handlers; requests for one key go to theirs directly. `observe` surrounds each request with its trace
-//! and its metrics. `peer` serves the other nodes of the cluster and shares none of this. Until a node has its state, `starting`
-//! answers its probes, and refuses everything else.
+//! and its metrics, and asks `browser` whether a page of another site may have sent it. `peer` serves the other nodes of the
+//! cluster and shares none of this. Until a node has its state, `starting` answers its probes, and refuses everything else.
 //!
 //! # Guarantees
 //!
 //! - Every error of a handler is a problem object; its status and type are chosen in `problem`.
 //! - Every handler but the probes checks its query parameters: it gets the node only together with them (`request::Call`).
+//! - What a page of another site makes a browser send is refused, and a stored value runs nothing in a browser (`browser`).
 //! - A trailing slash is accepted everywhere and means nothing.
 //! - A read states its consistency and revision, and never claims more than it has (P5).
 //! - A failed write without an explicit outcome was not written.
@@ -37,18 +38,21 @@
 
 mod answer;
 mod body;
+mod browser;
 mod cluster;
 mod health;
 mod kv;
 mod observe;
 mod peer;
 mod problem;
+mod refusal;
 mod registry;
 mod request;
 mod router;
 mod schema;
 mod starting;
 
+pub(crate) use self::browser::Browsers;
 pub(crate) use self::request::App;
 pub(crate) use self::router::Api;
 pub(crate) use self::starting::{Starting, starting_router};

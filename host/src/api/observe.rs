@@ -1,30 +1,41 @@
-//! What surrounds every request of a client: its trace, its metrics, the rendering of problems, and the handling of panics.
+//! What surrounds every request of a client: its trace, its metrics, the rules for browsers, the rendering of problems, and the
+//! handling of panics.
 
+use std::future::ready;
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
+use futures::future::Either;
 use futures::{FutureExt as _, TryFutureExt as _};
 use tracing::Instrument as _;
 
+use super::browser::{self, Browsers, Verdict};
 use super::problem::Problem;
+use super::refusal::refuse;
 use crate::telemetry::{Telemetry, TraceContext, TraceIdHex, names, within_request};
 
 const TRACE_ID: HeaderName = HeaderName::from_static("brink-trace-id");
 
 /// [`observed`], as axum's middleware.
-pub(super) async fn observe(State(telemetry): State<Telemetry>, request: Request, next: Next) -> Response {
+pub(super) async fn observe(
+    State((telemetry, browsers)): State<(Telemetry, Arc<Browsers>)>,
+    request: Request,
+    next: Next,
+) -> Response {
     let path = request.extensions().get::<MatchedPath>().cloned();
     let route = path.as_ref().map_or("unmatched", |path| path.as_str().trim_end_matches('/'));
-    observed(&telemetry, route, request, |request| next.run(request)).await
+    observed(&telemetry, &browsers, route, request, |request| next.run(request)).await
 }
 
-/// Serves a request within its span, and counts it by its route.
+/// Serves a request within its span, unless a page of another site may have sent it, and counts it by its route.
 pub(super) async fn observed<S: Future<Output = Response>>(
     telemetry: &Telemetry,
+    browsers: &Browsers,
     route: &str,
     request: Request,
     serve: impl FnOnce(Request) -> S,
@@ -39,8 +50,14 @@ pub(super) async fn observed<S: Future<Output = Response>>(
     let trace = parent.or_else(|| TraceContext::of_span(&span));
     let trace_id = trace.map_or_else(TraceIdHex::random, |trace| trace.trace_id_hex());
 
+    // What is rare is boxed, so that the future of all requests stays small.
+    let (page, answer) = match browsers.judge(&request) {
+        Verdict::Serve(page) => (page, Either::Left(serve(request))),
+        Verdict::Preflight(page) => (Some(page), Either::Right(ready(browser::preflight()).boxed())),
+        Verdict::Refuse(problem) => (None, Either::Right(refused(request, problem).boxed())),
+    };
     // A panic in a handler ends its request, not the connection, on which others may follow.
-    let answer = AssertUnwindSafe(serve(request)).catch_unwind();
+    let answer = AssertUnwindSafe(answer).catch_unwind();
     let answer = answer.unwrap_or_else(|_| Problem::internal("a handler panicked").into_response());
     let mut response = within_request(trace_id, answer).instrument(span).await;
     if let Some(problem) = response.extensions_mut().remove::<Problem>() {
@@ -51,8 +68,14 @@ pub(super) async fn observed<S: Future<Output = Response>>(
     if let Ok(value) = HeaderValue::from_str(&trace_id) {
         response.headers_mut().insert(TRACE_ID, value);
     }
+    browsers.harden(&mut response, page);
     telemetry.metrics().http(&method, route, response.status(), began.elapsed());
     response
+}
+
+async fn refused(request: Request, problem: Problem) -> Response {
+    let (parts, body) = request.into_parts();
+    refuse(&parts.headers, body, problem).await.into_response()
 }
 
 /// The rendered problem, with the headers that the handler or the router had set.

@@ -52,6 +52,8 @@ kinds! {
     METHOD_NOT_ALLOWED = "method-not-allowed" METHOD_NOT_ALLOWED "The method is not allowed here";
     TOO_LARGE = "too-large" PAYLOAD_TOO_LARGE "The request is too large";
     UNSUPPORTED_MEDIA_TYPE = "unsupported-media-type" UNSUPPORTED_MEDIA_TYPE "The content type is not supported";
+    FOREIGN_ORIGIN = "foreign-origin" FORBIDDEN "Pages of other sites may not do this";
+    WRONG_HOST = "wrong-host" MISDIRECTED_REQUEST "The node does not have this name";
     PRECONDITION_FAILED = "precondition-failed" PRECONDITION_FAILED "A precondition does not hold";
     IDEMPOTENCY_KEY_REUSED = "idempotency-key-reused" UNPROCESSABLE_ENTITY "The idempotency key belongs to another request";
     CONTENDED = "contended" CONFLICT "Others kept changing what the write depends on";

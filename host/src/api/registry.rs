@@ -13,7 +13,7 @@ use tokio::sync::broadcast::error::RecvError;
 
 use super::problem::{Kind, Problem};
 use super::request::{self, Call, Parameters, Values};
-use super::{answer, body, schema};
+use super::{answer, body, refusal, schema};
 use crate::hooks::{Binding, Line};
 use crate::limits::{HOOK_BODY_BYTES_MAX, ROLL_BACK_BODY_BYTES_MAX};
 
@@ -31,7 +31,7 @@ pub(super) async fn plugin(Path(name): Path<String>, call: Call) -> Result<Respo
 pub(super) async fn put_plugin(Path(name): Path<String>, call: Call) -> Result<Response, Problem> {
     let upload = match call.app.registry.reserve_upload() {
         Ok(upload) => upload,
-        Err(error) => return Err(body::refuse(&call.headers, call.body, error.into()).await),
+        Err(error) => return Err(refusal::refuse(&call.headers, call.body, error.into()).await),
     };
     let bytes = body::read_upload(&call.headers, call.body).await?;
     let author = request::author(&call.headers)?;

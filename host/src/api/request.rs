@@ -9,12 +9,15 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::{FromRequest, Request};
-use axum::http::{HeaderMap, HeaderName, Uri, header};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, Method, Uri, header};
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
+use super::browser::Browsers;
 use super::problem::{Kind, Problem};
+use super::refusal::refuse;
 use crate::hooks::Record;
 use crate::limits::{ByteBudget, IDEMPOTENCY_KEY_BYTES_MAX, KEY_BYTES_MAX, NAME_BYTES_MAX};
 use crate::net::BASE_PATH;
@@ -27,6 +30,12 @@ use crate::write_path::WritePath;
 // Constants, since a name that is given as text is parsed for each request.
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// The media type of lines of JSON.
+pub(super) const JSON_LINES: &str = "application/x-ndjson";
+
+/// What the ETags of raw values end with.
+const RAW: &str = "-raw";
 
 /// The parts of a node that handlers work with.
 pub(crate) struct App {
@@ -41,9 +50,11 @@ pub(crate) struct App {
     pub draining: CancellationToken,
     pub data: Data,
     pub telemetry: Telemetry,
+    /// What pages may make a browser send.
+    pub browsers: Arc<Browsers>,
 }
 
-/// A request whose query parameters are checked, and the node that serves it.
+/// A request whose query parameters and media type are checked, and the node that serves it.
 pub(crate) struct Call<P = ()> {
     pub(super) app: Arc<App>,
     pub(super) parameters: P,
@@ -64,21 +75,47 @@ impl<P: Parameters> FromRequest<Sealed> for Call<P> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, Sealed(app): &Sealed) -> Result<Self, Problem> {
-        Self::new(app, request)
+        Self::new(app, request).await
     }
 }
 
 impl<P: Parameters> Call<P> {
-    /// Fails if a parameter is not allowed.
-    pub(super) fn new(app: &Arc<App>, request: Request) -> Result<Self, Problem> {
+    /// Fails if a parameter, or the type of the body, is not allowed.
+    pub(super) async fn new(app: &Arc<App>, request: Request) -> Result<Self, Problem> {
         let (parts, body) = request.into_parts();
         let parameters = parameters(parts.uri.query().unwrap_or_default())?;
+        if let Err(problem) = check_body_type(&parts) {
+            return Err(Box::pin(refuse(&parts.headers, body, problem)).await);
+        }
         Ok(Self { app: app.clone(), parameters, uri: parts.uri, headers: parts.headers, body })
     }
 }
 
+/// Whether a body is of a type that its handler reads. A `POST` must say that it is JSON, even without a body: a browser sends forms
+/// and plain text for any page without asking the node first. What a `PUT` takes is its handler's to say.
+fn check_body_type(Parts { method, uri, headers, .. }: &Parts) -> Result<(), Problem> {
+    if matches!(*method, Method::GET | Method::HEAD | Method::DELETE) {
+        return Ok(());
+    }
+    let unsupported = |detail| Err(Problem::new(Kind::UNSUPPORTED_MEDIA_TYPE, detail));
+    let mut encodings = headers.get_all(header::CONTENT_ENCODING).iter();
+    if let Some(encoding) = encodings.find(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        return unsupported(format!("the body has the Content-Encoding {encoding:?}; send it without one"));
+    }
+    if *method != Method::POST {
+        return Ok(());
+    }
+    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let takes_lines = raw_key(uri).is_some_and(|path| path.strip_suffix('/').unwrap_or(path) == "stream");
+    let taken: &[&str] = if takes_lines { &[JSON_LINES, Value::JSON] } else { &[Value::JSON] };
+    match taken.iter().any(|taken| essence(content_type).eq_ignore_ascii_case(taken)) {
+        true => Ok(()),
+        false => unsupported(format!("this POST needs Content-Type: {}", taken.join(" or "))),
+    }
+}
+
 /// The query parameters that a route takes; any other is refused.
-pub(crate) trait Parameters: Sized {
+pub(crate) trait Parameters: Sized + Send {
     const NAMES: &'static [&'static str];
 
     fn from_values(values: &mut Values<'_>) -> Result<Self, Problem>;
@@ -180,9 +217,18 @@ pub(super) fn check_key(key: &str) -> Result<(), Problem> {
     Err(Problem::new(Kind::BAD_KEY, detail))
 }
 
-/// The entity tag of an entry: its revision.
-pub(super) fn etag(revision: u64) -> String {
-    ["\"", itoa::Buffer::new().format(revision), "\""].concat()
+/// How a response shows an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    Json,
+    /// The bytes of its value.
+    Raw,
+}
+
+/// The entity tag of an entry: its revision. Each form has one of its own, since the bytes differ (RFC 9110, section 8.8.3).
+pub(super) fn etag(revision: u64, form: Form) -> String {
+    let form = if form == Form::Raw { RAW } else { "" };
+    ["\"", itoa::Buffer::new().format(revision), form, "\""].concat()
 }
 
 /// The preconditions of a write on a key: `If-Match`, and `If-None-Match: *` (RFC 9110, section 13).
@@ -192,7 +238,9 @@ pub(super) fn preconditions(headers: &HeaderMap, key: &str) -> Result<Vec<Precon
         None => None,
         Some("*") => Some(Fact::Exists { key: key() }),
         Some(etag) => {
-            let digits = etag.strip_prefix('"').and_then(|etag| etag.strip_suffix('"'));
+            let tag = etag.strip_prefix('"').and_then(|etag| etag.strip_suffix('"'));
+            // Whichever form the client has seen, it is of this revision.
+            let digits = tag.map(|tag| tag.strip_suffix(RAW).unwrap_or(tag));
             let revision = digits.and_then(|digits| digits.parse().ok()).ok_or_else(|| {
                 let allowed = "* or one ETag as this node gave it, such as \"42\"";
                 Problem::new(Kind::BAD_HEADER, format!("If-Match is {etag}; it must be {allowed}"))
@@ -218,10 +266,10 @@ fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&
     Ok(text.map(str::trim))
 }
 
-/// Whether a reader has this revision already: `If-None-Match` (RFC 9110, section 13.1.2).
-pub(super) fn has_already(headers: &HeaderMap, revision: u64) -> bool {
+/// Whether a reader has this form of this revision already: `If-None-Match` (RFC 9110, section 13.1.2).
+pub(super) fn has_already(headers: &HeaderMap, revision: u64, form: Form) -> bool {
     let mut named = elements(headers, header::IF_NONE_MATCH);
-    named.any(|one| one == "*" || one.trim_start_matches("W/") == etag(revision))
+    named.any(|one| one == "*" || one.trim_start_matches("W/") == etag(revision, form))
 }
 
 /// Whether a response without a body is enough: `Prefer: return=minimal` (RFC 7240).
@@ -229,14 +277,15 @@ pub(super) fn prefers_minimal(headers: &HeaderMap) -> bool {
     elements(headers, PREFER).any(|one| one.eq_ignore_ascii_case("return=minimal"))
 }
 
-/// Whether the client wants the bytes of a value and not its entry: it accepts `application/octet-stream`, or the value's
-/// own type.
-pub(super) fn accepts_raw(headers: &HeaderMap, value: &Value) -> bool {
+/// The form that the client wants: the bytes of the value and not its entry, if it accepts `application/octet-stream` or the
+/// value's own type.
+pub(super) fn accepted(headers: &HeaderMap, value: &Value) -> Form {
     let own = Some(essence(&value.content_type)).filter(|_| !value.is_json());
-    elements(headers, header::ACCEPT).map(essence).any(|accepted| {
+    let accepts_raw = elements(headers, header::ACCEPT).map(essence).any(|accepted| {
         accepted.eq_ignore_ascii_case("application/octet-stream")
             || own.is_some_and(|own| accepted.eq_ignore_ascii_case(own))
-    })
+    });
+    if accepts_raw { Form::Raw } else { Form::Json }
 }
 
 /// A media type without its parameters.
@@ -337,13 +386,80 @@ mod tests {
         assert_eq!(fact("if-match", "\"7\"").unwrap(), revision(Some(7)));
         assert_eq!(fact("if-match", "*").unwrap(), Fact::Exists { key: "k".into() });
         assert_eq!(fact("if-none-match", "*").unwrap(), revision(None));
+        assert_eq!(fact("if-match", "\"7-raw\"").unwrap(), revision(Some(7)));
         assert!(fact("if-match", "7").is_err());
+        assert!(fact("if-match", "\"7-row\"").is_err());
+        assert!(fact("if-match", "\"-raw\"").is_err());
         assert!(fact("if-none-match", "\"7\"").is_err());
         assert!(preconditions(&HeaderMap::new(), "k").unwrap().is_empty());
-        assert!(has_already(&headers("if-none-match", "\"6\", W/\"7\""), 7));
-        assert!(has_already(&headers("if-none-match", "*"), 7));
-        assert!(!has_already(&headers("if-none-match", "\"6\""), 7));
-        assert!(!has_already(&HeaderMap::new(), 7));
+        assert!(has_already(&headers("if-none-match", "\"6\", W/\"7\""), 7, Form::Json));
+        assert!(has_already(&headers("if-none-match", "*"), 7, Form::Json));
+        assert!(!has_already(&headers("if-none-match", "\"6\""), 7, Form::Json));
+        assert!(!has_already(&HeaderMap::new(), 7, Form::Json));
+    }
+
+    #[test]
+    fn the_forms_of_an_entry_have_different_entity_tags() {
+        assert_eq!((&*etag(7, Form::Json), &*etag(7, Form::Raw)), ("\"7\"", "\"7-raw\""));
+        for (named, json, raw) in [
+            ("\"7\"", true, false),
+            ("\"7-raw\"", false, true),
+            ("W/\"7-raw\", \"7\"", true, true),
+            ("*", true, true),
+            ("\"6-raw\", \"6\"", false, false),
+        ] {
+            let headers = headers("if-none-match", named);
+            let has = (has_already(&headers, 7, Form::Json), has_already(&headers, 7, Form::Raw));
+            assert_eq!(has, (json, raw), "{named}");
+        }
+        let accepted = |accept| accepted(&headers("accept", accept), &Value::of_type("image/png", vec![0].into()));
+        for raw in ["application/octet-stream", "text/html, Image/PNG; q=0.5"] {
+            assert_eq!(accepted(raw), Form::Raw, "{raw}");
+        }
+        for json in ["application/json", "*/*", "image/*", ""] {
+            assert_eq!(accepted(json), Form::Json, "{json}");
+        }
+    }
+
+    #[test]
+    fn a_post_says_that_it_is_json_and_no_body_is_compressed() {
+        let is_taken = |method: &str, path: &str, headers: &[(&str, &str)]| {
+            let builder = Request::builder().method(method).uri(format!("{BASE_PATH}{path}"));
+            let builder = headers.iter().fold(builder, |builder, (name, value)| builder.header(*name, *value));
+            check_body_type(&builder.body(()).unwrap().into_parts().0).is_ok()
+        };
+        let lines = "application/x-ndjson";
+        for (path, content_type, taken) in [
+            ("/kv/batch/", "application/json", true),
+            ("/kv/batch", "Application/JSON; charset=utf-8", true),
+            ("/kv/batch/", lines, false),
+            ("/hooks/stream/rollback/", lines, false),
+            ("/kv/stream", "application/json", true),
+            ("/kv/stream/", lines, true),
+            ("/kv/stream/", "", false),
+            ("/cluster/members/", "text/plain", false),
+            ("/cluster/members/", "text/plain; application/json", false),
+            ("/cluster/members/", "application/x-www-form-urlencoded", false),
+            ("/cluster/members/", "multipart/form-data; boundary=a", false),
+        ] {
+            assert_eq!(is_taken("POST", path, &[("content-type", content_type)]), taken, "{path} {content_type}");
+        }
+        assert!(!is_taken("POST", "/hooks/a/rollback/", &[]));
+        for method in ["GET", "HEAD", "PUT", "DELETE"] {
+            assert!(is_taken(method, "/kv/a/", &[]), "{method}");
+        }
+        let json = ("content-type", "application/json");
+        for (encodings, taken) in [
+            (&[("content-encoding", "identity")][..], true),
+            (&[("content-encoding", "Identity")], true),
+            (&[("content-encoding", "gzip")], false),
+            (&[("content-encoding", "")], false),
+            (&[("content-encoding", "identity"), ("content-encoding", "br")], false),
+        ] {
+            for method in ["PUT", "POST"] {
+                assert_eq!(is_taken(method, "/kv/batch/", &[encodings, &[json]].concat()), taken, "{encodings:?}");
+            }
+        }
     }
 
     #[test]

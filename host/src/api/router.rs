@@ -33,9 +33,9 @@ impl Api {
 
     async fn key(&self, request: Request) -> Result<Response, Problem> {
         match *request.method() {
-            Method::PUT => kv::one::put(Call::new(&self.app, request)?).await,
-            Method::DELETE => kv::one::delete(Call::new(&self.app, request)?).await,
-            _ => kv::one::get(Call::new(&self.app, request)?).await,
+            Method::PUT => kv::one::put(Call::new(&self.app, request).await?).await,
+            Method::DELETE => kv::one::delete(Call::new(&self.app, request).await?).await,
+            _ => kv::one::get(Call::new(&self.app, request).await?).await,
         }
     }
 }
@@ -46,7 +46,7 @@ impl net::Answer for Api {
             return self.router.answer(request).await;
         }
         let key = async |request| self.key(request).await.into_response();
-        observed(&self.app.telemetry, &self.key_route, request, key).await
+        observed(&self.app.telemetry, &self.app.browsers, &self.key_route, request, key).await
     }
 }
 
@@ -93,7 +93,7 @@ fn router(app: Arc<App>) -> Router {
         .method_not_allowed_fallback(|| async {
             Problem::new(Kind::METHOD_NOT_ALLOWED, "the method is not allowed here; Allow names those that are")
         })
-        .layer(from_fn_with_state(app.telemetry.clone(), observe))
+        .layer(from_fn_with_state((app.telemetry.clone(), app.browsers.clone()), observe))
         .merge(Router::new().nest(BASE_PATH, peer::router(app.replication.clone())))
 }
 

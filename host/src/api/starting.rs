@@ -12,6 +12,7 @@ use axum::middleware::from_fn_with_state;
 use axum::response::Response;
 use axum::routing::get;
 
+use super::browser::Browsers;
 use super::observe::observe;
 use super::problem::{Kind, Problem};
 use super::router::under_base;
@@ -27,11 +28,13 @@ pub(crate) struct Starting {
     /// The other nodes that it was started with.
     pub peer_urls: Vec<String>,
     pub telemetry: Telemetry,
+    pub browsers: Arc<Browsers>,
 }
 
 /// The API of a node until it can serve [`super::router()`].
 pub(crate) fn starting_router(starting: Starting) -> Router {
-    let (reason, telemetry) = (starting.reason, starting.telemetry.clone());
+    let reason = starting.reason;
+    let surroundings = (starting.telemetry.clone(), starting.browsers.clone());
     let probes = [("/livez", get(health::livez)), ("/readyz", get(readyz)), ("/metrics", get(metrics))];
     let root = probes.clone().into_iter().fold(Router::new(), |root, (path, probe)| root.route(path, probe));
     let probes = under_base(probes.into_iter().chain([("/health", get(health))]));
@@ -41,7 +44,7 @@ pub(crate) fn starting_router(starting: Starting) -> Router {
         .with_state(Arc::new(starting))
         .fallback(async move || Problem::new(Kind::STARTING, reason))
         .method_not_allowed_fallback(async move || Problem::new(Kind::STARTING, reason))
-        .layer(from_fn_with_state(telemetry, observe))
+        .layer(from_fn_with_state(surroundings, observe))
         .merge(Router::new().nest(BASE_PATH, peer::starting_router(reason)))
 }
 

@@ -81,6 +81,32 @@ pub(crate) fn authority_and_path(base_url: &str) -> (&str, &str) {
     rest.split_at(rest.find('/').unwrap_or(rest.len()))
 }
 
+/// The host in `host:port`; the port may be absent.
+pub(crate) fn without_port(authority: &str) -> &str {
+    match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+        _ => authority,
+    }
+}
+
+/// The normal form of a host's name without a port, as clients send it; `None` for anything else.
+pub(crate) fn host_name(found: &str) -> Option<String> {
+    if found.contains([':', '/', '\\', '?', '#', '@', '*']) {
+        return None;
+    }
+    let url = reqwest::Url::parse(&format!("http://{found}/")).ok()?;
+    url.host_str().map(str::to_owned)
+}
+
+/// The normal form of an origin, as browsers send it: `https://host`, or with a port other than the scheme's own.
+pub(crate) fn origin(found: &str) -> Option<String> {
+    let url = reqwest::Url::parse(found).ok()?;
+    let origin = url.origin().ascii_serialization();
+    // A URL has a path in any case.
+    let is_alone = url.as_str().strip_prefix(&origin) == Some("/");
+    (is_alone && ["http", "https"].contains(&url.scheme())).then_some(origin)
+}
+
 /// The port of a URL that names none.
 const HTTP_PORT: u16 = 80;
 
@@ -144,6 +170,37 @@ mod tests {
         }
         for text in ["", "h:1", "http://"] {
             assert!(base_url(text, Path::Optional).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_host_has_one_normal_form() {
+        for (found, host) in
+            [("KV.example.org", "kv.example.org"), ("node1", "node1"), ("b\u{fc}cher.de", "xn--bcher-kva.de")]
+        {
+            assert_eq!(host_name(found).unwrap(), host);
+        }
+        for found in ["", "kv.example.org:80", "http://h", "h/", "u@h", "*", "*.example.org", "a b", "[::1]"] {
+            assert_eq!(host_name(found), None, "{found}");
+        }
+        for (authority, host) in [("h:1", "h"), ("h", "h"), ("[::1]:1", "[::1]"), ("[::1]", "[::1]"), ("h:", "h")] {
+            assert_eq!(without_port(authority), host);
+        }
+    }
+
+    #[test]
+    fn an_origin_has_one_normal_form() {
+        for (found, normal) in [
+            ("https://app.example.org", "https://app.example.org"),
+            ("https://APP.example.org:443/", "https://app.example.org"),
+            ("http://localhost:3000", "http://localhost:3000"),
+        ] {
+            assert_eq!(origin(found).unwrap(), normal);
+        }
+        for found in
+            ["*", "null", "app.example.org", "https://h/path", "https://h/?a", "https://u@h", "file:///a", "ws://h"]
+        {
+            assert_eq!(origin(found), None, "{found}");
         }
     }
 

@@ -70,7 +70,8 @@ mod tests {
     #[tokio::test]
     async fn a_connection_outlives_the_reason_of_its_refusals() {
         let (listener, address) = net::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
-        let starting = api::Starting { reason: "first", peer_urls: vec![], telemetry: Telemetry::disabled() };
+        let browsers = Arc::new(api::Browsers::new(vec!["h".to_owned()], &[]));
+        let starting = api::Starting { reason: "first", peer_urls: vec![], telemetry: Telemetry::disabled(), browsers };
         let door = Door::serve(listener, starting, CancellationToken::new());
         let mut connection = tokio::net::TcpStream::connect(address).await.unwrap();
         for reason in ["first", "second", "third"] {
@@ -82,6 +83,27 @@ mod tests {
                 answer.push(char::from(byte));
             }
             assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_node_that_starts_is_closed_to_pages_of_other_sites() {
+        let (listener, address) = net::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let browsers = Arc::new(api::Browsers::new(vec!["h".to_owned()], &[]));
+        let starting = api::Starting { reason: "why", peer_urls: vec![], telemetry: Telemetry::disabled(), browsers };
+        let _door = Door::serve(listener, starting, CancellationToken::new());
+        for (headers, status) in [
+            ("host: h", "503"),
+            ("host: evil.example", "421"),
+            ("host: h\r\norigin: http://evil.example", "403"),
+            ("host: h\r\nsec-fetch-site: cross-site", "403"),
+        ] {
+            let mut connection = tokio::net::TcpStream::connect(address).await.unwrap();
+            let request = format!("PUT /kv-store/v1/kv/a HTTP/1.1\r\n{headers}\r\ncontent-length: 0\r\n\r\n");
+            connection.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = [0; 12];
+            connection.read_exact(&mut answer).await.unwrap();
+            assert_eq!(String::from_utf8_lossy(&answer), format!("HTTP/1.1 {status}"), "{headers}");
         }
     }
 }

@@ -104,8 +104,10 @@ impl Node {
             .map_err(|source| StartError::Listen { address: settings.listen, source })?;
         let url = settings.self_url(address)?;
 
+        let browsers = Arc::new(api::Browsers::new(settings.hosts(&url), &settings.allowed_origins));
         let (peer_urls, draining) = (settings.peer_urls.clone(), CancellationToken::new());
-        let starting = api::Starting { reason: OPENING, peer_urls, telemetry: telemetry.clone() };
+        let starting =
+            api::Starting { reason: OPENING, peer_urls, telemetry: telemetry.clone(), browsers: browsers.clone() };
         let door = Door::serve(listener, starting, draining.clone());
         let (log, data) = open_storage(&settings, &telemetry).await?;
         let (own_log, own_data) = (log.clone(), data.clone());
@@ -149,6 +151,7 @@ impl Node {
             draining,
             data,
             telemetry,
+            browsers,
         });
         let server = door.open(api::Api::new(app.clone()));
         tracing::info!(%url, %address, peers = settings.peer_urls.len(), data_dir = %settings.data_dir.display(), "started");

@@ -15,6 +15,13 @@ use crate::telemetry::LogFormat;
 /// Log entries between snapshots, by default.
 const SNAPSHOT_ENTRIES_DEFAULT: u64 = 10_000;
 
+/// What may be given with `--allow-host`.
+const ALLOWED_HOST: &str =
+    "it must be a host's name without a port, such as kv.example.org; IP addresses are always allowed";
+
+/// What may be given with `--allow-origin`.
+const ALLOWED_ORIGIN: &str = "it must be an origin, such as https://app.example.org or http://localhost:3000";
+
 /// The log filter, by default. openraft logs each of its steps at `info`, and each call that a dead peer does not answer at
 /// `warn`; brink itself logs once that the peer is gone.
 const LOG_DEFAULT: &str = "info,openraft=error";
@@ -48,6 +55,20 @@ pub(crate) struct Given {
     /// Accept requests from anyone on an address that is not a loopback one
     #[arg(long, env = "BRINK_ALLOW_ANONYMOUS", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub allow_anonymous: Option<bool>,
+
+    /// A further name by which clients call this node [default: none]
+    ///
+    /// Requests that name any other host are refused, since a web page can point a name of its own at this node. IP addresses,
+    /// `localhost`, the host of --advertise-url and the machine's name are always allowed. May be repeated; the variable has
+    /// names separated by commas.
+    #[arg(long, env = "BRINK_ALLOW_HOST", value_name = "NAME", value_delimiter = ',')]
+    pub allow_host: Option<Vec<String>>,
+
+    /// An origin whose web pages may use this node [default: none]
+    ///
+    /// Pages of all other sites are refused. May be repeated; the variable has origins separated by commas.
+    #[arg(long, env = "BRINK_ALLOW_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
+    pub allow_origin: Option<Vec<String>>,
 
     /// Memory for cached blocks of data, in MiB [default: a sixteenth of the machine's, 32 to 64]
     #[arg(long, env = "BRINK_CACHE_MIB", value_name = "MIB")]
@@ -117,6 +138,8 @@ impl Given {
             advertise_url: self.advertise_url.or(other.advertise_url),
             replica_nodes: self.replica_nodes.or(other.replica_nodes),
             allow_anonymous: self.allow_anonymous.or(other.allow_anonymous),
+            allow_host: self.allow_host.or(other.allow_host),
+            allow_origin: self.allow_origin.or(other.allow_origin),
             cache_mib: self.cache_mib.or(other.cache_mib),
             snapshot_entries: self.snapshot_entries.or(other.snapshot_entries),
             disk_reserve_mib: self.disk_reserve_mib.or(other.disk_reserve_mib),
@@ -149,6 +172,8 @@ impl Given {
             data_dir: self.data_dir.unwrap_or_else(|| PathBuf::from("brink-data")),
             advertise_url,
             peer_urls,
+            allowed_hosts: parse_all("--allow-host", self.allow_host, ALLOWED_HOST, net::host_name)?,
+            allowed_origins: parse_all("--allow-origin", self.allow_origin, ALLOWED_ORIGIN, net::origin)?,
             cache_bytes: self.cache_mib.unwrap_or_else(default_cache_mib).saturating_mul(1024 * 1024),
             snapshot_entries,
             disk_reserve_bytes: self.disk_reserve_mib.map_or(DISK_RESERVE_BYTES, |mib| mib.saturating_mul(1024 * 1024)),
@@ -166,6 +191,10 @@ pub(crate) struct Settings {
     /// The URL under which the others reach this node. The default depends on the bound port.
     pub advertise_url: Option<String>,
     pub peer_urls: Vec<String>,
+    /// Names of this node besides those of [`Settings::hosts`].
+    pub allowed_hosts: Vec<String>,
+    /// Origins whose pages may use this node, in the form in which browsers send them.
+    pub allowed_origins: Vec<String>,
     /// Memory for cached blocks, in bytes.
     pub cache_bytes: u64,
     pub snapshot_entries: u64,
@@ -196,6 +225,14 @@ impl Settings {
             return Err(wrong("REPLICA_NODES", url, reason));
         }
         Ok(url)
+    }
+
+    /// The names by which clients may call this node, which is at `self_url`.
+    pub fn hosts(&self, self_url: &str) -> Vec<String> {
+        let (authority, _) = net::authority_and_path(self_url);
+        let machine = gethostname::gethostname().to_string_lossy().into_owned();
+        let own = ["localhost".to_owned(), net::without_port(authority).to_owned(), machine];
+        own.into_iter().chain(self.allowed_hosts.iter().cloned()).collect()
     }
 }
 
@@ -239,6 +276,18 @@ fn base_url(setting: &'static str, found: &str) -> Result<String, Error> {
     net::member_url(found).map_err(|error| {
         wrong(setting, found, format!("{error}; a node's URL looks like http://node2:8000{BASE_PATH}"))
     })
+}
+
+/// Reads a setting that may be given several times. Empty texts are left out, so that a variable may be empty.
+fn parse_all(
+    setting: &'static str,
+    found: Option<Vec<String>>,
+    allowed: &str,
+    parse: impl Fn(&str) -> Option<String>,
+) -> Result<Vec<String>, Error> {
+    let found = found.unwrap_or_default();
+    let given = found.iter().map(|one| one.trim()).filter(|one| !one.is_empty());
+    given.map(|one| parse(one).ok_or_else(|| wrong(setting, one, allowed))).collect()
 }
 
 fn parse_log_format(found: &str) -> Result<LogFormat, Error> {
@@ -309,6 +358,31 @@ mod tests {
         let open = Given { listen: Some("0.0.0.0:8000".to_owned()), ..Given::default() };
         assert!(open.clone().check().unwrap_err().to_string().contains("--allow-anonymous"));
         assert!(Given { allow_anonymous: Some(true), ..open }.check().is_ok());
+    }
+
+    #[test]
+    fn hosts_and_origins_are_allowed_by_name() {
+        let file: Given = toml::from_str(
+            "advertise-url = \"http://node1:8000/kv-store/v1\"\nallow-host = [\"KV.example.org\"]\nallow-origin = [\"https://a.b/\"]",
+        )
+        .unwrap();
+        let settings = Given::default().or(file.clone()).check().unwrap();
+        let hosts = settings.hosts("http://node1:8000/kv-store/v1");
+        for name in ["localhost", "node1", "kv.example.org"] {
+            assert!(hosts.contains(&name.to_owned()), "{hosts:?}");
+        }
+        assert_eq!(settings.allowed_origins, ["https://a.b"]);
+
+        let flags = |host: &str, origin: &str| {
+            let (host, origin) = (vec![host.to_owned()], vec![origin.to_owned()]);
+            Given { allow_host: Some(host), allow_origin: Some(origin), ..Given::default() }.or(file.clone()).check()
+        };
+        let settings = flags("other", "").unwrap();
+        assert_eq!((settings.allowed_hosts, settings.allowed_origins), (vec!["other".to_owned()], vec![]));
+        let error = flags("other:8000", "").unwrap_err().to_string();
+        assert!(error.starts_with("--allow-host: \"other:8000\": it must be a host's name without a port"), "{error}");
+        let error = flags("", "*").unwrap_err().to_string();
+        assert!(error.starts_with("--allow-origin: \"*\": it must be an origin"), "{error}");
     }
 
     #[test]

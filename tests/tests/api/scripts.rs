@@ -39,7 +39,7 @@ const NODES: usize = 4;
 const WAIT_LIMIT: Duration = Duration::from_secs(60);
 
 /// The headers of an answer that are shown.
-const HEADERS: [&str; 8] = [
+const HEADERS: [&str; 10] = [
     "etag",
     "content-type",
     "allow",
@@ -48,6 +48,8 @@ const HEADERS: [&str; 8] = [
     "brink-revision",
     "brink-staleness-ms",
     "brink-repeated",
+    "vary",
+    "content-disposition",
 ];
 
 /// Members of JSON bodies whose values differ between runs.

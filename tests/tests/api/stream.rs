@@ -54,8 +54,8 @@ async fn a_client_that_asks_before_it_sends_is_told_to() {
     let cluster = Cluster::start(1).await;
     let mut tcp = TcpStream::connect(("127.0.0.1", cluster.nodes[0].port)).unwrap();
     tcp.set_read_timeout(Some(LIMIT)).unwrap();
-    let head =
-        "POST /kv-store/v1/kv/stream HTTP/1.1\r\nhost: localhost\r\ncontent-length: 21\r\nexpect: 100-continue\r\n\r\n";
+    let head = "POST /kv-store/v1/kv/stream HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/x-ndjson\r\n\
+                content-length: 21\r\nexpect: 100-continue\r\n\r\n";
     tcp.write_all(head.as_bytes()).unwrap();
     let mut lines = BufReader::new(tcp.try_clone().unwrap()).lines().map(Result::unwrap);
     assert_eq!(lines.next().unwrap(), "HTTP/1.1 100 Continue");

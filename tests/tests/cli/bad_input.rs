@@ -41,6 +41,13 @@ fn an_address_that_others_can_reach_needs_a_flag() {
 }
 
 #[test]
+fn a_host_with_a_port_and_half_an_origin_are_named() {
+    assert_refused(&[], &["--allow-host", "kv:80"], &["--allow-host", "kv:80", "without a port"]);
+    assert_refused(&[("BRINK_ALLOW_HOST", "kv,*")], &[], &["--allow-host", "*", "without a port"]);
+    assert_refused(&[], &["--allow-origin", "app.example.org"], &["--allow-origin", "app.example.org", "https://"]);
+}
+
+#[test]
 fn a_port_in_use_is_named() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();

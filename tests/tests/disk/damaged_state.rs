@@ -132,7 +132,7 @@ async fn answers_probes_and_refuses_the_rest(client: &Client) {
 
 /// The first words of the answer to `GET /readyz`. An answer comes in one packet.
 fn readiness(connection: &mut TcpStream) -> String {
-    connection.write_all(b"GET /readyz HTTP/1.1\r\nhost: node\r\n\r\n").unwrap();
+    connection.write_all(b"GET /readyz HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
     let mut answer = [0; 4096];
     let length = connection.read(&mut answer).unwrap();
     String::from_utf8_lossy(&answer[..length]).chars().take("HTTP/1.1 200".len()).collect()

@@ -11,7 +11,7 @@ use super::entry;
 use super::item::Item;
 use crate::api::problem::{Kind, Problem};
 use crate::api::request::{self, Call};
-use crate::api::{answer, body};
+use crate::api::{answer, body, browser};
 use crate::limits::{BATCH_BODY_BYTES_MAX, BATCH_ITEMS_MAX, WRITE_DEADLINE};
 use crate::write_path::Request;
 
@@ -29,6 +29,7 @@ pub(crate) async fn post(Call { app, headers, body, .. }: Call) -> Result<Respon
     let request = Request { idempotency_key, ..request_of(items)? };
     let written = app.write_path.write(request, Instant::now() + WRITE_DEADLINE).await?;
     let mut response = answer::json(StatusCode::OK, entry::batch(&written));
+    browser::contain(&mut response);
     answer::set_repeated(&mut response, written.repeated);
     Ok(response)
 }

@@ -1,14 +1,14 @@
 //! One key: `PUT`, `GET` and `DELETE` of `<base>/kv/<key>/`.
 
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use tokio::time::Instant;
 
 use super::read::{Freshness, read};
 use super::{entry, value};
 use crate::api::problem::{Kind, Problem};
-use crate::api::request::{self, Call, Consistency};
-use crate::api::{answer, body};
+use crate::api::request::{self, Call, Consistency, Form};
+use crate::api::{answer, body, browser};
 use crate::limits::{BODY_BYTES_MAX, WRITE_DEADLINE};
 use crate::storage::{Action, Effect, Operation, Space};
 use crate::write_path::{Change, Request};
@@ -25,13 +25,18 @@ pub(crate) async fn put(Call { app, uri, headers, body, .. }: Call) -> Result<Re
     let Some(Change { key, effect: Effect::Put(meta), value }) = written.changes.first() else {
         return Err(Problem::internal("the write had an unexpected effect"));
     };
+    let whole = |status| {
+        let mut response = answer::json(status, entry::one(key, *meta, value.as_ref()));
+        browser::contain(&mut response);
+        response
+    };
     let mut response = match (request::prefers_minimal(&headers), meta.version) {
         (true, 1) => StatusCode::CREATED.into_response(),
         (true, _) => StatusCode::NO_CONTENT.into_response(),
-        (false, 1) => answer::json(StatusCode::CREATED, entry::one(key, *meta, value.as_ref())),
-        (false, _) => answer::json(StatusCode::OK, entry::one(key, *meta, value.as_ref())),
+        (false, 1) => whole(StatusCode::CREATED),
+        (false, _) => whole(StatusCode::OK),
     };
-    answer::set_etag(&mut response, meta.revision);
+    answer::set_etag(&mut response, meta.revision, Form::Json);
     answer::set_repeated(&mut response, written.repeated);
     Ok(response)
 }
@@ -75,15 +80,18 @@ pub(crate) async fn get(call: Call<Consistency>) -> Result<Response, Problem> {
         freshness.describe(revision, &mut response);
         return Ok(response);
     };
-    let mut response = if request::has_already(&headers, entry.meta.revision) {
-        StatusCode::NOT_MODIFIED.into_response()
-    } else if request::accepts_raw(&headers, &entry.value) {
-        let media_type = answer::header_value(&entry.value.content_type);
-        ([(header::CONTENT_TYPE, media_type)], entry.value.bytes.clone()).into_response()
-    } else {
-        answer::json(StatusCode::OK, entry::one(&entry.key, entry.meta, Some(&entry.value)))
+    let form = request::accepted(&headers, &entry.value);
+    let mut response = match form {
+        _ if request::has_already(&headers, entry.meta.revision, form) => StatusCode::NOT_MODIFIED.into_response(),
+        Form::Raw => {
+            let media_type = answer::header_value(&entry.value.content_type);
+            answer::typed(StatusCode::OK, media_type, entry.value.bytes.clone())
+        }
+        Form::Json => answer::json(StatusCode::OK, entry::one(&entry.key, entry.meta, Some(&entry.value))),
     };
-    answer::set_etag(&mut response, entry.meta.revision);
+    answer::set_etag(&mut response, entry.meta.revision, form);
+    response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
+    browser::contain(&mut response);
     freshness.describe(revision, &mut response);
     Ok(response)
 }

@@ -7,9 +7,9 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 
 use super::entry;
 use super::read::{Freshness, read};
-use crate::api::answer;
 use crate::api::problem::Problem;
 use crate::api::request::{Call, Consistency, Parameters, Values, not_allowed};
+use crate::api::{answer, browser};
 use crate::limits::{PAGE_BYTES_MAX, PAGE_ENTRIES_DEFAULT, PAGE_ENTRIES_MAX};
 use crate::storage::{RangeQuery, Space};
 
@@ -34,6 +34,7 @@ pub(crate) async fn list(Call { app, parameters, .. }: Call<Range>) -> Result<Re
     .await?;
     freshness.count(&app);
     let mut response = answer::json(StatusCode::OK, text);
+    browser::contain(&mut response);
     freshness.describe(revision, &mut response);
     Ok(response)
 }

@@ -32,8 +32,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::http::header;
-use axum::response::{IntoResponse as _, Response};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::Response;
 use bytes::BytesMut;
 use futures::future::{BoxFuture, ready};
 use futures::stream::{FuturesOrdered, poll_fn};
@@ -46,7 +46,8 @@ use tracing::{Instrument as _, Span};
 use super::entry;
 use super::item::Item;
 use crate::api::problem::{Kind, Problem};
-use crate::api::request::{self, App, Call};
+use crate::api::request::{self, App, Call, JSON_LINES};
+use crate::api::{answer, browser};
 use crate::limits::{
     BODIES_BYTES_MAX, HeldBytes, REFUSED_BODY_BYTES_MAX, REFUSED_BODY_DEADLINE, STREAM_BYTES_MAX, STREAM_IDLE_MAX,
     STREAM_LINE_BYTES_MAX, STREAM_WRITES_MAX, WRITE_DEADLINE,
@@ -80,7 +81,10 @@ pub(crate) async fn post(Call { app, headers, mut body, .. }: Call) -> Result<Re
         writes.run(answers).await;
     });
     let answers = poll_fn(move |context| taken.poll_recv(context)).map(Ok::<_, Infallible>);
-    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(answers)).into_response())
+    let lines = HeaderValue::from_static(JSON_LINES);
+    let mut response = answer::typed(StatusCode::OK, lines, Body::from_stream(answers));
+    browser::contain(&mut response);
+    Ok(response)
 }
 
 /// A stream of writes.

@@ -118,8 +118,9 @@ impl Client<'_> {
 /// Begins a stream on a connection of its own.
 async fn begin(url: &str, lines: Channel<Bytes>) -> Result<Incoming, Failure> {
     let (authority, base_path) = net::authority_and_path(url);
-    let request = Request::post(format!("{base_path}/kv/stream/")).header(header::HOST, authority).body(lines);
-    let request = request.map_err(|error| Failure::Usage(error.to_string()))?;
+    let request = Request::post(format!("{base_path}/kv/stream/"));
+    let request = request.header(header::HOST, authority).header(header::CONTENT_TYPE, "application/x-ndjson");
+    let request = request.body(lines).map_err(|error| Failure::Usage(error.to_string()))?;
     let mut sender = open(url).await?;
     let response = sender.send_request(request).await.map_err(|error| bad_answer(url, root_cause(&error)))?;
     let (status, body) = (response.status(), response.into_body());
