@@ -7,9 +7,10 @@
 //!
 //! # Approach
 //!
-//! [`compact`] checks a text against RFC 8259 in one pass and removes the white space between tokens. It checks numbers
-//! without converting them: a conversion would round them, or refuse those beyond `f64`. `serde_json` is no help here,
-//! since it converts every number that it does not skip, and does not check the strings that it skips.
+//! [`compact`] checks a text against RFC 8259 in one pass and removes the white space between tokens; [`check`] only checks. Numbers
+//! are checked without converting them: a conversion would round them, or refuse those beyond `f64`. `serde_json` is no help
+//! here, since it converts every number that it does not skip, does not check the strings that it skips, and keeps the last
+//! of two members with one name.
 //!
 //! # Guarantees
 //!
@@ -28,6 +29,9 @@ use memchr::memchr2;
 
 use crate::limits::JSON_LEVELS_MAX;
 
+/// Characters of a repeated name that an error shows; the rest is cut.
+const NAME_CHARS_MAX: usize = 60;
+
 /// Why and where a text breaks the rules.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{reason} at byte {at}")]
@@ -40,13 +44,8 @@ pub struct Error {
 
 /// Checks a JSON text and removes the white space between its tokens. Text without any is returned as it is.
 pub fn compact(text: Bytes) -> Result<Bytes, Error> {
-    let utf8 = std::str::from_utf8(&text)
-        .map_err(|error| Error { at: error.valid_up_to(), reason: "invalid UTF-8".to_owned() })?;
-    let mut checker = Checker { text: utf8, at: 0, compact: Vec::new(), copied: 0 };
-    checker.value(JSON_LEVELS_MAX)?;
-    if checker.peek().is_some() {
-        return Err(checker.wrong("unexpected text after the value"));
-    }
+    let mut checker = Checker::of(&text, JSON_LEVELS_MAX, true)?;
+    checker.whole()?;
     if checker.copied == 0 {
         return Ok(text);
     }
@@ -54,16 +53,40 @@ pub fn compact(text: Bytes) -> Result<Bytes, Error> {
     Ok(checker.compact.into())
 }
 
+/// Checks a JSON text that is kept as it is, or read by a parser that is less strict. Text around a value may nest deeper than
+/// [`JSON_LEVELS_MAX`], by the levels that it adds.
+pub fn check(text: &[u8], levels_max: usize) -> Result<(), Error> {
+    Checker::of(text, levels_max, false)?.whole()
+}
+
 /// A text, checked up to `at`.
 struct Checker<'a> {
     text: &'a str,
     at: usize,
+    levels_max: usize,
+    /// Whether the compact text is wanted.
+    compacts: bool,
     /// The part of the text up to `copied`, without white space. Empty until white space is found.
     compact: Vec<u8>,
     copied: usize,
 }
 
 impl<'a> Checker<'a> {
+    fn of(text: &'a [u8], levels_max: usize, compacts: bool) -> Result<Self, Error> {
+        let text = std::str::from_utf8(text)
+            .map_err(|error| Error { at: error.valid_up_to(), reason: "invalid UTF-8".to_owned() })?;
+        Ok(Self { text, at: 0, levels_max, compacts, compact: Vec::new(), copied: 0 })
+    }
+
+    /// Checks the whole text.
+    fn whole(&mut self) -> Result<(), Error> {
+        self.value(self.levels_max)?;
+        match self.peek() {
+            None => Ok(()),
+            Some(_) => Err(self.wrong("unexpected text after the value")),
+        }
+    }
+
     /// Checks one value, in which arrays and objects nest at most `levels` deep.
     fn value(&mut self, levels: usize) -> Result<(), Error> {
         match self.peek() {
@@ -72,7 +95,7 @@ impl<'a> Checker<'a> {
             Some(b't') => self.word("true"),
             Some(b'f') => self.word("false"),
             Some(b'n') => self.word("null"),
-            Some(b'[' | b'{') if levels == 0 => Err(self.wrong(&format!("more than {JSON_LEVELS_MAX} levels"))),
+            Some(b'[' | b'{') if levels == 0 => Err(self.wrong(&format!("more than {} levels", self.levels_max))),
             Some(b'[') => self.elements(b']', "`,` or `]` is expected", |checker| checker.value(levels - 1)),
             Some(b'{') => {
                 let mut names = BTreeSet::new();
@@ -117,7 +140,9 @@ impl<'a> Checker<'a> {
         let at = self.at;
         let name = self.string()?;
         if let Some(name) = names.replace(name) {
-            return Err(Error { at, reason: format!("the member {name:?} is there twice") });
+            let shown: String = name.chars().take(NAME_CHARS_MAX).collect();
+            let rest = if shown.len() < name.len() { "…" } else { "" };
+            return Err(Error { at, reason: format!("the member {shown:?}{rest} is there twice") });
         }
         if self.peek() != Some(b':') {
             return Err(self.wrong("`:` is expected"));
@@ -194,7 +219,7 @@ impl<'a> Checker<'a> {
     fn peek(&mut self) -> Option<u8> {
         let begin = self.at;
         while self.skip(|byte| matches!(byte, b' ' | b'\t' | b'\n' | b'\r')) {}
-        if self.at > begin {
+        if self.compacts && self.at > begin {
             self.copy_to(begin);
             self.copied = self.at;
         }
@@ -260,9 +285,11 @@ mod tests {
             "\ude00\ud83d" "\u12" {"a":1,"a":2} {"a":1,"\u0061":2} [{"x":{"a":1,"b":2,"a":3}}] "\"#;
         let spaced = ["", " ", "1 2", "[1 2]", "\"\t\"", "\u{feff}1"];
         for text in wrong.split_whitespace().chain(spaced) {
-            assert!(compacted(text).is_err(), "{text}");
+            assert_eq!(compacted(text).map(drop), check(text.as_bytes(), JSON_LEVELS_MAX), "{text}");
+            assert!(check(text.as_bytes(), JSON_LEVELS_MAX).is_err(), "{text}");
         }
         assert!(compact(Bytes::from_static(b"\"\xff\"")).is_err());
+        assert!(check(b"\"\xff\"", 1).is_err());
     }
 
     #[test]
@@ -271,6 +298,8 @@ mod tests {
         assert!(compacted(&nested(JSON_LEVELS_MAX)).is_ok());
         assert_eq!(compacted(&nested(JSON_LEVELS_MAX + 1)).unwrap_err().at, JSON_LEVELS_MAX);
         assert!(compacted(&"[".repeat(1_000_000)).is_err());
+        assert_eq!(check(b"[{\"a\":[]}]", 3), Ok(()));
+        assert_eq!(check(b"[{\"a\":[]}]", 2).unwrap_err().to_string(), "more than 2 levels at byte 6");
     }
 
     #[test]
@@ -280,6 +309,14 @@ mod tests {
             compacted("{\"a\":1, \"a\":2}").unwrap_err().to_string(),
             "the member \"a\" is there twice at byte 8"
         );
+        let long = "é".repeat(1_000_000);
+        let error = check(format!("{{\"{long}\":1,\"{long}\":2}}").as_bytes(), 1).unwrap_err();
+        assert_eq!(error.reason, format!("the member {:?}… is there twice", "é".repeat(NAME_CHARS_MAX)));
+    }
+
+    #[test]
+    fn a_check_allows_white_space() {
+        assert_eq!(check(b" { \"a\" : [ 1 , {} ] }\r\n", 3), Ok(()));
     }
 
     /// The two differ in two cases: a repeated member, which only this rule refuses, and a number beyond `f64`, which only
@@ -293,6 +330,7 @@ mod tests {
         for _ in 0..200_000 {
             let text: String = (0..random.usize(1..9)).map(|_| pieces[random.usize(..pieces.len())]).collect();
             let (ours, theirs) = (compacted(&text), serde_json::from_str::<serde_json::Value>(&text));
+            assert_eq!(check(text.as_bytes(), JSON_LEVELS_MAX), ours.clone().map(drop), "{text}");
             match (&ours, &theirs) {
                 (Ok(compact), Ok(value)) => {
                     accepted += 1;

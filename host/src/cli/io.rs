@@ -1,5 +1,6 @@
 //! Input and output of commands: files and standard input; aligned tables for people, JSON for programs, progress bars.
 
+use std::fmt::Display;
 use std::io::{IsTerminal, Read, Write};
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
@@ -8,6 +9,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
 use super::failure::Failure;
+use crate::json;
+use crate::limits::JSON_LEVELS_MAX;
 
 pub(super) const MEBIBYTE: f64 = 1_048_576.0;
 
@@ -131,7 +134,12 @@ pub(super) fn text_or_file(argument: &str) -> Result<Vec<u8>, Failure> {
 
 /// The value of `--config`: JSON, or `@FILE` with JSON.
 pub(super) fn config(argument: &str) -> Result<Value, Failure> {
-    serde_json::from_slice(&text_or_file(argument)?).map_err(|error| {
+    let wrong = |error: &dyn Display| {
         Failure::Usage(format!("--config: {argument}: it must be JSON, or @ and a file of JSON ({error})"))
-    })
+    };
+    let text = text_or_file(argument)?;
+    let config = serde_json::from_slice(&text).map_err(|error| wrong(&error))?;
+    // serde_json keeps the last of two members with one name.
+    json::check(&text, JSON_LEVELS_MAX).map_err(|error| wrong(&error))?;
+    Ok(config)
 }

@@ -1,13 +1,14 @@
 //! Bindings: which plugin judges which writes, with what configuration and limits.
 
 use std::collections::HashSet;
+use std::fmt::Display;
 
 use serde::{Deserialize, Serialize};
 
 use super::error::Error;
-use crate::limits;
 use crate::sandbox::cut;
 use crate::storage::command::{Action, Operation, Space};
+use crate::{json, limits};
 
 /// A hook as users write it: the body of `PUT /hooks/<name>/`, and its stored form.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -97,12 +98,17 @@ fn default_output_bytes() -> usize {
 
 impl Binding {
     /// Reads a binding from JSON and checks it. The error names the field, what it holds and what is allowed.
-    pub fn parse(json: &[u8]) -> Result<Self, Error> {
-        let binding: Self = serde_json::from_slice(json).map_err(|error| {
+    ///
+    /// The stored form is read without this check, so that a binding from before a rule still loads.
+    pub fn parse(text: &[u8]) -> Result<Self, Error> {
+        let malformed = |error: &dyn Display| {
             let allowed = "an object with `plugin` and, if wanted, `digest`, `prefix`, `operations`, `order`, \
                            `config`, `mode`, `on_failure`, `deadline_ms`, `memory_bytes`, `output_bytes`";
             invalid("hook", format!("not a hook ({error})"), allowed)
-        })?;
+        };
+        let binding: Self = serde_json::from_slice(text).map_err(|error| malformed(&error))?;
+        // serde_json keeps the last of two members of `config`.
+        json::check(text, limits::JSON_LEVELS_MAX).map_err(|error| malformed(&error))?;
         binding.check()?;
         Ok(binding)
     }

@@ -72,9 +72,13 @@ fn a_data_directory_in_use_by_another_node_is_named() {
     });
 }
 
+/// A node with two URLs.
+const TWICE: &str = r#"[{"url":"http://node2:8000/kv-store/v1","url":"http://node3:8000/kv-store/v1"}]"#;
+
 #[test]
 fn malformed_replica_nodes_are_quoted_with_what_is_allowed() {
-    for wrong in ["[", "node2", r#"{"url":"http://node2:8000/kv-store/v1"}"#, r#"["http://node2:8000"]"#, "[1]"] {
+    for wrong in ["[", "node2", r#"{"url":"http://node2:8000/kv-store/v1"}"#, r#"["http://node2:8000"]"#, "[1]", TWICE]
+    {
         assert_refused(&[("REPLICA_NODES", wrong)], &[], &["REPLICA_NODES", "http://node2:8000/kv-store/v1"]);
     }
 }
@@ -120,6 +124,16 @@ fn client_commands_check_their_arguments_before_they_send_a_request() {
     assert!(
         brink(nowhere, &["plugin", "bind", "h", "--plugin", "p", "--config", "{"]).expect(2).err.contains("--config")
     );
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), r#"{"a": {"b": 1, "b": 2}}"#).unwrap();
+    let path = file.path().to_str().unwrap();
+    for config in [r#"{"a": 1, "a": 2}"#, &format!("@{path}")] {
+        let refused = brink(nowhere, &["plugin", "bind", "h", "--plugin", "p", "--config", config]).expect(2);
+        assert!(refused.err.contains("--config") && refused.err.contains("is there twice"), "{}", refused.err);
+    }
+    std::fs::write(file.path(), "{\"key\":\"a\",\"value\":1}\n{\"key\":\"a\",\"value\":{\"b\":1,\"b\":2}}\n").unwrap();
+    let refused = brink(nowhere, &["kv", "import", path]).expect(2);
+    assert!(refused.err.contains("line 2") && refused.err.contains("is there twice"), "{}", refused.err);
     let unreachable = brink(nowhere, &["kv", "get", "a"]).expect(1);
     assert!(unreachable.err.contains(nowhere), "{}", unreachable.err);
 }

@@ -1,6 +1,7 @@
 //! `brink kv import`: writes records in atomic batches.
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,7 +9,8 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::super::{Client, Common, Failure, Method, Request, io};
-use crate::limits::BATCH_ITEMS_MAX;
+use crate::json;
+use crate::limits::{BATCH_ITEMS_MAX, JSON_LEVELS_MAX};
 
 /// Default number of records in a batch.
 const BATCH_RECORDS: usize = 500;
@@ -27,7 +29,8 @@ const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// Without --items, the file has lines of JSON as `brink kv export` writes them. With --items, it is one JSON document
 /// with an array of objects: each object is a value, and its key is --prefix followed by its field --key-field.
 ///
-/// A refused record stops the import. Its batch is not written; earlier batches stay written.
+/// Input that is not JSON, or has a member twice, is refused before anything is written. A refused record stops the import. Its
+/// batch is not written; earlier batches stay written.
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct Args {
     /// The input file; - is standard input
@@ -80,13 +83,14 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     io::line(&format!("{} records imported", records.len()))
 }
 
-/// The records of lines of JSON; empty lines are skipped.
+/// The records of lines of JSON; empty lines are skipped. A line that a node would refuse as JSON is refused before any is sent.
 fn records_of_lines(text: &str) -> Result<Vec<Record>, String> {
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     lines
         .map(|(number, line)| {
-            let fields: HashMap<String, &RawValue> = serde_json::from_str(line)
-                .map_err(|error| format!("line {}: not a JSON object: {error}", number + 1))?;
+            let wrong = |error: &dyn Display| format!("line {}: not a JSON object: {error}", number + 1);
+            let fields: HashMap<String, &RawValue> = serde_json::from_str(line).map_err(|error| wrong(&error))?;
+            json::check(line.as_bytes(), 1 + JSON_LEVELS_MAX).map_err(|error| wrong(&error))?;
             let key = fields.get("key").and_then(|key| serde_json::from_str(key.get()).ok());
             Ok(Record { item: line.to_owned(), key })
         })
@@ -96,6 +100,8 @@ fn records_of_lines(text: &str) -> Result<Vec<Record>, String> {
 /// The records of a document. Values stay text, so that no digit of a number is lost.
 fn records_of_document(text: &str, pointer: &str, key_field: &str, prefix: &str) -> Result<Vec<Record>, String> {
     let document: &RawValue = serde_json::from_str(text).map_err(|error| format!("not JSON: {error}"))?;
+    let around = 1 + pointer.matches('/').count();
+    json::check(text.as_bytes(), around + JSON_LEVELS_MAX).map_err(|error| format!("not JSON: {error}"))?;
     let records = at(document, pointer)?;
     let records: Vec<&RawValue> =
         serde_json::from_str(records.get()).map_err(|_| format!("there is no array at {pointer:?}"))?;
@@ -122,6 +128,9 @@ fn at<'a>(document: &'a RawValue, pointer: &str) -> Result<&'a RawValue, String>
         format!("--items: {pointer:?}: it must be a JSON pointer, empty or beginning with a slash, such as /639-3")
     })?;
     path.split('/').try_fold(document, |value, token| {
+        if !token.split('~').skip(1).all(|escaped| escaped.starts_with(['0', '1'])) {
+            return Err(format!("--items: {pointer:?}: `~` is written `~0` and `/` is written `~1`"));
+        }
         let name = token.replace("~1", "/").replace("~0", "~");
         let members: HashMap<String, &'a RawValue> = serde_json::from_str(value.get()).unwrap_or_default();
         members.get(&name).copied().ok_or_else(|| format!("there is no member {name:?} on the way to {pointer:?}"))
@@ -186,10 +195,34 @@ mod tests {
         assert!(wrong("{", "").contains("not JSON"));
         assert!(wrong("{}", "/a").contains("\"a\""));
         assert!(wrong("{}", "a").contains("begin"));
+        assert!(wrong("{\"~2\": []}", "/~2").contains("`~0`"));
         assert!(wrong("{\"a\": 1}", "/a").contains("no array"));
         assert!(wrong("[{\"id\": 1}, 2]", "").contains("/1 is not an object"));
         assert!(wrong("[{\"id\": null}]", "").contains("/0 has no string"));
         assert!(records_of_lines("{}\n\n[").err().unwrap().contains("line 3"));
+    }
+
+    #[test]
+    fn a_member_that_is_there_twice_is_refused_before_anything_is_sent() {
+        let lines = |line: &str| records_of_lines(&format!("{{\"key\":\"a\",\"value\":1}}\n{line}\n")).err().unwrap();
+        for line in [r#"{"key":"b","key":"c","value":1}"#, r#"{"key":"b","value":[{"x":1,"\u0078":2}]}"#] {
+            let wrong = lines(line);
+            assert!(wrong.contains("line 2") && wrong.contains("twice"), "{wrong}");
+        }
+        for text in [r#"[{"id":1,"id":2}]"#, r#"{"a":[],"a":[{"id":1}]}"#, r#"[{"id":1,"x":{"y":1,"y":2}}]"#] {
+            let wrong = records_of_document(text, "", "id", "").err().unwrap();
+            assert!(wrong.contains("twice"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_value_may_nest_as_deep_as_a_node_takes_it() {
+        let nested = |levels: usize| "[".repeat(levels) + &"]".repeat(levels);
+        let line = |levels| records_of_lines(&format!("{{\"key\":\"a\",\"value\":{}}}", nested(levels)));
+        assert!(line(JSON_LEVELS_MAX).is_ok() && line(JSON_LEVELS_MAX + 1).is_err());
+        let document = |levels| format!("{{\"a\":{{\"b\":[{{\"id\":1,\"x\":{}}}]}}}}", nested(levels));
+        assert!(records_of_document(&document(JSON_LEVELS_MAX - 1), "/a/b", "id", "").is_ok());
+        assert!(records_of_document(&document(JSON_LEVELS_MAX), "/a/b", "id", "").is_err());
     }
 
     #[test]

@@ -18,6 +18,7 @@
 //! violations = [{ path = "/email" }]      # fields that are absent are not compared
 //! ```
 
+use std::fmt::Display;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,6 +30,8 @@ use similar::{ChangeTag, TextDiff};
 use super::super::{Failure, io};
 use super::local::{self, Local, Store, Target, Trial};
 use crate::hooks::{self, Judged};
+use crate::json;
+use crate::limits::JSON_LEVELS_MAX;
 use crate::storage::command::{Action, Value};
 
 /// The file of cases in a project.
@@ -172,7 +175,9 @@ impl Cases {
 
     fn config(&self, case: &Case) -> Result<Json, String> {
         let config = case.config.as_deref().or(self.config.as_deref()).unwrap_or("null");
-        serde_json::from_str(config).map_err(|error| format!("`config` is not JSON: {error}"))
+        let wrong = |error: &dyn Display| format!("`config` is not JSON: {error}");
+        json::check(config.as_bytes(), JSON_LEVELS_MAX).map_err(|error| wrong(&error))?;
+        serde_json::from_str(config).map_err(|error| wrong(&error))
     }
 }
 

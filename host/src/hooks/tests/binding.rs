@@ -16,6 +16,10 @@ fn a_wrong_binding_is_told_field_value_and_what_is_allowed() {
         (r#"{"plugin":"p","priority":1}"#, "hook"),
         (r#"{"plugin":"p","mode":"maybe"}"#, "hook"),
         (r#"{}"#, "hook"),
+        (r#"{"plugin":"p","plugin":"q"}"#, "hook"),
+        (r#"{"plugin":"p","config":{"a":1,"a":2}}"#, "hook"),
+        (r#"{"plugin":"p","config":[{"a":{"b":1,"\u0062":2}}]}"#, "hook"),
+        (r#"{"plugin":"p","config":"\ud800"}"#, "hook"),
     ] {
         match Binding::parse(json.as_bytes()) {
             Err(Error::BindingInvalid { field: found, .. }) => assert_eq!(found, field, "{json}"),
@@ -30,6 +34,13 @@ fn a_stored_binding_reads_back_as_it_was() {
     let stored = serde_json::to_vec(hook.binding()).unwrap();
     assert_eq!(&Binding::parse(&stored).unwrap(), hook.binding());
     assert_eq!(hook.binding().digest.as_deref(), Some(hook.plugin().digest()));
+}
+
+/// What was stored before the rule for JSON held for hooks.
+#[test]
+fn a_stored_binding_may_have_a_member_twice() {
+    let stored: Binding = serde_json::from_str(r#"{"plugin":"p","config":{"a":1,"a":2}}"#).unwrap();
+    assert_eq!(stored.config, serde_json::json!({"a": 2}));
 }
 
 #[test]
