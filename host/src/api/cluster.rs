@@ -3,14 +3,13 @@
 //! Any node takes these calls; the leader makes the changes. A call states the result that it wants, so it may be repeated
 //! until it succeeds and needs no `Idempotency-Key`.
 
-use axum::extract::Path;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::problem::{Kind, Problem};
-use super::request::{self, Call};
+use super::request::{self, Call, Segment};
 use super::{answer, body, schema};
 use crate::limits::{MEMBERSHIP_BODY_BYTES_MAX, MEMBERSHIP_DEADLINE};
 use crate::net;
@@ -45,7 +44,7 @@ pub(super) async fn add(Call { app, headers, body, .. }: Call) -> Result<Respons
 }
 
 /// `DELETE /cluster/members/<url>/`: removes a node; the URL is percent-encoded.
-pub(super) async fn remove(Path(url): Path<String>, call: Call) -> Result<Response, Problem> {
+pub(super) async fn remove(Segment(url): Segment, call: Call) -> Result<Response, Problem> {
     call.app.replication.remove_member(&base_url(&url)?, Instant::now() + MEMBERSHIP_DEADLINE).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }

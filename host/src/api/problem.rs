@@ -43,6 +43,7 @@ macro_rules! kinds {
 
 kinds! {
     BAD_KEY = "bad-key" BAD_REQUEST "The key is not allowed";
+    BAD_PATH = "bad-path" BAD_REQUEST "The path is malformed";
     BAD_PARAMETER = "bad-parameter" BAD_REQUEST "A query parameter is not allowed";
     BAD_HEADER = "bad-header" BAD_REQUEST "A header has a value that is not allowed";
     BAD_BODY = "bad-body" BAD_REQUEST "The body is malformed";

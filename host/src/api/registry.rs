@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 
-use axum::extract::Path;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use futures::{Stream, StreamExt as _, future, stream};
@@ -12,7 +11,7 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::problem::{Kind, Problem};
-use super::request::{self, Call, Parameters, Values};
+use super::request::{self, Call, Parameters, Segment, Values};
 use super::{answer, body, refusal, schema};
 use crate::hooks::{Binding, Line};
 use crate::limits::{HOOK_BODY_BYTES_MAX, ROLL_BACK_BODY_BYTES_MAX};
@@ -22,13 +21,13 @@ pub(super) async fn plugins(call: Call) -> Result<Response, Problem> {
     answer::ok(&BTreeMap::from([("plugins", plugins)]))
 }
 
-pub(super) async fn plugin(Path(name): Path<String>, call: Call) -> Result<Response, Problem> {
+pub(super) async fn plugin(Segment(name): Segment, call: Call) -> Result<Response, Problem> {
     let catalog = call.app.registry.catalog().await?;
     answer::ok(catalog.plugins.get(&name).ok_or_else(|| absent("plugin", &name))?)
 }
 
 /// `PUT /plugins/<name>/`: uploads a component.
-pub(super) async fn put_plugin(Path(name): Path<String>, call: Call) -> Result<Response, Problem> {
+pub(super) async fn put_plugin(Segment(name): Segment, call: Call) -> Result<Response, Problem> {
     let upload = match call.app.registry.reserve_upload() {
         Ok(upload) => upload,
         Err(error) => return Err(refusal::refuse(&call.headers, call.body, error.into()).await),
@@ -38,7 +37,7 @@ pub(super) async fn put_plugin(Path(name): Path<String>, call: Call) -> Result<R
     answer::ok(&call.app.registry.put_plugin(&name, bytes, &author, upload).await?)
 }
 
-pub(super) async fn delete_plugin(Path(name): Path<String>, call: Call) -> Result<Response, Problem> {
+pub(super) async fn delete_plugin(Segment(name): Segment, call: Call) -> Result<Response, Problem> {
     match call.app.registry.delete_plugin(&name, &request::author(&call.headers)?).await? {
         true => Ok(StatusCode::NO_CONTENT.into_response()),
         false => Err(absent("plugin", &name)),
@@ -51,19 +50,19 @@ pub(super) async fn hooks(call: Call) -> Result<Response, Problem> {
     answer::ok(&schema::Hooks { hooks, nodes: call.app.registry.readiness().await? })
 }
 
-pub(super) async fn hook(Path(name): Path<String>, call: Call) -> Result<Response, Problem> {
+pub(super) async fn hook(Segment(name): Segment, call: Call) -> Result<Response, Problem> {
     let catalog = call.app.registry.catalog().await?;
     answer::ok(catalog.hooks.get(&name).ok_or_else(|| absent("hook", &name))?)
 }
 
 /// `PUT /hooks/<name>/`: sets which plugin judges which writes.
-pub(super) async fn put_hook(Path(name): Path<String>, call: Call) -> Result<Response, Problem> {
+pub(super) async fn put_hook(Segment(name): Segment, call: Call) -> Result<Response, Problem> {
     let body = body::read(&call.app, &call.headers, call.body, HOOK_BODY_BYTES_MAX).await?;
     let binding = Binding::parse(&body.bytes)?;
     answer::ok(&call.app.registry.put_hook(&name, binding, &request::author(&call.headers)?).await?)
 }
 
-pub(super) async fn delete_hook(Path(name): Path<String>, call: Call) -> Result<Response, Problem> {
+pub(super) async fn delete_hook(Segment(name): Segment, call: Call) -> Result<Response, Problem> {
     match call.app.registry.delete_hook(&name, &request::author(&call.headers)?).await? {
         true => Ok(StatusCode::NO_CONTENT.into_response()),
         false => Err(absent("hook", &name)),
@@ -78,7 +77,7 @@ struct RollBack {
 }
 
 /// `POST /hooks/<name>/rollback/`: restores an earlier state of a hook; 204 if the hook did not exist then.
-pub(super) async fn roll_back(Path(name): Path<String>, call: Call) -> Result<Response, Problem> {
+pub(super) async fn roll_back(Segment(name): Segment, call: Call) -> Result<Response, Problem> {
     let author = request::author(&call.headers)?;
     let body = body::read(&call.app, &call.headers, call.body, ROLL_BACK_BODY_BYTES_MAX).await?;
     let RollBack { to } = match body.bytes.is_empty() {

@@ -8,9 +8,9 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{FromRequest, Request};
+use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, Method, Uri, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +30,7 @@ use crate::write_path::WritePath;
 // Constants, since a name that is given as text is parsed for each request.
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const BRINK_USER: HeaderName = HeaderName::from_static("brink-user");
 
 /// The media type of lines of JSON.
 pub(super) const JSON_LINES: &str = "application/x-ndjson";
@@ -114,6 +115,21 @@ fn check_body_type(Parts { method, uri, headers, .. }: &Parts) -> Result<(), Pro
     }
 }
 
+/// The variable part of a route's path, decoded.
+pub(crate) struct Segment(pub(super) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Segment {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        // axum would keep a malformed escape, and answers one that is not UTF-8 by itself.
+        let wrong = |wrong| Problem::new(Kind::BAD_PATH, format!("the path {wrong}"));
+        decoded(parts.uri.path()).map_err(wrong)?;
+        let Path(segment) = Path::from_request_parts(parts, state).await.map_err(Problem::internal)?;
+        Ok(Self(segment))
+    }
+}
+
 /// The query parameters that a route takes; any other is refused.
 pub(crate) trait Parameters: Sized + Send {
     const NAMES: &'static [&'static str];
@@ -175,19 +191,41 @@ impl Parameters for Consistency {
 }
 
 fn parameters<P: Parameters>(query: &str) -> Result<P, Problem> {
-    let bad = |detail| Err(Problem::new(Kind::BAD_PARAMETER, detail));
+    let bad = |detail| Problem::new(Kind::BAD_PARAMETER, detail);
     let mut values = Values(Vec::new());
-    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+    for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
+        let (raw_name, raw_value) = parameter.split_once('=').unwrap_or((parameter, ""));
+        let name =
+            form_decoded(raw_name).map_err(|wrong| bad(format!("the name of the parameter {raw_name:?} {wrong}")))?;
         if !P::NAMES.contains(&name.as_ref()) {
             let known = if P::NAMES.is_empty() { "none".to_owned() } else { P::NAMES.join(", ") };
-            return bad(format!("there is no parameter {name:?} here; known are: {known}"));
+            return Err(bad(format!("there is no parameter {name:?} here; known are: {known}")));
         }
         if values.0.iter().any(|(earlier, _)| *earlier == name) {
-            return bad(format!("the parameter {name:?} is given twice"));
+            return Err(bad(format!("the parameter {name:?} is given twice")));
         }
+        let value = form_decoded(raw_value).map_err(|wrong| bad(format!("the parameter {name:?} {wrong}")))?;
         values.0.push((name, value));
     }
     P::from_values(&mut values)
+}
+
+/// A name or a value of a query, as HTML forms encode it: `+` is a space.
+fn form_decoded(raw: &str) -> Result<Cow<'_, str>, &'static str> {
+    if !raw.contains('+') {
+        return decoded(raw);
+    }
+    decoded(&raw.replace('+', " ")).map(|text| Cow::Owned(text.into_owned()))
+}
+
+/// Percent-encoded text (RFC 3986, section 2.1). An error says what is wrong with it: text that is not UTF-8, or has a malformed
+/// escape, would otherwise be taken for other text.
+fn decoded(raw: &str) -> Result<Cow<'_, str>, &'static str> {
+    let is_escape = |rest: &str| rest.len() >= 2 && rest.bytes().take(2).all(|digit| digit.is_ascii_hexdigit());
+    if !raw.split('%').skip(1).all(is_escape) {
+        return Err("has a % that is not followed by two hexadecimal digits; %25 writes it");
+    }
+    percent_decode_str(raw).decode_utf8().map_err(|_| "is not UTF-8")
 }
 
 pub(super) fn not_allowed(name: &str, found: &str, allowed: &str) -> Problem {
@@ -202,8 +240,8 @@ pub(super) fn raw_key(uri: &Uri) -> Option<&str> {
 /// The key in the path `<base>/kv/<key>/`: percent-decoded, without one trailing slash. `%2F` writes a slash at its end.
 pub(super) fn key(uri: &Uri) -> Result<String, Problem> {
     let raw = raw_key(uri).unwrap_or_default();
-    let decoded = percent_decode_str(raw.strip_suffix('/').unwrap_or(raw)).decode_utf8();
-    let key = decoded.map_err(|_| Problem::new(Kind::BAD_KEY, "the key is not UTF-8"))?.into_owned();
+    let key = decoded(raw.strip_suffix('/').unwrap_or(raw));
+    let key = key.map_err(|wrong| Problem::new(Kind::BAD_KEY, format!("the key {wrong}")))?.into_owned();
     check_key(&key)?;
     Ok(key)
 }
@@ -261,9 +299,18 @@ pub(super) fn preconditions(headers: &HeaderMap, key: &str) -> Result<Vec<Precon
 }
 
 fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, Problem> {
-    let text = headers.get(name).map(|value| value.to_str()).transpose();
+    let text = single(headers, name)?.map(|value| value.to_str()).transpose();
     let text = text.map_err(|_| Problem::new(Kind::BAD_HEADER, format!("{name} is not text")))?;
     Ok(text.map(str::trim))
+}
+
+/// A header that is no list, so that a second one would contradict the first.
+pub(super) fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a HeaderValue>, Problem> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (value, None) => Ok(value),
+        (_, Some(_)) => Err(Problem::new(Kind::BAD_HEADER, format!("{name} is there twice"))),
+    }
 }
 
 /// Whether a reader has this form of this revision already: `If-None-Match` (RFC 9110, section 13.1.2).
@@ -293,10 +340,10 @@ pub(super) fn essence(media_type: &str) -> &str {
     media_type.split(';').next().unwrap_or_default().trim()
 }
 
-/// The elements of a header that is a list.
+/// The elements of a header that is a list, which may be on several lines (RFC 9110, section 5.3).
 fn elements(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
-    let list = headers.get(name).and_then(|value| value.to_str().ok());
-    list.into_iter().flat_map(|list| list.split(',')).map(str::trim)
+    let lines = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+    lines.flat_map(|list| list.split(',')).map(str::trim)
 }
 
 /// The client's name for a write: `Idempotency-Key`, taken as it is.
@@ -322,9 +369,9 @@ pub(super) fn check_idempotency_key(key: &str) -> Result<(), String> {
 
 /// The person who changes the registry, as the client says in `Brink-User`.
 pub(super) fn author(headers: &HeaderMap) -> Result<Author, Problem> {
-    let Some(by) = headers.get("brink-user") else { return Ok(Author::default()) };
+    let Some(by) = single(headers, &BRINK_USER)? else { return Ok(Author::default()) };
     match by.to_str() {
-        Ok(by) if (1..=NAME_BYTES_MAX).contains(&by.len()) => {
+        Ok(by) if (1..=NAME_BYTES_MAX).contains(&by.len()) && is_printable(by) => {
             Ok(Author { by: Some(by.to_owned()), ..Author::default() })
         }
         _ => {
@@ -334,7 +381,13 @@ pub(super) fn author(headers: &HeaderMap) -> Result<Author, Problem> {
     }
 }
 
-/// Reads a JSON object that a handler takes; `shape` shows it to people.
+/// Whether a text is of printable ASCII, spaces included.
+pub(super) fn is_printable(text: &str) -> bool {
+    text.bytes().all(|byte| matches!(byte, b' '..=b'~'))
+}
+
+/// Reads a JSON object that a handler takes; `shape` shows it to people. All such objects refuse unknown members and take
+/// known ones once, which makes them as strict as [`crate::json`].
 pub(super) fn json<'a, T: Deserialize<'a>>(body: &'a [u8], shape: &str) -> Result<T, Problem> {
     serde_json::from_slice(body)
         .map_err(|error| Problem::new(Kind::BAD_BODY, format!("the body must be {shape}: {error}")))
@@ -355,6 +408,57 @@ mod tests {
         assert!(values.flag("reverse").unwrap());
     }
 
+    struct Text(Option<String>);
+
+    impl Parameters for Text {
+        const NAMES: &'static [&'static str] = &["text", "é"];
+
+        fn from_values(values: &mut Values<'_>) -> Result<Self, Problem> {
+            Ok(Self(values.text("text")))
+        }
+    }
+
+    #[test]
+    fn a_parameter_is_decoded_or_refused_by_its_name() {
+        let text = |query: &str| parameters::<Text>(query).map(|Text(text)| text);
+        for (query, expected) in [
+            ("", None),
+            ("&&", None),
+            ("%C3%A9=1", None),
+            ("text", Some("")),
+            ("text=", Some("")),
+            ("&text=a&", Some("a")),
+            ("te%78t=a%20b+c%2Bd", Some("a b c+d")),
+            ("text=a=b;c", Some("a=b;c")),
+            ("text=%C3%A9é", Some("éé")),
+            ("text=%25ff", Some("%ff")),
+            ("text=%00", Some("\0")),
+        ] {
+            assert_eq!(text(query).unwrap().as_deref(), expected, "{query}");
+        }
+        for wrong in ["%ff", "a%ffb", "%ed%a0%80", "%c3", "%C3%28", "+%ff", "%f8%88%80%80%80"] {
+            let refused = format!("{:?}", text(&format!("text={wrong}")).unwrap_err());
+            assert!(refused.contains(r#"the parameter \"text\" is not UTF-8"#), "{refused}");
+        }
+        for wrong in ["%", "a%4", "%zz", "%%41", "%+1", "%é"] {
+            let refused = format!("{:?}", text(&format!("text={wrong}")).unwrap_err());
+            assert!(refused.contains(r#"the parameter \"text\" has a %"#), "{refused}");
+        }
+        for wrong in ["%ff=1", "te%xt"] {
+            assert!(text(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_a_form_encodes_is_decoded_as_it_was() {
+        let mut random = fastrand::Rng::with_seed(1);
+        for _ in 0..10_000 {
+            let text: String = (0..random.usize(..8)).map(|_| random.char('\0'..='\u{2ff}')).collect();
+            let query = form_urlencoded::Serializer::new(String::new()).append_pair("text", &text).finish();
+            assert_eq!(parameters::<Text>(&query).unwrap().0.unwrap(), text, "{query}");
+        }
+    }
+
     #[test]
     fn consistency_is_strong_or_local_or_absent() {
         assert_eq!(parameters::<Consistency>("").unwrap(), Consistency::Prompt);
@@ -369,8 +473,11 @@ mod tests {
         for (path, expected) in [("a/", "a"), ("a/b", "a/b"), ("a%2Fb%20c%2F/", "a/b c/"), ("%C3%A9", "é")] {
             assert_eq!(key(path).unwrap(), expected);
         }
-        assert!(key("%FF").is_err());
-        assert!(key("/").is_err());
+        for wrong in ["%FF", "%ED%A0%80", "a%", "%4", "%zz", "%+1", "%C3%28", "/"] {
+            assert!(key(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(key("%25zz").unwrap(), "%zz");
+        assert_eq!(key("a+b").unwrap(), "a+b");
         assert!(key(&"k".repeat(1024)).is_ok());
         assert!(key(&"k".repeat(1025)).is_err());
     }
@@ -459,6 +566,33 @@ mod tests {
             for method in ["PUT", "POST"] {
                 assert_eq!(is_taken(method, "/kv/batch/", &[encodings, &[json]].concat()), taken, "{encodings:?}");
             }
+        }
+    }
+
+    #[test]
+    fn a_header_that_is_no_list_is_there_once() {
+        let twice = |name: &'static str, values: [&'static str; 2]| {
+            let name = HeaderName::from_static(name);
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(name.clone(), value.parse().unwrap());
+            }
+            headers
+        };
+        assert!(preconditions(&twice("if-match", ["\"7\"", "\"8\""]), "k").is_err());
+        assert!(preconditions(&twice("if-none-match", ["*", "*"]), "k").is_err());
+        assert!(author(&twice("brink-user", ["ann", "ben"])).is_err());
+        assert!(idempotency_key(&twice("idempotency-key", ["a", "a"])).is_err());
+        assert!(has_already(&twice("if-none-match", ["\"6\"", "\"7\""]), 7));
+        assert!(prefers_minimal(&twice("prefer", ["wait=1", "return=minimal"])));
+    }
+
+    #[test]
+    fn an_author_is_printable() {
+        let by = |name| author(&headers("brink-user", name)).map(|author| author.by.unwrap());
+        assert_eq!(by("Ann B. <ann@example.org>").unwrap(), "Ann B. <ann@example.org>");
+        for wrong in ["", "a\tb", "é"] {
+            assert!(by(wrong).is_err(), "{wrong:?}");
         }
     }
 
