@@ -267,8 +267,11 @@ fn new_values(
 
 fn new_value(item: u32, old: &Value, bytes: Vec<u8>) -> Result<Bytes, String> {
     let mut bytes = Bytes::from(bytes);
+    let not_json = |error| format!("the new value of write {item} is not JSON ({error})");
     if old.is_json() {
-        bytes = json::compact(bytes).map_err(|error| format!("the new value of write {item} is not JSON ({error})"))?;
+        bytes = json::compact(bytes).map_err(not_json)?;
+    } else if old.is_json_syntax() {
+        json::check(&bytes, limits::JSON_LEVELS_MAX).map_err(not_json)?;
     }
     if bytes.len() > limits::VALUE_BYTES_MAX {
         let (found, limit) = (bytes.len(), limits::VALUE_BYTES_MAX);

@@ -191,6 +191,13 @@ impl Value {
     pub fn is_json(&self) -> bool {
         self.content_type == Self::JSON
     }
+
+    /// Whether the media type has the syntax of JSON (RFC 6839, section 3.1), such as `application/geo+json`.
+    pub fn is_json_syntax(&self) -> bool {
+        let essence = self.content_type.split(';').next().unwrap_or_default().trim();
+        let is_json = |name: &str| name.eq_ignore_ascii_case("json");
+        essence.eq_ignore_ascii_case(Self::JSON) || essence.rsplit_once('+').is_some_and(|(_, suffix)| is_json(suffix))
+    }
 }
 
 fn media_type<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Cow<'static, str>, D::Error> {

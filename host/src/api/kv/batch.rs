@@ -93,6 +93,12 @@ mod tests {
             r#"[{"key":"a","value":1,"value_base64":"AA=="}]"#,
             r#"[{"key":"a","value_base64":"?","content_type":"x/y"}]"#,
             r#"[{"key":"a","value_base64":"AA=="}]"#,
+            r#"[{"key":"a","value_base64":"AA==","content_type":""}]"#,
+            r#"[{"key":"a","value_base64":"AA==","content_type":"\u001b[2J"}]"#,
+            r#"[{"key":"a","value_base64":"AA==","content_type":"x/é"}]"#,
+            r#"[{"key":"a","value_base64":"MQ==","content_type":"Application/JSON; charset=utf-8"}]"#,
+            r#"[{"key":"a","value_base64":"AA==","content_type":"x/y+json"}]"#,
+            r#"[{"key":"a","value":{"x":1,"x":2}}]"#,
             r#"[{"key":"a","value":1,"idempotency_key":"n"}]"#,
         ];
         for items in wrong {

@@ -66,13 +66,14 @@ impl Item {
             (Op::Put, None, Some(text)) => {
                 let bytes = BASE64.decode(text).map_err(|_| bad("has a value_base64 that is not base64"))?.into();
                 let content_type = self.content_type.ok_or_else(|| bad("has a value_base64 but no content_type"))?;
-                if content_type.is_empty() || content_type == Value::JSON || content_type.len() > CONTENT_TYPE_BYTES_MAX
-                {
-                    return Err(bad(
-                        "has a content_type that is not allowed: 1 to 255 bytes, and JSON goes into value",
-                    ));
+                let is_json = request::essence(&content_type).eq_ignore_ascii_case(Value::JSON);
+                if is_json || !value::is_content_type(&content_type) {
+                    return Err(bad(&format!(
+                        "has a content_type that is not allowed: 1 to {CONTENT_TYPE_BYTES_MAX} visible ASCII characters, \
+                         and JSON goes into value"
+                    )));
                 }
-                Ok(Action::Put(value::within_limit(Value::of_type(&content_type, bytes))?))
+                Ok(Action::Put(value::of_type(&content_type, bytes)?))
             }
             (Op::Put, Some(_), Some(_)) => Err(bad("has both value and value_base64")),
             (Op::Put, None, None) => Err(bad("has no value")),

@@ -60,11 +60,17 @@ fn validators_see_what_transformers_made() {
     judge(vec![validator, transformer], vec![put("k", "1")]).unwrap();
 }
 
+fn typed(content_type: &str) -> Operation {
+    let value = Value::of_type(content_type, "1".into());
+    Operation { space: Space::Kv, key: "k".to_owned(), action: Action::Put(value) }
+}
+
 #[test]
 fn answers_that_make_no_sense_are_refused() {
     let runtime = runtime();
     for (wat, operation, says) in [
         (Wat::replacing(0, "{"), put("k", "1"), "not JSON"),
+        (Wat::replacing(0, "{"), typed("application/geo+json"), "not JSON"),
         (Wat::replacing(4, "1"), put("k", "1"), "write 4 of 1"),
         (Wat::replacing(0, "1"), delete("k"), "deletion"),
     ] {
