@@ -179,6 +179,7 @@ impl From<replication::Error> for Problem {
         let detail = error.to_string();
         let problem = match error {
             replication::Error::NoQuorum { .. } => Self::new(Kind::REPLICATION_FAILED, detail),
+            replication::Error::Lagging { .. } => Self::new(Kind::QUORUM_UNAVAILABLE, detail),
             replication::Error::NotAMember { .. } => Self::new(Kind::NOT_A_MEMBER, detail),
             replication::Error::MembershipRefused(_) => Self::new(Kind::MEMBERSHIP_REFUSED, detail),
             replication::Error::MembershipPending => Self::new(Kind::MEMBERSHIP_PENDING, detail),

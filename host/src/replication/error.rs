@@ -51,6 +51,12 @@ pub enum Error {
         /// Whether the write may yet appear.
         outcome: WriteOutcome,
     },
+    /// This node did not catch up in time with what the leader had committed.
+    #[error("this node lags behind its cluster: it has yet to apply {entries} entries of the log")]
+    Lagging {
+        /// Entries that a read needs and this node has not applied.
+        entries: u64,
+    },
     /// Contact with the leader was lost while the write was in flight.
     #[error("the leader was lost while the write was in flight")]
     LeaderLost,
@@ -110,6 +116,7 @@ impl Error {
             Self::NoQuorum { outcome, .. } | Self::Stopped { outcome } => *outcome,
             Self::LeaderLost | Self::Storage(_) | Self::MembershipPending => WriteOutcome::Unknown,
             Self::Busy { .. }
+            | Self::Lagging { .. }
             | Self::TooLarge { .. }
             | Self::DiskFull(_)
             | Self::Barred(_)
@@ -135,7 +142,7 @@ impl Error {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::NoQuorum { .. } | Self::LeaderLost | Self::Busy { .. } | Self::Stopped { .. } => true,
-            Self::MembershipPending | Self::DiskFull(_) => true,
+            Self::Lagging { .. } | Self::MembershipPending | Self::DiskFull(_) => true,
             Self::Barred(_)
             | Self::TooLarge { .. }
             | Self::Codec(_)

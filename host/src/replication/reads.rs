@@ -16,7 +16,7 @@
 //! all that was committed before, and local reads never wait again. They are answered all the same (P5), with their
 //! staleness, if there is no quorum, and once a node has been behind for [`RECOVERY_MAX`].
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -59,6 +59,8 @@ pub(super) struct Reads {
     /// When this node last knew its state to be up to date.
     up_to_date: Mutex<Option<Instant>>,
     gate: mpsc::Sender<WaitingRead>,
+    /// The highest log index that reads have waited for this node to apply.
+    awaited: AtomicU64,
     /// Whether a strong read has passed the gate since the start.
     has_recovered: AtomicBool,
     started: Instant,
@@ -69,8 +71,8 @@ impl Reads {
     pub(super) fn start(view: Arc<ClusterView>, clock: Clock, transport: Arc<dyn Transport>) -> Arc<Self> {
         let (gate, queue) = mpsc::channel(WAITING_READS_MAX);
         let (up_to_date, has_recovered, started) = (Mutex::default(), AtomicBool::new(false), Instant::now());
-        let suspensions = Suspensions::new(clock);
-        let reads = Arc::new(Self { view, suspensions, transport, up_to_date, gate, has_recovered, started });
+        let (suspensions, awaited) = (Suspensions::new(clock), AtomicU64::new(0));
+        let reads = Arc::new(Self { view, suspensions, transport, up_to_date, gate, awaited, has_recovered, started });
         tokio::spawn(serve_gate(Arc::downgrade(&reads), queue));
         reads
     }
@@ -86,7 +88,7 @@ impl Reads {
                 answer
             }
             Ok(Err(_)) => Err(Error::Stopped { outcome: WriteOutcome::NotWritten }),
-            Err(_) => Err(self.unreachable()),
+            Err(_) => Err(self.too_late()),
         }
     }
 
@@ -173,6 +175,14 @@ impl Reads {
         age.map_or(NEVER, |age| self.suspensions.true_age(age))
     }
 
+    /// The error of a read whose deadline has passed.
+    fn too_late(&self) -> Error {
+        match self.awaited.load(Ordering::Relaxed).saturating_sub(self.view.raft.applied().index()) {
+            entries @ 1.. if !self.view.quorum_is_out_of_reach() => Error::Lagging { entries },
+            _ => self.unreachable(),
+        }
+    }
+
     fn unreachable(&self) -> Error {
         self.view.no_quorum(WriteOutcome::NotWritten)
     }
@@ -195,7 +205,10 @@ async fn serve_gate(reads: Weak<Reads>, mut queue: mpsc::Receiver<WaitingRead>) 
         match reads.exchange(Instant::now() + EXCHANGE_TIMEOUT).await {
             Ok(index) if reads.view.raft.applied().index() >= index => answer_all(waiting.drain(..), &Ok(())),
             // A node that lags must not delay the reads that come after these.
-            Ok(index) => drop(tokio::spawn(reads.clone().release(index, std::mem::take(&mut waiting)))),
+            Ok(index) => {
+                reads.awaited.fetch_max(index, Ordering::Relaxed);
+                drop(tokio::spawn(reads.clone().release(index, std::mem::take(&mut waiting))));
+            }
             Err(error) if reads.view.quorum_is_out_of_reach() => answer_all(waiting.drain(..), &Err(error)),
             // The next leader is elected before most deadlines pass.
             Err(_) => {

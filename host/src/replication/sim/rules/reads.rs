@@ -52,6 +52,28 @@ fn a_read_that_arrives_during_an_exchange_waits_for_the_next_one() {
     }
 }
 
+/// Its entry was lost on the way: the leader sends it again only after a timeout.
+#[test]
+fn a_read_on_a_node_that_lags_says_so() {
+    for seed in 1..=5 {
+        let (mut world, led_by) = cluster(seed, [1_000; 3]);
+        let follower = (led_by + 1) % 3;
+        world.weather = Weather::FAST;
+        steps(&mut world, 100);
+        world.cuts.cut(led_by, follower);
+        write(&mut world, led_by, "a");
+        world.cuts.heal();
+        world.begin(follower, Request::StrongRead { key: "a".to_owned() }, Duration::from_millis(20));
+        let read = world.history.operations.len() - 1;
+        until(&mut world, |world| world.history.operations[read].response.is_some());
+        let answer = world.history.operations[read].response.clone();
+        assert!(
+            matches!(answer, Some(Response::Refused(Error::Lagging { entries: 1.. }))),
+            "of seed {seed}: {answer:?}"
+        );
+    }
+}
+
 /// The position up to which its log is committed was not durable on any disk.
 #[test]
 fn a_local_read_after_a_restart_shows_what_the_node_has_shown_before() {
