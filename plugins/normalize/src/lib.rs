@@ -1,9 +1,10 @@
 //! A transformer that normalizes fields of JSON values: it trims strings, makes them lower-case, and drops fields.
 //! `README.md` describes its configuration.
 //!
-//! The rest of a value stays byte for byte: the order of fields, numbers of any precision, and escapes.
+//! The rest of a value stays byte for byte: the order of fields, numbers of any precision, and escapes. JSON that it cannot
+//! read is refused: the rules hold for every value that is stored.
 
-use brink_guest::fields::{Edit, Fields, Unreadable};
+use brink_guest::fields::{Edit, Fields};
 use brink_guest::{Invalid, Rejection, Replacement, Transformer, Write};
 use serde::Deserialize;
 
@@ -58,26 +59,39 @@ impl Transformer for Normalize {
     }
 
     fn transform(&self, writes: &[Write]) -> Result<Vec<Replacement>, Rejection> {
-        let changed = |write: &Write| {
-            let json = write.is_json().then(|| std::str::from_utf8(write.bytes()).ok()).flatten()?;
-            let edit = |actions: &[&Action], json: &str| Ok::<_, Unreadable>(edit(actions, json));
-            Some(write.replace(self.actions.rewrite(json, edit).ok().flatten()?))
-        };
-        Ok(writes.iter().filter_map(changed).collect())
+        let mut replacements = Vec::new();
+        for write in writes.iter().filter(|write| write.is_json()) {
+            let normalized = self.normalize(write.bytes()).map_err(|why| write.reject(why.code, why.message))?;
+            replacements.extend(normalized.map(|value| write.replace(value)));
+        }
+        Ok(replacements)
     }
 }
 
-fn edit(actions: &[&Action], json: &str) -> Edit {
-    if actions.contains(&&Action::Drop) {
-        return Edit::Remove;
+impl Normalize {
+    /// The new value, or `None` if it stays as it is.
+    fn normalize(&self, value: &[u8]) -> Result<Option<String>, Rejection> {
+        let json = std::str::from_utf8(value).map_err(|_| Rejection::new("form", "the value is not UTF-8"))?;
+        self.actions.rewrite(json, edit)
     }
-    let Ok(before) = serde_json::from_str::<String>(json) else { return Edit::Keep };
+}
+
+fn edit(actions: &[&Action], json: &str) -> Result<Edit, Rejection> {
+    if actions.contains(&&Action::Drop) {
+        return Ok(Edit::Remove);
+    }
+    if !json.starts_with('"') {
+        return Ok(Edit::Keep);
+    }
+    // Half of a surrogate pair is JSON, but no text.
+    let before: String =
+        serde_json::from_str(json).map_err(|_| Rejection::new("form", "a text of the value is not Unicode"))?;
     let after = if actions.contains(&&Action::Trim) { before.trim() } else { &before };
     let after = if actions.contains(&&Action::Lowercase) { after.to_lowercase() } else { after.to_owned() };
-    match serde_json::to_string(&after) {
-        Ok(text) if after != before => Edit::Replace(text),
-        _ => Edit::Keep,
-    }
+    Ok(match after == before {
+        true => Edit::Keep,
+        false => Edit::Replace(serde_json::Value::from(after).to_string()),
+    })
 }
 
 brink_guest::export_transformer!(Normalize);
@@ -171,6 +185,20 @@ mod tests {
         let plugin = normalize(&json!({"trim": [""]})).unwrap();
         let writes = [Write::raw(0, "k", "text/plain", "\" a \""), Write::deletion(1, "k")];
         assert_eq!(plugin.transform(&writes), Ok(Vec::new()));
+    }
+
+    #[test]
+    fn json_that_cannot_be_read_is_refused() {
+        let config = json!({"trim": ["/a", "/b/**"]});
+        let deep = format!(r#"{{"b":{}{}}}"#, "[".repeat(1_000), "]".repeat(1_000));
+        let refused = [&b"{"[..], b"", b"{\"a\":\xff}", br#"{"a":"\ud800"}"#, br#"{"\ud800":1}"#, br#"{"b":1} 2"#];
+        for value in refused.into_iter().chain([deep.as_bytes()]) {
+            for content_type in ["application/json", "application/ld+json; charset=utf-8"] {
+                let writes = [Write::json_value(0, "k", &1), Write::raw(1, "k", content_type, value)];
+                let rejection = normalize(&config).unwrap().transform(&writes).unwrap_err();
+                assert_eq!((rejection.code.as_str(), rejection.violations[0].item), ("form", 1));
+            }
+        }
     }
 
     #[test]

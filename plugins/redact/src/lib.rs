@@ -114,6 +114,9 @@ impl Redact {
             return self.redact_json(utf8(write)?);
         }
         if write.content_type().get(..5).is_some_and(|start| start.eq_ignore_ascii_case("text/")) {
+            if !is_utf8_by_type(write.content_type()) {
+                return Err(Rejection::new("form", "a text must be UTF-8, and its type says another charset"));
+            }
             // A text is masked like a JSON string.
             let redacted = self.redact_json(&quote(utf8(write)?))?;
             return redacted.map(|json| unquote(&json)).transpose();
@@ -208,6 +211,16 @@ impl Mask {
 
 fn default_mask() -> String {
     "***".to_owned()
+}
+
+/// Whether the text of a media type is UTF-8 by its parameters. The bytes of UTF-16 can be valid UTF-8 in which no pattern is found.
+fn is_utf8_by_type(content_type: &str) -> bool {
+    let parameters = content_type.split(';').skip(1).filter_map(|parameter| parameter.split_once('='));
+    let mut charsets = parameters.filter(|(name, _)| name.trim().eq_ignore_ascii_case("charset"));
+    charsets.all(|(_, charset)| {
+        let charset = charset.trim().trim_matches('"');
+        ["utf-8", "us-ascii"].iter().any(|known| charset.eq_ignore_ascii_case(known))
+    })
 }
 
 fn utf8(write: &Write) -> Result<&str, Rejection> {
@@ -305,6 +318,9 @@ mod tests {
         assert_eq!(text("text/plain", b"a \"secret\"\n").unwrap().as_deref(), Some("a \"***\"\n"));
         assert_eq!(text("Text/Markdown; charset=utf-8", b"fine"), Ok(None));
         assert_eq!(text("text/plain", b"\xff"), Err("form".to_owned()));
+        assert_eq!(text("text/plain; format=flowed; Charset=\"UTF-8\"", b"fine"), Ok(None));
+        assert_eq!(text("text/plain;charset=us-ascii", b"fine"), Ok(None));
+        assert_eq!(text("text/plain; charset=utf-16le", b"s\0e\0c\0r\0e\0t\0"), Err("form".to_owned()));
     }
 
     #[test]
