@@ -197,8 +197,7 @@ mod tests {
         let mut held = room.take(0).unwrap();
         let free = |room: &ByteBudget| room.take(7 * BODY_STEP_BYTES).is_some();
         {
-            let reading =
-                collect_until_refused(Some(bytes), &mut body, bytes, BODY_DEADLINE, Some((&room, &mut held)));
+            let reading = collect_until_refused(Some(bytes), &mut body, bytes, BODY_DEADLINE, Some((&room, &mut held)));
             let mut reading = std::pin::pin!(reading);
             // A body that is only announced leaves the room to others.
             assert!(reading.as_mut().now_or_never().is_none() && free(&room));
@@ -227,7 +226,9 @@ mod tests {
     async fn a_body_that_pauses_or_is_slow_or_late_is_given_up() {
         let enough = BODY_BYTES_PER_S_MIN + 1_024;
         // Nothing; less than the least; enough, until it pauses after 100 seconds; enough, until the deadline.
-        for (bytes_per_s, deadline_s, at_s) in [(0, 600, 10), (1, 600, 10), (enough / 2, 600, 20), (enough, 600, 110), (enough, 50, 50)] {
+        for (bytes_per_s, deadline_s, at_s) in
+            [(0, 600, 10), (1, 600, 10), (enough / 2, 600, 20), (enough, 600, 110), (enough, 50, 50)]
+        {
             let (read, took) = slowly(bytes_per_s, Duration::from_secs(deadline_s)).await;
             assert!(format!("{read:?}").contains("request-timeout"), "{read:?}");
             assert_eq!(took.as_secs(), at_s, "{bytes_per_s}");

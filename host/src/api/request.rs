@@ -583,7 +583,7 @@ mod tests {
         assert!(preconditions(&twice("if-none-match", ["*", "*"]), "k").is_err());
         assert!(author(&twice("brink-user", ["ann", "ben"])).is_err());
         assert!(idempotency_key(&twice("idempotency-key", ["a", "a"])).is_err());
-        assert!(has_already(&twice("if-none-match", ["\"6\"", "\"7\""]), 7));
+        assert!(has_already(&twice("if-none-match", ["\"6\"", "\"7\""]), 7, Form::Json));
         assert!(prefers_minimal(&twice("prefer", ["wait=1", "return=minimal"])));
     }
 

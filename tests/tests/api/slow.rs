@@ -36,5 +36,8 @@ async fn a_request_that_does_not_arrive_is_given_up() {
     assert_eq!((head.await.unwrap(), start.await.unwrap()), (String::new(), String::new()));
     let answer = body.await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
-    assert!(answer.contains("urn:brink:problem:request-timeout") && answer.contains(r#""outcome":"not_written""#), "{answer}");
+    assert!(
+        answer.contains("urn:brink:problem:request-timeout") && answer.contains(r#""outcome":"not_written""#),
+        "{answer}"
+    );
 }
