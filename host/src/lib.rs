@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! cli → node → api → registry → write_path → {hooks → sandbox, replication} → storage
-//! net, telemetry, json, clock and limits may be used by those above them
+//! net, telemetry, json, text, clock and limits may be used by those above them
 //! ```
 //!
 //! | room | one line |
@@ -24,6 +24,7 @@
 //! | [`net`] | the only sockets: dial and listen |
 //! | [`telemetry`] | traces, metrics and logs |
 //! | [`json`] | the one rule for JSON that enters the store |
+//! | [`text`] | text of strangers, made safe for terminals and logs |
 //! | [`clock`] | wall time |
 //! | [`limits`] | every limit that a client, a plugin author or an operator can meet |
 
@@ -40,4 +41,5 @@ pub mod replication;
 pub mod sandbox;
 pub mod storage;
 pub mod telemetry;
+pub mod text;
 pub mod write_path;

@@ -1,6 +1,11 @@
 //! The command line, as users run it.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::process::{Command, Stdio};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
 use crate::artifacts::brink_bin;
 
@@ -38,6 +43,27 @@ pub fn brink(url: &str, args: &[&str]) -> Run {
 /// The same for a command that deploys or binds a large plugin.
 pub fn brink_compiling(url: &str, args: &[&str]) -> Run {
     run(COMPILING_SECONDS_MAX, &[("BRINK_URL", url)], args)
+}
+
+/// Runs `brink` with arguments on a terminal, and returns all that the terminal gets. It puts a carriage return before each line end.
+pub fn brink_on_terminal(url: &str, args: &[&str]) -> String {
+    let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&terminal).unwrap();
+    unlockpt(&terminal).unwrap();
+    let name = ptsname(&terminal, Vec::new()).unwrap();
+    let end = rustix::fs::open(name, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty()).unwrap();
+    let mut command = Command::new("timeout");
+    command.args(["--foreground", SECONDS_MAX]).arg(brink_bin()).args(args).env("BRINK_URL", url).stdin(Stdio::null());
+    let mut child = command.stdout(end.try_clone().unwrap()).stderr(end).spawn().unwrap();
+    // Its copies of the other end.
+    drop(command);
+    let (mut terminal, mut got, mut some) = (File::from(terminal), Vec::new(), [0; 4096]);
+    // Reading fails when the last one has closed the other end.
+    while let Ok(length @ 1..) = terminal.read(&mut some) {
+        got.extend_from_slice(&some[..length]);
+    }
+    assert!(child.wait().unwrap().success());
+    String::from_utf8(got).unwrap()
 }
 
 /// Runs `brink` with arguments and environment variables.

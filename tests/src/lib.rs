@@ -40,7 +40,7 @@ pub mod workload;
 
 pub use artifacts::{brink_bin, build_dir, plugin_file, plugin_version, plugin_wasm};
 pub use bomb::{Bomb, leb128};
-pub use cli::{Run, brink, brink_compiling, brink_with};
+pub use cli::{Run, brink, brink_compiling, brink_on_terminal, brink_with};
 pub use client::{Answer, Client};
 pub use cluster::{Cluster, Node, Options, Place};
 pub use fake_clock::{FakeClock, right_time};

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::{Client, Common, Failure, Format, Method, Request, client, io, name_path};
 use crate::storage::FeatureLevel;
+use crate::text;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
@@ -77,7 +78,7 @@ async fn status(common: &Common) -> Result<(), Failure> {
     let answer = Client::new(common)?.send(&Request::get("/health/")).await?;
     let (url, health) = (&answer.url, answer.json()?);
     if common.output == Format::Json {
-        return io::line(&health.to_string());
+        return io::json(&health.to_string());
     }
     let cluster = &health["cluster"];
     io::line(&format!(
@@ -93,6 +94,7 @@ async fn status(common: &Common) -> Result<(), Failure> {
     for (node, offset_ms) in wrong_clocks(url, &health) {
         let place = if offset_ms > 0 { "ahead of" } else { "behind" };
         let seconds = offset_ms.unsigned_abs() / 1_000;
+        let node = text::safe(node);
         io::line(&format!("the clock of {node} is {seconds} s {place} the other nodes' clocks"))?;
     }
     io::line("")?;
@@ -123,7 +125,7 @@ fn wrong_clocks<'a>(own_url: &'a str, health: &'a Value) -> impl Iterator<Item =
 async fn print_members(request: &Request, common: &Common) -> Result<(), Failure> {
     let answer = Client::new(common)?.send(request).await?.json()?;
     if common.output == Format::Json {
-        return io::line(&answer.to_string());
+        return io::json(&answer.to_string());
     }
     let rows = io::items(&answer["members"]).map(|member| {
         let [url, id, role, lag] = io::texts(member, ["url", "id", "role", "lag_entries"]);

@@ -1,4 +1,6 @@
 //! Why a command failed, and the exit code that goes with it.
+//!
+//! A message may have several lines; what nodes and plugins say in it has one each.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -7,6 +9,7 @@ use reqwest::StatusCode;
 use serde_json::Value;
 
 use crate::hooks;
+use crate::text::safe;
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
@@ -16,10 +19,10 @@ pub(super) enum Failure {
     #[error("{}: {source}", path.display())]
     File { path: PathBuf, source: std::io::Error },
     /// No connection could be made: the request was not sent. `url` is the last node that was tried.
-    #[error("{url} could not be reached: {reason}")]
+    #[error("{} could not be reached: {}", safe(url), safe(reason))]
     Unreachable { url: String, reason: String },
     /// The request was sent, and no valid answer came.
-    #[error("no valid answer from {url}: {reason}")]
+    #[error("no valid answer from {}: {}", safe(url), safe(reason))]
     BadAnswer { url: String, reason: String },
     /// A node answered with an error.
     #[error("{}", .0.describe())]
@@ -103,10 +106,11 @@ impl Refusal {
             "" => detail,
             slug => format!("{detail} ({slug}, {})", self.status.as_u16()),
         };
+        let first = safe(&first);
         let violations = self.violations().map(|violation| {
             (violation["path"].as_str().unwrap_or_default(), violation["message"].as_str().unwrap_or_default())
         });
-        let mut lines = with_violations(first, violations);
+        let mut lines = with_violations(&first, violations);
         if self.problem["outcome"] == "unknown" {
             lines.push_str("\n  the outcome is unknown: the write may have happened, or may yet appear");
         }
@@ -120,13 +124,14 @@ fn describe_plugin_error(error: &hooks::Error) -> String {
         _ => &[],
     };
     let violations = violations.iter().map(|violation| (violation.path.as_str(), violation.message.as_str()));
-    with_violations(error.to_string(), violations)
+    with_violations(&safe(&error.to_string()), violations)
 }
 
 /// A first line, and one for the path and message of each violation.
-fn with_violations<'a>(first: String, violations: impl Iterator<Item = (&'a str, &'a str)>) -> String {
-    violations.fold(first, |lines, (path, message)| {
-        format!("{lines}\n  {}: {message}", if path.is_empty() { "the value" } else { path })
+fn with_violations<'a>(first: &str, violations: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+    violations.fold(first.to_owned(), |lines, (path, message)| {
+        let path = if path.is_empty() { "the value" } else { path };
+        format!("{lines}\n  {}: {}", safe(path), safe(message))
     })
 }
 

@@ -4,7 +4,8 @@
 //! `compile-component` is for nodes and these commands only.
 //!
 //! ```text
-//! mod → {serve, compile}
+//! mod → compile
+//! mod → serve → io
 //! mod → {kv, plugin, cluster, bench} → client → io → failure
 //! ```
 //!
@@ -14,6 +15,7 @@
 //! - A command sends a request to the first node of `--url` that accepts a connection. A request that may have arrived is
 //!   not sent again, except by `kv import`, which repeats batches that were certainly not written.
 //! - `kv` sends and prints values as they were written, with every digit of a number, except in the table of `kv list`.
+//! - Nothing that others wrote orders anything of a terminal (see `io`).
 //!
 //! Scripts may rely on the exit codes of client commands (`serve` has its own, listed in `docs/configuration.md`):
 //!
@@ -92,8 +94,9 @@ pub fn main() -> ExitCode {
         Command::Cluster(command) => run(cluster::run(command)),
         Command::Bench(args) => run(bench::run(args)),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "brink", &mut std::io::stdout());
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "brink", &mut script);
+            io::script(&script)
         }
     };
     match result {
@@ -101,7 +104,7 @@ pub fn main() -> ExitCode {
         // The reader of the pipe has stopped reading, as `head` does.
         Err(Failure::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("brink: {failure}");
+            io::complain(&failure);
             ExitCode::from(failure.exit_code())
         }
     }

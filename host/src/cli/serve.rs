@@ -1,7 +1,7 @@
 //! `brink serve`: runs a node until it is told to stop.
 
 use std::error::Error as _;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::mpsc;
@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use tokio::runtime;
 
+use super::io::{complain, line};
 use crate::node::{DataError, Failure, Given, Node, Settings, StartError};
 use crate::telemetry::{LogFormat, Telemetry};
+use crate::text;
 
 /// Maximum time to export the last traces and metrics at the end.
 const FLUSH_DEADLINE: Duration = Duration::from_millis(800);
@@ -99,7 +101,7 @@ async fn serve(settings: Settings) -> Result<ExitCode, ExitCode> {
         }
     };
     // Nobody has to read it.
-    let _ = writeln!(io::stdout(), "brink serves {} on {}", node.url, node.address);
+    let _ = line(&format!("brink serves {} on {}", node.url, node.address));
     tokio::select! {
         signal = &mut stop => tracing::info!(signal, "stopping"),
         failure = node.failed() => fail(&failure, telemetry.clone()).await,
@@ -112,7 +114,7 @@ async fn serve(settings: Settings) -> Result<ExitCode, ExitCode> {
 /// Ends the process at once. The node is not stopped in good order, since that would write to a failed disk.
 async fn fail(failure: &Failure, telemetry: Telemetry) {
     telemetry.shutdown(FAILURE_FLUSH_DEADLINE).await;
-    say(format!("brink: {failure}"));
+    say(failure.to_string());
     let code = match failure {
         Failure::Disk { .. } => DISK_FAILED,
         Failure::Consensus { .. } => 1,
@@ -150,13 +152,13 @@ fn report_start(error: &StartError) -> ExitCode {
 }
 
 fn report(code: u8, message: String) -> ExitCode {
-    say(format!("brink: {message}"));
+    say(message);
     ExitCode::from(code)
 }
 
-/// Writes a line to standard error, which may be a pipe that nobody reads: then the process ends without it.
-fn say(line: String) {
+/// Says why the process ends, on standard error. That may be a pipe that nobody reads: then it ends without it.
+fn say(reason: String) {
     let (done, is_done) = mpsc::channel();
-    thread::spawn(move || drop((writeln!(io::stderr(), "{line}"), done)));
+    thread::spawn(move || drop((complain(&text::safe(&reason)), done)));
     let _: Result<(), _> = is_done.recv_timeout(LAST_LINE_DEADLINE);
 }

@@ -8,6 +8,7 @@ mod bad_input;
 mod bench;
 mod commands;
 mod real_data;
+mod terminals;
 
 /// Time for a cluster to choose a leader. Only a guard.
 const LIMIT: Duration = Duration::from_secs(60);

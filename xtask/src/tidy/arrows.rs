@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::modules::{Crate, Target, Use};
 
 /// Rooms that others use freely, from the bottom up. Each may use those before it.
-const FREE: [&str; 4] = ["limits", "clock", "json", "telemetry"];
+const FREE: [&str; 5] = ["limits", "clock", "text", "json", "telemetry"];
 
 /// The other rooms, from the bottom up, and which of the others each may use.
 const ROOMS: [(&str, &[&str]); 11] = [

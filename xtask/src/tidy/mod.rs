@@ -5,7 +5,7 @@
 //! paths through imports and re-exports to the file that defines their item; [`arrows`] checks the order of rooms, and
 //! [`circles`] finds files that use each other. Method calls are not followed, since they do not name a type.
 //!
-//! The other checks look at one file at a time: [`files`], [`test_only`], [`promises`], [`documents`],
+//! The other checks look at one file at a time: [`files`], [`test_only`], [`output`], [`promises`], [`documents`],
 //! [`lints`].
 
 mod arrows;
@@ -14,6 +14,7 @@ mod documents;
 mod files;
 mod lints;
 mod modules;
+mod output;
 mod paths;
 mod promises;
 mod source;
@@ -52,6 +53,11 @@ fn files_form_no_circles() {
 #[test]
 fn production_code_does_not_ask_whether_it_is_tested() {
     assert_none(test_only::find(&Crate::read(&root().join("host/src/lib.rs"))));
+}
+
+#[test]
+fn one_file_writes_to_terminals() {
+    assert_none(output::find(&Crate::read(&root().join("host/src/lib.rs"))));
 }
 
 #[test]
@@ -189,6 +195,30 @@ fn a_switch_between_tests_and_production_is_found() {
     let lines = test_only::find(&krate(dir.path()));
     let lines: Vec<_> = lines.iter().filter_map(|line| line.split(':').nth(1)).collect();
     assert_eq!(lines, ["4", "7", "8", "9"]);
+}
+
+#[test]
+fn what_writes_past_the_one_file_is_found() {
+    let dir = workspace(&[
+        ("lib.rs", "mod cli; mod node; mod telemetry;"),
+        ("cli.rs", "mod io; mod kv; mod serve; #[cfg(test)] mod tests { fn f() { println!(); } }"),
+        ("cli/io.rs", "use std::io; fn f() { println!(); io::stdout(); }"),
+        ("cli/kv.rs", "use std::io::stdout as out;\nfn f() { let print = || 1; print(); a != b; dbg!(out()); }"),
+        ("cli/serve.rs", "use std::io; fn f() { format!(\"\"); io::stderr().is_terminal(); }"),
+        ("node.rs", "fn f() {\n select! { _ => std::println!() }\n tokio::io::stderr(); }"),
+        ("telemetry/mod.rs", ""),
+    ]);
+    let mut found = output::find(&krate(dir.path()));
+    found.sort();
+    let expected = [
+        "cli/kv.rs:1: std::io::stdout: only cli/io.rs writes to it",
+        "cli/kv.rs:2: dbg!: only cli/io.rs prints",
+        "cli/kv.rs:2: std::io::stdout: only cli/io.rs writes to it",
+        "node.rs:2: std::println!: only cli/io.rs prints",
+        "node.rs:3: tokio::io::stderr: only cli/io.rs writes to it",
+        "telemetry/mod.rs does not name std::io::stderr any more",
+    ];
+    assert_eq!(found, expected);
 }
 
 #[test]

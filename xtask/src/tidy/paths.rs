@@ -17,6 +17,8 @@ pub(super) struct Contents {
     pub(super) imports: Vec<Import>,
     /// Paths outside of `use` lines.
     pub(super) paths: Vec<Named>,
+    /// Those of them that call a macro.
+    pub(super) macros: Vec<Named>,
     /// Lines with a `cfg` of tests that is not on a whole module or import.
     pub(super) test_switches: Vec<usize>,
 }
@@ -112,6 +114,9 @@ impl Reader {
                     // Neither a field or method, nor a variable of `macro_rules!`.
                     if before != Some('.') && (before != Some('$') || first == "crate") {
                         let path = self.named(segments, first.span().start().line);
+                        if punct(at + 1) == Some('!') && punct(at + 2) != Some('=') {
+                            self.found.macros.push(path.clone());
+                        }
                         self.found.paths.push(path);
                     }
                 }
@@ -156,6 +161,9 @@ impl<'ast> Visit<'ast> for Reader {
 
     fn visit_macro(&mut self, call: &'ast Macro) {
         self.visit_path(&call.path);
+        let segments = call.path.segments.iter().map(|segment| segment.ident.unraw().to_string()).collect();
+        let line = call.path.segments.first().map_or(0, |first| first.ident.span().start().line);
+        self.found.macros.push(self.named(segments, line));
         if let Some(name) = call.path.get_ident().filter(|name| *name == "cfg")
             && mentions_test(call.tokens.clone(), true)
         {

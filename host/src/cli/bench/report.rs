@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::super::{Failure, Format, io};
 use super::args::Args;
+use crate::text;
 
 /// The largest latency of a histogram, in microseconds; longer ones count as this.
 const LATENCY_US_MAX: u64 = 60_000_000;
@@ -110,12 +111,12 @@ pub(super) fn print(
         rows.push([name.to_owned(), count.to_string(), format!("{per_second:.0}"), p50, p90, p99, p99_9, max]);
     }
     if args.common.output == Format::Json {
-        return io::line(&summary.to_string());
+        return io::json(&summary.to_string());
     }
     io::line(&format!("{} clients, {seconds:.1} s, values of {} bytes", args.clients, args.value_bytes))?;
     io::table(["", "COUNT", "PER SECOND", "P50 MS", "P90 MS", "P99 MS", "P99.9 MS", "MAX MS"], rows)?;
     for (error, count) in &measured.errors {
-        io::line(&format!("{count} errors: {error}"))?;
+        io::line(&format!("{count} errors: {}", text::safe(error)))?;
     }
     if measured.unsent > 0 {
         io::line(&format!(

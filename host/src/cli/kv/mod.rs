@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 
 pub(super) use self::range::Consistency;
 use super::{Client, Common, Failure, Format, Method, Request, io, key_path, query};
+use crate::text;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
@@ -17,6 +18,9 @@ pub(super) enum Command {
     Get {
         /// The key
         key: String,
+        /// Print the value unchanged on a terminal too, which obeys what is in it; elsewhere it always is
+        #[arg(long)]
+        raw: bool,
         /// Consistency of the read; by default strong if the node can do it promptly, else local
         #[arg(long, value_name = "CONSISTENCY")]
         consistency: Option<Consistency>,
@@ -63,7 +67,7 @@ pub(super) struct PutArgs {
 
 pub(super) async fn run(command: Command) -> Result<(), Failure> {
     match command {
-        Command::Get { key, consistency, common } => get(&key, consistency, &common).await,
+        Command::Get { key, raw, consistency, common } => get(&key, raw, consistency, &common).await,
         Command::Put(args) => put(args).await,
         Command::Del { keys, common } => delete(&keys, &common).await,
         Command::List(args) => range::list(args).await,
@@ -72,17 +76,16 @@ pub(super) async fn run(command: Command) -> Result<(), Failure> {
     }
 }
 
-async fn get(key: &str, consistency: Option<Consistency>, common: &Common) -> Result<(), Failure> {
+async fn get(key: &str, is_raw: bool, consistency: Option<Consistency>, common: &Common) -> Result<(), Failure> {
     let query = query(&[("consistency", consistency.map(|consistency| consistency.to_string()))]);
     let request = Request::get(format!("{}?{query}", key_path(key)));
     let client = Client::new(common)?;
     match common.output {
-        Format::Json => io::line(&String::from_utf8_lossy(&client.send(&request).await?.body)),
+        Format::Json => io::value(&client.send(&request).await?.body, true, is_raw),
         Format::Table => {
             let answer = client.send(&request.header("accept", "application/octet-stream")).await?;
-            io::bytes(&answer.body)?;
             let is_json = answer.headers.get("content-type").is_some_and(|found| found == "application/json");
-            if is_json { io::line("") } else { Ok(()) }
+            io::value(&answer.body, is_json, is_raw)
         }
     }
 }
@@ -113,11 +116,11 @@ async fn put(args: PutArgs) -> Result<(), Failure> {
     }
     let answer = Client::new(&args.common)?.send(&request).await?;
     match args.common.output {
-        Format::Json => io::line(&String::from_utf8_lossy(&answer.body)),
+        Format::Json => io::value(&answer.body, true, false),
         Format::Table => {
             let entry = answer.json()?;
             let (version, revision) = (&entry["version"], &entry["revision"]);
-            io::line(&format!("{} version {version}, revision {revision}", args.key))
+            io::line(&format!("{} version {version}, revision {revision}", text::safe(&args.key)))
         }
     }
 }
@@ -127,8 +130,8 @@ async fn delete(keys: &[String], common: &Common) -> Result<(), Failure> {
     for key in keys {
         client.send(&Request::new(Method::DELETE, key_path(key))).await?;
         match common.output {
-            Format::Json => io::line(&json!({"key": key, "deleted": true}).to_string())?,
-            Format::Table => io::line(&format!("{key} deleted"))?,
+            Format::Json => io::json(&json!({"key": key, "deleted": true}).to_string())?,
+            Format::Table => io::line(&format!("{} deleted", text::safe(key)))?,
         }
     }
     Ok(())

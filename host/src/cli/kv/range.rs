@@ -1,7 +1,5 @@
 //! Ranges of keys: `brink kv list`, and `brink kv export`, which writes lines of JSON that `brink kv import` reads.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -79,7 +77,7 @@ pub(super) async fn list(args: ListArgs) -> Result<(), Failure> {
     let show = |page: Entries| {
         for entry in page {
             if args.common.output == Format::Json {
-                io::line(entry.get())?;
+                io::json(entry.get())?;
                 continue;
             }
             let entry: Value = serde_json::from_str(entry.get()).unwrap_or_default();
@@ -100,22 +98,15 @@ pub(super) async fn list(args: ListArgs) -> Result<(), Failure> {
 pub(super) async fn export(args: ExportArgs) -> Result<(), Failure> {
     let client = Client::new(&args.common)?;
     let file = args.file.filter(|file| file.as_os_str() != "-");
-    let failed = |source| match &file {
-        Some(path) => Failure::of_file(path)(source),
-        None => Failure::Output(source),
-    };
-    let out: Box<dyn Write> = match &file {
-        Some(path) => Box::new(File::create(path).map_err(failed)?),
-        None => Box::new(std::io::stdout()),
-    };
-    let mut out = BufWriter::new(out);
+    let is_file = file.is_some();
+    let mut out = io::JsonLines::create(file)?;
     let bar = io::progress(0, "entries");
     let mut count = 0;
     let write = |page: Entries| {
         for entry in &page {
-            let line = serde_json::from_str::<Line<'_>>(entry.get()).map_err(|error| failed(error.into()))?;
-            serde_json::to_writer(&mut out, &line).map_err(|error| failed(error.into()))?;
-            out.write_all(b"\n").map_err(failed)?;
+            let line: Line<'_> = serde_json::from_str(entry.get())
+                .map_err(|error| Failure::Failed(format!("an entry is not as it should be: {error}")))?;
+            out.write(&line)?;
         }
         count += page.len();
         bar.set_message(format!("{count} entries"));
@@ -123,9 +114,9 @@ pub(super) async fn export(args: ExportArgs) -> Result<(), Failure> {
         Ok(())
     };
     args.range.read(&client, usize::MAX, EXPORT_PAGE_ENTRIES, &[], write).await?;
-    out.flush().map_err(failed)?;
+    out.finish()?;
     bar.finish_and_clear();
-    if file.is_some() {
+    if is_file {
         io::line(&format!("{count} entries exported"))?;
     }
     Ok(())

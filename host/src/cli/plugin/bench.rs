@@ -14,6 +14,7 @@ use super::local::{self, Store, Target};
 use super::run::WriteArgs;
 use crate::hooks::{self, Calls, Hook, LogSink, Observer};
 use crate::storage::command::{Action, Operation};
+use crate::text;
 
 /// Calls before those that are measured.
 const WARM_UP_CALLS: usize = 20;
@@ -97,7 +98,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         "start_us": local.plugin.start_time().as_micros() as u64, "instance_p50_us": instance.micros(0.5),
     });
     match args.output {
-        Format::Json => io::line(&figures.to_string()),
+        Format::Json => io::json(&figures.to_string()),
         Format::Table => print(&figures, &hook),
     }
 }
@@ -107,7 +108,7 @@ fn print(figures: &Value, hook: &Hook) -> Result<(), Failure> {
     io::line(&format!("compile    {:.0} ms", figure("compile_ms")))?;
     let (bound, pre_initialized) = (figure("bind_ms"), figure("specialise_ms"));
     io::line(&match hook.pre_initialized() {
-        Some(Err(reason)) => format!("configure  {bound:.2} ms, before each write: {reason}"),
+        Some(Err(reason)) => format!("configure  {bound:.2} ms, before each write: {}", text::safe(reason)),
         _ => format!("configure  {bound:.2} ms, once: the plugin was pre-initialized in {pre_initialized:.0} ms"),
     })?;
     let (p50, p99, calls, verdict) =
@@ -122,7 +123,7 @@ fn print(figures: &Value, hook: &Hook) -> Result<(), Failure> {
             "to start and end one; it cannot be reset, because its memory grows, or it writes to more than 4 MiB of it, or is \
              given handles of WASI"
         }
-        Err(why) => &format!("to start and end one; it cannot be reset: {why}"),
+        Err(why) => &format!("to start and end one; it cannot be reset: {}", text::safe(why)),
     };
     io::line(&format!("instance   {:.1} µs of that, without the call: {how}", figure("instance_p50_us")))?;
     let (one, all, cores) = (figure("per_second"), figure("per_second_on_all"), &figures["threads"]);

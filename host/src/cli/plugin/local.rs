@@ -19,6 +19,7 @@ use crate::hooks::{
     View, ViewError,
 };
 use crate::storage::command::{Action, Entry, EntryMeta, Operation, RangeDigest, Space, Value};
+use crate::text;
 
 /// Maximum time of a judgement. The hook's own deadline is shorter.
 const JUDGE_DEADLINE: Duration = Duration::from_secs(60);
@@ -125,7 +126,7 @@ pub(super) fn inspect(target: &Target, format: Format) -> Result<(), Failure> {
             "imports": plugin.imports(), "size_bytes": component.len(), "digest": plugin.digest(),
             "memory_bytes": plugin.start_memory_bytes(), "start_us": start_us,
         });
-        return io::line(&text.to_string());
+        return io::json(&text.to_string());
     }
     let values = if plugin.has(hooks::Role::Transformer) { "can change values" } else { "cannot change values" };
     let keys = if reads { "can read other keys" } else { "cannot read other keys" };
@@ -140,7 +141,7 @@ pub(super) fn inspect(target: &Target, format: Format) -> Result<(), Failure> {
         ("start", start),
         ("digest", plugin.digest().to_owned()),
     ];
-    lines.iter().try_for_each(|(title, text)| io::line(&format!("{title:<10} {text}")))
+    lines.iter().try_for_each(|(title, text)| io::line(&format!("{title:<10} {}", text::safe(text))))
 }
 
 /// A store for plugins to read: entries that were written once each, in key order.

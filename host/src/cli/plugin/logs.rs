@@ -10,6 +10,7 @@ use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
 use tokio_util::io::StreamReader;
 
 use super::super::{Client, Common, Failure, Format, Request, io, query, root_cause};
+use crate::text;
 
 /// Longest line from a node, in bytes: a plugin's line with every byte escaped, and the other fields.
 const LINE_BYTES_MAX: usize = 64 * 1024;
@@ -41,7 +42,7 @@ pub(super) async fn run(args: &Args) -> Result<(), Failure> {
     let print = |(node, mut line): (String, Value)| match args.common.output {
         Format::Json => {
             line["node"] = node.into();
-            io::line(&line.to_string())
+            io::json(&line.to_string())
         }
         Format::Table => io::line(&describe(&node, &line)),
     };
@@ -85,7 +86,7 @@ async fn follow(
         };
         // The lines of that millisecond were printed.
         newest_ms += 1;
-        eprintln!("brink: no lines from {node}: {ended}");
+        io::complain(&format!("no lines from {}: {ended}", text::safe(node)));
         tokio::time::sleep(RETRY_INTERVAL).await;
     }
 }
@@ -110,7 +111,8 @@ async fn lines(client: &Client, node: &str, path: &str) -> Result<impl Stream<It
 /// A line for people.
 fn describe(node: &str, line: &Value) -> String {
     let [hook, plugin, level, message] = io::texts(line, ["hook", "plugin", "level", "message"]);
-    let trace = line["trace_id"].as_str().map_or_else(String::new, |id| format!(" trace {id}"));
+    let trace = line["trace_id"].as_str().map_or_else(String::new, |id| format!(" trace {}", text::safe(id)));
     let (at, digest) = (io::time(&line["at_ms"]), io::digest(line));
+    let node = text::safe(node);
     format!("{at} {level:<5} {node} {hook}: {plugin}@{digest}{trace}: {message}")
 }

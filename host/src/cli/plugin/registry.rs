@@ -66,7 +66,7 @@ pub(super) async fn deploy(name: &str, file: &Path, common: &Common) -> Result<(
 pub(super) async fn bind(args: &BindArgs) -> Result<(), Failure> {
     let request = Request::new(Method::PUT, name_path("hooks", &args.hook)).json(&binding(args)?).wait(TIMEOUT);
     let sentence = |hook: &Value| {
-        let [plugin, prefix] = io::texts(hook, ["plugin", "prefix"]);
+        let (plugin, prefix) = (io::text(&hook["plugin"]), hook["prefix"].as_str().unwrap_or_default());
         format!("hook {} is in force: {plugin} judges keys that start with {prefix:?}", args.hook)
     };
     send(&request, &args.common, sentence).await
@@ -94,7 +94,7 @@ pub(super) async fn list(common: &Common) -> Result<(), Failure> {
     let hooks = client.send(&Request::get("/hooks/")).await?.json()?;
     if common.output == Format::Json {
         let all = json!({"plugins": plugins["plugins"], "hooks": hooks["hooks"], "nodes": hooks["nodes"]});
-        return io::line(&all.to_string());
+        return io::json(&all.to_string());
     }
     let rows = io::items(&plugins["plugins"]).map(|plugin| {
         let [name, size, memory, start] = io::texts(plugin, ["name", "size_bytes", "memory_bytes", "start_us"]);
@@ -119,7 +119,7 @@ pub(super) async fn history(common: &Common) -> Result<(), Failure> {
     let answer = Client::new(common)?.send(&Request::get("/registry/history/")).await?.json()?;
     let mut changes = io::items(&answer["changes"]);
     if common.output == Format::Json {
-        return changes.try_for_each(|change| io::line(&change.to_string()));
+        return changes.try_for_each(|change| io::json(&change.to_string()));
     }
     let rows = changes.map(|change| {
         let what = match (change["action"].as_str(), change["rolled_back_to"].as_u64()) {
@@ -142,13 +142,13 @@ pub(super) async fn stats(common: &Common) -> Result<(), Failure> {
         let stats = match client.send_to(&node, &Request::get("/registry/stats/")).await {
             Ok(answer) => answer.json()?,
             Err(failure @ Failure::Unreachable { .. }) => {
-                eprintln!("brink: {failure}");
+                io::complain(&failure);
                 continue;
             }
             Err(failure) => return Err(failure),
         };
         match common.output {
-            Format::Json => io::line(&stats.to_string())?,
+            Format::Json => io::json(&stats.to_string())?,
             Format::Table => rows.extend(io::items(&stats["calls"]).map(|calls| stats_row(&node, &stats, calls))),
         }
     }
@@ -190,7 +190,7 @@ async fn send(request: &Request, common: &Common, sentence: impl Fn(&Value) -> S
     let body = if answer.body.is_empty() { Value::Null } else { answer.json()? };
     match common.output {
         Format::Json if body.is_null() => Ok(()),
-        Format::Json => io::line(&body.to_string()),
+        Format::Json => io::json(&body.to_string()),
         Format::Table => io::line(&sentence(&body)),
     }
 }

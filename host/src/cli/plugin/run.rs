@@ -9,6 +9,7 @@ use super::super::{Failure, io};
 use super::local::{self, Store, Target, Trial};
 use super::test;
 use crate::storage::command::{Action, Operation, Value};
+use crate::telemetry::SafeFields;
 
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct Args {
@@ -52,6 +53,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         .with_writer(std::io::stderr)
         .without_time()
         .with_target(false)
+        .fmt_fields(SafeFields)
         .try_init();
     let trial = args.write.trial(&args.target)?;
     let local = args.target.load(Arc::new(()))?;
@@ -60,8 +62,8 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     match judged.operations.first() {
         Some(Operation { action: Action::Put(value), .. }) if judged.operations.first() != Some(&trial.write) => {
             io::line("accepted, with another value:")?;
-            io::bytes(&value.bytes)?;
-            io::line("")
+            io::value(&value.bytes, value.is_json(), false)?;
+            if value.is_json() { Ok(()) } else { io::line("") }
         }
         _ => io::line("accepted"),
     }
