@@ -8,6 +8,8 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use rustix::fs::Mode;
+use rustix::process::umask;
 use tokio::runtime;
 
 use super::io::{complain, line};
@@ -50,6 +52,8 @@ pub(super) struct Args {
 
 /// Runs a node until SIGTERM or Ctrl-C; the exit code is 0 after that, and 1 after a failure that has no code of its own.
 pub(super) fn run(args: Args) -> ExitCode {
+    // IMPORTANT: before the first file and the first thread. What a node keeps is for its user alone.
+    umask(Mode::RWXG | Mode::RWXO);
     let file = args.config.as_deref().map(Given::from_file).transpose();
     let settings = match file.and_then(|file| args.given.or(file.unwrap_or_default()).check()) {
         Ok(settings) => settings,

@@ -10,9 +10,14 @@
 //!
 //! Databases are set aside, not deleted, since someone may want to look at them: they move to a directory below the data
 //! directory, named by the time. Only the newest such directory is kept.
+//!
+//! What a node keeps is for its user alone. The process creates no file that others may read (see `cli::serve`); what an earlier
+//! version has left open is closed at the start.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, Permissions};
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use super::settings::Settings;
@@ -27,6 +32,9 @@ const DATA: &str = "data";
 const WATERMARK: &str = "log.watermark";
 const ASIDE_PREFIX: &str = "damaged-";
 pub(super) const SPOOL: &str = "spool";
+
+/// The bits of a file's mode that give other users access, its group included.
+const OTHERS: u32 = 0o077;
 
 /// Why the databases cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +64,7 @@ pub(super) fn open(settings: &Settings, on_fsync: impl Fn() -> OnFsync) -> Resul
     let path = || settings.data_dir.clone();
     let refused = |source| Error::Dir { path: path(), source };
     dir::create(&settings.data_dir.join(SPOOL)).map_err(refused)?;
+    close_to_others(&settings.data_dir).map_err(refused)?;
     let opened = match open_both(settings, on_fsync()) {
         Err(Error::Lost { source, .. }) if !settings.peer_urls.is_empty() => {
             let parts =
@@ -135,12 +144,36 @@ fn failed(settings: &Settings, error: storage::Error) -> Error {
 /// them aside is interrupted, the rest is still recognized as damaged.
 fn state_parts(data_dir: &Path) -> io::Result<Vec<OsString>> {
     let mut parts = names(data_dir)?;
-    parts.retain(|name| {
-        let name = name.to_string_lossy();
-        name.strip_prefix(DATA).is_some_and(|rest| rest.is_empty() || rest.starts_with(['-', '.']))
-    });
+    parts.retain(|name| is_state_part(name));
     parts.sort_by_key(|name| name.to_string_lossy().contains('.'));
     Ok(parts)
+}
+
+fn is_state_part(name: &OsStr) -> bool {
+    name.to_str()
+        .and_then(|name| name.strip_prefix(DATA))
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with(['-', '.']))
+}
+
+/// Takes from other users what this node keeps in the data directory. Closing a directory closes all that is in it. The data
+/// directory itself stays as it is: it may be one that the operator shares.
+fn close_to_others(data_dir: &Path) -> io::Result<()> {
+    let is_ours = |name: &OsString| {
+        let aside = |name: &str| name.starts_with(ASIDE_PREFIX);
+        [LOG, WATERMARK, SPOOL].iter().any(|ours| name == ours)
+            || is_state_part(name)
+            || name.to_str().is_some_and(aside)
+    };
+    for path in names(data_dir)?.into_iter().filter(is_ours).map(|name| data_dir.join(name)) {
+        let closed = fs::metadata(&path).and_then(|metadata| match metadata.permissions().mode() {
+            mode if mode & OTHERS == 0 => Ok(()),
+            mode => fs::set_permissions(&path, Permissions::from_mode(mode & !OTHERS)),
+        });
+        if let Err(error) = closed {
+            tracing::warn!(path = %path.display(), %error, "other users of this machine may read this");
+        }
+    }
+    Ok(())
 }
 
 /// Sets parts of the data directory aside, in this order. Returns the directory they are in now.
@@ -240,6 +273,32 @@ mod tests {
         log.close();
         drop((log, data));
         open(&dir, false, false).unwrap().0.close();
+    }
+
+    #[test]
+    fn what_an_earlier_version_has_left_open_is_closed_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let data_dir = dir.path().join("new/data");
+        let reopen = || open(&dir, false, false).unwrap().0.close();
+        reopen();
+        fs::create_dir(data_dir.join("damaged-2026")).unwrap();
+        fs::write(data_dir.join("data.suspect"), "").unwrap();
+        fs::write(data_dir.join("databank"), "").unwrap();
+        let set = |name: &str, mode| fs::set_permissions(data_dir.join(name), Permissions::from_mode(mode)).unwrap();
+        let mode = |name: &str| fs::metadata(data_dir.join(name)).unwrap().permissions().mode() & 0o7777;
+        let (dirs, files) = (["log", "data", "spool", "damaged-2026"], ["log.watermark", "data.suspect"]);
+        dirs.iter().for_each(|name| set(name, 0o755));
+        files.iter().for_each(|name| set(name, 0o644));
+        set("databank", 0o644);
+        set("", 0o1777);
+        close_to_others(&data_dir).unwrap();
+        assert_eq!(dirs.map(mode), [0o700; 4]);
+        assert_eq!(files.map(mode), [0o600; 2]);
+        assert_eq!((mode("databank"), mode("")), (0o644, 0o1777), "they are not ours");
+
+        set("log", 0o755);
+        reopen();
+        assert_eq!(mode("log"), 0o700, "at each start");
     }
 
     #[test]

@@ -7,5 +7,6 @@ mod format;
 mod full_disk;
 mod lost_tail;
 mod power_cut;
+mod private;
 mod setup;
 mod slow_sync;
