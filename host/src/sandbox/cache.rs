@@ -11,7 +11,7 @@ use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::{self, Write};
+use std::io::{self, Read as _, Seek as _, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -59,14 +59,12 @@ impl Cache {
     /// The component stored under a key, if there is one that this engine can load.
     pub(super) fn load(&self, engine: &Engine, key: &str) -> Option<Component> {
         let code = self.get(key)?;
-        #[allow(
-            unsafe_code,
-            reason = "the cache vouches for the code: this node or its compiler wrote it, by an engine with these settings"
-        )]
+        #[allow(unsafe_code, reason = "this node or its compiler wrote the code")]
         // SAFETY: this node or one of its compilers serialized the code, and `get` has checked that it is complete. Only this
         // user can write to the folder.
-        let component = unsafe { Component::deserialize(engine, code) };
-        component.map_err(|error| tracing::warn!(error = format!("{error:#}"), "compiled code cannot be used")).ok()
+        unsafe {
+            deserialize(engine, &code)
+        }
     }
 
     pub(super) fn dir(&self) -> &Path {
@@ -108,7 +106,7 @@ impl Cache {
     /// The bytes of an entry, if there is one and it is complete.
     fn get(&self, key: &str) -> Option<Vec<u8>> {
         let path = self.path(key);
-        let mut entry = match fs::read(&path) {
+        let entry = match fs::read(&path) {
             Ok(entry) => entry,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
             Err(error) => {
@@ -116,13 +114,11 @@ impl Cache {
                 return None;
             }
         };
-        let is_whole = entry.split_at_checked(HEADER_BYTES).is_some_and(|(header, code)| header == self::header(code));
-        if !is_whole {
+        let code = code(entry);
+        if code.is_none() {
             tracing::warn!(path = %path.display(), "compiled code is damaged; it is compiled again");
-            return None;
         }
-        entry.drain(..HEADER_BYTES);
-        Some(entry)
+        code
     }
 
     fn put(&self, key: &str, code: &[u8]) -> io::Result<()> {
@@ -134,6 +130,44 @@ impl Cache {
     fn path(&self, key: &str) -> PathBuf {
         self.dir.join(format!("{key}-{:016x}.{EXTENSION}", self.engine_digest))
     }
+}
+
+/// A file without a name for an entry that a compiler [writes](write), in the folder for temporary files.
+pub(super) fn unnamed_entry() -> io::Result<File> {
+    tempfile::tempfile()
+}
+
+/// The component in an [unnamed entry](unnamed_entry), if its compiler has written one that this engine can load.
+pub(super) fn load_unnamed(engine: &Engine, entry: &mut File) -> Option<Component> {
+    let mut bytes = Vec::new();
+    let read = entry.rewind().and_then(|()| entry.read_to_end(&mut bytes));
+    read.map_err(|error| tracing::warn!(%error, "compiled code cannot be read")).ok()?;
+    let code = code(bytes)?;
+    #[allow(unsafe_code, reason = "the compiler of this process wrote the code")]
+    // SAFETY: a compiler of this process serialized the code, and `code` has checked that it is complete. The file has no name,
+    // so nobody else can write to it.
+    unsafe {
+        deserialize(engine, &code)
+    }
+}
+
+/// # Safety
+///
+/// An engine serialized the code, and nobody has changed it since.
+#[allow(unsafe_code, reason = "wasmtime runs what it is given")]
+unsafe fn deserialize(engine: &Engine, code: &[u8]) -> Option<Component> {
+    // SAFETY: as the caller guarantees.
+    let component = unsafe { Component::deserialize(engine, code) };
+    component.map_err(|error| tracing::warn!(error = format!("{error:#}"), "compiled code cannot be used")).ok()
+}
+
+/// The code of an entry, if the entry is complete.
+fn code(mut entry: Vec<u8>) -> Option<Vec<u8>> {
+    let is_whole = entry.split_at_checked(HEADER_BYTES).is_some_and(|(header, code)| header == self::header(code));
+    is_whole.then(|| {
+        entry.drain(..HEADER_BYTES);
+        entry
+    })
 }
 
 /// Writes an entry with this code.
@@ -176,6 +210,18 @@ mod tests {
         cache.retain(&HashSet::from(["a".to_owned()]));
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
         assert!(cache.get("a").is_some());
+    }
+
+    #[test]
+    fn an_entry_without_a_name_is_loaded_if_it_is_complete() {
+        let engine = Engine::default();
+        let component = Component::new(&engine, wat::parse_str("(component)").unwrap()).unwrap();
+        let mut entry = unnamed_entry().unwrap();
+        assert!(load_unnamed(&engine, &mut entry).is_none(), "it is empty");
+        write(&mut entry, &component.serialize().unwrap()).unwrap();
+        assert!(load_unnamed(&engine, &mut entry).is_some());
+        entry.set_len(HEADER_BYTES as u64 + 100).unwrap();
+        assert!(load_unnamed(&engine, &mut entry).is_none(), "it is cut");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use wasmtime::component::Component;
 use wasmtime::{Enabled, InstanceAllocationStrategy, PoolingAllocationConfig};
 
-use super::cache::Cache;
+use super::cache::{self, Cache};
 use super::compiler::{self, CompileOptions, Compilers, Job, Processes, Refusal};
 use super::error::{EngineError, Error};
 use super::instance::ResetSupport;
@@ -26,8 +26,8 @@ use crate::limits;
 /// Instances that run at once, per core. More than one, because guests may wait for reads.
 const INSTANCES_PER_CORE: usize = 4;
 
-/// Bytes of an ended instance's memory that are zeroed and kept instead of returned to the system. Small instances then
-/// cause no page fault; more would only raise the node's resident memory.
+/// Bytes at the start of an ended instance's memory that are zeroed and kept instead of returned to the system. Small instances
+/// then cause no page fault; more would only raise the node's resident memory.
 const MEMORY_KEEP_RESIDENT_BYTES: usize = 64 << 10;
 
 /// The same for tables.
@@ -69,7 +69,8 @@ pub struct Engine {
     processes: Option<Processes>,
     /// For calls that take long.
     pub(crate) background: Arc<ThreadPool>,
-    /// Where compilers leave their results; there is one wherever they are processes.
+    /// Where compilers leave their results. Without one, which is so where no node is, each leaves its result in a file without
+    /// a name, so that nothing is left behind however the process ends.
     cache: Option<Cache>,
     _temporary_cache: Option<TempDir>,
     pub(super) log_sink: Arc<dyn LogSink>,
@@ -101,7 +102,8 @@ impl Engine {
         });
         let processes = (compilers == Compilers::Processes).then(Processes::of_this_executable);
         let mut temporary_cache = None;
-        if processes.is_some() && cache.is_none() {
+        // A node looks for what it has compiled.
+        if processes.is_some() && cache_dir.is_some() && cache.is_none() {
             let dir = tempfile::Builder::new().prefix("brink-compiled-").tempdir().map_err(EngineError::new)?;
             cache = Some(Cache::open(dir.path(), &wasmtime).map_err(EngineError::new)?);
             temporary_cache = Some(dir);
@@ -137,9 +139,7 @@ impl Engine {
         if let Some(component) = self.cached(key) {
             return Ok(component);
         }
-        let (Some(processes), Some(cache)) = (&self.processes, &self.cache) else {
-            return self.compile_here(key, job, bytes);
-        };
+        let Some(processes) = &self.processes else { return self.compile_here(key, job, bytes) };
         let deadline = Instant::now() + limits::COMPILE_DEADLINE;
         let _turn = processes.turns.take(key, options, deadline)?;
         // Another may have compiled it meanwhile.
@@ -147,11 +147,17 @@ impl Engine {
             return Ok(component);
         }
         let failed = |error: std::io::Error| Error::Compiler(error.to_string());
+        let Some(cache) = &self.cache else {
+            let mut entry = cache::unnamed_entry().map_err(failed)?;
+            let output = entry.try_clone().map_err(failed)?;
+            processes.run(job, bytes, (&std::env::temp_dir(), output), options, deadline)?;
+            return cache::load_unnamed(&self.wasmtime, &mut entry).ok_or_else(unusable);
+        };
         let entry = cache.new_entry().map_err(failed)?;
         let output = entry.reopen().map_err(failed)?;
         processes.run(job, bytes, (cache.dir(), output), options, deadline)?;
         cache.adopt(key, entry).map_err(failed)?;
-        self.cached(key).ok_or_else(|| Error::Compiler("what it wrote cannot be used".to_owned()))
+        self.cached(key).ok_or_else(unusable)
     }
 
     fn compile_here(&self, key: &str, job: &Job, bytes: &[u8]) -> Result<Component, Error> {
@@ -188,6 +194,11 @@ impl Engine {
     }
 }
 
+/// What a compiler wrote is not what it should have written.
+fn unusable() -> Error {
+    Error::Compiler("what it wrote cannot be used".to_owned())
+}
+
 /// Starts `count` threads; on a node, at a lower priority. On Linux each thread has its own.
 fn threads(name: &'static str, count: usize, is_node: bool) -> Result<Arc<ThreadPool>, EngineError> {
     let lower_priority = move |_| {
@@ -197,13 +208,6 @@ fn threads(name: &'static str, count: usize, is_node: bool) -> Result<Arc<Thread
     };
     let pool = ThreadPoolBuilder::new().num_threads(count).thread_name(move |index| format!("{name}-{index}"));
     pool.start_handler(lower_priority).build().map(Arc::new).map_err(EngineError::new)
-}
-
-/// Whether pages may be swapped out. wasmtime's scan misses pages that were written to and then swapped out, so that the
-/// next instance in the slot would find them.
-fn has_swap() -> bool {
-    // The first line is a heading.
-    std::fs::read_to_string("/proc/swaps").is_ok_and(|swaps| swaps.lines().count() > 1)
 }
 
 fn pool() -> InstanceAllocationStrategy {
@@ -223,6 +227,28 @@ fn pool() -> InstanceAllocationStrategy {
         .max_memory_size(MEMORY_RESERVATION_BYTES as usize)
         .linear_memory_keep_resident(MEMORY_KEEP_RESIDENT_BYTES)
         .table_keep_resident(TABLE_KEEP_RESIDENT_BYTES)
-        .pagemap_scan(if has_swap() { Enabled::No } else { Enabled::Auto });
+        // IMPORTANT: wasmtime's scan for written pages misses those that are not present at this moment, because they are swapped
+        // out, or because Linux is moving them in memory. The next instance in the slot would find them. Neither can be ruled out
+        // beforehand: swap can be added at any time. Our own resets ask for such pages too (see `instance/pages`).
+        .pagemap_scan(Enabled::No);
     InstanceAllocationStrategy::Pooling(pool)
+}
+
+#[cfg(test)]
+mod tests {
+    use wasmtime::{Instance, Module, Store};
+
+    use super::*;
+
+    #[test]
+    fn an_ended_instance_is_cleaned_wherever_its_pages_are() {
+        let engine = wasmtime::Engine::new(settings::config().allocation_strategy(pool())).unwrap();
+        let module = Module::new(&engine, wat::parse_str("(module (memory 1))").unwrap()).unwrap();
+        let mut store = Store::new(&engine, ());
+        Instance::new(&mut store, &module, &[]).unwrap();
+        drop(store);
+        // No page is present. A scan would find none, and clean nothing.
+        let cleaned = engine.pooling_allocator_metrics().unwrap().unused_memory_bytes_resident();
+        assert_eq!(cleaned, MEMORY_KEEP_RESIDENT_BYTES);
+    }
 }

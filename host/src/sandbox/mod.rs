@@ -45,15 +45,15 @@
 //! Whole judgements (instance, call, check of the answer, reset) of Rust guests on one thread of a small machine, in
 //! microseconds, by `cargo bench --bench hooks`:
 //!
-//! | | as it is | with a new instance for each call | which is configured first |
-//! |---|---|---|---|
-//! | nothing to do | 2.8 | 9.7 | 10.1 |
-//! | `normalize`, 256 bytes | 5.8 | 12.8 | 14.2 |
-//! | `json-schema`, an ISO 639-3 record | 7.2 | 19.6 | 2,000 |
+//! | | as it is | with a new instance for each call |
+//! |---|---|---|
+//! | nothing to do | 2.8 | 24 |
+//! | `normalize`, 256 bytes | 5.8 | 27 |
+//! | `json-schema`, an ISO 639-3 record | 7.2 | 58, or 2,000 if it is configured first |
 //!
-//! Taking and resetting an unused instance takes 0.8, a third of it for counting page faults. Taking a new one from
-//! wasmtime's pool, linking it and ending it takes 6.6 (9.0 for `json-schema`). A value of 16 KiB takes 0.6 more to hand over
-//! than one of 16 bytes, and one of 256 KiB 130, because the memory grows for it, and the instance cannot be reset then.
+//! Taking and resetting an unused instance takes 0.8, a third of it for counting page faults. A value of 16 KiB takes 0.6 more
+//! to hand over than one of 16 bytes, and one of 256 KiB 130, because the memory grows for it, and the instance cannot be reset
+//! then.
 //!
 //! Two threads do 1.74 to 1.93 times as much as one. Compiling takes 0.1 s for a guest of 165 kB and 1.9 s for one of 3 MB, and
 //! pre-initializing it 1.5 times as long again. Neither happens twice on a node, because compiled code is kept on disk.

@@ -97,6 +97,24 @@ fn inspect_refuses_such_a_component_as_a_node_does() {
 }
 
 #[tokio::test]
+async fn inspect_leaves_nothing_behind_when_it_is_interrupted() {
+    let (dir, temporary) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let file = dir.path().join("long.wasm");
+    std::fs::write(&file, LONG.component()).unwrap();
+    for signal in [Signal::INT, Signal::KILL] {
+        let mut command = Command::new(brink_tests::brink_bin());
+        command.args(["plugin", "inspect"]).arg(&file).env("TMPDIR", temporary.path());
+        let mut inspect = command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let compiler = compiler_of(inspect.id()).await;
+        rustix::process::kill_process(rustix::process::Pid::from_child(&inspect), signal).unwrap();
+        assert_eq!(inspect.wait().unwrap().signal(), Some(signal.as_raw()));
+        ended(compiler).await;
+        let left: Vec<_> = temporary.path().read_dir().unwrap().flatten().collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_ends_its_compiler() {
     let cluster = Cluster::start(1).await;
     let node = &cluster.nodes[0];

@@ -87,6 +87,7 @@ impl PageMap {
             // Pages of a file, such as an initial memory, are as they were mapped.
             category_inverted: PAGE_IS_FILE,
             category_mask: PAGE_IS_FILE,
+            // A page is swapped, to Linux, while it is moved in memory too.
             category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
             return_mask: PAGE_IS_PFNZERO,
             ..Scan::default()
