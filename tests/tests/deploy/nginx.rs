@@ -1,5 +1,6 @@
 //! The nginx configuration in `deploy/`, run by Debian's nginx in front of three nodes.
 
+use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -7,6 +8,7 @@ use std::time::Duration;
 
 use brink_tests::{Client, Cluster, Stream, eventually};
 use serde_json::json;
+use tokio::net::TcpSocket;
 
 /// Number of writes and reads before and after each loss of a node.
 const REQUESTS: usize = 150;
@@ -112,4 +114,55 @@ async fn a_stream_of_writes_passes_nginx_line_by_line() {
     }
     stream.end();
     assert_eq!(stream.line(), None);
+}
+
+/// The status that a client gets which is no operator, for a path that is sent as it is.
+async fn status(port: u16, method: &str, path: &str, body: &str) -> u16 {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, 2], 0).into()).unwrap();
+    let mut stream = socket.connect(([127, 0, 0, 1], port).into()).await.unwrap().into_std().unwrap();
+    stream.set_nonblocking(false).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let head = "Host: 127.0.0.1\r\nConnection: close\r\nContent-Type: application/json";
+    let length = body.len();
+    write!(stream, "{method} {path} HTTP/1.1\r\n{head}\r\nContent-Length: {length}\r\n\r\n{body}").unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    let line = String::from_utf8_lossy(&answer);
+    line.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_else(|| panic!("{path}: {line}"))
+}
+
+#[tokio::test]
+async fn only_operators_reach_more_than_keys() {
+    let cluster = Cluster::start(3).await;
+    let nginx = Nginx::start(&cluster);
+    nginx.answers().await;
+    // A key that looks like another path to nginx.
+    for path in ["/kv/a/", "/kv/..%2Fplugins/"] {
+        let path = format!("/kv-store/v1{path}");
+        assert_eq!(status(nginx.port, "PUT", &path, r#"{"value":1}"#).await, 201, "{path}");
+        assert_eq!(status(nginx.port, "GET", &format!("{path}?consistency=strong"), "").await, 200, "{path}");
+    }
+    for path in ["/kv", "/kv/?limit=1", "/health/", "/health", "/livez", "/readyz/"] {
+        assert_eq!(status(nginx.port, "GET", &format!("/kv-store/v1{path}"), "").await, 200, "{path}");
+    }
+    assert_eq!(status(nginx.port, "GET", "/readyz", "").await, 200);
+
+    let closed = ["/metrics", "/kv-store/schema/", "/", "//kv-store/v1/kv/a/"].map(str::to_owned);
+    let paths = ["/plugins/", "/plugins/p/", "/hooks", "/registry/lines/", "/cluster/members/", "/metrics", "/tokens/"];
+    // They are something else to nginx than to a node, or to somebody who reads them.
+    let odd = ["/plugins/../kv/a/", "/%70lugins/", "//plugins/", "/kv%2F..%2Fplugins/", "/kvs/", "/healthy/"];
+    let below_base = paths.iter().chain(&odd).map(|path| format!("/kv-store/v1{path}"));
+    for path in closed.into_iter().chain(below_base) {
+        for method in ["GET", "POST", "DELETE"] {
+            assert_eq!(status(nginx.port, method, &path, "").await, 403, "{method} {path}");
+        }
+    }
+    for path in ["/peer/hello", "/peer", "/peer/?a"] {
+        assert_eq!(status(nginx.port, "POST", &format!("/kv-store/v1{path}"), "").await, 404, "{path}");
+    }
+    // The client of the tests is on the list.
+    for path in ["/plugins/", "/hooks/", "/cluster/members/", "/metrics"] {
+        nginx.client.get(path).await.expect(200);
+    }
 }

@@ -21,6 +21,24 @@ fn the_unit_is_accepted_by_systemd() {
 }
 
 #[test]
+fn a_node_is_given_little_and_leaves_nothing_open() {
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/systemd/brink.service");
+    // In tenths of systemd's points: it needs the network, and compiled code is executable.
+    let mut command = Command::new("systemd-analyze");
+    command.args(["security", "--offline=true", "--threshold=17", "--no-pager"]).arg(&unit);
+    let output = command.output().expect("systemd is not installed; run `cargo xtask test`");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    // systemd counts no points for these.
+    let text = std::fs::read_to_string(unit).unwrap();
+    for line in ["UMask=0077", "StateDirectoryMode=0700", "LimitCORE=0", "MemorySwapMax=0"] {
+        assert!(text.lines().any(|found| found == line), "{line}");
+    }
+    for setting in ["MemoryMax=", "TasksMax="] {
+        assert!(text.lines().any(|found| found.starts_with(setting)), "{setting}");
+    }
+}
+
+#[test]
 fn the_environment_file_has_the_settings_of_serve() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/systemd/brink.env");
     let text = std::fs::read_to_string(file).unwrap();
