@@ -43,8 +43,8 @@ use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
 pub use self::context::{TraceContext, TraceIdHex, request_trace_id, within_request, within_request_sync};
-use self::lines::{line_filter, lines_layer};
 pub use self::lines::{LogFormat, SafeFields};
+use self::lines::{line_filter, lines_layer};
 pub use self::metrics::{HookMetrics, Metrics, Stage};
 use self::watched::Watched;
 
