@@ -1,7 +1,6 @@
 //! What surrounds every request of a client: its trace, its metrics, the rules for browsers, the rendering of problems, and the
 //! handling of panics.
 
-use std::future::ready;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,7 +9,6 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
-use futures::future::Either;
 use futures::{FutureExt as _, TryFutureExt as _};
 use tracing::Instrument as _;
 
@@ -50,11 +48,18 @@ pub(super) async fn observed<S: Future<Output = Response>>(
     let trace = parent.or_else(|| TraceContext::of_span(&span));
     let trace_id = trace.map_or_else(TraceIdHex::random, |trace| trace.trace_id_hex());
 
-    // What is rare is boxed, so that the future of all requests stays small.
-    let (page, answer) = match browsers.judge(&request) {
-        Verdict::Serve(page) => (page, Either::Left(serve(request))),
-        Verdict::Preflight(page) => (Some(page), Either::Right(ready(browser::preflight()).boxed())),
-        Verdict::Refuse(problem) => (None, Either::Right(refused(request, problem).boxed())),
+    let (page, refusal) = match browsers.judge(&request) {
+        Verdict::Serve(page) => (page, None),
+        Verdict::Preflight(page) => (Some(page), Some(Refusal::Preflight)),
+        Verdict::Refuse(problem) => (None, Some(Refusal::Problem(problem))),
+    };
+    // The handler's future is made where it is polled: it is large, and moving it costs. What is rare is boxed beside it.
+    let answer = async {
+        match refusal {
+            None => serve(request).await,
+            Some(Refusal::Preflight) => browser::preflight(),
+            Some(Refusal::Problem(problem)) => refused(request, problem).boxed().await,
+        }
     };
     // A panic in a handler ends its request, not the connection, on which others may follow.
     let answer = AssertUnwindSafe(answer).catch_unwind();
@@ -71,6 +76,12 @@ pub(super) async fn observed<S: Future<Output = Response>>(
     browsers.harden(&mut response, page);
     telemetry.metrics().http(&method, route, response.status(), began.elapsed());
     response
+}
+
+/// What answers instead of a handler.
+enum Refusal {
+    Preflight,
+    Problem(Problem),
 }
 
 async fn refused(request: Request, problem: Problem) -> Response {

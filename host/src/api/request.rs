@@ -99,8 +99,10 @@ fn check_body_type(Parts { method, uri, headers, .. }: &Parts) -> Result<(), Pro
         return Ok(());
     }
     let unsupported = |detail| Err(Problem::new(Kind::UNSUPPORTED_MEDIA_TYPE, detail));
-    let mut encodings = headers.get_all(header::CONTENT_ENCODING).iter();
-    if let Some(encoding) = encodings.find(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+    let encodings = headers.contains_key(header::CONTENT_ENCODING).then(|| headers.get_all(header::CONTENT_ENCODING));
+    if let Some(encoding) =
+        encodings.into_iter().flatten().find(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
+    {
         return unsupported(format!("the body has the Content-Encoding {encoding:?}; send it without one"));
     }
     if *method != Method::POST {
