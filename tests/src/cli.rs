@@ -45,7 +45,8 @@ pub fn brink_compiling(url: &str, args: &[&str]) -> Run {
     run(COMPILING_SECONDS_MAX, &[("BRINK_URL", url)], args)
 }
 
-/// Runs `brink` with arguments on a terminal, and returns all that the terminal gets. It puts a carriage return before each line end.
+/// Runs `brink` with arguments and a terminal as its standard output, and returns what that gets. It puts a carriage return before
+/// each line end.
 pub fn brink_on_terminal(url: &str, args: &[&str]) -> String {
     let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
     grantpt(&terminal).unwrap();
@@ -54,11 +55,11 @@ pub fn brink_on_terminal(url: &str, args: &[&str]) -> String {
     let end = rustix::fs::open(name, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty()).unwrap();
     let mut command = Command::new("timeout");
     command.args(["--foreground", SECONDS_MAX]).arg(brink_bin()).args(args).env("BRINK_URL", url).stdin(Stdio::null());
-    let mut child = command.stdout(end.try_clone().unwrap()).stderr(end).spawn().unwrap();
-    // Its copies of the other end.
+    let mut child = command.stdout(end).stderr(Stdio::null()).spawn().unwrap();
+    // Its copy of the other end.
     drop(command);
     let (mut terminal, mut got, mut some) = (File::from(terminal), Vec::new(), [0; 4096]);
-    // Reading fails when the last one has closed the other end.
+    // Reading fails when nobody has the other end any more.
     while let Ok(length @ 1..) = terminal.read(&mut some) {
         got.extend_from_slice(&some[..length]);
     }
