@@ -3,6 +3,9 @@
 //!
 //! Every socket that carries small messages has `TCP_NODELAY` set: a call or an answer must not wait for the
 //! acknowledgement of an earlier one.
+//!
+//! Clients are bounded: their connections are counted (`listener`), and one that does nothing ends (`activity`). A connection that has
+//! been upgraded is a peer's, which may be quiet for long; its owner watches it.
 
 mod activity;
 mod listener;
