@@ -14,7 +14,6 @@ use http_body_util::BodyExt as _;
 use tokio::time::{Instant, timeout_at};
 
 use super::problem::{Kind, Problem};
-use super::refusal::refuse;
 use super::request::App;
 use crate::limits::{
     BODIES_BYTES_MAX, BODY_BYTES_PER_S_MIN, BODY_DEADLINE, BODY_STALL_MAX, BODY_STEP_BYTES, ByteBudget, HeldBytes,
@@ -31,21 +30,22 @@ pub(super) struct Received {
 pub(super) async fn read(app: &App, headers: &HeaderMap, body: Body, bytes_max: usize) -> Result<Received, Problem> {
     let announced = announced(headers);
     if announced.is_some_and(|bytes| bytes > bytes_max) {
-        return Err(refuse(headers, body, too_large(bytes_max)).await);
+        return Err(too_large(bytes_max));
     }
     let Some(mut held) = app.bodies.take(announced.unwrap_or(0).min(BODY_STEP_BYTES)) else {
-        return Err(refuse(headers, body, no_room()).await);
+        return Err(no_room());
     };
-    let bytes = collect(headers, body, bytes_max, BODY_DEADLINE, Some((&app.bodies, &mut held))).await?;
+    let bytes = collect(announced, body, bytes_max, BODY_DEADLINE, Some((&app.bodies, &mut held))).await?;
     Ok(Received { bytes, _held: held })
 }
 
 /// Reads the body of an upload. The number of uploads bounds their memory.
 pub(super) async fn read_upload(headers: &HeaderMap, body: Body) -> Result<Bytes, Problem> {
-    if announced(headers).is_some_and(|bytes| bytes > PLUGIN_BYTES_MAX) {
-        return Err(refuse(headers, body, too_large(PLUGIN_BYTES_MAX)).await);
+    let announced = announced(headers);
+    if announced.is_some_and(|bytes| bytes > PLUGIN_BYTES_MAX) {
+        return Err(too_large(PLUGIN_BYTES_MAX));
     }
-    collect(headers, body, PLUGIN_BYTES_MAX, UPLOAD_BODY_DEADLINE, None).await
+    collect(announced, body, PLUGIN_BYTES_MAX, UPLOAD_BODY_DEADLINE, None).await
 }
 
 fn announced(headers: &HeaderMap) -> Option<usize> {
@@ -63,34 +63,12 @@ fn no_room() -> Problem {
 
 /// Reads a body as it arrives, and takes `room` for it in steps, unless its memory is bounded otherwise.
 async fn collect(
-    headers: &HeaderMap,
+    announced: Option<usize>,
     mut body: Body,
     bytes_max: usize,
     deadline: Duration,
-    room: Option<(&ByteBudget, &mut HeldBytes)>,
-) -> Result<Bytes, Problem> {
-    match collect_until_refused(announced(headers), &mut body, bytes_max, deadline, room).await {
-        Ok(bytes) => Ok(bytes),
-        Err(Refusal::Ended(problem)) => Err(problem),
-        Err(Refusal::Early(problem)) => Err(refuse(headers, body, problem).await),
-    }
-}
-
-/// Why a body was not read.
-enum Refusal {
-    /// Nothing more of it comes, or is waited for.
-    Ended(Problem),
-    /// It may still arrive.
-    Early(Problem),
-}
-
-async fn collect_until_refused(
-    announced: Option<usize>,
-    body: &mut Body,
-    bytes_max: usize,
-    deadline: Duration,
     mut room: Option<(&ByteBudget, &mut HeldBytes)>,
-) -> Result<Bytes, Refusal> {
+) -> Result<Bytes, Problem> {
     let mut arrival = None;
     let mut all = BytesMut::new();
     loop {
@@ -100,22 +78,22 @@ async fn collect_until_refused(
             None => {
                 let due = arrival.get_or_insert_with(|| Arrival::new(deadline)).due(all.len());
                 let frame = timeout_at(due, body.frame()).await;
-                frame.map_err(|_| Refusal::Ended(late(all.len(), deadline)))?
+                frame.map_err(|_| late(all.len(), deadline))?
             }
         };
         let Some(frame) = frame else { return Ok(all.freeze()) };
-        let frame = frame.map_err(|_| Refusal::Ended(Problem::new(Kind::BAD_BODY, "the body ended early")))?;
+        let frame = frame.map_err(|_| Problem::new(Kind::BAD_BODY, "the body ended early"))?;
         let Ok(chunk) = frame.into_data() else { continue };
         let bytes = all.len() + chunk.len();
         if bytes > bytes_max {
-            return Err(Refusal::Early(too_large(bytes_max)));
+            return Err(too_large(bytes_max));
         }
         if let Some((bodies, held)) = &mut room
             && bytes > held.bytes()
         {
             let step = BODY_STEP_BYTES.min(announced.unwrap_or(0).saturating_sub(held.bytes()));
             if !bodies.extend(held, step.max(bytes - held.bytes())) {
-                return Err(Refusal::Early(no_room()));
+                return Err(no_room());
             }
         }
         if announced == Some(chunk.len()) {
@@ -161,12 +139,10 @@ mod tests {
     use super::*;
 
     async fn collected(chunks: &[&'static [u8]], length: Option<usize>, room: &ByteBudget) -> Result<Bytes, Problem> {
-        let headers = length.map(|length| (header::CONTENT_LENGTH, length.into()));
-        let headers = HeaderMap::from_iter(headers);
         let chunks: Vec<_> = chunks.iter().map(|chunk| Ok::<_, std::io::Error>(Bytes::from_static(chunk))).collect();
         let body = Body::from_stream(futures::stream::iter(chunks));
         let mut held = room.take(0).unwrap();
-        collect(&headers, body, 10, BODY_DEADLINE, Some((room, &mut held))).await
+        collect(length, body, 10, BODY_DEADLINE, Some((room, &mut held))).await
     }
 
     #[tokio::test]
@@ -193,11 +169,11 @@ mod tests {
     async fn a_body_takes_room_as_it_arrives_and_no_more_than_it_has() {
         let (room, bytes) = (ByteBudget::new(8 * BODY_STEP_BYTES), 3 * BODY_STEP_BYTES + 1);
         let (mut sender, body) = futures::channel::mpsc::channel(0);
-        let mut body = Body::from_stream(body.map(Ok::<_, std::io::Error>));
+        let body = Body::from_stream(body.map(Ok::<_, std::io::Error>));
         let mut held = room.take(0).unwrap();
         let free = |room: &ByteBudget| room.take(7 * BODY_STEP_BYTES).is_some();
         {
-            let reading = collect_until_refused(Some(bytes), &mut body, bytes, BODY_DEADLINE, Some((&room, &mut held)));
+            let reading = collect(Some(bytes), body, bytes, BODY_DEADLINE, Some((&room, &mut held)));
             let mut reading = std::pin::pin!(reading);
             // A body that is only announced leaves the room to others.
             assert!(reading.as_mut().now_or_never().is_none() && free(&room));
@@ -219,7 +195,7 @@ mod tests {
             Ok::<_, std::io::Error>(chunk)
         });
         let body = Body::from_stream(chunks.chain(futures::stream::pending()));
-        (collect(&HeaderMap::new(), body, usize::MAX, deadline, None).await, began.elapsed())
+        (collect(None, body, usize::MAX, deadline, None).await, began.elapsed())
     }
 
     #[tokio::test(start_paused = true)]

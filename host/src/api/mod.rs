@@ -29,8 +29,8 @@
 //!
 //! # Failure model
 //!
-//! A handler that panics answers with 500; the node goes on. A body over its limit is refused, and its rest is discarded
-//! within bounds so that the client gets to read the refusal. So is a body for which the node has no room.
+//! A handler that panics answers with 500; the node goes on. A body over its limit is refused, and so is one for which the
+//! node has no room. The server discards the rest of it (`net`), so that the client gets to read the refusal.
 //!
 //! # Cost
 //!
@@ -45,7 +45,6 @@ mod kv;
 mod observe;
 mod peer;
 mod problem;
-mod refusal;
 mod registry;
 mod request;
 mod router;

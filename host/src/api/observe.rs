@@ -14,7 +14,6 @@ use tracing::Instrument as _;
 
 use super::browser::{self, Browsers, Verdict};
 use super::problem::Problem;
-use super::refusal::refuse;
 use crate::telemetry::{Telemetry, TraceContext, TraceIdHex, names, within_request};
 
 const TRACE_ID: HeaderName = HeaderName::from_static("brink-trace-id");
@@ -58,7 +57,7 @@ pub(super) async fn observed<S: Future<Output = Response>>(
         match refusal {
             None => serve(request).await,
             Some(Refusal::Preflight) => browser::preflight(),
-            Some(Refusal::Problem(problem)) => refused(request, problem).boxed().await,
+            Some(Refusal::Problem(problem)) => problem.into_response(),
         }
     };
     // A panic in a handler ends its request, not the connection, on which others may follow.
@@ -82,11 +81,6 @@ pub(super) async fn observed<S: Future<Output = Response>>(
 enum Refusal {
     Preflight,
     Problem(Problem),
-}
-
-async fn refused(request: Request, problem: Problem) -> Response {
-    let (parts, body) = request.into_parts();
-    refuse(&parts.headers, body, problem).await.into_response()
 }
 
 /// The rendered problem, with the headers that the handler or the router had set.

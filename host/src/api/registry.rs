@@ -12,7 +12,7 @@ use tokio::sync::broadcast::error::RecvError;
 
 use super::problem::{Kind, Problem};
 use super::request::{self, Call, Parameters, Segment, Values};
-use super::{answer, body, refusal, schema};
+use super::{answer, body, schema};
 use crate::hooks::{Binding, Line};
 use crate::limits::{HOOK_BODY_BYTES_MAX, ROLL_BACK_BODY_BYTES_MAX};
 
@@ -28,12 +28,9 @@ pub(super) async fn plugin(Segment(name): Segment, call: Call) -> Result<Respons
 
 /// `PUT /plugins/<name>/`: uploads a component.
 pub(super) async fn put_plugin(Segment(name): Segment, call: Call) -> Result<Response, Problem> {
-    let upload = match call.app.registry.reserve_upload() {
-        Ok(upload) => upload,
-        Err(error) => return Err(refusal::refuse(&call.headers, call.body, error.into()).await),
-    };
-    let bytes = body::read_upload(&call.headers, call.body).await?;
+    let upload = call.app.registry.reserve_upload()?;
     let author = request::author(&call.headers)?;
+    let bytes = body::read_upload(&call.headers, call.body).await?;
     answer::ok(&call.app.registry.put_plugin(&name, bytes, &author, upload).await?)
 }
 

@@ -17,7 +17,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::browser::Browsers;
 use super::problem::{Kind, Problem};
-use super::refusal::refuse;
 use crate::hooks::Record;
 use crate::limits::{ByteBudget, IDEMPOTENCY_KEY_BYTES_MAX, KEY_BYTES_MAX, NAME_BYTES_MAX};
 use crate::net::BASE_PATH;
@@ -85,9 +84,7 @@ impl<P: Parameters> Call<P> {
     pub(super) async fn new(app: &Arc<App>, request: Request) -> Result<Self, Problem> {
         let (parts, body) = request.into_parts();
         let parameters = parameters(parts.uri.query().unwrap_or_default())?;
-        if let Err(problem) = check_body_type(&parts) {
-            return Err(Box::pin(refuse(&parts.headers, body, problem)).await);
-        }
+        check_body_type(&parts)?;
         Ok(Self { app: app.clone(), parameters, uri: parts.uri, headers: parts.headers, body })
     }
 }

@@ -5,11 +5,13 @@
 //! acknowledgement of an earlier one.
 //!
 //! Clients are bounded: their connections are counted (`listener`), and one that does nothing ends (`activity`). A connection that has
-//! been upgraded is a peer's, which may be quiet for long; its owner watches it.
+//! been upgraded is a peer's, which may be quiet for long; its owner watches it. A request is answered once its body was read, to the end or to a limit
+//! (`unread`), so that the answer reaches its client.
 
 mod activity;
 mod listener;
 mod server;
+mod unread;
 
 use std::io;
 use std::net::SocketAddr;

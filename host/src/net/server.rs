@@ -22,6 +22,7 @@ use tower_service::Service as _;
 
 use super::activity::{InProgress, Verdict, Watch, Watched};
 use super::listener::BoundedListener;
+use super::unread::Unread;
 use crate::limits::{
     HEAD_BYTES_MAX, HTTP2_PING_DEADLINE, HTTP2_PING_INTERVAL, HTTP2_SEND_BYTES_MAX, HTTP2_STREAMS_MAX,
 };
@@ -58,11 +59,13 @@ where
 {
     let (stream, activity) = Watched::new(stream, held);
     let mut watch = Watch::new(activity.clone());
+    let unread = Unread::default();
     let service = service_fn(move |request: Request<hyper::body::Incoming>| {
         let in_progress = activity.begin(request.version() == Version::HTTP_2);
-        let answer = answer.clone();
+        let (answer, unread) = (answer.clone(), unread.clone());
         async move {
-            let answer = answer.answer(request.map(Body::new)).await;
+            let answer = answer.answer(unread.lend(request)).await;
+            unread.discard(answer.status()).await;
             Ok::<_, Infallible>(answer.map(|body| Answered { body, _in_progress: in_progress }))
         }
     });
@@ -136,13 +139,13 @@ impl hyper::body::Body for Answered {
 mod tests {
     use std::time::Duration;
 
-    use axum::routing::get;
+    use axum::routing::{get, put};
     use futures::StreamExt as _;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
     use tokio::time::{Instant, sleep, timeout};
 
     use super::*;
-    use crate::limits::{HEAD_DEADLINE, IDLE_CONNECTION_MAX, UNTAKEN_ANSWER_MAX};
+    use crate::limits::{HEAD_DEADLINE, IDLE_CONNECTION_MAX, REFUSED_BODY_DEADLINE, UNTAKEN_ANSWER_MAX};
     use crate::net::activity::LOOK_INTERVAL;
 
     const REQUEST: &[u8] = b"GET /short HTTP/1.1\r\nhost: h\r\n\r\n";
@@ -161,11 +164,17 @@ mod tests {
             let late = futures::stream::once(sleep(LONG));
             Body::from_stream(late.map(|()| Ok::<_, Infallible>("quiet")))
         };
+        let first = |body: Body| async {
+            body.into_data_stream().next().await;
+            "first"
+        };
         let router = Router::new()
             .route("/short", get(|| async { "short" }))
             .route("/large", get(large))
             .route("/slow", get(slow))
-            .route("/quiet", get(quiet));
+            .route("/quiet", get(quiet))
+            .route("/unread", put(|| async { "unread" }))
+            .route("/first", put(first));
         let (client, server) = duplex(1_024);
         tokio::spawn(serve_connection(server, (), Arc::new(router), CancellationToken::new()));
         client
@@ -226,6 +235,47 @@ mod tests {
         let mut rest = Vec::new();
         let _ = client.read_to_end(&mut rest).await;
         assert!(rest.len() < 1 << 19, "{} bytes came", rest.len());
+    }
+
+    /// Reads an answer without its head.
+    async fn answered(client: &mut DuplexStream, answer: &str) {
+        let mut read = String::new();
+        while !read.ends_with(answer) {
+            read.push(char::from(timeout(LONG, client.read_u8()).await.unwrap().expect("it is answered")));
+        }
+        assert!(read.starts_with("HTTP/1.1 200"), "{read}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_handler_leaves_of_a_body_is_read_before_its_answer() {
+        let body = vec![b'x'; 1 << 20];
+        let mut client = connect();
+        for path in ["unread", "first"] {
+            let head = format!("PUT /{path} HTTP/1.1\r\nhost: h\r\ncontent-length: {}\r\n\r\n", body.len());
+            client.write_all(head.as_bytes()).await.unwrap();
+            client.write_all(&body).await.unwrap();
+            answered(&mut client, path).await;
+        }
+        client.write_all(REQUEST).await.unwrap();
+        answered(&mut client, "short").await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_was_not_asked_for_is_not_waited_for() {
+        let (began, mut client) = (Instant::now(), connect());
+        client
+            .write_all(b"PUT /unread HTTP/1.1\r\nhost: h\r\ncontent-length: 9\r\nexpect: 100-continue\r\n\r\n")
+            .await
+            .unwrap();
+        answered(&mut client, "unread").await;
+        assert_eq!(began.elapsed(), Duration::ZERO);
+
+        // One that was announced is, for a while.
+        let (began, mut client) = (Instant::now(), connect());
+        client.write_all(b"PUT /unread HTTP/1.1\r\nhost: h\r\ncontent-length: 9\r\n\r\n").await.unwrap();
+        answered(&mut client, "unread").await;
+        assert_eq!(began.elapsed().as_secs(), REFUSED_BODY_DEADLINE.as_secs());
+        assert_eq!(ended(&mut client).await, Duration::ZERO);
     }
 
     #[tokio::test(start_paused = true)]

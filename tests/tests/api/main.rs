@@ -6,3 +6,4 @@ mod scripts;
 mod slow;
 mod strangers;
 mod stream;
+mod unread;
