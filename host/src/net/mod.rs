@@ -5,8 +5,9 @@
 //! acknowledgement of an earlier one.
 //!
 //! Clients are bounded: their connections are counted (`listener`), and one that does nothing ends (`activity`). A connection that has
-//! been upgraded is a peer's, which may be quiet for long; its owner watches it. A request is answered once its body was read, to the end or to a limit
-//! (`unread`), so that the answer reaches its client.
+//! been upgraded is a peer's, which may be quiet for long; its owner watches it.
+//!
+//! A request of HTTP/1.1 is answered once its body was read, to its end or to a limit (`unread`), so that the answer reaches its client.
 
 mod activity;
 mod listener;

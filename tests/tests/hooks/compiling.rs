@@ -102,7 +102,9 @@ async fn inspect_leaves_nothing_behind_when_it_is_interrupted() {
     let file = dir.path().join("long.wasm");
     std::fs::write(&file, LONG.component()).unwrap();
     for signal in [Signal::INT, Signal::KILL] {
-        let mut command = Command::new(brink_tests::brink_bin());
+        // Shells start what runs in their background with SIGINT ignored, and every process below inherits that.
+        let mut command = Command::new("env");
+        command.arg("--default-signal=INT").arg(brink_tests::brink_bin());
         command.args(["plugin", "inspect"]).arg(&file).env("TMPDIR", temporary.path());
         let mut inspect = command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let compiler = compiler_of(inspect.id()).await;
