@@ -34,6 +34,7 @@ pub struct Collector {
 
 impl Collector {
     /// Starts an endpoint on a free loopback port.
+    #[expect(clippy::disallowed_methods, reason = "it is no node")]
     pub async fn start() -> Self {
         let spans = Arc::new(Mutex::new(Vec::new()));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -7,20 +7,23 @@
 //!
 //! # Approach
 //!
-//! A request passes three stages:
+//! A request passes four stages:
 //!
-//! 1. `request` decodes and checks it: parameters, key, conditions; `body` reads its body.
-//! 2. A handler (`kv`, `registry`, `cluster`, `health`) calls the room that does the work: [`crate::write_path`],
+//! 1. `access` decides whether its sender has the right that its route needs.
+//! 2. `request` decodes and checks it: parameters, key, conditions; `body` reads its body.
+//! 3. A handler (`kv`, `registry`, `cluster`, `health`) calls the room that does the work: [`crate::write_path`],
 //!    [`crate::storage`], [`crate::registry`] or [`crate::replication`].
-//! 3. The result becomes a response: `schema` has the typed bodies, `answer` makes the response, `problem` every error.
+//! 4. The result becomes a response: `schema` has the typed bodies, `answer` makes the response, `problem` every error.
 //!
-//! `router` maps paths to handlers; requests for one key go to theirs directly. `observe` surrounds each request with its trace
-//! and its metrics, and asks `browser` whether a page of another site may have sent it. `peer` serves the other nodes of the
-//! cluster and shares none of this. Until a node has its state, `starting` answers its probes, and refuses everything else.
+//! `router` has the table of paths with their rights and handlers, which `route` mounts; requests for one key go to theirs directly.
+//! `observe` surrounds each request with its trace and its metrics, asks `browser` whether a page of another site may have sent it, and
+//! then `access`. `peer` serves the other nodes of the cluster; of all this it shares only the table. Until a node has its state,
+//! `starting` answers its probes, and refuses everything else.
 //!
 //! # Guarantees
 //!
 //! - Every error of a handler is a problem object; its status and type are chosen in `problem`.
+//! - A handler is reached only by those who have its right, and touches only keys that they may use (`access`).
 //! - Every handler but the probes checks its query parameters: it gets the node only together with them (`request::Call`).
 //! - What a page of another site makes a browser send is refused, and a stored value runs nothing in a browser (`browser`).
 //! - A trailing slash is accepted everywhere and means nothing.
@@ -36,6 +39,7 @@
 //!
 //! Headers and bodies are moved, not copied. Entries are the hot responses; `kv` writes their JSON by hand.
 
+mod access;
 mod answer;
 mod body;
 mod browser;
@@ -47,11 +51,14 @@ mod peer;
 mod problem;
 mod registry;
 mod request;
+mod route;
 mod router;
 mod schema;
 mod starting;
 
+pub(crate) use self::access::{Access, Anonymous};
 pub(crate) use self::browser::Browsers;
+pub(crate) use self::observe::Surroundings;
 pub(crate) use self::request::App;
 pub(crate) use self::router::Api;
 pub(crate) use self::starting::{Starting, starting_router};

@@ -1,5 +1,5 @@
-//! What surrounds every request of a client: its trace, its metrics, the rules for browsers, the rendering of problems, and the
-//! handling of panics.
+//! What surrounds every request of a client: its trace, its metrics, the rules for browsers, the right that it needs, the rendering
+//! of problems, and the handling of panics.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -12,30 +12,45 @@ use axum::response::{IntoResponse as _, Response};
 use futures::{FutureExt as _, TryFutureExt as _};
 use tracing::Instrument as _;
 
+use super::access::{Access, Grant, Right};
 use super::browser::{self, Browsers, Verdict};
 use super::problem::Problem;
 use crate::telemetry::{Telemetry, TraceContext, TraceIdHex, names, within_request};
 
 const TRACE_ID: HeaderName = HeaderName::from_static("brink-trace-id");
 
-/// [`observed`], as axum's middleware.
+/// What all requests of clients to a node meet.
+pub(crate) struct Surroundings {
+    pub telemetry: Telemetry,
+    /// What pages may make a browser send.
+    pub browsers: Browsers,
+    /// Who may do what.
+    pub access: Access,
+}
+
+/// [`observed`], as axum's middleware around a handler that needs a right. The handler finds the grant beside its request.
 pub(super) async fn observe(
-    State((telemetry, browsers)): State<(Telemetry, Arc<Browsers>)>,
+    State((surroundings, right)): State<(Arc<Surroundings>, Right)>,
     request: Request,
     next: Next,
 ) -> Response {
     let path = request.extensions().get::<MatchedPath>().cloned();
     let route = path.as_ref().map_or("unmatched", |path| path.as_str().trim_end_matches('/'));
-    observed(&telemetry, &browsers, route, request, |request| next.run(request)).await
+    let serve = |mut request: Request, grant| {
+        request.extensions_mut().insert::<Grant>(grant);
+        next.run(request)
+    };
+    observed(&surroundings, route, right, request, serve).await
 }
 
-/// Serves a request within its span, unless a page of another site may have sent it, and counts it by its route.
+/// Serves a request within its span, unless a page of another site may have sent it or its sender lacks the right, and counts it by
+/// its route.
 pub(super) async fn observed<S: Future<Output = Response>>(
-    telemetry: &Telemetry,
-    browsers: &Browsers,
+    Surroundings { telemetry, browsers, access }: &Surroundings,
     route: &str,
+    right: Right,
     request: Request,
-    serve: impl FnOnce(Request) -> S,
+    serve: impl FnOnce(Request, Grant) -> S,
 ) -> Response {
     let began = Instant::now();
     let method = request.method().clone();
@@ -47,17 +62,17 @@ pub(super) async fn observed<S: Future<Output = Response>>(
     let trace = parent.or_else(|| TraceContext::of_span(&span));
     let trace_id = trace.map_or_else(TraceIdHex::random, |trace| trace.trace_id_hex());
 
-    let (page, refusal) = match browsers.judge(&request) {
-        Verdict::Serve(page) => (page, None),
-        Verdict::Preflight(page) => (Some(page), Some(Refusal::Preflight)),
-        Verdict::Refuse(problem) => (None, Some(Refusal::Problem(problem))),
+    let (page, admitted) = match browsers.judge(&request) {
+        Verdict::Serve(page) => (page, access.admit(right).map_err(Refusal::Problem)),
+        Verdict::Preflight(page) => (Some(page), Err(Refusal::Preflight)),
+        Verdict::Refuse(problem) => (None, Err(Refusal::Problem(problem))),
     };
     // The handler's future is made where it is polled: it is large, and moving it costs. What is rare is boxed beside it.
     let answer = async {
-        match refusal {
-            None => serve(request).await,
-            Some(Refusal::Preflight) => browser::preflight(),
-            Some(Refusal::Problem(problem)) => problem.into_response(),
+        match admitted {
+            Ok(grant) => serve(request, grant).await,
+            Err(Refusal::Preflight) => browser::preflight(),
+            Err(Refusal::Problem(problem)) => problem.into_response(),
         }
     };
     // A panic in a handler ends its request, not the connection, on which others may follow.

@@ -1,31 +1,34 @@
 //! Requests of other nodes: `POST <base>/peer/line`, which is upgraded to a connection for calls,
 //! `POST <base>/peer/snapshot` from a leader, and `GET <base>/peer/snapshot` from a node that lost its state.
 
-use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{any, post};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
+use super::access::Right;
+use super::route::Route;
 use crate::replication::{
     CLUSTER_HEADER, ClusterId, Envelope, Error, Handle, INDEX_MIN_HEADER, PROTOCOL, REFUSAL_HEADER, TO_HEADER,
     VERSION_HEADER, WriteOutcome, common_version,
 };
 
-pub(super) fn router(replication: Handle) -> Router {
-    Router::new()
-        .route("/peer/line", post(connection))
-        .route("/peer/snapshot", post(snapshot).get(give_snapshot))
-        .with_state(replication)
+pub(super) fn routes() -> [Route<Handle>; 2] {
+    [
+        Route::at("/peer/line").post(Right::Node, connection),
+        Route::at("/peer/snapshot").post(Right::Node, snapshot).get(Right::Node, give_snapshot),
+    ]
 }
 
 /// The routes of a node that takes no part yet: it refuses every call.
-pub(super) fn starting_router(reason: &'static str) -> Router {
-    let refuse = any(async move || refusal(StatusCode::SERVICE_UNAVAILABLE, reason.to_owned()));
-    Router::new().route("/peer/line", refuse.clone()).route("/peer/snapshot", refuse)
+pub(super) fn starting_routes(reason: &'static str) -> [Route<()>; 2] {
+    let refuse = async move || refusal(StatusCode::SERVICE_UNAVAILABLE, reason.to_owned());
+    [
+        Route::at("/peer/line").post(Right::Node, refuse),
+        Route::at("/peer/snapshot").post(Right::Node, refuse).get(Right::Node, refuse),
+    ]
 }
 
 /// Answers the calls of a node until it closes the connection.

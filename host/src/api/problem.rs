@@ -48,6 +48,8 @@ kinds! {
     BAD_HEADER = "bad-header" BAD_REQUEST "A header has a value that is not allowed";
     BAD_BODY = "bad-body" BAD_REQUEST "The body is malformed";
     DUPLICATE_KEY = "duplicate-key" BAD_REQUEST "A key occurs twice";
+    UNAUTHORIZED = "unauthorized" UNAUTHORIZED "The request needs a credential";
+    FORBIDDEN = "forbidden" FORBIDDEN "The caller may not do this";
     NOT_FOUND = "not-found" NOT_FOUND "There is nothing here";
     REQUEST_TIMEOUT = "request-timeout" REQUEST_TIMEOUT "The request did not arrive in time";
     METHOD_NOT_ALLOWED = "method-not-allowed" METHOD_NOT_ALLOWED "The method is not allowed here";
@@ -138,6 +140,10 @@ impl Problem {
         if [Kind::BUSY, Kind::DISK_FULL, Kind::MEMBERSHIP_PENDING, Kind::STARTING].contains(&kind) {
             // In seconds.
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if kind == Kind::UNAUTHORIZED {
+            // RFC 9110, section 11.6.1.
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
     }

@@ -15,7 +15,7 @@ use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
-use super::browser::Browsers;
+use super::access::Grant;
 use super::problem::{Kind, Problem};
 use crate::hooks::Record;
 use crate::limits::{ByteBudget, IDEMPOTENCY_KEY_BYTES_MAX, KEY_BYTES_MAX, NAME_BYTES_MAX};
@@ -50,20 +50,20 @@ pub(crate) struct App {
     pub draining: CancellationToken,
     pub data: Data,
     pub telemetry: Telemetry,
-    /// What pages may make a browser send.
-    pub browsers: Arc<Browsers>,
 }
 
-/// A request whose query parameters and media type are checked, and the node that serves it.
+/// A request whose right, query parameters and media type are checked, and the node that serves it.
 pub(crate) struct Call<P = ()> {
     pub(super) app: Arc<App>,
+    /// What its sender may do. It may be limited to some keys: the handler checks those that the request names.
+    pub(super) grant: Grant,
     pub(super) parameters: P,
-    pub(super) uri: Uri,
+    uri: Uri,
     pub(super) headers: HeaderMap,
     pub(super) body: Body,
 }
 
-/// The state of the router. Only [`Call`] opens it, so that no handler forgets to check its parameters.
+/// The state of the router. Only [`Call`] opens it, so that no handler forgets to check its parameters, or goes without a grant.
 #[derive(Clone)]
 pub(crate) struct Sealed(Arc<App>);
 
@@ -74,18 +74,25 @@ pub(super) fn seal(app: Arc<App>) -> Sealed {
 impl<P: Parameters> FromRequest<Sealed> for Call<P> {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, Sealed(app): &Sealed) -> Result<Self, Problem> {
-        Self::new(app, request).await
+    async fn from_request(mut request: Request, Sealed(app): &Sealed) -> Result<Self, Problem> {
+        let grant = request.extensions_mut().remove();
+        let grant = grant.ok_or_else(|| Problem::internal("a handler is mounted without a right"))?;
+        Self::new(app, request, grant).await
     }
 }
 
 impl<P: Parameters> Call<P> {
     /// Fails if a parameter, or the type of the body, is not allowed.
-    pub(super) async fn new(app: &Arc<App>, request: Request) -> Result<Self, Problem> {
+    pub(super) async fn new(app: &Arc<App>, request: Request, grant: Grant) -> Result<Self, Problem> {
         let (parts, body) = request.into_parts();
         let parameters = parameters(parts.uri.query().unwrap_or_default())?;
         check_body_type(&parts)?;
-        Ok(Self { app: app.clone(), parameters, uri: parts.uri, headers: parts.headers, body })
+        Ok(Self { app: app.clone(), grant, parameters, uri: parts.uri, headers: parts.headers, body })
+    }
+
+    /// The key in the path, which the sender may use.
+    pub(super) fn key(&self) -> Result<String, Problem> {
+        key_for(&self.grant, &self.uri)
     }
 }
 
@@ -236,8 +243,15 @@ pub(super) fn raw_key(uri: &Uri) -> Option<&str> {
     uri.path().strip_prefix(BASE_PATH)?.strip_prefix("/kv/")
 }
 
+/// The key in a path, if a grant covers it.
+fn key_for(grant: &Grant, uri: &Uri) -> Result<String, Problem> {
+    let key = key(uri)?;
+    grant.check_key(&key)?;
+    Ok(key)
+}
+
 /// The key in the path `<base>/kv/<key>/`: percent-decoded, without one trailing slash. `%2F` writes a slash at its end.
-pub(super) fn key(uri: &Uri) -> Result<String, Problem> {
+fn key(uri: &Uri) -> Result<String, Problem> {
     let raw = raw_key(uri).unwrap_or_default();
     let key = decoded(raw.strip_suffix('/').unwrap_or(raw));
     let key = key.map_err(|wrong| Problem::new(Kind::BAD_KEY, format!("the key {wrong}")))?.into_owned();

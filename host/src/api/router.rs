@@ -1,4 +1,4 @@
-//! Paths and their handlers.
+//! Paths, the rights that they need, and their handlers.
 //!
 //! The router has all of them. Most requests are for one key; they bypass it, since matching their path and the services around
 //! their handlers would cost a tenth of a write.
@@ -7,35 +7,41 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::Request;
-use axum::http::Method;
-use axum::middleware::from_fn_with_state;
+use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{MethodRouter, delete, get, post};
+use axum::routing::get;
 
-use super::observe::{observe, observed};
+use super::access::{Grant, Right};
+use super::observe::{Surroundings, observed};
 use super::problem::{Kind, Problem};
-use super::request::{App, Call, raw_key, seal};
+use super::request::{App, Call, Sealed, raw_key, seal};
+use super::route::{Probes, Route, at_root, below_base, guarded};
 use super::{cluster, health, kv, peer, registry};
 use crate::net::{self, BASE_PATH};
+
+/// The path of one key, below [`BASE_PATH`].
+const KEY: &str = "/kv/{*key}";
 
 /// The whole API of a node, for clients and for other nodes.
 pub(crate) struct Api {
     app: Arc<App>,
+    surroundings: Arc<Surroundings>,
     router: Router,
     /// The route of one key, which the metrics of its requests name.
     key_route: String,
 }
 
 impl Api {
-    pub(crate) fn new(app: Arc<App>) -> Self {
-        Self { router: router(app.clone()), app, key_route: key_route() }
+    pub(crate) fn new(app: Arc<App>, surroundings: Arc<Surroundings>) -> Self {
+        let router = router(app.clone(), &surroundings);
+        Self { app, surroundings, router, key_route: format!("{BASE_PATH}{KEY}") }
     }
 
-    async fn key(&self, request: Request) -> Result<Response, Problem> {
+    async fn key(&self, request: Request, grant: Grant) -> Result<Response, Problem> {
         match *request.method() {
-            Method::PUT => kv::one::put(Call::new(&self.app, request).await?).await,
-            Method::DELETE => kv::one::delete(Call::new(&self.app, request).await?).await,
-            _ => kv::one::get(Call::new(&self.app, request).await?).await,
+            Method::PUT => kv::one::put(Call::new(&self.app, request, grant).await?).await,
+            Method::DELETE => kv::one::delete(Call::new(&self.app, request, grant).await?).await,
+            _ => kv::one::get(Call::new(&self.app, request, grant).await?).await,
         }
     }
 }
@@ -43,10 +49,11 @@ impl Api {
 impl net::Answer for Api {
     async fn answer(&self, request: Request) -> Response {
         if !is_for_key(&request) {
-            return self.router.answer(request).await;
+            return without_hints(self.router.answer(request).await);
         }
-        let key = async |request| self.key(request).await.into_response();
-        observed(&self.app.telemetry, &self.app.browsers, &self.key_route, request, key).await
+        let right = right_of_key(request.method());
+        let key = async |request, grant| self.key(request, grant).await.into_response();
+        observed(&self.surroundings, &self.key_route, right, request, key).await
     }
 }
 
@@ -56,60 +63,90 @@ fn is_for_key(request: &Request) -> bool {
         && matches!(*request.method(), Method::GET | Method::PUT | Method::DELETE)
 }
 
-fn key_route() -> String {
-    format!("{BASE_PATH}/kv/{{*key}}")
+/// axum names the methods of a path wherever no handler answered, also to those who may not know that the path exists.
+fn without_hints(mut response: Response) -> Response {
+    if response.status() == StatusCode::UNAUTHORIZED {
+        response.headers_mut().remove(header::ALLOW);
+    }
+    response
 }
 
-fn router(app: Arc<App>) -> Router {
-    let key = || get(kv::one::get).put(kv::one::put).delete(kv::one::delete);
-    let clients = Router::new().route(&key_route(), key()).merge(under_base([
-        ("/kv", get(kv::range::list)),
+/// What a method of one key needs.
+fn right_of_key(method: &Method) -> Right {
+    if *method == Method::GET { Right::Read } else { Right::Write }
+}
+
+/// The methods of one key.
+fn key(path: &'static str) -> Route<Sealed> {
+    let right = right_of_key;
+    Route::at(path)
+        .get(right(&Method::GET), kv::one::get)
+        .put(right(&Method::PUT), kv::one::put)
+        .delete(right(&Method::DELETE), kv::one::delete)
+}
+
+/// What clients may ask for; probes apart.
+fn routes() -> Vec<Route<Sealed>> {
+    use Right::{Admin, Any, Deploy, Read, Write};
+    vec![
+        key(KEY),
+        Route::at("/kv").get(Read, kv::range::list),
         // Only POST is the batch or the stream: `batch` and `stream` are keys like any other.
-        ("/kv/batch", key().post(kv::batch::post)),
-        ("/kv/stream", key().post(kv::stream::post)),
-        ("/cluster/members", get(cluster::members).post(cluster::add)),
-        ("/cluster/members/{url}", delete(cluster::remove)),
-        ("/cluster/feature-level", get(cluster::level).put(cluster::raise_level)),
-        ("/cluster/leader", get(cluster::leader).put(cluster::transfer)),
-        ("/plugins", get(registry::plugins)),
-        ("/plugins/{name}", get(registry::plugin).put(registry::put_plugin).delete(registry::delete_plugin)),
-        ("/hooks", get(registry::hooks)),
-        ("/hooks/{name}", get(registry::hook).put(registry::put_hook).delete(registry::delete_hook)),
-        ("/hooks/{name}/rollback", post(registry::roll_back)),
-        ("/registry/history", get(registry::history)),
-        ("/registry/lines", get(registry::lines)),
-        ("/registry/stats", get(registry::stats)),
-    ]));
-    let probes = [("/livez", get(health::livez)), ("/readyz", get(health::readyz)), ("/metrics", get(health::metrics))];
-    let root = probes.clone().into_iter().fold(Router::new(), |root, (path, probe)| root.route(path, probe));
-    let probes = under_base(probes.into_iter().chain([("/health", get(health::health))]));
-    Router::new()
-        .merge(clients.with_state(seal(app.clone())))
-        .merge(probes.with_state(app.clone()))
-        .merge(root.with_state(app.clone()))
-        .fallback(|| async {
-            Problem::new(Kind::NOT_FOUND, format!("there is no such path; the API is under {BASE_PATH}/"))
-        })
-        .method_not_allowed_fallback(|| async {
-            Problem::new(Kind::METHOD_NOT_ALLOWED, "the method is not allowed here; Allow names those that are")
-        })
-        .layer(from_fn_with_state((app.telemetry.clone(), app.browsers.clone()), observe))
-        .merge(Router::new().nest(BASE_PATH, peer::router(app.replication.clone())))
+        key("/kv/batch").post(Write, kv::batch::post),
+        key("/kv/stream").post(Write, kv::stream::post),
+        Route::at("/plugins").get(Deploy, registry::plugins),
+        Route::at("/plugins/{name}")
+            .get(Deploy, registry::plugin)
+            .put(Deploy, registry::put_plugin)
+            .delete(Deploy, registry::delete_plugin),
+        // What is configured and what plugins log may be what was written.
+        Route::at("/hooks").get(Deploy, registry::hooks),
+        Route::at("/hooks/{name}")
+            .get(Deploy, registry::hook)
+            .put(Deploy, registry::put_hook)
+            .delete(Deploy, registry::delete_hook),
+        Route::at("/hooks/{name}/rollback").post(Deploy, registry::roll_back),
+        Route::at("/registry/history").get(Deploy, registry::history),
+        Route::at("/registry/lines").get(Deploy, registry::lines),
+        Route::at("/registry/stats").get(Deploy, registry::stats),
+        Route::at("/cluster/members").get(Any, cluster::members).post(Admin, cluster::add),
+        Route::at("/cluster/members/{url}").delete(Admin, cluster::remove),
+        Route::at("/cluster/leader").get(Any, cluster::leader).put(Admin, cluster::transfer),
+        Route::at("/cluster/feature-level").get(Any, cluster::level).put(Admin, cluster::raise_level),
+    ]
 }
 
-/// Routes below [`BASE_PATH`], each with and without a slash at its end. They are not nested, since nesting makes axum rebuild the
-/// URI of each request.
-pub(super) fn under_base<S: Clone + Send + Sync + 'static>(
-    paths: impl IntoIterator<Item = (&'static str, MethodRouter<S>)>,
-) -> Router<S> {
-    paths.into_iter().fold(Router::new(), |router, (path, methods)| {
-        let path = format!("{BASE_PATH}{path}");
-        router.route(&path, methods.clone()).route(&format!("{path}/"), methods)
-    })
+fn probes() -> Probes<Arc<App>> {
+    Probes {
+        livez: get(health::livez),
+        readyz: get(health::readyz),
+        metrics: get(health::metrics),
+        health: get(health::health),
+    }
+}
+
+fn router(app: Arc<App>, surroundings: &Arc<Surroundings>) -> Router {
+    let nodes = at_root(peer::routes(), surroundings).with_state(app.replication.clone());
+    Router::new()
+        .merge(below_base(routes(), surroundings).with_state(seal(app.clone())))
+        .merge(probes().router(surroundings).with_state(app))
+        .fallback(guarded(surroundings, Right::Any, not_found))
+        .method_not_allowed_fallback(guarded(surroundings, Right::Any, not_allowed))
+        .merge(Router::new().nest(BASE_PATH, nodes))
+}
+
+async fn not_found() -> Problem {
+    Problem::new(Kind::NOT_FOUND, format!("there is no such path; the API is under {BASE_PATH}/"))
+}
+
+async fn not_allowed() -> Problem {
+    Problem::new(Kind::METHOD_NOT_ALLOWED, "the method is not allowed here; Allow names those that are")
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use axum::body::Body;
 
     use super::*;
@@ -136,6 +173,56 @@ mod tests {
             (Method::GET, "/kv/a"),
         ] {
             assert!(!is_for_key(method.clone(), path), "{method} {path}");
+        }
+    }
+
+    /// The methods of each path and their rights: the path, the method, and the right.
+    fn rows() -> Vec<(&'static str, Method, Right)> {
+        fn rows_of<S>(routes: impl IntoIterator<Item = Route<S>>) -> Vec<(&'static str, Method, Right)> {
+            let rows = |route: Route<S>| {
+                let path = route.path;
+                route.methods.into_iter().map(move |(method, right, _)| (path, method, right))
+            };
+            routes.into_iter().flat_map(rows).collect()
+        }
+        [rows_of(routes()), rows_of(probes().routes()), rows_of(peer::routes())].concat()
+    }
+
+    /// The table of rights, as a page of the documentation has it.
+    fn table() -> String {
+        let mut table = String::from("| path | methods | right |\n|---|---|---|\n");
+        let rows = rows();
+        for of_path in rows.chunk_by(|(path, _, right), (next, _, next_right)| path == next && right == next_right) {
+            let methods: Vec<_> = of_path.iter().map(|(_, method, _)| format!("`{method}`")).collect();
+            let [(path, _, right), ..] = of_path else { unreachable!() };
+            table += &format!("| `{path}` | {} | `{right}` |\n", methods.join(", "));
+        }
+        table
+    }
+
+    #[test]
+    fn the_rights_of_all_routes_are_documented() {
+        let (page, table) = (include_str!("../../../docs/security.md"), table());
+        assert!(page.contains(&table), "docs/security.md lacks this table:\n{table}");
+    }
+
+    #[test]
+    fn each_method_of_a_path_has_one_right() {
+        let rows = rows();
+        let distinct: BTreeSet<_> = rows.iter().map(|(path, method, _)| (path, method.as_str())).collect();
+        assert_eq!(distinct.len(), rows.len());
+        let nodes = rows.iter().filter(|(path, ..)| path.starts_with("/peer/"));
+        assert!(nodes.clone().all(|(.., right)| *right == Right::Node));
+        assert_eq!(nodes.count(), rows.iter().filter(|(.., right)| *right == Right::Node).count());
+    }
+
+    #[test]
+    fn requests_that_bypass_the_router_need_what_its_table_says() {
+        for (path, method, right) in rows().into_iter().filter(|(path, ..)| path.starts_with("/kv/")) {
+            let uri = format!("{BASE_PATH}{}", path.replace("{*key}", "a"));
+            if is_for_key(&Request::builder().method(&method).uri(uri).body(Body::empty()).unwrap()) {
+                assert_eq!(right_of_key(&method), right, "{method} {path}");
+            }
         }
     }
 }

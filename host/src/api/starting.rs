@@ -8,17 +8,15 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::middleware::from_fn_with_state;
 use axum::response::Response;
 use axum::routing::get;
 
-use super::browser::Browsers;
-use super::observe::observe;
+use super::access::Right;
+use super::observe::Surroundings;
 use super::problem::{Kind, Problem};
-use super::router::under_base;
+use super::route::{Probes, at_root, guarded};
 use super::{answer, health, peer, schema};
 use crate::net::BASE_PATH;
-use crate::telemetry::Telemetry;
 
 /// A node that is starting.
 #[derive(Clone)]
@@ -27,25 +25,23 @@ pub(crate) struct Starting {
     pub reason: &'static str,
     /// The other nodes that it was started with.
     pub peer_urls: Vec<String>,
-    pub telemetry: Telemetry,
-    pub browsers: Arc<Browsers>,
+    pub surroundings: Arc<Surroundings>,
 }
 
 /// The API of a node until it can serve [`super::router()`].
 pub(crate) fn starting_router(starting: Starting) -> Router {
     let reason = starting.reason;
-    let surroundings = (starting.telemetry.clone(), starting.browsers.clone());
-    let probes = [("/livez", get(health::livez)), ("/readyz", get(readyz)), ("/metrics", get(metrics))];
-    let root = probes.clone().into_iter().fold(Router::new(), |root, (path, probe)| root.route(path, probe));
-    let probes = under_base(probes.into_iter().chain([("/health", get(health))]));
-    Router::new()
-        .merge(probes)
-        .merge(root)
+    let surroundings = starting.surroundings.clone();
+    let (livez, readyz) = (get(health::livez), get(readyz));
+    let probes = Probes { livez, readyz, metrics: get(metrics), health: get(health) };
+    // Whoever asks: it is the same for all paths.
+    let refuse = guarded(&surroundings, Right::Open, async move || Problem::new(Kind::STARTING, reason));
+    probes
+        .router(&surroundings)
         .with_state(Arc::new(starting))
-        .fallback(async move || Problem::new(Kind::STARTING, reason))
-        .method_not_allowed_fallback(async move || Problem::new(Kind::STARTING, reason))
-        .layer(from_fn_with_state(surroundings, observe))
-        .merge(Router::new().nest(BASE_PATH, peer::starting_router(reason)))
+        .fallback(refuse.clone())
+        .method_not_allowed_fallback(refuse)
+        .merge(Router::new().nest(BASE_PATH, at_root(peer::starting_routes(reason), &surroundings)))
 }
 
 async fn readyz(State(starting): State<Arc<Starting>>) -> (StatusCode, String) {
@@ -53,7 +49,7 @@ async fn readyz(State(starting): State<Arc<Starting>>) -> (StatusCode, String) {
 }
 
 async fn metrics(State(starting): State<Arc<Starting>>) -> Response {
-    health::metrics_of(&starting.telemetry)
+    health::metrics_of(&starting.surroundings.telemetry)
 }
 
 /// `GET /health/`: nothing is known of the cluster but the nodes that this one was started with.

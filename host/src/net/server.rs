@@ -154,6 +154,7 @@ mod tests {
     const LONG: Duration = Duration::from_secs(600);
 
     /// A connection to a server, which holds few bytes on its way.
+    #[expect(clippy::disallowed_methods, reason = "the handlers are of the test")]
     fn connect() -> DuplexStream {
         let large = || async { "x".repeat(1 << 20) };
         let slow = || async {

@@ -62,16 +62,36 @@ impl Door {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
+    use crate::api::Anonymous;
     use crate::telemetry::Telemetry;
+
+    fn starting(reason: &'static str, anonymous: Anonymous) -> api::Starting {
+        let surroundings = api::Surroundings {
+            telemetry: Telemetry::disabled(),
+            browsers: api::Browsers::new(vec!["h".to_owned()], &[]),
+            access: api::Access::new(anonymous),
+        };
+        api::Starting { reason, peer_urls: vec![], surroundings: Arc::new(surroundings) }
+    }
+
+    /// The status of the answer to a request that begins so.
+    async fn status(address: SocketAddr, head: &str) -> String {
+        let mut connection = tokio::net::TcpStream::connect(address).await.unwrap();
+        connection.write_all(format!("{head}\r\ncontent-length: 0\r\n\r\n").as_bytes()).await.unwrap();
+        let mut answer = [0; 12];
+        connection.read_exact(&mut answer).await.unwrap();
+        String::from_utf8_lossy(&answer[9..]).into_owned()
+    }
 
     #[tokio::test]
     async fn a_connection_outlives_the_reason_of_its_refusals() {
         let (listener, address) = net::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
-        let browsers = Arc::new(api::Browsers::new(vec!["h".to_owned()], &[]));
-        let starting = api::Starting { reason: "first", peer_urls: vec![], telemetry: Telemetry::disabled(), browsers };
+        let starting = starting("first", Anonymous::ALL);
         let door = Door::serve(listener, starting, CancellationToken::new());
         let mut connection = tokio::net::TcpStream::connect(address).await.unwrap();
         for reason in ["first", "second", "third"] {
@@ -89,21 +109,37 @@ mod tests {
     #[tokio::test]
     async fn a_node_that_starts_is_closed_to_pages_of_other_sites() {
         let (listener, address) = net::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
-        let browsers = Arc::new(api::Browsers::new(vec!["h".to_owned()], &[]));
-        let starting = api::Starting { reason: "why", peer_urls: vec![], telemetry: Telemetry::disabled(), browsers };
-        let _door = Door::serve(listener, starting, CancellationToken::new());
-        for (headers, status) in [
+        let _door = Door::serve(listener, starting("why", Anonymous::ALL), CancellationToken::new());
+        for (headers, expected) in [
             ("host: h", "503"),
             ("host: evil.example", "421"),
             ("host: h\r\norigin: http://evil.example", "403"),
             ("host: h\r\nsec-fetch-site: cross-site", "403"),
         ] {
-            let mut connection = tokio::net::TcpStream::connect(address).await.unwrap();
-            let request = format!("PUT /kv-store/v1/kv/a HTTP/1.1\r\n{headers}\r\ncontent-length: 0\r\n\r\n");
-            connection.write_all(request.as_bytes()).await.unwrap();
-            let mut answer = [0; 12];
-            connection.read_exact(&mut answer).await.unwrap();
-            assert_eq!(String::from_utf8_lossy(&answer), format!("HTTP/1.1 {status}"), "{headers}");
+            let head = format!("PUT /kv-store/v1/kv/a HTTP/1.1\r\n{headers}");
+            assert_eq!(status(address, &head).await, expected, "{headers}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_node_that_starts_shows_strangers_no_more_than_later() {
+        for (word, metrics, health) in [("plain", "401", "401"), ("read", "401", "200"), ("metrics", "200", "200")] {
+            let (listener, address) = net::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+            let anonymous = Anonymous::of_word(word).unwrap();
+            let _door = Door::serve(listener, starting("why", anonymous), CancellationToken::new());
+            for (path, expected) in [
+                ("/livez", "200"),
+                ("/readyz", "503"),
+                ("/metrics", metrics),
+                ("/kv-store/v1/livez/", "200"),
+                ("/kv-store/v1/metrics", metrics),
+                ("/kv-store/v1/health/", health),
+                ("/kv-store/v1/kv/a", "503"),
+                ("/kv-store/v1/nowhere", "503"),
+            ] {
+                let head = format!("GET {path} HTTP/1.1\r\nhost: h");
+                assert_eq!(status(address, &head).await, expected, "{word} {path}");
+            }
         }
     }
 }

@@ -104,10 +104,16 @@ impl Node {
             .map_err(|source| StartError::Listen { address: settings.listen, source })?;
         let url = settings.self_url(address)?;
 
-        let browsers = Arc::new(api::Browsers::new(settings.hosts(&url), &settings.allowed_origins));
+        if !settings.anonymous.peers() {
+            tracing::warn!("nodes cannot prove themselves yet: whoever reaches this node can act as one");
+        }
+        let surroundings = Arc::new(api::Surroundings {
+            telemetry: telemetry.clone(),
+            browsers: api::Browsers::new(settings.hosts(&url), &settings.allowed_origins),
+            access: api::Access::new(settings.anonymous),
+        });
         let (peer_urls, draining) = (settings.peer_urls.clone(), CancellationToken::new());
-        let starting =
-            api::Starting { reason: OPENING, peer_urls, telemetry: telemetry.clone(), browsers: browsers.clone() };
+        let starting = api::Starting { reason: OPENING, peer_urls, surroundings: surroundings.clone() };
         let door = Door::serve(listener, starting, draining.clone());
         let (log, data) = open_storage(&settings, &telemetry).await?;
         let (own_log, own_data) = (log.clone(), data.clone());
@@ -151,9 +157,8 @@ impl Node {
             draining,
             data,
             telemetry,
-            browsers,
         });
-        let server = door.open(api::Api::new(app.clone()));
+        let server = door.open(api::Api::new(app.clone(), surroundings));
         tracing::info!(%url, %address, peers = settings.peer_urls.len(), data_dir = %settings.data_dir.display(), "started");
         Ok(Self { url, address, log, app, server, stopping, tasks })
     }

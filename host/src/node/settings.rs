@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::api::Anonymous;
 use crate::limits::{DISK_RESERVE_BYTES, SNAPSHOT_ENTRIES_MIN};
 use crate::net::{self, BASE_PATH};
 use crate::telemetry::LogFormat;
@@ -32,8 +33,7 @@ const LOG_DEFAULT: &str = "info,openraft=error";
 pub(crate) struct Given {
     /// Address and port to listen on [default: 127.0.0.1:8000]
     ///
-    /// Any address that is not a loopback one needs --allow-anonymous, since there are no tokens yet. Port 0 lets the
-    /// system choose.
+    /// Any address that is not a loopback one needs --anonymous, since there are no tokens yet. Port 0 lets the system choose.
     #[arg(long, env = "BRINK_LISTEN", value_name = "ADDR:PORT")]
     pub listen: Option<String>,
 
@@ -52,8 +52,23 @@ pub(crate) struct Given {
     #[serde(default, deserialize_with = "nodes_as_json")]
     pub replica_nodes: Option<String>,
 
-    /// Accept requests from anyone on an address that is not a loopback one
-    #[arg(long, env = "BRINK_ALLOW_ANONYMOUS", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    /// What anyone may do without credentials [default: everything on a loopback address]
+    ///
+    /// Words separated by commas: `read` entries; `write` and read them; `deploy` plugins and hooks, and read all entries; read
+    /// `metrics`; `admin`: change the cluster, and all of the former; `peers`: be a node without a proof; `plain`: come without
+    /// TLS. May be repeated. Everything else is refused but /livez and /readyz.
+    #[arg(long, env = "BRINK_ANONYMOUS", value_name = "LIST", value_delimiter = ',')]
+    pub anonymous: Option<Vec<String>>,
+
+    /// An older name for --anonymous with all words
+    #[arg(
+        long,
+        env = "BRINK_ALLOW_ANONYMOUS",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        value_name = "BOOL",
+        hide = true
+    )]
     pub allow_anonymous: Option<bool>,
 
     /// A further name by which clients call this node [default: none]
@@ -137,6 +152,7 @@ impl Given {
             data_dir: self.data_dir.or(other.data_dir),
             advertise_url: self.advertise_url.or(other.advertise_url),
             replica_nodes: self.replica_nodes.or(other.replica_nodes),
+            anonymous: self.anonymous.or(other.anonymous),
             allow_anonymous: self.allow_anonymous.or(other.allow_anonymous),
             allow_host: self.allow_host.or(other.allow_host),
             allow_origin: self.allow_origin.or(other.allow_origin),
@@ -155,11 +171,7 @@ impl Given {
         let listen: SocketAddr = listen.parse().map_err(|_| {
             wrong("--listen", &listen, "it must be an IP address and a port, such as 127.0.0.1:8000 or [::]:8000")
         })?;
-        if !listen.ip().is_loopback() && !self.allow_anonymous.unwrap_or(false) {
-            let reason = "it is reachable from other machines, and anyone there could read and write; \
-                          use a loopback address, or allow it with --allow-anonymous";
-            return Err(wrong("--listen", listen, reason));
-        }
+        let anonymous = anonymous(listen, self.anonymous, self.allow_anonymous.unwrap_or(false))?;
         let advertise_url = self.advertise_url.map(|url| base_url("--advertise-url", &url)).transpose()?;
         let peer_urls = parse_nodes(self.replica_nodes.as_deref().unwrap_or_default())?;
         let snapshot_entries = self.snapshot_entries.unwrap_or(SNAPSHOT_ENTRIES_DEFAULT);
@@ -169,6 +181,7 @@ impl Given {
         }
         Ok(Settings {
             listen,
+            anonymous,
             data_dir: self.data_dir.unwrap_or_else(|| PathBuf::from("brink-data")),
             advertise_url,
             peer_urls,
@@ -187,6 +200,8 @@ impl Given {
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     pub listen: SocketAddr,
+    /// What anyone may do without credentials.
+    pub anonymous: Anonymous,
     pub data_dir: PathBuf,
     /// The URL under which the others reach this node. The default depends on the bound port.
     pub advertise_url: Option<String>,
@@ -250,6 +265,22 @@ fn wrong(setting: &'static str, found: impl Display, reason: impl Into<String>) 
     Error { setting, found: found.to_string(), reason: reason.into() }
 }
 
+/// What anyone may do: what is named, or everything on a loopback address where nothing is.
+fn anonymous(listen: SocketAddr, words: Option<Vec<String>>, is_all: bool) -> Result<Anonymous, Error> {
+    let is_default = words.is_none() && listen.ip().is_loopback();
+    let allowed = format!("it must be one of {}", Anonymous::words());
+    let named = parse_all("--anonymous", words, &allowed, Anonymous::of_word)?;
+    if is_all || is_default {
+        return Ok(Anonymous::ALL);
+    }
+    if named.is_empty() && !listen.ip().is_loopback() {
+        let reason = "it is reachable from other machines, and there are no tokens yet; use a loopback address, or name \
+                      what anyone there may do, such as --anonymous read";
+        return Err(wrong("--listen", listen, reason));
+    }
+    Ok(named.into_iter().fold(Anonymous::default(), Anonymous::with))
+}
+
 fn parse_nodes(json: &str) -> Result<Vec<String>, Error> {
     const SETTING: &str = "REPLICA_NODES";
     if json.trim().is_empty() {
@@ -279,12 +310,12 @@ fn base_url(setting: &'static str, found: &str) -> Result<String, Error> {
 }
 
 /// Reads a setting that may be given several times. Empty texts are left out, so that a variable may be empty.
-fn parse_all(
+fn parse_all<T>(
     setting: &'static str,
     found: Option<Vec<String>>,
     allowed: &str,
-    parse: impl Fn(&str) -> Option<String>,
-) -> Result<Vec<String>, Error> {
+    parse: impl Fn(&str) -> Option<T>,
+) -> Result<Vec<T>, Error> {
     let found = found.unwrap_or_default();
     let given = found.iter().map(|one| one.trim()).filter(|one| !one.is_empty());
     given.map(|one| parse(one).ok_or_else(|| wrong(setting, one, allowed))).collect()
@@ -356,8 +387,36 @@ mod tests {
     #[test]
     fn an_address_others_can_reach_needs_to_be_allowed() {
         let open = Given { listen: Some("0.0.0.0:8000".to_owned()), ..Given::default() };
-        assert!(open.clone().check().unwrap_err().to_string().contains("--allow-anonymous"));
-        assert!(Given { allow_anonymous: Some(true), ..open }.check().is_ok());
+        assert!(open.clone().check().unwrap_err().to_string().contains("--anonymous"));
+        let anonymous = |words: &[&str]| {
+            let words = words.iter().map(|&word| word.to_owned()).collect();
+            Given { anonymous: Some(words), ..open.clone() }.check().map(|settings| settings.anonymous)
+        };
+        assert!(anonymous(&[]).is_err());
+        assert!(anonymous(&["", " "]).is_err());
+        assert_eq!(anonymous(&["read", " peers "]).unwrap(), opened(&["read", "peers"]));
+        let everything = Given { allow_anonymous: Some(true), ..open.clone() }.check().unwrap();
+        assert_eq!(everything.anonymous, Anonymous::ALL);
+        assert!(Given { allow_anonymous: Some(false), ..open.clone() }.check().is_err());
+        let error = anonymous(&["read", "tokens"]).unwrap_err().to_string();
+        let allowed = "it must be one of read, write, deploy, metrics, admin, peers, plain";
+        assert_eq!(error, format!("--anonymous: \"tokens\": {allowed}"));
+    }
+
+    #[test]
+    fn on_loopback_everything_is_open_unless_something_is_named() {
+        let anonymous = |file: &str| toml::from_str::<Given>(file).unwrap().check().unwrap().anonymous;
+        assert_eq!(anonymous(""), Anonymous::ALL);
+        assert_eq!(anonymous("allow-anonymous = false"), Anonymous::ALL);
+        assert_eq!(anonymous("anonymous = [\"read\"]"), opened(&["read"]));
+        assert_eq!(anonymous("anonymous = [\"read\", \"metrics\"]"), opened(&["read", "metrics"]));
+        assert_eq!(anonymous("anonymous = []"), Anonymous::default());
+        assert_eq!(anonymous("anonymous = [\"read\"]\nallow-anonymous = true"), Anonymous::ALL);
+    }
+
+    fn opened(words: &[&str]) -> Anonymous {
+        let words = words.iter().map(|word| Anonymous::of_word(word).unwrap());
+        words.fold(Anonymous::default(), Anonymous::with)
     }
 
     #[test]

@@ -1,7 +1,9 @@
-//! The HTTP API: golden scripts of requests and answers, streams, browsers, the limits of requests, too many of them, and slow ones.
+//! The HTTP API: golden scripts of requests and answers, streams, browsers, rights, the limits of requests, too many of them, and slow
+//! ones.
 
 mod limits;
 mod overload;
+mod rights;
 mod scripts;
 mod slow;
 mod strangers;

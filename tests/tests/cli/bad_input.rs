@@ -37,7 +37,15 @@ fn a_malformed_address_is_named() {
 
 #[test]
 fn an_address_that_others_can_reach_needs_a_flag() {
-    assert_refused(&[], &["--listen", "0.0.0.0:0"], &["0.0.0.0:0", "--allow-anonymous"]);
+    assert_refused(&[], &["--listen", "0.0.0.0:0"], &["0.0.0.0:0", "--anonymous"]);
+    assert_refused(&[("BRINK_ANONYMOUS", "")], &["--listen", "0.0.0.0:0"], &["0.0.0.0:0", "--anonymous"]);
+}
+
+#[test]
+fn an_unknown_right_is_named_with_those_that_are_known() {
+    let known = "read, write, deploy, metrics, admin, peers, plain";
+    assert_refused(&[], &["--anonymous", "read,all"], &["--anonymous", "\"all\"", known]);
+    assert_refused(&[("BRINK_ANONYMOUS", "Read")], &[], &["--anonymous", "\"Read\"", known]);
 }
 
 #[test]

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::entry;
 use super::item::Item;
+use crate::api::access::Grant;
 use crate::api::problem::{Kind, Problem};
 use crate::api::request::{self, Call};
 use crate::api::{answer, body, browser};
@@ -21,12 +22,12 @@ struct BatchBody {
     items: Vec<Item>,
 }
 
-pub(crate) async fn post(Call { app, headers, body, .. }: Call) -> Result<Response, Problem> {
+pub(crate) async fn post(Call { app, grant, headers, body, .. }: Call) -> Result<Response, Problem> {
     let body = body::read(&app, &headers, body, BATCH_BODY_BYTES_MAX).await?;
     let shape = "{\"items\": [{\"key\", \"value\"} or {\"op\": \"delete\", \"key\"}, …]}";
     let BatchBody { items } = request::json(&body.bytes, shape)?;
     let idempotency_key = request::idempotency_key(&headers)?;
-    let request = Request { idempotency_key, ..request_of(items)? };
+    let request = Request { idempotency_key, ..request_of(items, &grant)? };
     let written = app.write_path.write(request, Instant::now() + WRITE_DEADLINE).await?;
     let mut response = answer::json(StatusCode::OK, entry::batch(&written));
     browser::contain(&mut response);
@@ -34,7 +35,7 @@ pub(crate) async fn post(Call { app, headers, body, .. }: Call) -> Result<Respon
     Ok(response)
 }
 
-fn request_of(items: Vec<Item>) -> Result<Request, Problem> {
+fn request_of(items: Vec<Item>, grant: &Grant) -> Result<Request, Problem> {
     if items.is_empty() || items.len() > BATCH_ITEMS_MAX {
         let detail = format!("the batch has {} items; a batch has 1 to {BATCH_ITEMS_MAX}", items.len());
         return Err(Problem::new(if items.is_empty() { Kind::BAD_BODY } else { Kind::TOO_LARGE }, detail));
@@ -52,7 +53,7 @@ fn request_of(items: Vec<Item>) -> Result<Request, Problem> {
             let detail = "a batch is one write: its name goes into the header Idempotency-Key, not into an item";
             return Err(at(Problem::new(Kind::BAD_BODY, detail)));
         }
-        let (operation, precondition) = item.check().map_err(at)?;
+        let (operation, precondition) = item.check(grant).map_err(at)?;
         operations.push(operation);
         preconditions.extend(precondition);
     }
@@ -62,10 +63,26 @@ fn request_of(items: Vec<Item>) -> Result<Request, Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::access::Rights;
     use crate::storage::{Action, Fact, Value};
 
     fn request(items: &str) -> Result<Request, Problem> {
-        request_of(serde_json::from_str(items).unwrap())
+        request_of(serde_json::from_str(items).unwrap(), &Grant::new(Rights::WRITE, None))
+    }
+
+    #[test]
+    fn each_item_must_be_covered() {
+        let grant = Grant::new(Rights::WRITE, Some(["a/".to_owned()].into()));
+        let asked = |items: &str| request_of(serde_json::from_str(items).unwrap(), &grant);
+        assert_eq!(asked(r#"[{"key":"a/1","value":1},{"op":"delete","key":"a/2"}]"#).unwrap().operations.len(), 2);
+        for items in [
+            r#"[{"key":"a/1","value":1},{"key":"b","value":1}]"#,
+            r#"[{"key":"a/1","value":1},{"op":"delete","key":"a"}]"#,
+            r#"[{"key":"a/1","value":1},{"key":"b","value":1,"if_revision":0}]"#,
+        ] {
+            let problem = asked(items).unwrap_err().text("");
+            assert!(problem.contains(":forbidden") && problem.contains(r#""item":1"#), "{problem}");
+        }
     }
 
     #[test]

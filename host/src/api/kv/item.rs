@@ -6,6 +6,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use super::value;
+use crate::api::access::Grant;
 use crate::api::problem::{Kind, Problem};
 use crate::api::request;
 use crate::limits::CONTENT_TYPE_BYTES_MAX;
@@ -42,9 +43,10 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawV
 }
 
 impl Item {
-    /// The write that it asks for.
-    pub(super) fn check(self) -> Result<(Operation, Option<Precondition>), Problem> {
+    /// The write that it asks for, if a grant covers it.
+    pub(super) fn check(self, grant: &Grant) -> Result<(Operation, Option<Precondition>), Problem> {
         request::check_key(&self.key)?;
+        grant.check_key(&self.key)?;
         let precondition = self.if_revision.map(|revision| {
             let revision = Some(revision).filter(|revision| *revision > 0);
             let fact = Fact::Revision { key: self.key.clone(), revision };

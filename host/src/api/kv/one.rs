@@ -13,8 +13,9 @@ use crate::limits::{BODY_BYTES_MAX, WRITE_DEADLINE};
 use crate::storage::{Action, Effect, Operation, Space};
 use crate::write_path::{Change, Request};
 
-pub(crate) async fn put(Call { app, uri, headers, body, .. }: Call) -> Result<Response, Problem> {
-    let key = request::key(&uri)?;
+pub(crate) async fn put(call: Call) -> Result<Response, Problem> {
+    let key = call.key()?;
+    let Call { app, headers, body, .. } = call;
     let preconditions = request::preconditions(&headers, &key)?;
     let body = body::read(&app, &headers, body, BODY_BYTES_MAX).await?;
     let value = value::of_body(&headers, body.bytes.clone())?;
@@ -41,8 +42,9 @@ pub(crate) async fn put(Call { app, uri, headers, body, .. }: Call) -> Result<Re
     Ok(response)
 }
 
-pub(crate) async fn delete(Call { app, uri, headers, .. }: Call) -> Result<Response, Problem> {
-    let key = request::key(&uri)?;
+pub(crate) async fn delete(call: Call) -> Result<Response, Problem> {
+    let key = call.key()?;
+    let Call { app, headers, .. } = call;
     let preconditions = request::preconditions(&headers, &key)?;
     let idempotency_key = request::idempotency_key(&headers)?;
     let operations = vec![Operation { space: Space::Kv, key: key.clone(), action: Action::Delete }];
@@ -60,8 +62,8 @@ pub(crate) async fn delete(Call { app, uri, headers, .. }: Call) -> Result<Respo
 
 /// `GET`: the entry of a key, as JSON or as its raw bytes.
 pub(crate) async fn get(call: Call<Consistency>) -> Result<Response, Problem> {
-    let Call { app, parameters, uri, headers, .. } = call;
-    let key = request::key(&uri)?;
+    let key = call.key()?;
+    let Call { app, parameters, headers, .. } = call;
     let freshness = Freshness::establish(&app, parameters).await?;
     // Taken before the entry: the response shows a state at least as new as the revision it claims.
     let before = app.data.revision();

@@ -22,8 +22,9 @@ pub(crate) struct Range {
     query: RangeQuery,
 }
 
-pub(crate) async fn list(Call { app, parameters, .. }: Call<Range>) -> Result<Response, Problem> {
+pub(crate) async fn list(Call { app, grant, parameters, .. }: Call<Range>) -> Result<Response, Problem> {
     let Range { consistency, query } = parameters;
+    grant.check_range(&query)?;
     let freshness = Freshness::establish(&app, consistency).await?;
     let (text, revision) = read(&app, move |data| {
         let page = data.scan(&query)?;

@@ -45,6 +45,7 @@ use tracing::{Instrument as _, Span};
 
 use super::entry;
 use super::item::Item;
+use crate::api::access::Grant;
 use crate::api::problem::{Kind, Problem};
 use crate::api::request::{self, App, Call, JSON_LINES};
 use crate::api::{answer, browser};
@@ -61,7 +62,7 @@ const CHUNK_BYTES: usize = 16 * 1024;
 /// Time without a byte after which a client counts as quiet, once the stream has ended early.
 const QUIET: Duration = Duration::from_millis(200);
 
-pub(crate) async fn post(Call { app, headers, mut body, .. }: Call) -> Result<Response, Problem> {
+pub(crate) async fn post(Call { app, grant, headers, mut body, .. }: Call) -> Result<Response, Problem> {
     let held = app.bodies.take(0).ok_or_else(no_room)?;
     // A client may ask before it sends (RFC 9110, section 10.1.1), and hyper tells it to once the body is read, but only before the
     // answer begins.
@@ -73,7 +74,7 @@ pub(crate) async fn post(Call { app, headers, mut body, .. }: Call) -> Result<Re
         false => None,
     };
     let (answers, mut taken) = mpsc::channel::<Bytes>(1);
-    let mut writes = Writes::new(app, body, held);
+    let mut writes = Writes::new(app, grant, body, held);
     tokio::spawn(async move {
         if let Some(first) = first {
             writes.note(first);
@@ -90,6 +91,7 @@ pub(crate) async fn post(Call { app, headers, mut body, .. }: Call) -> Result<Re
 /// A stream of writes.
 struct Writes {
     app: Arc<App>,
+    grant: Grant,
     trace_id: TraceIdHex,
     span: Span,
     body: Body,
@@ -146,10 +148,11 @@ struct Answer {
 }
 
 impl Writes {
-    fn new(app: Arc<App>, body: Body, held: HeldBytes) -> Self {
+    fn new(app: Arc<App>, grant: Grant, body: Body, held: HeldBytes) -> Self {
         let now = Instant::now();
         Self {
             app,
+            grant,
             trace_id: request_trace_id().unwrap_or_else(TraceIdHex::random),
             span: Span::current(),
             body,
@@ -256,7 +259,7 @@ impl Writes {
                 drop(self.held.split(line.len()));
                 continue;
             }
-            let (key, request) = match request_of(&line) {
+            let (key, request) = match request_of(&line, &self.grant) {
                 Ok((key, request)) => (Some(key), Ok(request)),
                 Err(problem) => (None, Err(problem)),
             };
@@ -374,7 +377,7 @@ impl Lines {
     }
 }
 
-fn request_of(line: &[u8]) -> Result<(String, Request), Problem> {
+fn request_of(line: &[u8], grant: &Grant) -> Result<(String, Request), Problem> {
     let mut item: Item = serde_json::from_slice(line).map_err(|error| {
         let shape = "{\"key\", \"value\"} or {\"op\": \"delete\", \"key\"}";
         Problem::new(Kind::BAD_BODY, format!("the line must be {shape}: {error}"))
@@ -384,7 +387,7 @@ fn request_of(line: &[u8]) -> Result<(String, Request), Problem> {
         request::check_idempotency_key(key)
             .map_err(|wrong| Problem::new(Kind::BAD_BODY, format!("the line's idempotency_key {wrong}")))?;
     }
-    let (operation, precondition) = item.check()?;
+    let (operation, precondition) = item.check(grant)?;
     let (key, preconditions) = (operation.key.clone(), precondition.into_iter().collect());
     Ok((key, Request { operations: vec![operation], preconditions, idempotency_key }))
 }
@@ -410,4 +413,25 @@ fn idle() -> Problem {
 
 fn stopping() -> Problem {
     Problem::new(Kind::STOPPING, "the node is stopping; the lines before this one are answered, and no others are read")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::access::Rights;
+
+    #[test]
+    fn each_line_must_be_covered() {
+        let grant = Grant::new(Rights::WRITE, Some(["a/".to_owned()].into()));
+        let asked = |line: &str| request_of(line.as_bytes(), &grant);
+        assert_eq!(asked(r#"{"key":"a/1","value":1}"#).unwrap().0, "a/1");
+        for line in [
+            r#"{"key":"b","value":1}"#,
+            r#"{"op":"delete","key":"a"}"#,
+            r#"{"key":"b","value":1,"idempotency_key":"n"}"#,
+        ] {
+            let problem = asked(line).unwrap_err().text("");
+            assert!(problem.contains(":forbidden"), "{problem}");
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! Tests of the parts of requests: parameters, keys, conditions and types.
 
 use super::*;
+use crate::api::access::Rights;
 
 #[test]
 fn unknown_and_repeated_parameters_are_refused() {
@@ -205,4 +206,18 @@ fn an_author_is_printable() {
 fn a_malformed_object_is_refused_with_its_shape() {
     let refused = json::<Vec<u8>>(b"[", "[<numbers>]").unwrap_err();
     assert!(format!("{refused:?}").contains("the body must be [<numbers>]: EOF"), "{refused:?}");
+}
+
+#[test]
+fn a_key_is_decoded_before_it_is_compared_with_a_grant() {
+    let grant = Grant::new(Rights::WRITE, Some(["users/é".to_owned()].into()));
+    let key_in = |path: &str| key_for(&grant, &format!("{BASE_PATH}/kv/{path}").parse().unwrap());
+    for path in ["users/%C3%A9", "users%2f%c3%a9/", "%75sers/%C3%A9/"] {
+        assert_eq!(key_in(path).unwrap(), "users/é", "{path}");
+    }
+    for path in ["users", "users/e", "users%252f%C3%A9", "a", "a/../users/%C3%A9", "/users/%C3%A9"] {
+        let refused = key_in(path).unwrap_err().render("");
+        assert_eq!(refused.status(), 403, "{path}");
+    }
+    assert_eq!(key_in("users/%ff").unwrap_err().render("").status(), 400);
 }
