@@ -214,6 +214,8 @@ impl Node {
             .arg(self.data_dir())
             .args(&self.options.args)
             .args(args)
+            // The secret that nodes on loopback addresses share is not that of the user who runs the tests.
+            .env("XDG_STATE_HOME", state_home())
             .envs(self.options.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
@@ -359,4 +361,9 @@ impl Drop for Node {
         }
         self.kill();
     }
+}
+
+/// The directory in which nodes keep what they share as processes of one user.
+fn state_home() -> PathBuf {
+    std::env::temp_dir().join(format!("brink-tests-{}", rustix::process::geteuid().as_raw()))
 }

@@ -47,14 +47,16 @@ pub(super) enum Right {
     Deploy,
     /// To change the cluster, and all of the above.
     Admin,
-    /// To be a node of the cluster. `peer` finds out.
+    /// To be a node of the cluster. `caller` finds out.
     Node,
+    /// Nothing: this is how a node proves itself.
+    Proof,
 }
 
 impl Display for Right {
     fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
-            Self::Open => "none",
+            Self::Open | Self::Proof => "none",
             Self::Any => "any",
             Self::Read => "read",
             Self::Write => "write",
@@ -92,7 +94,7 @@ impl Rights {
 
     const fn meets(self, right: Right) -> bool {
         match right {
-            Right::Open => true,
+            Right::Open | Right::Proof => true,
             Right::Any => self.0 & Self::ADMIN.0 != 0,
             Right::Read => self.includes(Self::READ),
             Right::Write => self.includes(Self::WRITE),
@@ -110,6 +112,8 @@ impl Rights {
 pub(crate) struct Anonymous(Rights);
 
 impl Anonymous {
+    /// Everything that clients may do. Nodes prove themselves.
+    pub(crate) const CLIENTS: Self = Self(Rights::ADMIN.with(Rights::PLAIN));
     pub(crate) const ALL: Self = Self(Rights::ALL);
 
     /// The words of the setting.

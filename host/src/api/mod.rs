@@ -17,7 +17,7 @@
 //!
 //! `router` has the table of paths with their rights and handlers, which `route` mounts; requests for one key go to theirs directly.
 //! `observe` surrounds each request with its trace and its metrics, asks `browser` whether a page of another site may have sent it, and
-//! then `access`. `peer` serves the other nodes of the cluster; of all this it shares only the table. Until a node has its state,
+//! then `access`. `peer` serves the other nodes of the cluster, once `caller` has seen their proof. Until a node has its state,
 //! `starting` answers its probes, and refuses everything else.
 //!
 //! # Guarantees
@@ -43,6 +43,7 @@ mod access;
 mod answer;
 mod body;
 mod browser;
+mod caller;
 mod cluster;
 mod health;
 mod kv;
@@ -58,6 +59,7 @@ mod starting;
 
 pub(crate) use self::access::{Access, Anonymous};
 pub(crate) use self::browser::Browsers;
+pub(crate) use self::caller::Callers;
 pub(crate) use self::observe::Surroundings;
 pub(crate) use self::request::App;
 pub(crate) use self::router::Api;

@@ -14,6 +14,7 @@ use tracing::Instrument as _;
 
 use super::access::{Access, Grant, Right};
 use super::browser::{self, Browsers, Verdict};
+use super::caller::Callers;
 use super::problem::Problem;
 use crate::telemetry::{Telemetry, TraceContext, TraceIdHex, names, within_request};
 
@@ -26,6 +27,8 @@ pub(crate) struct Surroundings {
     pub browsers: Browsers,
     /// Who may do what.
     pub access: Access,
+    /// Which nodes are served.
+    pub callers: Arc<Callers>,
 }
 
 /// [`observed`], as axum's middleware around a handler that needs a right. The handler finds the grant beside its request.
@@ -46,7 +49,7 @@ pub(super) async fn observe(
 /// Serves a request within its span, unless a page of another site may have sent it or its sender lacks the right, and counts it by
 /// its route.
 pub(super) async fn observed<S: Future<Output = Response>>(
-    Surroundings { telemetry, browsers, access }: &Surroundings,
+    Surroundings { telemetry, browsers, access, .. }: &Surroundings,
     route: &str,
     right: Right,
     request: Request,

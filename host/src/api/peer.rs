@@ -1,6 +1,10 @@
-//! Requests of other nodes: `POST <base>/peer/line`, which is upgraded to a connection for calls,
-//! `POST <base>/peer/snapshot` from a leader, and `GET <base>/peer/snapshot` from a node that lost its state.
+//! Requests of other nodes: `GET <base>/peer/challenge`, after which a node proves itself; `POST <base>/peer/line`, which is
+//! upgraded to a connection for calls; `POST <base>/peer/snapshot` from a leader, and `GET <base>/peer/snapshot` from a node that
+//! lost its state. All but the first are served only to nodes of the cluster (P11).
 
+use std::sync::Arc;
+
+use axum::Extension;
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -9,30 +13,65 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
 use super::access::Right;
+use super::caller::{Callers, Session};
 use super::route::Route;
 use crate::replication::{
-    CLUSTER_HEADER, ClusterId, Envelope, Error, Handle, INDEX_MIN_HEADER, PROTOCOL, REFUSAL_HEADER, TO_HEADER,
-    VERSION_HEADER, WriteOutcome, common_version,
+    CHALLENGE_PATH, CLUSTER_HEADER, Caller, ClusterId, Envelope, Error, Greeting, Handle,
+    INDEX_MIN_HEADER, NONCE_HEADER, PROOF_HEADER, PROTOCOL, REFUSAL_HEADER, TO_HEADER, URL_HEADER, VERSION_HEADER,
+    WriteOutcome, common_version,
 };
 
-pub(super) fn routes() -> [Route<Handle>; 2] {
+/// The node that is called.
+#[derive(Clone)]
+pub(super) struct Called {
+    pub(super) replication: Handle,
+    pub(super) callers: Arc<Callers>,
+}
+
+pub(super) fn routes() -> [Route<Called>; 3] {
     [
+        Route::at(CHALLENGE_PATH).get(Right::Proof, challenge),
         Route::at("/peer/line").post(Right::Node, connection),
         Route::at("/peer/snapshot").post(Right::Node, snapshot).get(Right::Node, give_snapshot),
     ]
 }
 
 /// The routes of a node that takes no part yet: it refuses every call.
-pub(super) fn starting_routes(reason: &'static str) -> [Route<()>; 2] {
+pub(super) fn starting_routes(reason: &'static str) -> [Route<()>; 3] {
     let refuse = async move || refusal(StatusCode::SERVICE_UNAVAILABLE, reason.to_owned());
     [
+        Route::at(CHALLENGE_PATH).get(Right::Proof, refuse),
         Route::at("/peer/line").post(Right::Node, refuse),
         Route::at("/peer/snapshot").post(Right::Node, refuse).get(Right::Node, refuse),
     ]
 }
 
+/// Asks a node that wants to call to prove itself, and proves this node.
+async fn challenge(
+    State(Called { callers, .. }): State<Called>,
+    Extension(session): Extension<Arc<Session>>,
+    headers: HeaderMap,
+) -> Response {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let Some(greeting) = Greeting::of_headers(text(NONCE_HEADER), text(URL_HEADER)) else {
+        return malformed(NONCE_HEADER).into_response();
+    };
+    match callers.credentials.challenge(greeting) {
+        Ok(Some((challenge, nonce, proof))) => {
+            *session.lock() = Some(challenge);
+            [(NONCE_HEADER, nonce), (PROOF_HEADER, proof)].into_response()
+        }
+        Ok(None) => (StatusCode::NOT_FOUND, "this node has no cluster secret").into_response(),
+        Err(error) => refusal(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
+    }
+}
+
 /// Answers the calls of a node until it closes the connection.
-async fn connection(State(replication): State<Handle>, mut request: Request) -> Response {
+async fn connection(
+    State(Called { replication, callers }): State<Called>,
+    Extension(caller): Extension<Caller>,
+    mut request: Request,
+) -> Response {
     let asked = request.headers().get(header::UPGRADE).is_some_and(|protocol| protocol == PROTOCOL);
     let Some(upgrade) = request.extensions_mut().remove::<OnUpgrade>().filter(|_| asked) else {
         let upgrade = [(header::UPGRADE, HeaderValue::from_static(PROTOCOL))];
@@ -44,7 +83,12 @@ async fn connection(State(replication): State<Handle>, mut request: Request) -> 
     };
     tokio::spawn(async move {
         match upgrade.await {
-            Ok(connection) => replication.serve_connection(TokioIo::new(connection)).await,
+            Ok(connection) => tokio::select! {
+                () = replication.serve_connection(&caller, TokioIo::new(connection)) => {}
+                () = callers.credentials.withdrawn(&caller) => {
+                    tracing::info!("a connection of another node was ended: the secret that it was opened by is gone");
+                }
+            },
             Err(error) => tracing::debug!(%error, "a connection from another node was not upgraded"),
         }
     });
@@ -57,18 +101,18 @@ async fn connection(State(replication): State<Handle>, mut request: Request) -> 
 }
 
 /// A snapshot may be larger than memory, so its body is read as it comes.
-async fn snapshot(State(replication): State<Handle>, headers: HeaderMap, body: Body) -> Response {
+async fn snapshot(State(called): State<Called>, headers: HeaderMap, body: Body) -> Response {
     match envelope(&headers) {
-        Ok(envelope) => answer(replication.serve_snapshot(envelope, body.into_data_stream()).await),
+        Ok(envelope) => answer(called.replication.serve_snapshot(envelope, body.into_data_stream()).await),
         Err(refusal) => refusal.into_response(),
     }
 }
 
 /// Answers with a snapshot of this node's state as it is read.
-async fn give_snapshot(State(replication): State<Handle>, headers: HeaderMap) -> Response {
+async fn give_snapshot(State(called): State<Called>, headers: HeaderMap) -> Response {
     let index_min = headers.get(INDEX_MIN_HEADER).and_then(|index| index.to_str().ok()?.parse().ok());
     match (envelope(&headers), index_min) {
-        (Ok(envelope), Some(index_min)) => match replication.give_snapshot(envelope, index_min).await {
+        (Ok(envelope), Some(index_min)) => match called.replication.give_snapshot(envelope, index_min).await {
             Ok(body) => Body::from_stream(body).into_response(),
             Err(error) => answer(Err(error)),
         },

@@ -11,6 +11,7 @@ use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, delete, get, post, put};
 
 use super::access::Right;
+use super::caller::admitted;
 use super::observe::{Surroundings, observe};
 use crate::net::BASE_PATH;
 
@@ -48,10 +49,11 @@ impl<S: Clone + Send + Sync + 'static> Route<S> {
         self
     }
 
-    /// Its handlers, each behind its right. Nodes show theirs to `peer` itself.
+    /// Its handlers, each behind its right.
     fn guarded(self, surroundings: &Arc<Surroundings>) -> MethodRouter<S> {
         let guarded = |right, handler: MethodRouter<S>| match right {
-            Right::Node => handler,
+            Right::Proof => handler,
+            Right::Node => handler.route_layer(from_fn_with_state(surroundings.callers.clone(), admitted)),
             _ => handler.route_layer(from_fn_with_state((surroundings.clone(), right), observe)),
         };
         self.methods

@@ -16,7 +16,7 @@ use super::observe::{Surroundings, observed};
 use super::problem::{Kind, Problem};
 use super::request::{App, Call, Sealed, raw_key, seal};
 use super::route::{Probes, Route, at_root, below_base, guarded};
-use super::{cluster, health, kv, peer, registry};
+use super::{caller, cluster, health, kv, peer, registry};
 use crate::net::{self, BASE_PATH};
 
 /// The path of one key, below [`BASE_PATH`].
@@ -47,9 +47,14 @@ impl Api {
 }
 
 impl net::Answer for Api {
-    async fn answer(&self, request: Request) -> Response {
+    type Session = caller::Session;
+
+    async fn answer(&self, mut request: Request, session: &Arc<caller::Session>) -> Response {
         if !is_for_key(&request) {
-            return without_hints(self.router.answer(request).await);
+            if caller::is_for_nodes(&request) {
+                request.extensions_mut().insert(session.clone());
+            }
+            return without_hints(self.router.answer(request, &Arc::default()).await);
         }
         let right = right_of_key(request.method());
         let key = async |request, grant| self.key(request, grant).await.into_response();
@@ -126,7 +131,8 @@ fn probes() -> Probes<Arc<App>> {
 }
 
 fn router(app: Arc<App>, surroundings: &Arc<Surroundings>) -> Router {
-    let nodes = at_root(peer::routes(), surroundings).with_state(app.replication.clone());
+    let called = peer::Called { replication: app.replication.clone(), callers: surroundings.callers.clone() };
+    let nodes = at_root(peer::routes(), surroundings).with_state(called);
     Router::new()
         .merge(below_base(routes(), surroundings).with_state(seal(app.clone())))
         .merge(probes().router(surroundings).with_state(app))
@@ -211,9 +217,11 @@ mod tests {
         let rows = rows();
         let distinct: BTreeSet<_> = rows.iter().map(|(path, method, _)| (path, method.as_str())).collect();
         assert_eq!(distinct.len(), rows.len());
+        let is_of_nodes = |right: Right| [Right::Node, Right::Proof].contains(&right);
         let nodes = rows.iter().filter(|(path, ..)| path.starts_with("/peer/"));
-        assert!(nodes.clone().all(|(.., right)| *right == Right::Node));
-        assert_eq!(nodes.count(), rows.iter().filter(|(.., right)| *right == Right::Node).count());
+        assert!(nodes.clone().all(|(.., right)| is_of_nodes(*right)));
+        assert_eq!(nodes.count(), rows.iter().filter(|(.., right)| is_of_nodes(*right)).count());
+        assert_eq!(rows.iter().filter(|(.., right)| *right == Right::Proof).count(), 1);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{Client, Common, Failure, Format, Method, Request, client, io, name_path};
+use crate::replication::Secrets;
 use crate::storage::FeatureLevel;
 use crate::text;
 
@@ -35,6 +36,12 @@ pub(super) enum Command {
     ///
     /// The version before no longer runs in this cluster afterwards. A cluster that this version formed needs no upgrade.
     Upgrade(Common),
+    /// Print a new secret for --cluster-secret-file
+    ///
+    /// Every node of a cluster is started with the same file. To exchange the secret of a running cluster: add the new one as a
+    /// second line of the file on every node, then change the order of the lines on every node, then remove the old one on every
+    /// node. A node reads the file again within seconds.
+    Secret,
     /// Make a voter the leader
     Transfer {
         /// The node's base URL
@@ -58,6 +65,10 @@ pub(super) async fn run(command: Command) -> Result<(), Failure> {
             let request = Request::new(Method::DELETE, name_path("cluster/members", &url));
             Client::new(&common)?.send(&request).await?;
             io::line(&format!("{url} is removed"))
+        }
+        Command::Secret => {
+            let secret = Secrets::generate().map_err(|error| Failure::Failed(format!("no random numbers: {error}")))?;
+            io::line(&secret)
         }
         Command::Upgrade(common) => {
             let level = json!({ "feature_level": FeatureLevel::NEWEST });

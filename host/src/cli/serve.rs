@@ -149,8 +149,10 @@ fn report_start(error: &StartError) -> ExitCode {
     }
     let code = match error {
         StartError::Data(DataError::Lost { .. } | DataError::StateLost { .. }) => DISK_FAILED,
-        StartError::Settings(_) | StartError::Listen { .. } | StartError::Data(_) => WRONG_SETTING,
-        StartError::Hooks(_) | StartError::Http(_) | StartError::Replication(_) | StartError::Cancelled(_) => 1,
+        StartError::Settings(_) | StartError::Secret(_) | StartError::Listen { .. } | StartError::Data(_) => {
+            WRONG_SETTING
+        }
+        StartError::Hooks(_) | StartError::Replication(_) | StartError::Cancelled(_) => 1,
     };
     report(code, message)
 }

@@ -116,10 +116,22 @@ pub(crate) fn origin(found: &str) -> Option<String> {
 /// The port of a URL that names none.
 const HTTP_PORT: u16 = 80;
 
+/// When the kernel breaks a connection whose other end has vanished.
+#[derive(Clone, Copy)]
+pub(crate) enum Vanished {
+    /// When it pleases.
+    Whenever,
+    /// Once sent bytes have been unacknowledged for so long.
+    Unacknowledged(Duration),
+    /// Once the other end has not answered probes for so long, though nothing is sent to it.
+    Silent(Duration),
+}
+
+/// Unanswered probes after which a silent connection breaks.
+const KEEPALIVE_PROBES: u32 = 3;
+
 /// Connects to the node at a base URL. There is no timeout; the caller sets one.
-///
-/// The kernel breaks the connection once sent bytes have been unacknowledged for `unacknowledged_max`.
-pub(crate) async fn connect(base_url: &str, unacknowledged_max: Option<Duration>) -> io::Result<TcpStream> {
+pub(crate) async fn connect(base_url: &str, vanished: Vanished) -> io::Result<TcpStream> {
     let (authority, _) = authority_and_path(base_url);
     let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
     let stream = match has_port {
@@ -127,8 +139,15 @@ pub(crate) async fn connect(base_url: &str, unacknowledged_max: Option<Duration>
         false => TcpStream::connect((authority.trim_matches(['[', ']']), HTTP_PORT)).await?,
     };
     stream.set_nodelay(true)?;
-    if unacknowledged_max.is_some() {
-        socket2::SockRef::from(&stream).set_tcp_user_timeout(unacknowledged_max)?;
+    let socket = socket2::SockRef::from(&stream);
+    match vanished {
+        Vanished::Whenever => {}
+        Vanished::Unacknowledged(max) => socket.set_tcp_user_timeout(Some(max))?,
+        Vanished::Silent(max) => {
+            let interval = max / (KEEPALIVE_PROBES + 1);
+            let keepalive = socket2::TcpKeepalive::new().with_time(interval).with_interval(interval);
+            socket.set_tcp_keepalive(&keepalive.with_retries(KEEPALIVE_PROBES))?;
+        }
     }
     Ok(stream)
 }

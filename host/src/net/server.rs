@@ -29,11 +29,16 @@ use crate::limits::{
 
 /// What answers the requests of a server.
 pub(crate) trait Answer: Send + Sync + 'static {
-    fn answer(&self, request: Request) -> impl Future<Output = Response> + Send;
+    /// What it remembers from one request on a connection to the next.
+    type Session: Default + Send + Sync + 'static;
+
+    fn answer(&self, request: Request, session: &Arc<Self::Session>) -> impl Future<Output = Response> + Send;
 }
 
 impl Answer for Router {
-    async fn answer(&self, request: Request) -> Response {
+    type Session = ();
+
+    async fn answer(&self, request: Request, _session: &Arc<()>) -> Response {
         self.clone().call(request).await.unwrap_or_else(|never| match never {})
     }
 }
@@ -52,19 +57,19 @@ pub(crate) async fn serve(mut listener: BoundedListener, answer: Arc<impl Answer
 
 /// Serves a connection until it ends, or does nothing for too long. It holds `held` until then, or until the stream of an
 /// upgraded connection ends.
-async fn serve_connection<S, H>(stream: S, held: H, answer: Arc<impl Answer>, draining: CancellationToken)
+async fn serve_connection<S, H, A: Answer>(stream: S, held: H, answer: Arc<A>, draining: CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     H: Unpin + Send + 'static,
 {
     let (stream, activity) = Watched::new(stream, held);
     let mut watch = Watch::new(activity.clone());
-    let unread = Unread::default();
+    let (unread, session) = (Unread::default(), Arc::<A::Session>::default());
     let service = service_fn(move |request: Request<hyper::body::Incoming>| {
         let in_progress = activity.begin(request.version() == Version::HTTP_2);
-        let (answer, unread) = (answer.clone(), unread.clone());
+        let (answer, unread, session) = (answer.clone(), unread.clone(), session.clone());
         async move {
-            let answer = answer.answer(unread.lend(request)).await;
+            let answer = answer.answer(unread.lend(request), &session).await;
             unread.discard(answer.status()).await;
             Ok::<_, Infallible>(answer.map(|body| Answered { body, _in_progress: in_progress }))
         }

@@ -27,12 +27,14 @@ struct Answers {
 }
 
 impl Answer for Answers {
-    async fn answer(&self, request: Request) -> Response {
+    type Session = <api::Api as Answer>::Session;
+
+    async fn answer(&self, request: Request, session: &Arc<Self::Session>) -> Response {
         match self.api.get() {
-            Some(api) => api.answer(request).await,
+            Some(api) => api.answer(request, session).await,
             None => {
                 let refusing = self.refusing.read().clone();
-                refusing.answer(request).await
+                refusing.answer(request, &Arc::default()).await
             }
         }
     }
@@ -68,6 +70,7 @@ mod tests {
 
     use super::*;
     use crate::api::Anonymous;
+    use crate::replication::Credentials;
     use crate::telemetry::Telemetry;
 
     fn starting(reason: &'static str, anonymous: Anonymous) -> api::Starting {
@@ -75,6 +78,7 @@ mod tests {
             telemetry: Telemetry::disabled(),
             browsers: api::Browsers::new(vec!["h".to_owned()], &[]),
             access: api::Access::new(anonymous),
+            callers: api::Callers::new(Credentials::new("http://h:1/kv-store/v1", None, false)),
         };
         api::Starting { reason, peer_urls: vec![], surroundings: Arc::new(surroundings) }
     }

@@ -17,6 +17,7 @@
 //! Lost or damaged data is handled before anything starts (see `databases`); a state that must come from another node is fetched
 //! before the node answers requests.
 
+mod cluster_secret;
 mod databases;
 mod door;
 mod settings;
@@ -31,13 +32,14 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::cluster_secret::SecretFile;
 pub(crate) use self::databases::Error as DataError;
 use self::door::Door;
 pub(crate) use self::settings::{Error as SettingsError, Given, Settings};
 use crate::hooks::{self, Calls, Compilers, Line, LogSink, LogSource, Observer, Record};
 use crate::limits::{BODIES_BYTES_MAX, ByteBudget, DRAIN_DEADLINE};
 use crate::registry::Registry;
-use crate::replication::{self, HttpTransport};
+use crate::replication::{self, Credentials, HttpTransport};
 use crate::storage::{self, Data, FreeSpace, Log};
 use crate::telemetry::{Telemetry, request_trace_id};
 use crate::write_path::WritePath;
@@ -73,8 +75,8 @@ pub(crate) enum StartError {
     Data(#[from] DataError),
     #[error(transparent)]
     Hooks(#[from] hooks::Error),
-    #[error("the HTTP client cannot be built")]
-    Http(#[from] reqwest::Error),
+    #[error(transparent)]
+    Secret(#[from] cluster_secret::Error),
     #[error(transparent)]
     Replication(#[from] replication::StartError),
     /// The runtime shut down during the start.
@@ -104,13 +106,14 @@ impl Node {
             .map_err(|source| StartError::Listen { address: settings.listen, source })?;
         let url = settings.self_url(address)?;
 
-        if !settings.anonymous.peers() {
-            tracing::warn!("nodes cannot prove themselves yet: whoever reaches this node can act as one");
-        }
+        let secret_file = secret_file(&settings)?;
+        let secrets = secret_file.as_ref().map(|file| file.secrets.clone());
+        let credentials = Credentials::new(&url, secrets, settings.anonymous.peers());
         let surroundings = Arc::new(api::Surroundings {
             telemetry: telemetry.clone(),
             browsers: api::Browsers::new(settings.hosts(&url), &settings.allowed_origins),
             access: api::Access::new(settings.anonymous),
+            callers: api::Callers::new(credentials.clone()),
         });
         let (peer_urls, draining) = (settings.peer_urls.clone(), CancellationToken::new());
         let starting = api::Starting { reason: OPENING, peer_urls, surroundings: surroundings.clone() };
@@ -125,6 +128,9 @@ impl Node {
         let measured = free_space.clone();
         spawn_blocking(move || measured.measure()).await?;
         tasks.spawn(watch_free_space(free_space.clone(), stopping.clone()));
+        if let Some(file) = secret_file {
+            tasks.spawn(file.watch(credentials.clone(), stopping.clone()));
+        }
         let options = replication::Options {
             self_url: url.clone(),
             peer_urls: settings.peer_urls.clone(),
@@ -135,7 +141,7 @@ impl Node {
             blocking: replication::Blocking::Threads,
             clock: clock::Clock::system(),
         };
-        let transport = Arc::new(HttpTransport::new()?);
+        let transport = Arc::new(HttpTransport::new(credentials.clone()));
         tasks.spawn(examine_state(data.clone(), stopping.clone()));
         tasks.spawn(watch_state(data.clone(), stopping.clone()));
         let replication =
@@ -218,6 +224,23 @@ pub(crate) enum Failure {
     Disk { path: PathBuf, error: storage::Error },
     #[error("this node stops, since its consensus engine has: {reason}")]
     Consensus { reason: String },
+}
+
+/// The file that has the secrets by which this node proves itself to others; none if it need not.
+fn secret_file(settings: &Settings) -> Result<Option<SecretFile>, cluster_secret::Error> {
+    if let Some(path) = &settings.cluster_secret_file {
+        return SecretFile::named(path).map(Some);
+    }
+    if !settings.listen.ip().is_loopback() {
+        return Ok(None);
+    }
+    match SecretFile::of_user() {
+        Err(error) if settings.peer_urls.is_empty() || settings.anonymous.peers() => {
+            tracing::warn!(%error, "this node cannot prove itself to other nodes");
+            Ok(None)
+        }
+        read => read.map(Some),
+    }
 }
 
 /// Measures the free space at every interval until `stop`.

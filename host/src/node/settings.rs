@@ -52,13 +52,20 @@ pub(crate) struct Given {
     #[serde(default, deserialize_with = "nodes_as_json")]
     pub replica_nodes: Option<String>,
 
-    /// What anyone may do without credentials [default: everything on a loopback address]
+    /// What anyone may do without credentials [default: all that clients may on a loopback address]
     ///
     /// Words separated by commas: `read` entries; `write` and read them; `deploy` plugins and hooks, and read all entries; read
     /// `metrics`; `admin`: change the cluster, and all of the former; `peers`: be a node without a proof; `plain`: come without
     /// TLS. May be repeated. Everything else is refused but /livez and /readyz.
     #[arg(long, env = "BRINK_ANONYMOUS", value_name = "LIST", value_delimiter = ',')]
     pub anonymous: Option<Vec<String>>,
+
+    /// A file with the secret by which the nodes of the cluster know each other
+    ///
+    /// `brink cluster secret` makes one; every node needs the same. A second line is accepted from other nodes, too, so that
+    /// secrets can be exchanged while the nodes run. Nodes on a loopback address share one of their user if none is given.
+    #[arg(long, env = "BRINK_CLUSTER_SECRET_FILE", value_name = "FILE")]
+    pub cluster_secret_file: Option<PathBuf>,
 
     /// An older name for --anonymous with all words
     #[arg(
@@ -153,6 +160,7 @@ impl Given {
             advertise_url: self.advertise_url.or(other.advertise_url),
             replica_nodes: self.replica_nodes.or(other.replica_nodes),
             anonymous: self.anonymous.or(other.anonymous),
+            cluster_secret_file: self.cluster_secret_file.or(other.cluster_secret_file),
             allow_anonymous: self.allow_anonymous.or(other.allow_anonymous),
             allow_host: self.allow_host.or(other.allow_host),
             allow_origin: self.allow_origin.or(other.allow_origin),
@@ -174,6 +182,12 @@ impl Given {
         let anonymous = anonymous(listen, self.anonymous, self.allow_anonymous.unwrap_or(false))?;
         let advertise_url = self.advertise_url.map(|url| base_url("--advertise-url", &url)).transpose()?;
         let peer_urls = parse_nodes(self.replica_nodes.as_deref().unwrap_or_default())?;
+        let has_secret = self.cluster_secret_file.is_some() || listen.ip().is_loopback();
+        if !peer_urls.is_empty() && !has_secret && !anonymous.peers() {
+            let reason = "it is reachable from other machines, so other nodes must prove themselves; name a \
+                          --cluster-secret-file, which `brink cluster secret` makes, or let anyone be a node by --anonymous peers";
+            return Err(wrong("--listen", listen, reason));
+        }
         let snapshot_entries = self.snapshot_entries.unwrap_or(SNAPSHOT_ENTRIES_DEFAULT);
         if snapshot_entries < SNAPSHOT_ENTRIES_MIN {
             let reason = format!("it must be at least {SNAPSHOT_ENTRIES_MIN}");
@@ -185,6 +199,7 @@ impl Given {
             data_dir: self.data_dir.unwrap_or_else(|| PathBuf::from("brink-data")),
             advertise_url,
             peer_urls,
+            cluster_secret_file: self.cluster_secret_file,
             allowed_hosts: parse_all("--allow-host", self.allow_host, ALLOWED_HOST, net::host_name)?,
             allowed_origins: parse_all("--allow-origin", self.allow_origin, ALLOWED_ORIGIN, net::origin)?,
             cache_bytes: self.cache_mib.unwrap_or_else(default_cache_mib).saturating_mul(1024 * 1024),
@@ -206,6 +221,8 @@ pub(crate) struct Settings {
     /// The URL under which the others reach this node. The default depends on the bound port.
     pub advertise_url: Option<String>,
     pub peer_urls: Vec<String>,
+    /// Where the secrets of the cluster are.
+    pub cluster_secret_file: Option<PathBuf>,
     /// Names of this node besides those of [`Settings::hosts`].
     pub allowed_hosts: Vec<String>,
     /// Origins whose pages may use this node, in the form in which browsers send them.
@@ -265,13 +282,13 @@ fn wrong(setting: &'static str, found: impl Display, reason: impl Into<String>) 
     Error { setting, found: found.to_string(), reason: reason.into() }
 }
 
-/// What anyone may do: what is named, or everything on a loopback address where nothing is.
+/// What anyone may do: what is named, or all that clients may on a loopback address where nothing is.
 fn anonymous(listen: SocketAddr, words: Option<Vec<String>>, is_all: bool) -> Result<Anonymous, Error> {
     let is_default = words.is_none() && listen.ip().is_loopback();
     let allowed = format!("it must be one of {}", Anonymous::words());
     let named = parse_all("--anonymous", words, &allowed, Anonymous::of_word)?;
     if is_all || is_default {
-        return Ok(Anonymous::ALL);
+        return Ok(if is_all { Anonymous::ALL } else { Anonymous::CLIENTS });
     }
     if named.is_empty() && !listen.ip().is_loopback() {
         let reason = "it is reachable from other machines, and there are no tokens yet; use a loopback address, or name \
@@ -404,10 +421,26 @@ mod tests {
     }
 
     #[test]
-    fn on_loopback_everything_is_open_unless_something_is_named() {
+    fn nodes_that_others_can_reach_need_a_secret_or_none_of_them_does() {
+        let nodes = |more: Given| {
+            let nodes = r#"["http://node2:8000/kv-store/v1"]"#.to_owned();
+            let given = Given { replica_nodes: Some(nodes), anonymous: Some(vec!["read".to_owned()]), ..more };
+            given.check().map(|_| ()).map_err(|error| error.to_string())
+        };
+        let reachable = Given { listen: Some("0.0.0.0:8000".to_owned()), ..Given::default() };
+        let error = nodes(reachable.clone()).unwrap_err();
+        assert!(error.contains("--cluster-secret-file") && error.contains("--anonymous peers"), "{error}");
+        let secret = Some(PathBuf::from("secret"));
+        assert_eq!(nodes(Given { cluster_secret_file: secret, ..reachable.clone() }), Ok(()));
+        assert_eq!(nodes(Given { allow_anonymous: Some(true), ..reachable }), Ok(()));
+        assert_eq!(nodes(Given::default()), Ok(()));
+    }
+
+    #[test]
+    fn on_loopback_everything_is_open_to_clients_unless_something_is_named() {
         let anonymous = |file: &str| toml::from_str::<Given>(file).unwrap().check().unwrap().anonymous;
-        assert_eq!(anonymous(""), Anonymous::ALL);
-        assert_eq!(anonymous("allow-anonymous = false"), Anonymous::ALL);
+        assert_eq!(anonymous(""), opened(&["admin", "plain"]));
+        assert_eq!(anonymous("allow-anonymous = false"), opened(&["admin", "plain"]));
         assert_eq!(anonymous("anonymous = [\"read\"]"), opened(&["read"]));
         assert_eq!(anonymous("anonymous = [\"read\", \"metrics\"]"), opened(&["read", "metrics"]));
         assert_eq!(anonymous("anonymous = []"), Anonymous::default());

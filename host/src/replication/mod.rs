@@ -45,7 +45,8 @@
 //!
 //! Nodes stop and return, networks lose and delay messages, disks keep all fsynced data. Wall clocks may be wrong and may step: the
 //! cluster's time holds as long as those of a majority are right (see `cluster/time`). Monotonic clocks run at rates that differ by less
-//! than a tenth, and stand still while a machine is suspended (leader leases rely on it, see `lease` and `suspensions`). Nodes do not lie.
+//! than a tenth, and stand still while a machine is suspended (leader leases rely on it, see `lease` and `suspensions`). Nodes do not lie;
+//! a stranger is none, since nodes prove themselves to each other (`peer/credential`).
 
 mod addresses;
 mod blocking;
@@ -77,10 +78,11 @@ pub use self::error::{Error, WriteOutcome};
 pub use self::handle::Handle;
 pub use self::lost_state::lacks_state;
 pub use self::options::Options;
+pub use self::peer::credential::{Caller, Challenge, Credentials, Greeting, Secrets, SecretsError};
 pub use self::peer::http::HttpTransport;
 pub use self::peer::protocol::{
-    CLUSTER_HEADER, Envelope, INDEX_MIN_HEADER, PROTOCOL, REFUSAL_HEADER, SnapshotBody, TO_HEADER, VERSION_HEADER,
-    common_version,
+    CHALLENGE_PATH, CLUSTER_HEADER, Envelope, INDEX_MIN_HEADER, NONCE_HEADER, PROOF_HEADER, PROTOCOL, REFUSAL_HEADER,
+    SnapshotBody, TO_HEADER, URL_HEADER, VERSION_HEADER, common_version,
 };
 pub use self::raft::engine::{Condition, accept_loss, check_storage};
 pub use self::start_error::StartError;

@@ -6,7 +6,10 @@ use openraft::{alias::SnapshotOf, raft::AppendEntriesResponse};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
+use super::cluster::change::Change;
+use super::cluster::hello::spoken_for;
 use super::cluster::identity::{Stage, unidentified};
+use super::peer::credential::Caller;
 use super::peer::protocol::{Call, Envelope, SnapshotBody};
 use super::peer::server;
 use super::peer::snapshot::{Header, Outgoing};
@@ -16,8 +19,8 @@ use crate::limits::SNAPSHOT_BYTES_PER_SECOND_MAX;
 
 impl Handle {
     /// Answers the calls of another node on a connection, until it ends or this node stops.
-    pub async fn serve_connection(&self, io: impl AsyncRead + AsyncWrite) {
-        let calls = server::serve(io, |call, envelope, body| self.serve(call, envelope, body));
+    pub async fn serve_connection(&self, caller: &Caller, io: impl AsyncRead + AsyncWrite) {
+        let calls = server::serve(io, |call, envelope, body| self.serve(caller, call, envelope, body));
         if let Some(Err(error)) = self.0.stop.run_until_cancelled(calls).await {
             tracing::debug!(%error, "a connection from another node broke");
         }
@@ -28,12 +31,20 @@ impl Handle {
     /// # Errors
     ///
     /// If the call is not meant for this node, or cannot be served now.
-    pub async fn serve(&self, call: Call, envelope: Envelope, body: Bytes) -> Result<Bytes, Error> {
+    pub async fn serve(&self, caller: &Caller, call: Call, envelope: Envelope, body: Bytes) -> Result<Bytes, Error> {
         self.check_envelope(call, envelope).await?;
         match call {
-            Call::Hello => self.0.greeter.answer(&body),
+            Call::Hello => self.0.greeter.answer(&body, caller),
             Call::Form => encode(&self.0.formation.answer(&decode(&body)?).await?),
-            Call::Members => encode(&self.0.membership.step(&decode(&body)?).await),
+            Call::Members => {
+                let change = decode(&body)?;
+                if let Change::Join { url, .. } = &change
+                    && !caller.may_speak_for(url)
+                {
+                    return Err(spoken_for(url));
+                }
+                encode(&self.0.membership.step(&change).await)
+            }
             Call::Append => self.append(&body).await,
             Call::Vote | Call::PreVote | Call::TransferLeader if self.0.lease.is_silent() => {
                 Err(Error::Refused("this node has just restarted, and neither votes nor stands yet".to_owned()))

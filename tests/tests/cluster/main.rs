@@ -9,5 +9,6 @@ mod learners;
 mod membership;
 mod node_loss;
 mod snapshot;
+mod strangers;
 mod surroundings;
 mod trace;

@@ -9,6 +9,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::peer_table::{Hello, HelloMore, KnownMembership};
 use super::{identity::Identity, time::ClockReading, view::ClusterView};
+use crate::replication::peer::credential::Caller;
 use crate::replication::peer::protocol::{ANYONE, Call, CallError, Failure, Transport};
 use crate::replication::types::{Metrics, url_of};
 use crate::replication::{error::Error, lease::Lease, raft::engine::matched};
@@ -118,9 +119,12 @@ impl Greeter {
         Hello::decode(&answer).map_err(unusable)
     }
 
-    /// Answers a peer's hello.
-    pub(crate) fn answer(&self, greeting: &[u8]) -> Result<Bytes, Error> {
+    /// Answers a peer's hello. It says where calls to the peer go from then on, so the caller must have proved that it is at its URL.
+    pub(crate) fn answer(&self, greeting: &[u8], caller: &Caller) -> Result<Bytes, Error> {
         let greeting = Hello::decode(greeting)?;
+        if !caller.may_speak_for(&greeting.url) {
+            return Err(spoken_for(&greeting.url));
+        }
         let url = greeting.url.clone();
         self.note(&url, greeting, self.view.time.clock().uptime(), None);
         self.hello().encode()
@@ -162,6 +166,11 @@ impl Greeter {
             tokio::time::sleep(PREPARED_POLL).await;
         }
     }
+}
+
+/// The refusal of a call that speaks for a node which is not its caller.
+pub(crate) fn spoken_for(url: &str) -> Error {
+    Error::Refused(format!("the caller has not proved itself as the node at {url}"))
 }
 
 /// The newest membership that this node has, committed or not.

@@ -7,8 +7,8 @@
 //!
 //! # Approach
 //!
-//! A connection begins as an HTTP request to be upgraded (RFC 9110, section 7.8), on the same listener as everything else,
-//! and then carries [frames](super::frames) both ways. A call is a frame with a number; its answer has the same number and
+//! A connection begins as an HTTP request to be upgraded (RFC 9110, section 7.8), on the same listener as everything else, once both
+//! nodes have [proved themselves](super::credential). It then carries [frames](super::frames) both ways. A call is a frame with a number; its answer has the same number and
 //! is sent when it is ready. Calls arrive in the order in which they were made. A node keeps two connections per peer, one
 //! for Raft's own calls and one for the others, so that neither delays the other.
 //!
@@ -26,17 +26,19 @@
 use std::{collections::HashMap, io, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderValue, Request, StatusCode, header};
+use http::{Method, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, mpsc, oneshot};
 
+use super::credential::Credentials;
+use super::dial::{dial, empty, headers_of};
 use super::frames::{self, Frames};
 use super::protocol::{
     Call, CallError, Envelope, Failure, PROTOCOL, REFUSAL_HEADER, VERSION, VERSION_HEADER, common_version,
 };
-use crate::net;
+use crate::net::Vanished;
 
 /// Calls waiting to be sent on a connection; over it a call fails at once.
 const QUEUED_CALLS_MAX: usize = 1_024;
@@ -71,10 +73,10 @@ pub(crate) struct PeerConnection {
 
 impl PeerConnection {
     /// A connection to the node at a base URL. It connects on the first call.
-    pub(crate) fn to(url: &str) -> Self {
+    pub(crate) fn to(url: &str, credentials: Credentials) -> Self {
         let (queue, calls) = mpsc::channel(QUEUED_CALLS_MAX);
         let connection = Self { url: url.into(), queue, resets: Arc::new(Notify::new()) };
-        tokio::spawn(keep_connected(connection.url.clone(), calls, connection.resets.clone()));
+        tokio::spawn(keep_connected(connection.url.clone(), credentials, calls, connection.resets.clone()));
         connection
     }
 
@@ -103,9 +105,14 @@ impl PeerConnection {
 }
 
 /// Connects whenever there is a call to send, until the last handle is dropped.
-async fn keep_connected(url: Arc<str>, mut calls: mpsc::Receiver<Queued>, resets: Arc<Notify>) {
+async fn keep_connected(
+    url: Arc<str>,
+    credentials: Credentials,
+    mut calls: mpsc::Receiver<Queued>,
+    resets: Arc<Notify>,
+) {
     while let Some(first) = calls.recv().await {
-        let connected = tokio::time::timeout(CONNECT_TIMEOUT, connect(&url)).await;
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, connect(&credentials, &url)).await;
         let io = match connected.unwrap_or_else(|_| Err(not_sent(&url, io::Error::from(io::ErrorKind::TimedOut)))) {
             Ok(io) => io,
             Err(error) => {
@@ -138,8 +145,16 @@ fn not_sent(url: &str, reason: impl ToString) -> CallError {
     CallError::new(Failure::NotSent, url, reason)
 }
 
-async fn connect(url: &str) -> Result<TokioIo<hyper::upgrade::Upgraded>, CallError> {
-    let response = ask_to_upgrade(url).await.map_err(|error| not_sent(url, error))?;
+async fn connect(credentials: &Credentials, url: &str) -> Result<TokioIo<hyper::upgrade::Upgraded>, CallError> {
+    let headers = [
+        (header::CONNECTION.as_str(), "upgrade".to_owned()),
+        (header::UPGRADE.as_str(), PROTOCOL.to_owned()),
+        (VERSION_HEADER, VERSION.to_string()),
+    ];
+    let headers = headers_of(headers).map_err(|error| not_sent(url, error))?;
+    let dialed = dial(credentials, url, Vanished::Unacknowledged(UNACKNOWLEDGED_MAX)).await?;
+    let response = dialed.send(Method::POST, "/peer/line", headers, empty()).await;
+    let response = response.map_err(|error| not_sent(url, error))?;
     match response.status() {
         StatusCode::SWITCHING_PROTOCOLS => {}
         StatusCode::SERVICE_UNAVAILABLE if response.headers().contains_key(REFUSAL_HEADER) => {
@@ -154,22 +169,6 @@ async fn connect(url: &str) -> Result<TokioIo<hyper::upgrade::Upgraded>, CallErr
         return Err(not_sent(url, format!("it speaks a version of {PROTOCOL} that this node does not know")));
     }
     hyper::upgrade::on(response).await.map(TokioIo::new).map_err(|error| not_sent(url, error))
-}
-
-async fn ask_to_upgrade(url: &str) -> io::Result<http::Response<hyper::body::Incoming>> {
-    let (authority, base_path) = net::authority_and_path(url);
-    let stream = net::connect(url, Some(UNACKNOWLEDGED_MAX)).await?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-    tokio::spawn(connection.with_upgrades());
-    let request = Request::post(format!("{base_path}/peer/line"))
-        .header(header::HOST, authority)
-        .header(header::CONNECTION, HeaderValue::from_static("upgrade"))
-        .header(header::UPGRADE, HeaderValue::from_static(PROTOCOL))
-        .header(VERSION_HEADER, VERSION)
-        .body(http_body_util::Empty::<Bytes>::new())
-        .map_err(io::Error::other)?;
-    sender.send_request(request).await.map_err(io::Error::other)
 }
 
 /// The calls that wait for their answers, by number.

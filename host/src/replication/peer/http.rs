@@ -6,72 +6,91 @@
 use std::{collections::HashMap, sync::OnceLock, time::Duration};
 
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
+use futures::{StreamExt as _, TryStreamExt as _};
+use http::{HeaderMap, HeaderValue, Method, Response};
+use http_body_util::{BodyExt as _, Limited, StreamBody};
+use hyper::body::{Frame, Incoming};
 use parking_lot::Mutex;
+use tokio::time::timeout;
 
 use super::connection::PeerConnection;
+use super::credential::Credentials;
+use super::dial::{Body, dial, empty, headers_of};
 use super::protocol::{
     ANYONE, Answer, CLUSTER_HEADER, Call, CallError, Envelope, Failure, Fetched, INDEX_MIN_HEADER, REFUSAL_HEADER,
     SnapshotBody, TO_HEADER, Transport, VANISHED_AFTER,
 };
-use crate::net;
+use crate::net::Vanished;
 use crate::replication::types::ClusterId;
 
 /// Maximum time to connect for a snapshot.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Unanswered probes after which a silent connection breaks.
-const KEEPALIVE_PROBES: u32 = 3;
+/// Most bytes of the answer to a snapshot, and of a refusal.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
+
+/// Characters of a refusal that are shown.
+const REASON_CHARS_MAX: usize = 200;
+
+/// Path of snapshots below the base URL.
+const SNAPSHOT_PATH: &str = "/peer/snapshot";
 
 /// Calls over HTTP.
 pub struct HttpTransport {
-    /// For snapshots.
-    http: reqwest::Client,
+    credentials: Credentials,
     cluster: OnceLock<ClusterId>,
     /// The connections in use, by URL and whether they carry Raft's own calls.
-    connections: Mutex<HashMap<(String, bool), PeerConnection>>,
+    connections: Mutex<HashMap<(String, bool), Kept>>,
+}
+
+struct Kept {
+    connection: PeerConnection,
+    /// The secret by which this node proves itself on it.
+    proved_by: Option<[u8; 4]>,
 }
 
 impl HttpTransport {
     /// A transport with its own connections.
-    pub fn new() -> Result<Self, reqwest::Error> {
-        let interval = VANISHED_AFTER / (KEEPALIVE_PROBES + 1);
-        let http = net::http_client(CONNECT_TIMEOUT)
-            .tcp_keepalive(interval)
-            .tcp_keepalive_interval(interval)
-            .tcp_keepalive_retries(KEEPALIVE_PROBES)
-            .no_proxy()
-            .build()?;
-        Ok(Self { http, cluster: OnceLock::new(), connections: Mutex::new(HashMap::new()) })
+    pub fn new(credentials: Credentials) -> Self {
+        Self { credentials, cluster: OnceLock::new(), connections: Mutex::default() }
     }
 
     fn connection(&self, url: &str, call: Call) -> PeerConnection {
+        let proved_by = self.credentials.proves_by();
+        let connect = || Kept { connection: PeerConnection::to(url, self.credentials.clone()), proved_by };
         let mut connections = self.connections.lock();
-        let key = (url.to_owned(), call.is_raft_call());
-        connections.entry(key).or_insert_with(|| PeerConnection::to(url)).clone()
-    }
-
-    /// A request that names this node's cluster.
-    fn request(&self, request: reqwest::RequestBuilder) -> reqwest::RequestBuilder {
-        match self.cluster.get() {
-            Some(cluster) => request.header(CLUSTER_HEADER, cluster.to_string()),
-            None => request,
+        let kept = connections.entry((url.to_owned(), call.is_raft_call())).or_insert_with(connect);
+        if kept.proved_by != proved_by {
+            // The former connection ends with the last call that waits for its answer.
+            *kept = connect();
         }
+        kept.connection.clone()
     }
 
-    /// Sends a request. The body of the answer is not read yet, unless it is an error.
-    async fn send(request: reqwest::RequestBuilder, url: &str) -> Result<reqwest::Response, CallError> {
-        let response = request.send().await.map_err(|error| match error.is_connect() {
-            true => failed(Failure::NotSent, url, &error),
-            false => failed(Failure::NoAnswer, url, &error),
-        })?;
-        let status = response.status();
+    /// Sends a request for a snapshot. The body of the answer is not read yet, unless it is an error.
+    async fn send(
+        &self,
+        url: &str,
+        method: Method,
+        headers: std::io::Result<HeaderMap>,
+        body: Body,
+    ) -> Result<Response<Incoming>, CallError> {
+        let not_sent = |reason: &dyn ToString| CallError::new(Failure::NotSent, url, reason.to_string());
+        let mut headers = headers.map_err(|error| not_sent(&error))?;
+        if let Some(cluster) = self.cluster.get() {
+            let cluster = HeaderValue::try_from(cluster.to_string()).map_err(|error| not_sent(&error))?;
+            headers.insert(CLUSTER_HEADER, cluster);
+        }
+        let dialed = timeout(CONNECT_TIMEOUT, dial(&self.credentials, url, Vanished::Silent(VANISHED_AFTER))).await;
+        let dialed = dialed.unwrap_or_else(|elapsed| Err(not_sent(&elapsed)))?;
+        let answer = dialed.send(method, SNAPSHOT_PATH, headers, body).await;
+        let answer = answer.map_err(|error| CallError::new(Failure::NoAnswer, url, error))?;
+        let status = answer.status();
         if status.is_success() {
-            return Ok(response);
+            return Ok(answer);
         }
-        let is_refusal = response.headers().contains_key(REFUSAL_HEADER);
-        let body = response.bytes().await.map_err(|error| failed(Failure::NoAnswer, url, &error))?;
-        let text: String = String::from_utf8_lossy(&body).chars().take(200).collect();
+        let is_refusal = answer.headers().contains_key(REFUSAL_HEADER);
+        let text: String = String::from_utf8_lossy(&read(url, answer).await?).chars().take(REASON_CHARS_MAX).collect();
         let failure = if is_refusal { Failure::Refused } else { Failure::NoAnswer };
         Err(CallError::new(failure, url, format!("{status}: {text}")))
     }
@@ -101,27 +120,27 @@ impl Transport for HttpTransport {
     }
 
     fn send_snapshot(&self, to: u64, url: &str, body: SnapshotBody) -> Answer<'_> {
-        let request = self.http.post(format!("{url}/peer/snapshot")).header(TO_HEADER, to);
-        let request = self.request(request).body(reqwest::Body::wrap_stream(body));
+        let headers = headers_of([(TO_HEADER, to.to_string())]);
         let url = url.to_owned();
         Box::pin(async move {
-            let response = Self::send(request, &url).await?;
-            response.bytes().await.map_err(|error| failed(Failure::NoAnswer, &url, &error))
+            let body = StreamBody::new(body.map_ok(Frame::data)).boxed_unsync();
+            let answer = self.send(&url, Method::POST, headers, body).await?;
+            read(&url, answer).await
         })
     }
 
     fn fetch_snapshot(&self, url: &str, index_min: u64) -> Fetched<'_> {
-        let request = self.http.get(format!("{url}/peer/snapshot"));
-        let request = request.header(TO_HEADER, ANYONE).header(INDEX_MIN_HEADER, index_min);
-        let (request, url) = (self.request(request), url.to_owned());
+        let headers = headers_of([(TO_HEADER, ANYONE.to_string()), (INDEX_MIN_HEADER, index_min.to_string())]);
+        let url = url.to_owned();
         Box::pin(async move {
-            let response = Self::send(request, &url).await?;
-            Ok(response.bytes_stream().map_err(std::io::Error::other).boxed())
+            let answer = self.send(&url, Method::GET, headers, empty()).await?;
+            Ok(answer.into_body().into_data_stream().map_err(std::io::Error::other).boxed())
         })
     }
 }
 
-fn failed(failure: Failure, url: &str, error: &reqwest::Error) -> CallError {
-    let source = std::error::Error::source(error).map(ToString::to_string);
-    CallError::new(failure, url, source.unwrap_or_else(|| error.to_string()))
+/// Reads the body of an answer.
+async fn read(url: &str, answer: Response<Incoming>) -> Result<Bytes, CallError> {
+    let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
+    Ok(body.map_err(|error| CallError::new(Failure::NoAnswer, url, error))?.to_bytes())
 }

@@ -2,11 +2,14 @@
 //!
 //! - `protocol`: the calls and the [`Transport`](protocol::Transport) trait, through which all of them pass.
 //! - `frames`: the bytes of calls and answers on a connection.
+//! - `credential`: how nodes prove themselves to each other; `dial`: a request to a node that has.
 //! - `connection`, `server`: the calling and the serving end of a connection.
 //! - `snapshot`, `receiver`, `spool`: a whole state on its way to another node, its receiving end, and the file it arrives in.
 //! - `http`: the transport of production.
 
 pub(crate) mod connection;
+pub(crate) mod credential;
+mod dial;
 pub(crate) mod frames;
 pub(crate) mod http;
 pub(crate) mod protocol;

@@ -131,6 +131,18 @@ pub(crate) const ANYONE: u64 = 0;
 /// receiver lost power, replication to it must not wait that long.
 pub(crate) const VANISHED_AFTER: Duration = Duration::from_secs(3);
 
+/// Where a node asks another for a challenge, below the base URL.
+pub const CHALLENGE_PATH: &str = "/peer/challenge";
+
+/// Header: what a node has drawn at random, so that the other's proof is new.
+pub const NONCE_HEADER: &str = "brink-peer-nonce";
+
+/// Header: the base URL of the node that asks for a challenge.
+pub const URL_HEADER: &str = "brink-peer-url";
+
+/// Header: the proof that a node has the cluster's secret.
+pub const PROOF_HEADER: &str = "brink-peer-proof";
+
 /// Header: the id of the node that a snapshot is meant for. A node that took over an address must not accept a snapshot for
 /// its predecessor.
 pub const TO_HEADER: &str = "brink-peer-to";

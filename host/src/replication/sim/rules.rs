@@ -31,7 +31,7 @@ use super::{chaos::leader, clients::DEADLINE, history::Request, moves, world::Wo
 use crate::replication::lease::LEASE;
 use crate::replication::peer::protocol::{Call, Envelope};
 use crate::replication::types::{Metrics, TypeConfig, Vote, decode, encode, node_id, url_of};
-use crate::replication::{ClusterId, Error, Status};
+use crate::replication::{Caller, ClusterId, Error, Status};
 use crate::storage::Space;
 
 /// Maximum duration of any wait, in milliseconds of the world.
@@ -108,7 +108,7 @@ pub(super) fn ask(
     let answer = Arc::new(Mutex::new(None));
     let slot = answer.clone();
     world.nodes[number].spawn(async move |handle| {
-        let answer = handle.serve(call, envelope, body).await;
+        let answer = handle.serve(&Caller::Anyone, call, envelope, body).await;
         *slot.lock() = Some(answer);
     });
     for _ in 0..100 {

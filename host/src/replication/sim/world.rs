@@ -19,7 +19,7 @@ use super::invariants::{Invariants, Violation};
 use super::network::{Body, Cuts, Outbox, Outgoing, Reply, Weather};
 use super::node::Node;
 use crate::replication::peer::protocol::{Call, CallError, Envelope, Failure};
-use crate::replication::{Error, Handle, WriteOutcome};
+use crate::replication::{Caller, Error, Handle, WriteOutcome};
 use crate::telemetry::Telemetry;
 
 /// Interval at which the invariants observe the nodes.
@@ -321,10 +321,12 @@ impl World {
         self.delivered += 1;
         let (delivered, outbox) = (self.delivered, self.outbox.clone());
         self.serving.extend(reply.map(|reply| (delivered, (route, reply))));
+        let caller = Caller::Node { url: self.nodes[from].url.clone(), secret: [0; 4] };
+        let node = &self.nodes[to];
         node.spawn(async move |handle| {
             let served = match body {
                 Body::Whole(body) if call == Call::FetchSnapshot => give_snapshot(handle, envelope, &body).await,
-                Body::Whole(body) => handle.serve(call, envelope, body).await,
+                Body::Whole(body) => handle.serve(&caller, call, envelope, body).await,
                 Body::Frames { frames, is_whole } => {
                     let broken = (!is_whole).then(|| Err(std::io::Error::other("the connection broke")));
                     let frames = frames.into_iter().map(Ok).chain(broken);

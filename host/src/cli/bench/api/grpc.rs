@@ -56,7 +56,7 @@ impl Connection {
             let path = format!("/etcdserverpb.KV/{name}");
             Uri::builder().scheme(Scheme::HTTP).authority(authority).path_and_query(path).build()
         };
-        let stream = net::connect(url, None).await?;
+        let stream = net::connect(url, net::Vanished::Whenever).await?;
         let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
         // An error of the connection fails its request as well.
         tokio::spawn(async move { drop(connection.await) });

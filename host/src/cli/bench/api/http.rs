@@ -109,7 +109,7 @@ where
     B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
 {
     let unreachable = |reason: String| Failure::Unreachable { url: url.to_owned(), reason };
-    let stream = net::connect(url, None).await.map_err(|error| unreachable(error.to_string()))?;
+    let stream = net::connect(url, net::Vanished::Whenever).await.map_err(|error| unreachable(error.to_string()))?;
     let handshake = http1::handshake(TokioIo::new(stream)).await;
     let (sender, connection) = handshake.map_err(|error| unreachable(error.to_string()))?;
     // An error of the connection fails its request as well.

@@ -25,7 +25,7 @@ pub(super) struct Wire {
 
 impl Wire {
     pub(super) async fn open(url: &str) -> Result<Self, Error> {
-        Ok(Self { stream: Box::new(net::connect(url, None).await?), received: BytesMut::new() })
+        Ok(Self { stream: Box::new(net::connect(url, net::Vanished::Whenever).await?), received: BytesMut::new() })
     }
 
     pub(super) async fn send(&mut self, bytes: &[u8]) -> Result<(), Error> {
