@@ -69,13 +69,14 @@ pub(super) async fn level(call: Call) -> Result<Response, Problem> {
     answer::ok(&schema::Level { feature_level: call.app.replication.status().level })
 }
 
-/// `PUT /cluster/feature-level/`: raises the level to one that every node supports.
+/// `PUT /cluster/feature-level/`: raises the level to this version's, which every node must support.
 pub(super) async fn raise_level(Call { app, headers, body, .. }: Call) -> Result<Response, Problem> {
     let body = body::read(&app, &headers, body, MEMBERSHIP_BODY_BYTES_MAX).await?;
     let schema::Level { feature_level } = request::json(&body.bytes, "{\"feature_level\": <number>}")?;
     let (level, newest) = (app.replication.status().level, FeatureLevel::NEWEST);
-    if feature_level < level || feature_level > newest {
-        let detail = format!("feature_level is {feature_level}: it must be from {level}, the cluster's, to {newest}");
+    if feature_level != level && feature_level != newest {
+        let detail =
+            format!("feature_level is {feature_level}: it must be {level}, the cluster's, or {newest}, this version's");
         return Err(Problem::new(Kind::BAD_BODY, detail));
     }
     if feature_level > level {

@@ -199,7 +199,9 @@ impl From<replication::Error> for Problem {
             replication::Error::Barred(_) => Self::new(Kind::NOT_TAKING_PART, detail),
             replication::Error::Stopped { .. } => Self::new(Kind::STOPPING, detail),
             replication::Error::Storage(error) => Self::from(error),
-            error @ (replication::Error::Codec(_) | replication::Error::Refused(_)) => Self::internal(error),
+            error @ (replication::Error::Codec(_) | replication::Error::Refused(_) | replication::Error::Unusable) => {
+                Self::internal(error)
+            }
         };
         Self { outcome: Some(outcome), ..problem }
     }

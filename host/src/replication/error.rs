@@ -98,6 +98,9 @@ pub enum Error {
         /// Whether a write in flight may yet appear.
         outcome: WriteOutcome,
     },
+    /// The write is in the log, and every node has refused to apply it, because its command is malformed.
+    #[error("the write was refused when it was applied, since its command is malformed")]
+    Unusable,
     /// A command or a message between nodes could not be encoded or decoded.
     #[error("a message between nodes is malformed")]
     Codec(#[source] postcard::Error),
@@ -120,6 +123,7 @@ impl Error {
             | Self::TooLarge { .. }
             | Self::DiskFull(_)
             | Self::Barred(_)
+            | Self::Unusable
             | Self::Codec(_)
             | Self::Refused(_)
             | Self::MembershipRefused(_)
@@ -145,6 +149,7 @@ impl Error {
             Self::Lagging { .. } | Self::MembershipPending | Self::DiskFull(_) => true,
             Self::Barred(_)
             | Self::TooLarge { .. }
+            | Self::Unusable
             | Self::Codec(_)
             | Self::Storage(_)
             | Self::Refused(_)

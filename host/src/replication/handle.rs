@@ -35,7 +35,7 @@ use super::{
     reads::Reads,
     start_error::StartError,
 };
-use crate::storage::{Data, DiskFull, FreeSpace, GuardedWrite, Log, Outcome};
+use crate::storage::{Data, DiskFull, FeatureLevel, FreeSpace, GuardedWrite, Log, Outcome};
 use crate::telemetry::{Telemetry, TraceContext};
 
 /// Interval at which the consensus engine is checked for a failure.
@@ -260,7 +260,16 @@ impl Handle {
     /// Raises the cluster's feature level to the highest that this version supports. Fails as [`Handle::add_member`] does, and if a
     /// node does not support it.
     pub async fn upgrade(&self, deadline: Instant) -> Result<(), Error> {
-        self.0.membership.change(&Change::Upgrade, deadline).await
+        self.0.membership.change(&Change::Upgrade, deadline).await?;
+        self.read_barrier(deadline).await.map_err(|_| Error::MembershipPending)?;
+        // A leader of an earlier version raises the level to the one that it knows.
+        let (level, newest) = (self.0.view.raft.applied().level(), FeatureLevel::NEWEST);
+        match level < newest {
+            true => Err(Error::MembershipRefused(format!(
+                "the cluster has feature level {level}, and not {newest}: its leader does not support it"
+            ))),
+            false => Ok(()),
+        }
     }
 
     /// Hands the leadership to another voter if this node leads, so that stopping it costs no election.

@@ -175,7 +175,7 @@ impl Queue {
             held.merge(more_held);
         }
         waiting.writes -= writes.len();
-        Some(Proposal { round: Round { stamped_at_ms: None, writes }, callers, _held: held })
+        Some(Proposal { round: Round { stamped_at_ms: None, raises_to: None, writes }, callers, _held: held })
     }
 }
 
@@ -375,7 +375,11 @@ mod tests {
     async fn a_forwarded_round_shares_a_round_with_others_and_is_never_divided() {
         let queue = Queue::new();
         let forward = |sizes: &[usize]| {
-            let round = Round { stamped_at_ms: None, writes: sizes.iter().map(|bytes| round_write(*bytes)).collect() };
+            let round = Round {
+                stamped_at_ms: None,
+                raises_to: None,
+                writes: sizes.iter().map(|bytes| round_write(*bytes)).collect(),
+            };
             queue.push_round(round, queue.reserve(8).unwrap(), in_a_second()).unwrap()
         };
         let mut own = push(&queue, 1).unwrap();
@@ -403,7 +407,7 @@ mod tests {
         let queue = Queue::new();
         let _own = [push(&queue, 1).unwrap(), push(&queue, 4).unwrap()];
         let writes = vec![round_write(2), round_write(3)];
-        let round = Round { stamped_at_ms: None, writes };
+        let round = Round { stamped_at_ms: None, raises_to: None, writes };
         let mut forwarded = queue.push_round(round, queue.reserve(5).unwrap(), in_a_second()).unwrap();
         let mut proposal = queue.take_round().unwrap();
         assert!(proposal.hand_back());

@@ -11,7 +11,7 @@ use serde::de::{self, DeserializeOwned, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::error::Error;
-use crate::storage::{self, GuardedWrite, Outcome, shared};
+use crate::storage::{self, FeatureLevel, GuardedWrite, Outcome, shared};
 use crate::{net, telemetry::TraceContext};
 
 // The runtime is an associated type of openraft's configuration, so it cannot be passed in as a value. Making it a type
@@ -89,8 +89,10 @@ pub(super) type Metrics = openraft::RaftMetrics<TypeConfig>;
 /// empty. Later versions start with 0 and the number.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Round {
-    /// Unix time in milliseconds of the leader that proposed the round; absent below [`storage::FeatureLevel::STAMPED`].
+    /// Unix time in milliseconds of the leader that proposed the round; absent below [`FeatureLevel::STAMPED`].
     pub stamped_at_ms: Option<u64>,
+    /// The feature level to which the round raises the cluster, if it does. Such a round has a time.
+    pub raises_to: Option<FeatureLevel>,
     /// At most `ROUND_WRITES_MAX` (see `queue`); none in the round that raises the feature level.
     pub writes: Vec<RoundWrite>,
 }
@@ -105,6 +107,9 @@ const VERSIONED: u64 = 0;
 /// The version with a time.
 const STAMPED: u8 = 2;
 
+/// The version with a time and a feature level.
+const RAISING: u8 = 3;
+
 impl Round {
     /// Bytes of the commands.
     pub(super) fn command_bytes(&self) -> usize {
@@ -116,20 +121,31 @@ impl Round {
         self.command_bytes() + self.writes.len() * WRITE_SPARE_BYTES
     }
 
-    /// The guarded writes, in order. They take place at `time_ms`; without it, at the times that their commands have.
+    /// The feature level that the cluster has at least from this round on.
+    pub(super) fn level(&self) -> FeatureLevel {
+        let stamped = if self.stamped_at_ms.is_some() { FeatureLevel::STAMPED } else { FeatureLevel::FIRST };
+        stamped.max(self.raises_to.unwrap_or_default())
+    }
+
+    /// The guarded writes, in order, in a cluster that has this feature level. They take place at `time_ms`; without it, at the
+    /// times that their commands have. Commands that cannot be applied are among them, as writes that change nothing.
     pub(super) fn guarded_writes(
         &self,
         time_ms: Option<u64>,
-    ) -> impl Iterator<Item = Result<GuardedWrite, Error>> + '_ {
-        self.writes.iter().map(move |write| GuardedWrite::decode(&write.command, time_ms).map_err(Error::Codec))
+        level: FeatureLevel,
+    ) -> impl Iterator<Item = GuardedWrite> + '_ {
+        self.writes.iter().map(move |write| GuardedWrite::decode_or_refuse(&write.command, time_ms, level))
     }
 }
 
 impl Serialize for Round {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self.stamped_at_ms {
-            None => self.writes.serialize(serializer),
-            Some(stamped_at_ms) => (VERSIONED, STAMPED, stamped_at_ms, &self.writes).serialize(serializer),
+        match (self.stamped_at_ms, self.raises_to) {
+            (None, _) => self.writes.serialize(serializer),
+            (Some(stamped_at_ms), None) => (VERSIONED, STAMPED, stamped_at_ms, &self.writes).serialize(serializer),
+            (Some(stamped_at_ms), Some(level)) => {
+                (VERSIONED, RAISING, stamped_at_ms, level, &self.writes).serialize(serializer)
+            }
         }
     }
 }
@@ -143,11 +159,13 @@ impl<'de> Deserialize<'de> for Round {
 
 struct RoundVisitor;
 
+const EXPECTED: &str = "a round of a version up to 3, and of a known feature level";
+
 impl<'de> Visitor<'de> for RoundVisitor {
     type Value = Round;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a round of a version up to 2")
+        f.write_str(EXPECTED)
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Round, A::Error> {
@@ -157,13 +175,19 @@ impl<'de> Visitor<'de> for RoundVisitor {
             for _ in 0..count {
                 writes.push(next(&mut items)?);
             }
-            return Ok(Round { stamped_at_ms: None, writes });
+            return Ok(Round { stamped_at_ms: None, raises_to: None, writes });
         }
-        match next(&mut items)? {
-            STAMPED => Ok(Round { stamped_at_ms: Some(next(&mut items)?), writes: next(&mut items)? }),
-            version => {
-                Err(de::Error::invalid_value(Unexpected::Unsigned(u64::from(version)), &"a round of a version up to 2"))
-            }
+        let unknown = |number| Err(de::Error::invalid_value(Unexpected::Unsigned(number), &EXPECTED));
+        let version = next(&mut items)?;
+        if ![STAMPED, RAISING].contains(&version) {
+            return unknown(u64::from(version));
+        }
+        let stamped_at_ms = Some(next(&mut items)?);
+        let raises_to: Option<FeatureLevel> = if version == RAISING { Some(next(&mut items)?) } else { None };
+        match raises_to {
+            // What comes after it would have to be applied in a way that this version does not know.
+            Some(level) if level > FeatureLevel::NEWEST => unknown(u64::from(level.0)),
+            _ => Ok(Round { stamped_at_ms, raises_to, writes: next(&mut items)? }),
         }
     }
 }
@@ -263,26 +287,45 @@ mod tests {
     #[test]
     fn a_round_without_a_time_has_the_bytes_that_earlier_versions_read_and_write() {
         let bytes = encode(&FirstRound { writes: writes() }).unwrap();
-        let round = Round { stamped_at_ms: None, writes: writes() };
+        let round = Round { stamped_at_ms: None, raises_to: None, writes: writes() };
         assert_eq!(encode(&round).unwrap(), bytes);
         assert_eq!(decode::<Round>(&bytes).unwrap(), round);
     }
 
     #[test]
     fn a_round_with_a_time_is_read_back_even_inside_other_values() {
-        for writes in [writes(), vec![]] {
-            let rounds = vec![(Round { stamped_at_ms: Some(1 << 41), writes }, 7_u64); 2];
+        for (writes, raises_to) in [(writes(), None), (vec![], None), (writes(), Some(FeatureLevel::NEWEST))] {
+            let rounds = vec![(Round { stamped_at_ms: Some(1 << 41), raises_to, writes }, 7_u64); 2];
             assert_eq!(decode::<Vec<(Round, u64)>>(&encode(&rounds).unwrap()).unwrap(), rounds);
         }
     }
 
     #[test]
     fn a_round_of_a_later_version_and_one_that_ends_early_are_refused() {
-        assert!(decode::<Round>(&[0, 3, 1, 0]).is_err());
-        let bytes = encode(&Round { stamped_at_ms: Some(5), writes: writes() }).unwrap();
-        for length in 0..bytes.len() {
-            assert!(decode::<Round>(&bytes[..length]).is_err(), "{length} bytes");
+        assert!(decode::<Round>(&[0, 4, 1, 0]).is_err());
+        for raises_to in [None, Some(FeatureLevel::NEWEST)] {
+            let bytes = encode(&Round { stamped_at_ms: Some(5), raises_to, writes: writes() }).unwrap();
+            for length in 0..bytes.len() {
+                assert!(decode::<Round>(&bytes[..length]).is_err(), "{length} bytes");
+            }
         }
+    }
+
+    #[test]
+    fn a_round_with_a_time_has_the_bytes_that_a_version_before_reads_unless_it_raises_the_level() {
+        let round = |raises_to| Round { stamped_at_ms: Some(5), raises_to, writes: writes() };
+        let write = |command: &'static str| (None::<TraceContext>, Bytes::from(command));
+        let second = encode(&(0_u64, 2_u8, 5_u64, [write("one"), write("two")].to_vec())).unwrap();
+        assert_eq!(encode(&round(None)).unwrap(), second);
+        assert_eq!(encode(&round(Some(FeatureLevel::CLOSED))).unwrap()[..4], [0, 3, 5, 3]);
+    }
+
+    #[test]
+    fn a_round_that_raises_the_cluster_above_what_this_version_knows_is_refused() {
+        let raising = |level| Round { stamped_at_ms: Some(5), raises_to: Some(level), writes: vec![] };
+        let beyond = FeatureLevel(FeatureLevel::NEWEST.0 + 1);
+        assert!(decode::<Round>(&encode(&raising(FeatureLevel::NEWEST)).unwrap()).is_ok());
+        assert!(decode::<Round>(&encode(&raising(beyond)).unwrap()).is_err());
     }
 
     #[test]

@@ -8,7 +8,8 @@
 //!
 //! A command in the log starts with its version. Version 1 has no number of its own: it starts with the number of its operations,
 //! which is never 0. Later versions start with 0 and the number. Version 2 carries no time, since the leader stamps the round.
-//! Which version a node writes is up to the cluster's [feature level](super::FeatureLevel).
+//! Which version a node writes is up to the cluster's [feature level](super::FeatureLevel). A command that no node can have meant is
+//! refused when it is applied, alike everywhere (see [`super::usability`]).
 
 use std::borrow::Cow;
 use std::fmt;
@@ -36,6 +37,9 @@ pub struct GuardedWrite {
     /// The feature level under which the write was proposed: what applying it may leave in the state.
     #[serde(skip)]
     pub level: FeatureLevel,
+    /// Whether the command cannot be applied. The write is empty then, and applying it changes nothing.
+    #[serde(skip)]
+    pub is_unusable: bool,
 }
 
 /// What every version but the first starts with.
@@ -79,20 +83,30 @@ impl GuardedWrite {
     ///
     /// If the bytes are malformed, of a later version, or have no time.
     pub fn decode(command: &Bytes, stamped_at_ms: Option<u64>) -> Result<Self, postcard::Error> {
+        Ok(Self::decode_with_rest(command, stamped_at_ms)?.0)
+    }
+
+    /// The same, and the number of bytes after the command.
+    pub(super) fn decode_with_rest(
+        command: &Bytes,
+        stamped_at_ms: Option<u64>,
+    ) -> Result<(Self, usize), postcard::Error> {
         shared::within(command, || Self::decode_fields(command, stamped_at_ms))
     }
 
-    fn decode_fields(command: &[u8], stamped_at_ms: Option<u64>) -> Result<Self, postcard::Error> {
+    fn decode_fields(command: &[u8], stamped_at_ms: Option<u64>) -> Result<(Self, usize), postcard::Error> {
         let level = if stamped_at_ms.is_some() { FeatureLevel::STAMPED } else { FeatureLevel::FIRST };
         if let [VERSIONED, version, fields @ ..] = command {
             let (STAMPED, Some(proposed_at_ms)) = (*version, stamped_at_ms) else {
                 return Err(postcard::Error::DeserializeBadEncoding);
             };
-            let (operations, preconditions, hook_epoch, idempotency) = postcard::from_bytes(fields)?;
-            return Ok(Self { operations, preconditions, hook_epoch, proposed_at_ms, idempotency, level });
+            let ((operations, preconditions, hook_epoch, idempotency), rest) = postcard::take_from_bytes(fields)?;
+            let is_unusable = false;
+            let write = Self { operations, preconditions, hook_epoch, proposed_at_ms, idempotency, level, is_unusable };
+            return Ok((write, rest.len()));
         }
-        let write: Self = postcard::from_bytes(command)?;
-        Ok(Self { proposed_at_ms: stamped_at_ms.unwrap_or(write.proposed_at_ms), level, ..write })
+        let (write, rest): (Self, _) = postcard::take_from_bytes(command)?;
+        Ok((Self { proposed_at_ms: stamped_at_ms.unwrap_or(write.proposed_at_ms), level, ..write }, rest.len()))
     }
 
     /// Whether a command needs a round with a time.
@@ -316,6 +330,9 @@ pub enum Outcome {
     },
     /// A different write with this idempotency key came before; nothing was applied.
     IdempotencyKeyReused,
+    /// The command cannot be applied: it is malformed, or beyond the bounds of its format. Nothing was applied. No node proposes such
+    /// a command by itself.
+    Unusable,
 }
 
 /// The effect of one operation.

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 /// |---|---|
 /// | 1 | everything before there were levels |
 /// | 2 | the leader stamps each round with its time; remembered outcomes hold no values |
+/// | 3 | a command beyond its bounds is refused when it is applied (see `usability`); a round that raises the level names it |
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct FeatureLevel(pub u32);
 
@@ -18,8 +19,10 @@ impl FeatureLevel {
     pub const FIRST: Self = Self(1);
     /// Rounds carry the leader's time.
     pub const STAMPED: Self = Self(2);
+    /// Commands beyond their bounds are refused when they are applied.
+    pub const CLOSED: Self = Self(3);
     /// The highest level that this version understands.
-    pub const NEWEST: Self = Self::STAMPED;
+    pub const NEWEST: Self = Self::CLOSED;
 }
 
 impl Default for FeatureLevel {

@@ -42,6 +42,7 @@ mod poison;
 mod record;
 pub(crate) mod shared;
 mod state;
+mod usability;
 
 pub use self::command::{
     Action, AskedBy, Effect, Entry, EntryMeta, Fact, Fingerprint, GuardedWrite, HOOKS_PREFIX, Idempotency, Operation,

@@ -154,6 +154,7 @@ impl WritePath {
         let guarded = GuardedWrite { operations, preconditions, proposed_at_ms, ..GuardedWrite::default() };
         match self.propose(&guarded, deadline).await? {
             Outcome::Applied { revision, .. } => Ok(Some(revision)),
+            Outcome::Unusable => Err(replication::Error::Unusable.into()),
             // The other outcomes presuppose a hook epoch or a name.
             _ => Ok(None),
         }
@@ -302,6 +303,7 @@ impl WritePath {
                 self.pipeline.active().wait_for(epoch, write.deadline.into_std()).await?;
             }
             Outcome::IdempotencyKeyReused | Outcome::Repeated { .. } => return Err(Error::IdempotencyKeyReused),
+            Outcome::Unusable => return Err(replication::Error::Unusable.into()),
         }
         Ok(None)
     }

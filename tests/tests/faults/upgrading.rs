@@ -13,6 +13,9 @@ use crate::alone::alone;
 /// The URL of the node in the fixture, which formed its cluster before there were levels.
 const URL: &str = "http://fixture:8000/kv-store/v1";
 
+/// The newest feature level.
+const NEWEST: u64 = 3;
+
 /// Time for a node to learn the level.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -94,7 +97,7 @@ async fn a_level_that_was_being_raised_when_all_nodes_were_killed_is_raised_on_a
         let leader = leader(&cluster).await;
         let client = cluster.client(leader).clone();
         let raise = async move {
-            let body = json!({ "feature_level": 2 }).to_string();
+            let body = json!({ "feature_level": NEWEST }).to_string();
             let headers = [("content-type", "application/json")];
             client.try_send("PUT", "/cluster/feature-level/", &headers, body).await.map(|answer| answer.status)
         };
@@ -115,12 +118,12 @@ async fn a_level_that_was_being_raised_when_all_nodes_were_killed_is_raised_on_a
         for node in 1..3 {
             assert_eq!(level(&cluster, node).await, level_now, "killed after {delay_ms} ms");
         }
-        assert!(level_now == 2 || !matches!(answer, Ok(200)), "a level that was acknowledged is gone");
+        assert!(level_now == NEWEST || !matches!(answer, Ok(200)), "a level that was acknowledged is gone");
 
         brink(&cluster.nodes[1].url, &["cluster", "upgrade"]).expect(0);
         for node in 0..3 {
             eventually(LIMIT, "every node has the level", || async {
-                (level(&cluster, node).await == 2).then_some(())
+                (level(&cluster, node).await == NEWEST).then_some(())
             })
             .await;
             cluster.client(node).write(&format!("after/{node}"), &json!(1)).await.expect(201);

@@ -3,8 +3,8 @@
 //! A cluster that nodes of this version formed raises its level by itself as soon as it has heard all of them. Any other one waits
 //! for its operator, who may want to go back to the version before; from then on, that version no longer understands the log.
 //!
-//! The level is raised by the first log entry that needs it: an empty round with a time. So the level that a node knows is never
-//! ahead of the log it has applied, and a node that lacks the entry still reads everything before it.
+//! The level is raised by a log entry that needs it: an empty round with a time and the level. So the level that a node knows is
+//! never ahead of the log it has applied, and a node that lacks the entry still reads everything before it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,7 +55,8 @@ impl Membership {
         if !self.view.time.is_complete() {
             return Progress::Pending;
         }
-        let round = Round { stamped_at_ms: Some(self.view.stamp_ms()), writes: Vec::new() };
+        let stamped_at_ms = Some(self.view.stamp_ms());
+        let round = Round { stamped_at_ms, raises_to: Some(FeatureLevel::NEWEST), writes: Vec::new() };
         match tokio::time::timeout(STEP_TIMEOUT, self.view.raft.raft().client_write(round)).await {
             Ok(Ok(_)) => {
                 tracing::info!(level = %FeatureLevel::NEWEST, "the cluster's feature level was raised");

@@ -204,8 +204,11 @@ mod tests {
             let log_id = LogId::new(*vote.leader_id(), index);
             (
                 index,
-                encode(&LogEntry { log_id, payload: EntryPayload::Normal(Round { stamped_at_ms: None, writes }) })
-                    .unwrap(),
+                encode(&LogEntry {
+                    log_id,
+                    payload: EntryPayload::Normal(Round { stamped_at_ms: None, raises_to: None, writes }),
+                })
+                .unwrap(),
             )
         });
         store.log.append(entries.into(), Box::new(|_| {}));

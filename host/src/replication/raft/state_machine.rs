@@ -142,6 +142,14 @@ impl StateMachine {
         let last_index = last.log_id().index();
         let entries = Arc::new(entries);
         let outcomes = self.apply_entries(&entries).await?;
+        let unusable = outcomes.iter().flatten().filter(|outcome| **outcome == storage::Outcome::Unusable).count();
+        if unusable > 0 {
+            tracing::warn!(
+                writes = unusable,
+                last_index,
+                "the log has writes that cannot be applied; all nodes pass over them"
+            );
+        }
 
         self.telemetry.metrics().write_stage(Stage::Apply, began.0.elapsed());
         let ended = clock::now();
@@ -178,7 +186,8 @@ impl StateMachine {
         Ok(self.note(changes, outcomes))
     }
 
-    /// What entries change.
+    /// What entries change. Commands that cannot be applied are writes that change nothing (see [`GuardedWrite::decode_or_refuse`]):
+    /// an error here would end the node, and end it again after each restart.
     ///
     /// Time never goes back: a round with an earlier stamp than the newest one before it, or without one, takes place at that
     /// one's time.
@@ -192,15 +201,12 @@ impl StateMachine {
             match &entry.payload {
                 EntryPayload::Blank => {}
                 EntryPayload::Normal(round) => {
-                    if let Some(stamped_at_ms) = round.stamped_at_ms {
-                        level = level.max(FeatureLevel::STAMPED);
-                        time_ms = time_ms.max(stamped_at_ms);
-                    }
+                    // Not once a chunk: it may hold the entry that raises the level.
+                    level = level.max(round.level());
+                    time_ms = time_ms.max(round.stamped_at_ms.unwrap_or(0));
                     // Once the cluster has a time, that of a leader that does not know it yet counts no more.
                     let time_ms = (level >= FeatureLevel::STAMPED).then_some(time_ms);
-                    for write in round.guarded_writes(time_ms) {
-                        writes.push(write.map_err(io::Error::other)?);
-                    }
+                    writes.extend(round.guarded_writes(time_ms, level));
                 }
                 EntryPayload::Membership(changed) => {
                     membership = Some(StoredMembership::new(Some(entry.log_id()), changed.clone()));
@@ -347,6 +353,9 @@ impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
 }
 
 #[cfg(test)]
+mod unusable_tests;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::replication::types::{Round, RoundWrite, Vote};
@@ -380,7 +389,7 @@ mod tests {
             .zip(rounds)
             .map(|(index, (stamped_at_ms, writes))| {
                 let log_id = LogId::new(*Vote::new(1, 1).leader_id(), index);
-                LogEntry::new(log_id, EntryPayload::Normal(Round { stamped_at_ms, writes }))
+                LogEntry::new(log_id, EntryPayload::Normal(Round { stamped_at_ms, raises_to: None, writes }))
             })
             .collect();
         let machine = machine(&data);

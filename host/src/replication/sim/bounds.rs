@@ -178,7 +178,9 @@ fn a_round_that_could_not_be_replicated_or_applied_is_refused_before_it_is_logge
     let to = envelope(&world, led_by);
     for (index, (commands, remaining_ms)) in bodies.into_iter().enumerate() {
         let writes = commands.into_iter().map(|command| RoundWrite { trace: None, command }).collect();
-        let body = encode(&(Round { stamped_at_ms: None, writes }, Duration::from_millis(remaining_ms))).unwrap();
+        let body =
+            encode(&(Round { stamped_at_ms: None, raises_to: None, writes }, Duration::from_millis(remaining_ms)))
+                .unwrap();
         let outcome = match ask(&mut world, led_by, Call::Propose, to, body) {
             Ok(answer) => match decode(&answer).unwrap() {
                 Forwarded::Failed { outcome, .. } => outcome,

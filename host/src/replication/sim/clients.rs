@@ -30,6 +30,9 @@ const HOOK: &str = "judge";
 const HISTORY_PREFIX: &str = "history/";
 const PIECES_PREFIX: &str = "components/";
 
+/// Maximum number of entries in a range that the registry reads.
+const REGISTRY_LIMIT: u32 = 1_000;
+
 /// The key that each deletion writes as well.
 const MARK: &str = "deleted";
 
@@ -258,7 +261,7 @@ fn registry_write(data: &Data, change: RegistryChange, value: Unique) -> (Vec<Op
         let page = data.scan(&query).unwrap();
         let seen = page.entries.iter().map(|entry| (entry.key.as_str(), entry.meta.revision));
         let (start, end, digest) = (prefix.to_owned(), format!("{prefix}{}", char::MAX), RangeDigest::of(seen));
-        let fact = Fact::Range { start, end, limit: u32::MAX, digest };
+        let fact = Fact::Range { start, end, limit: REGISTRY_LIMIT, digest };
         Precondition { asked_by: AskedBy::Client, space: Space::System, fact }
     };
     let hook = format!("{HOOKS_PREFIX}{HOOK}");

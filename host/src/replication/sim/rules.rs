@@ -6,13 +6,14 @@
 //! if their clocks run at different rates (see `lease`, and `siege` for the attacks).
 //!
 //! A cluster has one id, calls from other clusters change nothing, and a node that lost its disk never returns under its
-//! former id (P8).
+//! former id (P8). What the log has that cannot be applied ends no node.
 
 mod addresses;
 mod memberships;
 mod promises;
 mod reads;
 mod time;
+mod unusable;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -12,7 +12,7 @@ use crate::storage::command::{
     RangeDigest, Space,
 };
 use crate::storage::engine::{ReadTables, Slice, WriteBatch};
-use crate::storage::{Error, FeatureLevel, record};
+use crate::storage::{Error, FeatureLevel, record, usability};
 
 /// The changes of a batch so far, over the state below it. Later writes of a batch see earlier ones.
 pub(super) struct Overlay<'a> {
@@ -81,6 +81,9 @@ impl<'a> Overlay<'a> {
 
     /// Applies one write as a whole or not at all. A write whose idempotency key is remembered is not applied again.
     pub(super) fn apply(&mut self, write: &'a GuardedWrite) -> Result<Outcome, Error> {
+        if write.is_unusable {
+            return Ok(Outcome::Unusable);
+        }
         self.has_values_apart |= write.level >= FeatureLevel::STAMPED;
         let Some(idempotency) = &write.idempotency else { return self.apply_new(write) };
         if let Some(outcome) = self.outcomes.recall(idempotency, write.proposed_at_ms)? {
@@ -99,9 +102,15 @@ impl<'a> Overlay<'a> {
             return Ok(Outcome::HooksChanged { epoch: self.hook_epoch });
         }
         for (index, precondition) in (0..).zip(&write.preconditions) {
+            if !usability::can_be_looked_up(&precondition.fact) {
+                return Ok(Outcome::Unusable);
+            }
             if let Some(current) = self.violated(precondition)? {
                 return Ok(Outcome::PreconditionFailed { index, current });
             }
+        }
+        if !write.operations.iter().all(usability::can_be_stored) {
+            return Ok(Outcome::Unusable);
         }
         let revision = self.revision + 1;
         let mut effects = Vec::with_capacity(write.operations.len());
@@ -227,7 +236,8 @@ fn is_final(outcome: &Outcome, write: &GuardedWrite) -> bool {
             let failed = usize::try_from(*index).ok().and_then(|index| write.preconditions.get(index));
             failed.is_some_and(|precondition| precondition.asked_by == AskedBy::Client)
         }
-        Outcome::HooksChanged { .. } | Outcome::Repeated { .. } | Outcome::IdempotencyKeyReused => false,
+        Outcome::HooksChanged { .. } | Outcome::Repeated { .. } => false,
+        Outcome::IdempotencyKeyReused | Outcome::Unusable => false,
     }
 }
 

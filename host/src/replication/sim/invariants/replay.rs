@@ -8,7 +8,7 @@ use openraft::EntryPayload;
 use super::{Leadership, Violation};
 use crate::replication::sim::{clients::unique, history::Unique};
 use crate::replication::types::{LogEntry, decode};
-use crate::storage::{Action, Fact, GuardedWrite, HOOKS_PREFIX, Precondition, RangeDigest, Space};
+use crate::storage::{Action, Fact, FeatureLevel, GuardedWrite, HOOKS_PREFIX, Precondition, RangeDigest, Space};
 
 /// Revision, version and value by key.
 pub(super) type Keys = BTreeMap<String, (u64, u64, String)>;
@@ -33,20 +33,26 @@ pub(super) struct Replay {
 impl Replay {
     pub(super) fn of(committed: &BTreeMap<u64, (Leadership, Bytes)>) -> Result<Self, Violation> {
         let mut replay = Self::default();
+        let (mut level, mut time_ms) = (FeatureLevel::FIRST, 0);
         for (expected, (index, (_, bytes))) in (0..).zip(committed) {
             if *index != expected {
                 return Err(Violation::new("replay", format!("entry {expected} was never seen, and {index} was")));
             }
             let entry: LogEntry = decode(bytes).map_err(|error| Violation::new("replay", error.to_string()))?;
             let EntryPayload::Normal(round) = entry.payload else { continue };
-            for write in round.guarded_writes(round.stamped_at_ms) {
-                replay.apply(&write.map_err(|error| Violation::new("replay", error.to_string()))?);
+            level = level.max(round.level());
+            time_ms = time_ms.max(round.stamped_at_ms.unwrap_or(0));
+            for write in round.guarded_writes((level >= FeatureLevel::STAMPED).then_some(time_ms), level) {
+                replay.apply(&write);
             }
         }
         Ok(replay)
     }
 
     fn apply(&mut self, write: &GuardedWrite) {
+        if write.is_unusable {
+            return;
+        }
         if let Some(name) = &write.idempotency
             && self.names.contains_key(&name.key)
         {

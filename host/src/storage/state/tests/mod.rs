@@ -3,6 +3,7 @@
 mod damage;
 mod in_memory;
 mod replacement;
+mod unusable;
 
 use std::io;
 
