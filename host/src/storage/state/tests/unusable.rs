@@ -70,9 +70,8 @@ fn what_an_older_version_applies_below_the_level_is_applied() {
     assert_eq!(keys(&data, &RangeQuery::default()), ["a", &longest]);
 
     // A condition that fails before is the outcome, and remembered, as an older version does that does not come any further.
-    let fails = named("n", write(vec![put("", "1")], vec![revision_is("a", None)]));
+    let fails = at(FeatureLevel::STAMPED, named("n", write(vec![put("", "1")], vec![revision_is("a", None)])));
     let failed = Outcome::PreconditionFailed { index: 0, current: Some(2) };
-    assert_eq!(apply(&data, &[at(FeatureLevel::STAMPED, fails.clone())]), [failed.clone()]);
-    let repeated = Outcome::Repeated { first: Box::new(failed), rewritten: None };
-    assert_eq!(apply(&data, &[at(FeatureLevel::STAMPED, fails)]), [repeated]);
+    let repeated = Outcome::Repeated { first: Box::new(failed.clone()), rewritten: None };
+    assert_eq!(apply(&data, &[fails.clone(), fails]), [failed, repeated]);
 }
