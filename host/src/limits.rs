@@ -219,6 +219,10 @@ pub const PLUGIN_LINES_KEPT: usize = 1_000;
 /// Clocks that are set over a network differ by milliseconds. A second is twice the worst error of a reading, and the smallest unit
 /// in which users give times.
 pub const CLOCK_OFFSET_MAX: Duration = Duration::from_secs(1);
+/// Most members of a cluster, learners included.
+pub const MEMBERS_MAX: usize = 64;
+/// Longest URL of a member, in bytes.
+pub const MEMBER_URL_BYTES_MAX: usize = 2_048;
 /// Time that a change of the cluster waits until it is in force.
 pub const MEMBERSHIP_DEADLINE: Duration = Duration::from_secs(30);
 /// Largest body of a change of the cluster, in bytes.

@@ -13,7 +13,7 @@
 //! `Transport`, so that this code also runs on a simulated network. From top to bottom:
 //!
 //! - `handle`: the room's door, [`Handle`], and its concerns, connected; `options`: the settings.
-//! - `server`: answers the calls of other nodes.
+//! - `server`: answers the calls of other nodes; `doorkeeper`: checks what they claim.
 //! - `proposer`: makes rounds of writes and sends them to the leader; `queue`: the writes that wait for that; `gathering`: how long.
 //! - `reads`: the gate of strong reads, and the staleness of local ones.
 //! - `lost_state`: how a node that lost its state gets another.
@@ -52,6 +52,7 @@ mod addresses;
 mod blocking;
 mod cluster;
 mod disk_full;
+mod doorkeeper;
 mod error;
 mod gathering;
 mod handle;

@@ -11,7 +11,7 @@ use super::cluster::hello::spoken_for;
 use super::cluster::identity::{Stage, unidentified};
 use super::peer::credential::Caller;
 use super::peer::protocol::{Call, Envelope, SnapshotBody};
-use super::peer::server;
+use super::peer::{claims, server};
 use super::peer::snapshot::{Header, Outgoing};
 use super::types::{TypeConfig, decode, decode_shared, encode};
 use super::{disk_full, error::Error, handle::Handle};
@@ -49,10 +49,17 @@ impl Handle {
             Call::Vote | Call::PreVote | Call::TransferLeader if self.0.lease.is_silent() => {
                 Err(Error::Refused("this node has just restarted, and neither votes nor stands yet".to_owned()))
             }
-            Call::Vote => encode(&self.0.view.raft.raft().vote(decode(&body)?).await.map_err(refused)?),
-            Call::PreVote => encode(&self.0.view.raft.raft().pre_vote(decode(&body)?).await.map_err(refused)?),
+            Call::Vote | Call::PreVote => {
+                let request = decode(&body)?;
+                self.0.doorkeeper.check(|known| claims::vote(&request, known))?;
+                let raft = self.0.view.raft.raft();
+                let answer = if call == Call::Vote { raft.vote(request).await } else { raft.pre_vote(request).await };
+                encode(&answer.map_err(refused)?)
+            }
             Call::TransferLeader => {
-                encode(&self.0.view.raft.raft().handle_transfer_leader(decode(&body)?).await.map_err(refused)?)
+                let request = decode(&body)?;
+                self.0.doorkeeper.check(|known| claims::transfer(&request, known))?;
+                encode(&self.0.view.raft.raft().handle_transfer_leader(request).await.map_err(refused)?)
             }
             Call::Propose => {
                 let answer = self.0.proposer.serve(&body).await?;
@@ -121,7 +128,8 @@ impl Handle {
     }
 
     async fn append(&self, body: &Bytes) -> Result<Bytes, Error> {
-        let request: openraft::raft::AppendEntriesRequest<TypeConfig> = decode_shared(body)?;
+        let mut request: openraft::raft::AppendEntriesRequest<TypeConfig> = decode_shared(body)?;
+        self.0.doorkeeper.check_append(&mut request).await?;
         disk_full::check_entries(&self.0.free_space, &request.entries)?;
         // Until it has committed an entry of its own term, a new leader does not know all that its predecessors had committed.
         let term = request.vote.leader_id.term;

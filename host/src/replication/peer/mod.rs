@@ -5,8 +5,10 @@
 //! - `credential`: how nodes prove themselves to each other; `dial`: a request to a node that has.
 //! - `connection`, `server`: the calling and the serving end of a connection.
 //! - `snapshot`, `receiver`, `spool`: a whole state on its way to another node, its receiving end, and the file it arrives in.
+//! - `claims`: what the messages of other nodes may say.
 //! - `http`: the transport of production.
 
+pub(crate) mod claims;
 pub(crate) mod connection;
 pub(crate) mod credential;
 mod dial;

@@ -97,6 +97,10 @@ impl RaftHandle {
         self.parts.state_machine.snapshot().await
     }
 
+    pub(crate) fn log_store(&self) -> &LogStore {
+        &self.parts.log_store
+    }
+
     pub(crate) fn applied(&self) -> &Applied {
         &self.parts.state_machine.applied
     }

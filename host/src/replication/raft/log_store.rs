@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use crate::clock;
 use crate::limits::COMMAND_BYTES_MAX;
 use crate::replication::blocking::Blocking;
-use crate::replication::peer::frames::PEER_BODY_BYTES_MAX;
+use crate::replication::peer::{claims::LeaderId, frames::PEER_BODY_BYTES_MAX};
 use crate::replication::types::{
     LogEntry, LogId, TypeConfig, Vote, decode, decode_shared, encode, encode_with_rounds, encoded_bytes, traces_of,
 };
@@ -48,6 +48,30 @@ impl LogStore {
         }
         let log = self.log.clone();
         self.blocking.run(move || decode_all(&log.read(range, bytes_max).map_err(io::Error::other)?)).await?
+    }
+
+    /// The log id of an entry that the log holds.
+    pub(crate) async fn log_id_at(&self, index: u64) -> io::Result<Option<LogId>> {
+        let entry = self.read_entries(index..index.saturating_add(1), usize::MAX).await?.pop();
+        Ok(entry.map(|entry| entry.log_id()))
+    }
+
+    /// The index of the first entry that a leader wrote, if the last one in the log is its own.
+    pub(crate) async fn first_of_last_leader(&self, leader: &LeaderId) -> io::Result<Option<u64>> {
+        let Some((mut first, mut last)) = self.log.first_last() else { return Ok(None) };
+        let is_own = async |index| io::Result::Ok(self.log_id_at(index).await?.is_some_and(|id| id.leader_id == *leader));
+        if !is_own(last).await? {
+            return Ok(None);
+        }
+        // A leader's entries follow each other.
+        while first < last {
+            let middle = first + (last - first) / 2;
+            match is_own(middle).await? {
+                true => last = middle,
+                false => first = middle + 1,
+            }
+        }
+        Ok(Some(last))
     }
 
     /// A callback that records the append in the traces of its writes, and reports it to openraft.

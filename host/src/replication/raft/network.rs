@@ -19,6 +19,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use crate::replication::addresses::AddressBook;
+use crate::replication::peer::claims;
 use crate::replication::peer::protocol::{Call, CallError, Failure, Transport};
 use crate::replication::peer::snapshot::{
     Awaited, Outgoing, Progress, RESUME_PAUSE, RESUME_TRIES_MAX, STALL_MAX, SnapshotSource, Transfers,
@@ -106,12 +107,23 @@ impl PeerNetwork {
         body: Result<Bytes, Error>,
         timeout: Duration,
     ) -> impl Future<Output = Answer<A>> + use<'_, A> {
-        let network = |error: Error| RPCError::Network(NetworkError::new(&error));
         let sent = body.map(|body| self.network.transport.call(self.to, &self.url(), call, body, timeout));
         async move {
-            let answer = sent.map_err(network)?.await.map_err(rpc_error)?;
-            decode(&answer).map_err(network)
+            let answer = sent.map_err(network_error)?.await.map_err(rpc_error)?;
+            decode(&answer).map_err(network_error)
         }
+    }
+
+    /// Asks for a vote, binding or not.
+    async fn ask_for_vote(
+        &self,
+        call: Call,
+        request: &VoteRequest<TypeConfig>,
+        timeout: Duration,
+    ) -> Answer<VoteResponse<TypeConfig>> {
+        let answer = self.call(call, encode(request), timeout).await?;
+        claims::vote_answer(&answer, &request.vote).map_err(network_error)?;
+        Ok(answer)
     }
 
     /// Sends an append and records its round trip.
@@ -123,12 +135,12 @@ impl PeerNetwork {
         let body = encode_with_rounds(request, request.entries.iter().map(encoded_bytes).sum());
         let timeout = append_timeout(body.as_ref().map_or(0, Bytes::len));
         let answer = self.call(Call::Append, body, timeout);
+        let (own, previous) = (request.vote, request.prev_log_id);
+        let last = request.entries.last().map(|entry| entry.log_id()).or(previous);
         async move {
-            let answer = answer.await;
-            if answer.is_ok() {
-                self.network.telemetry.metrics().replication_rtt(&self.url(), began.elapsed());
-            }
-            answer
+            let answer = answer.await?;
+            self.network.telemetry.metrics().replication_rtt(&self.url(), began.elapsed());
+            claims::append_answer(answer, (&own, self.to), (previous, last)).map_err(network_error)
         }
     }
 
@@ -205,6 +217,10 @@ impl PeerNetwork {
     }
 }
 
+fn network_error(error: Error) -> RPCError<TypeConfig> {
+    RPCError::Network(NetworkError::new(&error))
+}
+
 fn rpc_error(error: CallError) -> RPCError<TypeConfig> {
     match error.failure {
         Failure::NotSent | Failure::Starting | Failure::NoAnswer => RPCError::Unreachable(Unreachable::new(&error)),
@@ -251,7 +267,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
     }
 
     async fn vote(&mut self, request: VoteRequest<TypeConfig>, option: RPCOption) -> Answer<VoteResponse<TypeConfig>> {
-        self.call(Call::Vote, encode(&request), option.soft_ttl()).await
+        self.ask_for_vote(Call::Vote, &request, option.soft_ttl()).await
     }
 
     async fn pre_vote(
@@ -259,7 +275,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         request: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Answer<VoteResponse<TypeConfig>> {
-        self.call(Call::PreVote, encode(&request), option.soft_ttl()).await
+        self.ask_for_vote(Call::PreVote, &request, option.soft_ttl()).await
     }
 
     async fn full_snapshot(
@@ -276,7 +292,11 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         tokio::select! {
             biased;
             answer = self.send_snapshot(&outgoing) => match answer {
-                Ok(answer) => decode(&answer).map_err(|error| network(&error)),
+                Ok(answer) => {
+                    let answer: SnapshotResponse<TypeConfig> = decode(&answer).map_err(|error| network(&error))?;
+                    let vote = claims::higher_vote(answer.vote, &vote, self.to).map_err(|error| network(&error))?;
+                    Ok(SnapshotResponse::new(vote))
+                }
                 Err(error) if error.failure == Failure::Refused => Err(network(&error)),
                 Err(error) => Err(StreamingError::Unreachable(Unreachable::new(&error))),
             },

@@ -9,6 +9,7 @@
 //! former id (P8). What the log has that cannot be applied ends no node.
 
 mod addresses;
+mod claims;
 mod memberships;
 mod promises;
 mod reads;

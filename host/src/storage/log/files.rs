@@ -30,4 +30,7 @@ pub(super) trait SegmentFile: Send {
 
     /// Makes everything written durable.
     fn sync(&mut self) -> Result<(), Error>;
+
+    /// Gives back the space that was reserved after `length` bytes, since nothing more is written. What was written is durable.
+    fn finish(&mut self, length: u64) -> Result<(), Error>;
 }

@@ -78,6 +78,10 @@ impl SegmentFile for OpenSegment {
     fn sync(&mut self) -> Result<(), Error> {
         Ok(self.file.sync_data()?)
     }
+
+    fn finish(&mut self, length: u64) -> Result<(), Error> {
+        Ok(self.file.set_len(length)?)
+    }
 }
 
 #[cfg(target_os = "linux")]

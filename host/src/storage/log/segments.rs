@@ -399,6 +399,8 @@ impl SegmentWriter {
     fn start_segment(&mut self, first: u64) -> Result<(), Error> {
         self.write()?;
         self.sync()?;
+        // A log that is truncated often, or grows by large entries, would take many times its size otherwise.
+        self.file.finish(self.written)?;
         self.number += 1;
         (self.file, self.written) = self.segments.start(self.number, first, &self.named)?;
         Ok(())

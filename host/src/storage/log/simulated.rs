@@ -119,6 +119,11 @@ impl SegmentFile for SimSegment {
     fn sync(&mut self) -> Result<(), Error> {
         self.engine.sync()
     }
+
+    /// Nothing is reserved.
+    fn finish(&mut self, _length: u64) -> Result<(), Error> {
+        Ok(())
+    }
 }
 
 /// A watermark in the sidecar of a simulated disk.

@@ -449,3 +449,19 @@ fn used(path: &Path) -> Vec<u8> {
     bytes.truncate(bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1);
     bytes
 }
+
+#[test]
+fn a_truncation_gives_back_the_space_that_was_reserved() {
+    let (dir, log) = new_log();
+    for first in 0..20 {
+        append(&log, first..first + 2);
+        wait(|done| log.truncate_after(Some(first), done)).unwrap();
+    }
+    let files = std::fs::read_dir(dir.path().join("log")).unwrap();
+    let bytes: u64 = files.map(|file| file.unwrap().metadata().unwrap().len()).sum();
+    assert!(bytes < 2 * super::segments::SEGMENT_BYTES, "{bytes} bytes");
+    shut(log);
+    let log = open(&dir).unwrap();
+    assert_eq!(log.read(0..30, usize::MAX).unwrap().len(), 20);
+    shut(log);
+}
