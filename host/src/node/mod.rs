@@ -38,7 +38,7 @@ use self::door::Door;
 pub(crate) use self::settings::{Error as SettingsError, Given, Settings};
 use crate::hooks::{self, Calls, Compilers, Line, LogSink, LogSource, Observer, Record};
 use crate::limits::{BODIES_BYTES_MAX, ByteBudget, DRAIN_DEADLINE};
-use crate::registry::Registry;
+use crate::registry::{self, Registry};
 use crate::replication::{self, Credentials, HttpTransport};
 use crate::storage::{self, Data, FreeSpace, Log};
 use crate::telemetry::{Telemetry, request_trace_id};
@@ -140,6 +140,7 @@ impl Node {
             snapshot_entries: settings.snapshot_entries,
             blocking: replication::Blocking::Threads,
             clock: clock::Clock::system(),
+            check_proposed: registry::is_of_a_node,
         };
         let transport = Arc::new(HttpTransport::new(credentials.clone()));
         tasks.spawn(examine_state(data.clone(), stopping.clone()));

@@ -13,7 +13,7 @@ use super::error::Error;
 use crate::limits::PLUGIN_BYTES_MAX;
 use crate::storage::{Data, Fact, Operation, Precondition, Space, Value};
 
-const PREFIX: &str = "components/";
+pub(super) const PREFIX: &str = "components/";
 
 /// Size of a piece in bytes; the last piece of a version may be smaller. Four pieces share a proposal round.
 const PIECE_BYTES: usize = 1024 * 1024;

@@ -17,7 +17,7 @@ use crate::storage::{Data, Operation, Precondition};
 
 /// Keys of the system space under this prefix are changes: `history/<number>`, with leading zeros so that they sort by
 /// number.
-const HISTORY_PREFIX: &str = "history/";
+pub(super) const HISTORY_PREFIX: &str = "history/";
 
 /// One change of the registry: what was changed, when and by whom.
 #[derive(Debug, Serialize, Deserialize)]

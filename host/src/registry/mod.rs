@@ -52,6 +52,7 @@ mod error;
 mod follower;
 mod history;
 mod preparation;
+mod proposed;
 mod transaction;
 
 use std::sync::Arc;
@@ -70,6 +71,7 @@ use self::entry::{delete, put_json};
 pub(crate) use self::error::Error;
 use self::follower::{CompiledPlugins, Follower};
 use self::history::{Change, Edit};
+pub(crate) use self::proposed::is_of_a_node;
 pub(crate) use self::transaction::Author;
 use self::transaction::{ATTEMPTS_MAX, Commit, Decision, ReadSet, Transactions, blocking};
 use crate::hooks::{self, Binding, CompileOptions, Hook, Pipeline, Priority, Runtime};

@@ -12,7 +12,7 @@ use crate::limits::{BIND_DEADLINE, HOOKS_PREPARED_MAX};
 use crate::storage::{Data, Operation, Precondition};
 
 /// Keys of the system space under this prefix are preparations.
-const PREFIX: &str = "preparing/";
+pub(super) const PREFIX: &str = "preparing/";
 
 /// Age after which nobody waits for a preparation any more.
 const ABANDONED_AFTER_MS: u64 = 2 * BIND_DEADLINE.as_millis() as u64;

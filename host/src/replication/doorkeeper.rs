@@ -70,10 +70,12 @@ impl Doorkeeper {
         let agrees = match raft.log_store().log_id_at(log_id.index).await.map_err(unreadable)? {
             Some(held) => held == log_id,
             // The log was cut there, or begins after it.
-            None => raft.with_metrics(|metrics| metrics.purged).is_none_or(|purged| match log_id.index == purged.index {
-                true => log_id == purged,
-                false => log_id.index > purged.index || log_id.leader_id <= purged.leader_id,
-            }),
+            None => {
+                raft.with_metrics(|metrics| metrics.purged).is_none_or(|purged| match log_id.index == purged.index {
+                    true => log_id == purged,
+                    false => log_id.index > purged.index || log_id.leader_id <= purged.leader_id,
+                })
+            }
         };
         if agrees { Ok(()) } else { claims::refused("an entry that contradicts a committed one") }
     }

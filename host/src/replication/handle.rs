@@ -36,6 +36,7 @@ use super::{
     reads::Reads,
     start_error::StartError,
 };
+use crate::limits::{ByteBudget, MEMBERS_MAX, PEER_BODIES_BYTES_MAX};
 use crate::storage::{Data, DiskFull, FeatureLevel, FreeSpace, GuardedWrite, Log, Outcome};
 use crate::telemetry::{Telemetry, TraceContext};
 
@@ -70,6 +71,8 @@ pub(super) struct Parts {
     pub(super) free_space: FreeSpace,
     pub(super) receiver: Arc<Receiver>,
     pub(super) blocking: Blocking,
+    /// Room for the calls of other nodes.
+    pub(super) peer_bodies: ByteBudget,
     /// One permit for each snapshot that another node may fetch at the same time.
     pub(super) fetches: Arc<Semaphore>,
     pub(super) stop: CancellationToken,
@@ -91,6 +94,9 @@ impl Handle {
         transport: Arc<dyn Transport>,
         telemetry: Telemetry,
     ) -> Result<Self, StartError> {
+        if options.peer_urls.len() >= MEMBERS_MAX {
+            return Err(StartError::TooMany);
+        }
         let founders = Founders::new(&options.self_url, &options.peer_urls).ok_or(StartError::Ambiguous)?;
         let stage = match Stage::stored(&log)? {
             _ if founders.is_alone() => Formation::alone(&log, options.may_found).await?,
@@ -345,7 +351,7 @@ impl Parts {
         transport: Arc<dyn Transport>,
         telemetry: Telemetry,
     ) -> Self {
-        let Options { free_space, spool_dir, blocking, may_found, clock, .. } = options;
+        let Options { free_space, spool_dir, blocking, may_found, clock, check_proposed, .. } = options;
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let receiver = Receiver::new(spool_dir, free_space.clone(), blocking.clone(), tasks.clone(), stop.clone());
         let lease = Arc::new(Lease::default());
@@ -375,8 +381,14 @@ impl Parts {
             transport: transport.clone(),
             changing: tokio::sync::Mutex::new(()),
         });
-        let proposer =
-            Proposer::start(view.clone(), leadership.clone(), free_space.clone(), transport.clone(), telemetry);
+        let proposer = Proposer::start(
+            view.clone(),
+            leadership.clone(),
+            free_space.clone(),
+            transport.clone(),
+            telemetry,
+            check_proposed,
+        );
         let reads = Reads::start(view.clone(), clock, transport);
         Self {
             identity,
@@ -392,6 +404,7 @@ impl Parts {
             free_space,
             receiver: Arc::new(receiver),
             blocking,
+            peer_bodies: ByteBudget::new(PEER_BODIES_BYTES_MAX),
             fetches: Arc::new(Semaphore::new(FETCHES_MAX)),
             stop,
             tasks,

@@ -28,6 +28,7 @@ use super::blocking::Blocking;
 use super::cluster::identity::Stage;
 use super::error::Error;
 use super::options::Options;
+use super::peer::claims;
 use super::peer::protocol::Transport;
 use super::peer::receiver::Receiver;
 use super::peer::snapshot::{Header, STALL_MAX};
@@ -113,7 +114,7 @@ impl Recovery<'_> {
             blocking.run(move || install(&data, &source)).await.map_err(refused)?.map_err(refused)?;
             encode(&last)
         };
-        let last: LogId = decode(&receiver.receive(body, install).await?)?;
+        let last: LogId = decode(&receiver.receive(body, claims::contents, install).await?)?;
         tracing::info!(url, last = last.index(), "the state was fetched from another node");
         Ok(())
     }
@@ -208,6 +209,7 @@ mod tests {
             snapshot_entries: 1,
             blocking: Blocking::Threads,
             clock: crate::clock::Clock::system(),
+            check_proposed: |_| true,
         };
         let recovery = Recovery { options: &options, log: &log, data: &data, transport: &Peer { state, last } };
         let ran = tokio::time::timeout(time, recovery.run(Stage::Unidentified)).await;

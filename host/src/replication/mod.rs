@@ -14,7 +14,8 @@
 //!
 //! - `handle`: the room's door, [`Handle`], and its concerns, connected; `options`: the settings.
 //! - `server`: answers the calls of other nodes; `doorkeeper`: checks what they claim.
-//! - `proposer`: makes rounds of writes and sends them to the leader; `queue`: the writes that wait for that; `gathering`: how long.
+//! - `proposer`: makes rounds of writes and sends them to the leader; `queue`: the writes that wait for that; `gathering`: how long;
+//!   `proposed`: what the leader takes from others.
 //! - `reads`: the gate of strong reads, and the staleness of local ones.
 //! - `lost_state`: how a node that lost its state gets another.
 //! - `log_cut`, `disk_full`: when the log is cut, and how a node with a full disk behaves.
@@ -45,8 +46,9 @@
 //!
 //! Nodes stop and return, networks lose and delay messages, disks keep all fsynced data. Wall clocks may be wrong and may step: the
 //! cluster's time holds as long as those of a majority are right (see `cluster/time`). Monotonic clocks run at rates that differ by less
-//! than a tenth, and stand still while a machine is suspended (leader leases rely on it, see `lease` and `suspensions`). Nodes do not lie;
-//! a stranger is none, since nodes prove themselves to each other (`peer/credential`).
+//! than a tenth, and stand still while a machine is suspended (leader leases rely on it, see `lease` and `suspensions`). A stranger is
+//! no node, since nodes prove themselves to each other (`peer/credential`). Nodes do not lie about who was elected, nor about what they
+//! have stored; what else they claim is checked (see `doorkeeper`).
 
 mod addresses;
 mod blocking;
@@ -61,6 +63,7 @@ mod log_cut;
 mod lost_state;
 mod options;
 mod peer;
+mod proposed;
 mod proposer;
 mod queue;
 mod raft;
@@ -85,6 +88,7 @@ pub use self::peer::protocol::{
     CHALLENGE_PATH, CLUSTER_HEADER, Envelope, INDEX_MIN_HEADER, NONCE_HEADER, PROOF_HEADER, PROTOCOL, REFUSAL_HEADER,
     SnapshotBody, TO_HEADER, URL_HEADER, VERSION_HEADER, common_version,
 };
+pub use self::proposed::CheckProposed;
 pub use self::raft::engine::{Condition, accept_loss, check_storage};
 pub use self::start_error::StartError;
 pub use self::types::ClusterId;

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use super::{blocking::Blocking, lease::LEASE};
+use super::{blocking::Blocking, lease::LEASE, proposed::CheckProposed};
 use crate::{clock::Clock, storage::FreeSpace};
 
 /// Interval of the leader's heartbeats. All timing is for nodes within a millisecond or two of each other.
@@ -34,6 +34,8 @@ pub struct Options {
     pub blocking: Blocking,
     /// The node's wall clock.
     pub clock: Clock,
+    /// Says whether a write that another node proposes is one that a node would make.
+    pub check_proposed: CheckProposed,
 }
 
 impl Options {

@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use super::error::{Error, Limit, WriteOutcome};
 use super::gathering::Gathering;
 use super::peer::protocol::{Call, Failure, Transport};
+use super::proposed::{self, CheckProposed};
 use super::queue::{self, Proposal, Queue};
 use super::types::{Round, RoundWrite, TypeConfig, decode, decode_shared, encode_with_rounds};
 use super::{cluster::leadership::Leadership, cluster::view::ClusterView, disk_full};
@@ -56,6 +57,7 @@ pub(super) struct Proposer {
     free_space: FreeSpace,
     transport: Arc<dyn Transport>,
     telemetry: Telemetry,
+    check_proposed: CheckProposed,
     queue: Arc<Queue>,
 }
 
@@ -96,9 +98,11 @@ impl Proposer {
         free_space: FreeSpace,
         transport: Arc<dyn Transport>,
         telemetry: Telemetry,
+        check_proposed: CheckProposed,
     ) -> Arc<Self> {
         let queue = Arc::new(Queue::new());
-        let proposer = Arc::new(Self { view, leadership, free_space, transport, telemetry, queue: queue.clone() });
+        let parts = Self { view, leadership, free_space, transport, telemetry, check_proposed, queue: queue.clone() };
+        let proposer = Arc::new(parts);
         tokio::spawn(make_rounds(Arc::downgrade(&proposer), queue));
         proposer
     }
@@ -311,7 +315,7 @@ impl Proposer {
         let not_written = |is_busy| Forwarded::Failed { successful: 1, outcome: WriteOutcome::NotWritten, is_busy };
         let Some(held) = self.queue.reserve(body.len()) else { return Ok(not_written(true)) };
         let (round, remaining): (Round, Duration) = decode_shared(body)?;
-        queue::check(&round)?;
+        proposed::check(&round, self.check_proposed)?;
         // A little earlier than the other side's, so that it receives our answer and not a timeout.
         let remaining = remaining.saturating_sub(LEADER_POLL);
         if remaining.is_zero() {

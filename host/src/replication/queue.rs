@@ -14,11 +14,8 @@ use tokio::time::Instant;
 use super::error::Error;
 use super::gathering::{GATHER_MAX, Gathering};
 use super::types::{Round, RoundWrite};
-use crate::limits::{
-    ByteBudget, COMMAND_BYTES_MAX, HeldBytes, KEY_BYTES_MAX, PROPOSE_QUEUE_BYTES_MAX, PROPOSE_QUEUE_MAX,
-    VALUE_BYTES_MAX,
-};
-use crate::storage::{Action, GuardedWrite, Operation, Outcome, Space};
+use crate::limits::{ByteBudget, HeldBytes, PROPOSE_QUEUE_BYTES_MAX, PROPOSE_QUEUE_MAX};
+use crate::storage::Outcome;
 
 /// Most writes in a proposal round.
 pub(super) const ROUND_WRITES_MAX: usize = 1_024;
@@ -313,39 +310,12 @@ pub(super) fn last_deadline(callers: &[Caller]) -> Option<Instant> {
     callers.iter().map(|caller| caller.deadline).max()
 }
 
-/// Checks a round that another node made: an entry that no follower accepts, or that cannot be applied, would stop the
-/// cluster.
-pub(super) fn check(round: &Round) -> Result<(), Error> {
-    let refused = |what: &str| Err(Error::Refused(format!("the round {what}")));
-    let bytes = round.command_bytes();
-    match round.writes.len() {
-        0 => return refused("has no writes"),
-        1 if bytes > COMMAND_BYTES_MAX => return refused("has a write that is too large"),
-        2.. if bytes > ROUND_BYTES_MAX => return refused("is too large"),
-        ROUND_WRITES_MAX.. if round.writes.len() > ROUND_WRITES_MAX => return refused("has too many writes"),
-        _ => {}
-    }
-    let is_sound = |write: &RoundWrite| {
-        // The round gets its time when it is proposed.
-        let write = GuardedWrite::decode(&write.command, Some(0));
-        write.is_ok_and(|write| write.operations.iter().all(is_sound_operation))
-    };
-    if round.writes.iter().all(is_sound) { Ok(()) } else { refused("has a write that cannot be applied") }
-}
-
-fn is_sound_operation(operation: &Operation) -> bool {
-    let has_value_in_bounds = match &operation.action {
-        Action::Put(value) => value.bytes.len() <= VALUE_BYTES_MAX,
-        Action::Delete => true,
-    };
-    has_value_in_bounds && (operation.space == Space::System || (1..=KEY_BYTES_MAX).contains(&operation.key.len()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
     use crate::replication::error::Limit;
-    use crate::storage::{AskedBy, Fact, FeatureLevel, Precondition, Value};
+    use crate::storage::{Action, AskedBy, Fact, FeatureLevel, GuardedWrite, Operation, Precondition, Space, Value};
 
     fn round_write(bytes: usize) -> RoundWrite {
         RoundWrite { trace: None, command: vec![0; bytes].into() }

@@ -11,8 +11,8 @@ use super::cluster::hello::spoken_for;
 use super::cluster::identity::{Stage, unidentified};
 use super::peer::credential::Caller;
 use super::peer::protocol::{Call, Envelope, SnapshotBody};
-use super::peer::{claims, server};
 use super::peer::snapshot::{Header, Outgoing};
+use super::peer::{claims, server};
 use super::types::{TypeConfig, decode, decode_shared, encode};
 use super::{disk_full, error::Error, handle::Handle};
 use crate::limits::SNAPSHOT_BYTES_PER_SECOND_MAX;
@@ -20,7 +20,8 @@ use crate::limits::SNAPSHOT_BYTES_PER_SECOND_MAX;
 impl Handle {
     /// Answers the calls of another node on a connection, until it ends or this node stops.
     pub async fn serve_connection(&self, caller: &Caller, io: impl AsyncRead + AsyncWrite) {
-        let calls = server::serve(io, |call, envelope, body| self.serve(caller, call, envelope, body));
+        let serve = |call, envelope, body| self.serve(caller, call, envelope, body);
+        let calls = server::serve(io, self.0.peer_bodies.clone(), serve);
         if let Some(Err(error)) = self.0.stop.run_until_cancelled(calls).await {
             tracing::debug!(%error, "a connection from another node broke");
         }
@@ -86,8 +87,10 @@ impl Handle {
         E: std::error::Error + Send + Sync + 'static,
     {
         self.check_envelope(Call::Snapshot, envelope).await?;
-        let view = self.0.view.clone();
+        let (view, doorkeeper) = (self.0.view.clone(), self.0.doorkeeper.clone());
+        let check = |header: &Header| self.0.doorkeeper.check_snapshot(header, false);
         let install = async move |header: Header, snapshot| {
+            doorkeeper.check_snapshot(&header, true)?;
             let snapshot = SnapshotOf::<TypeConfig, _> { meta: header.meta, snapshot };
             let answer = view.raft.raft().install_full_snapshot(header.vote, snapshot).await.map_err(refused)?;
             if answer.vote == header.vote {
@@ -95,7 +98,7 @@ impl Handle {
             }
             encode(&answer)
         };
-        self.0.receiver.receive(body, install).await
+        self.0.receiver.receive(body, check, install).await
     }
 
     /// A snapshot of this node's state that covers the log up to `index_min` at least, for a node of this cluster.

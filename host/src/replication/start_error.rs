@@ -2,6 +2,7 @@
 
 use super::error::Error;
 use super::types::TypeConfig;
+use crate::limits::MEMBERS_MAX;
 
 /// Why a node could not start to take part.
 #[derive(Debug, thiserror::Error)]
@@ -12,6 +13,9 @@ pub enum StartError {
     /// Two nodes have the same URL, or this node is in its own list.
     #[error("the list of other nodes names a node twice, or this node itself")]
     Ambiguous,
+    /// More nodes than a cluster may have.
+    #[error("the list of other nodes is too long: a cluster has at most {MEMBERS_MAX} members")]
+    TooMany,
     /// A node without others would begin a second history.
     #[error(
         "REPLICA_NODES is empty, and {0}: start this node with the other nodes of its cluster in REPLICA_NODES, or with an \

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::change::{Change, Members, Progress, Role, is_joint};
 use super::{hello::Greeter, identity::Identity, leadership::Leadership, peer_table::Hello, view::ClusterView};
+use crate::limits::MEMBERS_MAX;
 use crate::replication::error::{Error, WriteOutcome};
 use crate::replication::peer::protocol::{Call, Failure, Transport};
 use crate::replication::types::{Metrics, decode, encode};
@@ -220,6 +221,9 @@ impl Membership {
     /// Adds a node and removes the nodes that had its URL.
     async fn admit(&self, members: &Members, id: u64, url: &str, role: Role) -> Progress {
         if !members.nodes.contains_key(&id) {
+            if members.nodes.len() >= MEMBERS_MAX {
+                return Progress::Refused(format!("a cluster has at most {MEMBERS_MAX} members, learners included"));
+            }
             let node = BTreeMap::from([(id, BasicNode::new(url))]);
             return self.apply(members, ChangeMembers::AddNodes(node), Progress::Pending).await;
         }

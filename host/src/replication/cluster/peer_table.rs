@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::time::ClockReading;
+use crate::limits::{HELLO_BYTES_MAX, MEMBER_URL_BYTES_MAX, MEMBERS_MAX};
 use crate::replication::error::Error;
 use crate::replication::types::ClusterId;
 use crate::storage::FeatureLevel;
@@ -79,10 +80,25 @@ impl Hello {
         }
     }
 
+    /// Decodes a hello of bounded size: its sender may be anybody.
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, Error> {
+        if bytes.len() > HELLO_BYTES_MAX {
+            return Err(Error::Refused("the hello is too large".to_owned()));
+        }
         let (hello, rest) = postcard::take_from_bytes::<Self>(bytes).map_err(Error::Codec)?;
         let more = (!rest.is_empty()).then(|| postcard::from_bytes(rest)).transpose().map_err(Error::Codec)?;
-        Ok(Self { more, ..hello })
+        let hello = Self { more, ..hello };
+        if hello.is_in_bounds() { Ok(hello) } else { Err(Error::Refused("the hello names too much".to_owned())) }
+    }
+
+    /// Whether it names no more nodes than a cluster may have. All of them may be called.
+    fn is_in_bounds(&self) -> bool {
+        let nodes = self.more.iter().filter_map(|more| more.membership.as_ref()).flat_map(|known| known.nodes.values());
+        let is_short = |url: &String| url.len() <= MEMBER_URL_BYTES_MAX;
+        self.knows.len() <= MEMBERS_MAX
+            && self.matched.len() <= MEMBERS_MAX
+            && nodes.clone().count() <= MEMBERS_MAX
+            && self.knows.iter().chain(nodes).chain([&self.url]).all(is_short)
     }
 
     /// Its wall time when it said this.

@@ -18,13 +18,11 @@
 
 use std::collections::BTreeSet;
 
-use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest, VoteResponse,
-};
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest, VoteResponse};
 use openraft::{EntryPayload, entry::RaftEntry};
 
 use super::snapshot::Header;
-use crate::limits::{MEMBERS_MAX, MEMBER_URL_BYTES_MAX};
+use crate::limits::{MEMBER_URL_BYTES_MAX, MEMBERS_MAX};
 use crate::replication::error::Error;
 use crate::replication::types::{LogId, Metrics, TypeConfig, Vote};
 
@@ -117,6 +115,7 @@ pub(crate) fn snapshot(header: &Header, is_here: bool, known: &Known) -> Result<
         (Some(last), Some(committed)) if last > committed && last.index <= committed.index => {
             refused("a snapshot that contradicts committed entries")
         }
+        (Some(_), _) if header.meta.last_membership.log_id().is_none() => refused("a snapshot without members"),
         _ => Ok(()),
     }
 }
@@ -152,9 +151,7 @@ pub(crate) fn append_answer(
         // openraft takes the position for granted.
         AppendEntriesResponse::Conflict if previous.is_some() => Ok(answer),
         AppendEntriesResponse::Conflict => refused("a conflict before the first entry"),
-        AppendEntriesResponse::HigherVote(vote) => {
-            higher_vote(vote, own, by).map(AppendEntriesResponse::HigherVote)
-        }
+        AppendEntriesResponse::HigherVote(vote) => higher_vote(vote, own, by).map(AppendEntriesResponse::HigherVote),
     }
 }
 
@@ -208,13 +205,14 @@ fn position(log_id: Option<LogId>, leader: LeaderId) -> Result<(), Error> {
 fn membership(found: &Membership) -> Result<(), Error> {
     let nodes: BTreeSet<u64> = found.nodes().map(|(id, _)| *id).collect();
     let voters = found.get_joint_config();
-    let are_sound =
-        (1..=VOTER_SETS_MAX).contains(&voters.len()) && voters.iter().all(|set| !set.is_empty() && set.is_subset(&nodes));
+    let are_sound = (1..=VOTER_SETS_MAX).contains(&voters.len())
+        && voters.iter().all(|set| !set.is_empty() && set.is_subset(&nodes));
     if !are_sound || nodes.len() > MEMBERS_MAX {
         return refused("a membership that no cluster has");
     }
     // A later version may know more kinds of URLs, and what is committed must be taken. One that leads nowhere is not called.
-    let is_url = |url: &str| (1..=MEMBER_URL_BYTES_MAX).contains(&url.len()) && url.bytes().all(|byte| byte.is_ascii_graphic());
+    let is_url =
+        |url: &str| (1..=MEMBER_URL_BYTES_MAX).contains(&url.len()) && url.bytes().all(|byte| byte.is_ascii_graphic());
     if found.nodes().all(|(_, node)| is_url(&node.addr)) { Ok(()) } else { refused("a member without a URL") }
 }
 

@@ -15,12 +15,14 @@
 //! on the path of every append.
 
 use std::io;
+use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::protocol::{Call, CallError, Envelope, Failure};
-use crate::limits::PLUGIN_BYTES_MAX;
+use crate::limits::{ByteBudget, HeldBytes, PEER_STALL_MAX, PLUGIN_BYTES_MAX};
 use crate::replication::error::{Error, WriteOutcome};
 use crate::replication::types::ClusterId;
 
@@ -28,6 +30,12 @@ pub(crate) const READ_BYTES: usize = 64 * 1024;
 
 /// Free space in the read buffer below which a new buffer is allocated, in bytes.
 const READ_BYTES_MIN: usize = 4 * 1024;
+
+/// Bytes for which room is made before they arrive; more if as many have arrived.
+const STEP_BYTES: usize = 1024 * 1024;
+
+/// Interval at which a frame looks for room that others have given back.
+const ROOM_POLL: Duration = Duration::from_millis(10);
 
 /// Largest body of a call between nodes, or of its answer, in bytes. The largest are appends; see `log_store`, which keeps them
 /// below it.
@@ -100,14 +108,55 @@ pub(crate) fn parse_answer(mut frame: Bytes, url: &str) -> io::Result<(u32, Resu
     Ok((number, answer))
 }
 
+/// Reads frames. A frame takes memory as it arrives: its length alone takes none.
 pub(crate) struct Frames<R> {
     reader: R,
     buffer: BytesMut,
+    budget: Option<ByteBudget>,
+    /// The room of the frame that arrives, or of the last one.
+    held: Option<HeldBytes>,
+    /// Since when there is no room for it.
+    waits_since: Option<Instant>,
 }
 
 impl<R: AsyncRead + Unpin> Frames<R> {
     pub(crate) fn of(reader: R) -> Self {
-        Self { reader, buffer: BytesMut::with_capacity(READ_BYTES) }
+        Self { reader, buffer: BytesMut::with_capacity(READ_BYTES), budget: None, held: None, waits_since: None }
+    }
+
+    /// Frames that take room of a budget, and wait for it.
+    pub(crate) fn within(reader: R, budget: ByteBudget) -> Self {
+        Self { budget: Some(budget), ..Self::of(reader) }
+    }
+
+    /// The room of the frame that was read last.
+    pub(crate) fn take_held(&mut self) -> Option<HeldBytes> {
+        self.held.take()
+    }
+
+    /// Takes room, so that the frame has as much as this; false if there is none now.
+    fn hold(&mut self, bytes: usize) -> bool {
+        let Some(budget) = &self.budget else { return true };
+        match &mut self.held {
+            Some(held) => match bytes.checked_sub(held.bytes()) {
+                Some(more) => budget.extend(held, more),
+                None => true,
+            },
+            None => {
+                self.held = budget.take(bytes);
+                self.held.is_some()
+            }
+        }
+    }
+
+    /// Waits a little for room. Fails if there has been none for long.
+    async fn wait_for_room(&mut self) -> io::Result<()> {
+        let since = *self.waits_since.get_or_insert_with(Instant::now);
+        if since.elapsed() > PEER_STALL_MAX {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "no room for a call"));
+        }
+        sleep(ROOM_POLL).await;
+        Ok(())
     }
 
     /// The next frame, without its length; none at the end of the connection. Cancel safe.
@@ -118,17 +167,30 @@ impl<R: AsyncRead + Unpin> Frames<R> {
                 if length > CALL_HEAD + PEER_BODY_BYTES_MAX {
                     return Err(malformed());
                 }
-                if self.buffer.len() >= 4 + length {
+                let missing = (4 + length).saturating_sub(self.buffer.len());
+                let step = missing.min(STEP_BYTES.max(self.buffer.len()));
+                if !self.hold(if missing == 0 { length } else { self.buffer.len() + step }) {
+                    self.wait_for_room().await?;
+                    continue;
+                }
+                self.waits_since = None;
+                if missing == 0 {
                     self.buffer.advance(4);
                     return Ok(Some(self.buffer.split_to(length).freeze()));
                 }
-                self.buffer.reserve(4 + length - self.buffer.len());
+                self.buffer.reserve(step);
             }
             // Frames share the buffer they were read into. A new one is allocated when it is full, not for each frame.
             if self.buffer.capacity() - self.buffer.len() < READ_BYTES_MIN {
                 self.buffer.reserve(READ_BYTES);
             }
-            if self.reader.read_buf(&mut self.buffer).await? == 0 {
+            let is_between = self.buffer.is_empty();
+            let read = self.reader.read_buf(&mut self.buffer);
+            let read = match is_between {
+                true => read.await?,
+                false => timeout(PEER_STALL_MAX, read).await.map_err(|_| io::ErrorKind::TimedOut)??,
+            };
+            if read == 0 {
                 return if self.buffer.is_empty() { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
             }
         }
@@ -137,7 +199,56 @@ impl<R: AsyncRead + Unpin> Frames<R> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncWriteExt;
+
     use super::*;
+
+    /// A frame of so many bytes, without most of them.
+    fn begun(length: usize, sent: usize) -> Vec<u8> {
+        let mut begun = u32::try_from(length).unwrap().to_be_bytes().to_vec();
+        begun.resize(4 + sent, 7);
+        begun
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_frame_takes_memory_as_it_arrives_and_breaks_its_connection_if_it_stalls() {
+        let length = CALL_HEAD + PEER_BODY_BYTES_MAX;
+        for sent in [0, 100, 3 * STEP_BYTES] {
+            let budget = ByteBudget::new(2 * PEER_BODY_BYTES_MAX);
+            let (mut near, far) = tokio::io::duplex(READ_BYTES);
+            let mut frames = Frames::within(far, budget);
+            let write = async { near.write_all(&begun(length, sent)).await.unwrap() };
+            let (read, ()) = tokio::join!(frames.next(), write);
+            assert_eq!(read.unwrap_err().kind(), io::ErrorKind::TimedOut);
+            let (room, held) = (3 * (sent + STEP_BYTES), frames.held.as_ref().map_or(0, HeldBytes::bytes));
+            assert!(frames.buffer.capacity() <= room && held <= room, "{} and {held}", frames.buffer.capacity());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_frame_waits_for_room_and_gives_it_back() {
+        let budget = ByteBudget::new(4 * STEP_BYTES);
+        let (mut near, far) = tokio::io::duplex(READ_BYTES);
+        let mut frames = Frames::within(far, budget.clone());
+        let length = 2 * STEP_BYTES;
+        let sent = begun(length, length);
+        tokio::spawn(async move {
+            for _ in 0..3 {
+                near.write_all(&sent).await.unwrap();
+            }
+            std::future::pending::<()>().await;
+        });
+        assert_eq!(frames.next().await.unwrap().unwrap().len(), length);
+        let first = frames.take_held().unwrap();
+        assert!(first.bytes() >= length);
+        let waits = timeout(PEER_STALL_MAX / 2, frames.next());
+        assert!(waits.await.is_err(), "there is no room for two");
+        drop(first);
+        assert_eq!(frames.next().await.unwrap().unwrap().len(), length);
+        // Nobody gives it back.
+        let _second = frames.take_held();
+        assert_eq!(frames.next().await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
 
     #[test]
     fn an_answer_that_is_too_large_fails_alone_and_not_the_connection() {

@@ -4,7 +4,8 @@
 //! - `frames`: the bytes of calls and answers on a connection.
 //! - `credential`: how nodes prove themselves to each other; `dial`: a request to a node that has.
 //! - `connection`, `server`: the calling and the serving end of a connection.
-//! - `snapshot`, `receiver`, `spool`: a whole state on its way to another node, its receiving end, and the file it arrives in.
+//! - `snapshot`, `receiver`, `spool`, `turn`: a whole state on its way to another node, its receiving end, the file it arrives in, and
+//!   that there is one at a time.
 //! - `claims`: what the messages of other nodes may say.
 //! - `http`: the transport of production.
 
@@ -19,3 +20,4 @@ pub(crate) mod receiver;
 pub(crate) mod server;
 pub(crate) mod snapshot;
 mod spool;
+mod turn;

@@ -5,6 +5,9 @@
 //! by itself if the stream breaks meanwhile: a sender that comes back with the same snapshot waits for the same end. The file
 //! stays until then, so that a node which restarts need not receive it again.
 //!
+//! What a snapshot says of itself is checked before it arrives, and compared with what it holds before it is installed. One arrives
+//! or is installed at a time.
+//!
 //! # Space
 //!
 //! An installed state takes about as much space as its snapshot, and the old state stays until it is complete. So a snapshot is
@@ -25,7 +28,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::snapshot::{Header, SnapshotSource};
 use super::spool::{IDLE_MAX, Spool, Spools, frames};
+use super::turn::Turns;
 use crate::replication::blocking::Blocking;
+use crate::replication::raft::snapshot_rows;
+use crate::replication::types::SnapshotMeta;
 use crate::replication::{disk_full, error::Error, error::WriteOutcome};
 use crate::storage::{self, FreeSpace};
 
@@ -46,6 +52,7 @@ pub(crate) struct Receiver {
     spools: Arc<Spools>,
     free_space: FreeSpace,
     blocking: Blocking,
+    turns: Turns,
     /// The last snapshot that has arrived as a whole.
     arrived: Mutex<Option<Arrived>>,
     /// The last snapshot that did not fit: its bytes until then, and when.
@@ -69,7 +76,7 @@ impl Receiver {
         stop: CancellationToken,
     ) -> Self {
         let (arrived, overflow) = (Mutex::default(), Mutex::default());
-        Self { spools: Spools::new(dir), free_space, blocking, arrived, overflow, tasks, stop }
+        Self { spools: Spools::new(dir), free_space, blocking, turns: Turns::new(), arrived, overflow, tasks, stop }
     }
 
     /// Number of bytes of a snapshot that have arrived.
@@ -82,7 +89,8 @@ impl Receiver {
         self.run(move || spools.held(id)).await
     }
 
-    /// Receives a stream, and installs the snapshot once all of it is there. If the stream breaks, what has arrived stays.
+    /// Receives a stream whose header passes a check, and installs the snapshot once all of it is there. If the stream breaks, what
+    /// has arrived stays.
     ///
     /// # Errors
     ///
@@ -90,6 +98,7 @@ impl Receiver {
     pub(crate) async fn receive<E, I>(
         &self,
         mut body: impl Stream<Item = Result<Bytes, E>> + Unpin,
+        check: impl FnOnce(&Header) -> Result<(), Error>,
         install: impl FnOnce(Header, SnapshotSource) -> I + Send + 'static,
     ) -> Result<Bytes, Error>
     where
@@ -106,13 +115,24 @@ impl Receiver {
                 None => return Err(refused("a snapshot without a header")),
             }
         };
+        check(&header)?;
         let id = header.id;
         if let Some(installed) = self.installed(id) {
             return installed.await;
         }
+        let turn = self.turns.take().await?;
+        // Another stream may have ended with it meanwhile.
+        if let Some(installed) = self.installed(id) {
+            drop(turn);
+            return installed.await;
+        }
         let spool = self.begin(id, header.offset).await?;
-        let bytes = self.fill(&spool, header.offset, gathered, body).await?;
-        let finish = finish(spool, self.blocking.clone(), self.stop.clone(), |source| install(header, source));
+        let bytes = turn.run(self.fill(&spool, header.offset, gathered, body)).await?;
+        let (blocking, stop, meta) = (self.blocking.clone(), self.stop.clone(), header.meta.clone());
+        let finish = async move {
+            let _turn = turn;
+            finish(spool, blocking, stop, meta, |source| install(header, source)).await
+        };
         let installed = {
             let mut arrived = self.arrived.lock();
             match arrived.as_ref().filter(|arrived| arrived.id == id) {
@@ -234,6 +254,7 @@ async fn finish<I>(
     spool: Arc<Spool>,
     blocking: Blocking,
     stop: CancellationToken,
+    meta: SnapshotMeta,
     install: impl FnOnce(SnapshotSource) -> I,
 ) -> Result<Bytes, Error>
 where
@@ -242,11 +263,15 @@ where
     let (verified, stopping) = (spool.clone(), stop.clone());
     let verify = move || {
         let going_on = || if stopping.is_cancelled() { Err(storage::Error::Closed) } else { Ok(()) };
-        storage::verify_snapshot(frames(&verified.file)?.map(|frame| going_on().and(frame)))?;
-        Ok::<_, storage::Error>(verified.file.try_clone()?)
+        let frames = frames(&verified.file)?.map(|frame| going_on().and(frame));
+        let values = storage::verify_snapshot(frames, snapshot_rows::KEYS)?;
+        Ok::<_, storage::Error>((values, verified.file.try_clone()?))
     };
     let result = match blocking.run(verify).await.map_err(refused)? {
-        Ok(file) => install(SnapshotSource::Received(Arc::new(file))).await,
+        Ok((values, file)) => match snapshot_rows::check(&meta, values) {
+            Ok(()) => install(SnapshotSource::Received(Arc::new(file))).await,
+            Err(error) => Err(refused(error)),
+        },
         Err(_) if stop.is_cancelled() => Err(Error::Stopped { outcome: WriteOutcome::Unknown }),
         Err(error) => Err(refused(error)),
     };
@@ -318,7 +343,7 @@ mod tests {
             *installed.lock() = source.chunks().unwrap().map(Result::unwrap).collect();
             Ok(Bytes::new())
         };
-        receiver.receive(futures::stream::iter(stream), install).await?;
+        receiver.receive(futures::stream::iter(stream), |_| Ok(()), install).await?;
         Ok(std::mem::take(&mut *whole.lock()))
     }
 
@@ -386,22 +411,74 @@ mod tests {
         };
         let whole = stream(&outgoing, 0, usize::MAX).await;
         let bytes: usize = whole.iter().skip(1).flatten().map(Bytes::len).sum();
-        let first = receiver.receive(futures::stream::iter(whole), install.clone());
+        let first = receiver.receive(futures::stream::iter(whole), |_| Ok(()), install.clone());
         assert!(tokio::time::timeout(Duration::from_millis(300), first).await.is_err(), "the stream breaks");
 
         // The sender learns that everything is there, and the rest of the stream is empty.
         assert_eq!(receiver.held(outgoing.id).await.unwrap(), bytes as u64);
         let rest = stream(&outgoing, bytes as u64, usize::MAX).await;
         assert_eq!(rest.len(), 1);
-        let again = receiver.receive(futures::stream::iter(rest), install.clone());
+        let again = receiver.receive(futures::stream::iter(rest), |_| Ok(()), install.clone());
         may_end.add_permits(1);
         assert_eq!(again.await.unwrap(), "done");
         assert_eq!(files(spool.path()), 0);
 
         // The answer may be lost too.
         let rest = stream(&outgoing, receiver.held(outgoing.id).await.unwrap(), usize::MAX).await;
-        assert_eq!(receiver.receive(futures::stream::iter(rest), install).await.unwrap(), "done");
+        assert_eq!(receiver.receive(futures::stream::iter(rest), |_| Ok(()), install).await.unwrap(), "done");
         assert_eq!(installations.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_that_holds_another_state_than_it_says_is_not_installed() {
+        let (sender, spool) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let last_log_id = Some(openraft::LogId::new(Vote::new(1, 1).leader_id, 7));
+        let mut outgoing = outgoing(sender.path(), &FEW_CHUNKS);
+        outgoing.meta = SnapshotMeta { last_log_id, ..SnapshotMeta::default() };
+        let receiver = receiver(spool.path(), 0);
+        let refused = receive(&receiver, stream(&outgoing, 0, usize::MAX).await).await.unwrap_err();
+        assert!(refused.to_string().contains("another state"), "{refused}");
+        assert_eq!(files(spool.path()), 0);
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_whose_header_is_refused_takes_no_space() {
+        let (sender, spool) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let outgoing = outgoing(sender.path(), &FEW_CHUNKS);
+        let receiver = receiver(spool.path(), 0);
+        let whole = futures::stream::iter(stream(&outgoing, 0, usize::MAX).await);
+        let check = |_: &Header| Err(Error::Refused("no".to_owned()));
+        let refused = receiver.receive(whole, check, async |_, _| Ok(Bytes::new())).await.unwrap_err();
+        assert_eq!((refused.to_string().as_str(), files(spool.path())), ("no", 0));
+    }
+
+    #[tokio::test]
+    async fn however_many_snapshots_arrive_they_take_the_space_of_one() {
+        let (sender, spool) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let receiver = Arc::new(receiver(spool.path(), 0));
+        let mut outgoing = outgoing(sender.path(), &FEW_CHUNKS);
+        let mut stuck = Vec::new();
+        for id in 0..20 {
+            outgoing.id = id;
+            // None of them ends.
+            let body = futures::stream::iter(stream(&outgoing, 0, usize::MAX).await).chain(futures::stream::pending());
+            let receiver = receiver.clone();
+            stuck.push(tokio::spawn(
+                async move { receiver.receive(body, |_| Ok(()), async |_, _| Ok(Bytes::new())).await },
+            ));
+        }
+        let last = stuck.pop().unwrap();
+        for displaced in stuck {
+            assert!(displaced.await.unwrap().unwrap_err().to_string().contains("another snapshot"));
+        }
+        assert!(!last.is_finished());
+        // The one that arrives, and one that may be continued.
+        assert!(files(spool.path()) <= 2, "{} files", files(spool.path()));
+        last.abort();
+        assert!(last.await.is_err());
+
+        let whole = stream(&outgoing, 0, usize::MAX).await;
+        assert_eq!(receive(&receiver, whole).await.unwrap(), chunks(&outgoing));
     }
 
     #[tokio::test]
@@ -422,7 +499,7 @@ mod tests {
         let header = stream(&outgoing, 0, 1).await.into_iter().next();
         let stuck = futures::stream::iter(header).chain(futures::stream::pending());
         let install = async |_, _| Ok(Bytes::new());
-        let refused = tokio::time::timeout(Duration::from_secs(5), receiver.receive(stuck, install)).await;
+        let refused = tokio::time::timeout(Duration::from_secs(5), receiver.receive(stuck, |_| Ok(()), install)).await;
         assert!(refused.unwrap().is_err());
         assert_eq!(files(spool.path()), 0);
     }

@@ -9,6 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use super::frames::{self, Frames};
 use super::protocol::{Call, Envelope};
+use crate::limits::ByteBudget;
 use crate::replication::error::Error;
 
 /// Calls of one connection that are served at once; further calls wait in the connection.
@@ -18,16 +19,17 @@ const SERVED_CALLS_MAX: usize = 1_024;
 const UNSENT_BYTES_MAX: usize = 1024 * 1024;
 
 /// Answers calls until the connection ends. Calls start in the order in which they arrive; each answer is sent when it is
-/// ready.
+/// ready. The bodies of calls take room of a budget until they are served.
 pub(crate) async fn serve<F>(
     io: impl AsyncRead + AsyncWrite,
+    budget: ByteBudget,
     mut serve_call: impl FnMut(Call, Envelope, Bytes) -> F,
 ) -> io::Result<()>
 where
     F: Future<Output = Result<Bytes, Error>>,
 {
     let (reader, mut writer) = tokio::io::split(io);
-    let mut frames = Frames::of(reader);
+    let mut frames = Frames::within(reader, budget);
     let mut served = FuturesUnordered::new();
     let mut out = BytesMut::new();
     loop {
@@ -36,7 +38,11 @@ where
             frame = frames.next(), if served.len() < SERVED_CALLS_MAX && out.len() < UNSENT_BYTES_MAX => {
                 let Some(frame) = frame? else { return Ok(()) };
                 let (number, call, envelope, body) = frames::parse_call(frame)?;
-                let mut answer = Box::pin(serve_call(call, envelope, body).map(move |answer| (number, answer)));
+                let held = frames.take_held();
+                let mut answer = Box::pin(serve_call(call, envelope, body).map(move |answer| {
+                    drop(held);
+                    (number, answer)
+                }));
                 // Polled at once, so that calls take effect in the order in which they arrive.
                 match futures::poll!(&mut answer) {
                     std::task::Poll::Ready((number, answer)) => frames::put_answer(&mut out, number, &answer),
@@ -61,11 +67,16 @@ mod tests {
     use tokio::io::AsyncReadExt;
 
     use super::*;
+    use crate::limits::PEER_BODIES_BYTES_MAX;
     use crate::replication::peer::frames::{ANSWER_HEAD, CALL_HEAD, DONE, PEER_BODY_BYTES_MAX, READ_BYTES};
+
+    fn budget() -> ByteBudget {
+        ByteBudget::new(PEER_BODIES_BYTES_MAX)
+    }
 
     /// Sends bytes in chunks to a server that echoes bodies, reads `answers` bytes of answers, and closes the connection.
     fn serve_bytes(sent: &[u8], chunk: usize, answers: usize) -> (io::Result<()>, Vec<u8>) {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
             let (mut near, far) = tokio::io::duplex(READ_BYTES);
             let caller = async move {
@@ -80,7 +91,7 @@ mod tests {
                 near.read_exact(&mut answered).await.unwrap();
                 answered
             };
-            let echo = serve(far, |_, _, body| async move { Ok(body) });
+            let echo = serve(far, budget(), |_, _, body| async move { Ok(body) });
             tokio::join!(echo, caller)
         })
     }
@@ -155,7 +166,7 @@ mod tests {
         let (mut near, far) = tokio::io::duplex(READ_BYTES);
         let served = Mutex::new(0_usize);
         let body = vec![1; 16 * 1024];
-        let serve = serve(far, |_, _, body| {
+        let serve = serve(far, budget(), |_, _, body| {
             *served.lock() += body.len();
             async move { Ok(body) }
         });

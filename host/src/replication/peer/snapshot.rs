@@ -182,7 +182,7 @@ impl Progress {
 pub(crate) struct Outgoing {
     pub(crate) id: u64,
     vote: Vote,
-    meta: SnapshotMeta,
+    pub(super) meta: SnapshotMeta,
     pub(super) source: SnapshotSource,
 }
 

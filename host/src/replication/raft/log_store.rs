@@ -59,7 +59,8 @@ impl LogStore {
     /// The index of the first entry that a leader wrote, if the last one in the log is its own.
     pub(crate) async fn first_of_last_leader(&self, leader: &LeaderId) -> io::Result<Option<u64>> {
         let Some((mut first, mut last)) = self.log.first_last() else { return Ok(None) };
-        let is_own = async |index| io::Result::Ok(self.log_id_at(index).await?.is_some_and(|id| id.leader_id == *leader));
+        let is_own =
+            async |index| io::Result::Ok(self.log_id_at(index).await?.is_some_and(|id| id.leader_id == *leader));
         if !is_own(last).await? {
             return Ok(None);
         }

@@ -7,4 +7,5 @@
 pub(crate) mod engine;
 pub(crate) mod log_store;
 pub(crate) mod network;
+pub(crate) mod snapshot_rows;
 pub(crate) mod state_machine;

@@ -26,14 +26,14 @@ use crate::telemetry::{Stage, Telemetry, names};
 /// Key of the log id of the last applied entry.
 pub(crate) const APPLIED: &str = "applied";
 /// Key of the last applied membership.
-const MEMBERSHIP: &str = "membership";
+pub(super) const MEMBERSHIP: &str = "membership";
 /// Key that is present once a snapshot was built or installed: from then on the log may begin after the first entry.
 const SNAPSHOT_TAKEN: &str = "snapshot-taken";
 
 /// Key of the cluster's feature level; absent at the first.
-const LEVEL: &str = "feature-level";
+pub(super) const LEVEL: &str = "feature-level";
 /// Key of the time of the newest stamped round, as Unix time in milliseconds.
-const TIME: &str = "time";
+pub(super) const TIME: &str = "time";
 
 /// Pause before a snapshot is installed again for which the disk had no space.
 const INSTALL_RETRY: Duration = Duration::from_secs(10);

@@ -134,6 +134,7 @@ impl Node {
             may_found: self.may_found,
             free_space: self.free_space.clone(),
             clock: Clock::new(clocks.clone()),
+            check_proposed: |_| true,
         };
         let transport = Arc::new(SimTransport { from: self.number, outbox, cluster: OnceLock::new() });
         let (started, parts) = (start.clone(), (log.clone(), data.clone()));

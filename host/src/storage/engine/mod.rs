@@ -156,4 +156,10 @@ impl WriteBatch {
     pub(super) fn insert(&mut self, table: Table, key: impl Into<Slice>, value: impl Into<Slice>) {
         self.set(table, key, Some(value.into()));
     }
+
+    /// The rows that a table gets.
+    pub(super) fn rows_of(&self, table: Table) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let of_table = self.changes.iter().filter(move |change| change.table == table);
+        of_table.filter_map(|change| Some((&*change.key, change.value.as_deref()?)))
+    }
 }

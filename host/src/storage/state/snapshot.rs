@@ -117,9 +117,22 @@ fn sealed(mut chunk: BytesMut) -> Bytes {
     chunk.freeze()
 }
 
-/// Fails unless a snapshot is complete and undamaged.
-pub fn verify(chunks: impl Iterator<Item = Result<Bytes, Error>>) -> Result<(), Error> {
-    read(chunks, false).try_for_each(|batch| batch.map(drop))
+/// Fails unless a snapshot is complete and undamaged. Returns its values of `keys`, as [`SnapshotReader::meta`] gives them.
+pub fn verify<const N: usize>(
+    chunks: impl Iterator<Item = Result<Bytes, Error>>,
+    keys: [&str; N],
+) -> Result<[Option<Bytes>; N], Error> {
+    let mut found = [const { None }; N];
+    for batch in read(chunks, false) {
+        for (key, value) in batch?.rows_of(META) {
+            let place = keys.iter().position(|wanted| wanted.as_bytes() == key).and_then(|place| found.get_mut(place));
+            // The last of two would count.
+            if place.is_some_and(|place| place.replace(Bytes::copy_from_slice(value)).is_some()) {
+                return Err(damaged());
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// Reads a snapshot: one batch for each chunk. Their rows come in the order of their keys in each table. The last item is an error

@@ -144,7 +144,8 @@ fn a_membership_that_no_cluster_has_is_refused() {
         (&[&[1, 2]], &[(1, URL)]),
         (&[&[1], &[1], &[1]], &[(1, URL)]),
         (&[&[1]], &many),
-    ] as [(&[&[u64]], &[(u64, &str)]); 5] {
+    ] as [(&[&[u64]], &[(u64, &str)]); 5]
+    {
         assert_refused(change(arrived(voters, urls)), "no cluster has");
     }
     let long = format!("http://{}/kv-store/v1", "a".repeat(MEMBER_URL_BYTES_MAX));
@@ -193,6 +194,8 @@ fn a_snapshot_that_contradicts_itself_or_what_is_committed_is_refused() {
     assert_refused(check(leader, meta(at(TERM + 1, 6), 2, one()), false), "later leader");
     assert_refused(check(leader, meta(at(TERM, 6), 7, one()), false), "newer than its snapshot");
     assert_refused(check(leader, meta(at(TERM, 6), 2, arrived(&[&[1, 2]], &[(1, URL)])), false), "no cluster has");
+    let without = SnapshotMeta { last_log_id: Some(at(TERM, 6)), ..SnapshotMeta::default() };
+    assert_refused(check(leader, without, false), "without members");
     assert_refused(check(elected(TERM - 1, PEER), SnapshotMeta::default(), false), "does not follow");
     assert!(check(elected(TERM + 1, PEER), SnapshotMeta::default(), false).is_ok());
     assert_refused(check(elected(TERM + 1, PEER), SnapshotMeta::default(), true), "does not follow");

@@ -1,11 +1,14 @@
 //! What a node that is broken, or in wrong hands, sends with the place of a member: it is refused, nobody stops, and the cluster
 //! goes on. Each of these messages ended a node, or made it useless for ever.
 
+use futures::FutureExt;
 use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest};
 use openraft::{BasicNode, EntryPayload, LogId as EntryId, Membership};
 
 use super::*;
-use crate::replication::types::{LogEntry, LogId};
+use crate::replication::blocking::Blocking;
+use crate::replication::peer::snapshot::{Outgoing, SnapshotSource};
+use crate::replication::types::{LogEntry, LogId, SnapshotMeta};
 
 /// The term of the hostile node: one that no other node reaches.
 const TERMS_AHEAD: u64 = 1_000;
@@ -42,12 +45,8 @@ fn blank(log_id: LogId) -> LogEntry {
 }
 
 fn append(vote: Vote, previous: LogId, entries: Vec<LogEntry>, commit: Option<LogId>) -> Bytes {
-    let request = AppendEntriesRequest::<TypeConfig> {
-        vote,
-        prev_log_id: Some(previous),
-        entries,
-        leader_commit: commit,
-    };
+    let request =
+        AppendEntriesRequest::<TypeConfig> { vote, prev_log_id: Some(previous), entries, leader_commit: commit };
     encode(&request).unwrap()
 }
 
@@ -98,18 +97,22 @@ fn hostile(target: &Target) -> Vec<(Call, Bytes, &'static str)> {
 fn besieged(seed: u64) -> (World, usize, Target) {
     let (mut world, led_by) = cluster(seed, [1_000; 3]);
     let (victim, by) = ((led_by + 1) % 3, (led_by + 2) % 3);
-    write(&mut world, led_by, "before");
+    write(&mut world, led_by, "x/before");
     let is_settled = |world: &World| {
         let metrics = metrics(world, victim);
-        has(world, victim, "before")
+        has(world, victim, "x/before")
             && metrics.local_committed.is_some()
             && metrics.local_committed.map(|committed| committed.index) == metrics.last_log_index
     };
     steps(&mut world, 500);
     until(&mut world, is_settled);
     let found = metrics(&world, victim);
-    let target =
-        Target { by: metrics(&world, by).id, own_id: found.id, last: found.local_committed.unwrap(), term: found.current_term };
+    let target = Target {
+        by: metrics(&world, by).id,
+        own_id: found.id,
+        last: found.local_committed.unwrap(),
+        term: found.current_term,
+    };
     (world, victim, target)
 }
 
@@ -117,8 +120,8 @@ fn besieged(seed: u64) -> (World, usize, Target) {
 fn goes_on(mut world: World, victim: usize) {
     until(&mut world, |world| leader(world).is_some());
     let led_by = leader(&world).unwrap();
-    write(&mut world, led_by, "after");
-    until(&mut world, |world| has(world, victim, "after"));
+    write(&mut world, led_by, "x/after");
+    until(&mut world, |world| has(world, victim, "x/after"));
     finish_quietly(&mut world);
 }
 
@@ -145,6 +148,36 @@ fn a_commit_position_of_an_earlier_leader_makes_no_node_apply_what_it_does_not_h
     let body = append(target.lead(), target.last, vec![blank(target.own(1))], commit);
     assert!(ask(&mut world, victim, Call::Append, to, body).is_ok());
     goes_on(world, victim);
+}
+
+/// A snapshot of another node's state, said to end with a position; it is answered with an error.
+fn send_snapshot(world: &mut World, victim: usize, vote: Vote, last: LogId) -> String {
+    let (to, state) = (envelope(world, victim), world.nodes[(victim + 1) % 3].data().snapshot());
+    let last_membership = (*metrics(world, victim).membership_config).clone();
+    let meta = SnapshotMeta { last_log_id: Some(last), last_membership };
+    let answer = Arc::new(Mutex::new(None));
+    let slot = answer.clone();
+    world.nodes[victim].spawn(async move |handle| {
+        let blocking = Blocking::InPlace(|| futures::future::ready(()).boxed());
+        let body = Outgoing::new(vote, meta, SnapshotSource::Live(state)).body(0, u64::MAX, &blocking).unwrap();
+        let answered = handle.serve_snapshot(to, body).await;
+        *slot.lock() = Some(answered.map(drop).unwrap_err().to_string());
+    });
+    until(world, |_| answer.lock().is_some());
+    answer.lock().take().unwrap()
+}
+
+#[test]
+fn a_snapshot_that_contradicts_what_is_committed_or_itself_is_refused_and_ends_no_node() {
+    for (number, reason) in ["contradicts committed", "later leader", "another state"].into_iter().enumerate() {
+        let (mut world, victim, target) = besieged(1);
+        let lead = target.lead();
+        let later = Vote::new(lead.leader_id.term + 1, target.by).leader_id;
+        let last = [target.own(0), EntryId::new(later, target.last.index + 9), target.own(9)];
+        let text = send_snapshot(&mut world, victim, lead, last[number]);
+        assert!(text.contains(reason), "{text} instead of {reason}");
+        goes_on(world, victim);
+    }
 }
 
 /// openraft would believe in the entries that it had removed, and apply them once they are committed.
