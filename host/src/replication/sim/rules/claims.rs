@@ -1,5 +1,5 @@
 //! What a node that is broken, or in wrong hands, sends with the place of a member: it is refused, nobody stops, and the cluster
-//! goes on. Each of these messages ended a node, or made it useless for ever.
+//! goes on. Without the rules most of these messages end a node, some at every start.
 
 use futures::FutureExt;
 use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest};
