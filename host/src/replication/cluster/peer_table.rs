@@ -295,4 +295,36 @@ mod tests {
         let decoded = Hello::decode(&first.encode().unwrap()).unwrap();
         assert!(decoded.more.is_none() && decoded.supports() == FeatureLevel::FIRST);
     }
+
+    #[test]
+    fn a_hello_that_names_more_than_a_cluster_has_is_refused() {
+        let urls = |count| (0..count).map(|number| format!("http://{number}")).collect::<BTreeSet<_>>();
+        let knows = |count| Hello { knows: urls(count), ..Hello::default() };
+        let matched = |count: u64| Hello { matched: (0..count).map(|id| (id, 1)).collect(), ..Hello::default() };
+        let member_of = |count: u64| {
+            let nodes = (0..count).map(|id| (id, "http://a".to_owned())).collect();
+            let membership = Some(KnownMembership { index: 1, nodes });
+            Hello { more: Some(HelloMore { membership, ..HelloMore::default() }), ..Hello::default() }
+        };
+        let at = |bytes| Hello { url: "u".repeat(bytes), ..Hello::default() };
+        let most = MEMBERS_MAX as u64;
+        for (hello, is_sound) in [
+            (knows(MEMBERS_MAX), true),
+            (knows(MEMBERS_MAX + 1), false),
+            (matched(most), true),
+            (matched(most + 1), false),
+            (member_of(most), true),
+            (member_of(most + 1), false),
+            (at(MEMBER_URL_BYTES_MAX), true),
+            (at(MEMBER_URL_BYTES_MAX + 1), false),
+        ] {
+            assert_eq!(Hello::decode(&hello.encode().unwrap()).is_ok(), is_sound, "{hello:?}");
+        }
+        let mut padded = Hello::default().encode().unwrap().to_vec();
+        padded.extend(HelloMore::default().supports.0.to_be_bytes());
+        padded.resize(HELLO_BYTES_MAX + 1, 0);
+        assert!(Hello::decode(&padded).is_err());
+        padded.truncate(HELLO_BYTES_MAX);
+        assert!(Hello::decode(&padded).is_ok());
+    }
 }
