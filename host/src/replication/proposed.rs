@@ -111,7 +111,7 @@ mod tests {
     fn passes(write: &GuardedWrite, check_proposed: CheckProposed) -> bool {
         let command = write.encode(FeatureLevel::STAMPED).unwrap();
         let writes = vec![RoundWrite { trace: None, command }];
-        check(&Round { stamped_at_ms: None, writes }, check_proposed).is_ok()
+        check(&Round { stamped_at_ms: None, raises_to: None, writes }, check_proposed).is_ok()
     }
 
     #[test]
