@@ -16,9 +16,9 @@ use super::access::Right;
 use super::caller::{Callers, Session};
 use super::route::Route;
 use crate::replication::{
-    CHALLENGE_PATH, CLUSTER_HEADER, Caller, ClusterId, Envelope, Error, Greeting, Handle,
-    INDEX_MIN_HEADER, NONCE_HEADER, PROOF_HEADER, PROTOCOL, REFUSAL_HEADER, TO_HEADER, URL_HEADER, VERSION_HEADER,
-    WriteOutcome, common_version,
+    CHALLENGE_PATH, CLUSTER_HEADER, Caller, ClusterId, Envelope, Error, Greeting, Handle, INDEX_MIN_HEADER,
+    NONCE_HEADER, PROOF_HEADER, PROTOCOL, REFUSAL_HEADER, TO_HEADER, URL_HEADER, VERSION_HEADER, WriteOutcome,
+    common_version,
 };
 
 /// The node that is called.

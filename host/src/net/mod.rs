@@ -128,7 +128,10 @@ pub(crate) enum Vanished {
 }
 
 /// Unanswered probes after which a silent connection breaks.
-const KEEPALIVE_PROBES: u32 = 3;
+const KEEPALIVE_PROBES: u32 = 2;
+
+/// Shortest interval of probes: the kernel counts in seconds.
+const KEEPALIVE_INTERVAL_MIN: Duration = Duration::from_secs(1);
 
 /// Connects to the node at a base URL. There is no timeout; the caller sets one.
 pub(crate) async fn connect(base_url: &str, vanished: Vanished) -> io::Result<TcpStream> {
@@ -144,7 +147,7 @@ pub(crate) async fn connect(base_url: &str, vanished: Vanished) -> io::Result<Tc
         Vanished::Whenever => {}
         Vanished::Unacknowledged(max) => socket.set_tcp_user_timeout(Some(max))?,
         Vanished::Silent(max) => {
-            let interval = max / (KEEPALIVE_PROBES + 1);
+            let interval = (max / (KEEPALIVE_PROBES + 1)).max(KEEPALIVE_INTERVAL_MIN);
             let keepalive = socket2::TcpKeepalive::new().with_time(interval).with_interval(interval);
             socket.set_tcp_keepalive(&keepalive.with_retries(KEEPALIVE_PROBES))?;
         }
@@ -195,6 +198,23 @@ mod tests {
         }
         for text in ["", "h:1", "http://"] {
             assert!(base_url(text, Path::Optional).is_err(), "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_breaks_when_its_other_end_has_vanished() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/kv-store/v1", listener.local_addr().unwrap());
+        // Linux counts the times of probes in seconds.
+        for max in [Duration::from_millis(100), Duration::from_secs(3), Duration::from_secs(60)] {
+            let stream = connect(&url, Vanished::Silent(max)).await.unwrap();
+            let socket = socket2::SockRef::from(&stream);
+            assert!(socket.keepalive().unwrap());
+            let (time, interval) = (socket.tcp_keepalive_time().unwrap(), socket.tcp_keepalive_interval().unwrap());
+            let silent = time + interval * socket.tcp_keepalive_retries().unwrap();
+            assert_eq!(silent, max.max(Duration::from_secs(3)));
+            let stream = connect(&url, Vanished::Unacknowledged(max)).await.unwrap();
+            assert_eq!(socket2::SockRef::from(&stream).tcp_user_timeout().unwrap(), Some(max));
         }
     }
 

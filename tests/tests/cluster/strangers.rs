@@ -51,6 +51,7 @@ async fn a_stranger_who_speaks_the_protocol_of_nodes_gets_nothing() {
     let cluster = Cluster::start(3).await;
     cluster.client(0).write("a", &json!("private")).await.expect(201);
     let members = cluster.client(0).get("/cluster/members/").await.expect(200).json;
+    let ids = cluster.client(0).member_ids().await;
     let port = cluster.nodes[0].port;
     let id = &members["members"][0]["id"];
     let head = format!(
@@ -81,7 +82,7 @@ async fn a_stranger_who_speaks_the_protocol_of_nodes_gets_nothing() {
         let answer = ask(&mut stream, &format!("{request}{proof}\r\n\r\n"));
         assert!(answer.starts_with("HTTP/1.1 401"), "{request}{proof}: {answer}");
     }
-    assert_eq!(cluster.client(0).get("/cluster/members/").await.expect(200).json, members);
+    assert_eq!(cluster.client(0).member_ids().await, ids);
     assert_eq!(cluster.client(0).get("/kv/a/?consistency=strong").await.expect(200).json["value"], "private");
     assert!(
         cluster.nodes[0].log().contains("a caller that does not prove that it is a node of this cluster was refused")

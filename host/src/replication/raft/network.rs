@@ -167,6 +167,7 @@ impl PeerNetwork {
                 }
                 Err(error) => error,
             };
+            tracing::debug!(url = self.url(), %error, "a snapshot did not arrive as a whole");
             tries += 1;
             if tries > RESUME_TRIES_MAX {
                 return Err(error);
