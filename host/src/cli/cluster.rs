@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{Client, Common, Failure, Format, Method, Request, client, io, name_path};
-use crate::replication::Secrets;
+use crate::node;
 use crate::storage::FeatureLevel;
 use crate::text;
 
@@ -67,7 +67,8 @@ pub(super) async fn run(command: Command) -> Result<(), Failure> {
             io::line(&format!("{url} is removed"))
         }
         Command::Secret => {
-            let secret = Secrets::generate().map_err(|error| Failure::Failed(format!("no random numbers: {error}")))?;
+            let secret =
+                node::new_cluster_secret().map_err(|error| Failure::Failed(format!("no random numbers: {error}")))?;
             io::line(&secret)
         }
         Command::Upgrade(common) => {

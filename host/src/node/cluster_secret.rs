@@ -48,6 +48,11 @@ pub(super) struct SecretFile {
     pub secrets: Secrets,
 }
 
+/// A new secret, as a line of text.
+pub(crate) fn generate() -> io::Result<String> {
+    Secrets::generate()
+}
+
 /// What changes when a file is written or replaced.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Stamp {
@@ -162,7 +167,7 @@ fn make(dir: &Path, path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     // Under its name it is whole: two nodes that start at once must not read half a secret, nor two.
     let mut file = tempfile::NamedTempFile::new_in(dir)?;
-    writeln!(file, "{}", Secrets::generate()?)?;
+    writeln!(file, "{}", generate()?)?;
     file.as_file().sync_all()?;
     match file.persist_noclobber(path) {
         Err(error) if error.error.kind() != io::ErrorKind::AlreadyExists => Err(error.error),

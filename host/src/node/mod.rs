@@ -33,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::cluster_secret::SecretFile;
+pub(crate) use self::cluster_secret::generate as new_cluster_secret;
 pub(crate) use self::databases::Error as DataError;
 use self::door::Door;
 pub(crate) use self::settings::{Error as SettingsError, Given, Settings};

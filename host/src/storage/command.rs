@@ -9,7 +9,7 @@
 //! A command in the log starts with its version. Version 1 has no number of its own: it starts with the number of its operations,
 //! which is never 0. Later versions start with 0 and the number. Version 2 carries no time, since the leader stamps the round.
 //! Which version a node writes is up to the cluster's [feature level](super::FeatureLevel). A command that no node can have meant is
-//! refused when it is applied, alike everywhere (see [`super::usability`]).
+//! refused when it is applied, alike everywhere (see `usability`).
 
 use std::borrow::Cow;
 use std::fmt;

@@ -198,7 +198,7 @@ async fn the_secret_is_exchanged_in_three_rounds_without_a_failed_write() {
         // Who has only the old one is a stranger now.
         let mut late = Cluster::prepare(1, Options::default());
         late.nodes[0].knows(&[cluster.nodes[0].url.clone()]);
-        std::fs::write(&files[0].with_extension("late"), OLD).unwrap();
+        std::fs::write(files[0].with_extension("late"), OLD).unwrap();
         late.nodes[0].start_with(&["--cluster-secret-file", files[0].with_extension("late").to_str().unwrap()]);
         eventually(LIMIT, "the node is refused", || async {
             late.nodes[0].log().contains("does not prove that it is of this cluster").then_some(())

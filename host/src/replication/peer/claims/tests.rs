@@ -1,3 +1,5 @@
+//! Tests of what peers may claim.
+
 use std::collections::BTreeMap;
 
 use openraft::{BasicNode, LogId as EntryId};

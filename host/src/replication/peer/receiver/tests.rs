@@ -1,3 +1,5 @@
+//! Tests of snapshots that arrive.
+
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
