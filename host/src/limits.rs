@@ -223,8 +223,9 @@ pub const CLOCK_OFFSET_MAX: Duration = Duration::from_secs(1);
 pub const MEMBERS_MAX: usize = 64;
 /// Longest URL of a member, in bytes.
 pub const MEMBER_URL_BYTES_MAX: usize = 2_048;
-/// Largest hello of a node, in bytes.
-pub const HELLO_BYTES_MAX: usize = 64 * 1024;
+/// Largest hello of a node, in bytes: it may name all members twice.
+pub const HELLO_BYTES_MAX: usize = 640 * 1024;
+const _: () = assert!(2 * (MEMBERS_MAX + 1) * (MEMBER_URL_BYTES_MAX + 64) <= HELLO_BYTES_MAX);
 /// Bytes of calls of other nodes that a node holds at once. Beyond it, it reads on once others were served.
 pub const PEER_BODIES_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// Time without a byte after which a call of another node that is not complete breaks its connection.

@@ -221,7 +221,10 @@ impl Node {
             .stdout(log.try_clone().unwrap())
             .stderr(log);
         if !self.place.address.ip().is_loopback() {
-            command.arg("--allow-anonymous");
+            let secret = state_home().join("cluster.secret");
+            std::fs::create_dir_all(state_home()).unwrap();
+            std::fs::write(&secret, "the-secret-of-nodes-that-tests-run").unwrap();
+            command.args(["--anonymous", "admin,plain", "--cluster-secret-file"]).arg(secret);
         }
         if let Some(nodes) = &self.replica_nodes {
             command.env("REPLICA_NODES", nodes);

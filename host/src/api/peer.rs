@@ -9,11 +9,12 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use futures::{FutureExt as _, StreamExt as _};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
 use super::access::Right;
-use super::caller::{Callers, Session};
+use super::caller::{self, Callers, Session};
 use super::route::Route;
 use crate::replication::{
     CHALLENGE_PATH, CLUSTER_HEADER, Caller, ClusterId, Envelope, Error, Greeting, Handle, INDEX_MIN_HEADER,
@@ -85,7 +86,7 @@ async fn connection(
         match upgrade.await {
             Ok(connection) => tokio::select! {
                 () = replication.serve_connection(&caller, TokioIo::new(connection)) => {}
-                () = callers.credentials.withdrawn(&caller) => {
+                () = callers.credentials.withdrawn(caller.secret()) => {
                     tracing::info!("a connection of another node was ended: the secret that it was opened by is gone");
                 }
             },
@@ -101,19 +102,35 @@ async fn connection(
 }
 
 /// A snapshot may be larger than memory, so its body is read as it comes.
-async fn snapshot(State(called): State<Called>, headers: HeaderMap, body: Body) -> Response {
+async fn snapshot(
+    State(Called { replication, callers }): State<Called>,
+    Extension(caller): Extension<Caller>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
     match envelope(&headers) {
-        Ok(envelope) => answer(called.replication.serve_snapshot(envelope, body.into_data_stream()).await),
+        Ok(envelope) => tokio::select! {
+            served = replication.serve_snapshot(envelope, body.into_data_stream()) => answer(served),
+            () = callers.credentials.withdrawn(caller.secret()) => caller::refused(),
+        },
         Err(refusal) => refusal.into_response(),
     }
 }
 
 /// Answers with a snapshot of this node's state as it is read.
-async fn give_snapshot(State(called): State<Called>, headers: HeaderMap) -> Response {
+async fn give_snapshot(
+    State(called): State<Called>,
+    Extension(caller): Extension<Caller>,
+    headers: HeaderMap,
+) -> Response {
     let index_min = headers.get(INDEX_MIN_HEADER).and_then(|index| index.to_str().ok()?.parse().ok());
     match (envelope(&headers), index_min) {
         (Ok(envelope), Some(index_min)) => match called.replication.give_snapshot(envelope, index_min).await {
-            Ok(body) => Body::from_stream(body).into_response(),
+            Ok(body) => {
+                // What arrived until then is no snapshot, and the receiver finds that out.
+                let withdrawn = async move { called.callers.credentials.withdrawn(caller.secret()).await };
+                Body::from_stream(body.take_until(withdrawn.boxed())).into_response()
+            }
             Err(error) => answer(Err(error)),
         },
         (Err(refusal), _) => refusal.into_response(),

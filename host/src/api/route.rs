@@ -98,7 +98,7 @@ pub(super) fn guarded<H: Handler<T, S>, T: 'static, S: Clone + Send + Sync + 'st
     handler.layer(from_fn_with_state((surroundings.clone(), right), observe))
 }
 
-/// Which handlers tell how a node is.
+/// Handlers of the probes.
 pub(super) struct Probes<S> {
     pub(super) livez: MethodRouter<S>,
     pub(super) readyz: MethodRouter<S>,

@@ -136,9 +136,9 @@ fn router(app: Arc<App>, surroundings: &Arc<Surroundings>) -> Router {
     Router::new()
         .merge(below_base(routes(), surroundings).with_state(seal(app.clone())))
         .merge(probes().router(surroundings).with_state(app))
+        .merge(Router::new().nest(BASE_PATH, nodes))
         .fallback(guarded(surroundings, Right::Any, not_found))
         .method_not_allowed_fallback(guarded(surroundings, Right::Any, not_allowed))
-        .merge(Router::new().nest(BASE_PATH, nodes))
 }
 
 async fn not_found() -> Problem {

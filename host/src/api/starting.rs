@@ -39,9 +39,9 @@ pub(crate) fn starting_router(starting: Starting) -> Router {
     probes
         .router(&surroundings)
         .with_state(Arc::new(starting))
+        .merge(Router::new().nest(BASE_PATH, at_root(peer::starting_routes(reason), &surroundings)))
         .fallback(refuse.clone())
         .method_not_allowed_fallback(refuse)
-        .merge(Router::new().nest(BASE_PATH, at_root(peer::starting_routes(reason), &surroundings)))
 }
 
 async fn readyz(State(starting): State<Arc<Starting>>) -> (StatusCode, String) {

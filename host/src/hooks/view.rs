@@ -102,14 +102,16 @@ impl Reads {
     }
 
     fn begin(&mut self) -> Result<Arc<dyn View>, wit::ReadError> {
-        let Some(view) = &self.view else {
+        let Some(view) = self.view.clone() else {
             return Err(wit::ReadError::Unavailable("the store cannot be read during `configure`".to_owned()));
         };
         if self.count >= limits::PLUGIN_READS_MAX {
             return Err(wit::ReadError::Limit(format!("a call may read {} times", limits::PLUGIN_READS_MAX)));
         }
+        // A read that was refused is a fact as well, since the plugin may judge by the refusal. There is one of them at most.
+        self.cover()?;
         self.count += 1;
-        Ok(Arc::clone(view))
+        Ok(view)
     }
 
     fn charge(&mut self, bytes: usize) -> Result<(), wit::ReadError> {
@@ -238,6 +240,12 @@ mod tests {
         }
         let reads = || Reads::of(Arc::clone(&view), &facts);
         assert!(is_limit(reads().get("k")) && is_limit(reads().exists("k")) && is_limit(reads().list("k", "", 1)));
+        // A plugin may pass over the refusal and read on.
+        let mut reading_on = reads();
+        for number in 0..100 {
+            assert!(is_limit(reading_on.list(&format!("more {number}"), "", 1_000)));
+        }
+        assert!(reading_on.close().unwrap().covered <= 1_001);
         assert!(Reads::of(Arc::clone(&view), &Facts::default()).get("k").is_ok());
     }
 

@@ -119,7 +119,7 @@ const HTTP_PORT: u16 = 80;
 /// When the kernel breaks a connection whose other end has vanished.
 #[derive(Clone, Copy)]
 pub(crate) enum Vanished {
-    /// When it pleases.
+    /// After the kernel's own times, which are hours.
     Whenever,
     /// Once sent bytes have been unacknowledged for so long.
     Unacknowledged(Duration),

@@ -1,4 +1,4 @@
-//! Where a node has its cluster's secrets from: a file that is named, or one of the user for nodes on loopback addresses.
+//! Reads the cluster's secrets: from a file that is named, or from one of the user for nodes on loopback addresses.
 //!
 //! Nodes that only their own machine reaches need no setting: all nodes that a user runs there share a secret, which the first of
 //! them makes. It lies where only that user reads it, as a key for ssh does.
@@ -44,9 +44,13 @@ pub(crate) enum Error {
 /// A file with secrets, and what was read of it.
 pub(super) struct SecretFile {
     path: PathBuf,
+    /// How it is opened, which checks whose it is.
+    open: Open,
     seen: Stamp,
     pub secrets: Secrets,
 }
+
+type Open = fn(&Path) -> io::Result<File>;
 
 /// A new secret, as a line of text.
 pub(crate) fn generate() -> io::Result<String> {
@@ -64,12 +68,12 @@ struct Stamp {
 impl SecretFile {
     /// Reads the file that was named.
     pub fn named(path: &Path) -> Result<Self, Error> {
-        let file = File::open(path).map_err(|error| format!("it cannot be read: {error}"));
+        let file = open_named(path).map_err(|error| format!("it cannot be read: {error}"));
         file.and_then(|file| {
             if file.metadata().is_ok_and(|metadata| metadata.permissions().mode() & 0o007 != 0) {
                 tracing::warn!(path = %path.display(), "everyone on this machine can read the cluster's secret");
             }
-            Self::read(path, file)
+            Self::read(path, open_named, file)
         })
         .map_err(|reason| Error::File { path: path.to_owned(), reason })
     }
@@ -87,23 +91,23 @@ impl SecretFile {
             opened => opened,
         };
         let file = opened.map_err(|error| failed(error.to_string()))?;
-        Self::read(&path, file).map_err(failed)
+        Self::read(&path, open_own, file).map_err(failed)
     }
 
-    fn read(path: &Path, file: File) -> Result<Self, String> {
+    fn read(path: &Path, open: Open, file: File) -> Result<Self, String> {
         let (seen, mut text) = (Stamp::of(&file).map_err(|error| error.to_string())?, String::new());
         let read = file.take(FILE_BYTES_MAX).read_to_string(&mut text);
         read.map_err(|error| format!("it cannot be read: {error}"))?;
         let secrets = Secrets::parse(&text).map_err(|error: SecretsError| error.to_string())?;
-        Ok(Self { path: path.to_owned(), seen, secrets })
+        Ok(Self { path: path.to_owned(), open, seen, secrets })
     }
 
     /// Gives the node the secrets that are in the file whenever it changes, until `stop`.
     pub async fn watch(mut self, credentials: Credentials, stop: CancellationToken) {
         while stop.run_until_cancelled(sleep(LOOK_INTERVAL)).await.is_some() {
-            let (path, seen) = (self.path.clone(), self.seen);
+            let (path, open, seen) = (self.path.clone(), self.open, self.seen);
             // An error means that the runtime shuts down.
-            let Ok(changed) = spawn_blocking(move || Self::changed(&path, seen)).await else { return };
+            let Ok(changed) = spawn_blocking(move || Self::changed(&path, open, seen)).await else { return };
             match changed {
                 None => {}
                 Some(Ok(read)) => {
@@ -120,8 +124,8 @@ impl SecretFile {
     }
 
     /// The file as it is now, if it is not as it was seen. An error comes with what was seen of the file this time.
-    fn changed(path: &Path, seen: Stamp) -> Option<Result<Self, (Stamp, String)>> {
-        let opened = File::open(path).and_then(|file| Ok((Stamp::of(&file)?, file)));
+    fn changed(path: &Path, open: Open, seen: Stamp) -> Option<Result<Self, (Stamp, String)>> {
+        let opened = open(path).and_then(|file| Ok((Stamp::of(&file)?, file)));
         let (now, file) = match opened {
             Ok(opened) => opened,
             // Reported once: while there is no file, what is seen of it stays the same.
@@ -129,7 +133,7 @@ impl SecretFile {
                 return (seen != Stamp::NOTHING).then(|| Err((Stamp::NOTHING, format!("it cannot be read: {error}"))));
             }
         };
-        (now != seen).then(|| Self::read(path, file).map_err(|reason| (now, reason)))
+        (now != seen).then(|| Self::read(path, open, file).map_err(|reason| (now, reason)))
     }
 }
 
@@ -150,13 +154,21 @@ fn user_dir() -> Option<PathBuf> {
     state.filter(|dir| dir.is_absolute()).map(|dir| dir.join("brink"))
 }
 
+/// Opens a file; anything else, such as a pipe that nobody writes to, would hold up the node.
+fn open_named(path: &Path) -> io::Result<File> {
+    open_file(path, OFlags::NONBLOCK)
+}
+
+fn open_file(path: &Path, flags: OFlags) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is not a file")) }
+}
+
 /// Opens a file of this user that nobody else can read or write.
 fn open_own(path: &Path) -> io::Result<File> {
-    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits();
-    let file = OpenOptions::new().read(true).custom_flags(flags.cast_signed()).open(path)?;
+    let file = open_file(path, OFlags::NOFOLLOW | OFlags::NONBLOCK)?;
     let metadata = file.metadata()?;
-    let is_private = metadata.uid() == rustix::process::geteuid().as_raw() && metadata.mode() & 0o077 == 0;
-    match metadata.is_file() && is_private {
+    match metadata.uid() == rustix::process::geteuid().as_raw() && metadata.mode() & 0o077 == 0 {
         true => Ok(file),
         false => Err(io::Error::other("it must be a file of this user that nobody else can read or write (mode 600)")),
     }
@@ -203,6 +215,19 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_is_read_again_must_still_be_of_its_user() {
+        let dir = tempfile::tempdir().unwrap();
+        let read = SecretFile::in_dir(dir.path()).unwrap();
+        let path = dir.path().join(FILE_NAME);
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, SECRET).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o660)).unwrap();
+        assert!(SecretFile::changed(&path, read.open, read.seen).unwrap().is_err());
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        assert!(SecretFile::changed(&path, read.open, read.seen).unwrap().is_ok());
+    }
+
+    #[test]
     fn a_named_file_says_what_is_wrong_with_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("secret");
@@ -222,17 +247,17 @@ mod tests {
         let path = dir.path().join("secret");
         fs::write(&path, SECRET).unwrap();
         let seen = SecretFile::named(&path).unwrap().seen;
-        assert!(SecretFile::changed(&path, seen).is_none());
+        assert!(SecretFile::changed(&path, open_named, seen).is_none());
         fs::write(&path, format!("{SECRET}{SECRET}")).unwrap();
-        let read = SecretFile::changed(&path, seen).unwrap().ok().unwrap();
-        assert!(SecretFile::changed(&path, read.seen).is_none());
+        let read = SecretFile::changed(&path, open_named, seen).unwrap().ok().unwrap();
+        assert!(SecretFile::changed(&path, open_named, read.seen).is_none());
         fs::write(&path, "short").unwrap();
-        let (wrong, _) = SecretFile::changed(&path, read.seen).unwrap().err().unwrap();
-        assert!(SecretFile::changed(&path, wrong).is_none(), "it is reported once");
+        let (wrong, _) = SecretFile::changed(&path, open_named, read.seen).unwrap().err().unwrap();
+        assert!(SecretFile::changed(&path, open_named, wrong).is_none(), "it is reported once");
         fs::remove_file(&path).unwrap();
-        let (gone, _) = SecretFile::changed(&path, wrong).unwrap().err().unwrap();
-        assert!(SecretFile::changed(&path, gone).is_none(), "it is reported once");
+        let (gone, _) = SecretFile::changed(&path, open_named, wrong).unwrap().err().unwrap();
+        assert!(SecretFile::changed(&path, open_named, gone).is_none(), "it is reported once");
         fs::write(&path, SECRET).unwrap();
-        assert!(SecretFile::changed(&path, gone).unwrap().is_ok());
+        assert!(SecretFile::changed(&path, open_named, gone).unwrap().is_ok());
     }
 }

@@ -107,7 +107,8 @@ impl Node {
             .map_err(|source| StartError::Listen { address: settings.listen, source })?;
         let url = settings.self_url(address)?;
 
-        let secret_file = secret_file(&settings)?;
+        let of_secret = settings.clone();
+        let secret_file = spawn_blocking(move || secret_file(&of_secret)).await??;
         let secrets = secret_file.as_ref().map(|file| file.secrets.clone());
         let credentials = Credentials::new(&url, secrets, settings.anonymous.peers());
         let surroundings = Arc::new(api::Surroundings {
@@ -228,7 +229,7 @@ pub(crate) enum Failure {
     Consensus { reason: String },
 }
 
-/// The file that has the secrets by which this node proves itself to others; none if it need not.
+/// The file that has the secrets by which this node proves itself to others; none if it can do without.
 fn secret_file(settings: &Settings) -> Result<Option<SecretFile>, cluster_secret::Error> {
     if let Some(path) = &settings.cluster_secret_file {
         return SecretFile::named(path).map(Some);

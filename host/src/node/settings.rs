@@ -56,7 +56,7 @@ pub(crate) struct Given {
     ///
     /// Words separated by commas: `read` entries; `write` and read them; `deploy` plugins and hooks, and read all entries; read
     /// `metrics`; `admin`: change the cluster, and all of the former; `peers`: be a node without a proof; `plain`: come without
-    /// TLS. May be repeated. Everything else is refused but /livez and /readyz.
+    /// TLS, which there is not yet. May be repeated. Everything else is refused but /livez and /readyz.
     #[arg(long, env = "BRINK_ANONYMOUS", value_name = "LIST", value_delimiter = ',')]
     pub anonymous: Option<Vec<String>>,
 

@@ -1,13 +1,13 @@
 //! Checks what other nodes claim against what this node knows and has in its log (see `peer/claims`).
 //!
-//! openraft takes an append for what its leader says. Before an entry is committed here, another leader may replace it; after that,
+//! openraft trusts the sender of an append. Before an entry is committed here, another leader may replace it; after that,
 //! none may, and a leader never replaces its own. An append that contradicts either would make openraft believe in entries that the
 //! log does not have, and end the node when it applies them.
 //!
 //! # Cost
 //!
-//! Integers, for each append of a leader that goes on where its last one ended. The log is read for the others: the first ones of a
-//! leader, and those that go back.
+//! Integers, for each append that names entries of its own leader. The log is read for the others: the first ones of a leader, and those
+//! that name committed entries of earlier leaders.
 
 use std::sync::Arc;
 
@@ -34,7 +34,9 @@ impl Doorkeeper {
 
     /// Checks a message by a rule.
     pub(super) fn check<T>(&self, rule: impl FnOnce(&Known) -> Result<T, Error>) -> Result<T, Error> {
-        self.view.raft.with_metrics(|metrics| rule(&Known::of(metrics)))
+        // openraft waits for whoever looks at its metrics.
+        let known = self.view.raft.with_metrics(Known::of);
+        rule(&known)
     }
 
     /// Checks an append, which may lose its commit position.
@@ -44,8 +46,13 @@ impl Doorkeeper {
         if known.is_past(leader) {
             return Ok(());
         }
-        for log_id in committed_of(request, known.committed) {
-            if !self.said.lock().ended_with(leader, log_id) {
+        // What is committed and not applied may be entries that a snapshot is about to replace.
+        for log_id in committed_of(request, known.applied) {
+            let is_known = {
+                let said = self.said.lock();
+                said.is_its_own(leader, log_id) || said.ended_with(leader, log_id)
+            };
+            if !is_known {
                 self.check_committed(log_id).await?;
             }
         }
@@ -82,7 +89,7 @@ impl Doorkeeper {
 }
 
 /// The positions of an append that decide whether it agrees with what is committed: the one before its first entry, and the last of
-/// its entries that this node has committed. Those between them lead from the one to the other.
+/// its entries that this node has committed. If both agree, so do all between them: entries follow each other.
 fn committed_of(request: &AppendEntriesRequest<TypeConfig>, committed: Option<LogId>) -> impl Iterator<Item = LogId> {
     let is_committed = move |log_id: &LogId| committed.is_some_and(|committed| log_id.index <= committed.index);
     let last = request.entries.iter().map(RaftEntry::log_id).take_while(is_committed).last();

@@ -17,8 +17,8 @@ use crate::storage::{Action, Fact, GuardedWrite, Operation, Precondition, Value}
 /// Says whether a write is one that this node's own doors could have made: what replication does not know.
 pub type CheckProposed = fn(&GuardedWrite) -> bool;
 
-/// Most preconditions of a write: one of each item of a batch, what its hooks read, and those of the registry.
-const PRECONDITIONS_MAX: usize = BATCH_ITEMS_MAX + WRITE_READ_KEYS_MAX;
+/// Most preconditions of a write: one of each item of a batch, and what its hooks read, up to the read that was refused.
+const PRECONDITIONS_MAX: usize = BATCH_ITEMS_MAX + WRITE_READ_KEYS_MAX + 1;
 
 /// Longest bound of a range: a prefix, and the last character.
 const BOUND_BYTES_MAX: usize = KEY_BYTES_MAX + char::MAX.len_utf8();

@@ -63,8 +63,10 @@ const _: () = {
     assert!(limits::CONTENT_TYPE_BYTES_MAX <= CONTENT_TYPE_BYTES_MAX);
     assert!(limits::IDEMPOTENCY_KEY_BYTES_MAX <= IDEMPOTENCY_KEY_BYTES_MAX);
     assert!(limits::BATCH_ITEMS_MAX <= OPERATIONS_MAX);
-    assert!(limits::BATCH_ITEMS_MAX + limits::WRITE_READ_KEYS_MAX <= PRECONDITIONS_MAX);
-    assert!((limits::WRITE_READ_KEYS_MAX + REGISTRY_RANGES_MAX * limits::PLUGIN_LIST_MAX) as u64 <= RANGE_KEYS_MAX);
+    // The last read of hooks may reach beyond what they may read.
+    assert!(limits::BATCH_ITEMS_MAX + limits::WRITE_READ_KEYS_MAX < PRECONDITIONS_MAX);
+    let ranges_max = 1 + REGISTRY_RANGES_MAX;
+    assert!((limits::WRITE_READ_KEYS_MAX + ranges_max * (limits::PLUGIN_LIST_MAX + 1)) as u64 <= RANGE_KEYS_MAX);
 };
 
 impl GuardedWrite {

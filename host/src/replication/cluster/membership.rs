@@ -221,7 +221,8 @@ impl Membership {
     /// Adds a node and removes the nodes that had its URL.
     async fn admit(&self, members: &Members, id: u64, url: &str, role: Role) -> Progress {
         if !members.nodes.contains_key(&id) {
-            if members.nodes.len() >= MEMBERS_MAX {
+            // Those that it takes the place of go next.
+            if members.nodes.len() - members.stored_at(url).count() >= MEMBERS_MAX {
                 return Progress::Refused(format!("a cluster has at most {MEMBERS_MAX} members, learners included"));
             }
             let node = BTreeMap::from([(id, BasicNode::new(url))]);

@@ -18,6 +18,9 @@ use crate::storage::FeatureLevel;
 /// before count for the rest of it. No promise rests on that, and what a leader would do wrongly for it needs a majority to commit.
 const PEER_SILENCE_MAX: Duration = Duration::from_millis(1_500);
 
+/// Most nodes that a hello names in one list.
+const NAMED_MAX: usize = MEMBERS_MAX + 1;
+
 /// Failed attempts in a row after which a peer counts as gone: the first may have met it during its start.
 const FAILURES_MIN: u32 = 2;
 
@@ -91,13 +94,13 @@ impl Hello {
         if hello.is_in_bounds() { Ok(hello) } else { Err(Error::Refused("the hello names too much".to_owned())) }
     }
 
-    /// Whether it names no more nodes than a cluster may have. All of them may be called.
+    /// Whether it names no more nodes than a cluster may have, with one that takes the place of another. All of them may be called.
     fn is_in_bounds(&self) -> bool {
         let nodes = self.more.iter().filter_map(|more| more.membership.as_ref()).flat_map(|known| known.nodes.values());
         let is_short = |url: &String| url.len() <= MEMBER_URL_BYTES_MAX;
-        self.knows.len() <= MEMBERS_MAX
-            && self.matched.len() <= MEMBERS_MAX
-            && nodes.clone().count() <= MEMBERS_MAX
+        self.knows.len() <= NAMED_MAX
+            && self.matched.len() <= NAMED_MAX
+            && nodes.clone().count() <= NAMED_MAX
             && self.knows.iter().chain(nodes).chain([&self.url]).all(is_short)
     }
 
@@ -307,10 +310,10 @@ mod tests {
             Hello { more: Some(HelloMore { membership, ..HelloMore::default() }), ..Hello::default() }
         };
         let at = |bytes| Hello { url: "u".repeat(bytes), ..Hello::default() };
-        let most = MEMBERS_MAX as u64;
+        let most = NAMED_MAX as u64;
         for (hello, is_sound) in [
-            (knows(MEMBERS_MAX), true),
-            (knows(MEMBERS_MAX + 1), false),
+            (knows(NAMED_MAX), true),
+            (knows(NAMED_MAX + 1), false),
             (matched(most), true),
             (matched(most + 1), false),
             (member_of(most), true),

@@ -22,7 +22,7 @@ use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeader
 use openraft::{EntryPayload, entry::RaftEntry};
 
 use super::snapshot::Header;
-use crate::limits::{MEMBER_URL_BYTES_MAX, MEMBERS_MAX};
+use crate::limits::MEMBER_URL_BYTES_MAX;
 use crate::replication::error::Error;
 use crate::replication::types::{LogId, Metrics, TypeConfig, Vote};
 
@@ -37,6 +37,9 @@ const NUMBER_MAX: u64 = 1 << 62;
 /// not shut out, and nobody uses up the terms without 2^30 votes that each are synced.
 const TERMS_AHEAD_MAX: u64 = 1 << 32;
 
+/// Most nodes of a membership. This node lets in fewer (`MEMBERS_MAX`), but must take what an earlier version has committed.
+const NODES_MAX: usize = 4_096;
+
 /// Most sets of voters in a membership: two while it changes.
 const VOTER_SETS_MAX: usize = 2;
 
@@ -45,16 +48,19 @@ const VOTER_SETS_MAX: usize = 2;
 pub(crate) struct Known {
     pub(crate) own_id: u64,
     pub(crate) vote: Vote,
-    /// The last entry that it knows to be committed.
+    /// The last entry that it knows to be committed. While it installs a snapshot, it is the snapshot's last one already.
     pub(crate) committed: Option<LogId>,
+    /// The last entry that it has applied.
+    pub(crate) applied: Option<LogId>,
 }
 
 impl Known {
     pub(crate) fn of(metrics: &Metrics) -> Self {
-        Self { own_id: metrics.id, vote: metrics.vote, committed: metrics.local_committed }
+        let (committed, applied) = (metrics.local_committed, metrics.last_applied);
+        Self { own_id: metrics.id, vote: metrics.vote, committed, applied }
     }
 
-    /// Whether a leader has been succeeded already. openraft tells it so.
+    /// Whether a leader has been succeeded already. openraft answers it with the vote of its successor.
     pub(crate) fn is_past(&self, leader: LeaderId) -> bool {
         leader < self.vote.leader_id
     }
@@ -63,7 +69,8 @@ impl Known {
 /// Checks a request for a vote, binding or not.
 pub(crate) fn vote(request: &VoteRequest<TypeConfig>, known: &Known) -> Result<(), Error> {
     caller(&request.vote, false, known)?;
-    position(request.last_log_id, request.vote.leader_id)
+    // Its last entry may be of a later leader: a node whose log was set back, and its vote with it, learns of later terms by the answer.
+    index(request.last_log_id)
 }
 
 /// Checks a request to take over.
@@ -165,10 +172,7 @@ pub(crate) fn higher_vote(vote: Vote, own: &Vote, by: u64) -> Result<Vote, Error
 /// Checks the answer to a request for a vote. openraft takes no vote in it for that of an elected leader.
 pub(crate) fn vote_answer(answer: &VoteResponse<TypeConfig>, own: &Vote) -> Result<(), Error> {
     term(answer.vote.leader_id.term, own.leader_id.term)?;
-    match answer.last_log_id {
-        Some(last) if last.index > NUMBER_MAX => refused("an absurd log position"),
-        _ => Ok(()),
-    }
+    index(answer.last_log_id)
 }
 
 /// Checks who a caller says it is. `is_elected`: whether this kind of call is a leader's.
@@ -192,10 +196,17 @@ fn term(found: u64, own: u64) -> Result<(), Error> {
     Ok(())
 }
 
-/// Checks a position in the log, as a leader tells it.
-fn position(log_id: Option<LogId>, leader: LeaderId) -> Result<(), Error> {
+fn index(log_id: Option<LogId>) -> Result<(), Error> {
     match log_id {
         Some(log_id) if log_id.index > NUMBER_MAX => refused("an absurd log position"),
+        _ => Ok(()),
+    }
+}
+
+/// Checks a position in the log, as a leader tells it.
+fn position(log_id: Option<LogId>, leader: LeaderId) -> Result<(), Error> {
+    index(log_id)?;
+    match log_id {
         Some(log_id) if log_id.leader_id > leader => refused("an entry of a later leader"),
         _ => Ok(()),
     }
@@ -207,7 +218,7 @@ fn membership(found: &Membership) -> Result<(), Error> {
     let voters = found.get_joint_config();
     let are_sound = (1..=VOTER_SETS_MAX).contains(&voters.len())
         && voters.iter().all(|set| !set.is_empty() && set.is_subset(&nodes));
-    if !are_sound || nodes.len() > MEMBERS_MAX {
+    if !are_sound || nodes.len() > NODES_MAX {
         return refused("a membership that no cluster has");
     }
     // A later version may know more kinds of URLs, and what is committed must be taken. One that leads nowhere is not called.
@@ -217,7 +228,7 @@ fn membership(found: &Membership) -> Result<(), Error> {
 }
 
 /// What the leader of one term has said of its own entries: where they begin. Messages of one leader must agree about that, in
-/// whatever order they arrive: openraft relies on it that no leader takes back an entry of its own.
+/// whatever order they arrive: openraft expects that no leader takes back an entry of its own.
 #[derive(Debug, Default)]
 pub(crate) struct Said {
     leader: Option<LeaderId>,
@@ -240,6 +251,12 @@ impl Said {
         if !self.is_of(leader) {
             *self = Self { leader: Some(leader), own, ..Self::default() };
         }
+    }
+
+    /// Whether a committed entry is certainly the one that its leader names: none after the leader's first is another's.
+    pub(crate) fn is_its_own(&self, leader: LeaderId, log_id: LogId) -> bool {
+        let began = self.own.is_some_and(|own| own <= log_id.index);
+        self.leader == Some(leader) && log_id.leader_id == leader && began
     }
 
     /// Whether a leader's last message ended with this position.

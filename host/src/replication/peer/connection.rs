@@ -7,10 +7,10 @@
 //!
 //! # Approach
 //!
-//! A connection begins as an HTTP request to be upgraded (RFC 9110, section 7.8), on the same listener as everything else, once both
-//! nodes have [proved themselves](super::credential). It then carries [frames](super::frames) both ways. A call is a frame with a number; its answer has the same number and
-//! is sent when it is ready. Calls arrive in the order in which they were made. A node keeps two connections per peer, one
-//! for Raft's own calls and one for the others, so that neither delays the other.
+//! A connection begins as an HTTP request to be upgraded (RFC 9110, section 7.8), on the same listener as everything else, once
+//! both nodes have [proved themselves](super::credential). It then carries [frames](super::frames) both ways. A call is a frame
+//! with a number; its answer has the same number and is sent when it is ready. Calls arrive in the order in which they were made.
+//! A node keeps two connections per peer, one for Raft's own calls and one for the others, so that neither delays the other.
 //!
 //! # Guarantees
 //!
@@ -33,7 +33,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::credential::Credentials;
-use super::dial::{dial, empty, headers_of};
+use super::dial::{NOT_ACCEPTED, dial, empty, headers_of};
 use super::frames::{self, Frames};
 use super::protocol::{
     Call, CallError, Envelope, Failure, PROTOCOL, REFUSAL_HEADER, VERSION, VERSION_HEADER, common_version,
@@ -113,17 +113,19 @@ async fn keep_connected(
 ) {
     while let Some(first) = calls.recv().await {
         let connected = tokio::time::timeout(CONNECT_TIMEOUT, connect(&credentials, &url)).await;
-        let io = match connected.unwrap_or_else(|_| Err(not_sent(&url, io::Error::from(io::ErrorKind::TimedOut)))) {
-            Ok(io) => io,
-            Err(error) => {
-                refuse_all(first, &mut calls, &error);
-                continue;
-            }
-        };
+        let (io, secret) =
+            match connected.unwrap_or_else(|_| Err(not_sent(&url, io::Error::from(io::ErrorKind::TimedOut)))) {
+                Ok(connected) => connected,
+                Err(error) => {
+                    refuse_all(first, &mut calls, &error);
+                    continue;
+                }
+            };
         let pending = Mutex::new(Pending::default());
         let broken = tokio::select! {
             broken = carry(&url, io, first, &mut calls, &pending) => broken,
             () = resets.notified() => Err(io::ErrorKind::TimedOut.into()),
+            () = credentials.withdrawn(secret) => Err(io::Error::other("the secret by which it proved itself is gone")),
         };
         let reason = broken.err().unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into());
         for reply in pending.lock().replies.drain().map(|(_, reply)| reply) {
@@ -145,7 +147,10 @@ fn not_sent(url: &str, reason: impl ToString) -> CallError {
     CallError::new(Failure::NotSent, url, reason)
 }
 
-async fn connect(credentials: &Credentials, url: &str) -> Result<TokioIo<hyper::upgrade::Upgraded>, CallError> {
+type Upgraded = TokioIo<hyper::upgrade::Upgraded>;
+
+/// Connects. Returns the id of the secret by which the node has proved itself, too.
+async fn connect(credentials: &Credentials, url: &str) -> Result<(Upgraded, Option<[u8; 4]>), CallError> {
     let headers = [
         (header::CONNECTION.as_str(), "upgrade".to_owned()),
         (header::UPGRADE.as_str(), PROTOCOL.to_owned()),
@@ -153,6 +158,7 @@ async fn connect(credentials: &Credentials, url: &str) -> Result<TokioIo<hyper::
     ];
     let headers = headers_of(headers).map_err(|error| not_sent(url, error))?;
     let dialed = dial(credentials, url, Vanished::Unacknowledged(UNACKNOWLEDGED_MAX)).await?;
+    let secret = dialed.secret();
     let response = dialed.send(Method::POST, "/peer/line", headers, empty()).await;
     let response = response.map_err(|error| not_sent(url, error))?;
     match response.status() {
@@ -160,7 +166,8 @@ async fn connect(credentials: &Credentials, url: &str) -> Result<TokioIo<hyper::
         StatusCode::SERVICE_UNAVAILABLE if response.headers().contains_key(REFUSAL_HEADER) => {
             return Err(CallError::new(Failure::Starting, url, "it has no state to take part with yet"));
         }
-        status => return Err(not_sent(url, format!("it does not speak {PROTOCOL}: {status}"))),
+        StatusCode::UNAUTHORIZED => return Err(not_sent(url, NOT_ACCEPTED)),
+        _ => return Err(not_sent(url, format!("it does not speak {PROTOCOL}"))),
     }
     let spoken = response.headers().get(VERSION_HEADER).map(|version| version.to_str().unwrap_or_default());
     if spoken.is_some_and(|spoken| {
@@ -168,7 +175,8 @@ async fn connect(credentials: &Credentials, url: &str) -> Result<TokioIo<hyper::
     }) {
         return Err(not_sent(url, format!("it speaks a version of {PROTOCOL} that this node does not know")));
     }
-    hyper::upgrade::on(response).await.map(TokioIo::new).map_err(|error| not_sent(url, error))
+    let upgraded = hyper::upgrade::on(response).await.map_err(|error| not_sent(url, error))?;
+    Ok((TokioIo::new(upgraded), secret))
 }
 
 /// The calls that wait for their answers, by number.

@@ -22,7 +22,7 @@
 //!
 //! A node may know two secrets: it proves itself by the first, and accepts both. The second one is added on every node, then
 //! their order is changed on every node, then the old one is taken away. Calls move to new connections as soon as a node proves
-//! itself by another secret ([`Credentials::proves_by`]), and a connection ends once the secret that opened it is gone
+//! itself by another secret ([`Credentials::proves_by`]), and both ends close a connection once a secret that opened it is gone
 //! ([`Credentials::withdrawn`]).
 //!
 //! # Limits
@@ -41,6 +41,8 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD as BASE64;
 use hmac::{Hmac, Mac as _};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
+
+use crate::limits::MEMBER_URL_BYTES_MAX;
 
 /// Fewest characters of a secret. One that `brink cluster secret` made has 256 random bits.
 const SECRET_CHARS_MIN: usize = 32;
@@ -161,9 +163,10 @@ struct Statement<'a> {
 
 /// Who proves itself.
 #[derive(Clone, Copy)]
+#[repr(u8)]
 enum Side {
-    Caller = b'C' as isize,
-    Called = b'S' as isize,
+    Caller = b'C',
+    Called = b'S',
 }
 
 impl Statement<'_> {
@@ -195,9 +198,10 @@ impl Greeting {
         Ok(Self { nonce: random()?, url: url.to_owned() })
     }
 
-    /// A greeting from its headers; none if they are malformed.
+    /// A greeting from its headers; none if they are malformed. A stranger may have sent them.
     pub fn of_headers(nonce: &str, url: &str) -> Option<Self> {
-        Some(Self { nonce: decode(nonce)?, url: url.to_owned() })
+        let greeting = |nonce| Self { nonce, url: url.to_owned() };
+        decode(nonce).filter(|_| url.len() <= MEMBER_URL_BYTES_MAX).map(greeting)
     }
 
     /// The random number, as a header has it.
@@ -232,7 +236,22 @@ pub enum Caller {
     },
 }
 
+impl Challenge {
+    /// The URL that the caller says is its own.
+    pub fn caller_url(&self) -> &str {
+        &self.greeting.url
+    }
+}
+
 impl Caller {
+    /// The id of the secret by which the caller has proved itself.
+    pub fn secret(&self) -> Option<[u8; 4]> {
+        match self {
+            Self::Anyone => None,
+            Self::Node { secret, .. } => Some(*secret),
+        }
+    }
+
     /// Whether the caller may say that it is the node at a URL.
     pub fn may_speak_for(&self, url: &str) -> bool {
         match self {
@@ -306,28 +325,41 @@ impl Credentials {
         Ok(proof.map(|proof| (Challenge { greeting, called_nonce }, BASE64.encode(called_nonce), proof)))
     }
 
-    /// On the calling side: this node's proof for a request to the node at `called_url`, if that node's answer to `greeting` proves
-    /// that it has a secret of this node.
-    pub fn respond(
+    /// On the calling side: the id of the secret by which the node at `called_url` has proved itself in its answer to `greeting`. None
+    /// if it has not.
+    pub fn recognize(
         &self,
         greeting: &Greeting,
         called_url: &str,
         (called_nonce, called_proof): (&str, &str),
+    ) -> Option<[u8; 4]> {
+        let called_nonce = &decode(called_nonce)?;
+        let theirs = Statement { side: Side::Called, called_nonce, greeting, called_url, request: ("", "") };
+        self.0.secrets.borrow().as_ref()?.verify(&theirs, called_proof)
+    }
+
+    /// On the calling side: this node's proof for a request to the node at `called_url`, if that node has proved itself.
+    pub fn respond(
+        &self,
+        greeting: &Greeting,
+        called_url: &str,
+        called: (&str, &str),
         request: (&str, &str),
     ) -> Option<String> {
-        let called_nonce = &decode(called_nonce)?;
-        let secrets = self.0.secrets.borrow();
-        let secrets = secrets.as_ref()?;
-        let theirs = Statement { side: Side::Called, called_nonce, greeting, called_url, request: ("", "") };
-        secrets.verify(&theirs, called_proof)?;
-        secrets.prove(&Statement { side: Side::Caller, called_nonce, greeting, called_url, request })
+        self.recognize(greeting, called_url, called)?;
+        let called_nonce = &decode(called.0)?;
+        let own = Statement { side: Side::Caller, called_nonce, greeting, called_url, request };
+        self.0.secrets.borrow().as_ref()?.prove(&own)
     }
 
     /// On the called side: who makes a request, by its proof for the challenge on its connection. None: it is not served.
     pub fn admit(&self, challenge: Option<Challenge>, proof: Option<&str>, request: (&str, &str)) -> Option<Caller> {
-        let (Some(challenge), Some(proof)) = (challenge, proof) else {
-            return self.0.accepts_anyone.then_some(Caller::Anyone);
-        };
+        let proved = challenge.zip(proof).and_then(|(challenge, proof)| self.proved(challenge, proof, request));
+        // A wrong proof may as well be left out.
+        proved.or_else(|| self.0.accepts_anyone.then_some(Caller::Anyone))
+    }
+
+    fn proved(&self, challenge: Challenge, proof: &str, request: (&str, &str)) -> Option<Caller> {
         let Challenge { greeting, called_nonce } = challenge;
         let statement = Statement {
             side: Side::Caller,
@@ -340,17 +372,13 @@ impl Credentials {
         Some(Caller::Node { url: greeting.url, secret })
     }
 
-    /// Waits until what a caller has proved itself by is no longer accepted.
-    pub async fn withdrawn(&self, caller: &Caller) {
-        match caller {
-            Caller::Anyone => std::future::pending().await,
-            Caller::Node { secret, .. } => {
-                let mut secrets = self.0.secrets.subscribe();
-                let is_gone = |secrets: &Option<Secrets>| !secrets.iter().any(|secrets| secrets.get(*secret).is_some());
-                // The sender lives as long as `self`.
-                let _ = secrets.wait_for(is_gone).await;
-            }
-        }
+    /// Waits until the secret by which another node has proved itself is no longer accepted; for ever if it has not.
+    pub async fn withdrawn(&self, secret: Option<[u8; 4]>) {
+        let Some(secret) = secret else { return std::future::pending().await };
+        let mut secrets = self.0.secrets.subscribe();
+        let is_gone = |secrets: &Option<Secrets>| !secrets.iter().any(|secrets| secrets.get(secret).is_some());
+        // The sender lives as long as `self`.
+        let _ = secrets.wait_for(is_gone).await;
     }
 }
 
@@ -365,129 +393,4 @@ fn decode(nonce: &str) -> Option<Nonce> {
 }
 
 #[cfg(test)]
-mod tests {
-    use futures::FutureExt as _;
-
-    use super::*;
-
-    const OLD: &str = "old-secret-old-secret-old-secret";
-    const NEW: &str = "new-secret-new-secret-new-secret";
-    const REQUEST: (&str, &str) = ("POST", "/peer/line");
-
-    fn node(url: &str, secrets: &str) -> Credentials {
-        Credentials::new(url, Some(Secrets::parse(secrets).unwrap()), false)
-    }
-
-    /// Who `called` takes `caller` for, after they went through all steps.
-    fn meet(caller: &Credentials, called: &Credentials) -> Option<Caller> {
-        let greeting = caller.greet().unwrap();
-        let (challenge, nonce, proof) = called.challenge(greeting.clone()).unwrap()?;
-        let proof = caller.respond(&greeting, &called.0.own_url, (&nonce, &proof), REQUEST)?;
-        called.admit(Some(challenge), Some(&proof), REQUEST)
-    }
-
-    #[test]
-    fn nodes_with_a_common_secret_know_each_other() {
-        let admitted = meet(&node("a", OLD), &node("b", OLD)).unwrap();
-        assert!(admitted.may_speak_for("a") && !admitted.may_speak_for("b"), "{admitted:?}");
-        for (caller, called) in [(OLD, NEW), (NEW, OLD)] {
-            assert_eq!(meet(&node("a", caller), &node("b", called)), None);
-        }
-        assert_eq!(meet(&Credentials::new("a", None, true), &node("b", OLD)), None);
-    }
-
-    #[test]
-    fn secrets_are_exchanged_in_three_steps() {
-        let steps = [OLD.to_owned(), format!("{OLD}\n{NEW}"), format!("{NEW}\n{OLD}"), NEW.to_owned()];
-        for (index, step) in steps.iter().enumerate() {
-            for other in &steps[index..(index + 2).min(steps.len())] {
-                let (one, another) = (node("a", step), node("b", other));
-                assert!(meet(&one, &another).is_some() && meet(&another, &one).is_some(), "step {index}");
-            }
-        }
-    }
-
-    /// A caller and a called node in the middle of their exchange, with the nonce and the proof of the latter.
-    fn half_way() -> (Credentials, Credentials, Greeting, Challenge, (String, String)) {
-        let (caller, called) = (node("a", OLD), node("b", OLD));
-        let greeting = caller.greet().unwrap();
-        let (challenge, nonce, proof) = called.challenge(greeting.clone()).unwrap().unwrap();
-        (caller, called, greeting, challenge, (nonce, proof))
-    }
-
-    #[test]
-    fn a_proof_is_good_for_one_request_at_one_node() {
-        let (caller, called, greeting, challenge, (nonce, proof)) = half_way();
-        let own = caller.respond(&greeting, "b", (&nonce, &proof), REQUEST).unwrap();
-        // Of another request, by another challenge, of another node, or without a challenge.
-        let other = || called.challenge(greeting.clone()).unwrap().unwrap().0;
-        assert_eq!(called.admit(Some(other()), Some(&own), REQUEST), None);
-        for request in [("GET", REQUEST.1), (REQUEST.0, "/peer/snapshot")] {
-            let Challenge { greeting, called_nonce } = &challenge;
-            let again = Challenge { greeting: greeting.clone(), called_nonce: *called_nonce };
-            assert_eq!(called.admit(Some(again), Some(&own), request), None);
-        }
-        assert_eq!(node("c", OLD).admit(Some(challenge), Some(&own), REQUEST), None);
-        assert_eq!(called.admit(None, Some(&own), REQUEST), None);
-        assert_eq!(called.admit(Some(other()), None, REQUEST), None);
-        for malformed in ["", "?", "AAAA", &own[1..], &format!("{own}A")] {
-            assert_eq!(called.admit(Some(other()), Some(malformed), REQUEST), None, "{malformed}");
-        }
-    }
-
-    #[test]
-    fn a_stranger_learns_nothing_that_proves_it() {
-        let (caller, called, greeting, challenge, (nonce, proof)) = half_way();
-        // The proof of the called node, turned back on it.
-        assert_eq!(called.admit(Some(challenge), Some(&proof), ("", "")), None);
-        // A proof that a node gave to somebody else, who passes it on: it names the node it came from, and whom it was for.
-        assert_eq!(caller.respond(&greeting, "c", (&nonce, &proof), REQUEST), None);
-        assert_eq!(caller.respond(&caller.greet().unwrap(), "b", (&nonce, &proof), REQUEST), None);
-        assert_eq!(
-            node("c", OLD).respond(&Greeting { url: "c".into(), ..greeting }, "b", (&nonce, &proof), REQUEST),
-            None
-        );
-    }
-
-    #[test]
-    fn a_node_that_is_open_serves_anyone_but_no_wrong_proof() {
-        let open = Credentials::new("b", Some(Secrets::parse(OLD).unwrap()), true);
-        assert_eq!(open.admit(None, None, REQUEST), Some(Caller::Anyone));
-        assert!(Caller::Anyone.may_speak_for("any"));
-        assert_eq!(meet(&node("a", NEW), &open), None);
-        assert!(matches!(meet(&node("a", OLD), &open), Some(Caller::Node { .. })));
-    }
-
-    #[test]
-    fn what_was_proved_by_a_secret_ends_with_it() {
-        let called = node("b", &format!("{OLD}\n{NEW}"));
-        let admitted = meet(&node("a", OLD), &called).unwrap();
-        let before = called.proves_by();
-        called.replace(Secrets::parse(&format!("{NEW}\n{OLD}")).unwrap());
-        assert_ne!(called.proves_by(), before);
-        assert_eq!(called.withdrawn(&admitted).now_or_never(), None);
-        called.replace(Secrets::parse(NEW).unwrap());
-        assert_eq!(called.withdrawn(&admitted).now_or_never(), Some(()));
-    }
-
-    #[test]
-    fn secrets_are_one_or_two_lines_of_enough_characters() {
-        let secret = Secrets::generate().unwrap();
-        assert!(secret.len() >= SECRET_CHARS_MIN && secret != Secrets::generate().unwrap());
-        for text in [secret.clone(), format!("{secret}\n"), format!("\r\n {OLD}\r\n\n{secret}")] {
-            assert!(Secrets::parse(&text).is_ok(), "{text}");
-        }
-        for (text, error) in [
-            ("", SecretsError::Empty),
-            (" \n\n", SecretsError::Empty),
-            (&format!("{OLD}\n{NEW}\n{secret}"), SecretsError::TooMany),
-            (&OLD[1..], SecretsError::Malformed),
-            (&format!("{OLD} {NEW}"), SecretsError::Malformed),
-            (&"x".repeat(SECRET_CHARS_MAX + 1), SecretsError::Malformed),
-            (&format!("{OLD}\u{e9}"), SecretsError::Malformed),
-        ] {
-            assert_eq!(Secrets::parse(text).err(), Some(error), "{text}");
-        }
-        assert!(!format!("{:?}", Secrets::parse(OLD).unwrap()).contains(OLD));
-    }
-}
+mod tests;

@@ -22,6 +22,9 @@ pub(crate) type Body = UnsyncBoxBody<Bytes, io::Error>;
 /// Most bytes that are read of an answer which should have none.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
+/// Why a node without a secret calls nobody: whoever answers at a member's URL would be believed.
+const NO_SECRET: &str = "this node has no cluster secret (--cluster-secret-file), so it cannot know other nodes";
+
 /// Why a node is not spoken to. It says nothing of what else may answer at its address.
 const UNPROVEN: &str =
     "it does not prove that it is of this cluster: the cluster secrets differ, or it has another URL";
@@ -31,8 +34,16 @@ pub(crate) struct Dialed<'a> {
     sender: SendRequest<Body>,
     credentials: &'a Credentials,
     url: &'a str,
-    /// This node's greeting, and the other's nonce and proof; none if none are needed.
-    proven: Option<(Greeting, String, String)>,
+    /// What the other node has proved; none if it need not.
+    proven: Option<Proven>,
+}
+
+/// This node's greeting, the other's nonce and proof, and the id of the secret that it has.
+struct Proven {
+    greeting: Greeting,
+    nonce: String,
+    proof: String,
+    secret: [u8; 4],
 }
 
 /// Connects to the node at a base URL, and has it prove itself. There is no timeout; the caller sets one.
@@ -46,18 +57,33 @@ pub(crate) async fn dial<'a>(
     vanished: Vanished,
 ) -> Result<Dialed<'a>, CallError> {
     let unreachable = |error: io::Error| CallError::new(Failure::NotSent, url, error);
+    let has_secret = credentials.proves_by().is_some();
+    if !has_secret && !credentials.accepts_anyone() {
+        return Err(CallError::new(Failure::NotSent, url, NO_SECRET));
+    }
     let stream = net::connect(url, vanished).await.map_err(unreachable)?;
     let connected = http1::handshake(TokioIo::new(stream)).await;
-    let (sender, connection) = connected.map_err(|error| unreachable(io::Error::other(error)))?;
+    let (sender, connection) = connected.map_err(|error| unproven(url, &error))?;
     tokio::spawn(connection.with_upgrades());
     let mut dialed = Dialed { sender, credentials, url, proven: None };
-    if credentials.proves_by().is_some() {
+    if has_secret {
         dialed.greet().await?;
     }
     Ok(dialed)
 }
 
+/// The answer of something that has not proved itself is for nobody but the log.
+fn unproven(url: &str, error: &dyn std::fmt::Display) -> CallError {
+    tracing::debug!(url, %error, "a node does not prove itself");
+    CallError::new(Failure::NotSent, url, UNPROVEN)
+}
+
 impl Dialed<'_> {
+    /// The id of the secret by which the node has proved itself; none if it has not.
+    pub(crate) fn secret(&self) -> Option<[u8; 4]> {
+        self.proven.as_ref().map(|proven| proven.secret)
+    }
+
     /// Asks the node for a challenge, and checks its proof.
     async fn greet(&mut self) -> Result<(), CallError> {
         let failed = |failure, reason: &dyn ToString| CallError::new(failure, self.url, reason.to_string());
@@ -66,7 +92,7 @@ impl Dialed<'_> {
         let headers = [(NONCE_HEADER, greeting.nonce()), (URL_HEADER, greeting.url().to_owned())];
         let request = request(self.url, Method::GET, CHALLENGE_PATH, headers_of(headers).map_err(unsent)?, empty());
         let answer = self.sender.send_request(request.map_err(unsent)?).await;
-        let answer = answer.map_err(|error| unsent(io::Error::other(error)))?;
+        let answer = answer.map_err(|error| unproven(self.url, &error))?;
         let (head, body) = answer.into_parts();
         // The connection is used again, so the body is read to its end; of a node it is empty.
         let rest = http_body_util::Limited::new(body, ANSWER_BYTES_MAX).collect().await;
@@ -74,22 +100,21 @@ impl Dialed<'_> {
             return Err(failed(Failure::Starting, &"it has no state to take part with yet"));
         }
         let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok().map(str::to_owned));
-        match (text(NONCE_HEADER), text(PROOF_HEADER)) {
-            (Some(nonce), Some(proof)) if head.status.is_success() => {
-                self.proven = Some((greeting, nonce, proof));
-                // Checked now, so that nothing is sent to a stranger.
-                self.proof("", "").ok_or_else(|| failed(Failure::NotSent, &UNPROVEN))?;
-            }
-            // Earlier versions know no challenge, and other nodes may have no secret.
-            _ if self.credentials.accepts_anyone() && rest.is_ok() => {}
-            _ => return Err(failed(Failure::NotSent, &UNPROVEN)),
+        let proved = text(NONCE_HEADER).zip(text(PROOF_HEADER)).filter(|_| head.status.is_success());
+        self.proven = proved.and_then(|(nonce, proof)| {
+            let secret = self.credentials.recognize(&greeting, self.url, (&nonce, &proof))?;
+            Some(Proven { greeting, nonce, proof, secret })
+        });
+        // Earlier versions know no challenge, and other nodes may have no secret, or another one.
+        if self.proven.is_none() && !(self.credentials.accepts_anyone() && rest.is_ok()) {
+            return Err(unproven(self.url, &head.status));
         }
-        self.sender.ready().await.map_err(|error| unsent(io::Error::other(error)))
+        self.sender.ready().await.map_err(|error| unproven(self.url, &error))
     }
 
     /// This node's proof for a request; none if the other node's is wrong.
     fn proof(&self, method: &str, path: &str) -> Option<String> {
-        let (greeting, nonce, proof) = self.proven.as_ref()?;
+        let Proven { greeting, nonce, proof, .. } = self.proven.as_ref()?;
         self.credentials.respond(greeting, self.url, (nonce, proof), (method, path))
     }
 
@@ -112,6 +137,9 @@ impl Dialed<'_> {
         self.sender.send_request(request).await.map_err(io::Error::other)
     }
 }
+
+/// Why a node refuses this one, which has recognized it.
+pub(crate) const NOT_ACCEPTED: &str = "it does not accept the proof of this node: it lacks a secret that this node has";
 
 /// Headers from their names and values.
 pub(crate) fn headers_of<const N: usize>(headers: [(&'static str, String); N]) -> io::Result<HeaderMap> {

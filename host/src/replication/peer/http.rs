@@ -7,7 +7,7 @@ use std::{collections::HashMap, sync::OnceLock, time::Duration};
 
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
-use http::{HeaderMap, HeaderValue, Method, Response};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use http_body_util::{BodyExt as _, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
 use parking_lot::Mutex;
@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use super::connection::PeerConnection;
 use super::credential::Credentials;
-use super::dial::{Body, dial, empty, headers_of};
+use super::dial::{Body, NOT_ACCEPTED, dial, empty, headers_of};
 use super::protocol::{
     ANYONE, Answer, CLUSTER_HEADER, Call, CallError, Envelope, Failure, Fetched, INDEX_MIN_HEADER, REFUSAL_HEADER,
     SnapshotBody, TO_HEADER, Transport, VANISHED_AFTER,
@@ -83,9 +83,16 @@ impl HttpTransport {
         }
         let dialed = timeout(CONNECT_TIMEOUT, dial(&self.credentials, url, Vanished::Silent(VANISHED_AFTER))).await;
         let dialed = dialed.unwrap_or_else(|elapsed| Err(not_sent(&elapsed)))?;
-        let answer = dialed.send(method, SNAPSHOT_PATH, headers, body).await;
+        let withdrawn = self.credentials.withdrawn(dialed.secret());
+        let answer = tokio::select! {
+            answer = dialed.send(method, SNAPSHOT_PATH, headers, body) => answer,
+            () = withdrawn => Err(std::io::Error::other("the secret by which it proved itself is gone")),
+        };
         let answer = answer.map_err(|error| CallError::new(Failure::NoAnswer, url, error))?;
         let status = answer.status();
+        if status == StatusCode::UNAUTHORIZED {
+            return Err(not_sent(&NOT_ACCEPTED));
+        }
         if status.is_success() {
             return Ok(answer);
         }

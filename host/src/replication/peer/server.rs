@@ -43,7 +43,7 @@ where
                     drop(held);
                     (number, answer)
                 }));
-                // Polled at once, so that calls take effect in the order in which they arrive.
+                // Polled at once, so that calls take effect in the order in which they arrive, unless one has to look into the log first.
                 match futures::poll!(&mut answer) {
                     std::task::Poll::Ready((number, answer)) => frames::put_answer(&mut out, number, &answer),
                     std::task::Poll::Pending => served.push(answer),

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::replication::error::Error;
 
-/// Time that a stream waits for the one before to end: longer than the write that it may be in.
+/// Time that a stream waits for the place of the one before. A write that the one before has begun may go on: files are of one stream.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(super) struct Turns {

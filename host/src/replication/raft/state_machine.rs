@@ -12,6 +12,7 @@ use futures::{Stream, StreamExt};
 use openraft::entry::RaftEntry;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
+use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
 use super::log_store::stored;
@@ -42,6 +43,9 @@ const INSTALL_RETRY: Duration = Duration::from_secs(10);
 const IN_PLACE_WRITES_MAX: usize = 128;
 const IN_PLACE_BYTES_MAX: usize = 64 * 1024;
 
+/// Interval at which writes that cannot be applied are reported.
+const UNUSABLE_REPORT_INTERVAL: Duration = Duration::from_secs(60);
+
 /// Entries applied in one storage batch.
 const APPLY_ENTRIES_MAX: usize = 256;
 
@@ -60,6 +64,8 @@ pub(crate) struct Applied {
     /// IMPORTANT: readers do not wait on `index`: tokio's watch channel wakes its receivers in random order, and a
     /// simulation must take the same course each time. `Notify` wakes them in the order in which they began to wait.
     advanced: Notify,
+    /// When writes that cannot be applied were reported the last time.
+    unusable_reported: Mutex<Option<Instant>>,
 }
 
 impl Applied {
@@ -67,7 +73,8 @@ impl Applied {
     pub(crate) fn of(data: &Data) -> Result<Self, Error> {
         let last: Option<LogId> = decode_stored(data.meta(APPLIED))?;
         let index = watch::Sender::new(last.map_or(0, |last| last.index()));
-        let applied = Self { index, level: AtomicU32::new(0), time_ms: AtomicU64::new(0), advanced: Notify::new() };
+        let (level, time_ms) = (AtomicU32::new(0), AtomicU64::new(0));
+        let applied = Self { index, level, time_ms, advanced: Notify::new(), unusable_reported: Mutex::default() };
         applied.load(data)?;
         Ok(applied)
     }
@@ -134,6 +141,15 @@ impl StateMachine {
         self.blocking.run(move || snapshot_of(&data)).await?
     }
 
+    /// Says that entries were passed over, at a bounded rate: another node may propose any number of them.
+    fn report_unusable(&self, writes: usize, last_index: u64) {
+        let mut reported = self.applied.unusable_reported.lock();
+        if writes > 0 && reported.is_none_or(|reported| reported.elapsed() >= UNUSABLE_REPORT_INTERVAL) {
+            *reported = Some(Instant::now());
+            tracing::warn!(writes, last_index, "the log has writes that cannot be applied; all nodes pass over them");
+        }
+    }
+
     /// Applies entries as one storage batch and answers the proposers that wait for them.
     async fn apply_chunk(&self, chunk: Vec<EntryResponder<TypeConfig>>) -> io::Result<()> {
         let began = (Instant::now(), clock::now());
@@ -143,14 +159,7 @@ impl StateMachine {
         let entries = Arc::new(entries);
         let outcomes = self.apply_entries(&entries).await?;
         let unusable = outcomes.iter().flatten().filter(|outcome| **outcome == storage::Outcome::Unusable).count();
-        if unusable > 0 {
-            tracing::warn!(
-                writes = unusable,
-                last_index,
-                "the log has writes that cannot be applied; all nodes pass over them"
-            );
-        }
-
+        self.report_unusable(unusable, last_index);
         self.telemetry.metrics().write_stage(Stage::Apply, began.0.elapsed());
         let ended = clock::now();
         for trace in entries.iter().flat_map(traces_of) {

@@ -197,11 +197,14 @@ impl Log {
     /// The first entries of a range that the log holds: at least one, and no more once they reach `bytes_max`. Blocks, if
     /// they are not in memory.
     pub fn read(&self, range: Range<u64>, bytes_max: usize) -> Result<Vec<Bytes>, Error> {
-        let (mut on_disk, in_memory) = self.inner.shared.tail.lock().read(range);
+        let ((mut on_disk, in_memory), truncations) = {
+            let tail = self.inner.shared.tail.lock();
+            (tail.read(range), tail.truncations)
+        };
         let mut entries = Vec::new();
         let mut bytes = 0;
         while !on_disk.is_empty() && (entries.is_empty() || bytes < bytes_max) {
-            let read = self.read_from_disk(on_disk.clone(), bytes_max.saturating_sub(bytes))?;
+            let read = self.read_from_disk(on_disk.clone(), bytes_max.saturating_sub(bytes), truncations)?;
             on_disk.start += read.len() as u64;
             bytes += read.iter().map(Bytes::len).sum::<usize>();
             entries.extend(read);
@@ -224,13 +227,17 @@ impl Log {
         &self.inner.shared.poison
     }
 
-    /// The first entries of a range that is not in memory.
-    fn read_from_disk(&self, range: Range<u64>, bytes_max: usize) -> Result<Vec<Bytes>, Error> {
+    /// The first entries of a range that is not in memory, and was not after so many truncations.
+    fn read_from_disk(&self, range: Range<u64>, bytes_max: usize, truncations: u64) -> Result<Vec<Bytes>, Error> {
         let first = range.start;
+        let is_of_the_log = || {
+            let tail = self.inner.shared.tail.lock();
+            tail.range.contains(&first) && tail.truncations == truncations
+        };
         let error = match self.inner.shared.segments.read(range, bytes_max) {
             Ok(entries) if !entries.is_empty() => return Ok(entries),
             // It may have been removed since it was requested.
-            _ if !self.inner.shared.tail.lock().range.contains(&first) => return Err(damaged(first)),
+            _ if !is_of_the_log() => return Err(damaged(first)),
             Ok(_) => damaged(first),
             Err(error @ Error::Corrupt(_)) => error,
             Err(error) => return Err(error),

@@ -18,6 +18,8 @@ pub(super) struct Tail {
     bytes: usize,
     /// Entries below this index are synced.
     synced: u64,
+    /// How often entries were removed from the end. What is read from the disk meanwhile may be none of the log any more.
+    pub(super) truncations: u64,
     pub(super) named: BTreeMap<String, Bytes>,
     /// Whether a named value has changed since the writer took them.
     have_named_changed: bool,
@@ -25,7 +27,8 @@ pub(super) struct Tail {
 
 impl Tail {
     pub(super) fn new(range: Range<u64>, named: BTreeMap<String, Bytes>) -> Self {
-        Self { synced: range.end, range, entries: BTreeMap::new(), bytes: 0, named, have_named_changed: false }
+        let (synced, entries) = (range.end, BTreeMap::new());
+        Self { range, entries, bytes: 0, synced, truncations: 0, named, have_named_changed: false }
     }
 
     /// The part of a range that must be read from disk, and the entries that follow it from memory.
@@ -74,6 +77,7 @@ impl Tail {
         }
         self.range.end = end;
         self.synced = self.synced.min(end);
+        self.truncations += 1;
         end
     }
 

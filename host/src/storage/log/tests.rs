@@ -103,6 +103,22 @@ fn damage(dir: &TempDir, entry: &str) {
     panic!("{entry} is not on the disk");
 }
 
+/// What is on the disk at its place is none of the log any more, or not yet.
+#[test]
+fn what_cannot_be_read_while_the_log_is_truncated_condemns_nothing() {
+    let (dir, log) = new_log();
+    append(&log, 1..9);
+    shut(log);
+    let log = open(&dir).unwrap();
+    damage(&dir, "entry 2");
+    let before = log.inner.shared.tail.lock().truncations;
+    wait(|done| log.truncate_after(Some(4), done)).unwrap();
+    assert!(log.read_from_disk(2..3, usize::MAX, before).is_err());
+    append(&log, 5..6);
+    assert!(log.read_from_disk(2..3, usize::MAX, before + 1).is_err());
+    assert!(matches!(wait(|done| log.append(entries(6..7), done)), Err(Error::Poisoned(_))));
+}
+
 /// Damage found while the log is in use ends its use for good.
 #[test]
 fn an_entry_that_is_damaged_while_the_log_is_open_condemns_it() {

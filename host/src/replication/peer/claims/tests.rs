@@ -12,7 +12,8 @@ const PEER: u64 = 3;
 const TERM: u64 = 10;
 
 fn known() -> Known {
-    Known { own_id: OWN_ID, vote: elected(TERM, PEER), committed: Some(at(TERM - 1, 5)) }
+    let committed = Some(at(TERM - 1, 5));
+    Known { own_id: OWN_ID, vote: elected(TERM, PEER), committed, applied: committed }
 }
 
 fn elected(term: u64, id: u64) -> Vote {
@@ -83,6 +84,8 @@ fn a_call_in_the_name_of_this_node_and_a_vote_of_the_wrong_kind_are_refused() {
     let send = |of| snapshot(&header(of, SnapshotMeta::default()), false, &known);
     let hand_over = |of| transfer(&TransferLeaderRequest::new(of, OWN_ID, None), &known);
     assert!(ask(Vote::new(TERM, PEER)).is_ok());
+    // It has lost its vote with a part of its log.
+    assert!(vote(&VoteRequest::new(Vote::new(TERM, PEER), Some(at(TERM + 9, 5))), &known).is_ok());
     assert_refused(ask(Vote::new(TERM, OWN_ID)), "name of this node");
     assert_refused(ask(elected(TERM, PEER)), "elected already");
     for checked in [&lead, &send, &hand_over] as [&dyn Fn(Vote) -> Result<(), Error>; 3] {
@@ -137,8 +140,8 @@ fn a_membership_that_no_cluster_has_is_refused() {
         let entry = LogEntry { log_id: at(TERM, 0), payload: EntryPayload::Membership(membership) };
         append(&mut append_of(elected(TERM, PEER), None, vec![entry]), &known())
     };
-    let many: Vec<(u64, &str)> = (0..=MEMBERS_MAX as u64).map(|id| (id, URL)).collect();
-    assert!(change(arrived(&[&[1]], &many[..MEMBERS_MAX])).is_ok());
+    let many: Vec<(u64, &str)> = (0..=NODES_MAX as u64).map(|id| (id, URL)).collect();
+    assert!(change(arrived(&[&[1]], &many[..NODES_MAX])).is_ok());
     assert!(change(arrived(&[&[1], &[1, 2]], &[(1, URL), (2, "http://LOCALHOST:1/kv-store/v1")])).is_ok());
     for (voters, urls) in [
         (&[][..], &[(1, URL)][..]),
@@ -216,6 +219,8 @@ fn a_leader_never_takes_back_an_entry_of_its_own() {
     assert_refused(add(&[at(1, 3), at(1, 4), at(1, 5), at(1, 6), at(TERM, 7)]), "takes back");
     // A refused message has said nothing.
     add(&[at(1, 5), at(TERM, 6)]).unwrap();
+    assert!(said.is_its_own(leader, at(TERM, 6)) && said.is_its_own(leader, at(TERM, 9)));
+    assert!(!said.is_its_own(leader, at(TERM, 5)) && !said.is_its_own(leader, at(1, 6)));
     assert!(said.ended_with(leader, at(TERM, 6)) && !said.ended_with(leader, at(TERM, 7)));
 
     // A restarted node knows it by its log.
