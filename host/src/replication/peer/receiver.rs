@@ -28,7 +28,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::snapshot::{Header, SnapshotSource};
 use super::spool::{IDLE_MAX, Spool, Spools, frames};
-use super::turn::Turns;
+use super::turn::{Turn, Turns};
 use crate::replication::blocking::Blocking;
 use crate::replication::raft::snapshot_rows;
 use crate::replication::types::SnapshotMeta;
@@ -120,14 +120,14 @@ impl Receiver {
         if let Some(installed) = self.installed(id) {
             return installed.await;
         }
-        let turn = self.turns.take().await?;
+        let turn = Arc::new(self.turns.take().await?);
         // Another stream may have ended with it meanwhile.
         if let Some(installed) = self.installed(id) {
             drop(turn);
             return installed.await;
         }
-        let spool = self.begin(id, header.offset).await?;
-        let bytes = turn.run(self.fill(&spool, header.offset, gathered, body)).await?;
+        let spool = self.begin(&turn, id, header.offset).await?;
+        let bytes = turn.run(self.fill(&turn, &spool, header.offset, gathered, body)).await?;
         let (blocking, stop, meta) = (self.blocking.clone(), self.stop.clone(), header.meta.clone());
         let finish = async move {
             let _turn = turn;
@@ -165,7 +165,7 @@ impl Receiver {
     }
 
     /// Opens the file of a snapshot, if there is space.
-    async fn begin(&self, id: u64, offset: u64) -> Result<Arc<Spool>, Error> {
+    async fn begin(&self, turn: &Arc<Turn>, id: u64, offset: u64) -> Result<Arc<Spool>, Error> {
         let (free_space, spools) = (self.free_space.clone(), self.spools.clone());
         self.blocking.run(move || free_space.measure()).await.map_err(refused)?;
         disk_full::check(&self.free_space)?;
@@ -175,7 +175,13 @@ impl Receiver {
             let needed = bytes.saturating_mul(2).saturating_add(bytes / 8).saturating_sub(offset);
             self.check_spare(needed)?;
         }
-        let spool = self.run(move || spools.open(id, offset)).await?;
+        let place = turn.clone();
+        let open = move || {
+            // Held until this has ended, though nobody may wait for it any more.
+            let _place = place;
+            spools.open(id, offset)
+        };
+        let spool = self.run(open).await?;
         tracing::info!(id = format!("{id:016x}"), offset, "a snapshot arrives");
         Ok(Arc::new(spool))
     }
@@ -183,6 +189,7 @@ impl Receiver {
     /// Writes a stream to its file from byte `at` on; returns the length of the whole.
     async fn fill<E>(
         &self,
+        turn: &Arc<Turn>,
         spool: &Arc<Spool>,
         mut at: u64,
         mut gathered: BytesMut,
@@ -200,7 +207,7 @@ impl Receiver {
             if gathered.len() >= WRITE_BYTES || is_over {
                 let bytes = gathered.split().freeze();
                 let length = bytes.len() as u64;
-                self.write(spool, bytes, at).await?;
+                self.write(turn, spool, bytes, at).await?;
                 at += length;
             }
             match part {
@@ -215,11 +222,16 @@ impl Receiver {
     }
 
     /// Writes a part of a snapshot, unless the disk has no room for it. Then nothing of the snapshot is kept.
-    async fn write(&self, spool: &Arc<Spool>, bytes: Bytes, at: u64) -> Result<(), Error> {
+    async fn write(&self, turn: &Arc<Turn>, spool: &Arc<Spool>, bytes: Bytes, at: u64) -> Result<(), Error> {
         let (file, free_space, end) = (spool.clone(), self.free_space.clone(), at + bytes.len() as u64);
+        let place = turn.clone();
         let written = self.blocking.run(move || {
             free_space.measure();
-            file.file.write_all_at(&bytes, at)
+            let written = file.file.write_all_at(&bytes, at);
+            // In this order: who has the place next finds the file unused.
+            drop(file);
+            drop(place);
+            written
         });
         let written = written.await.map_err(refused)?;
         let error = match disk_full::check(&self.free_space).and_then(|()| self.check_spare(end)) {

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::replication::error::Error;
 
-/// Time that a stream waits for the place of the one before. A write that the one before has begun may go on: files are of one stream.
+/// Time that a stream waits for the one before to end: longer than the write that it may be in.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(super) struct Turns {
@@ -22,7 +22,7 @@ pub(super) struct Turns {
     place: Arc<Semaphore>,
 }
 
-/// The place of one snapshot, until this is dropped.
+/// The place of one snapshot, until this is dropped. Work that goes on when its stream has ended holds it, too.
 pub(super) struct Turn {
     displaced: CancellationToken,
     _place: OwnedSemaphorePermit,
