@@ -37,13 +37,13 @@ pub(super) fn routes() -> [Route<Called>; 3] {
     ]
 }
 
-/// The routes of a node that takes no part yet: it refuses every call.
+/// The routes of a node that takes no part yet: it refuses every call, whoever makes it.
 pub(super) fn starting_routes(reason: &'static str) -> [Route<()>; 3] {
     let refuse = async move || refusal(StatusCode::SERVICE_UNAVAILABLE, reason.to_owned());
     [
         Route::at(CHALLENGE_PATH).get(Right::Proof, refuse),
-        Route::at("/peer/line").post(Right::Node, refuse),
-        Route::at("/peer/snapshot").post(Right::Node, refuse).get(Right::Node, refuse),
+        Route::at("/peer/line").post(Right::Proof, refuse),
+        Route::at("/peer/snapshot").post(Right::Proof, refuse).get(Right::Proof, refuse),
     ]
 }
 
