@@ -50,9 +50,11 @@ impl OpenSegment {
     fn write_blocks(&mut self, offset: u64, bytes: &[u8], zeros: usize) -> Result<(), Error> {
         let used = self.last_block.len() + bytes.len();
         let length = (used + zeros).next_multiple_of(BLOCK_BYTES);
-        self.buffer.clear();
+        // What comes before the first whole block in memory stays as it is, unless the buffer moves.
+        let padding = |buffer: &[u8]| buffer.as_ptr().align_offset(BLOCK_BYTES).min(BLOCK_BYTES);
+        self.buffer.truncate(padding(&self.buffer));
         self.buffer.reserve(length + BLOCK_BYTES);
-        let padding = self.buffer.as_ptr().align_offset(BLOCK_BYTES).min(BLOCK_BYTES);
+        let padding = padding(&self.buffer);
         self.buffer.resize(padding, 0);
         self.buffer.extend_from_slice(&self.last_block);
         self.buffer.extend_from_slice(bytes);
